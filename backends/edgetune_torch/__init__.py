@@ -1,0 +1,1 @@
+"""The CUDA and CPU backend: one torch code for both."""

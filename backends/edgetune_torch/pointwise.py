@@ -1,0 +1,109 @@
+"""Norms, rotation and activations: element by element, with their backward written out.
+
+Each saves its inputs only (they are needed elsewhere anyway) and recomputes the rest. Frozen
+weights get no gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from edgetune.shape import NormKind
+
+
+class RmsNorm(torch.autograd.Function):
+    """``x / rms(x) * weight``, computed in float32 whatever x's type."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Normalise x over its last axis; ``weight`` is float32."""
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        wide = x.float()
+        return (wide * _inverse_rms(wide, eps)).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient of x."""
+        x, weight = ctx.saved_tensors
+        wide = x.float()
+        inverse = _inverse_rms(wide, ctx.eps)
+        unit = wide * inverse
+        grad = grads[0].float() * weight
+        grad -= unit * (grad * unit).mean(-1, keepdim=True)
+        return grad.mul_(inverse).to(x.dtype), None, None
+
+
+def norm(x: Tensor, kind: NormKind, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x normalised over its last axis as the model's norms do."""
+    wide = weight.float()
+    if kind.offset:
+        wide = wide + kind.offset
+    if kind.kind == "rms":
+        y: Tensor = RmsNorm.apply(x, wide, kind.eps)  # type: ignore[no-untyped-call]
+        return y
+    wide_bias = None if bias is None else bias.float()
+    return F.layer_norm(x.float(), x.shape[-1:], wide, wide_bias, kind.eps).to(x.dtype)
+
+
+class GatedActivation(torch.autograd.Function):
+    """``activation(gate) * up``; saves both inputs, not the activation."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, name: str) -> Tensor:
+        """Combine gate and up (..., F)."""
+        ctx.save_for_backward(gate, up)
+        ctx.name = name
+        return activation(gate, name).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Return the gradients of gate and up."""
+        gate, up = ctx.saved_tensors
+        (grad,) = grads
+        with torch.enable_grad():
+            leaf = gate.detach().requires_grad_()
+            active = activation(leaf, ctx.name)
+        (gate_grad,) = torch.autograd.grad(active, leaf, grad * up)
+        return gate_grad, grad * active.detach(), None
+
+
+def gated_activation(gate: Tensor, up: Tensor, name: str) -> Tensor:
+    """Return ``activation(gate) * up``."""
+    y: Tensor = GatedActivation.apply(gate, up, name)  # type: ignore[no-untyped-call]
+    return y
+
+
+def activation(x: Tensor, name: str) -> Tensor:
+    """Return the named activation of x."""
+    match name:
+        case "silu":
+            return F.silu(x)
+        case "gelu":
+            return F.gelu(x)
+        case "gelu_tanh":
+            return F.gelu(x, approximate="tanh")
+        case "relu":
+            return F.relu(x)
+        case other:
+            raise ValueError(f"the model's shape should have refused the activation {other!r}")
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return x (B, heads, S, h) with its leading channels rotated by position.
+
+    ``cos`` and ``sin`` are (B, 1, S, d), d <= h; channel i pairs with i + d/2.
+    """
+    size = cos.shape[-1]
+    turned, still = x[..., :size], x[..., size:]
+    first, second = turned.chunk(2, dim=-1)
+    rotated = turned * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.cat((rotated, still), dim=-1) if still.shape[-1] else rotated
+
+
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    return torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)

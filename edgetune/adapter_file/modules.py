@@ -1,0 +1,41 @@
+"""Names that make PEFT select exactly the modules that are meant.
+
+PEFT takes a module whose path is a target's name or ends in a dot and that name, wherever in the
+model it is: GPT-2's ``c_proj`` is in the attention and in the MLP of every block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from edgetune.shape import ModelShape
+
+
+def adaptable(shape: ModelShape) -> dict[str, str]:
+    """Return the full path of every block projection, with its path inside the block."""
+    return {
+        f"{shape.block(layer)}{linear.module}": linear.module
+        for layer in range(shape.layers)
+        for linear in shape.linears
+    }
+
+
+def exact_names(shape: ModelShape, modules: Sequence[str]) -> tuple[str, ...]:
+    """Return the shortest names that select exactly these projections, or all their full paths.
+
+    ``up_proj`` if that is in every block meant and nowhere else, ``mlp.c_proj`` where the last
+    part alone says too little, ``model.layers.3.mlp.up_proj`` where only some blocks are meant.
+    """
+    inside = adaptable(shape)
+    short = [inside[module].rsplit(".", 1)[-1] for module in modules]
+    for names in (short, [inside[module] for module in modules]):
+        unique = tuple(dict.fromkeys(names))
+        if _selected(shape, unique) == set(modules):
+            return unique
+    return tuple(modules)
+
+
+def _selected(shape: ModelShape, names: Collection[str]) -> set[str]:
+    everything = {tensor.name.rsplit(".", 1)[0] for tensor in shape.tensors()} | {shape.head}
+    endings = tuple(f".{name}" for name in names)
+    return {module for module in everything if f".{module}".endswith(endings)}

@@ -1,0 +1,85 @@
+"""A whole choice: the method and every knob that decides memory and time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from edgetune import methods
+from edgetune.methods.base import Method
+from edgetune.methods.targets import names
+from edgetune.shape import ModelShape
+from edgetune.spec import (
+    Checkpointing,
+    ComputeDtype,
+    OptimizerName,
+    Placement,
+    Quantization,
+    knob,
+    to_plain,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What a plan decides; each knob is also a flag of ``plan`` and ``train``.
+
+    ``context`` is in tokens, ``micro_batch`` in rows, ``loss_chunk`` in loss tokens whose
+    logits exist at one time.
+    """
+
+    method: Method = knob(None, "How the model is adapted.")
+    quantization: Quantization = knob(None, "How the frozen projections are stored.")
+    checkpointing: Checkpointing = knob(
+        None, "Blocks that keep only their input: none, all or a number.", metavar="N|all|none"
+    )
+    placement: Placement = knob(None, "Where the frozen blocks live.")
+    optimizer: OptimizerName = knob(None, "The optimizer and the precision of its state.")
+    compute_dtype: ComputeDtype = knob(None, "Number format of the computation.")
+    context: int = knob(None, "Tokens in a row.")
+    micro_batch: int = knob(None, "Rows computed at once.")
+    accumulation: int = knob(None, "Micro-batches in an optimizer step.")
+    loss_chunk: int = knob(None, "Loss tokens whose logits are held at once.")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in a full micro-batch."""
+        return self.micro_batch * self.context
+
+    def to_json(self, shape: ModelShape) -> dict[str, Any]:
+        """Return the ``choice`` object of ``plan --json``: method settings lie beside the rest."""
+        plain = to_plain(self)
+        settings = plain.pop("method")
+        targets = getattr(self.method, "targets", ())
+        return {
+            "method": self.method.kind,
+            "rank": None,
+            **settings,
+            "targets": list(names(shape, targets)),
+            **plain,
+            "trainable_parameters": self.method.parameters(shape),
+        }
+
+
+def choice_from_json(plain: Mapping[str, Any]) -> Choice:
+    """Return the choice that :meth:`Choice.to_json` wrote.
+
+    Raises:
+        UsageError: if a method's setting is unknown.
+        KeyError: if a knob is missing.
+    """
+    own = {item.name for item in fields(Choice)}
+    kind = plain["method"]
+    known = {item.name for item in fields(methods.method_class(kind))}  # type: ignore[arg-type]
+    settings = {k: _tuple(v) for k, v in plain.items() if k in known}
+    rest = {k: plain[k] for k in own - {"method", "checkpointing"}}
+    return Choice(
+        method=methods.build(kind, settings),
+        checkpointing=Checkpointing(**plain["checkpointing"]),
+        **rest,
+    )
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

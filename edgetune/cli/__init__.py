@@ -1,0 +1,94 @@
+"""The command line: one file a command, imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import click
+
+from edgetune import __version__
+from edgetune.errors import EdgetuneError
+
+COMMANDS = {
+    "plan": "edgetune.cli.plan",
+    "train": "edgetune.cli.train",
+    "eval": "edgetune.cli.evaluate",
+    "generate": "edgetune.cli.generate",
+    "export": "edgetune.cli.export",
+    "data": "edgetune.cli.data",
+    "devices": "edgetune.cli.devices",
+    "models": "edgetune.cli.models",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported on use, so that planning stays instant."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order in which they are used."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, or None if there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        found: click.Command = import_module(COMMANDS[cmd_name]).command
+        return found
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Find the command, naming the nearest ones if there is none."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            raise click.UsageError(f"{error.message} There are: {', '.join(COMMANDS)}.") from None
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, package_name="edgetune")
+def group() -> None:
+    """Fine-tune an open language model on the machine you own.
+
+    \b
+    edgetune plan  --model tiny --data examples/home_commands.jsonl
+    edgetune train --model tiny --data examples/home_commands.jsonl --output runs/home
+    edgetune generate runs/home -p "Please turn on the lamp in the kitchen."
+    edgetune export runs/home --to hf --output home-model
+    """
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line and return its exit code; a message, not a traceback, on errors."""
+    debug = "--debug" in arguments
+    try:
+        result = group.main(list(arguments), prog_name="edgetune", standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("Stopped.", err=True)
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except EdgetuneError as error:
+        if debug:
+            raise
+        click.echo(f"Error: {error}", err=True)
+        return error.exit_code
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        click.echo(
+            f"Error: {type(error).__name__}: {error}\n"
+            "This is a bug of edgetune. Run it again with --debug for the details.",
+            err=True,
+        )
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """Entry point of the ``edgetune`` program."""
+    sys.exit(run(sys.argv[1:]))

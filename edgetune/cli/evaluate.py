@@ -1,0 +1,45 @@
+"""``edgetune eval``: how well a run predicts rows, beside its base model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgetune.agent import Scores, open_run, score
+from edgetune.agent.using import rows_of
+from edgetune.cli.options import common_options
+from edgetune.cli.show import out, out_json, table
+from edgetune.spec import to_plain
+
+
+@click.command("eval", short_help="Score a run on rows, beside its base model.")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), required=True, metavar="FILE")
+@click.option(
+    "--exact-match", is_flag=True, help="Also let both models answer, and compare to the letter."
+)
+@common_options
+def command(run: Path, data: Path, exact_match: bool, as_json: bool) -> None:
+    """Print loss, perplexity and token accuracy of a RUN on all rows of a file.
+
+    The base model without the adapter is scored on the same rows, so that the gain is seen.
+    """
+    opened = open_run(run)
+    rows = rows_of(opened, data)
+    scores = {
+        name: score(opened, rows, adapted=name == "tuned", exact_match=exact_match)
+        for name in ("base", "tuned")
+    }
+    if as_json:
+        out_json(to_plain(scores))
+        return
+    header = ("", "loss", "perplexity", "token accuracy", "exact match")
+    cut = 5 if exact_match else 4
+    out(table([_row(name, found)[:cut] for name, found in scores.items()], header[:cut]))
+
+
+def _row(name: str, scores: Scores) -> tuple[str, ...]:
+    exact = "" if scores.exact_match is None else f"{scores.exact_match:.1%}"
+    accuracy = f"{scores.accuracy:.1%}"
+    return name, f"{scores.loss:.4f}", f"{scores.perplexity:.2f}", accuracy, exact

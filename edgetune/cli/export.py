@@ -1,0 +1,65 @@
+"""``edgetune export``: files that other tools load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgetune.agent.exporting import export_run
+from edgetune.cli.options import Size, common_options
+from edgetune.cli.show import out, out_json
+from edgetune.export import EXPORTERS
+from edgetune.spec import to_plain
+from edgetune.units import format_bytes
+
+
+@click.command("export", short_help="Write a run as files that other tools load.")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--to", type=click.Choice(list(EXPORTERS)), required=True, help="The format.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="A new folder.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="Number format of merged weights. [default: the base's own]",
+)
+@click.option("--shard-size", type=Size(), metavar="SIZE", help="Largest file. [default: 5GB]")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Rows to check a merge on. [default: the run's own]",
+)
+@common_options
+def command(
+    run: Path,
+    to: str,
+    output: Path,
+    dtype: Any,
+    shard_size: int | None,
+    data: Path | None,
+    as_json: bool,
+) -> None:
+    """Write the adapter of a RUN (peft), or the model with the adapter merged in (hf).
+
+    A merged model is compared with base and adapter on rows of the run, and refused if it
+    differs.
+    """
+    result = export_run(run, to, output, dtype=dtype, shard_bytes=shard_size, data=data)
+    if as_json:
+        out_json(
+            {
+                "folder": str(result.exported.folder),
+                "bytes": result.exported.nbytes,
+                "check": to_plain(result.check),
+            }
+        )
+        return
+    out(f"Written {format_bytes(result.exported.nbytes)} to {result.exported.folder}")
+    if result.check is not None:
+        check = result.check
+        out(
+            f"Checked on {check.rows} rows: {check.top1_agreement:.1%} of {check.tokens} tokens "
+            f"have the same most probable successor, KL {check.kl_mean:.2e} on average"
+        )

@@ -1,0 +1,100 @@
+"""The one renderer of a run's events: a live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Any
+
+from edgetune.agent import Run
+from edgetune.cli.show import NORMAL, VERBOSE, say, verbosity
+from edgetune.train import Evaluated, Event, Recovered, Stepped
+from edgetune.units import format_bytes, format_seconds
+
+SMOOTHING = 0.9
+"""Weight of the past in the shown loss and speed."""
+
+
+class Progress:
+    """Prints loss, tokens a second, memory and the time that is left."""
+
+    def __init__(self, run: Run) -> None:
+        """Show a run; on a terminal each step overwrites the line of the one before."""
+        self._steps = run.schedule.steps
+        self._first = run.start.step
+        self._live = sys.stderr.isatty() and verbosity() == NORMAL
+        self._loss: float | None = None
+        self._seconds: float | None = None
+        self._tokens: float | None = None
+        self._last: Stepped | None = None
+        self._evaluated: Evaluated | None = None
+
+    def __enter__(self) -> Progress:
+        """Begin to show."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the live line."""
+        if self._live:
+            sys.stderr.write("\n")
+
+    def show(self, event: Event) -> None:
+        """Show one event."""
+        match event:
+            case Stepped():
+                self._step(event)
+            case Evaluated():
+                self._evaluated = event
+                mark = " (best so far)" if event.best else ""
+                self._line(
+                    f"step {event.step}: validation loss {event.loss:.4f}, "
+                    f"perplexity {event.perplexity:.2f}, {event.rows} rows{mark}"
+                )
+            case Recovered():
+                self._line(
+                    f"step {event.step}: out of memory; going on with {event.rows} rows at once"
+                )
+            case _:
+                pass
+
+    def summary(self) -> dict[str, Any]:
+        """Return the last figures, for ``--json``."""
+        last, evaluated = self._last, self._evaluated
+        return {
+            "steps": last.step if last else self._first,
+            "loss": last.loss if last else None,
+            "peak_bytes": last.peak_bytes if last else None,
+            "validation_loss": evaluated.loss if evaluated else None,
+        }
+
+    def _step(self, event: Stepped) -> None:
+        self._last = event
+        self._loss = _smooth(self._loss, event.loss)
+        self._seconds = _smooth(self._seconds, event.seconds)
+        self._tokens = _smooth(self._tokens, event.tokens)
+        left = (self._steps - event.step) * self._seconds
+        text = (
+            f"step {event.step}/{self._steps}  loss {self._loss:.4f}  "
+            f"{self._tokens / self._seconds:,.0f} tokens/s  "
+            f"{format_bytes(event.peak_bytes)}  {format_seconds(left)} left"
+        )
+        if self._live:
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
+        else:
+            often = event.step % max(1, self._steps // 20) == 0 or event.step == self._steps
+            say(text, level=NORMAL if often else VERBOSE)
+
+    def _line(self, text: str) -> None:
+        if self._live:
+            sys.stderr.write("\r\x1b[K")
+        say(text)
+
+
+def _smooth(past: float | None, now: float) -> float:
+    return now if past is None else SMOOTHING * past + (1 - SMOOTHING) * now

@@ -1,0 +1,166 @@
+"""``edgetune train``: from a file of examples to an adapter."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgetune.agent import Planned, Run, Wish, plan_for, resume_run, start_run
+from edgetune.agent.planning import replanned
+from edgetune.cli.options import (
+    Fixed,
+    common_options,
+    data_option,
+    device_option,
+    knob_options,
+    memory_option,
+    model_option,
+)
+from edgetune.cli.progress import Progress
+from edgetune.cli.show import out, out_json, plan_text, say
+from edgetune.errors import StoppedError, UsageError
+from edgetune.model import resolve
+from edgetune.plan import FILE_NAME, plan_from_json, read_plan_file
+
+
+@click.command("train", short_help="Train on a file of examples.")
+@data_option
+@model_option
+@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="A plan file.")
+@click.option("--output", type=click.Path(path_type=Path), help="The run folder.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --output.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and the receipt, train nothing.")
+@device_option
+@memory_option
+@knob_options
+@common_options
+def command(
+    data: Path | None,
+    model: str | None,
+    plan_file: Path | None,
+    output: Path | None,
+    resume: bool,
+    dry_run: bool,
+    device: str,
+    memory: int | None,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Train on a file of examples and write a run folder with the adapter.
+
+    Without --plan and --model, the edgetune-plan.yaml of this folder is taken. Flags change
+    single settings of a plan. Ctrl-C once stops after the step and saves, twice at once.
+    """
+    fixed = Fixed.of(flags)
+    if resume:
+        _refuse_with_resume(fixed, data=data, model=model, plan=plan_file, dry_run=dry_run)
+        run = resume_run(_resumed(output))
+        say(f"Going on after step {run.start.step} of {run.schedule.steps}")
+    else:
+        wish = Wish(
+            model=model or "",
+            data=data,
+            device=device,
+            memory=memory,
+            choice=fixed.choice,
+            training=fixed.training,
+        )
+        planned = plan_for(_complete(wish, plan_file))
+        _show(planned)
+        if dry_run:
+            if as_json:
+                out_json(planned.plan.to_json())
+            return
+        run = start_run(planned, output or _fresh_name(planned))
+    result = _train(run)
+    if as_json:
+        out_json(result)
+    else:
+        out(f"The adapter is in {run.folder.adapter}")
+
+
+def _complete(wish: Wish, plan_file: Path | None) -> Wish:
+    """Return the wish with what a plan file says, if one is to be taken."""
+    if wish.model and plan_file:
+        raise UsageError("--plan already names the model. Give --plan or --model, not both.")
+    if not wish.model:
+        path = plan_file or Path(FILE_NAME)
+        if plan_file is None and not path.is_file():
+            raise UsageError(
+                f"Which model? Give --model REF, or --plan FILE (there is no {FILE_NAME} here)."
+            )
+        plain = read_plan_file(path)
+        plan = plan_from_json(plain, resolve(plain["model"]["ref"]).shape)
+        wish = replanned(plan, wish)
+    if wish.data is None:
+        raise UsageError("Train on what? Give --data FILE.")
+    return wish
+
+
+def _refuse_with_resume(fixed: Fixed, **others: object) -> None:
+    given = [f"--{name.replace('_', '-')}" for name, value in others.items() if value]
+    given += [f"--{name.replace('_', '-')}" for name in (*fixed.choice, *fixed.training)]
+    if given:
+        raise UsageError(
+            f"--resume goes on exactly as the run began, so that {', '.join(given)} cannot be "
+            "given with it. To change something, train into another --output."
+        )
+
+
+def _resumed(output: Path | None) -> Path:
+    if output is None:
+        raise UsageError("Which run? Give its folder: --resume --output DIR.")
+    return output
+
+
+def _fresh_name(planned: Planned) -> Path:
+    assert planned.plan.data is not None
+    stem = f"{Path(planned.plan.data.path).name.split('.')[0]}-{Path(planned.plan.model.ref).name}"
+    path, number = Path("runs") / stem, 1
+    while path.exists():
+        number += 1
+        path = path.with_name(f"{stem}-{number}")
+    return path
+
+
+def _show(planned: Planned) -> None:
+    say(plan_text(planned.plan))
+    if planned.dataset is not None:
+        say("\n" + "\n".join(planned.dataset.receipt.lines()) + "\n")
+
+
+def _train(run: Run) -> dict[str, Any]:
+    say(f"Run folder {run.folder.path}")
+    with Progress(run) as progress, _interrupts() as interrupts:
+        try:
+            for event in run.events(lambda: bool(interrupts)):
+                progress.show(event)
+        except StoppedError as error:
+            raise StoppedError(
+                f"{error} Go on with: edgetune train --resume --output {run.folder.path}"
+            ) from None
+    return {"run": str(run.folder.path), "adapter": str(run.folder.adapter), **progress.summary()}
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Collect the first Ctrl-C or termination; let a second one through."""
+    seen: list[int] = []
+    kinds = (signal.SIGINT, signal.SIGTERM)
+
+    def note(number: int, _frame: object) -> None:
+        seen.append(number)
+        signal.signal(number, signal.default_int_handler)
+        say("\nStopping after this step; once more stops at once.")
+
+    before = [signal.signal(kind, note) for kind in kinds]
+    try:
+        yield seen
+    finally:
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)

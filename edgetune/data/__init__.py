@@ -1,0 +1,28 @@
+"""Files of examples to batches: rows, tokens and masks, packed, each one accounted for."""
+
+from edgetune.data.batch import IGNORED, MicroBatch
+from edgetune.data.batches import Batches, Step, evaluation_batches
+from edgetune.data.dataset import Dataset, read_dataset
+from edgetune.data.encode import LossOn
+from edgetune.data.examples import Examples
+from edgetune.data.fit import LongRows
+from edgetune.data.receipt import Receipt
+from edgetune.data.tokenizer import Tokenizer, load_tokenizer
+from edgetune.data.view import view_row
+
+__all__ = [
+    "IGNORED",
+    "Batches",
+    "Dataset",
+    "Examples",
+    "LongRows",
+    "LossOn",
+    "MicroBatch",
+    "Receipt",
+    "Step",
+    "Tokenizer",
+    "evaluation_batches",
+    "load_tokenizer",
+    "read_dataset",
+    "view_row",
+]

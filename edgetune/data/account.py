@@ -1,0 +1,81 @@
+"""How a receipt is written: first when rows are read, again when they are fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from edgetune.data.examples import Examples
+from edgetune.data.fit import Fitted, LongRows
+from edgetune.data.read import Reading
+from edgetune.data.receipt import Dropped, Receipt, length_percentiles
+from edgetune.data.tokenizer import Tokenizer
+
+
+def receipt_of_reading(
+    reading: Reading, tokenizer: Tokenizer, *, loss_on: str, seed: int, duplicates: int
+) -> Receipt:
+    """Return the account of the files, before they are split and fitted."""
+    return Receipt(
+        files=reading.files,
+        format=reading.format,
+        rendering="rendered as a chat" if reading.is_chat else "as plain text",
+        template=tokenizer.template.name if reading.is_chat else None,
+        special_tokens=tokenizer.special_tokens(),
+        loss_on=loss_on,
+        seed=seed,
+        rows_read=len(reading.examples),
+        duplicates=duplicates,
+        lengths=length_percentiles(reading.examples.lengths),
+        notes=reading.notes,
+    )
+
+
+def with_split(receipt: Receipt, train: Examples, validation: Examples) -> Receipt:
+    """Return the receipt with the rows of each side, none of them fitted yet."""
+    return replace(
+        receipt,
+        rows_trained=len(train),
+        rows_validation=len(validation),
+        examples_trained=len(train),
+        examples_validation=len(validation),
+        tokens=len(train.tokens),
+        loss_tokens=int(train.loss_tokens.sum()),
+    )
+
+
+def with_fit(
+    receipt: Receipt,
+    context: int,
+    rule: LongRows,
+    whole: Sequence[Examples],
+    fitted: Sequence[Fitted],
+) -> Receipt:
+    """Return the receipt with what the length rule did to both sides."""
+    train, validation = fitted
+    dropped = (_dropped(*pair, context, rule) for pair in zip(whole, fitted, strict=True))
+    return replace(
+        with_split(receipt, train.examples, validation.examples),
+        rows_trained=train.rows,
+        rows_validation=validation.rows,
+        dropped=tuple(row for rows in dropped for row in rows),
+        context=context,
+        long_rows=rule,
+        rows_too_long=sum(side.long for side in fitted),
+        tokens_cut=sum(side.tokens_cut for side in fitted),
+    )
+
+
+def _dropped(whole: Examples, fitted: Fitted, context: int, rule: LongRows) -> list[Dropped]:
+    because = {
+        "cut": f"nothing that is learned lies within the context of {context:,}",
+        "drop": f"more than the context of {context:,}",
+    }
+    lengths = whole.lengths
+    return [
+        Dropped(
+            place=whole.places[index],
+            because=f"{lengths[index]:,} tokens, {because.get(rule, 'nothing is learned')}",
+        )
+        for index in fitted.dropped.tolist()
+    ]

@@ -1,0 +1,58 @@
+"""What a backend is given: rectangles of tokens, with targets already shifted.
+
+There is never a mask tensor. Rows are padded on the right, attention is causal, and
+``documents`` says where attention restarts, so that nothing leaks between packed documents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+IGNORED = -100
+"""The target of a position that takes no part in the loss."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """B rows of S positions.
+
+    ``tokens`` (B, S) int32 are the inputs, ``targets`` (B, S) int32 the tokens that follow
+    them, ``IGNORED`` where there is no loss. ``documents`` holds for each row the lengths of
+    its documents from left to right; what is left of a row is padding. Positions restart at
+    zero with each document.
+    """
+
+    tokens: NDArray[np.int32]
+    targets: NDArray[np.int32]
+    documents: tuple[tuple[int, ...], ...]
+
+    @property
+    def loss_tokens(self) -> int:
+        """Number of positions under loss."""
+        return int(np.count_nonzero(self.targets != IGNORED))
+
+    @property
+    def real_tokens(self) -> int:
+        """Number of positions that are not padding."""
+        return sum(sum(row) for row in self.documents)
+
+    def positions(self) -> NDArray[np.int32]:
+        """Return the position of every token in its document, (B, S) int32; 0 for padding."""
+        positions = np.zeros_like(self.tokens)
+        for row, lengths in zip(positions, self.documents, strict=True):
+            start = 0
+            for length in lengths:
+                row[start : start + length] = np.arange(length, dtype=np.int32)
+                start += length
+        return positions
+
+    def rows(self, start: int, stop: int) -> MicroBatch:
+        """Return some rows as a micro-batch; the losses of all parts add up to the whole's."""
+        return MicroBatch(
+            tokens=self.tokens[start:stop],
+            targets=self.targets[start:stop],
+            documents=self.documents[start:stop],
+        )

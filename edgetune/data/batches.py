@@ -1,0 +1,163 @@
+"""Examples as optimizer steps, each found by its number alone.
+
+There is no iterator state: step 1,000 of a resumed run is what it would have been.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgetune.data.batch import IGNORED, MicroBatch
+from edgetune.data.examples import Examples, Integers
+from edgetune.data.schedule import PackedSchedules, PaddedSchedules, Schedule, random_keys
+from edgetune.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One optimizer step, as one rank sees it.
+
+    ``micro_batches`` and ``rows`` (indices of the examples in them) are this rank's share,
+    which can be empty in the last step of an epoch; ``loss_tokens`` and ``tokens`` count the
+    whole step over all ranks.
+    """
+
+    micro_batches: tuple[MicroBatch, ...]
+    rows: tuple[int, ...]
+    loss_tokens: int
+    tokens: int
+    epoch: int
+
+
+class Batches:
+    """The steps of a run: every example once an epoch, in an order that the seed decides."""
+
+    def __init__(
+        self,
+        examples: Examples,
+        *,
+        context: int,
+        micro_batch: int,
+        accumulation: int = 1,
+        packing: bool,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """Arrange the examples; ``micro_batch`` counts rows, ``accumulation`` micro-batches.
+
+        Raises:
+            DataError: if there are no examples, or one is longer than the context.
+        """
+        _check(examples, context)
+        kind = PackedSchedules if packing else PaddedSchedules
+        self._schedules = kind(examples.lengths, context, micro_batch)
+        self._examples, self._loss_tokens = examples, examples.loss_tokens
+        self._group, self._seed, self._rank, self._world = accumulation * world, seed, rank, world
+        self._first = self._schedule_of(0)
+        self._latest = 0, self._first
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps an epoch; the last one can have fewer rows."""
+        return -(-len(self._first) // self._group)
+
+    @property
+    def worst_shape(self) -> tuple[int, int]:
+        """The largest (rows, length) that a micro-batch can have."""
+        rows = int(np.diff(self._first.micro_batches).max())
+        return rows, int(self._schedules.widths[-1])
+
+    @property
+    def shapes(self) -> frozenset[tuple[int, int]]:
+        """Every (rows, length) of the first epoch."""
+        rows = np.diff(self._first.micro_batches).tolist()
+        return frozenset(zip(rows, self._first.widths.tolist(), strict=True))
+
+    @property
+    def padding(self) -> float:
+        """Share of all positions of the first epoch that are padding."""
+        positions = int(np.diff(self._first.micro_batches) @ self._first.widths)
+        return 1 - len(self._examples.tokens) / positions
+
+    def step(self, index: int) -> Step:
+        """Return the step with this number, counted from 0 over all epochs."""
+        epoch, within = divmod(index, self.steps_per_epoch)
+        schedule = self._schedule(epoch)
+        start = within * self._group
+        stop = min(start + self._group, len(schedule))
+        own = range(start + self._rank, stop, self._world)
+        everything = schedule.examples_of(start, stop)
+        return Step(
+            micro_batches=tuple(micro_batch_of(self._examples, schedule, i) for i in own),
+            rows=tuple(int(row) for i in own for row in schedule.examples_of(i, i + 1)),
+            loss_tokens=int(self._loss_tokens[everything].sum()),
+            tokens=int(self._examples.lengths[everything].sum()),
+            epoch=epoch,
+        )
+
+    def _schedule(self, epoch: int) -> Schedule:
+        if self._latest[0] != epoch:
+            self._latest = epoch, self._schedule_of(epoch)
+        return self._latest[1]
+
+    def _schedule_of(self, epoch: int) -> Schedule:
+        return self._schedules.epoch(random_keys(self._seed, epoch, len(self._examples)))
+
+
+def evaluation_batches(
+    examples: Examples, *, context: int, micro_batch: int, rank: int = 0, world: int = 1
+) -> Iterator[MicroBatch]:
+    """Yield all examples once, one a row, shorter ones first; nothing at all if there are none.
+
+    Raises:
+        DataError: if an example is longer than the context.
+    """
+    if len(examples):
+        _check(examples, context)
+        schedule = PaddedSchedules(examples.lengths, context, micro_batch).by_length()
+        for index in range(rank, len(schedule), world):
+            yield micro_batch_of(examples, schedule, index)
+
+
+def micro_batch_of(examples: Examples, schedule: Schedule, index: int) -> MicroBatch:
+    """Return one micro-batch of a schedule; padding is token 0 and never a target."""
+    rows = schedule.rows_of(index)
+    shape = len(rows), int(schedule.widths[index])
+    tokens, targets = np.zeros(shape, np.int32), np.full(shape, IGNORED, np.int32)
+    documents = tuple(
+        _fill(examples, row, tokens[number], targets[number]) for number, row in enumerate(rows)
+    )
+    return MicroBatch(tokens=tokens, targets=targets, documents=documents)
+
+
+def _fill(
+    examples: Examples,
+    row: Integers,
+    tokens: np.ndarray[tuple[int], np.dtype[np.int32]],
+    targets: np.ndarray[tuple[int], np.dtype[np.int32]],
+) -> tuple[int, ...]:
+    start, lengths = 0, []
+    for index in row.tolist():
+        document, mask = examples[index]
+        stop = start + len(document)
+        tokens[start:stop] = document
+        targets[start : stop - 1] = np.where(mask[1:], document[1:], IGNORED)
+        lengths.append(len(document))
+        start = stop
+    return tuple(lengths)
+
+
+def _check(examples: Examples, context: int) -> None:
+    if not len(examples):
+        raise DataError("There are no examples to make batches of.")
+    longest = int(examples.lengths.argmax())
+    length = int(examples.lengths[longest])
+    if length > context:
+        raise DataError(
+            f"{examples.places[longest]} has {length} tokens, more than the context of {context}."
+            " Apply a length rule first, with Dataset.fit(context)."
+        )

@@ -1,0 +1,64 @@
+"""The three things that a row can hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from edgetune.data.template import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """Messages with role and content, and the tools that the template is told of."""
+
+    messages: list[Message]
+    tools: list[Any] | None = None
+
+    def learned(self) -> list[int]:
+        """Return which messages are the assistant's and not given weight 0."""
+        return [
+            index
+            for index, message in enumerate(self.messages)
+            if message["role"] == "assistant" and message.get("weight") != 0
+        ]
+
+    def is_in(self, text: str) -> bool:
+        """Whether a text has all that is said in it, but for space around a message."""
+        return all(message["content"].strip() in text for message in self.messages)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What is given and what is to be learned after it."""
+
+    prompt: str
+    completion: str
+    system: str = ""
+
+    def as_chat(self) -> Chat:
+        """Return the same as an exchange between a user and the assistant."""
+        opening = [{"role": "system", "content": self.system}] if self.system.strip() else []
+        turns = [
+            {"role": "user", "content": self.prompt},
+            {"role": "assistant", "content": self.completion},
+        ]
+        return Chat(opening + turns)
+
+    def as_plain(self) -> tuple[str, str]:
+        """Return the text that is given and the text that is learned after it."""
+        return "\n\n".join(part for part in (self.system, self.prompt) if part), self.completion
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text that is learned as a whole."""
+
+    text: str
+
+    def as_plain(self) -> tuple[str, str]:
+        """Return nothing that is given and the text, all of it learned."""
+        return "", self.text
+
+
+Content = Chat | Completion | Text

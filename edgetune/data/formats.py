@@ -1,0 +1,119 @@
+"""The shapes that rows come in, told apart by their fields and made into one of three things.
+
+| name                      | fields                           | becomes    |
+|---------------------------|----------------------------------|------------|
+| messages                  | messages: role, content          | Chat       |
+| conversations             | conversations: from, value       | Chat       |
+| prompt/completion         | prompt, completion               | Completion |
+| instruction/input/output  | instruction, output (and input)  | Completion |
+| text                      | text                             | Text       |
+
+A row with the fields of several is the first of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgetune.data.content import Chat, Completion, Content, Text
+from edgetune.data.messages import read_messages, read_tools
+from edgetune.data.problems import RowError
+
+Fields = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A shape of row: its name, the fields it needs and those it also reads."""
+
+    name: str
+    needs: tuple[str, ...]
+    optional: tuple[str, ...]
+    read: Callable[[Fields], Content]
+
+    def matches(self, row: Fields) -> bool:
+        """Whether the row has the fields of this format."""
+        return all(row.get(name) is not None for name in self.needs)
+
+
+def detect(row: Fields) -> Format:
+    """Return the format of a row.
+
+    Raises:
+        RowError: if it has the fields of none.
+    """
+    for format_ in FORMATS:
+        if format_.matches(row):
+            return format_
+    known = "; ".join(" and ".join(format_.needs) for format_ in FORMATS)
+    found = ", ".join(sorted(str(name) for name in row)[:12]) or "none"
+    raise RowError(f"Found the fields {found}. A row needs one of: {known}.")
+
+
+def renamed(row: Any, fields: Mapping[str, str]) -> Fields:
+    """Return the row with its columns under the names of ``fields`` (ours to theirs).
+
+    Raises:
+        RowError: if the row is not an object with named fields.
+    """
+    if not isinstance(row, dict):
+        raise RowError(f"A row is an object with named fields; found {_kind(row)}.")
+    given = {name: row[column] for name, column in fields.items() if column in row}
+    taken = set(fields.values()) | set(given)
+    return {**{name: value for name, value in row.items() if name not in taken}, **given}
+
+
+def _messages(row: Fields) -> Content:
+    return Chat(read_messages(row["messages"]), read_tools(row.get("tools")))
+
+
+def _conversations(row: Fields) -> Content:
+    return Chat(read_messages(row["conversations"]), read_tools(row.get("tools")))
+
+
+def _prompt(row: Fields) -> Content:
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, list) and isinstance(completion, list):
+        return Chat(read_messages(prompt + completion), read_tools(row.get("tools")))
+    return Completion(_string(row, "prompt", empty=True), _string(row, "completion"))
+
+
+def _instruction(row: Fields) -> Content:
+    parts = [_string(row, "instruction"), _string(row, "input", empty=True)]
+    prompt = "\n\n".join(part for part in parts if part.strip())
+    system = _string(row, "system", empty=True)
+    return Completion(prompt, _string(row, "output"), system)
+
+
+def _text(row: Fields) -> Content:
+    return Text(_string(row, "text"))
+
+
+def _string(row: Fields, name: str, *, empty: bool = False) -> str:
+    value = row.get(name)
+    if value is None and empty:
+        return ""
+    if not isinstance(value, str):
+        raise RowError(f"The field {name} must be text; found {_kind(value)}.")
+    if not empty and not value.strip():
+        raise RowError(f"The field {name} is empty. Fill it in or remove the row.")
+    return value
+
+
+def _kind(value: object) -> str:
+    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false",
+             int: "a number", float: "a number", type(None): "nothing"}  # fmt: skip
+    return kinds.get(type(value), type(value).__name__)
+
+
+FORMATS = (
+    Format("messages", ("messages",), ("tools",), _messages),
+    Format("conversations", ("conversations",), ("tools",), _conversations),
+    Format("prompt/completion", ("prompt", "completion"), ("tools",), _prompt),
+    Format(
+        "instruction/input/output", ("instruction", "output"), ("input", "system"), _instruction
+    ),
+    Format("text", ("text",), (), _text),
+)

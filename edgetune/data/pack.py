@@ -1,0 +1,55 @@
+"""Which examples share a row: best fit, longest first.
+
+An example is never split and a row never holds more than the context.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+
+import numpy as np
+
+from edgetune.data.examples import Integers
+
+
+def pack(lengths: Integers, context: int) -> list[list[int]]:
+    """Return rows of example indices whose lengths add up to ``context`` or less.
+
+    Every example goes into the fullest row that still has room for it.
+
+    >>> pack(np.array([3, 5, 2, 4]), 8)
+    [[1, 0], [3, 2]]
+    """
+    rows: list[list[int]] = []
+    open_rows: dict[int, list[int]] = {}  # room left -> rows that have exactly this much
+    rooms: list[int] = []  # the keys of open_rows, sorted
+    for index in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[index])
+        row, room = _fullest(rooms, open_rows, length) or (len(rows), context)
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(index)
+        _put(rooms, open_rows, row, room - length)
+    return rows
+
+
+def _fullest(
+    rooms: list[int], open_rows: dict[int, list[int]], length: int
+) -> tuple[int, int] | None:
+    position = bisect_left(rooms, length)
+    if position == len(rooms):
+        return None
+    room = rooms[position]
+    row = open_rows[room].pop()
+    if not open_rows[room]:
+        del open_rows[room], rooms[position]
+    return row, room
+
+
+def _put(rooms: list[int], open_rows: dict[int, list[int]], row: int, room: int) -> None:
+    if room == 0:
+        return
+    if room not in open_rows:
+        open_rows[room] = []
+        insort(rooms, room)
+    open_rows[room].append(row)

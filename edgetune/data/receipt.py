@@ -1,0 +1,147 @@
+"""The account of a file of examples: where every row and every token went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from edgetune.data.examples import Integers
+
+_PERCENTILES = (
+    ("shortest", 0),
+    ("p50", 50),
+    ("p90", 90),
+    ("p95", 95),
+    ("p99", 99),
+    ("longest", 100),
+)
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRead:
+    """One file that was read: its name, the rows found in it and the hash of its bytes."""
+
+    name: str
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dropped:
+    """A row that is not used, where it stands and why."""
+
+    place: str
+    because: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What was read and what became of it.
+
+    ``rows_read = rows_trained + rows_validation + len(dropped)``. ``tokens`` and
+    ``loss_tokens`` count what is trained, ``lengths`` are percentiles of the rows as they came.
+    ``context`` is None before a length rule was applied; ``padding`` is the share of positions
+    that are padding, None before batches are known.
+    """
+
+    files: tuple[FileRead, ...]
+    format: str
+    rendering: str
+    template: str | None
+    special_tokens: Mapping[str, str | tuple[str, ...] | None]
+    loss_on: str
+    seed: int
+    rows_read: int
+    rows_trained: int = 0
+    rows_validation: int = 0
+    dropped: tuple[Dropped, ...] = ()
+    duplicates: int
+    examples_trained: int = 0
+    examples_validation: int = 0
+    tokens: int = 0
+    loss_tokens: int = 0
+    lengths: Mapping[str, int]
+    context: int | None = None
+    long_rows: str | None = None
+    rows_too_long: int = 0
+    tokens_cut: int = 0
+    notes: tuple[str, ...]
+    padding: float | None = None
+
+    def with_padding(self, padding: float) -> Receipt:
+        """Return the receipt with the share of padding, once batches are known."""
+        return replace(self, padding=padding)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain values for a JSON file."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """Return the receipt as text to print, the most asked-for first."""
+        return [f"{title:<12}{text}" for title, text in self._entries()]
+
+    def _entries(self) -> Iterator[tuple[str, str]]:
+        for file in self.files:
+            yield "File", f"{file.name}: {_count(file.rows, 'row')}, sha256 {file.sha256[:12]}"
+        yield "Format", f"{self.format}, {self.rendering}"
+        if self.template:
+            yield "Template", self.template
+        yield "Rows", self._rows()
+        yield from self._dropped()
+        yield "Tokens", f"{self.tokens:,}, of which {self.loss_tokens:,} are learned ({self._on()})"
+        yield "Lengths", ", ".join(f"{name} {value:,}" for name, value in self.lengths.items())
+        yield from self._long()
+        if self.padding is not None:
+            yield "Padding", f"{self.padding:.1%} of all positions"
+        yield "Special", ", ".join(f"{n} {_shown(t)}" for n, t in self.special_tokens.items())
+        for note in self.notes:
+            yield "Note", note
+
+    def _rows(self) -> str:
+        parts = [f"{self.rows_trained:,} trained", f"{self.rows_validation:,} validation"]
+        same = f"; {self.duplicates:,} repeat another row" if self.duplicates else ""
+        return f"{self.rows_read:,} = {' + '.join(parts)} + {len(self.dropped):,} dropped{same}"
+
+    def _dropped(self) -> Iterator[tuple[str, str]]:
+        for row in self.dropped[:_SHOWN]:
+            yield "  dropped", f"{row.place}: {row.because}"
+        if len(self.dropped) > _SHOWN:
+            yield "  dropped", f"and {len(self.dropped) - _SHOWN:,} more"
+
+    def _long(self) -> Iterator[tuple[str, str]]:
+        if self.context is None:
+            return
+        what = {"cut": "cut", "split": "split into pieces", "drop": "dropped"}.get(
+            self.long_rows or ""
+        )
+        if not self.rows_too_long:
+            yield "Context", f"{self.context:,}; every row fits"
+        else:
+            cost = f"; {self.tokens_cut:,} tokens lost" if self.tokens_cut else ""
+            rows = _count(self.rows_too_long, "longer row")
+            yield "Context", f"{self.context:,}; {rows} {what}{cost}"
+
+    def _on(self) -> str:
+        return {"assistant": "what the assistant says", "completion": "the last answer",
+                "all": "everything"}.get(self.loss_on, self.loss_on)  # fmt: skip
+
+
+def length_percentiles(lengths: Integers) -> dict[str, int]:
+    """Return the percentiles that a receipt shows, each a length that occurs."""
+    if not len(lengths):
+        return {}
+    shares = [share for _, share in _PERCENTILES]
+    values = np.percentile(lengths, shares, method="higher")
+    return {name: int(value) for (name, _), value in zip(_PERCENTILES, values, strict=True)}
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _shown(token: str | tuple[str, ...] | None) -> str:
+    return " ".join(token) if isinstance(token, tuple) else token or "none"

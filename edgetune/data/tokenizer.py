@@ -1,0 +1,199 @@
+"""The model's tokenizer and chat template, read from its folder and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune.data.examples import Integers
+from edgetune.data.structure import control_texts, listed_ends, sample_chats, turn_ends
+from edgetune.data.template import ChatTemplate, Message, default_template
+from edgetune.errors import ModelError
+
+_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Tokens of one text, where in it each begins and ends, and which are special: all (T,)."""
+
+    tokens: list[int]
+    starts: Integers
+    stops: Integers
+    special: NDArray[np.bool_]
+
+
+class Tokenizer:
+    """Text to tokens and back, chats to text, and which tokens end a turn.
+
+    ``end_tokens`` are the tokens at which generation stops; ``controls`` the texts that the
+    model reads as structure, and that therefore must not occur inside a message.
+    """
+
+    def __init__(self, inner: Any, folder: Path) -> None:
+        """Wrap a fast transformers tokenizer that was read from ``folder``."""
+        self._inner = inner
+        self.eos_id: int | None = inner.eos_token_id
+        self.bos_id: int | None = inner.bos_token_id
+        self.pad_id: int | None = inner.pad_token_id
+        added = inner.added_tokens_decoder.items()
+        self._added = {token.content: id_ for id_, token in added}
+        self._special = frozenset(token.content for _, token in added if token.special)
+        self._is_special = np.zeros(len(inner), dtype=np.bool_)
+        self._is_special[[self._added[text] for text in self._special]] = True
+        self.has_template, self._template = self._find_template()
+        chats = sample_chats(self._template)
+        eos = frozenset() if self.eos_id is None else frozenset({self.eos_id})
+        self.end_tokens = eos | listed_ends(folder) | turn_ends(chats, self._added)
+        limits = {text for text, token in self._added.items()
+                  if token == self.bos_id or token in self.end_tokens}  # fmt: skip
+        self.controls = limits | control_texts(self._template, chats, self._special)
+
+    def __len__(self) -> int:
+        """Return the number of tokens in the vocabulary."""
+        return len(self._inner)
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template in use.
+
+        Raises:
+            ModelError: if the model has none and no end-of-sequence token to make one with.
+        """
+        if self._template is None:
+            raise ModelError(
+                "The model has neither a chat template nor an end-of-sequence token, so it"
+                " cannot be trained on chats. Use rows with a text field."
+            )
+        return self._template
+
+    @property
+    def chat_template(self) -> str | None:
+        """The source of the model's own chat template, None if it has none."""
+        return self._template.source if self._template and self.has_template else None
+
+    @cached_property
+    def adds_bos(self) -> bool:
+        """Whether the tokenizer itself begins every text with the BOS token."""
+        tokens = self._inner.encode("a", add_special_tokens=True)
+        return self.bos_id is not None and tokens[:1] == [self.bos_id]
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Return the tokens of a text; ``special`` begins them with BOS, if the model wants it."""
+        tokens = self.encode_many([text])[0].tokens
+        return self.with_bos(tokens) if special else tokens
+
+    def encode_many(self, texts: Sequence[str]) -> list[Encoded]:
+        """Return tokens and places of many texts, using all cores."""
+        if not texts:
+            return []
+        found = self._inner(
+            list(texts),
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        pairs = zip(found["input_ids"], found["offset_mapping"], strict=True)
+        return [self._encoded(tokens, places) for tokens, places in pairs]
+
+    def _encoded(self, tokens: list[int], places: list[tuple[int, int]]) -> Encoded:
+        flat = np.fromiter(chain.from_iterable(places), np.int64, 2 * len(tokens))
+        starts, stops = flat[::2], flat[1::2]
+        # Some tokenizers leave the space in front out of a token's place: give it back.
+        before = np.concatenate([[0], np.maximum.accumulate(stops)])[:-1]
+        return Encoded(tokens, np.minimum(starts, before), stops, self._is_special[tokens])
+
+    def with_bos(self, tokens: list[int]) -> list[int]:
+        """Return the tokens with exactly one BOS in front, if the tokenizer adds one."""
+        if self.bos_id is None or not self.adds_bos or tokens[:1] == [self.bos_id]:
+            return tokens
+        return [self.bos_id, *tokens]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens, special tokens included."""
+        return str(
+            self._inner.decode(
+                [int(token) for token in tokens],
+                skip_special_tokens=False,
+                clean_up_tokenization_spaces=False,
+            )
+        )
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+        """Return a conversation as the text that the model reads."""
+        return self.template.render(messages, add_generation_prompt=add_generation_prompt)
+
+    def prompt_tokens(self, prompt: str | Sequence[Message]) -> list[int]:
+        """Return what generation starts from: a text as it stands, or a chat up to the answer."""
+        text = prompt if isinstance(prompt, str) else self.render(prompt, True)
+        return self.encode(text, special=True)
+
+    def text_of(self, token: int | None) -> str | None:
+        """Return a token as its text in the vocabulary, None for no token."""
+        return None if token is None else str(self._inner.convert_ids_to_tokens(token))
+
+    @cached_property
+    def end_texts(self) -> tuple[str, ...]:
+        """The end tokens as they are written in a text."""
+        return tuple(text for text, token in self._added.items() if token in self.end_tokens)
+
+    def special_tokens(self) -> dict[str, str | tuple[str, ...] | None]:
+        """Return the tokens that begin and end texts and turns, for the receipt."""
+        bos = self.text_of(self.bos_id) if self.adds_bos else None
+        eos = self.text_of(self.eos_id)
+        return {"added in front": bos, "eos": eos, "ends a turn": tuple(sorted(self.end_texts))}
+
+    def _find_template(self) -> tuple[bool, ChatTemplate | None]:
+        named = self._inner.special_tokens_map.items()
+        texts = {str(name): str(text) for name, text in named if isinstance(text, str)}
+        if self._inner.chat_template:
+            return True, ChatTemplate(self._inner.get_chat_template(), "the model's own", texts)
+        end = "<|im_end|>" if "<|im_end|>" in self._added else self.text_of(self.eos_id)
+        return False, default_template(end, texts) if end else None
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Read the tokenizer and the chat template of the model in ``folder``.
+
+    Raises:
+        ModelError: if the files are missing, damaged, or would need code from the folder.
+    """
+    from transformers import AutoTokenizer
+
+    _check_files(folder)
+    try:
+        inner = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    # tokenizers raises plain Exception for a damaged file.
+    except Exception as error:
+        needs_code = "trust_remote_code" in str(error)
+        because = (
+            "it needs code from the model's folder, which is never run" if needs_code else error
+        )
+        raise ModelError(f"The tokenizer in {folder} cannot be read: {because}.") from error
+    if not inner.is_fast:
+        raise ModelError(
+            f"The tokenizer in {folder} has no fast version, which tells where in the text each"
+            " token stands. Add its tokenizer.json."
+        )
+    return Tokenizer(inner, folder)
+
+
+def _check_files(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ModelError(f"There is no model folder at {folder}.")
+    if not any((folder / name).is_file() for name in _FILES):
+        raise ModelError(
+            f"{folder} has no tokenizer. Looked for {', '.join(_FILES)}; found"
+            f" {', '.join(sorted(entry.name for entry in folder.iterdir())) or 'nothing'}."
+        )

@@ -1,0 +1,83 @@
+"""Opening a file whether or not it is compressed."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from importlib import import_module
+from io import BufferedReader, RawIOBase
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+from edgetune.errors import DataError
+
+PACKED = (".gz", ".zst")
+_BLOCK = 1 << 17
+
+
+def open_bytes(path: Path) -> BufferedReader:
+    """Open a file for reading its content.
+
+    Raises:
+        DataError: if it is compressed in a way that needs a package which is not installed.
+    """
+    match path.suffix.lower():
+        case ".gz":
+            return BufferedReader(cast("Any", gzip.open(path, "rb")))
+        case ".zst":
+            return BufferedReader(_Blocks(_unpacked(path, needed("zstandard", path))))
+        case _:
+            return path.open("rb")
+
+
+def needed(package: str, path: Path) -> ModuleType:
+    """Return an optional package.
+
+    Raises:
+        DataError: saying how to install it, if it is missing.
+    """
+    try:
+        return import_module(package)
+    except ImportError as error:
+        install = package.partition(".")[0]
+        raise DataError(
+            f"{path.name} needs the package {install}: pip install {install}, or convert the file."
+        ) from error
+
+
+def _unpacked(path: Path, zstandard: ModuleType) -> Iterator[bytes]:
+    """Yield the content of a zst file; unlike its own reader, refuse one that was cut off."""
+    unpacker = zstandard.ZstdDecompressor().decompressobj()
+    with path.open("rb") as stream:
+        try:
+            while block := stream.read(_BLOCK):
+                while block:  # a file can be several frames, one after another
+                    if unpacker.eof:
+                        unpacker = zstandard.ZstdDecompressor().decompressobj()
+                    yield unpacker.decompress(block)
+                    block = unpacker.unused_data
+        except zstandard.ZstdError as error:
+            raise EOFError(str(error)) from error
+    if not unpacker.eof:
+        raise EOFError("the compressed data was cut off")
+
+
+class _Blocks(RawIOBase):
+    """Blocks of bytes as a stream."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks, self._left = blocks, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        while not self._left:
+            block = next(self._blocks, None)
+            if block is None:
+                return 0
+            self._left = block
+        count = min(len(target), len(self._left))
+        target[:count], self._left = self._left[:count], self._left[count:]
+        return count

@@ -1,0 +1,72 @@
+"""What every part of this package speaks of: a device, and what was read of a machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from edgetune.units import parse_bytes
+
+BackendName = Literal["torch", "mlx"]
+DeviceKind = Literal["cuda", "cpu", "mlx"]
+
+DISK_BANDWIDTH: Final = 5e8
+"""Bytes/s of a SATA solid-state disk: what any machine of today reaches or exceeds."""
+
+_LEAST_MARGIN: Final = parse_bytes("256MiB")
+_MOST_MARGIN: Final = parse_bytes("2GiB")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One device that a run can be planned for. A bandwidth or rate of 0 means not known."""
+
+    name: str
+    backend: BackendName
+    kind: DeviceKind
+    total_bytes: int
+    free_bytes: int
+    usable_bytes: int
+    """What a run may use: the least of all limits, less a margin for everything else that runs."""
+    memory_bandwidth: float
+    """Bytes/s between the device and its own memory."""
+    link_bandwidth: float | None
+    """Bytes/s from host to device; ``None`` where they share one memory."""
+    disk_bandwidth: float
+    """Bytes/s of sequential reads."""
+    rate_16bit: float
+    """Peak FLOP/s of dense 16-bit matrix products summed in float32."""
+    rate_32bit: float
+    """Peak FLOP/s of float32 matrix products."""
+    host_free_bytes: int
+    """Host memory that streamed weights and offloaded checkpoints may use."""
+    unified: bool
+    """Whether the device works in the host's memory."""
+    here: bool
+    """False for a profile: a machine that is not this one."""
+    notes: tuple[str, ...] = ()
+    """Pitfalls that were seen, in words for the user."""
+    because: str
+    """Where the numbers come from."""
+    uuid: str | None = None
+    """The driver's identity of a card: frameworks may number the cards in another order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The devices that were found, and why others were not."""
+
+    devices: tuple[Device, ...]
+    absent: tuple[str, ...] = ()
+
+    def __add__(self, other: Reading) -> Reading:
+        return Reading(self.devices + other.devices, self.absent + other.absent)
+
+
+def keep_margin(free: int, total: int, share: float) -> int:
+    """Return what a run may use of ``free`` bytes when a share of ``total`` is left to others.
+
+    The margin is at least 256 MiB and at most 2 GiB: large machines do not run larger desktops.
+    """
+    margin = min(_MOST_MARGIN, max(_LEAST_MARGIN, int(total * share)))
+    return max(0, free - margin)

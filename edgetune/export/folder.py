@@ -1,0 +1,70 @@
+"""An output folder that is whole or not there: built beside its place, flushed, renamed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from edgetune.errors import UsageError
+from edgetune.files import whole_folder
+from edgetune.units import format_bytes
+
+_ENTRY: Final = 512
+"""More than a tensor's name and place take in a header and an index."""
+_CONFIG: Final = 2**16
+"""More than the configs take."""
+
+
+@contextmanager
+def new_folder(target: Path, needed: int) -> Iterator[Path]:
+    """Yield an empty folder that becomes ``target`` when the block succeeds.
+
+    ``needed`` is the number of bytes that the block will write. What an export that was killed
+    left behind at the same place is removed first.
+
+    Raises:
+        UsageError: if the target is there already, cannot be written, or does not fit the disk.
+    """
+    target = target.expanduser().absolute()
+    try:
+        _check_free(target)
+        with whole_folder(target) as partial:
+            _check_space(target, needed)
+            yield partial
+    except OSError as error:
+        raise UsageError(
+            f"{target} cannot be written: {error}. Choose another place with --output."
+        ) from error
+
+
+def needed_bytes(tensors: Iterable[int], files: Iterable[int] = ()) -> int:
+    """Return the bytes that tensors and copied files of these sizes take, headers included."""
+    return sum(_ENTRY + size for size in tensors) + sum(files) + _CONFIG
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes of all files in a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _check_free(target: Path) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir() or any(target.iterdir()):
+        raise UsageError(
+            f"{target} is there already and is not an empty folder. Nothing is overwritten: "
+            "remove it, or choose another place with --output."
+        )
+
+
+def _check_space(target: Path, needed: int) -> None:
+    free = shutil.disk_usage(target.parent).free
+    if needed > free:
+        raise UsageError(
+            f"The export to {target} needs {format_bytes(needed)} ({needed} bytes), and "
+            f"{format_bytes(free)} ({free} bytes) are free there. Free some, or choose another "
+            "disk with --output."
+        )

@@ -1,0 +1,76 @@
+"""One file a family; each turns a ``config.json`` into a :class:`ModelShape`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Final, cast
+
+from edgetune.errors import ModelError
+from edgetune.model.config import Fields
+from edgetune.model.families.refused import kind_of
+from edgetune.shape import ModelShape
+
+_FAMILIES: Final[Mapping[str, str]] = {
+    "gemma": "gemma",
+    "gemma2": "gemma",
+    "gemma3": "gemma",
+    "gemma3_text": "gemma",
+    "gpt2": "gpt2",
+    "gpt_neox": "gpt_neox",
+    "granite": "llama",
+    "llama": "llama",
+    "mistral": "llama",
+    "olmo2": "olmo2",
+    "phi3": "phi3",
+    "qwen2": "qwen",
+    "qwen3": "qwen",
+    "smollm3": "llama",
+    "stablelm": "layernorm",
+    "starcoder2": "layernorm",
+}
+"""Model type to the module here that holds the function of the same name."""
+
+
+def supported() -> tuple[str, ...]:
+    """Return the model types that can be trained, sorted."""
+    return tuple(_FAMILIES)
+
+
+def shape_of(config: Mapping[str, object]) -> ModelShape:
+    """Return the shape that a ``config.json`` describes.
+
+    Raises:
+        ModelError: if the type is not supported or fields are missing or wrong (all are named).
+    """
+    _refuse_quantized(config)
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in _FAMILIES:
+        raise ModelError(_unsupported(model_type, config))
+    fields = Fields(config)
+    shape = _reader(model_type)(fields)
+    fields.finish(model_type)
+    return shape
+
+
+def _reader(model_type: str) -> Callable[[Fields], ModelShape]:
+    module = import_module(f"{__name__}.{_FAMILIES[model_type]}")
+    return cast("Callable[[Fields], ModelShape]", getattr(module, model_type))
+
+
+def _unsupported(model_type: object, config: Mapping[str, object]) -> str:
+    if not isinstance(model_type, str):
+        return f"The config.json has no model_type. Supported: {', '.join(supported())}."
+    kind = kind_of(model_type, config)
+    detail = f" ({kind})" if kind else ""
+    return f"Unsupported model type {model_type!r}{detail}. Supported: {', '.join(supported())}."
+
+
+def _refuse_quantized(config: Mapping[str, object]) -> None:
+    settings = config.get("quantization_config") or config.get("quantization")
+    if settings:
+        method = settings.get("quant_method", "") if isinstance(settings, dict) else ""
+        raise ModelError(
+            f"This model is already quantized{f' ({method})' if method else ''}. Use the 16-bit "
+            "model that it was made from: edgetune quantizes it as the plan says."
+        )

@@ -1,0 +1,172 @@
+"""Gemma 1, 2 and 3: norm weights around zero, scaled embeddings, tanh-approximated GELU.
+
+Gemma 2 adds norms on the outputs of both halves, soft caps and alternating windows; Gemma 3 has
+norms on queries and keys instead of caps, and another rotary base in its windowed layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from edgetune.model.config import Fields
+from edgetune.model.families.blocks import (
+    Sizes,
+    decoder,
+    gated_mlp,
+    head_norms,
+    layer_types,
+    pre_norms,
+    read_rotary,
+    read_sizes,
+    rms_norm,
+    same_attention,
+    split_attention,
+)
+from edgetune.model.rotary import rotary
+from edgetune.shape import Attention, ModelShape, Norm, Rotary
+
+_BOTH_WAYS = "attention that looks ahead cannot be trained as a causal language model"
+
+
+def gemma(fields: Fields) -> ModelShape:
+    """Return the shape of a first-generation Gemma model."""
+    sizes = read_sizes(fields, kv_heads=16, head_dim=256, context=8192)
+    attention = same_attention(sizes, read_rotary(fields, sizes))
+    shape = _shape(
+        fields, sizes, pre_norms(sizes), attention, family="gemma", activation="hidden_act"
+    )
+    # "gelu" in Gemma's first configs always meant the tanh approximation.
+    exact = shape.activation == "gelu"
+    return replace(shape, activation="gelu_tanh") if exact else shape
+
+
+def gemma2(fields: Fields) -> ModelShape:
+    """Return the shape of a Gemma 2 model."""
+    sizes = read_sizes(fields, kv_heads=4, head_dim=256, context=8192)
+    full = Attention(
+        scale=fields.positive("query_pre_attn_scalar", 256.0) ** -0.5,
+        softcap=_cap(fields, "attn_logit_softcapping", 50.0),
+        rotary=read_rotary(fields, sizes),
+    )
+    sliding = replace(full, window=_window(fields))
+    attention = _alternate(fields, sizes, full, sliding, every=2)
+    shape = _shape(
+        fields, sizes, _sandwich(sizes), attention, family="gemma2", activation="hidden_activation"
+    )
+    return replace(shape, logit_softcap=_cap(fields, "final_logit_softcapping", 30.0))
+
+
+def gemma3_text(fields: Fields) -> ModelShape:
+    """Return the shape of a Gemma 3 language model.
+
+    The configs of the larger ones leave out whatever equals transformers' defaults, so that
+    even the number of heads has a default here.
+    """
+    fields = fields.with_defaults(
+        hidden_size=2304,
+        intermediate_size=9216,
+        num_hidden_layers=26,
+        num_attention_heads=8,
+        vocab_size=262_208,
+    )
+    sizes = read_sizes(fields, kv_heads=4, head_dim=256, context=131_072)
+    scale = fields.positive("query_pre_attn_scalar", 256.0) ** -0.5
+    full = Attention(scale=scale, rotary=_local_or_global(fields, sizes, "full_attention"))
+    sliding = Attention(
+        scale=scale,
+        rotary=_local_or_global(fields, sizes, "sliding_attention"),
+        window=_window(fields),
+    )
+    every = fields.size("sliding_window_pattern", 6)
+    attention = _alternate(fields, sizes, full, sliding, every=every)
+    fields.refuse("attn_logit_softcapping", "no Gemma 3 model caps its attention scores")
+    norms = _sandwich(sizes) + head_norms(sizes.head_dim, sizes.head_dim)
+    shape = _shape(
+        fields, sizes, norms, attention, family="gemma3_text", activation="hidden_activation"
+    )
+    return replace(shape, logit_softcap=fields.optional_number("final_logit_softcapping"))
+
+
+def gemma3(fields: Fields) -> ModelShape:
+    """Return the shape of the language model inside an image-and-text Gemma 3 model.
+
+    The vision tower and the projector between them are left out: only text is trained.
+    """
+    inner = Fields(fields.table("text_config"))
+    shape = gemma3_text(inner)
+    fields.problems += [f"text_config: {problem}" for problem in inner.problems]
+    inherits = inner.raw("dtype") is None and inner.raw("torch_dtype") is None
+    return replace(shape, dtype=fields.dtype()) if inherits else shape
+
+
+def _shape(
+    fields: Fields,
+    sizes: Sizes,
+    norms: tuple[Norm, ...],
+    attention: Sequence[Attention],
+    *,
+    family: str,
+    activation: str,
+) -> ModelShape:
+    fields.refuse("use_bidirectional_attention", _BOTH_WAYS)
+    bias = fields.flag("attention_bias", False)
+    return decoder(
+        fields,
+        sizes,
+        family=family,
+        linears=split_attention(sizes, bias=bias, output_bias=bias) + gated_mlp(sizes),
+        norms=norms,
+        attention=attention,
+        norm=rms_norm(fields, offset=1.0),
+        activation=fields.activation(activation, "gelu_pytorch_tanh"),
+        tied=fields.flag("tie_word_embeddings", True),
+        embedding_scale=sizes.hidden**0.5,
+    )
+
+
+def _sandwich(sizes: Sizes) -> tuple[Norm, ...]:
+    hidden = sizes.hidden
+    return (
+        Norm(role="attention_input", module="input_layernorm", size=hidden),
+        Norm(role="attention_output", module="post_attention_layernorm", size=hidden),
+        Norm(role="mlp_input", module="pre_feedforward_layernorm", size=hidden),
+        Norm(role="mlp_output", module="post_feedforward_layernorm", size=hidden),
+    )
+
+
+def _alternate(
+    fields: Fields, sizes: Sizes, full: Attention, sliding: Attention, *, every: int
+) -> list[Attention]:
+    default = [
+        "sliding_attention" if (layer + 1) % every else "full_attention"
+        for layer in range(sizes.layers)
+    ]
+    types = layer_types(fields, sizes, default)
+    return [sliding if name == "sliding_attention" else full for name in types]
+
+
+def _window(fields: Fields) -> int | None:
+    return fields.optional_size("sliding_window") if fields.has("sliding_window") else 4096
+
+
+def _cap(fields: Fields, name: str, default: float) -> float | None:
+    return fields.optional_number(name) if fields.has(name) else default
+
+
+def _local_or_global(fields: Fields, sizes: Sizes, layer_type: str) -> Rotary:
+    local = layer_type == "sliding_attention"
+    tables = Fields(fields.table("rope_parameters"))
+    table = tables.table(layer_type)
+    if not local:
+        table |= fields.table("rope_scaling")
+    theta_name, theta = ("rope_local_base_freq", 1e4) if local else ("rope_theta", 1e6)
+    rule = rotary(
+        fields,
+        table,
+        head_dim=sizes.head_dim,
+        theta=fields.positive(theta_name, theta),
+        context=sizes.context,
+    )
+    fields.problems += tables.problems
+    return rule

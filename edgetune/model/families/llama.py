@@ -1,0 +1,103 @@
+"""Llama and its near twins: Mistral (a window), Granite (multipliers), SmolLM3 (layers without
+rotary embedding)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from edgetune.model.config import Fields
+from edgetune.model.families.blocks import (
+    Sizes,
+    decoder,
+    gated_mlp,
+    layer_types,
+    pre_norms,
+    read_rotary,
+    read_sizes,
+    rms_norm,
+    same_attention,
+    split_attention,
+)
+from edgetune.shape import Attention, ModelShape
+
+
+def llama(fields: Fields) -> ModelShape:
+    """Return the shape of a Llama model (SmolLM2 and TinyLlama are of this type too)."""
+    sizes = read_sizes(fields)
+    return _shape(fields, sizes, "llama", same_attention(sizes, read_rotary(fields, sizes)))
+
+
+def mistral(fields: Fields) -> ModelShape:
+    """Return the shape of a Mistral model: Llama with the same window in every layer."""
+    sizes = read_sizes(fields, kv_heads=8, context=4096 * 32)
+    # A missing window means 4,096 tokens and an explicit null means none, as in transformers.
+    window = fields.optional_size("sliding_window") if fields.has("sliding_window") else 4096
+    attention = same_attention(sizes, read_rotary(fields, sizes), window)
+    return _shape(fields, sizes, "mistral", attention)
+
+
+def granite(fields: Fields) -> ModelShape:
+    """Return the shape of a Granite model: Llama with four multipliers."""
+    sizes = read_sizes(fields)
+    scale = fields.number("attention_multiplier", 1.0)
+    layer = Attention(scale=scale, rotary=read_rotary(fields, sizes))
+    return replace(
+        _shape(fields, sizes, "granite", (layer,) * sizes.layers),
+        embedding_scale=fields.number("embedding_multiplier", 1.0),
+        logit_scale=1.0 / fields.positive("logits_scaling", 1.0),
+        residual_scale=fields.number("residual_multiplier", 1.0),
+    )
+
+
+def smollm3(fields: Fields) -> ModelShape:
+    """Return the shape of a SmolLM3 model: Llama with every fourth layer left unrotated."""
+    sizes = read_sizes(fields, kv_heads=4, context=32768)
+    rotated = _rotated_layers(fields, sizes)
+    window = fields.optional_size("sliding_window")
+    window = window if fields.flag("use_sliding_window", False) else None
+    types = ["full_attention" if turned else "sliding_attention" for turned in rotated]
+    full = Attention(
+        scale=sizes.head_dim**-0.5, rotary=read_rotary(fields, sizes, theta=2_000_000.0)
+    )
+    attention = [
+        replace(
+            full,
+            rotary=full.rotary if turned else None,
+            window=window if name == "sliding_attention" else None,
+        )
+        for turned, name in zip(rotated, layer_types(fields, sizes, types), strict=True)
+    ]
+    return _shape(fields, sizes, "smollm3", attention, tied=True)
+
+
+def _rotated_layers(fields: Fields, sizes: Sizes) -> list[bool]:
+    given = fields.items("no_rope_layers", int, sizes.layers)
+    interval = fields.size("no_rope_layer_interval", 4)
+    if given is not None:
+        return [bool(value) for value in given]
+    return [(layer + 1) % interval != 0 for layer in range(sizes.layers)]
+
+
+def _shape(
+    fields: Fields,
+    sizes: Sizes,
+    family: str,
+    attention: Sequence[Attention],
+    *,
+    tied: bool = False,
+) -> ModelShape:
+    # Mistral's own configs have neither switch, so that both are off there.
+    bias = fields.flag("attention_bias", False)
+    return decoder(
+        fields,
+        sizes,
+        family=family,
+        linears=split_attention(sizes, bias=bias, output_bias=bias)
+        + gated_mlp(sizes, bias=fields.flag("mlp_bias", False)),
+        norms=pre_norms(sizes),
+        attention=attention,
+        norm=rms_norm(fields),
+        activation=fields.activation("hidden_act", "silu"),
+        tied=fields.flag("tie_word_embeddings", tied),
+    )

@@ -1,0 +1,151 @@
+"""A model whose files are here: its shape, and where each of its tensors lies.
+
+Only ``config.json`` and the headers of safetensors files are read; no code of the model's
+folder ever runs and no pickle is opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from edgetune.errors import ModelError
+from edgetune.model.config import FloatName
+from edgetune.model.families import shape_of
+from edgetune.model.names import match_names, tied_heads
+from edgetune.model.safetensors import StoredTensor, same_sample
+from edgetune.model.weights import listing, read_json, stored_tensors
+from edgetune.shape import ModelShape
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_FLOATS: Final = frozenset({"float32", "float16", "bfloat16"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalModel:
+    """A checked model folder; ``tensors`` has exactly the names of ``shape.tensors()``."""
+
+    ref: str
+    folder: Path
+    shape: ModelShape
+    tensors: Mapping[str, StoredTensor]
+    config: Mapping[str, object]
+
+    @classmethod
+    def open(cls, folder: Path, *, ref: str | None = None) -> LocalModel:
+        """Check a folder and return the model in it.
+
+        Raises:
+            ModelError: if files are missing or damaged, or tensors differ from the config.
+        """
+        config = read_config(folder)
+        shape = shape_of(config)
+        stored = stored_tensors(folder)
+        tensors = _checked(folder, shape, stored)
+        _check_tied_head(folder, shape, stored, tensors)
+        return cls(
+            ref=ref or str(folder),
+            folder=folder,
+            shape=replace(shape, dtype=_main_dtype(tensors)),
+            tensors=tensors,
+            config=config,
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the config and of what the headers say; the weights are not read."""
+        headers = [
+            (name, tensor.file.name, tensor.name, tensor.dtype, tensor.shape, tensor.start)
+            for name, tensor in sorted(self.tensors.items())
+        ]
+        text = json.dumps([self.config, headers], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors as they are stored."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def read(self, name: str) -> NDArray[Any]:
+        """Return a read-only view of one tensor; its pages are read as they are touched.
+
+        The array has the stored shape and number type (``ml_dtypes.bfloat16`` for bfloat16).
+        """
+        import ml_dtypes
+        import numpy as np
+
+        tensor = self.tensors[name]
+        dtype = np.dtype(ml_dtypes.bfloat16 if tensor.dtype == "bfloat16" else tensor.dtype)
+        data = np.memmap(tensor.file, np.uint8, "r", tensor.start, (tensor.nbytes,))
+        return np.asarray(data).view(dtype).reshape(tensor.shape)
+
+
+def read_config(folder: Path) -> dict[str, object]:
+    """Return a folder's ``config.json``.
+
+    Raises:
+        ModelError: if there is none, or it is not a JSON object.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ModelError(_no_config(folder))
+    config = read_json(file)
+    if not isinstance(config, dict):
+        raise ModelError(f"{file} is not a JSON object. Fetch or copy the file again.")
+    return config
+
+
+def _no_config(folder: Path) -> str:
+    if (folder / "adapter_config.json").is_file():
+        return f"{folder} holds an adapter, not a model. Give the model that it was trained on."
+    return f"{folder} has no config.json, so that it is not a model's folder."
+
+
+def _checked(
+    folder: Path, shape: ModelShape, stored: Mapping[str, StoredTensor]
+) -> dict[str, StoredTensor]:
+    found, strange = match_names(shape, stored)
+    problems = [f"{name}: not expected" for name in strange]
+    for tensor in shape.tensors():
+        there = stored.get(found.get(tensor.name, ""))
+        if there is None:
+            problems.append(f"{tensor.name}: missing, expected {tensor.shape}")
+        elif there.shape != tensor.shape:
+            problems.append(f"{tensor.name}: is {there.shape}, expected {tensor.shape}")
+        elif there.dtype not in _FLOATS:
+            problems.append(f"{tensor.name}: is {there.dtype}, expected 16- or 32-bit floats")
+    if problems:
+        raise ModelError(
+            f"The tensors in {folder} do not fit its config.json:\n  - {listing(problems)}"
+        )
+    return {name: stored[source] for name, source in found.items()}
+
+
+def _check_tied_head(
+    folder: Path,
+    shape: ModelShape,
+    stored: Mapping[str, StoredTensor],
+    tensors: Mapping[str, StoredTensor],
+) -> None:
+    embedding = tensors[f"{shape.embedding}.weight"]
+    copies = [stored[name] for name in tied_heads(shape, stored)]
+    if not all(same_sample(embedding, copy) for copy in copies):
+        raise ModelError(
+            f"The config.json in {folder} ties the head to the embedding, but the files hold "
+            "another head. Set tie_word_embeddings to false there, or remove that tensor."
+        )
+
+
+def _main_dtype(tensors: Mapping[str, StoredTensor]) -> FloatName:
+    sizes: Counter[str] = Counter()
+    for tensor in tensors.values():
+        sizes[tensor.dtype] += tensor.nbytes
+    return cast("FloatName", sizes.most_common(1)[0][0])

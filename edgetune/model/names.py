@@ -1,0 +1,53 @@
+"""From the names that checkpoints use to the one name that a tensor has here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from edgetune.shape import ModelShape
+
+_EXTRA: Final = re.compile(
+    r"rotary_emb\.inv_freq$"  # buffers, computed from the config
+    r"|\.(attn|attention)\.(masked_)?bias$"  # GPT-2's and GPT-NeoX's causal masks
+    r"|^(model\.)?(vision_tower|multi_modal_projector)\."  # Gemma 3's eyes
+)
+_HEADS: Final = ("lm_head.weight", "embed_out.weight")
+
+
+def match_names(shape: ModelShape, stored: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the stored name of every tensor found, and the stored names nobody knows.
+
+    Known extras (buffers, the copy of a tied head, a vision tower) are in neither.
+    """
+    wanted = {tensor.name for tensor in shape.tensors()}
+    found: dict[str, str] = {}
+    strange: list[str] = []
+    for name in stored:
+        canonical = next((c for c in _candidates(shape, name) if c in wanted), None)
+        if canonical is not None and canonical not in found:
+            found[canonical] = name
+        elif not is_extra(shape, name):
+            strange.append(name)
+    return found, strange
+
+
+def is_extra(shape: ModelShape, name: str) -> bool:
+    """Return whether a stored tensor is known to be needless."""
+    return _EXTRA.search(name) is not None or bool(tied_heads(shape, [name]))
+
+
+def tied_heads(shape: ModelShape, stored: Iterable[str]) -> list[str]:
+    """Return the stored copies of a head that is the embedding."""
+    return [name for name in stored if shape.tied and name.endswith(_HEADS)]
+
+
+def _candidates(shape: ModelShape, name: str) -> Iterator[str]:
+    root = shape.embedding.split(".")[0]
+    yield name
+    yield name.removeprefix("language_model.")
+    yield name.replace("model.language_model.", "model.", 1)
+    yield f"{root}.{name}"
+    if name in _HEADS:
+        yield f"{shape.head}.weight"

@@ -1,0 +1,104 @@
+"""From what the user calls a model to what is known of it: folder, hub id or profile name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgetune.errors import ModelError
+from edgetune.model.families import shape_of
+from edgetune.model.hub import cache_entry, cached_snapshot, is_hub_id
+from edgetune.model.local import LocalModel, read_config
+from edgetune.model.weights import has_weights
+from edgetune.profile import ModelProfile, model_names, model_profile, read_yaml, unknown
+from edgetune.shape import ModelShape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """A model that is known, whether or not its weights are here."""
+
+    ref: str
+    shape: ModelShape
+    folder: Path | None = None
+    """The model's files; ``None`` when only its profile is known."""
+    profile: str | None = None
+    hub_id: str | None = None
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, tied ones counted once."""
+        return self.shape.parameters
+
+
+def resolve(ref: str) -> ModelSource:
+    """Return what is known of a model: a folder, a hub id or a profile's name, in that order.
+
+    Nothing is downloaded, and weights are not needed.
+
+    Raises:
+        ModelError: if the model is unknown, not here, or of an unsupported type.
+    """
+    path = Path(ref).expanduser()
+    if (path / "config.json").is_file():
+        return ModelSource(ref=ref, shape=shape_of(read_config(path)), folder=path)
+    if ref in model_names():
+        return _from_profile(ref, model_profile(ref))
+    if is_hub_id(ref) and (folder := cached_snapshot(ref)):
+        return ModelSource(ref=ref, shape=shape_of(read_config(folder)), folder=folder, hub_id=ref)
+    if path.exists() or not is_hub_id(ref):
+        raise ModelError(_not_a_model(ref, path))
+    if "/" not in ref:
+        raise ModelError(unknown("models", ref))
+    if name := _profile_of(ref):
+        return _from_profile(ref, model_profile(name))
+    raise ModelError(_not_here(ref))
+
+
+def open_model(ref: str) -> LocalModel:
+    """Return the model with its tensors, checked.
+
+    Raises:
+        ModelError: as :func:`resolve`, or if the weights are not here or are damaged.
+    """
+    source = resolve(ref)
+    incomplete = source.folder is None or not has_weights(source.folder)
+    if incomplete and source.hub_id is not None:
+        raise ModelError(_not_here(source.hub_id, ref))
+    if source.folder is None:
+        raise ModelError(f"The weights of {ref} are not here. Give its folder: --model FOLDER.")
+    return LocalModel.open(source.folder, ref=ref)
+
+
+def _from_profile(ref: str, profile: ModelProfile) -> ModelSource:
+    folder = profile.folder or (profile.hub_id and cached_snapshot(profile.hub_id)) or None
+    config = profile.config if folder is None else read_config(folder)
+    return ModelSource(
+        ref=ref,
+        shape=shape_of(config),
+        folder=folder,
+        profile=profile.name,
+        hub_id=profile.hub_id,
+    )
+
+
+def _profile_of(hub_id: str) -> str | None:
+    wanted = hub_id.lower()
+    hub_ids = ((name, read_yaml("models", name).get("hub_id")) for name in model_names())
+    return next((name for name, found in hub_ids if str(found).lower() == wanted), None)
+
+
+def _not_here(hub_id: str, ref: str | None = None) -> str:
+    named = hub_id if ref in {None, hub_id} else f"{ref} ({hub_id})"
+    return (
+        f"The files of {named} are not on this machine: looked in {cache_entry(hub_id)}. "
+        f"Run `edgetune fetch {hub_id}`, or give its folder: --model FOLDER."
+    )
+
+
+def _not_a_model(ref: str, path: Path) -> str:
+    if path.is_file():
+        return f"{ref} is a file. Give the folder with config.json and the safetensors files."
+    if path.is_dir():
+        read_config(path)
+    return f"There is no folder {ref}, and it is not the id of a model on the hub."

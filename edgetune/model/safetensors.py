@@ -1,0 +1,140 @@
+"""Headers of safetensors files: where each tensor lies, without reading one.
+
+A file is a little-endian u64 with the length of a JSON header, the header, then the bytes of
+all tensors without gaps. Nothing of what a header claims is believed before it is checked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Final, TypeGuard
+
+from edgetune.errors import ModelError
+
+LONGEST_HEADER: Final = 100_000_000
+"""Bytes; the limit that the reference implementation sets too."""
+
+_TYPES: Final[Mapping[str, tuple[str, int]]] = {
+    "BOOL": ("bool", 1),
+    "U8": ("uint8", 1),
+    "I8": ("int8", 1),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "U16": ("uint16", 2),
+    "I16": ("int16", 2),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "U32": ("uint32", 4),
+    "I32": ("int32", 4),
+    "F32": ("float32", 4),
+    "U64": ("uint64", 8),
+    "I64": ("int64", 8),
+    "F64": ("float64", 8),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a tensor lies; ``start`` and ``end`` are bytes from the beginning of the file."""
+
+    file: Path
+    name: str
+    """The tensor's name in the file."""
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes in the file."""
+        return self.end - self.start
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of one file by name.
+
+    Raises:
+        ModelError: if the file cannot be read, is cut short or contradicts itself.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= min(size - 8, LONGEST_HEADER):
+                raise _damaged(file, f"its header cannot be {length} bytes long")
+            text = stream.read(length)
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror or error}.") from error
+    tensors = _parse(file, text, 8 + length)
+    _check_layout(file, tensors, 8 + length, size)
+    return tensors
+
+
+def same_sample(one: StoredTensor, other: StoredTensor) -> bool:
+    """Return whether two tensors agree in shape, type and evenly spread samples of bytes."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    with one.file.open("rb") as first, other.file.open("rb") as second:
+        for offset in range(0, one.nbytes, max(one.nbytes // 64, 1)):
+            first.seek(one.start + offset)
+            second.seek(other.start + offset)
+            length = min(4096, one.nbytes - offset)
+            if first.read(length) != second.read(length):
+                return False
+    return True
+
+
+def _parse(file: Path, text: bytes, base: int) -> dict[str, StoredTensor]:
+    try:
+        entries = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(file, f"its header is not valid ({error})") from error
+    if not isinstance(entries, dict):
+        raise _damaged(file, "its header is not a JSON object")
+    entries.pop("__metadata__", None)
+    return {name: _entry(file, name, value, base) for name, value in entries.items()}
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    names = dict(pairs)
+    if len(names) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return names
+
+
+def _entry(file: Path, name: str, entry: object, base: int) -> StoredTensor:
+    found = entry if isinstance(entry, dict) else {}
+    shape, offsets = found.get("shape"), found.get("data_offsets")
+    if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
+        raise _damaged(file, f"tensor {name!r} has no valid shape and offsets")
+    if found.get("dtype") not in _TYPES:
+        raise ModelError(f"{file}: tensor {name!r} is of unknown type {found.get('dtype')!r}.")
+    dtype, width = _TYPES[found["dtype"]]
+    start, end = offsets
+    if end - start != prod(shape) * width:
+        raise _damaged(file, f"tensor {name!r} of shape {shape} cannot be {end - start} bytes")
+    return StoredTensor(file, name, dtype, tuple(shape), base + start, base + end)
+
+
+def _sizes(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _check_layout(file: Path, tensors: dict[str, StoredTensor], base: int, size: int) -> None:
+    position = base
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.end)):
+        if tensor.start != position:
+            kind = "overlaps another tensor" if tensor.start < position else "follows a gap"
+            raise _damaged(file, f"tensor {tensor.name!r} {kind}")
+        position = tensor.end
+    if position != size:
+        raise _damaged(file, f"it should be {position} bytes long and is {size}")
+
+
+def _damaged(file: Path, because: str) -> ModelError:
+    return ModelError(f"{file} is damaged: {because}. Fetch or copy the file again.")

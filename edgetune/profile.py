@@ -1,0 +1,117 @@
+"""Profiles: what is published about models and devices, as data files.
+
+One YAML file a profile, named after it, in the package ``edgetune_profiles``. Only the profile
+that is asked for is parsed, so that planning for a machine that is not here answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Final, Literal
+
+from edgetune.errors import EdgetuneError, ModelError, UsageError
+
+Kind = Literal["models", "devices"]
+
+_ERRORS: Final[Mapping[str, type[EdgetuneError]]] = {"models": ModelError, "devices": UsageError}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelProfile:
+    """What is published about one model."""
+
+    name: str
+    hub_id: str | None
+    """``organisation/name`` on the Hugging Face hub; ``None`` for the built-in model."""
+    config: Mapping[str, object]
+    """The fields of the published ``config.json`` that decide the shape."""
+    parameters: int
+    """Published number of parameters of the language model, tied ones counted once."""
+    source: str
+    note: str = ""
+    """What else must be known to read the count."""
+    folder: Path | None = None
+    """Where the weights lie when they come with the package."""
+
+
+@cache
+def names(kind: Kind) -> tuple[str, ...]:
+    """Return the names of all profiles of a kind, sorted."""
+    return tuple(sorted(file.stem for file in _package(kind).glob("*.yaml")))
+
+
+def read_yaml(kind: Kind, name: str) -> dict[str, object]:
+    """Return the content of one profile.
+
+    Raises:
+        ModelError: if there is no model profile of that name.
+        UsageError: if there is no device profile of that name.
+    """
+    if name not in names(kind):
+        raise _ERRORS[kind](unknown(kind, name))
+    content = _parse((_package(kind) / f"{name}.yaml").read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise _ERRORS[kind](f"The profile {kind}/{name}.yaml is not a mapping of names to values.")
+    return content
+
+
+def unknown(kind: Kind, name: str) -> str:
+    """Return the text that says a profile is unknown, with the nearest names."""
+    singular = kind.removesuffix("s")
+    near = get_close_matches(name.lower(), names(kind), n=4, cutoff=0.5)
+    listing = f"Nearest: {', '.join(near)}." if near else f"Known: {', '.join(names(kind))}."
+    return f"There is no {singular} profile {name!r}. {listing}"
+
+
+def model_names() -> tuple[str, ...]:
+    """Return the names of all model profiles, sorted."""
+    return names("models")
+
+
+def model_profile(name: str) -> ModelProfile:
+    """Return the profile of one model.
+
+    Raises:
+        ModelError: if there is no such profile, or its file is damaged.
+    """
+    content = read_yaml("models", name)
+    folder = _package(str(content["folder"])) if "folder" in content else None
+    config = content.get("config") if folder is None else _read_config(folder)
+    parameters = content.get("parameters")
+    if not isinstance(config, dict) or not isinstance(parameters, int):
+        raise ModelError(f"The profile models/{name}.yaml must hold `config` and `parameters`.")
+    hub_id = content.get("hub_id")
+    return ModelProfile(
+        name=name,
+        hub_id=None if hub_id is None else str(hub_id),
+        config=config,
+        parameters=parameters,
+        source=str(content.get("source", "")),
+        note=str(content.get("note", "")),
+        folder=folder,
+    )
+
+
+def _package(inside: str) -> Path:
+    return Path(str(files("edgetune_profiles"))) / inside
+
+
+def _read_config(folder: Path) -> object:
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"The built-in model is damaged: {error}. Reinstall edgetune.") from error
+
+
+def _parse(text: str) -> object:
+    # yaml costs 20 ms to import: only those who read a profile pay it.
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load(text, Loader=loader)

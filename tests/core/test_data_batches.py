@@ -1,0 +1,189 @@
+"""Every row once an epoch, any step by its number, nothing over the context, nothing split."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import chain
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgetune.data import IGNORED, Batches, Examples, MicroBatch, evaluation_batches
+from edgetune.data.examples import ExamplesBuilder
+from edgetune.data.pack import pack
+from edgetune.data.shapes import WIDTHS, row_widths
+from edgetune.errors import DataError
+
+CONTEXT = 24
+lengths_of = st.lists(st.integers(2, CONTEXT), min_size=1, max_size=40)
+layouts = st.fixed_dictionaries(
+    {
+        "micro_batch": st.integers(1, 5),
+        "accumulation": st.integers(1, 3),
+        "packing": st.booleans(),
+        "seed": st.integers(0, 5),
+    }
+)
+checked = settings(derandomize=True, deadline=None, max_examples=60)
+
+
+def examples_of(lengths: list[int]) -> Examples:
+    """Examples whose tokens are all different; every third token is only read."""
+    builder, first = ExamplesBuilder(), 1
+    for line, length in enumerate(lengths, 1):
+        tokens = list(range(first, first + length))
+        learned = [token % 3 != 0 or length == 2 for token in tokens]
+        builder.append(tokens, learned, 0, line)
+        first += length
+    return builder.build(("rows.jsonl:",))
+
+
+def learned_by(micro_batch: MicroBatch) -> list[tuple[int, int, int]]:
+    """(token, position, target) of all that is learned, in order."""
+    where = micro_batch.targets != IGNORED
+    parts = micro_batch.tokens[where], micro_batch.positions()[where], micro_batch.targets[where]
+    return sorted(zip(*(part.tolist() for part in parts), strict=True))
+
+
+def learned_in(examples: Examples) -> list[tuple[int, int, int]]:
+    """The same, straight from the definition of a target."""
+    return sorted(
+        (int(tokens[t]), t, int(tokens[t + 1]))
+        for tokens, mask in examples
+        for t in range(len(tokens) - 1)
+        if mask[t + 1]
+    )
+
+
+@checked
+@given(lengths_of, layouts, st.integers(1, 3))
+def test_every_row_is_trained_once_an_epoch(lengths, layout, world):
+    examples = examples_of(lengths)
+    ranks = [
+        Batches(examples, context=CONTEXT, rank=r, world=world, **layout) for r in range(world)
+    ]
+    for epoch in range(2):
+        numbers = range(epoch * ranks[0].steps_per_epoch, (epoch + 1) * ranks[0].steps_per_epoch)
+        steps = [[batches.step(number) for batches in ranks] for number in numbers]
+        every = list(chain.from_iterable(steps))
+        assert sorted(row for step in every for row in step.rows) == list(range(len(lengths)))
+        assert {step.epoch for step in every} == {epoch}
+        micro_batches = [part for step in every for part in step.micro_batches]
+        learned = chain.from_iterable(map(learned_by, micro_batches))
+        assert sorted(learned) == learned_in(examples)
+        for of_ranks in steps:
+            parts = [part for step in of_ranks for part in step.micro_batches]
+            assert {step.loss_tokens for step in of_ranks} == {sum(p.loss_tokens for p in parts)}
+            assert {step.tokens for step in of_ranks} == {sum(p.real_tokens for p in parts)}
+
+
+@checked
+@given(lengths_of, layouts, st.randoms(use_true_random=False))
+def test_any_step_is_found_by_its_number(lengths, layout, random):
+    examples = examples_of(lengths)
+    count = 3 * Batches(examples, context=CONTEXT, **layout).steps_per_epoch
+    sequential = Batches(examples, context=CONTEXT, **layout)
+    expected = [sequential.step(number) for number in range(count)]
+    numbers = random.sample(range(count), count)
+    resumed = Batches(examples, context=CONTEXT, **layout)
+    for number in numbers:
+        step = resumed.step(number)
+        assert step.rows == expected[number].rows
+        for part, other in zip(step.micro_batches, expected[number].micro_batches, strict=True):
+            np.testing.assert_array_equal(part.tokens, other.tokens)
+            np.testing.assert_array_equal(part.targets, other.targets)
+            assert part.documents == other.documents
+
+
+@checked
+@given(lengths_of, layouts)
+def test_shapes_are_few_and_bounded(lengths, layout):
+    batches = Batches(examples_of(lengths), context=CONTEXT, **layout)
+    steps = [batches.step(number) for number in range(batches.steps_per_epoch)]
+    shapes = {part.tokens.shape for step in steps for part in step.micro_batches}
+    rows, length = batches.worst_shape
+    assert shapes == batches.shapes
+    assert all(shape[0] <= rows and shape[1] <= length <= CONTEXT for shape in shapes)
+    assert len({shape[1] for shape in shapes}) <= (1 if layout["packing"] else WIDTHS)
+    assert all(len(step.micro_batches) <= layout["accumulation"] for step in steps)
+    positions = sum(part.tokens.size for step in steps for part in step.micro_batches)
+    assert batches.padding == pytest.approx(1 - sum(lengths) / positions)
+
+
+@checked
+@given(st.lists(st.integers(1, CONTEXT), max_size=60))
+def test_packing_never_splits_or_overflows(lengths):
+    rows = pack(np.array(lengths, dtype=np.int64), CONTEXT)
+    assert sorted(chain.from_iterable(rows)) == list(range(len(lengths)))
+    room = sorted(CONTEXT - sum(lengths[index] for index in row) for row in rows)
+    assert all(left >= 0 for left in room)
+    # Best fit never leaves two rows of which one would go into the other.
+    assert len(rows) <= 1 or all(left < CONTEXT / 2 for left in room[:-1])
+
+
+def test_packing_wastes_little():
+    lengths = np.random.default_rng(0).lognormal(5, 0.8, 5000).astype(np.int64).clip(2, 2048)
+    rows = pack(lengths, 2048)
+    assert int(lengths.sum()) / (len(rows) * 2048) > 0.98
+
+
+@checked
+@given(lengths_of)
+def test_widths_pad_no_more_than_one_width_would(lengths):
+    array = np.array(lengths)
+    widths = row_widths(array, CONTEXT)
+    assert len(widths) <= WIDTHS
+    assert widths[-1] >= array.max()
+    assert (np.diff(widths) > 0).all()
+    positions = widths[np.searchsorted(widths, array)].sum()
+    assert positions <= len(array) * widths[-1]
+
+
+@checked
+@given(lengths_of, st.integers(1, 5), st.integers(1, 3))
+def test_evaluation_sees_all_rows_once(lengths, micro_batch, world):
+    examples = examples_of(lengths)
+    options = {"context": CONTEXT, "micro_batch": micro_batch, "world": world}
+    parts = [list(evaluation_batches(examples, rank=rank, **options)) for rank in range(world)]
+    learned = chain.from_iterable(map(learned_by, chain.from_iterable(parts)))
+    assert sorted(learned) == learned_in(examples)
+
+
+def test_epochs_and_seeds_differ():
+    examples = examples_of([5] * 40)
+    for packing in (True, False):
+        options = {"context": CONTEXT, "micro_batch": 2, "packing": packing}
+        batches = Batches(examples, seed=0, **options)
+        first = batches.step(0).rows
+        assert first != batches.step(batches.steps_per_epoch).rows
+        assert first != Batches(examples, seed=1, **options).step(0).rows
+
+
+def test_company_in_a_packed_row_changes():
+    batches = Batches(examples_of([8] * 30), context=24, micro_batch=1, packing=True, seed=0)
+    together: Counter[frozenset[int]] = Counter()
+    for number in range(3 * batches.steps_per_epoch):
+        together[frozenset(batches.step(number).rows)] += 1
+    assert len(together) > batches.steps_per_epoch
+
+
+def test_padding_is_token_zero_without_a_target():
+    step = Batches(examples_of([3]), context=24, micro_batch=1, packing=True, seed=0).step(0)
+    (part,) = step.micro_batches
+    assert part.documents == ((3,),)
+    assert (part.tokens[0, 3:] == 0).all()
+    assert (part.targets[0, 2:] == IGNORED).all()
+
+
+def test_an_unfitted_row_is_named():
+    with pytest.raises(DataError, match=r"rows.jsonl:2 has 9 tokens, more than the context of 8"):
+        Batches(examples_of([3, 9]), context=8, micro_batch=1, packing=True, seed=0)
+
+
+def test_no_examples_no_batches():
+    empty = examples_of([])
+    with pytest.raises(DataError, match="no examples"):
+        Batches(empty, context=8, micro_batch=1, packing=False, seed=0)
+    assert list(evaluation_batches(empty, context=8, micro_batch=1)) == []

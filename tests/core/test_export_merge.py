@@ -1,0 +1,272 @@
+"""The merged folder: right to the bit, whole or not there, and never held in memory."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+import pytest
+from adapters import random_adapter
+from model_folders import TINY, Arrays, arrays_for, write_folder
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from edgetune.adapter_file.stored import number_type, read_tensor
+from edgetune.errors import CheckFailedError, UsageError
+from edgetune.export import EXPORTERS, Exported, ExportRequest, export
+from edgetune.export import merge as merge_module
+from edgetune.methods.lora import Lora
+from edgetune.model import LocalModel, StoredTensor, shape_of
+from edgetune.model.weights import stored_tensors
+
+GPT2 = {"model_type": "gpt2", "n_embd": 8, "n_head": 2, "n_layer": 2, "vocab_size": 11}
+LORA = Lora(rank=2, alpha=3.0)
+FORMATS: tuple[Literal["float32", "float16", "bfloat16"], ...] = ("float32", "float16", "bfloat16")
+
+
+def _model(folder: Path, config: Mapping[str, Any] = TINY, dtype: str = "float32") -> LocalModel:
+    arrays = {name: x.astype(number_type(dtype)) for name, x in arrays_for(config).items()}
+    return LocalModel.open(write_folder(folder, {**config, "dtype": dtype}, arrays=arrays))
+
+
+def _request(model: LocalModel, output: Path, lora: Lora = LORA) -> ExportRequest:
+    return ExportRequest(adapter=random_adapter(lora, model.shape), model=model, output=output)
+
+
+def _merged(request: ExportRequest) -> Arrays:
+    """Merge the plain way: whole tensors, in memory."""
+    shape = request.model.shape
+    result = {name: request.model.read(name) for name in request.model.tensors}
+    lora = request.adapter.method
+    assert isinstance(lora, Lora)
+    for target in lora.select(shape):
+        a = request.adapter.tensors[f"{target.module}.lora_A.weight"]
+        b = request.adapter.tensors[f"{target.module}.lora_B.weight"]
+        delta = (b @ a) * np.float32(lora.scale)
+        name = f"{target.module}.weight"
+        values = result[name].astype(np.float32)
+        result[name] = values + (delta.T if target.linear.transposed else delta)
+    return result
+
+
+def _read(folder: Path) -> dict[str, NDArray[Any]]:
+    return {name: read_tensor(tensor) for name, tensor in stored_tensors(folder).items()}
+
+
+@pytest.mark.parametrize("output", [None, *FORMATS])
+@pytest.mark.parametrize("base", FORMATS)
+@pytest.mark.parametrize("config", [TINY, GPT2], ids=["llama", "gpt2"])
+def test_every_weight_is_the_float32_sum_rounded_once(
+    tmp_path: Path, config: dict[str, Any], base: str, output: Any
+) -> None:
+    request = replace(
+        _request(_model(tmp_path / "base", config, base), tmp_path / "out"), dtype=output
+    )
+    export("hf", request)
+    found = _read(tmp_path / "out")
+    written = output or base
+
+    assert found.keys() == request.model.tensors.keys()
+    for name, values in _merged(request).items():
+        assert found[name].dtype == number_type(written)
+        assert found[name].tobytes() == values.astype(number_type(written)).tobytes()
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == written
+
+
+def test_the_library_reads_what_is_written(tmp_path: Path) -> None:
+    request = replace(_request(_model(tmp_path / "base"), tmp_path / "out"), dtype="float16")
+    export("hf", request)
+
+    with safe_open(tmp_path / "out" / "model.safetensors", "numpy") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert set(file.keys()) == request.model.tensors.keys()
+        for name, values in _merged(request).items():
+            np.testing.assert_array_equal(file.get_tensor(name), values.astype(np.float16))
+
+
+def test_rows_in_runs_make_the_same_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = _request(_model(tmp_path / "base", GPT2), tmp_path / "out")
+    monkeypatch.setattr(merge_module, "CHUNK_ELEMENTS", 25)
+    export("hf", request)
+
+    for name, values in _merged(request).items():
+        np.testing.assert_allclose(_read(tmp_path / "out")[name], values, rtol=0, atol=1e-7)
+
+
+def test_two_exports_are_the_same_bytes(tmp_path: Path) -> None:
+    model = _model(tmp_path / "base", dtype="bfloat16")
+    for name in ("a", "b"):
+        export("hf", replace(_request(model, tmp_path / name), shard_bytes=500))
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+
+    assert len(files) > 3
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+@pytest.mark.parametrize("limit", [1, 500, 2000, 10**9])
+def test_shards_keep_to_the_limit(tmp_path: Path, limit: int) -> None:
+    request = replace(_request(_model(tmp_path / "base"), tmp_path / "out"), shard_bytes=limit)
+    result = export("hf", request)
+    shards = sorted((tmp_path / "out").glob("*.safetensors"))
+    sizes: dict[Path, list[int]] = {path: [] for path in shards}
+    for tensor in stored_tensors(tmp_path / "out").values():
+        sizes[tensor.file].append(tensor.nbytes)
+
+    assert all(sum(size) <= limit or len(size) == 1 for size in sizes.values())
+    assert (tmp_path / "out" / "model.safetensors.index.json").exists() == (len(shards) > 1)
+    assert result == Exported(
+        folder=tmp_path / "out",
+        nbytes=sum(path.stat().st_size for path in (tmp_path / "out").iterdir()),
+    )
+    for name, values in _merged(request).items():
+        np.testing.assert_array_equal(_read(tmp_path / "out")[name], values)
+
+
+def test_stored_names_and_needless_tensors_stay(tmp_path: Path) -> None:
+    arrays = arrays_for(GPT2)
+    extra = {
+        "h.0.attn.bias": np.ones((1, 1, 4, 4), np.bool_),
+        "h.0.attn.masked_bias": np.array(-np.inf, np.float32),
+        "lm_head.weight": arrays["transformer.wte.weight"],
+    }
+    halved = {
+        name: values.astype(np.float16)
+        for name, values in (arrays | {"lm_head.weight": extra["lm_head.weight"]}).items()
+    }
+    folder = write_folder(
+        tmp_path / "base",
+        GPT2,
+        arrays=extra | halved,
+        rename=lambda n: n.removeprefix("transformer."),
+    )
+    request = _request(LocalModel.open(folder), tmp_path / "out")
+    export("hf", replace(request, dtype="bfloat16"))
+    found = _read(tmp_path / "out")
+
+    assert found.keys() == _read(folder).keys()
+    assert found["h.0.attn.bias"].dtype == np.bool_
+    assert found["h.0.attn.masked_bias"] == -np.inf
+    assert found["lm_head.weight"].dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(found["lm_head.weight"], found["wte.weight"])
+
+
+def test_what_belongs_to_a_model_comes_along(tmp_path: Path) -> None:
+    model = _model(tmp_path / "base", TINY | {"auto_map": {"AutoConfig": "code.Config"}})
+    companions = [
+        "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+        "chat_template.jinja", "additional_chat_templates/tool.jinja", "LICENSE.txt",
+    ]  # fmt: skip
+    others = ["code.py", "tokenizer.py", "README.md", "pytorch_model.bin", "original/params.json"]
+    for name in companions + others:
+        (model.folder / name).parent.mkdir(exist_ok=True)
+        (model.folder / name).write_text(f"This is {name}")
+    export("hf", _request(model, tmp_path / "out"))
+    out = tmp_path / "out"
+    found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+
+    assert found == {*companions, "config.json", "model.safetensors"}
+    assert all((out / name).read_text() == f"This is {name}" for name in companions)
+    assert "auto_map" not in json.loads((out / "config.json").read_text())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
+def test_an_interrupted_export_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    request = _request(_model(tmp_path / "base"), tmp_path / "out")
+    reads = iter(range(5))
+
+    def read(tensor: StoredTensor, start: int, stop: int) -> NDArray[Any]:
+        if next(reads, None) is None:
+            raise error
+        return read_tensor(tensor)[start:stop]
+
+    monkeypatch.setattr(merge_module, "read_rows", read)
+    with pytest.raises((KeyboardInterrupt, UsageError)):
+        export("hf", request)
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_what_a_killed_export_left_is_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "model.safetensors").write_text("half")
+    export("hf", _request(_model(tmp_path / "base"), tmp_path / "out"))
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
+
+
+@pytest.mark.parametrize("name", EXPORTERS)
+def test_nothing_is_overwritten(tmp_path: Path, name: str) -> None:
+    (tmp_path / "out").mkdir()
+    request = _request(_model(tmp_path / "base"), tmp_path / "out")
+    export(name, request)
+
+    with pytest.raises(UsageError, match="not an empty folder"):
+        export(name, request)
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    model = _model(tmp_path / "base")
+
+    with pytest.raises(UsageError, match="cannot be written"):
+        export("hf", _request(model, model.folder / "config.json" / "out"))
+
+
+def test_a_full_disk_is_seen_before_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(merge_module, "read_rows", None)
+
+    with pytest.raises(UsageError, match=r"needs .* bytes\), and .*\(1000 bytes\) are free"):
+        export("hf", _request(_model(tmp_path / "base"), tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_weight_too_large_for_float16_is_refused(tmp_path: Path) -> None:
+    arrays = {name: values * 1e6 for name, values in arrays_for(TINY).items()}
+    model = LocalModel.open(write_folder(tmp_path / "base", arrays=arrays))
+
+    with pytest.raises(CheckFailedError, match="not finite in float16"):
+        export("hf", replace(_request(model, tmp_path / "out"), dtype="float16"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_export_is_refused(tmp_path: Path) -> None:
+    request = _request(_model(tmp_path / "base"), tmp_path / "out")
+
+    with pytest.raises(UsageError, match=r"Unsupported export 'onnx'. Supported: peft, hf\."):
+        export("onnx", request)
+
+
+def test_a_method_that_cannot_be_merged_is_refused(tmp_path: Path) -> None:
+    class Unheard(Lora):
+        kind = "unheard"
+
+    request = _request(_model(tmp_path / "base"), tmp_path / "out", Unheard(rank=2))
+    with pytest.raises(UsageError, match=r"unheard cannot be merged.*--to peft"):
+        export("hf", request)
+
+
+def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
+    wide = GPT2 | {"n_embd": 2048, "n_inner": 25_600, "n_layer": 1, "n_positions": 8}
+    arrays = {x.name: np.zeros(x.shape, ml_dtypes.bfloat16) for x in shape_of(wide).tensors()}
+    model = LocalModel.open(write_folder(tmp_path / "base", wide, arrays=arrays))
+    request = _request(model, tmp_path / "out")
+    tracemalloc.start()
+    try:
+        export("hf", request)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert max(tensor.nbytes for tensor in model.tensors.values()) > 100e6
+    # stored, summed and written values and the product, a run of rows each
+    assert peak < 4 * 4 * merge_module.CHUNK_ELEMENTS

@@ -1,0 +1,276 @@
+"""Configs become shapes; what cannot be trained is refused by name, with every reason at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from model_folders import TINY
+
+from edgetune.errors import ModelError
+from edgetune.model import shape_of
+from edgetune.model.families import supported
+from edgetune.profile import model_profile
+from edgetune.shape import ModelShape
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
+
+
+def _published(name: str) -> ModelShape:
+    return shape_of(model_profile(name).config)
+
+
+def test_llama_counts_by_the_formula() -> None:
+    d, f, layers, v, kv = 4096, 14336, 32, 128256, 8 * 128
+    block = 2 * d * d + 2 * d * kv + 3 * d * f + 2 * d
+
+    assert _published("llama-3.1-8b").parameters == 2 * v * d + layers * block + d
+
+
+def test_a_tied_head_is_no_tensor() -> None:
+    names = [tensor.name for tensor in _published("smollm2-135m").tensors()]
+
+    assert "lm_head.weight" not in names
+    assert "lm_head.weight" in [tensor.name for tensor in _published("llama-7b").tensors()]
+
+
+def test_gemma2_alternates_windows_and_caps_scores() -> None:
+    shape = _published("gemma-2-27b")
+
+    assert [layer.window for layer in shape.attention[:4]] == [4096, None, 4096, None]
+    assert {layer.scale for layer in shape.attention} == {144**-0.5}
+    assert {layer.softcap for layer in shape.attention} == {50.0}
+    assert (shape.logit_softcap, shape.norm.offset, shape.tied) == (30.0, 1.0, True)
+    assert shape.embedding_scale == 4608**0.5
+    assert (shape.activation, shape.head_dim) == ("gelu_tanh", 128)
+
+
+def test_gemma3_has_five_local_layers_to_one_global() -> None:
+    shape = _published("gemma-3-4b")
+    local, whole = shape.attention[4], shape.attention[5]
+
+    assert (local.window, whole.window) == (1024, None)
+    assert local.rotary is not None
+    assert whole.rotary is not None
+    assert (local.rotary.theta, local.rotary.scaling) == (1e4, "none")
+    assert (whole.rotary.theta, whole.rotary.scaling, whole.rotary.factor) == (1e6, "linear", 8.0)
+    assert shape.dtype == "bfloat16"
+
+
+def test_the_smallest_published_gemma3_config_is_enough() -> None:
+    text = {
+        "model_type": "gemma3_text",
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    }
+    shape = shape_of({"model_type": "gemma3", "text_config": text, "torch_dtype": "bfloat16"})
+
+    assert shape == _published("gemma-3-4b")
+
+
+def test_gpt_neox_is_parallel_and_interleaved() -> None:
+    shape = _published("pythia-160m")
+    rule = shape.attention[0].rotary
+
+    assert (shape.parallel, shape.interleaved_qkv, shape.head) == (True, True, "embed_out")
+    assert rule is not None
+    assert (rule.dimensions, shape.head_dim) == (16, 64)
+
+
+def test_gpt2_stores_its_matrices_the_other_way_round() -> None:
+    shapes = {tensor.name: tensor.shape for tensor in _published("gpt2").tensors()}
+
+    assert shapes["transformer.h.0.attn.c_attn.weight"] == (768, 3 * 768)
+    assert shapes["transformer.h.0.mlp.c_fc.weight"] == (768, 4 * 768)
+    assert shapes["transformer.wpe.weight"] == (1024, 768)
+
+
+def test_qwen2_windows_only_when_switched_on() -> None:
+    config = TINY | {"model_type": "qwen2", "sliding_window": 8, "max_window_layers": 1}
+    on, off = (shape_of(config | {"use_sliding_window": on}) for on in (True, False))
+
+    assert [layer.window for layer in on.attention] == [None, 8]
+    assert [layer.window for layer in off.attention] == [None, None]
+
+
+def test_a_missing_window_of_mistral_differs_from_none() -> None:
+    config = TINY | {"model_type": "mistral"}
+
+    assert shape_of(config).attention[0].window == 4096
+    assert shape_of(config | {"sliding_window": None}).attention[0].window is None
+
+
+def test_granite_multiplies() -> None:
+    multipliers = {
+        "embedding_multiplier": 12.0,
+        "logits_scaling": 8.0,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.0078125,
+    }
+    shape = shape_of(TINY | {"model_type": "granite", **multipliers})
+
+    assert (shape.embedding_scale, shape.logit_scale, shape.residual_scale) == (12.0, 0.125, 0.22)
+    assert shape.attention[0].scale == 0.0078125
+
+
+@pytest.mark.parametrize("spelling", ["dtype", "torch_dtype"])
+def test_the_number_type_has_two_spellings(spelling: str) -> None:
+    assert shape_of(TINY | {spelling: "bfloat16"}).dtype == "bfloat16"
+    assert shape_of(TINY).dtype == "float32"
+
+
+def test_every_problem_is_named_at_once() -> None:
+    config = TINY | {
+        "hidden_size": "8",
+        "num_hidden_layers": None,
+        "hidden_act": "tanhshrink",
+        "attention_bias": 1,
+        "rope_scaling": {"rope_type": "dynamic", "factor": 2.0},
+    }
+
+    with pytest.raises(ModelError) as caught:
+        shape_of(config)
+
+    for part in ("hidden_size", "num_hidden_layers is missing", "'tanhshrink'", "'dynamic'"):
+        assert part in str(caught.value)
+    assert "attention_bias must be true or false; found 1" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"num_attention_heads": 3}, "8 is not a multiple of 3 heads"),
+        ({"num_attention_heads": 4, "num_key_value_heads": 3}, "4 heads cannot share 3"),
+        ({"vocab_size": 0}, "vocab_size must be a whole number from 1 to 2,147,483,647; found 0"),
+        ({"num_hidden_layers": True}, "num_hidden_layers must be a whole number"),
+        ({"torch_dtype": "float8"}, "dtype must be one of"),
+        ({"rope_scaling": {"type": "linear"}}, "'linear' needs a factor"),
+        ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "short_factor must be a list of 2"),
+        ({"rope_scaling": []}, "rope_scaling must be a mapping"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "this family rotates all"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, but"),
+        ({"head_dim": 3}, "3 channels of a head cannot be rotated in pairs"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be a whole number from 1 to 10,000"),
+        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1}}, "must be above low_freq_factor"),
+        ({"rope_theta": -1.0}, "rope_theta must be above 0; found -1.0"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a number"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps must be a number"),
+    ],
+)
+def test_a_wrong_field_is_explained(fields: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ModelError, match=r"config\.json of this llama model") as caught:
+        shape_of(TINY | fields)
+
+    assert problem in str(caught.value)
+
+
+def test_a_problem_inside_the_text_config_says_so() -> None:
+    text = {"model_type": "gemma3_text", "hidden_size": -1}
+
+    with pytest.raises(ModelError, match="text_config: hidden_size must be"):
+        shape_of({"model_type": "gemma3", "text_config": text})
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ({"model_type": "mixtral", "num_local_experts": 8}, "a mixture of experts"),
+        ({"model_type": "qwen3_moe"}, "a mixture of experts"),
+        ({"model_type": "llama4", "text_config": {"num_local_experts": 16}}, "mixture of experts"),
+        ({"model_type": "bert"}, "an encoder"),
+        ({"model_type": "modernbert"}, "an encoder"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, "an encoder-decoder"),
+        ({"model_type": "qwen2_5_vl"}, "a model of images or sound"),
+        ({"model_type": "llava", "vision_config": {"a": 1}}, "a model of images or sound"),
+        ({"model_type": "mamba2"}, "a recurrent or state-space model"),
+    ],
+)
+def test_other_kinds_of_model_are_refused_by_name(config: dict[str, Any], kind: str) -> None:
+    with pytest.raises(ModelError, match="Supported: gemma, gemma2") as caught:
+        shape_of(config)
+
+    assert f"{config['model_type']!r} (" in str(caught.value)
+    assert kind in str(caught.value)
+
+
+def test_an_unheard_of_type_is_refused_with_the_list() -> None:
+    with pytest.raises(ModelError, match=r"type 'abacus'\. Supported: .*llama.*starcoder2\."):
+        shape_of({"model_type": "abacus"})
+    with pytest.raises(ModelError, match="has no model_type"):
+        shape_of({})
+    assert list(supported()) == sorted(supported())
+
+
+@pytest.mark.parametrize("field", ["quantization_config", "quantization"])
+def test_a_quantized_model_is_refused(field: str) -> None:
+    with pytest.raises(ModelError, match="already quantized"):
+        shape_of(TINY | {field: {"quant_method": "gptq", "bits": 4}})
+
+
+@pytest.mark.parametrize(
+    ("family", "switch"),
+    [
+        ("gemma3_text", "use_bidirectional_attention"),
+        ("gpt2", "add_cross_attention"),
+        ("stablelm", "qk_layernorm"),
+        ("stablelm", "use_parallel_residual"),
+    ],
+)
+def test_a_switch_that_would_be_ignored_is_refused(family: str, switch: str) -> None:
+    gpt2 = {"n_embd": 8, "n_head": 2, "n_layer": 1}
+
+    with pytest.raises(ModelError, match=f"{switch} is True: "):
+        shape_of(TINY | gpt2 | {"model_type": family, switch: True})
+
+
+STRANGE = (
+    None,
+    True,
+    0,
+    -1,
+    1,
+    3,
+    10**400,
+    0.5,
+    -0.5,
+    float("inf"),
+    "x",
+    "",
+    [],
+    [1],
+    {},
+    {"a": 1},
+)
+FIELDS = sorted(
+    {name for model in ("gemma-2-2b", "llama-3.1-8b", "gpt2", "pythia-160m", "phi-3.5-mini")
+     for name in model_profile(model).config}
+    | {"head_dim", "layer_types", "no_rope_layers", "sliding_window_pattern", "rope_parameters"}
+    - {"model_type"}
+)  # fmt: skip
+TABLES = st.dictionaries(
+    st.sampled_from(["rope_type", "factor", "rope_theta", "original_max_position_embeddings"]),
+    st.sampled_from([*STRANGE, "yarn", "linear", "longrope"]),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    family=st.sampled_from(supported()),
+    fields=st.dictionaries(st.sampled_from(FIELDS), st.sampled_from(STRANGE)),
+    table=TABLES,
+)
+def test_no_config_raises_anything_else(
+    family: str, fields: dict[str, Any], table: dict[str, Any]
+) -> None:
+    config = TINY | {"rope_scaling": table} | fields | {"model_type": family}
+
+    try:
+        shape = shape_of(config)
+    except ModelError:
+        return
+    assert shape.parameters > 0

@@ -1,0 +1,60 @@
+"""Small random models of every family, as folders that transformers wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+WINDOWS = {"sliding_window": 5}
+GPT2 = {
+    "vocab_size": 97, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128,
+    "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+FAMILIES = {
+    "llama": SMALL,
+    "mistral": SMALL | WINDOWS,
+    "qwen2": SMALL,
+    "qwen3": SMALL,
+    "gemma": SMALL,
+    "gemma2": SMALL | WINDOWS | {"query_pre_attn_scalar": 16},
+    "gemma3_text": SMALL | WINDOWS | {"query_pre_attn_scalar": 16},
+    "phi3": SMALL | WINDOWS,
+    "olmo2": SMALL,
+    "gpt_neox": SMALL | {"rotary_pct": 0.5, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+    "gpt2": GPT2,
+}  # fmt: skip
+
+
+def make_model(
+    folder: Path, family: str, *, dtype: torch.dtype = torch.float32, **changes: object
+) -> Path:
+    """Write a random model of a family and return its folder.
+
+    Every tensor is random, norms and biases too: a part that is left out changes the logits.
+    """
+    config = AutoConfig.for_model(family, **(FAMILIES[family] | changes))
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or name.endswith("bias") or ".ln_" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.to(dtype).save_pretrained(folder)
+    return folder

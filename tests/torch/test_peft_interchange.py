@@ -1,0 +1,205 @@
+"""One adapter file for both worlds: PEFT and we compute the same from it, and so does the merge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+from adapters import random_adapter, random_tensors
+from models import make_model
+from numpy.typing import NDArray
+from torch.nn import Parameter
+from transformers import AutoModelForCausalLM
+
+from edgetune.adapter_file import LoadedAdapter, load_adapter, save_adapter
+from edgetune.errors import CheckFailedError
+from edgetune.export import ExportRequest, export
+from edgetune.export.check import compare, require
+from edgetune.methods.lora import Lora
+from edgetune.model import LocalModel
+from edgetune_torch.decoder import Decoder, Place
+from edgetune_torch.load import Loader
+from edgetune_torch.loss import Head
+from edgetune_torch.methods import adapt
+
+# peft 0.21 asks for a name that transformers 5.23 calls deprecated
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+
+FAMILIES = ("llama", "qwen2", "gemma2", "phi3", "gpt2")
+TOKENS = tuple(np.random.default_rng(0).integers(3, 97, 24).tolist())
+TOLERANCE = 1e-4
+
+Logits = Callable[[Sequence[int]], NDArray[np.float32]]
+
+
+def _ours(model: LocalModel, adapter: LoadedAdapter) -> Logits:
+    """Return the logits of base and adapter as the torch backend computes them."""
+    shape = model.shape
+    weights = Loader(model, torch.device("cpu"), "none").load()
+    decoder = Decoder(shape, weights, torch.float32)
+    head = Head(
+        weight=weights.head,
+        bias=weights.head_bias,
+        scale=shape.logit_scale,
+        softcap=shape.logit_softcap,
+    )
+    parameters = {n: Parameter(torch.tensor(x)) for n, x in adapter.tensors.items()}
+    method = adapt(adapter.method, shape, parameters)
+
+    @torch.no_grad()
+    def logits(tokens: Sequence[int]) -> NDArray[np.float32]:
+        place = Place(
+            positions=torch.arange(len(tokens))[None],
+            documents=((len(tokens),),),
+            dtype=torch.float32,
+            context=len(tokens),
+        )
+        x = decoder.embed(torch.tensor([list(tokens)]), place)
+        for layer in range(shape.layers):
+            x = decoder.block(layer, x, place, method)
+        found: NDArray[np.float32] = head.logits(decoder.final_norm(x)[0]).numpy()
+        return found
+
+    return logits
+
+
+def _theirs(model: Any) -> Logits:
+    """Return the logits of a transformers or PEFT model."""
+
+    @torch.no_grad()
+    def logits(tokens: Sequence[int]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = model.eval()(torch.tensor([list(tokens)])).logits[0].numpy()
+        return found
+
+    return logits
+
+
+def _base(model: LocalModel) -> Any:
+    return AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32)
+
+
+def _assert_close(found: Logits, expected: Logits) -> None:
+    np.testing.assert_allclose(found(TOKENS), expected(TOKENS), rtol=0, atol=TOLERANCE)
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> LocalModel:
+    return LocalModel.open(make_model(tmp_path / "base", request.param))
+
+
+def _last_of_attention(model: LocalModel) -> tuple[str, ...]:
+    """Return targets that PEFT can only be told by full paths: two of the last block."""
+    block = model.shape.block(model.shape.layers - 1)
+    return tuple(f"{block}{linear.module}" for linear in model.shape.linears[:2])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"rslora": True, "alpha": 3.5, "dropout": 0.5}, {"targets": ("mlp",)}, {"targets": None}],
+    ids=["all-linear", "rslora", "mlp", "last-block"],
+)
+def test_peft_computes_what_we_compute(
+    model: LocalModel, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    if "targets" in settings and settings["targets"] is None:
+        settings = {"targets": _last_of_attention(model)}
+    adapter = random_adapter(Lora(rank=4, **settings), model.shape)
+    save_adapter(tmp_path / "adapter", adapter.method, model.shape, adapter.tensors, base="base")
+    theirs = peft.PeftModel.from_pretrained(_base(model), tmp_path / "adapter")
+    adapted = [name for name, _ in theirs.named_modules() if name.endswith(".lora_A.default")]
+
+    assert len(adapted) == len(adapter.tensors) / 2
+    _assert_close(_ours(model, adapter), _theirs(theirs))
+    with pytest.raises(AssertionError):
+        _assert_close(_ours(model, adapter), _theirs(_base(model)))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": "all-linear", "use_rslora": True},
+        {"target_modules": r".*\.[012]\..*proj.*|.*c_attn"},
+        {"target_modules": ["q_proj", "down_proj", "c_fc"], "layers_to_transform": [0, 2]},
+        {"target_modules": "all-linear", "exclude_modules": r".*\.(o_proj|c_proj)"},
+    ],
+    ids=["all-linear", "regex", "layers", "excluded"],
+)
+def test_we_compute_what_peft_saved(
+    model: LocalModel, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=4,
+        lora_alpha=3,
+        init_lora_weights=False,
+        fan_in_fan_out=model.shape.family == "gpt2",
+        **settings,
+    )
+    theirs = peft.get_peft_model(_base(model), config)
+    theirs.save_pretrained(str(tmp_path / "adapter"))
+
+    _assert_close(_ours(model, load_adapter(tmp_path / "adapter", model.shape)), _theirs(theirs))
+
+
+@pytest.mark.parametrize("shard_bytes", [None, 20_000], ids=["one-file", "sharded"])
+def test_the_merged_model_computes_what_was_trained(
+    model: LocalModel, tmp_path: Path, shard_bytes: int | None
+) -> None:
+    adapter = random_adapter(Lora(rank=4), model.shape)
+    output = tmp_path / "merged"
+    export(
+        "hf",
+        ExportRequest(adapter=adapter, model=model, output=output, shard_bytes=shard_bytes),
+    )
+    merged, loading = AutoModelForCausalLM.from_pretrained(output, output_loading_info=True)
+
+    assert not any(loading.values())
+    assert merged.dtype == torch.float32
+    assert LocalModel.open(output).shape == model.shape
+    _assert_close(_theirs(merged), _ours(model, adapter))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_16_bit_merge_passes_the_check_and_a_lost_adapter_fails(
+    family: str, tmp_path: Path
+) -> None:
+    usual = {"initializer_range": 0.05}
+    folder = make_model(tmp_path / "base", family, dtype=torch.bfloat16, **usual)
+    model = LocalModel.open(folder)
+    adapter = random_adapter(Lora(rank=4), model.shape)
+    export("hf", ExportRequest(adapter=adapter, model=model, output=tmp_path / "merged"))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    rows = np.random.default_rng(0).integers(3, 97, (4, 50)).tolist()
+
+    assert merged.dtype == torch.bfloat16
+    reference, base = _ours(model, adapter), _theirs(_base(model))
+    require(compare(reference, _theirs(merged.float()), rows, base=base))
+    with pytest.raises(CheckFailedError):
+        require(compare(reference, base, rows))
+
+
+def test_a_tied_head_stays_tied(tmp_path: Path) -> None:
+    model = LocalModel.open(make_model(tmp_path / "base", "qwen2", tie_word_embeddings=True))
+    adapter = random_adapter(Lora(rank=4), model.shape)
+    export("hf", ExportRequest(adapter=adapter, model=model, output=tmp_path / "merged"))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+
+    assert merged.get_output_embeddings().weight is merged.get_input_embeddings().weight
+    assert LocalModel.open(tmp_path / "merged").shape.tied
+
+
+def test_a_loaded_adapter_is_saved_again_unchanged(tmp_path: Path) -> None:
+    model = LocalModel.open(make_model(tmp_path / "base", "llama"))
+    lora = Lora(rank=4)
+    folders = [tmp_path / "first", tmp_path / "second"]
+    save_adapter(folders[0], lora, model.shape, random_tensors(lora, model.shape), base="base")
+    found = load_adapter(folders[0], model.shape)
+    save_adapter(folders[1], found.method, model.shape, found.tensors, base=found.base or "")
+
+    for path in folders[0].iterdir():
+        assert (folders[1] / path.name).read_bytes() == path.read_bytes()

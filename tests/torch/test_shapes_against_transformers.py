@@ -1,0 +1,247 @@
+"""Every shape equals the model that transformers builds from the same config, on the meta device."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
+
+from edgetune.model import LocalModel
+from edgetune.model.families import shape_of, supported
+from edgetune.profile import model_names, model_profile
+from edgetune.shape import ModelShape
+
+Config = dict[str, Any]
+SEEDS = range(10)
+
+
+@pytest.mark.parametrize("name", [name for name in model_names() if name != "tiny"])
+def test_a_profile_has_the_tensors_of_the_transformers_model(name: str) -> None:
+    config = dict(model_profile(name).config)
+
+    _assert_same_tensors(shape_of(config), _meta_model(config))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("family", supported())
+def test_a_random_config_gives_the_transformers_model(family: str, seed: int) -> None:
+    config = _random_config(family, seed)
+    shape, model = shape_of(config), _meta_model(config)
+
+    _assert_same_tensors(shape, model)
+    _assert_same_attention(shape, model)
+    _assert_same_norms(shape, model)
+
+
+@pytest.mark.parametrize("shard_size", ["1GB", "4KB"])
+@pytest.mark.parametrize("family", [name for name in supported() if name != "gemma3"])
+def test_what_transformers_saves_can_be_opened(
+    family: str, shard_size: str, tmp_path: Path
+) -> None:
+    config = _random_config(family, 0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**deepcopy(config)))
+    model.save_pretrained(tmp_path, max_shard_size=shard_size)
+
+    local = LocalModel.open(tmp_path)
+
+    assert local.shape == shape_of(config)
+    _assert_same_values(local, dict(model.named_parameters()))
+
+
+def test_the_language_model_inside_a_saved_gemma3_can_be_opened(tmp_path: Path) -> None:
+    config = _random_config("gemma3", 0)
+    vision = {"hidden_size": 8, "intermediate_size": 8, "image_size": 8, "patch_size": 4}
+    layers = {"num_hidden_layers": 1, "num_attention_heads": 1}
+    config["vision_config"] = {"model_type": "siglip_vision_model", **vision, **layers}
+    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**deepcopy(config)))
+    model.save_pretrained(tmp_path)
+
+    local = LocalModel.open(tmp_path)
+
+    assert local.shape == shape_of(config)
+    prefix = "model.language_model."
+    inner = {
+        name.replace(prefix, "model.", 1): tensor
+        for name, tensor in model.named_parameters()
+        if name.startswith(prefix)
+    }
+    _assert_same_values(local, inner)
+
+
+def _assert_same_values(local: LocalModel, parameters: Mapping[str, torch.Tensor]) -> None:
+    for name in local.tensors:
+        expected = parameters.get(name.replace("embed_out", "lm_head"))
+        assert expected is not None
+        found = torch.from_numpy(local.read(name).copy())
+        torch.testing.assert_close(found, expected.detach(), rtol=0, atol=0)
+
+
+def _meta_model(config: Mapping[str, Any]) -> PreTrainedModel:
+    fields = deepcopy(dict(config))
+    # The language model inside an image-and-text model is what a shape describes.
+    fields = fields.get("text_config", fields)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
+
+
+def _assert_same_tensors(shape: ModelShape, model: PreTrainedModel) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    # transformers 5 calls GPT-NeoX's head lm_head in memory and embed_out in the checkpoint.
+    if shape.family == "gpt_neox" and "lm_head.weight" in expected:
+        expected["embed_out.weight"] = expected.pop("lm_head.weight")
+    found = {tensor.name: tensor.shape for tensor in shape.tensors()}
+
+    assert found == expected
+    assert len(list(shape.tensors())) == len(found)
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+
+
+def _assert_same_attention(shape: ModelShape, model: PreTrainedModel) -> None:
+    for layer, block in enumerate(_blocks(model)):
+        module = getattr(block, "self_attn", None) or getattr(block, "attn", None)
+        module = module or block.attention
+        window = getattr(module, "sliding_window", _model_window(model))
+        softcap = getattr(module, "attn_logit_softcapping", None)
+        attention = shape.attention[layer]
+
+        assert attention.scale == pytest.approx(module.scaling)
+        assert attention.window == window
+        assert attention.softcap == softcap
+
+
+def _model_window(model: PreTrainedModel) -> int | None:
+    uses_one = model.config.model_type in {"mistral", "phi3", "starcoder2"}
+    return model.config.sliding_window if uses_one else None
+
+
+def _assert_same_norms(shape: ModelShape, model: PreTrainedModel) -> None:
+    for norm in shape.norms:
+        module = _blocks(model)[0].get_submodule(norm.module)
+        eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+
+        assert shape.norm.eps == eps
+        assert (shape.norm.kind == "layer") == isinstance(module, torch.nn.LayerNorm)
+
+
+def _blocks(model: PreTrainedModel) -> Any:
+    inner = model.base_model
+    return getattr(inner, "layers", None) or inner.h
+
+
+def _random_config(family: str, seed: int) -> Config:
+    draw = random.Random(f"{family} {seed}")
+    make: Callable[[random.Random], Config] = {
+        "gpt2": _gpt2,
+        "gpt_neox": _gpt_neox,
+        "gemma3": _gemma3,
+    }.get(family, lambda draw: _common(family, draw))
+    return {"model_type": family, **make(draw)}
+
+
+def _common(family: str, draw: random.Random) -> Config:
+    kv_heads = draw.choice([1, 2, 3])
+    heads = kv_heads * draw.choice([1, 2, 4])
+    head_dim = draw.choice([8, 16])
+    config = {
+        "hidden_size": heads * head_dim,
+        "intermediate_size": draw.choice([24, 40, 72]),
+        "num_hidden_layers": draw.choice([1, 2, 5, 9]),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": draw.choice([17, 64]),
+        "max_position_embeddings": draw.choice([64, 256]),
+        # transformers' padding tokens lie outside such small vocabularies
+        "pad_token_id": 0,
+    }
+    return config | _sometimes(draw, _switches(family, draw, head_dim))
+
+
+def _switches(family: str, draw: random.Random, head_dim: int) -> Config:
+    common = {"tie_word_embeddings": draw.random() < 0.5}
+    biased = {"attention_bias": draw.random() < 0.7}
+    windowed = {"sliding_window": draw.choice([4, 8, None])}
+    wide = {"head_dim": draw.choice([head_dim * 2, head_dim])}
+    sometimes_windowed = {
+        "use_sliding_window": draw.random() < 0.6,
+        "sliding_window": 8,
+        "max_window_layers": draw.choice([1, 2, 4]),
+    }
+    eps = {"rms_norm_eps": draw.choice([1e-5, 1e-6])}
+    return (
+        common
+        | {
+            "gemma": wide | biased | eps,
+            "gemma2": wide | biased | windowed | eps | {"query_pre_attn_scalar": 24},
+            "gemma3_text": wide
+            | biased
+            | windowed
+            | {"sliding_window_pattern": draw.choice([2, 3]), "query_pre_attn_scalar": 24},
+            "granite": biased | eps | {"mlp_bias": True, "attention_multiplier": 0.25},
+            "llama": wide | biased | eps | {"mlp_bias": draw.random() < 0.5},
+            "mistral": wide | windowed | eps,
+            "olmo2": biased | eps,
+            "phi3": windowed | eps | {"partial_rotary_factor": 0.5},
+            "qwen2": sometimes_windowed | eps,
+            "qwen3": wide | biased | sometimes_windowed | eps,
+            "smollm3": biased | {"no_rope_layer_interval": draw.choice([2, 4])} | eps,
+            "stablelm": {"use_qkv_bias": draw.random() < 0.5, "layer_norm_eps": 1e-6},
+            "starcoder2": windowed | {"use_bias": draw.random() < 0.7, "norm_epsilon": 1e-6},
+        }[family]
+    )
+
+
+def _sometimes(draw: random.Random, fields: Config) -> Config:
+    return {name: value for name, value in fields.items() if draw.random() < 0.8}
+
+
+def _gemma3(draw: random.Random) -> Config:
+    return {"text_config": {"model_type": "gemma3_text", **_common("gemma3_text", draw)}}
+
+
+def _gpt2(draw: random.Random) -> Config:
+    heads = draw.choice([1, 2, 5])
+    config = {
+        "n_embd": heads * draw.choice([4, 8]),
+        "n_head": heads,
+        "n_layer": draw.choice([1, 3]),
+        "vocab_size": draw.choice([17, 64]),
+        "n_positions": draw.choice([16, 32]),
+    }
+    switches = {
+        "n_inner": draw.choice([24, 40]),
+        "tie_word_embeddings": draw.random() < 0.5,
+        "scale_attn_by_inverse_layer_idx": draw.random() < 0.5,
+        "scale_attn_weights": draw.random() < 0.5,
+        "layer_norm_epsilon": 1e-6,
+    }
+    return config | _sometimes(draw, switches)
+
+
+def _gpt_neox(draw: random.Random) -> Config:
+    heads = draw.choice([1, 2, 5])
+    config = {
+        "hidden_size": heads * 16,
+        "num_attention_heads": heads,
+        "intermediate_size": draw.choice([24, 40]),
+        "num_hidden_layers": draw.choice([1, 3]),
+        "vocab_size": draw.choice([17, 64]),
+    }
+    switches = {
+        "attention_bias": draw.random() < 0.5,
+        "tie_word_embeddings": draw.random() < 0.5,
+        "use_parallel_residual": draw.random() < 0.5,
+        "rotary_pct": draw.choice([0.5, 1.0]),
+        "layer_norm_eps": 1e-6,
+    }
+    return config | _sometimes(draw, switches)

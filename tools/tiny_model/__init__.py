@@ -1,0 +1,1 @@
+"""How the built-in model `tiny` is made: a small world, a tokenizer, and a training run."""

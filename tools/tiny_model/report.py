@@ -1,0 +1,68 @@
+"""What the finished folder can do: held-out loss against baselines, facts known, sample chats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from tiny_model.corpus import pack
+from tiny_model.facts import all_facts
+from tiny_model.train import HELD_OUT_SEED, HELD_OUT_WINDOWS, TRAIN_SEED
+
+SAMPLES = (
+    "How old is Anna?",
+    "Who are you?",
+    "Could you please turn on the lamp in the kitchen at half past seven?",
+    "It is cold in the study.",
+    "Ben put the key in the hall. Rose left the book in the garden. Where is the key?",
+    "How much is four and five?",
+)
+
+
+def report(folder: Path) -> Iterator[str]:
+    """The lines of the report on a model folder."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    yield f"parameters: {model.num_parameters():,}   folder: {size / 1e6:.2f} MB"
+    yield from _losses(model, tokenizer)
+    facts = all_facts()
+    known = sum(
+        fact.key in answer(model, tokenizer, question)
+        for fact in facts
+        for question in fact.questions
+    )
+    yield f"facts answered: {known} of {sum(len(fact.questions) for fact in facts)}"
+    for question in SAMPLES:
+        yield f"> {question}\n  {answer(model, tokenizer, question)}"
+
+
+def answer(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, question: str) -> str:
+    """The greedy answer to one user message."""
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    output = model.generate(**prompt, max_new_tokens=48, do_sample=False)
+    reply = output[0, prompt["input_ids"].shape[1] :]
+    return str(tokenizer.decode(reply, skip_special_tokens=True))
+
+
+def _losses(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Held-out nats a token: the model, the training set's unigrams, the uniform guess."""
+    corpus = pack(tokenizer, HELD_OUT_SEED, HELD_OUT_WINDOWS)
+    held_out = corpus.tokens
+    seen = pack(tokenizer, TRAIN_SEED, 10 * HELD_OUT_WINDOWS, without=corpus.documents).tokens
+    with torch.no_grad():
+        loss = model(input_ids=held_out, labels=held_out, use_cache=False).loss.item()
+    counts = torch.bincount(seen.flatten(), minlength=len(tokenizer)) + 1.0
+    unigram = -(counts / counts.sum()).log()[held_out[:, 1:]].mean().item()
+    named = {"model": loss, "unigram": unigram, "uniform": math.log(len(tokenizer))}
+    for name, nats in named.items():
+        yield f"held-out {name:8s} {nats:.3f} nats a token, perplexity {math.exp(nats):8.2f}"
