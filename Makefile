@@ -23,6 +23,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/structure.py --check
 
 format: setup
 	$(BIN)/ruff format .

@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.data.batch import MicroBatch
+from edgetune.device import Device
 from edgetune.errors import OutOfMemoryError, UsageError
 from edgetune.model import LocalModel
 from edgetune.plan import Plan
 from edgetune.spec import Decision
+from edgetune.speed import Measurements
 
 GROUP = "edgetune.backends"
 
@@ -46,6 +48,15 @@ class EvalResult:
     correct: int
     """Loss tokens that were the most probable ones."""
     rows: int
+
+    def __add__(self, other: EvalResult) -> EvalResult:
+        """Return the sums over both."""
+        return EvalResult(
+            loss_sum=self.loss_sum + other.loss_sum,
+            loss_tokens=self.loss_tokens + other.loss_tokens,
+            correct=self.correct + other.correct,
+            rows=self.rows + other.rows,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +94,11 @@ class Session(Protocol):
         """
 
     def evaluate(self, micro_batches: Iterable[MicroBatch], *, adapted: bool = True) -> EvalResult:
-        """Return the loss over micro-batches, with the adapter or of the base model alone."""
+        """Return the loss over micro-batches, with the adapter or of the base model alone.
+
+        Raises:
+            DeviceOutOfMemoryError: if it does not fit.
+        """
 
     def generate(
         self, prompt: Sequence[int], options: GenerateOptions, *, adapted: bool = True
@@ -121,6 +136,16 @@ class Backend(Protocol):
 
     def open(self, plan: Plan, model: LocalModel) -> Session:
         """Load a model as planned and add its adapter, untrained."""
+
+    def measure(self, device: Device) -> Measurements:
+        """Return how fast a device of this machine does what a step consists of."""
+
+    def dry_run(self, plan: Plan) -> Mapping[str, int]:
+        """Return the peak bytes of live tensors by phase, found without computing anything.
+
+        Raises:
+            UsageError: if this backend cannot tell.
+        """
 
 
 def backend_names() -> tuple[str, ...]:

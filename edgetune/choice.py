@@ -13,11 +13,17 @@ from edgetune.shape import ModelShape
 from edgetune.spec import (
     Checkpointing,
     ComputeDtype,
+    EmbeddingPlace,
+    HeadPlace,
+    Interval,
     OptimizerName,
     Placement,
     Quantization,
     knob,
+    knobs,
+    refuse_outside,
     to_plain,
+    values,
 )
 
 
@@ -35,12 +41,20 @@ class Choice:
         None, "Blocks that keep only their input: none, all or a number.", metavar="N|all|none"
     )
     placement: Placement = knob(None, "Where the frozen blocks live.")
+    embedding: EmbeddingPlace = knob("resident", "Where the embedding lives; disk reads rows.")
+    head: HeadPlace = knob("resident", "Where the head lives; int8 is resident in 8 bits.")
     optimizer: OptimizerName = knob(None, "The optimizer and the precision of its state.")
     compute_dtype: ComputeDtype = knob(None, "Number format of the computation.")
-    context: int = knob(None, "Tokens in a row.")
-    micro_batch: int = knob(None, "Rows computed at once.")
-    accumulation: int = knob(None, "Micro-batches in an optimizer step.")
-    loss_chunk: int = knob(None, "Loss tokens whose logits are held at once.")
+    context: int = knob(None, "Tokens in a row.", interval=Interval(low=2))
+    micro_batch: int = knob(None, "Rows computed at once.", interval=Interval(low=1))
+    accumulation: int = knob(None, "Micro-batches in an optimizer step.", interval=Interval(low=1))
+    loss_chunk: int = knob(
+        None, "Loss tokens whose logits are held at once.", interval=Interval(low=1)
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing."""
+        refuse_outside(knobs(Choice), values(self))
 
     @property
     def tokens(self) -> int:

@@ -14,14 +14,17 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path whose file takes the place of ``path`` when the block succeeds.
+    """Yield an empty file that takes the place of ``path`` when the block succeeds.
 
     Raises:
         OSError: if it cannot be written; nothing of it stays then.
     """
     partial = partial_path(path)
     try:
+        partial.write_bytes(b"")
+        mode = partial.stat().st_mode
         yield partial
+        partial.chmod(mode)  # safetensors makes files that only their owner can read
         sync(partial)
         partial.replace(path)
         sync(path.parent)

@@ -8,15 +8,21 @@ besides it. The command line's flags, the plan file and the help are built from 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
+from math import inf
 from typing import Any, Generic, Literal, TypeVar, get_type_hints
+
+from edgetune.errors import UsageError
 
 T = TypeVar("T")
 
 Quantization = Literal["none", "int8", "nf4", "q8", "q4", "mxfp4"]
 Placement = Literal["resident", "host", "disk"]
 Offload = Literal["none", "host", "disk"]
+EmbeddingPlace = Literal["resident", "disk"]
+HeadPlace = Literal["resident", "int8", "disk"]
 OptimizerName = Literal["adamw", "adamw-8bit", "paged-adamw-8bit"]
 LossOn = Literal["assistant", "completion", "all"]
 LongRows = Literal["refuse", "split", "cut", "drop"]
@@ -31,9 +37,42 @@ class Decision(Generic[T]):
     because: str
 
 
-def knob(default: Any, text: str, *, metavar: str | None = None) -> Any:
-    """Declare a setting that the user may fix: its default, its help and its placeholder."""
-    return field(default=default, metadata={"help": text, "metavar": metavar})
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """The finite numbers that make sense for a setting.
+
+    >>> 1.0 in Interval(low=0, below=1), str(Interval(low=0, below=1)), str(Interval(low=1))
+    (False, 'from 0 to below 1', '1 or more')
+    """
+
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def __contains__(self, number: float) -> bool:
+        """Tell whether a number is in here."""
+        return (
+            -inf < number < inf
+            and (self.low is None or number >= self.low)
+            and (self.high is None or number <= self.high)
+            and (self.above is None or number > self.above)
+            and (self.below is None or number < self.below)
+        )
+
+    def __str__(self) -> str:
+        """Return the end of the sentence "it must be"."""
+        low = f"more than {self.above}" if self.low is None else f"from {self.low}"
+        if self.high is None and self.below is None:
+            return low if self.low is None else f"{self.low} or more"
+        return f"{low} to {f'below {self.below}' if self.high is None else self.high}"
+
+
+def knob(
+    default: Any, text: str, *, metavar: str | None = None, interval: Interval | None = None
+) -> Any:
+    """Declare a setting that the user may fix: default, help, placeholder, allowed numbers."""
+    return field(default=default, metadata={"help": text, "metavar": metavar, "interval": interval})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +84,7 @@ class Knob:
     default: Any
     help: str
     metavar: str | None
+    interval: Interval | None
 
     @property
     def flag(self) -> str:
@@ -52,19 +92,32 @@ class Knob:
         return "--" + self.name.replace("_", "-")
 
 
-def knobs(*specs: type) -> Iterator[Knob]:
-    """Yield the settings of spec classes in their order."""
-    for spec in specs:
-        types = get_type_hints(spec)
-        for item in fields(spec):
-            if "help" in item.metadata:
-                yield Knob(
-                    name=item.name,
-                    type=types[item.name],
-                    default=item.default,
-                    help=item.metadata["help"],
-                    metavar=item.metadata["metavar"],
-                )
+@cache
+def knobs(spec: type) -> tuple[Knob, ...]:
+    """Return the settings of a spec class in their order."""
+    types = get_type_hints(spec)
+    return tuple(
+        Knob(name=item.name, type=types[item.name], default=item.default, **item.metadata)
+        for item in fields(spec)
+        if "help" in item.metadata
+    )
+
+
+def refuse_outside(settings: Iterable[Knob], given: Mapping[str, Any]) -> None:
+    """Check the numbers among ``given``, by name, against what their settings allow.
+
+    Raises:
+        UsageError: naming every number that makes no sense.
+    """
+    problems = [
+        f"{item.flag} must be {item.interval}; found {given[item.name]}."
+        for item in settings
+        if item.interval is not None
+        and given.get(item.name) is not None
+        and given[item.name] not in item.interval
+    ]
+    if problems:
+        raise UsageError(" ".join(problems))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,22 +132,62 @@ class Checkpointing:
 class Training:
     """What is learned from, how long and how fast."""
 
-    learning_rate: float = knob(None, "Peak learning rate (default: by the model's width).")
-    epochs: float = knob(3.0, "Passes over the training rows, unless --steps is given.")
-    steps: int | None = knob(None, "Optimizer steps, instead of --epochs.")
-    warmup: float = knob(0.03, "Share of the steps over which the learning rate rises.")
-    weight_decay: float = knob(0.0, "Decoupled weight decay of the trained tensors.")
-    max_grad_norm: float = knob(1.0, "Gradients are scaled down to this global norm.")
-    seed: int = knob(0, "Seed of everything random: split, order, initialisation, dropout.")
+    learning_rate: float = knob(
+        None, "Peak learning rate (default: by the model's width).", interval=Interval(above=0)
+    )
+    epochs: float = knob(
+        3.0, "Passes over the training rows, unless --steps is given.", interval=Interval(above=0)
+    )
+    steps: int | None = knob(
+        None, "Optimizer steps, instead of --epochs.", interval=Interval(low=1)
+    )
+    warmup: float = knob(
+        0.03,
+        "Share of the steps over which the learning rate rises.",
+        interval=Interval(low=0, high=1),
+    )
+    weight_decay: float = knob(
+        0.0, "Decoupled weight decay of the trained tensors.", interval=Interval(low=0)
+    )
+    max_grad_norm: float = knob(
+        1.0, "Gradients are scaled down to this global norm.", interval=Interval(above=0)
+    )
+    seed: int = knob(
+        0,
+        "Seed of everything random: split, order, initialisation, dropout.",
+        interval=Interval(low=0),
+    )
     loss_on: LossOn = knob("assistant", "Which tokens are trained.")
     long_rows: LongRows | None = knob(
         None, "What to do with a row longer than the context (default: split text, refuse chats)."
     )
     packing: bool = knob(True, "Put several short rows into one, with attention kept apart.")
-    validation: float = knob(0.1, "Share of the rows kept for evaluation; 0 keeps none.")
-    eval_every: int | None = knob(None, "Steps between evaluations (default: ten in a run).")
-    save_every: int | None = knob(None, "Steps between checkpoints (default: at evaluations).")
-    keep: int = knob(3, "Newest checkpoints kept, besides the best; 0 keeps all.")
+    validation: float = knob(
+        0.1,
+        "Share of the rows kept for evaluation; 0 keeps none.",
+        interval=Interval(low=0, below=1),
+    )
+    validation_data: str | None = knob(
+        None, "A file or folder of rows to evaluate with, instead of a share.", metavar="FILE"
+    )
+    fields: str | None = knob(
+        None,
+        "What the fields of a row are called in the file, such as prompt=question,completion=a.",
+        metavar="FIELD=COLUMN,…",
+    )
+    eval_every: int | None = knob(
+        None, "Steps between evaluations (default: ten in a run).", interval=Interval(low=1)
+    )
+    save_every: int | None = knob(
+        None, "Steps between checkpoints (default: at evaluations).", interval=Interval(low=1)
+    )
+    keep: int = knob(
+        3, "Newest checkpoints kept, besides the best; 0 keeps all.", interval=Interval(low=0)
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing."""
+        refuse_outside(knobs(Training), values(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,12 +10,15 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 from edgetune.backend import DeviceOutOfMemoryError, EvalResult, Session, StepResult
 from edgetune.data.batch import MicroBatch
 from edgetune.errors import DivergedError, OutOfMemoryError, StoppedError
 from edgetune.spec import Training
+
+R = TypeVar("R")
 
 
 class StepData(Protocol):
@@ -60,15 +63,14 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SaveDue:
-    """The state should be saved now; ``best``: its validation loss is the lowest so far."""
+    """The state should be saved now."""
 
     state: Progress
-    best: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovered:
-    """Memory ran out in a step, which is repeated with smaller micro-batches."""
+    """Memory ran out; the same micro-batches are computed again, ``rows`` rows at once."""
 
     step: int
     rows: int
@@ -82,12 +84,19 @@ Event = Stepped | Evaluated | SaveDue | Recovered
 class Progress:
     """Where a run stands, besides its tensors: what a resumed run needs to go on alike.
 
+    ``best_step`` is the step with the lowest validation loss, None before the first evaluation.
     ``rows`` is the largest micro-batch known to fit, 0 while none has failed.
     """
 
     step: int = 0
+    best_step: int | None = None
     best_loss: float | None = None
     rows: int = 0
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the validation loss is the lowest so far."""
+        return self.best_step == self.step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +112,7 @@ class Schedule:
     def rate(self, step: int) -> float:
         """Return the learning rate of a step counted from 0: linear warm-up, cosine to zero."""
         if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
+            return self.learning_rate * ((step + 1) / self.warmup)
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
@@ -134,86 +143,123 @@ def train(
     """Train from ``start`` to the end of the schedule, yielding what happens.
 
     ``steps`` gives the data of a step by its number, ``evaluation`` the validation rows, which
-    may be none. ``stop`` is asked after every step. However the loop ends, the last good state
-    has been offered for saving.
+    may be none. ``stop`` is asked after every step. The state is offered for saving before the
+    first step and, however the loop ends, after the last whole one.
 
     Raises:
         StoppedError: if ``stop`` said so.
         OutOfMemoryError: if not even one row at a time fits.
-        DivergedError: if the loss is no longer finite.
+        DivergedError: if a loss is no longer finite.
     """
     now = start or Progress()
+    if now.step == 0:
+        # a place that cannot be written is found before any work is done
+        yield SaveDue(state=now)
     while now.step < schedule.steps:
         try:
-            stepped, now = yield from _one_step(session, steps(now.step), schedule, now)
+            now = yield from _stepped(session, steps(now.step), schedule, now)
+            last = now.step == schedule.steps
+            if last or now.step % schedule.eval_every == 0:
+                now = yield from _evaluated(session, evaluation(), now)
         except (OutOfMemoryError, DivergedError):
-            yield SaveDue(state=now, best=False)
+            yield SaveDue(state=now)
             raise
-        yield stepped
-        last, improved = now.step == schedule.steps, False
-        if last or now.step % schedule.eval_every == 0:
-            evaluated = _evaluated(session.evaluate(evaluation()), now)
-            if evaluated is not None:
-                yield evaluated
-                improved = evaluated.best
-                now = replace(now, best_loss=evaluated.loss) if improved else now
         stopping = stop() and not last
-        if last or improved or stopping or now.step % schedule.save_every == 0:
-            yield SaveDue(state=now, best=improved)
+        if last or now.is_best or stopping or now.step % schedule.save_every == 0:
+            yield SaveDue(state=now)
         if stopping:
             raise StoppedError(f"Stopped after step {now.step} of {schedule.steps}.")
 
 
-def _one_step(
+def _stepped(
     session: Session, data: StepData, schedule: Schedule, now: Progress
-) -> Generator[Event, None, tuple[Stepped, Progress]]:
-    """Take the step, again with fewer rows at once for as long as memory runs out."""
+) -> Generator[Event, None, Progress]:
+    """Take one step."""
     begun = time.perf_counter()
     rate = schedule.rate(now.step)
+    work = partial(session.step, loss_tokens=data.loss_tokens, learning_rate=rate)
+    step = now.step + 1
+    try:
+        result, now = yield from _fitted(work, data.micro_batches, now, step)
+    except DivergedError as error:
+        raise DivergedError(
+            f"Step {step} gave {error}. The state after step {now.step} is kept; "
+            "a lower --learning-rate usually helps."
+        ) from None
+    now = replace(now, step=step)
+    yield _report(session, data, result, step, rate, time.perf_counter() - begun)
+    return now
+
+
+def _evaluated(
+    session: Session, batches: Iterable[MicroBatch], now: Progress
+) -> Generator[Event, None, Progress]:
+    """Evaluate the validation rows, if there are any."""
+    total = EvalResult(loss_sum=0.0, loss_tokens=0, correct=0, rows=0)
+    for batch in batches:
+        part, now = yield from _fitted(session.evaluate, (batch,), now, now.step)
+        total += part
+    if total.loss_tokens == 0:
+        return now
+    loss = total.loss_sum / total.loss_tokens
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"The validation loss after step {now.step} is {loss}. The state is kept, and so are "
+            "the checkpoints before it; a lower --learning-rate usually helps."
+        )
+    if now.best_loss is None or loss < now.best_loss:
+        now = replace(now, best_step=now.step, best_loss=loss)
+    yield Evaluated(
+        step=now.step,
+        loss=loss,
+        perplexity=math.exp(min(loss, 700.0)),
+        accuracy=total.correct / total.loss_tokens,
+        rows=total.rows,
+        best=now.is_best,
+    )
+    return now
+
+
+def _fitted(
+    work: Callable[[Sequence[MicroBatch]], R],
+    batches: Sequence[MicroBatch],
+    now: Progress,
+    step: int,
+) -> Generator[Event, None, tuple[R, Progress]]:
+    """Do work on micro-batches, again with fewer rows at once for as long as memory runs out."""
     while True:
         try:
-            result = _step(session, data, now.rows, rate)
+            return work(split(batches, now.rows)), now
         except DeviceOutOfMemoryError as error:
-            now = replace(now, rows=_fewer(data, now.rows, error))
-            yield Recovered(step=now.step + 1, rows=now.rows, because=str(error))
-        except DivergedError as error:
-            raise DivergedError(
-                f"Step {now.step + 1} gave {error}. The state after step {now.step} is kept; "
-                "a lower --learning-rate usually helps."
-            ) from None
-        else:
-            now = replace(now, step=now.step + 1)
-            seconds = time.perf_counter() - begun
-            return _stepped(session, rate, data, result, now.step, seconds), now
-
-
-def _step(session: Session, data: StepData, rows: int, learning_rate: float) -> StepResult:
-    batches = data.micro_batches if not rows else split(data.micro_batches, rows)
-    return session.step(batches, loss_tokens=data.loss_tokens, learning_rate=learning_rate)
+            now = replace(now, rows=_fewer(batches, now.rows, error))
+            yield Recovered(step=step, rows=now.rows, because=str(error))
 
 
 def split(batches: Sequence[MicroBatch], rows: int) -> tuple[MicroBatch, ...]:
-    """Return the same rows in micro-batches of at most ``rows``."""
+    """Return the same rows in micro-batches of at most ``rows``; 0 leaves them as they are."""
+    if rows == 0:
+        return tuple(batches)
     return tuple(
-        batch.rows(start, min(start + rows, len(batch.tokens)))
+        batch.rows(start, start + rows)
         for batch in batches
         for start in range(0, len(batch.tokens), rows)
     )
 
 
-def _fewer(data: StepData, rows: int, error: DeviceOutOfMemoryError) -> int:
-    largest = max(len(batch.tokens) for batch in data.micro_batches)
+def _fewer(batches: Sequence[MicroBatch], rows: int, error: DeviceOutOfMemoryError) -> int:
+    largest = max(len(batch.tokens) for batch in batches)
     smaller = min(rows or largest, largest) // 2
     if smaller == 0:
         raise OutOfMemoryError(
-            f"One row of {data.micro_batches[0].tokens.shape[1]} tokens does not fit: {error}. "
-            "Plan again with a smaller --memory, --context or --quantization nf4."
+            f"One row of {batches[0].tokens.shape[1]} tokens does not fit: {error}. The state is "
+            "saved: close other programs and --resume, or plan again with a smaller --memory or "
+            "--context."
         ) from None
     return smaller
 
 
-def _stepped(
-    session: Session, rate: float, data: StepData, result: StepResult, step: int, seconds: float
+def _report(
+    session: Session, data: StepData, result: StepResult, step: int, rate: float, seconds: float
 ) -> Stepped:
     return Stepped(
         step=step,
@@ -225,18 +271,4 @@ def _stepped(
         grad_norm=result.grad_norm,
         peak_bytes=session.memory().peak_bytes,
         epoch=data.epoch,
-    )
-
-
-def _evaluated(result: EvalResult, now: Progress) -> Evaluated | None:
-    if result.loss_tokens == 0:
-        return None
-    loss = result.loss_sum / result.loss_tokens
-    return Evaluated(
-        step=now.step,
-        loss=loss,
-        perplexity=math.exp(min(loss, 700.0)),
-        accuracy=result.correct / result.loss_tokens,
-        rows=result.rows,
-        best=now.best_loss is None or loss < now.best_loss,
     )

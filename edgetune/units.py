@@ -48,6 +48,17 @@ def format_bytes(size: float) -> str:
     return f"{sign}{size:.0f} B"
 
 
+def precise_bytes(size: float) -> str:
+    """Return a size with three significant digits or more, for comparing with another.
+
+    >>> precise_bytes(7_980_000_000), precise_bytes(512_300_000)
+    ('7.98 GB', '512.3 MB')
+    """
+    if size >= 1e9:
+        return f"{size / 1e9:.2f} GB"
+    return f"{size / 1e6:.1f} MB"
+
+
 def format_seconds(seconds: float) -> str:
     """Return a duration with its two largest units (``1 h 1 min``, ``4.2 s``)."""
     if seconds < 0.9995:

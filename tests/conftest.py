@@ -18,3 +18,9 @@ settings.load_profile("repeatable")
 def _quiet_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep progress bars of transformers out of the output."""
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep quantized weights out of the user's cache."""
+    monkeypatch.setenv("EDGETUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

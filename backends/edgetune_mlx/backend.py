@@ -1,30 +1,56 @@
-"""The MLX backend's door: listed, and honest about what it cannot do yet."""
+"""The MLX backend's door: imports mlx only when it is used."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib.metadata import version
 from importlib.util import find_spec
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
+from edgetune.device import Device
 from edgetune.errors import UsageError
 from edgetune.model import LocalModel
 from edgetune.plan import Plan
 from edgetune.spec import Decision
+from edgetune.speed import Measurements
+
+if TYPE_CHECKING:
+    from edgetune_mlx.session import MlxSession
 
 
 class MlxBackend:
-    """Apple silicon through MLX."""
+    """Apple silicon; on Linux the processor, for tests."""
 
     def usable(self) -> Decision[bool]:
-        """Say why this backend cannot run yet."""
+        """Say whether MLX can run here."""
         if find_spec("mlx") is None:
             return Decision(False, "mlx is not installed: it runs on Apple silicon")
-        return Decision(False, "training on MLX is not built yet; --device cpu works")
+        try:
+            import mlx.core as mx
+        except ImportError as error:
+            return Decision(False, f"mlx is installed but does not load: {error}")
+        where = "on Metal" if mx.metal.is_available() else "on CPU, for tests"
+        return Decision(True, f"mlx {version('mlx')} {where}")
 
-    def open(self, plan: Plan, model: LocalModel) -> NoReturn:
+    def open(self, plan: Plan, model: LocalModel) -> MlxSession:
+        """Load the model as planned, with a new adapter."""
+        from edgetune_mlx.opening import open_session
+
+        return open_session(plan, model)
+
+    def measure(self, device: Device) -> Measurements:
+        """Return how fast this machine does what a step consists of."""
+        from edgetune_mlx.measure import measure
+
+        return measure(device)
+
+    def dry_run(self, plan: Plan) -> Mapping[str, int]:
         """Refuse.
 
         Raises:
-            UsageError: always, with the reason.
+            UsageError: always: MLX has no tensors without memory.
         """
-        because = self.usable().because
-        raise UsageError(f"{model.ref} cannot be opened on {plan.device.name}: {because}.")
+        raise UsageError(
+            f"MLX cannot tell the memory of {plan.model.ref} without computing; the plan's figures "
+            "stand, and a run measures them."
+        )

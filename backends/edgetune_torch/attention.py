@@ -5,8 +5,9 @@ B rows, H heads, G key/value heads, S queries, K keys, h channels of a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +15,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from edgetune.shape import Attention
+from edgetune_torch.precision import product_dtype
 
 QUERY_CHUNK = 256
 
 Documents = tuple[tuple[int, ...], ...]
+Piece = tuple[slice, slice, slice]
+"""Rows, heads and positions of one attended document."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, rule: Attention, documents: Documents) -> Tensor:
@@ -26,6 +30,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rule: Attention, documents: Document
     Attention restarts with each document; padding behind the documents gets zeros if a row
     holds several of them, and values that nobody reads otherwise.
     """
+    if _fused(rule, q.shape[2]) and q.device.type == "cpu":
+        out: Tensor = FusedOnCpu.apply(q, k, v, rule.scale, documents)  # type: ignore[no-untyped-call]
+        return out
     if all(len(row) <= 1 for row in documents):
         return causal(q, k, v, rule)
     rows = [
@@ -38,22 +45,86 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rule: Attention, documents: Document
 def causal(q: Tensor, k: Tensor, v: Tensor, rule: Attention) -> Tensor:
     """Return causal attention; with fewer queries than keys, the queries are the last ones."""
     queries, keys = q.shape[2], k.shape[2]
-    windowed = rule.window is not None and rule.window < keys
-    if rule.softcap is None and not windowed and queries in {1, keys}:
+    if _fused(rule, keys) and queries in {1, keys}:
         return F.scaled_dot_product_attention(
             q, k, v, is_causal=queries > 1, scale=rule.scale, enable_gqa=True
         )
     return torch.cat(_chunks(q, k, v, rule), dim=2)
 
 
-def _row(q: Tensor, k: Tensor, v: Tensor, rule: Attention, lengths: tuple[int, ...]) -> Tensor:
-    parts, start = [], 0
+class FusedOnCpu(torch.autograd.Function):
+    """The CPU's flash attention, document by document, in the type of products.
+
+    Saves q, k, v, the output (which the next projection saves too) and one float a query. Its
+    backward kernel in bfloat16 takes three times as long as in float32 where the processor does
+    not multiply bfloat16: one document at a time is widened.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, documents: Documents
+    ) -> Tensor:
+        """Return the output (B, H, S, h), laid out (B, S, H, h)."""
+        dtype, ctx.scale, ctx.pieces = product_dtype(q.dtype, q.device), scale, _pieces(documents)
+        out, sums = _laid_out(q), []
+        for piece in ctx.pieces:
+            part, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                *(x[piece].to(dtype) for x in (q, k, v)), 0.0, True, scale=scale
+            )
+            out[piece] = part
+            sums.append(log_sum)
+        ctx.save_for_backward(q, k, v, out, *sums)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        """Return the gradients of q, k and v."""
+        q, k, v, out, *sums = ctx.saved_tensors
+        dtype, results = product_dtype(q.dtype, q.device), tuple(map(_laid_out, (q, k, v)))
+        for piece, log_sum in zip(ctx.pieces, sums, strict=True):
+            wide = [x[piece].to(dtype) for x in (grads[0], q, k, v, out)]
+            parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                *wide, log_sum, 0.0, True, scale=ctx.scale
+            )
+            for result, part in zip(results, parts, strict=True):
+                result[piece] = part
+        return (*results, None, None)
+
+
+def _fused(rule: Attention, keys: int) -> bool:
+    return rule.softcap is None and (rule.window is None or rule.window >= keys)
+
+
+def _pieces(documents: Documents) -> list[Piece]:
+    """Return the documents; rows of one document each go together, padding included."""
+    everything = slice(None)
+    if all(len(row) <= 1 for row in documents):
+        return [(everything, everything, everything)]
+    return [
+        (slice(row, row + 1), everything, span)
+        for row, lengths in enumerate(documents)
+        for span in _spans(lengths)
+    ]
+
+
+def _spans(lengths: tuple[int, ...]) -> Iterator[slice]:
+    start = 0
     for length in lengths:
-        span = slice(start, start + length)
-        parts.append(causal(q[:, :, span], k[:, :, span], v[:, :, span], rule))
+        yield slice(start, start + length)
         start += length
-    if start < q.shape[2]:
-        parts.append(torch.zeros_like(q[:, :, start:]))
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """Return zeros like x (B, H, S, h) that can be flattened to (B, S, H h) without a copy."""
+    rows, heads, positions, size = x.shape
+    return x.new_zeros(rows, positions, heads, size).transpose(1, 2)
+
+
+def _row(q: Tensor, k: Tensor, v: Tensor, rule: Attention, lengths: tuple[int, ...]) -> Tensor:
+    spans = list(_spans(lengths))
+    parts = [causal(q[:, :, span], k[:, :, span], v[:, :, span], rule) for span in spans]
+    if sum(lengths) < q.shape[2]:
+        parts.append(torch.zeros_like(q[:, :, sum(lengths) :]))
     return torch.cat(parts, dim=2)
 
 
@@ -79,8 +150,10 @@ def _chunks(q: Tensor, k: Tensor, v: Tensor, rule: Attention) -> list[Tensor]:
 
 def _explicit(q: Tensor, k: Tensor, v: Tensor, *, rule: Attention, shift: int) -> Tensor:
     """Compute softmax(q k^T) v with query i at key position ``shift + i``."""
-    grouped = q.reshape(q.shape[0], k.shape[1], -1, *q.shape[2:])  # (B, G, H/G, S, h)
-    scores = (grouped @ k.unsqueeze(2).transpose(-1, -2)).float() * rule.scale  # (B,G,H/G,S,K)
+    dtype = product_dtype(q.dtype, q.device)
+    grouped = q.reshape(q.shape[0], k.shape[1], -1, *q.shape[2:]).to(dtype)  # (B, G, H/G, S, h)
+    keys_T = k.to(dtype).unsqueeze(2).transpose(-1, -2)
+    scores = (grouped @ keys_T).float() * rule.scale  # (B, G, H/G, S, K)
     if rule.softcap is not None:
         scores = torch.tanh(scores / rule.softcap) * rule.softcap
     at = torch.arange(q.shape[2], device=q.device)[:, None] + shift
@@ -88,6 +161,6 @@ def _explicit(q: Tensor, k: Tensor, v: Tensor, *, rule: Attention, shift: int) -
     hidden = keys > at
     if rule.window is not None:
         hidden |= keys <= at - rule.window
-    weights = scores.masked_fill(hidden, float("-inf")).softmax(-1).to(q.dtype)
-    out: Tensor = weights @ v.unsqueeze(2)
+    weights = scores.masked_fill(hidden, float("-inf")).softmax(-1).to(dtype)
+    out: Tensor = (weights @ v.to(dtype).unsqueeze(2)).to(q.dtype)
     return out.flatten(1, 2)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from edgetune.device import Device
 from edgetune.model import LocalModel
 from edgetune.plan import Plan
 from edgetune.spec import Decision
+from edgetune.speed import Measurements
 
 if TYPE_CHECKING:
     from edgetune_torch.session import TorchSession
@@ -26,8 +29,7 @@ class TorchBackend:
 
         if torch.cuda.is_available():
             return Decision(True, f"torch {torch.__version__} sees {torch.cuda.get_device_name()}")
-        quantized = "with" if find_spec("bitsandbytes") else "without"
-        return Decision(True, f"torch {torch.__version__} on CPU, {quantized} bitsandbytes")
+        return Decision(True, f"torch {torch.__version__} on CPU")
 
     def open(self, plan: Plan, model: LocalModel) -> TorchSession:
         """Load the model as planned, with a new adapter."""
@@ -35,6 +37,20 @@ class TorchBackend:
         from edgetune_torch.opening import open_session
 
         return open_session(plan, model)
+
+    def measure(self, device: Device) -> Measurements:
+        """Time what a step consists of."""
+        _wait_quietly()
+        from edgetune_torch.measure import measure
+
+        return measure(device)
+
+    def dry_run(self, plan: Plan) -> Mapping[str, int]:
+        """Run the planned step on tensors without content."""
+        _wait_quietly()
+        from edgetune_torch.dry_run import dry_run
+
+        return dry_run(plan)
 
 
 def _wait_quietly() -> None:

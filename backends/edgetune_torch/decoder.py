@@ -6,15 +6,17 @@ B rows, S positions, D hidden size, H heads, G key/value heads, h channels of a 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from edgetune.shape import ModelShape, Rotary
-from edgetune_torch.adaptation import Adaptation
-from edgetune_torch.attention import Documents, attend, causal
-from edgetune_torch.load import BlockWeights, Weights
-from edgetune_torch.pointwise import activation, gated_activation, norm, rotate
+from edgetune_torch.adaptation import BASE, Adaptation, Attended
+from edgetune_torch.attention import Documents
+from edgetune_torch.blocks import BlockWeights
+from edgetune_torch.load import Weights
+from edgetune_torch.pointwise import activation, gated_activation, rotate
 from edgetune_torch.rotary import cos_sin
 
 
@@ -54,15 +56,23 @@ class Decoder:
         self.weights = weights
         self.dtype = dtype
 
-    def embed(self, tokens: Tensor, place: Place) -> Tensor:
+    def embed(self, tokens: Tensor, place: Place, method: Adaptation = BASE) -> Tensor:
         """Return the input of the first block (B, S, D) for tokens (B, S)."""
-        x = self.weights.embedding[tokens].to(self.dtype)
+        x = self.weights.embedding.rows(tokens).to(self.dtype)
         if self.shape.embedding_scale != 1.0:
             # transformers rounds this factor to the model's own number format
             stored = self.weights.embedding.dtype
             x = x * float(torch.tensor(self.shape.embedding_scale, dtype=stored))
+        x = method.embed(x, place.positions)
         if self.weights.positions is not None:
             x = x + self.weights.positions[place.positions].to(self.dtype)
+        return x
+
+    def hidden(self, tokens: Tensor, place: Place, method: Adaptation) -> Tensor:
+        """Return the output of the last block (B, S, D) for tokens (B, S)."""
+        x = self.embed(tokens, place, method)
+        for layer in self.weights.blocks.walk(range(self.shape.layers)):
+            x = self.block(layer, x, place, method)
         return x
 
     def block(self, layer: int, x: Tensor, place: Place, method: Adaptation) -> Tensor:
@@ -74,18 +84,21 @@ class Decoder:
         x = x + self._scaled(attended)
         return x + self._scaled(self._mlp(layer, weights, x, method))
 
-    def final_norm(self, x: Tensor) -> Tensor:
+    def final_norm(self, x: Tensor, method: Adaptation = BASE) -> Tensor:
         """Return the input of the head (..., D)."""
-        weights = self.weights
-        return norm(x, self.shape.norm, weights.final_norm, weights.final_norm_bias)
+        gain, shift = self.weights.final_norm, self.weights.final_norm_bias
+        return method.norm(None, "final", x, self.shape.norm, gain, shift)
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x if self.shape.residual_scale == 1.0 else x * self.shape.residual_scale
 
-    def _norm(self, role: str, weights: BlockWeights, x: Tensor) -> Tensor:
+    def _norm(
+        self, role: str, layer: int, weights: BlockWeights, x: Tensor, method: Adaptation
+    ) -> Tensor:
         if role not in weights.norms:
             return x
-        return norm(x, self.shape.norm, weights.norms[role], weights.norm_biases.get(role))
+        gain, shift = weights.norms[role], weights.norm_biases.get(role)
+        return method.norm(layer, role, x, self.shape.norm, gain, shift)
 
     def _project(
         self, role: str, layer: int, weights: BlockWeights, x: Tensor, method: Adaptation
@@ -96,20 +109,28 @@ class Decoder:
     def _attention(
         self, layer: int, weights: BlockWeights, x: Tensor, place: Place, method: Adaptation
     ) -> Tensor:
-        x = self._norm("attention_input", weights, x)
+        x = self._norm("attention_input", layer, weights, x, method)
         q, k, v = self._queries_keys_values(layer, weights, x, method)
         rule = self.shape.attention[layer]
         if rule.rotary is not None:
             cos, sin = place.cos_sin(rule.rotary)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if place.cache is None:
-            out = attend(q, k, v, rule, place.documents)
-        else:
+        if place.cache is not None:
             k, v = _extend(place.cache, layer, k, v)
-            out = causal(q, k, v, rule)
-        out = out.transpose(1, 2).flatten(2)  # (B, S, H h)
+        attended = Attended(
+            layer=layer, q=q, k=k, v=v, rule=rule, documents=place.documents,
+            cached=place.cache is not None,
+            keys_values=partial(self._keys_values, layer, weights),
+        )  # fmt: skip
+        out = method.attend(attended).transpose(1, 2).flatten(2)  # (B, S, H h)
         out = self._project("o", layer, weights, out, method)
-        return self._norm("attention_output", weights, out)
+        out = self._norm("attention_output", layer, weights, out, method)
+        return method.sublayer(layer, "attention", x, out)
+
+    def _keys_values(self, layer: int, weights: BlockWeights, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the frozen model's keys and values (1, G, S, h) of other hidden states."""
+        _, k, v = self._queries_keys_values(layer, weights, x, BASE)
+        return k, v
 
     def _queries_keys_values(
         self, layer: int, weights: BlockWeights, x: Tensor, method: Adaptation
@@ -127,24 +148,26 @@ class Decoder:
         else:
             q, k, v = (self._project(role, layer, weights, x, method) for role in ("q", "k", "v"))
         return (
-            self._heads("q", weights, q),
-            self._heads("k", weights, k),
-            self._heads("v", weights, v),
+            self._heads("q", layer, weights, q, method),
+            self._heads("k", layer, weights, k, method),
+            self._heads("v", layer, weights, v, method),
         )
 
-    def _heads(self, role: str, weights: BlockWeights, x: Tensor) -> Tensor:
+    def _heads(
+        self, role: str, layer: int, weights: BlockWeights, x: Tensor, method: Adaptation
+    ) -> Tensor:
         """Return (B, heads, S, h) of (B, S, heads h), with the norm of q or k if there is one."""
         size = self.shape.head_dim
         per_head = role in weights.norms and weights.norms[role].shape[0] == size
         if not per_head:
-            x = self._norm(role, weights, x)
+            x = self._norm(role, layer, weights, x, method)
         x = x.reshape(*x.shape[:-1], -1, size)
         if per_head:
-            x = self._norm(role, weights, x)
+            x = self._norm(role, layer, weights, x, method)
         return x.transpose(1, 2)
 
     def _mlp(self, layer: int, weights: BlockWeights, x: Tensor, method: Adaptation) -> Tensor:
-        x = self._norm("mlp_input", weights, x)
+        entry = x = self._norm("mlp_input", layer, weights, x, method)
         roles = self.shape.linear_by_role
         name = self.shape.activation
         if "gate_up" in roles:
@@ -156,7 +179,8 @@ class Decoder:
         else:
             x = activation(self._project("up", layer, weights, x, method), name)
         x = self._project("down", layer, weights, x, method)
-        return self._norm("mlp_output", weights, x)
+        x = self._norm("mlp_output", layer, weights, x, method)
+        return method.sublayer(layer, "mlp", entry, x)
 
 
 def _extend(cache: Cache, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,84 +2,125 @@
 
 Between islands only the hidden states (B, S, D) and their gradients pass, so which blocks are
 checkpointed, where checkpoints live and when a block's weights are present are matters of this
-file alone.
+file and of the objects that it is given.
+
+What is alive when, besides the weights, the trained tensors, their gradients and the optimizer's
+state (T = B S tokens, c bytes a number in the compute dtype, L blocks of which the first m are
+checkpointed, f the first adapted block):
+
+- *forward, block i*: the inputs of the checkpointed blocks f..i (c T D each, unless offloaded),
+  everything saved of the blocks m..i-1, what one block computes, one dense matrix;
+- *loss*: all of the above that is kept, and the last hidden states, their selection under loss,
+  its norm and gradient, and one chunk's logits, float32 (all of its vocabulary with a head on
+  the device, one tile of it with a streamed head), and one slice of the head in the type of
+  products;
+- *backward, block i*: the inputs of the blocks below, everything saved of the blocks m..i, for a
+  checkpointed block the same of block i alone, the gradient coming in, the gradients of what one
+  block computes, one dense matrix.
+
+Scratch memory (:mod:`edgetune_torch.workspace`) is made in the first step and stays: on CPU one
+dense matrix in the type of products, and where activations are narrower, 512 rows of the widest
+input and of the widest output. Streamed blocks take two slots, made at opening.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from edgetune.data.batch import MicroBatch
+from edgetune.data.virtual import PLACEHOLDER, with_virtual_tokens
 from edgetune_torch.adaptation import Adaptation
+from edgetune_torch.checkpoints import Checkpoints, KeptCheckpoints
 from edgetune_torch.decoder import Decoder, Place
 from edgetune_torch.loss import Head, Sums, loss_and_gradient, loss_only, loss_positions
 
 
 @dataclass(slots=True)
 class Island:
-    """What one block keeps for the backward pass: its input, and its output if not recomputed."""
+    """What a block that is not checkpointed keeps for the backward pass."""
 
     entry: Tensor
-    exit: Tensor | None
+    exit: Tensor
 
 
 class Engine:
     """Runs micro-batches through a decoder with an adaptation."""
 
-    def __init__(self, decoder: Decoder, head: Head, *, checkpointed: int, chunk: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        head: Head,
+        *,
+        checkpointed: int,
+        chunk: int,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
         """Checkpoint the first ``checkpointed`` blocks; hold ``chunk`` tokens' logits at once."""
         self.decoder = decoder
         self.head = head
         self.checkpointed = checkpointed
         self.chunk = chunk
+        self.checkpoints = checkpoints or KeptCheckpoints()
 
     def gradients(self, batch: MicroBatch, method: Adaptation, *, scale: float) -> Sums:
         """Add ``scale`` times the gradient of the summed loss to the parameters' ``grad``."""
-        place, tokens, targets = self._place(batch)
+        place, tokens, targets = self._place(batch, method)
+        self.checkpoints.clear()
         islands, x = self._forward(tokens, place, method)
-        sums, grad = self._head_gradient(x, targets, scale)
-        self._backward(islands, grad, place, method)
+        sums, grad = self._head_gradient(x, targets, method, scale)
+        del x
+        grad = self._backward(islands, grad, place, method)
+        if method.trains_input:
+            torch.autograd.backward(self.decoder.embed(tokens, place, method), grad)
         return sums
 
     @torch.no_grad()
     def evaluate(self, batch: MicroBatch, method: Adaptation) -> Sums:
         """Return the summed loss of a micro-batch."""
-        place, tokens, targets = self._place(batch)
-        x = self._last_hidden(tokens, place, method)
+        place, tokens, targets = self._place(batch, method)
+        x = self.decoder.hidden(tokens, place, method)
         at = loss_positions(targets)
-        selected = self.decoder.final_norm(x.flatten(0, 1)[at])
+        selected = self.decoder.final_norm(x.flatten(0, 1)[at], method)
         return loss_only(selected, targets.reshape(-1)[at], self.head, chunk=self.chunk)
 
     @torch.no_grad()
     def logits(self, row: Sequence[int], method: Adaptation) -> Tensor:
         """Return float32 logits (S, V) after each token of one row."""
-        tokens = torch.tensor([list(row)], device=self.decoder.weights.embedding.device)
+        added = method.virtual_tokens
+        tokens = torch.tensor([[PLACEHOLDER] * added + list(row)], device=self.device)
+        length, before = tokens.shape[1], method.positions
         place = Place(
-            positions=torch.arange(len(row), device=tokens.device)[None],
-            documents=((len(row),),),
+            positions=torch.arange(before, before + length, device=self.device)[None],
+            documents=((length,),),
             dtype=self.decoder.dtype,
-            context=len(row),
+            context=before + length,
         )
-        x = self._last_hidden(tokens, place, method)
-        return self.head.logits(self.decoder.final_norm(x[0]))
+        x = self.decoder.hidden(tokens, place, method)
+        return self.head.logits(self.decoder.final_norm(x[0, added:], method))
 
-    def _last_hidden(self, tokens: Tensor, place: Place, method: Adaptation) -> Tensor:
-        x = self.decoder.embed(tokens, place)
-        for layer in range(self.decoder.shape.layers):
-            x = self.decoder.block(layer, x, place, method)
-        return x
+    def close(self) -> None:
+        """Give weights, checkpoints and scratch memory back."""
+        self.checkpoints.close()
+        self.decoder.weights.close()
 
-    def _place(self, batch: MicroBatch) -> tuple[Place, Tensor, Tensor]:
-        device = self.decoder.weights.embedding.device
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.decoder.weights.device
+
+    def _place(self, batch: MicroBatch, method: Adaptation) -> tuple[Place, Tensor, Tensor]:
+        """Return where a micro-batch's tokens stand, the tokens and the targets (B, S)."""
+        batch, device = with_virtual_tokens(batch, method.virtual_tokens), self.device
         place = Place(
-            positions=torch.from_numpy(batch.positions()).to(device),
+            positions=torch.from_numpy(batch.positions() + method.positions).to(device),
             documents=batch.documents,
             dtype=self.decoder.dtype,
-            context=batch.tokens.shape[1],
+            context=batch.tokens.shape[1] + method.positions,
         )
         tokens = torch.from_numpy(batch.tokens).to(device).long()
         return place, tokens, torch.from_numpy(batch.targets).to(device)
@@ -87,54 +128,60 @@ class Engine:
     def _forward(
         self, tokens: Tensor, place: Place, method: Adaptation
     ) -> tuple[list[Island], Tensor]:
-        """Return one island for each block from the first adapted one on, and the last output."""
+        """Return an island for each block that keeps what it saved, and the last output."""
         first, islands = method.first_layer(), []
         with torch.no_grad():
-            x = self.decoder.embed(tokens, place)
-            for layer in range(first):
-                x = self.decoder.block(layer, x, place, method)
-        for layer in range(first, self.decoder.shape.layers):
-            entry = x.detach()
-            if layer < self.checkpointed:
-                with torch.no_grad():
-                    x = self.decoder.block(layer, entry, place, method)
-                islands.append(Island(entry, None))
-            else:
-                x = self.decoder.block(layer, _leaf(entry, layer, first), place, method)
+            x = self.decoder.embed(tokens, place, method)
+        for layer in self.decoder.weights.blocks.walk(range(self.decoder.shape.layers)):
+            if layer >= max(first, self.checkpointed):
+                entry = _leaf(x, layer, method)
+                x = self.decoder.block(layer, entry, place, method)
                 islands.append(Island(entry, x))
+                continue
+            if layer >= first:
+                self.checkpoints.put(x)
+            with torch.no_grad():
+                x = self.decoder.block(layer, x, place, method)
         return islands, x.detach()
 
-    def _head_gradient(self, x: Tensor, targets: Tensor, scale: float) -> tuple[Sums, Tensor]:
+    def _head_gradient(
+        self, x: Tensor, targets: Tensor, method: Adaptation, scale: float
+    ) -> tuple[Sums, Tensor]:
         """Return the loss and the gradient (B, S, D) of the last block's output."""
         at = loss_positions(targets)
         selected = x.flatten(0, 1)[at].requires_grad_()
-        normed = self.decoder.final_norm(selected)
+        normed = self.decoder.final_norm(selected, method)
         sums, normed_grad = loss_and_gradient(
             normed.detach(), targets.reshape(-1)[at], self.head, chunk=self.chunk, scale=scale
         )
-        (selected_grad,) = torch.autograd.grad(normed, selected, normed_grad)
+        torch.autograd.backward(normed, normed_grad)
         grad = torch.zeros_like(x)
-        grad.view(-1, x.shape[-1])[at] = selected_grad
+        grad.view(-1, x.shape[-1])[at] = cast("Tensor", selected.grad)
         return sums, grad
 
     def _backward(
         self, islands: list[Island], grad: Tensor, place: Place, method: Adaptation
-    ) -> None:
-        """Go through the blocks from the last to the first; each island is dropped when done."""
-        first = method.first_layer()
-        for layer in reversed(range(first, first + len(islands))):
-            island = islands.pop()
-            entry, out = island.entry, island.exit
-            if out is None:
-                entry = _leaf(entry, layer, first)
+    ) -> Tensor:
+        """Go through the blocks from the last to the first; each island is dropped when done.
+
+        Returns the gradient of the first island's input, if that is wanted.
+        """
+        order = range(self.decoder.shape.layers - 1, method.first_layer() - 1, -1)
+        for layer in self.decoder.weights.blocks.walk(order):
+            if layer >= self.checkpointed:
+                island = islands.pop()
+                entry, out = island.entry, island.exit
+                del island
+            else:
+                entry = _leaf(self.checkpoints.take(), layer, method)
                 out = self.decoder.block(layer, entry, place, method)
-            del island
             torch.autograd.backward(out, grad)
             if entry.grad is not None:
                 grad = entry.grad
             del out, entry
+        return grad
 
 
-def _leaf(x: Tensor, layer: int, first: int) -> Tensor:
-    """Mark a block's input for gradients, unless nothing before it is trained."""
-    return x.requires_grad_(layer > first)
+def _leaf(x: Tensor, layer: int, method: Adaptation) -> Tensor:
+    """Return a block's input marked for gradients, unless nothing before it is trained."""
+    return x.detach().requires_grad_(method.trains_input or layer > method.first_layer())

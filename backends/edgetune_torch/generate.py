@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from edgetune.backend import GenerateOptions
+from edgetune.data.virtual import PLACEHOLDER
 from edgetune_torch.adaptation import Adaptation
 from edgetune_torch.decoder import Cache, Decoder, Place
 from edgetune_torch.loss import Head
@@ -21,10 +22,11 @@ def generate(
     options: GenerateOptions,
 ) -> Iterator[int]:
     """Yield the tokens that follow ``prompt``, at most ``max_tokens``, an end token included."""
-    device = decoder.weights.embedding.device
+    device = decoder.weights.device
     generator = torch.Generator(device).manual_seed(options.seed)
-    cache = _empty_cache(decoder, len(prompt) + options.max_tokens, device)
-    tokens = torch.tensor([list(prompt)], device=device)
+    row = [PLACEHOLDER] * method.virtual_tokens + list(prompt)
+    cache = _empty_cache(decoder, len(row) + options.max_tokens, device)
+    tokens = torch.tensor([row], device=device)
     for _ in range(options.max_tokens):
         logits = _next_logits(decoder, head, method, tokens, cache)
         token = _choose(logits, options, generator)
@@ -42,17 +44,15 @@ def _next_logits(
     stop = cache.length + tokens.shape[1]
     positions = torch.arange(cache.length, stop, device=tokens.device)[None]
     place = Place(
-        positions=positions,
+        positions=positions + method.positions,
         documents=((tokens.shape[1],),),
         dtype=decoder.dtype,
-        context=stop,
+        context=stop + method.positions,
         cache=cache,
     )
-    x = decoder.embed(tokens, place)
-    for layer in range(decoder.shape.layers):
-        x = decoder.block(layer, x, place, method)
+    x = decoder.hidden(tokens, place, method)
     cache.length = stop
-    return head.logits(decoder.final_norm(x[:, -1]))[0]
+    return head.logits(decoder.final_norm(x[:, -1], method))[0]
 
 
 def _choose(logits: Tensor, options: GenerateOptions, generator: torch.Generator) -> int:

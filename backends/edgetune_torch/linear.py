@@ -1,18 +1,25 @@
 """Products with frozen matrices, written so that nothing is saved that can be had again.
 
-T tokens, K inputs, N outputs, R rank. The dense form of a quantized matrix lives for one
-product; the input of a projection is saved by reference, so that projections which read the
-same tensor share it.
+T tokens, K inputs, N outputs, R rank. The dense form of a matrix lives for one product; the
+input of a projection is saved by reference, so that projections which read the same tensor share
+it. Where products are wider than activations (:mod:`edgetune_torch.precision`), some rows at a
+time are widened into scratch memory, everything is summed there, and the result is rounded once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from edgetune_torch.matrices import Matrix
+from edgetune_torch.precision import product_dtype
+from edgetune_torch.workspace import Workspace
+
+ROWS = 512
+"""Rows that are widened at a time."""
 
 
 class FrozenLinear(torch.autograd.Function):
@@ -22,19 +29,36 @@ class FrozenLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
         """Multiply x (..., K) to (..., N)."""
         ctx.matrix = matrix
-        return _product(x, matrix, bias)
+        rows = _Rows(x, matrix)
+        dense = rows.dense()
+        y = rows.empty(len(dense))
+        for span in rows.spans():
+            part = rows.part(y, span)
+            torch.mm(rows.widened(x.flatten(0, -2), span, "inputs"), dense.T, out=part)
+            if bias is not None:
+                part += bias
+            rows.store(y, span, part)
+        return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
         """Return the gradient of x."""
         (grad,) = grads
-        return grad @ ctx.matrix.dense(grad.dtype), None, None
+        rows = _Rows(grad, ctx.matrix)
+        dense = rows.dense()
+        x_grad = rows.empty(dense.shape[1])
+        for span in rows.spans():
+            part = rows.part(x_grad, span)
+            torch.mm(rows.widened(grad.flatten(0, -2), span, "inputs"), dense, out=part)
+            rows.store(x_grad, span, part)
+        return x_grad.view(*grad.shape[:-1], -1), None, None
 
 
 class LoraLinear(torch.autograd.Function):
     """``y = x W^T + bias + scale * dropout(x) A^T B^T`` with float32 A and B.
 
-    Saves x (shared, by reference), ``dropout(x) A^T`` (T, R) and the seed of the dropout.
+    Saves x (shared, by reference), ``dropout(x) A^T`` (T, R) in the type of the product, and the
+    seed of the dropout.
     """
 
     @staticmethod
@@ -49,29 +73,52 @@ class LoraLinear(torch.autograd.Function):
         dropout: Dropout | None,
     ) -> Tensor:
         """Multiply x (..., K) to (..., N)."""
-        low = (x if dropout is None else dropout.apply(x)) @ a.to(x.dtype).T  # (..., R)
-        y = _product(x, matrix, bias)
-        y.view(-1, y.shape[-1]).addmm_(low.reshape(-1, low.shape[-1]), b.to(x.dtype).T, alpha=scale)
+        rows = _Rows(x, matrix)
+        flat, dense = x.flatten(0, -2), rows.dense()
+        wide_a, wide_b = a.to(rows.dtype), b.to(rows.dtype)
+        y, low = rows.empty(len(dense)), flat.new_empty((len(flat), len(a)), dtype=rows.dtype)
+        mask = None if dropout is None else dropout.mask(flat)
+        for span in rows.spans():
+            part, wide = rows.part(y, span), rows.widened(flat, span, "inputs")
+            torch.mm(wide, dense.T, out=part)
+            torch.mm(_dropped(wide, mask, span, dropout), wide_a.T, out=low[span])
+            part.addmm_(low[span], wide_b.T, alpha=scale)
+            if bias is not None:
+                part += bias
+            rows.store(y, span, part)
         ctx.save_for_backward(x, a, b, low)
         ctx.matrix, ctx.scale, ctx.dropout = matrix, scale, dropout
-        return y
+        return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         """Return the gradients of x, A and B."""
         x, a, b, low = ctx.saved_tensors
-        grad = grads[0].reshape(-1, b.shape[0])  # (T, N)
-        low_grad = (grad @ b.to(grad.dtype)).mul_(ctx.scale)  # (T, R)
-        b_grad = (grad.T @ low.reshape(-1, a.shape[0])).mul_(ctx.scale)
-        dropped = x if ctx.dropout is None else ctx.dropout.apply(x)
-        a_grad = low_grad.T @ dropped.reshape(-1, a.shape[1])
-        x_grad = None
-        if ctx.needs_input_grad[0]:
-            through = low_grad @ a.to(grad.dtype)  # (T, K)
-            if ctx.dropout is not None:
-                through = ctx.dropout.apply(through.view(x.shape)).view(through.shape)
-            x_grad = through.addmm_(grad, ctx.matrix.dense(grad.dtype)).view(x.shape)
-        return x_grad, a_grad.to(a.dtype), b_grad.to(b.dtype), None, None, None, None
+        rows = _Rows(grads[0], ctx.matrix)
+        grad, flat = grads[0].flatten(0, -2), x.flatten(0, -2)
+        wide_a, wide_b = a.to(rows.dtype), b.to(rows.dtype)
+        a_grad, b_grad = torch.zeros_like(a), torch.zeros_like(b)
+        dense = rows.dense() if ctx.needs_input_grad[0] else None
+        x_grad = None if dense is None else rows.empty(a.shape[1])
+        mask = None if ctx.dropout is None else ctx.dropout.mask(flat)
+        for span in rows.spans():
+            wide = rows.widened(grad, span, "outputs")
+            low_grad = (wide @ wide_b).mul_(ctx.scale)  # (T, R)
+            b_grad += (wide.T @ low[span]).mul_(ctx.scale)
+            inputs = _dropped(rows.widened(flat, span, "inputs"), mask, span, ctx.dropout)
+            a_grad += low_grad.T @ inputs
+            if x_grad is not None and dense is not None:
+                part = rows.part(x_grad, span, "inputs")
+                torch.mm(wide, dense, out=part)
+                if mask is None:
+                    part.addmm_(low_grad, wide_a)
+                else:
+                    part += _dropped(low_grad @ wide_a, mask, span, ctx.dropout)
+                rows.store(x_grad, span, part)
+        return (
+            None if x_grad is None else x_grad.view(x.shape),
+            a_grad, b_grad, None, None, None, None,
+        )  # fmt: skip
 
 
 class Dropout:
@@ -82,11 +129,11 @@ class Dropout:
         self.share = share
         self.seed = seed
 
-    def apply(self, x: Tensor) -> Tensor:
-        """Return x with the dropped elements zero and the others scaled up."""
+    def mask(self, x: Tensor) -> Tensor:
+        """Return which elements of x are kept, as booleans."""
         generator = torch.Generator(x.device).manual_seed(self.seed)
-        kept = torch.empty_like(x).bernoulli_(1 - self.share, generator=generator)
-        return kept.mul_(x).div_(1 - self.share)
+        kept = torch.empty(x.shape, dtype=torch.bool, device=x.device)
+        return kept.bernoulli_(1 - self.share, generator=generator)
 
 
 def frozen_linear(x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
@@ -111,6 +158,50 @@ def lora_linear(
     return y
 
 
-def _product(x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
-    y = x @ matrix.dense(x.dtype).T
-    return y if bias is None else y.add_(bias)
+class _Rows:
+    """The rows of one product: in which type it is computed, and in which pieces."""
+
+    def __init__(self, x: Tensor, matrix: Matrix) -> None:
+        self.x = x
+        self.matrix = matrix
+        self.dtype = product_dtype(x.dtype, x.device)
+        self.count = x.numel() // x.shape[-1]
+
+    @property
+    def workspace(self) -> Workspace:
+        return self.matrix.workspace
+
+    def dense(self) -> Tensor:
+        return self.matrix.dense(self.dtype)
+
+    def empty(self, width: int) -> Tensor:
+        return torch.empty(self.count, width, dtype=self.x.dtype, device=self.x.device)
+
+    def spans(self) -> Iterator[slice]:
+        step = self.count if self.dtype == self.x.dtype else ROWS
+        for start in range(0, self.count, max(step, 1)):
+            yield slice(start, min(start + step, self.count))
+
+    def widened(self, rows: Tensor, span: slice, name: str) -> Tensor:
+        part = rows[span]
+        if part.dtype == self.dtype:
+            return part
+        return self.workspace.take(name, tuple(part.shape), self.dtype).copy_(part)
+
+    def part(self, out: Tensor, span: slice, name: str = "outputs") -> Tensor:
+        """Return where the rows ``span`` of ``out`` are computed."""
+        part = out[span]
+        if out.dtype == self.dtype:
+            return part
+        return self.workspace.take(name, tuple(part.shape), self.dtype)
+
+    def store(self, out: Tensor, span: slice, part: Tensor) -> None:
+        """Round a finished piece into ``out``."""
+        if out.dtype != self.dtype:
+            out[span].copy_(part)
+
+
+def _dropped(x: Tensor, mask: Tensor | None, span: slice, dropout: Dropout | None) -> Tensor:
+    if mask is None or dropout is None:
+        return x
+    return (x * mask[span]).div_(1 - dropout.share)

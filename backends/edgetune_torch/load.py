@@ -1,78 +1,157 @@
 """Loading: tensor by tensor from safetensors, quantized as it arrives, nothing mapped.
 
-The host never holds more than what is kept plus one tensor in its file's number format.
+The host never holds more than what is kept plus one tensor in its file's number format, with
+what quantizing a megabyte of it takes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from edgetune.errors import ModelError
+from edgetune.errors import UsageError
 from edgetune.model import LocalModel, StoredTensor
-from edgetune.shape import Linear
-from edgetune_torch.matrices import Matrix, store
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-@dataclass(slots=True)
-class BlockWeights:
-    """The frozen tensors of one block, by role."""
-
-    matrices: dict[str, Matrix] = field(default_factory=dict)
-    biases: dict[str, Tensor] = field(default_factory=dict)
-    norms: dict[str, Tensor] = field(default_factory=dict)
-    norm_biases: dict[str, Tensor] = field(default_factory=dict)
+from edgetune.spec import EmbeddingPlace, HeadPlace, Placement, Quantization
+from edgetune_torch.blocks import Blocks, BlockWeights
+from edgetune_torch.int8 import Int8Matrix
+from edgetune_torch.matrices import store
+from edgetune_torch.pages import Files
+from edgetune_torch.placement import place_blocks
+from edgetune_torch.sources import Checkpoint
+from edgetune_torch.vocabulary import (
+    Embedding,
+    FileEmbedding,
+    FileHead,
+    HeadRows,
+    Int8Head,
+    ResidentEmbedding,
+    ResidentHead,
+)
+from edgetune_torch.workspace import Workspace
 
 
 @dataclass(slots=True, kw_only=True)
 class Weights:
-    """Every frozen tensor of a model. A tied head is the embedding itself."""
+    """Every frozen tensor of a model, wherever it is. A tied head is the embedding itself."""
 
-    embedding: Tensor
-    head: Tensor
+    device: torch.device
+    embedding: Embedding
+    head: HeadRows
     head_bias: Tensor | None
     positions: Tensor | None
     final_norm: Tensor
     final_norm_bias: Tensor | None
-    blocks: list[BlockWeights]
+    blocks: Blocks
+    workspace: Workspace
+    held: ExitStack
+    """Files and threads that are open as long as the weights are used."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of everything, tied tensors counted once."""
-        outer = {id(x): x.nbytes for x in (self.embedding, self.head, self.final_norm)}
-        blocks = sum(matrix.nbytes for block in self.blocks for matrix in block.matrices.values())
-        return sum(outer.values()) + blocks
+        """Bytes that stay on the device, scratch memory not counted."""
+        others = (self.head_bias, self.positions, self.final_norm, self.final_norm_bias)
+        small = sum(tensor.nbytes for tensor in others if tensor is not None)
+        return self.embedding.nbytes + self.head.nbytes + small + self.blocks.nbytes
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.blocks.close()
+        self.head.close()
+        self.workspace.clear()
+        self.held.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where the frozen weights live; the names are those of the plan's knobs."""
+
+    blocks: Placement = "resident"
+    embedding: EmbeddingPlace = "resident"
+    head: HeadPlace = "resident"
 
 
 class Loader:
-    """Reads the tensors of one model onto one device."""
+    """Reads the weights of one model for one device."""
 
-    def __init__(self, model: LocalModel, device: torch.device, quantization: str) -> None:
+    def __init__(
+        self,
+        model: LocalModel,
+        device: torch.device,
+        quantization: Quantization,
+        places: Places | None = None,
+    ) -> None:
         """Prepare to read ``model``; nothing is read yet."""
         self.model = model
         self.device = device
-        self.quantization = quantization
+        self.places = places or Places()
+        if self.places.blocks == "host" and device.type != "cuda":
+            raise UsageError(
+                "The weights of a CPU run are in host memory already: --placement disk or resident."
+            )
+        self._files = Files()
+        self._source = Checkpoint(model, quantization, self._files)
+        self._workspace = Workspace(device)
+        self._reader = ThreadPoolExecutor(1, "edgetune-read-ahead")
 
     def load(self) -> Weights:
-        """Read everything."""
-        shape = self.model.shape
-        embedding = self._read(f"{shape.embedding}.weight")
-        final = shape.final_norm
+        """Read everything that is to be resident, and open what is streamed."""
+        with ExitStack() as held:
+            held.callback(self._files.close)
+            held.callback(self._reader.shutdown)
+            weights = self._load(held)
+            weights.held = held.pop_all()
+        return weights
+
+    def _load(self, held: ExitStack) -> Weights:
+        shape, final = self.model.shape, self.model.shape.final_norm
+        embedding = self._embedding()
         return Weights(
+            device=self.device,
             embedding=embedding,
-            head=embedding if shape.tied else self._read(f"{shape.head}.weight"),
+            head=self._head(embedding),
             head_bias=self._read(f"{shape.head}.bias") if shape.head_bias else None,
             positions=self._read(f"{shape.positions}.weight") if shape.positions else None,
             final_norm=self._read(f"{final.module}.weight"),
             final_norm_bias=self._read(f"{final.module}.bias") if final.bias else None,
-            blocks=[self._block(layer) for layer in range(shape.layers)],
+            blocks=place_blocks(
+                self.places.blocks,
+                self._source,
+                [self._small(layer) for layer in range(shape.layers)],
+                self._workspace,
+                self._reader,
+            ),
+            workspace=self._workspace,
+            held=held,
         )
 
-    def _block(self, layer: int) -> BlockWeights:
+    def _embedding(self) -> Embedding:
+        name = f"{self.model.shape.embedding}.weight"
+        if self.places.embedding == "disk":
+            return FileEmbedding(self.model.tensors[name], self._files)
+        return ResidentEmbedding(self._read(name))
+
+    def _head(self, embedding: Embedding) -> HeadRows:
+        shape = self.model.shape
+        name = f"{shape.embedding if shape.tied else shape.head}.weight"
+        match self.places.head:
+            case "disk":
+                stored: StoredTensor = self.model.tensors[name]
+                return FileHead(stored, self._files, self._reader, self._workspace)
+            case "int8":
+                matrix = store(self._read(name), "int8", self._workspace)
+                assert isinstance(matrix, Int8Matrix)
+                return Int8Head(matrix, self._workspace)
+            case "resident":
+                if shape.tied and isinstance(embedding, ResidentEmbedding):
+                    return ResidentHead(embedding.weight, self._workspace, shared=True)
+                return ResidentHead(self._read(name), self._workspace, shared=False)
+
+    def _small(self, layer: int) -> BlockWeights:
+        """Return the norms and biases of a block."""
         shape, block = self.model.shape, BlockWeights()
         prefix = shape.block(layer)
         for norm in shape.norms:
@@ -80,40 +159,9 @@ class Loader:
             if norm.bias:
                 block.norm_biases[norm.role] = self._read(f"{prefix}{norm.module}.bias")
         for linear in shape.linears:
-            block.matrices[linear.role] = self._matrix(f"{prefix}{linear.module}.weight", linear)
             if linear.bias:
                 block.biases[linear.role] = self._read(f"{prefix}{linear.module}.bias")
         return block
 
-    def _matrix(self, name: str, linear: Linear) -> Matrix:
-        values = self._read(name)
-        if linear.transposed:
-            values = values.T.contiguous()
-        return store(values, self.quantization)
-
     def _read(self, name: str) -> Tensor:
-        return read_tensor(self.model.tensors[name]).to(self.device)
-
-
-def read_tensor(stored: StoredTensor) -> Tensor:
-    """Return one tensor of a safetensors file, read into memory of its own.
-
-    Raises:
-        ModelError: if its number format is not a floating one, or the file ends early.
-    """
-    if stored.dtype not in DTYPES:
-        raise ModelError(
-            f"{stored.file} holds a tensor of type {stored.dtype}; "
-            f"supported: {', '.join(DTYPES)}. Use a checkpoint that is not quantized."
-        )
-    values = torch.empty(stored.shape, dtype=DTYPES[stored.dtype])
-    buffer = memoryview(values.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-    with stored.file.open("rb", buffering=0) as file:
-        file.seek(stored.start)
-        filled = 0
-        while filled < len(buffer):
-            count = file.readinto(buffer[filled:])
-            if not count:
-                raise ModelError(f"{stored.file} ends early: it is damaged; copy it again.")
-            filled += count
-    return values
+        return self._source.tensor(self.model.tensors[name]).to(self.device)

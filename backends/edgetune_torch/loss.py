@@ -1,8 +1,10 @@
-"""Cross entropy over the loss tokens alone, a chunk of logits at a time.
+"""Cross entropy over the loss tokens alone, a tile of logits at a time.
 
-N loss tokens, D hidden size, V vocabulary, C tokens of a chunk. The gradient of the hidden
-states is computed in the forward pass, so no logits are kept: the peak is one (C, V) buffer of
-float32 logits, one slice of the head in the compute type, and (N, D).
+N loss tokens, D hidden size, V vocabulary, C tokens of a chunk, W rows of a slice of the head.
+The gradient of the hidden states is computed in the forward pass. Logits are made tile by tile,
+(C, W), and their log-sum-exp is kept up from tile to tile. A head on the device keeps the tiles
+of one chunk, (C, V) float32 in all, for the gradient; a streamed head makes each tile twice and
+holds one. Both compute the same numbers from the same tiles, bit for bit.
 """
 
 from __future__ import annotations
@@ -14,51 +16,49 @@ import torch
 from torch import Tensor
 
 from edgetune.data.batch import IGNORED
-
-VOCABULARY_SLICE = 8192
-"""Rows of the head converted to the compute type at a time."""
+from edgetune_torch.precision import product_dtype
+from edgetune_torch.vocabulary import HeadRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
     """The frozen output projection (V, D) and what is done to its logits."""
 
-    weight: Tensor
+    rows: HeadRows
     bias: Tensor | None
     scale: float
     softcap: float | None
 
     def logits(self, x: Tensor) -> Tensor:
         """Return float32 logits (C, V) of hidden states (C, D)."""
-        out = torch.empty(len(x), len(self.weight), device=x.device)
-        for span, rows in self._slices(x.dtype):
-            out[:, span] = (x @ rows.T).float()
-        if self.bias is not None:
-            out += self.bias.float()
-        if self.scale != 1.0:
-            out *= self.scale
-        if self.softcap is not None:
-            out.div_(self.softcap).tanh_().mul_(self.softcap)
+        out = torch.empty(len(x), self.rows.vocabulary, device=x.device)
+        for span, tile, _ in self.tiles(x):
+            out[:, span] = tile
         return out
 
-    def input_gradient(self, logit_gradient: Tensor, logits: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the gradient (C, D) of the hidden states; overwrites ``logit_gradient``."""
-        if self.softcap is not None:
-            logit_gradient *= 1 - (logits / self.softcap) ** 2
-        if self.scale != 1.0:
-            logit_gradient *= self.scale
-        grad = torch.zeros(len(logits), self.weight.shape[1], device=logits.device)
-        for span, rows in self._slices(dtype):
-            grad += (logit_gradient[:, span].to(dtype) @ rows).float()
-        return grad
+    def tiles(self, x: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Yield vocabulary span, float32 logits (C, W) and the rows (W, D) they came from."""
+        dtype = product_dtype(x.dtype, x.device)
+        wide = x.to(dtype)
+        for span, rows in self.rows.slices(dtype):
+            yield span, self._finished((wide @ rows.T).float(), span), rows
 
-    def _slices(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        if self.weight.dtype == dtype:
-            yield slice(None), self.weight
-            return
-        for start in range(0, len(self.weight), VOCABULARY_SLICE):
-            span = slice(start, min(start + VOCABULARY_SLICE, len(self.weight)))
-            yield span, self.weight[span].to(dtype)
+    def _finished(self, tile: Tensor, span: slice) -> Tensor:
+        if self.bias is not None:
+            tile += self.bias[span]
+        if self.scale != 1.0:
+            tile *= self.scale
+        if self.softcap is not None:
+            tile.div_(self.softcap).tanh_().mul_(self.softcap)
+        return tile
+
+    def chain(self, gradient: Tensor, tile: Tensor) -> Tensor:
+        """Return the gradient before scale and cap of the gradient after; overwrites it."""
+        if self.softcap is not None:
+            gradient *= 1 - (tile / self.softcap) ** 2
+        if self.scale != 1.0:
+            gradient *= self.scale
+        return gradient
 
 
 @dataclass(slots=True)
@@ -68,6 +68,46 @@ class Sums:
     loss: float = 0.0
     tokens: int = 0
     correct: int = 0
+
+
+class _Softmax:
+    """What is known of the softmax of C rows after some tiles."""
+
+    def __init__(self, targets: Tensor) -> None:
+        """Begin with no tile, for targets (C,)."""
+        shape, device = (len(targets), 1), targets.device
+        self.targets = targets.long()[:, None]
+        self.highest = torch.full(shape, float("-inf"), device=device)
+        self.best = torch.zeros(shape, dtype=torch.long, device=device)
+        self.total = torch.zeros(shape, device=device)
+        self.wanted = torch.zeros(shape, device=device)
+
+    def add(self, span: slice, tile: Tensor) -> None:
+        """Take in the logits (C, W) of a span of the vocabulary."""
+        high, at = tile.max(-1, keepdim=True)
+        self.best = torch.where(high > self.highest, at + span.start, self.best)
+        highest = torch.maximum(self.highest, high)
+        self.total *= torch.exp(self.highest - highest)
+        self.total += (tile - highest).exp_().sum(-1, keepdim=True)
+        self.highest = highest
+        inside, index = self.inside(span)
+        self.wanted += torch.where(inside, tile.gather(1, index), 0.0)
+
+    def inside(self, span: slice) -> tuple[Tensor, Tensor]:
+        """Return whose target is in a span, and where in it, 0 for the others; both (C, 1)."""
+        inside = (self.targets >= span.start) & (self.targets < span.stop)
+        return inside, torch.where(inside, self.targets - span.start, 0)
+
+    @property
+    def log_total(self) -> Tensor:
+        """The log-sum-exp of every row, (C, 1)."""
+        return self.highest + self.total.log()
+
+    def add_to(self, sums: Sums) -> None:
+        """Add the losses of all rows."""
+        sums.loss += float((self.log_total - self.wanted).sum(dtype=torch.float64))
+        sums.tokens += len(self.targets)
+        sums.correct += int((self.best == self.targets).sum())
 
 
 def loss_positions(targets: Tensor) -> Tensor:
@@ -86,29 +126,49 @@ def loss_and_gradient(
     grad = torch.empty_like(x)
     for start in range(0, len(x), chunk):
         span = slice(start, start + chunk)
-        logits = head.logits(x[span])
-        wanted = targets[span].long()[:, None]
-        log_z = torch.logsumexp(logits, dim=-1, keepdim=True)
-        _add(sums, logits, log_z, wanted)
-        probability = (logits - log_z).exp_() if head.softcap else logits.sub_(log_z).exp_()
-        minus_one = probability.new_full(wanted.shape, -1.0)
-        logit_gradient = probability.scatter_add_(1, wanted, minus_one).mul_(scale)
-        grad[span] = head.input_gradient(logit_gradient, logits, x.dtype).to(x.dtype)
+        softmax, kept = _Softmax(targets[span]), []
+        for at, tile, _ in head.tiles(x[span]):
+            softmax.add(at, tile)
+            if not head.rows.streamed:
+                kept.append(tile)
+        softmax.add_to(sums)
+        grad[span] = _gradient(x[span], head, softmax, kept, scale)
     return sums, grad
+
+
+def _gradient(x: Tensor, head: Head, softmax: _Softmax, kept: list[Tensor], scale: float) -> Tensor:
+    """Return the gradient (C, D) of the hidden states; takes the ``kept`` tiles away."""
+    dtype = product_dtype(x.dtype, x.device)
+    grad, log_total = torch.zeros(x.shape, device=x.device), softmax.log_total
+    for span, tile, rows in _again(x, head, kept, dtype):
+        probability = (tile - log_total).exp_() if head.softcap else tile.sub_(log_total).exp_()
+        inside, index = softmax.inside(span)
+        probability.scatter_add_(1, index, torch.where(inside, -1.0, 0.0))
+        part = head.chain(probability.mul_(scale), tile).to(dtype)
+        if dtype == torch.float32:
+            grad.addmm_(part, rows)
+        else:
+            grad += part @ rows
+    return grad
+
+
+def _again(
+    x: Tensor, head: Head, kept: list[Tensor], dtype: torch.dtype
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    if head.rows.streamed:
+        yield from head.tiles(x)
+        return
+    kept.reverse()
+    for span, rows in head.rows.slices(dtype):
+        yield span, kept.pop(), rows
 
 
 def loss_only(x: Tensor, targets: Tensor, head: Head, *, chunk: int) -> Sums:
     """Return the summed loss of x (N, D) against targets (N,), without a gradient."""
     sums = Sums()
     for start in range(0, len(x), chunk):
-        span = slice(start, start + chunk)
-        logits = head.logits(x[span])
-        log_z = torch.logsumexp(logits, dim=-1, keepdim=True)
-        _add(sums, logits, log_z, targets[span].long()[:, None])
+        softmax = _Softmax(targets[start : start + chunk])
+        for span, tile, _ in head.tiles(x[start : start + chunk]):
+            softmax.add(span, tile)
+        softmax.add_to(sums)
     return sums
-
-
-def _add(sums: Sums, logits: Tensor, log_z: Tensor, wanted: Tensor) -> None:
-    sums.loss += float((log_z - logits.gather(1, wanted)).sum(dtype=torch.float64))
-    sums.tokens += len(wanted)
-    sums.correct += int((logits.argmax(-1, keepdim=True) == wanted).sum())

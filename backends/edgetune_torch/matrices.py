@@ -1,77 +1,155 @@
-"""How a frozen matrix is stored, and how it becomes numbers again for the time of one product."""
+"""How a frozen matrix is stored, and how it becomes numbers again for the time of one product.
+
+A format says which parts a matrix (outputs, inputs) consists of; the parts lie in memory that
+someone else owns: a buffer of a resident block, or a slot that blocks are streamed through.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from math import prod
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from edgetune.errors import UsageError
+from edgetune_torch.workspace import Workspace
+
+FORMATS = {
+    "none": "edgetune_torch.matrices:DenseMatrix",
+    "int8": "edgetune_torch.int8:Int8Matrix",
+    "nf4": "edgetune_torch.nf4:Nf4Matrix",
+}
+
 
 class Matrix(Protocol):
-    """A frozen matrix (outputs, inputs) in some storage format."""
+    """A frozen matrix (outputs, inputs), wherever it is at the moment."""
+
+    @property
+    def workspace(self) -> Workspace:
+        """Scratch memory for products with this matrix."""
 
     def dense(self, dtype: torch.dtype) -> Tensor:
-        """Return the matrix as plain numbers; the caller must not write to it."""
+        """Return the matrix as plain numbers, valid until the next call on any matrix.
+
+        The caller must neither write to it nor keep it.
+        """
 
     @property
     def nbytes(self) -> int:
         """Bytes of the storage."""
 
 
-class DenseMatrix:
-    """A matrix stored as it came."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One tensor of a stored matrix."""
 
-    def __init__(self, values: Tensor) -> None:
-        """Keep ``values`` (outputs, inputs)."""
-        self.values = values
-
-    def dense(self, dtype: torch.dtype) -> Tensor:
-        """Return the values, converted only if the type differs."""
-        return self.values.to(dtype)
+    shape: tuple[int, ...]
+    dtype: torch.dtype
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the storage."""
-        return self.values.nbytes
+        """Bytes of the tensor."""
+        return prod(self.shape) * self.dtype.itemsize
 
 
-class Nf4Matrix:
-    """Four bits a weight: NF4, blocks of 64, doubly quantized scales (Dettmers 2023, section 3).
+class StoredMatrix(ABC):
+    """A matrix in one format, over parts that exist."""
 
-    bitsandbytes' functions are used, not its ``Linear4bit``: that module repacks its weight in
-    the first evaluation on a CPU with AVX512-BF16 and then trains nothing (0.50).
+    quantized: ClassVar[bool] = True
+
+    def __init__(self, shape: tuple[int, int], parts: Mapping[str, Tensor], workspace: Workspace):
+        """Read and write ``parts``, which have the shapes that :meth:`parts_of` says."""
+        self.shape = shape
+        self.parts = dict(parts)
+        self.workspace = workspace
+
+    @staticmethod
+    @abstractmethod
+    def parts_of(outputs: int, inputs: int, dtype: torch.dtype) -> dict[str, Part]:
+        """Return the parts of a matrix that is stored as ``dtype`` in the checkpoint."""
+
+    @abstractmethod
+    def write(self, values: Tensor) -> None:
+        """Store ``values`` (outputs, inputs) in the parts."""
+
+    @abstractmethod
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """Return the matrix as plain numbers; see :class:`Matrix`."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the parts."""
+        return sum(part.nbytes for part in self.parts.values())
+
+
+class DenseMatrix(StoredMatrix):
+    """A matrix in the numbers of its checkpoint."""
+
+    quantized = False
+
+    @staticmethod
+    def parts_of(outputs: int, inputs: int, dtype: torch.dtype) -> dict[str, Part]:
+        """Return the values themselves."""
+        return {"values": Part((outputs, inputs), dtype)}
+
+    def write(self, values: Tensor) -> None:
+        """Copy ``values``."""
+        self.parts["values"].copy_(values)
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """Return the values, widened only if the type differs."""
+        values = self.parts["values"]
+        if values.dtype == dtype:
+            return values
+        return self.workspace.take("matrix", self.shape, dtype).copy_(values)
+
+
+class TransposedMatrix(DenseMatrix):
+    """A matrix that its checkpoint stores (inputs, outputs), as GPT-2 does."""
+
+    @staticmethod
+    def parts_of(outputs: int, inputs: int, dtype: torch.dtype) -> dict[str, Part]:
+        """Return the values as they are in the file."""
+        return {"values": Part((inputs, outputs), dtype)}
+
+    def write(self, values: Tensor) -> None:
+        """Copy ``values`` (outputs, inputs)."""
+        self.parts["values"].copy_(values.T)
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """Return the values (outputs, inputs)."""
+        values = self.parts["values"]
+        if values.dtype == dtype:
+            return values.T
+        return self.workspace.take("matrix", self.shape[::-1], dtype).copy_(values).T
+
+
+def matrix_class(quantization: str) -> type[StoredMatrix]:
+    """Return the class of a storage format.
+
+    Raises:
+        UsageError: if this backend does not have it.
     """
-
-    def __init__(self, values: Tensor) -> None:
-        """Quantize ``values`` (outputs, inputs)."""
-        from bitsandbytes.functional import quantize_4bit
-
-        self.packed, self.state = quantize_4bit(
-            values.contiguous(), blocksize=64, compress_statistics=True, quant_type="nf4"
-        )
-
-    def dense(self, dtype: torch.dtype) -> Tensor:
-        """Return the dequantized matrix in ``dtype``."""
-        from bitsandbytes.functional import dequantize_4bit
-
-        self.state.dtype = dtype
-        values: Tensor = dequantize_4bit(self.packed, self.state)
-        return values
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the codes and of both levels of scales."""
-        scales = self.state.absmax.nbytes + self.state.state2.absmax.nbytes
-        return int(self.packed.nbytes + scales)
+    if quantization not in FORMATS:
+        supported = ", ".join(FORMATS)
+        raise UsageError(f"Unsupported quantization {quantization!r} on torch: it has {supported}.")
+    module, _, name = FORMATS[quantization].partition(":")
+    found: type[StoredMatrix] = getattr(import_module(module), name)
+    return found
 
 
-def store(values: Tensor, quantization: str) -> Matrix:
-    """Return a projection's weight (outputs, inputs) in the planned storage format."""
-    match quantization:
-        case "none":
-            return DenseMatrix(values)
-        case "nf4":
-            return Nf4Matrix(values)
-        case other:
-            raise ValueError(f"the plan should have refused the quantization {other!r}")
+def store(values: Tensor, quantization: str, workspace: Workspace | None = None) -> StoredMatrix:
+    """Return ``values`` (outputs, inputs) in a storage format, in memory of its own."""
+    cls, (outputs, inputs) = matrix_class(quantization), values.shape
+    parts = {
+        name: torch.empty(part.shape, dtype=part.dtype, device=values.device)
+        for name, part in cls.parts_of(outputs, inputs, values.dtype).items()
+    }
+    matrix = cls((outputs, inputs), parts, workspace or Workspace(values.device))
+    matrix.write(values)
+    return matrix

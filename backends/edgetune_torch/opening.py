@@ -2,41 +2,84 @@
 
 from __future__ import annotations
 
-import torch
-from torch.nn import Parameter
+from contextlib import ExitStack
 
-from edgetune.methods import initial_value
+import torch
+
 from edgetune.model import LocalModel
 from edgetune.plan import Plan
+from edgetune.spec import Offload
+from edgetune_torch.checkpoints import make_checkpoints
 from edgetune_torch.decoder import Decoder
 from edgetune_torch.engine import Engine
-from edgetune_torch.load import Loader
+from edgetune_torch.load import Loader, Places, Weights
 from edgetune_torch.loss import Head
+from edgetune_torch.malloc import limit_arenas, trim
+from edgetune_torch.memory import MemoryWatch
 from edgetune_torch.methods import adapt
 from edgetune_torch.session import TorchSession
+from edgetune_torch.tensors import LoadedBase, new_parameters
+from edgetune_torch.wall import Wall
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def open_session(plan: Plan, model: LocalModel) -> TorchSession:
     """Load the model as planned, with a new adapter."""
-    choice, shape = plan.choice, model.shape
+    limit_arenas()
     device = torch.device("cuda" if plan.device.kind == "cuda" else "cpu")
-    weights = Loader(model, device, choice.quantization).load()
+    with ExitStack() as held:
+        watch = MemoryWatch(device, plan.device.budget_bytes)
+        held.callback(watch.close)
+        wall = Wall(device, plan.device.wall_bytes, plan.memory.parts.runtime)
+        held.callback(wall.close)
+        engine = open_engine(plan, model, device)
+        held.callback(engine.close)
+        base = LoadedBase(model.shape, engine.decoder.weights, model.folder)
+        parameters = new_parameters(
+            plan.choice.method, model.shape, base, plan.training.seed, device
+        )
+        method = adapt(plan.choice.method, model.shape, parameters)
+        trim()
+        return TorchSession(plan, engine, method, watch, held.pop_all())
+
+
+def open_engine(plan: Plan, model: LocalModel, device: torch.device) -> Engine:
+    """Load the frozen model as planned."""
+    choice = plan.choice
+    places = Places(blocks=choice.placement, embedding=choice.embedding, head=choice.head)
+    weights = Loader(model, device, choice.quantization, places).load()
+    return build_engine(
+        model,
+        weights,
+        DTYPES[choice.compute_dtype],
+        checkpointed=choice.checkpointing.layers,
+        offload=choice.checkpointing.offload,
+        chunk=choice.loss_chunk,
+    )
+
+
+def build_engine(
+    model: LocalModel,
+    weights: Weights,
+    dtype: torch.dtype,
+    *,
+    checkpointed: int = 0,
+    offload: Offload = "none",
+    chunk: int = 256,
+) -> Engine:
+    """Return the engine over loaded weights; the knobs are those of the plan."""
+    shape = model.shape
     head = Head(
-        weight=weights.head,
+        rows=weights.head,
         bias=weights.head_bias,
         scale=shape.logit_scale,
         softcap=shape.logit_softcap,
     )
-    decoder = Decoder(shape, weights, DTYPES[choice.compute_dtype])
-    engine = Engine(
-        decoder, head, checkpointed=choice.checkpointing.layers, chunk=choice.loss_chunk
+    return Engine(
+        Decoder(shape, weights, dtype),
+        head,
+        checkpointed=checkpointed,
+        chunk=chunk,
+        checkpoints=make_checkpoints(offload, weights.device),
     )
-    parameters = {
-        tensor.name: Parameter(
-            torch.from_numpy(initial_value(tensor, plan.training.seed)).to(device)
-        )
-        for tensor in choice.method.tensors(shape)
-    }
-    return TorchSession(plan, engine, adapt(choice.method, shape, parameters))

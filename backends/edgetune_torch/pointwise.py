@@ -1,7 +1,7 @@
 """Norms, rotation and activations: element by element, with their backward written out.
 
-Each saves its inputs only (they are needed elsewhere anyway) and recomputes the rest. Frozen
-weights get no gradient.
+Each saves its inputs only (they are needed elsewhere anyway) and recomputes the rest. A weight
+gets a gradient only if it is trained.
 """
 
 from __future__ import annotations
@@ -27,15 +27,18 @@ class RmsNorm(torch.autograd.Function):
         return (wide * _inverse_rms(wide, eps)).mul_(weight).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        """Return the gradient of x."""
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        """Return the gradient of x, and of a trained weight."""
         x, weight = ctx.saved_tensors
         wide = x.float()
         inverse = _inverse_rms(wide, ctx.eps)
         unit = wide * inverse
-        grad = grads[0].float() * weight
+        grad = grads[0].float()
+        trained = ctx.needs_input_grad[1]
+        weight_grad = (grad * unit).flatten(0, -2).sum(0) if trained else None
+        grad = grad * weight
         grad -= unit * (grad * unit).mean(-1, keepdim=True)
-        return grad.mul_(inverse).to(x.dtype), None, None
+        return grad.mul_(inverse).to(x.dtype), weight_grad, None
 
 
 def norm(x: Tensor, kind: NormKind, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar, Final
@@ -22,11 +22,34 @@ from edgetune.shape import ModelShape
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 
-FORMATS: Final[Mapping[str, str]] = {"lora": "edgetune.adapter_file.lora:LoraFormat"}
+EDGETUNE: Final = "EDGETUNE"
+"""What ``peft_type`` says of methods that PEFT does not know."""
+
+FORMATS: Final[Mapping[str, str]] = {
+    "lora": "edgetune.adapter_file.lora:LoraFormat",
+    "dora": "edgetune.adapter_file.lora:LoraFormat",
+    "prompt": "edgetune.adapter_file.prompt:PromptFormat",
+    "prefix": "edgetune.adapter_file.prefix:PrefixFormat",
+    "llama-adapter": "edgetune.adapter_file.llama_adapter:LlamaAdapterFormat",
+    "ia3": "edgetune.adapter_file.ia3:Ia3Format",
+    "norm": "edgetune.adapter_file.norm:NormFormat",
+    "adapter": "edgetune.adapter_file.typed:TypedFormat",
+    "bitfit": "edgetune.adapter_file.typed:TypedFormat",
+    "mam": "edgetune.adapter_file.typed:TypedFormat",
+    "full": "edgetune.adapter_file.typed:TypedFormat",
+}
 """Method kind to the class of its format, imported on use."""
 
-PEFT_TYPES: Final[Mapping[str, str]] = {"LORA": "lora"}
-"""PEFT's name of a method to its kind here."""
+PEFT_TYPES: Final[Mapping[str, str]] = {
+    "LORA": "lora",
+    "PROMPT_TUNING": "prompt",
+    "PREFIX_TUNING": "prefix",
+    "ADAPTION_PROMPT": "llama-adapter",
+    "IA3": "ia3",
+    "LN_TUNING": "norm",
+    EDGETUNE: "adapter",
+}
+"""What a config calls a method to a kind whose format reads it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +61,19 @@ class LoadedAdapter:
     base: str | None
 
 
+ANYWHERE: Final = frozenset(
+    {
+        "peft_type", "base_model_name_or_path", "inference_mode", "revision", "auto_mapping",
+        "peft_version",
+    }
+)  # fmt: skip
+"""Fields of every config that say where a file came from."""
+
+
 class AdapterFormat(ABC):
     """How one method is written in PEFT's layout."""
 
-    prefix: ClassVar[str]
+    prefix: ClassVar[str] = "base_model.model."
     """What the names in the file have before those of :mod:`edgetune.methods`."""
 
     @abstractmethod
@@ -72,6 +104,17 @@ def adapter_format(kind: str) -> AdapterFormat:
     module, _, name = FORMATS[kind].partition(":")
     found: AdapterFormat = getattr(import_module(module), name)()
     return found
+
+
+def unsupported(
+    config: Mapping[str, object],
+    known: Collection[str],
+    allowed: Mapping[str, tuple[object, ...]],
+) -> Iterator[str]:
+    """Name the fields that ask for something: an empty or false field asks for nothing."""
+    for name, value in config.items():
+        if value and name not in known and value not in allowed.get(name, ()):
+            yield f"{name} is {value!r}: not supported"
 
 
 def check_shapes(

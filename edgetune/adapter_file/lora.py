@@ -1,29 +1,27 @@
-"""LoRA as PEFT writes it. What PEFT knows beyond plain LoRA is refused, never dropped."""
+"""LoRA and DoRA as PEFT writes them. What PEFT knows beyond is refused, never dropped."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, ClassVar, Final, cast
+from typing import Any, Final, cast
 
-from edgetune.adapter_file.base import AdapterFormat
+from edgetune.adapter_file.base import ANYWHERE, AdapterFormat, unsupported
 from edgetune.adapter_file.modules import adaptable, exact_names
 from edgetune.errors import ModelError
 from edgetune.methods.base import Method
-from edgetune.methods.lora import Lora
+from edgetune.methods.dora import Dora
+from edgetune.methods.lora import Lora, LowRank
 from edgetune.model.config import Fields
 from edgetune.model.weights import listing
 from edgetune.shape import ModelShape
 
-_READ: Final = {
-    "peft_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "use_rslora",
-}  # fmt: skip
-_WITHOUT_EFFECT: Final = {
+_KNOWN: Final = ANYWHERE | {
+    "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora",
     # which modules are adapted: the tensors in the file say it
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
-    # how training began, where the file came from, how PEFT computes
-    "eva_config", "inference_mode", "fan_in_fan_out", "revision", "auto_mapping", "peft_version",
-    "runtime_config", "megatron_config", "megatron_core", "qalora_group_size",
-    "ensure_weight_tying",
+    # how training began, how PEFT computes
+    "eva_config", "fan_in_fan_out", "runtime_config", "megatron_config", "megatron_core",
+    "qalora_group_size", "ensure_weight_tying",
 }  # fmt: skip
 _ALLOWED: Final[Mapping[str, tuple[object, ...]]] = {
     "task_type": ("CAUSAL_LM",),
@@ -31,16 +29,15 @@ _ALLOWED: Final[Mapping[str, tuple[object, ...]]] = {
     # the other first values change the base weights as well
     "init_lora_weights": (True, "gaussian", "eva", "orthogonal"),
 }
+_PARTS: Final = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
 
 
 class LoraFormat(AdapterFormat):
-    """Pairs of ``lora_A`` (rank, inputs) and ``lora_B`` (outputs, rank)."""
-
-    prefix: ClassVar[str] = "base_model.model."
+    """``lora_A`` (rank, inputs), ``lora_B`` (outputs, rank), of DoRA the magnitudes (outputs)."""
 
     def config(self, method: Method, shape: ModelShape) -> dict[str, Any]:
         """Return the fields of a ``LoraConfig``; those left out keep PEFT's defaults."""
-        lora = cast("Lora", method)
+        lora = cast("LowRank", method)
         targets = lora.select(shape)
         alpha = 2 * lora.rank if lora.alpha is None else lora.alpha
         return {
@@ -50,7 +47,7 @@ class LoraFormat(AdapterFormat):
             "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
             "lora_dropout": lora.dropout,
             "use_rslora": lora.rslora,
-            "use_dora": False,
+            "use_dora": lora.kind == "dora",
             "bias": "none",
             "fan_in_fan_out": any(target.linear.transposed for target in targets),
             "target_modules": list(exact_names(shape, [target.module for target in targets])),
@@ -58,26 +55,27 @@ class LoraFormat(AdapterFormat):
 
     def method(
         self, config: Mapping[str, object], names: Collection[str], shape: ModelShape
-    ) -> Lora:
-        """Return LoRA on the modules whose tensors are there."""
+    ) -> LowRank:
+        """Return LoRA or DoRA on the modules whose tensors are there."""
         fields = Fields(config)
         rank, alpha = fields.size("r"), fields.number("lora_alpha", 8.0)
         dropout, rslora = fields.number("lora_dropout", 0.0), fields.flag("use_rslora", False)
-        found = {name.rsplit(".", 2)[0] for name in names}
+        dora = fields.flag("use_dora", False)
+        found = {_module(name) for name in names}
         known = [module for module in adaptable(shape) if module in found]
-        problems = [*fields.problems, *_unsupported(config), *_strange(found, known, shape)]
+        strange = _strange(found, known, shape)
+        problems = [*fields.problems, *unsupported(config, _KNOWN, _ALLOWED), *strange]
         if problems:
             raise ModelError(f"This LoRA adapter cannot be used:\n  - {listing(problems)}")
         targets = exact_names(shape, known)
-        return Lora(rank=rank, alpha=alpha, dropout=dropout, targets=targets, rslora=rslora)
+        cls: type[LowRank] = Dora if dora else Lora
+        return cls(rank=rank, alpha=alpha, dropout=dropout, targets=targets, rslora=rslora)
 
 
-def _unsupported(config: Mapping[str, object]) -> Iterator[str]:
-    """Name the fields that ask for something: an empty or false field asks for nothing."""
-    for name, value in config.items():
-        off = not value or name in _READ | _WITHOUT_EFFECT
-        if not off and value not in _ALLOWED.get(name, ()):
-            yield f"{name} is {value!r}: not supported"
+def _module(name: str) -> str:
+    for part in _PARTS:
+        name = name.removesuffix(part)
+    return name
 
 
 def _strange(found: set[str], known: Collection[str], shape: ModelShape) -> Iterator[str]:

@@ -27,13 +27,14 @@ def save_adapter(
 ) -> None:
     """Write an adapter to a folder, each file whole or not at all.
 
-    ``tensors`` has the names and shapes of ``method.tensors(shape)`` and is written as float32;
+    ``tensors`` has the names and shapes of ``method.on_disk()`` and is written as float32;
     ``base`` is what ``base_model_name_or_path`` shall say.
 
     Raises:
         ModelError: naming every tensor that is missing, unknown or of another shape.
         UsageError: if the method cannot be written in PEFT's layout.
     """
+    method = method.on_disk()
     written = adapter_format(method.kind)
     check_shapes(str(folder), method, shape, {name: x.shape for name, x in tensors.items()})
     config = {

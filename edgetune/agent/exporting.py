@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.adapter_file import LoadedAdapter, load_adapter
+from edgetune.agent.opening import open_adapted, open_planned, open_session
 from edgetune.agent.planning import read_rows
-from edgetune.agent.training import open_session
 from edgetune.backend import Session
-from edgetune.errors import CheckFailedError, EdgetuneError, UsageError
+from edgetune.errors import CheckFailedError, UsageError
 from edgetune.export import Exported, ExportRequest, export
 from edgetune.export.check import MergeCheck, compare, require
-from edgetune.model import LocalModel, open_model, resolve
-from edgetune.plan import Plan, plan_from_json, read_plan_file
-from edgetune.record import RunFolder
+from edgetune.export.truncate import truncated
+from edgetune.model import LocalModel, resolve
+from edgetune.plan import Plan
 from edgetune.spec import Checkpointing
 
 Logits = NDArray[np.float32]
@@ -50,18 +50,20 @@ def export_run(
     dtype: Any = None,
     shard_bytes: int | None = None,
     data: Path | None = None,
+    rank: int | None = None,
 ) -> ExportResult:
     """Export a run; merged weights are compared with base and adapter on rows of its data.
+
+    With ``rank`` an adapter that DyLoRA trained is cut to its first components.
 
     Raises:
         CheckFailedError: if the merged model is not the trained one; it is removed then.
         EdgetuneError: if the run, its model, its data or the output cannot be had.
     """
-    folder = RunFolder.open(path)
-    plain = read_plan_file(folder.plan)
-    model = open_model(plain["model"]["ref"])
-    plan = plan_from_json(plain, model.shape)
+    folder, plan, model = open_planned(path)
     adapter = load_adapter(folder.finished_adapter(), model.shape)
+    if rank is not None:
+        adapter = truncated(adapter, rank, plan.choice.method)
     request = ExportRequest(
         adapter=adapter, model=model, output=output, dtype=dtype, shard_bytes=shard_bytes
     )
@@ -75,7 +77,7 @@ def export_run(
     except CheckFailedError as error:
         shutil.rmtree(exported.folder)
         raise CheckFailedError(f"{error} {exported.folder} was removed.") from None
-    except EdgetuneError:
+    except BaseException:  # what was not checked is not handed over
         shutil.rmtree(exported.folder)
         raise
     return ExportResult(exported=exported, check=check)
@@ -127,9 +129,8 @@ def _waiting_logits(
 ) -> Iterator[tuple[list[Logits], list[Logits]]]:
     """Yield the logits of base and adapter, and of the base alone, kept on disk."""
     with tempfile.TemporaryDirectory() as folder:
-        session = open_session(plan, model)
+        session = open_adapted(plan, model, adapter)
         with closing(session):
-            session.restore(adapter.tensors)
             adapted, base = (
                 [_on_disk(Path(folder), session, row, adapted) for row in rows]
                 for adapted in (True, False)

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgetune.device import read_device
-from edgetune.errors import ModelError
+from edgetune.device import Device, read_device
+from edgetune.errors import ModelError, UsageError
 from edgetune.model import ModelSource, resolve
 from edgetune.plan import DataFacts, Plan, make_plan
 from edgetune.spec import Training, values
+from edgetune.speed import Measurements, load_measurements, versions_of
 
 if TYPE_CHECKING:
-    from edgetune.data import Dataset, Tokenizer
+    from edgetune.data import Dataset, Report, Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,54 +32,104 @@ class Wish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """A plan, and the rows that it was made for, fitted to its context."""
+    """A plan, and the rows that it was made for, fitted to its context.
+
+    ``here`` is whether it is for this machine.
+    """
 
     plan: Plan
     source: ModelSource
+    here: bool
     dataset: Dataset | None = None
     tokenizer: Tokenizer | None = None
 
 
-def plan_for(wish: Wish) -> Planned:
-    """Return the plan for a wish; the data is read if there is any.
+def plan_for(wish: Wish, report: Report | None = None) -> Planned:
+    """Return the plan for a wish; the data is read if there is any, telling ``report``.
 
     Raises:
         EdgetuneError: if the model, the data or the device cannot be had, or nothing fits.
     """
     source = resolve(wish.model)
     device = read_device(wish.device)
+    ref = lasting_ref(source)
     if wish.data is None:
         plan = make_plan(
-            device, wish.model, source.shape,
+            device, ref, source.shape,
             fixed=wish.choice, training=wish.training, memory=wish.memory,
+            measured=measured(device),
         )  # fmt: skip
-        return Planned(plan=plan, source=source)
-    tokenizer, dataset = read_rows(source, wish.data, Training(**wish.training))
+        return Planned(plan=plan, source=source, here=device.here)
+    training = lasting_training(wish.training)
+    tokenizer, dataset = read_rows(source, wish.data, Training(**training), report)
     lengths = dataset.lengths
     plan = make_plan(
-        device, wish.model, source.shape,
-        fixed=wish.choice, training=wish.training, memory=wish.memory,
+        device, ref, source.shape,
+        fixed=wish.choice, training=training, memory=wish.memory,
+        measured=measured(device),
         facts=DataFacts(
-            path=str(wish.data),
+            path=str(wish.data.expanduser().absolute()),
             rows=len(dataset.train),
             longest=int(lengths.max()),
             tokens=int(lengths.sum()),
+            long_rows=dataset.long_rows,
         ),
     )  # fmt: skip
     return Planned(
-        plan=plan, source=source, tokenizer=tokenizer, dataset=dataset.fit(plan.choice.context)
+        plan=plan,
+        source=source,
+        here=device.here,
+        tokenizer=tokenizer,
+        dataset=dataset.fit(plan.choice.context),
     )
 
 
-def read_rows(source: ModelSource, data: Path, training: Training) -> tuple[Tokenizer, Dataset]:
+def measured(device: Device) -> Measurements | None:
+    """Return what `edgetune devices --measure` found on a device of this machine."""
+    return load_measurements(device.name, versions_of(device.backend)) if device.here else None
+
+
+def lasting_ref(source: ModelSource) -> str:
+    """Return how a model is called from any working directory: a folder by its whole path."""
+    if source.profile is not None or source.hub_id is not None or source.folder is None:
+        return source.ref
+    return str(source.folder.absolute())
+
+
+def planned_model(plain: Mapping[str, Any], file: Path) -> str:
+    """Return the model that the content of a plan file is for.
+
+    Raises:
+        UsageError: if it does not say.
+    """
+    try:
+        return str(plain["model"]["ref"])
+    except (KeyError, TypeError):
+        raise UsageError(
+            f"The plan file {file} does not say which model it is for. Make it again with "
+            "`edgetune plan`."
+        ) from None
+
+
+def lasting_training(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a training so that they mean the same in any working directory."""
+    lasting = dict(settings)
+    if lasting.get("validation_data") is not None:
+        lasting["validation_data"] = str(Path(lasting["validation_data"]).expanduser().absolute())
+    return lasting
+
+
+def read_rows(
+    source: ModelSource, data: Path, training: Training, report: Report | None = None
+) -> tuple[Tokenizer, Dataset]:
     """Return the model's tokenizer and the rows of a file, not fitted to a context yet."""
-    from edgetune.data import load_tokenizer, read_dataset
+    from edgetune.data import load_tokenizer, parse_fields, read_dataset
 
     if source.folder is None:
         raise ModelError(
-            f"To count the tokens of {data}, the tokenizer of {source.ref} must be on this "
-            "machine, and it is not. Plan without --data, or get the model: "
-            f"`edgetune fetch {source.hub_id or source.ref}` or --model FOLDER."
+            f"The tokenizer of {source.ref} is needed to count the tokens of {data}, and it is "
+            f"not on this machine. Get the model with `hf download {source.hub_id}`, or give its "
+            "folder: --model FOLDER. A plan alone can do without --data."
         )
     tokenizer = load_tokenizer(source.folder)
     dataset = read_dataset(
@@ -86,8 +137,11 @@ def read_rows(source: ModelSource, data: Path, training: Training) -> tuple[Toke
         tokenizer,
         loss_on=training.loss_on,
         validation=training.validation,
+        validation_data=Path(training.validation_data) if training.validation_data else None,
+        fields=parse_fields(training.fields) if training.fields else None,
         seed=training.seed,
         long_rows=training.long_rows,
+        report=report,
     )
     return tokenizer, dataset
 
@@ -97,6 +151,8 @@ def replanned(plan: Plan, wish: Wish) -> Wish:
     method = plan.choice.method
     settings = values(plan.choice) | values(method) | {"method": method.kind}
     training = values(plan.training)
+    if "epochs" in wish.training:
+        training["steps"] = None
     return replace(
         wish,
         model=plan.model.ref,

@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edgetune.adapter_file import load_adapter, save_adapter
+from edgetune.agent.opening import open_planned, open_session
 from edgetune.agent.planning import Planned, read_rows
-from edgetune.backend import Session, load_backend
-from edgetune.data import Batches, Dataset, MicroBatch, evaluation_batches
-from edgetune.errors import UsageError
+from edgetune.agent.work import Work
+from edgetune.backend import Session
+from edgetune.errors import DivergedError, OutOfMemoryError, StoppedError, UsageError
 from edgetune.files import whole_folder
-from edgetune.model import LocalModel, open_model, resolve
-from edgetune.plan import Plan, plan_from_json, read_plan_file
-from edgetune.record import Recorder, RunFolder, best, differences, latest, load_checkpoint
-from edgetune.train import Event, Progress, Schedule, schedule_of, train
+from edgetune.model import open_model, resolve
+from edgetune.plan import Plan
+from edgetune.record import (
+    Checkpoint,
+    Recorder,
+    RunFacts,
+    RunFolder,
+    best,
+    latest,
+    load_checkpoint,
+    rewind,
+    write_report,
+)
+from edgetune.train import Event, Progress, Schedule, train
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A run that is ready to go: everything is open, nothing is trained by this object yet."""
+    """A run that is ready to go: everything is open, nothing is trained by this object yet.
 
-    plan: Plan
+    ``held`` gives back the session and the lock of the folder.
+    """
+
+    work: Work
     folder: RunFolder
     session: Session
-    dataset: Dataset
-    batches: Batches
-    schedule: Schedule
-    recorder: Recorder
     start: Progress
+    held: ExitStack
+
+    @property
+    def schedule(self) -> Schedule:
+        """When what happens."""
+        return self.work.facts.schedule
 
     def events(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Train to the end, recording and passing on what happens.
@@ -40,42 +56,40 @@ class Run:
             OutOfMemoryError: if nothing smaller is left to try; the state is saved then.
             DivergedError: if the loss is not finite any more; the last good state is saved.
         """
-        events = train(
-            self.session, self.batches.step, self._evaluation, self.schedule, self.start, stop
-        )
-        for event in events:
-            self.recorder.handle(event)
-            yield event
-        self._finish()
+        work, session = self.work, self.session
+        recorder = Recorder(folder=self.folder, session=session, plan=work.plan, facts=work.facts)
+        events = train(session, work.batches.step, work.evaluation, self.schedule, self.start, stop)
+        try:
+            for event in events:
+                recorder.handle(event)
+                yield event
+        except (StoppedError, OutOfMemoryError, DivergedError) as error:
+            self.folder.note("ended early", str(error))
+            raise
+        if not self.folder.adapter.exists():
+            self._finish()
 
-    def _evaluation(self) -> Iterator[MicroBatch]:
-        choice = self.plan.choice
-        return evaluation_batches(
-            self.dataset.validation, context=choice.context, micro_batch=choice.micro_batch
-        )
+    def close(self) -> None:
+        """Give back the device's memory and let others into the folder."""
+        self.held.close()
 
     def _finish(self) -> None:
-        """Write the adapter of the best checkpoint, of the last one without validation rows."""
-        source = best(self.folder.checkpoints) or latest(self.folder.checkpoints)
-        if source is None:
-            raise UsageError(f"{self.folder.path} has no checkpoint.")
-        loaded = load_adapter(source, self.plan.shape)
-        if not self.folder.adapter.exists():
-            with whole_folder(self.folder.adapter) as temporary:
-                save_adapter(
-                    temporary, loaded.method, self.plan.shape, loaded.tensors,
-                    base=self.plan.model.ref,
-                )  # fmt: skip
-        memory = self.session.memory()
-        self.folder.write(
-            "memory.json",
-            {
-                "planned_bytes": self.plan.memory.peak_bytes,
-                "peak_bytes": memory.peak_bytes,
-                "budget_bytes": self.plan.device.budget_bytes,
-            },
-        )
-        self.folder.note("adapter written", f"from {source.name}", step=self.schedule.steps)
+        """Write what was measured and the best adapter, the last one without validation rows."""
+        folder, plan = self.folder, self.work.plan
+        source = best(folder.checkpoints) or latest(folder.checkpoints)
+        assert source is not None, "the loop offers its first and its last state for saving"
+        memory = {
+            "planned_bytes": plan.memory.peak_bytes,
+            "peak_bytes": max(self.session.memory().peak_bytes, folder.peak_bytes()),
+            "budget_bytes": plan.device.budget_bytes,
+        }
+        folder.write("memory.json", memory)
+        folder.note("memory measured", "to be held against the plan", **memory)
+        write_report(folder, plan)
+        loaded = load_adapter(source, plan.shape)
+        with whole_folder(folder.adapter) as temporary:
+            save_adapter(temporary, loaded.method, plan.shape, loaded.tensors, base=plan.model.ref)
+        folder.note("adapter written", f"from {source.name}", step=self.schedule.steps)
 
 
 def start_run(planned: Planned, output: Path) -> Run:
@@ -86,97 +100,75 @@ def start_run(planned: Planned, output: Path) -> Run:
     """
     if planned.dataset is None:
         raise UsageError("Training needs rows: --data FILE.")
-    batches = _batches(planned.plan, planned.dataset)
-    plan = planned.plan
     RunFolder.check(output)
-    session = open_session(plan, open_model(plan.model.ref))
-    folder = RunFolder.create(output)
-    plan.save(folder.plan)
-    folder.write("receipt.json", planned.dataset.receipt.with_padding(batches.padding).to_json())
-    for reason in plan.reasons:
-        folder.note("planned", reason)
-    return _run(plan, folder, session, planned.dataset, batches, Progress())
+    plan, model = planned.plan, open_model(planned.plan.model.ref)
+    work = Work.of(plan, planned.dataset, model)
+    with ExitStack() as stack:
+        session = open_session(plan, model)
+        stack.callback(session.close)
+        folder = RunFolder.create(output, plan, work.receipt())
+        stack.enter_context(folder.locked())
+        for reason in plan.reasons:
+            folder.note("planned", reason)
+        held = stack.pop_all()
+    return Run(work=work, folder=folder, session=session, start=Progress(), held=held)
 
 
-def resume_run(path: Path) -> Run:
-    """Open a run where its newest checkpoint left it.
+def resume_run(path: Path, data: Path | None = None) -> Run:
+    """Open a run where its newest checkpoint left it; ``data`` is where its rows lie now.
 
     Raises:
-        UsageError: if there is nothing to resume, or the rows or the plan are not the same.
+        UsageError: if there is nothing to resume, another process is at work on it, or the
+            rows, the plan or the model are not the same.
         ModelError: if the checkpoint is damaged.
     """
-    folder = RunFolder.open(path)
-    plain = read_plan_file(folder.plan)
-    plan = plan_from_json(plain, resolve(plain["model"]["ref"]).shape)
-    if plan.data is None:
-        raise UsageError(f"{folder.plan} does not say which file was trained on.")
-    checkpoint = latest(folder.checkpoints)
-    if checkpoint is None:
-        raise UsageError(f"{path} has no checkpoint to go on from. Train into another --output.")
-    _, dataset = read_rows(resolve(plan.model.ref), Path(plan.data.path), plan.training)
-    dataset = dataset.fit(plan.choice.context)
-    loaded = load_checkpoint(checkpoint, plan)
-    session = open_session(plan, open_model(plan.model.ref))
-    session.restore(loaded.adapter, loaded.optimizer)
-    run = _run(plan, folder, session, dataset, _batches(plan, dataset), loaded.progress)
-    _check_same(run, loaded.state)
-    dropped = folder.cut_metrics(loaded.progress.step)
-    folder.note("resumed", f"from {checkpoint.name}", step=loaded.progress.step, dropped=dropped)
-    return run
+    folder, plan, model = open_planned(path)
+    with ExitStack() as stack:
+        stack.enter_context(folder.locked())
+        rows = _rows_of(plan, data)
+        _, dataset = read_rows(resolve(plan.model.ref), rows, plan.training)
+        work = Work.of(plan, dataset.fit(plan.choice.context), model)
+        checkpoint = _checkpoint(folder, work)
+        session = open_session(plan, model)
+        stack.callback(session.close)
+        session.restore(checkpoint.adapter, checkpoint.optimizer)
+        _rewound(folder, checkpoint, work.facts)
+        held = stack.pop_all()
+    return Run(work=work, folder=folder, session=session, start=checkpoint.progress, held=held)
 
 
-def _check_same(run: Run, saved: Mapping[str, Any]) -> None:
-    changed = differences(saved, run.recorder.facts)
-    hard = [name for name in changed if name in {"plan", "data"}]
-    if hard:
+def _rows_of(plan: Plan, data: Path | None) -> Path:
+    """Return the file of the run's rows."""
+    planned = Path(plan.data.path) if plan.data else None
+    path = data or planned
+    if path is None or (data is None and not path.exists()):
         raise UsageError(
-            f"The {' and the '.join(hard)} changed since the checkpoint was written, so that the "
+            f"The rows of the run are not at {planned} any more. Say where they are now: "
+            "--data FILE."
+        )
+    return path
+
+
+def _checkpoint(folder: RunFolder, work: Work) -> Checkpoint:
+    """Return the newest checkpoint, if the run can go on from it as it began."""
+    newest = latest(folder.checkpoints)
+    if newest is None:
+        raise UsageError(
+            f"The run {folder.path} was stopped before its first checkpoint, so that nothing is "
+            "lost: delete the folder and train again."
+        )
+    checkpoint = load_checkpoint(newest, work.plan)
+    if changed := work.facts.changed(checkpoint.state):
+        raise UsageError(
+            f"The {' and the '.join(changed)} changed since {newest} was written, so that the "
             "run could not go on as it began. Train anew into another --output."
         )
-    if changed:
-        run.folder.note("versions changed", "the result may differ in its last bits", all=changed)
+    return checkpoint
 
 
-def open_session(plan: Plan, model: LocalModel) -> Session:
-    """Open a model on the planned backend.
-
-    Raises:
-        UsageError: if the backend cannot be used here, with its reason.
-    """
-    backend = load_backend(plan.device.backend)
-    usable = backend.usable()
-    if not usable.value:
-        raise UsageError(f"The backend {plan.device.backend} cannot be used: {usable.because}.")
-    return backend.open(plan, model)
-
-
-def _batches(plan: Plan, dataset: Dataset) -> Batches:
-    choice = plan.choice
-    return Batches(
-        dataset.train,
-        context=choice.context,
-        micro_batch=choice.micro_batch,
-        accumulation=choice.accumulation,
-        packing=plan.training.packing,
-        seed=plan.training.seed,
-    )
-
-
-def _run(
-    plan: Plan,
-    folder: RunFolder,
-    session: Session,
-    dataset: Dataset,
-    batches: Batches,
-    start: Progress,
-) -> Run:
-    return Run(
-        plan=plan,
-        folder=folder,
-        session=session,
-        dataset=dataset,
-        batches=batches,
-        schedule=schedule_of(plan.training, batches.steps_per_epoch),
-        recorder=Recorder(folder, session, plan, dataset.fingerprint),
-        start=start,
-    )
+def _rewound(folder: RunFolder, checkpoint: Checkpoint, facts: RunFacts) -> None:
+    """Rewind the folder to the checkpoint and note it."""
+    step, dropped = checkpoint.progress.step, rewind(folder, checkpoint)
+    folder.note("resumed", f"from {checkpoint.path.name}", step=step, dropped=dropped)
+    if newer := facts.newer(checkpoint.state):
+        folder.note("versions changed", "the result may differ in its last bits", **newer)

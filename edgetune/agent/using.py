@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import exp
+from math import exp, isfinite
 from pathlib import Path
 
 import numpy as np
 
 from edgetune.adapter_file import load_adapter
+from edgetune.agent.opening import open_adapted, open_planned
 from edgetune.agent.planning import read_rows
-from edgetune.agent.training import open_session
 from edgetune.backend import GenerateOptions, Session
 from edgetune.data import Examples, Tokenizer, evaluation_batches, load_tokenizer
 from edgetune.data.template import Message
-from edgetune.model import LocalModel, open_model, resolve
-from edgetune.plan import Plan, plan_from_json, read_plan_file
+from edgetune.errors import CheckFailedError
+from edgetune.model import LocalModel, resolve
+from edgetune.plan import Plan
 from edgetune.record import RunFolder
 
 
@@ -39,12 +40,13 @@ class OpenedRun:
         shown = ""
         for token in self.session.generate(tokens, options, adapted=adapted):
             if token in options.end_tokens:
-                return
+                break
             done.append(token)
             text = self.tokenizer.decode(done)
             if not text.endswith("\ufffd"):  # half of a character is shown with its other half
                 yield text[len(shown) :]
                 shown = text
+        yield self.tokenizer.decode(done)[len(shown) :]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,13 +67,9 @@ def open_run(path: Path) -> OpenedRun:
         UsageError: if it is no run folder, or the run has not finished.
         ModelError: if the model or the adapter is missing or damaged.
     """
-    folder = RunFolder.open(path)
-    adapter = folder.finished_adapter()
-    plain = read_plan_file(folder.plan)
-    model = open_model(plain["model"]["ref"])
-    plan = plan_from_json(plain, model.shape)
-    session = open_session(plan, model)
-    session.restore(load_adapter(adapter, model.shape).tensors)
+    adapter = RunFolder.open(path).finished_adapter()
+    folder, plan, model = open_planned(path)
+    session = open_adapted(plan, model, load_adapter(adapter, model.shape))
     return OpenedRun(
         folder=folder,
         plan=plan,
@@ -97,6 +95,9 @@ def score(run: OpenedRun, rows: Examples, *, adapted: bool, exact_match: bool) -
     batches = evaluation_batches(rows, context=context, micro_batch=run.plan.choice.micro_batch)
     result = run.session.evaluate(batches, adapted=adapted)
     loss = result.loss_sum / result.loss_tokens
+    if not isfinite(loss):
+        which = "with the adapter" if adapted else "of the base model"
+        raise CheckFailedError(f"The loss {which} on these rows is {loss}, which is no number.")
     return Scores(
         loss=loss,
         perplexity=exp(min(loss, 700.0)),

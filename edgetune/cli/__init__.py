@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from edgetune import __version__
-from edgetune.errors import EdgetuneError
+from edgetune.errors import EdgetuneError, StoppedError
 
 COMMANDS = {
     "plan": "edgetune.cli.plan",
@@ -43,7 +43,8 @@ class LazyGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            raise click.UsageError(f"{error.message} There are: {', '.join(COMMANDS)}.") from None
+            known = ", ".join(COMMANDS)
+            raise click.UsageError(f"{error.message} There are: {known}.", ctx) from None
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -73,10 +74,9 @@ def run(arguments: Sequence[str]) -> int:
     except EdgetuneError as error:
         if debug:
             raise
-        click.echo(f"Error: {error}", err=True)
+        kind = "" if isinstance(error, StoppedError) else "Error: "
+        click.echo(f"{kind}{error}", err=True)
         return error.exit_code
-    except BrokenPipeError:
-        return 0
     except Exception as error:
         if debug:
             raise

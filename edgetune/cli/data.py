@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from edgetune.agent.planning import read_rows
-from edgetune.cli.options import common_options
+from edgetune.cli.options import Names, common_options, some_knob_options
+from edgetune.cli.reading import reading_bar
 from edgetune.cli.show import out, out_json
-from edgetune.data import view_row
+from edgetune.data import ShownRow, show_rows
 from edgetune.model import resolve
 from edgetune.spec import Training
 
@@ -22,34 +25,72 @@ def command() -> None:
 
 @command.command("check")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--model", default="tiny", show_default=True, metavar="REF")
-@click.option("--loss-on", type=click.Choice(["assistant", "completion", "all"]))
+@click.option(
+    "--model", default="tiny", show_default=True, metavar="REF", help="Whose tokens and template."
+)
 @click.option("--context", type=click.IntRange(min=2), help="Apply the length rule for it.")
-@click.option("--rows", default=2, show_default=True, help="Rows to show.")
+@click.option("--rows", type=click.IntRange(min=0), help="First rows to show. [default: 2]")
+@click.option(
+    "--show", type=Names(), metavar="LINE,…", help="Rows to show, such as 12 or chats.jsonl:12."
+)
+@click.option("--color/--no-color", default=None, help="Colour what is trained, or [bracket] it.")
+@some_knob_options("loss_on", "long_rows", "validation", "validation_data", "fields", "seed")
 @common_options
 def check(
     file: Path,
     model: str,
-    loss_on: Any,
     context: int | None,
-    rows: int,
+    rows: int | None,
+    show: tuple[str, ...] | None,
+    color: bool | None,
     as_json: bool,
+    **settings: Any,
 ) -> None:
-    """Print what becomes of every row of FILE, and show what is trained in the first ones."""
-    training = Training(loss_on=loss_on or "assistant")
-    tokenizer, dataset = read_rows(resolve(model), file, training)
+    """Print what becomes of every row of FILE, and show what is trained in some of them."""
+    training = Training(**{name: value for name, value in settings.items() if value is not None})
+    with reading_bar() as report:
+        tokenizer, dataset = read_rows(resolve(model), file, training, report)
     if context is not None:
         dataset = dataset.fit(context)
+    first = rows if rows is not None else 0 if show or as_json else 2
+    shown = show_rows(dataset, tokenizer, first=first, places=show or ())
     if as_json:
-        out_json(dataset.receipt.to_json())
+        out_json({**dataset.receipt.to_json(), **_as_json(shown)})
         return
     out("\n".join(dataset.receipt.lines()))
-    for index in range(min(rows, len(dataset.train))):
-        out(f"\n{dataset.train.places[index]} (trained tokens in [brackets])")
-        tokens, mask = dataset.train[index]
-        spans = view_row((tokens.tolist(), mask.tolist()), tokenizer)
-        out("".join(_span(text, trained) for text, trained in spans))
+    in_color = _may_color() if color is None else color
+    for row in shown:
+        _print_row(row, in_color)
 
 
-def _span(text: str, trained: bool) -> str:
-    return click.style(f"[{text}]", fg="green") if trained else text
+def _as_json(shown: list[ShownRow]) -> dict[str, Any]:
+    rows = [
+        {
+            "place": row.place,
+            "side": row.side,
+            "pieces": [{"text": text, "learned": learned} for text, learned in row.pieces],
+        }
+        for row in shown
+    ]
+    return {"rows": rows} if rows else {}
+
+
+def _may_color() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def _print_row(row: ShownRow, in_color: bool) -> None:
+    text = "".join(_piece(_harmless(text), learned, in_color) for text, learned in row.pieces)
+    marks = "in colour" if in_color else "in [brackets]"
+    click.echo(f"\n{row.place}, {row.side} (learned text {marks})\n{text}", color=in_color)
+
+
+def _piece(text: str, learned: bool, in_color: bool) -> str:
+    if in_color:
+        return click.style(text, fg="green") if learned else click.style(text, dim=True)
+    return f"[{text}]" if learned else text
+
+
+def _harmless(text: str) -> str:
+    """Return a text without characters that would steer the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)

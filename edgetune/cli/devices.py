@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 
 from edgetune.backend import backend_names, load_backend
-from edgetune.cli.options import common_options
-from edgetune.cli.show import out, out_json, table
-from edgetune.device import read_machine
+from edgetune.cli.options import common_options, device_option
+from edgetune.cli.show import out, out_json, say, table
+from edgetune.device import read_device, read_machine
 from edgetune.device.profiles import profile_device
 from edgetune.profile import names
 from edgetune.spec import to_plain
@@ -16,9 +16,17 @@ from edgetune.units import format_bytes
 
 @click.command("devices", short_help="List the devices of this machine and the known ones.")
 @click.option("--all", "everything", is_flag=True, help="Also list the profiles.")
+@click.option("--measure", is_flag=True, help="Time this machine, so that plans know its speed.")
+@device_option
 @common_options
-def command(everything: bool, as_json: bool) -> None:
-    """List what can be trained on here, with the memory that a run may use, and why."""
+def command(everything: bool, measure: bool, device: str, as_json: bool) -> None:
+    """List what can be trained on here, with the memory that a run may use, and why.
+
+    --measure takes a minute; what it finds is kept for later plans on the same --device.
+    """
+    if measure:
+        _measure(device, as_json)
+        return
     machine = read_machine()
     profiles = [profile_device(name) for name in names("devices")] if everything else []
     usable = {name: load_backend(name).usable() for name in backend_names()}
@@ -33,14 +41,14 @@ def command(everything: bool, as_json: bool) -> None:
         )
         return
     rows = [
-        (f"{device.name} ({device.kind})", *map(format_bytes, sizes))
-        for device in machine.devices
-        for sizes in [(device.total_bytes, device.free_bytes, device.usable_bytes)]
+        (f"{here.name} ({here.kind})", *map(format_bytes, sizes))
+        for here in machine.devices
+        for sizes in [(here.total_bytes, here.free_bytes, here.usable_bytes)]
     ]
     out(table(rows, ("Here", "total", "free", "for a run")))
-    for device in machine.devices:
-        for note in device.notes:
-            out(f"- {device.name}: {note}")
+    for here in machine.devices:
+        for note in here.notes:
+            out(f"- {here.name}: {note}")
     for reason in machine.absent:
         out(f"- {reason}")
     out("\nBackends")
@@ -52,3 +60,24 @@ def command(everything: bool, as_json: bool) -> None:
         out("\n" + table(listed, ("Profile", "total", "for a run")))
     else:
         out(f"\n{len(names('devices'))} profiles of other machines: edgetune devices --all")
+
+
+def _measure(name: str, as_json: bool) -> None:
+    from edgetune.agent.measuring import measure
+
+    device = read_device(name)
+    found = measure(device, lambda what: say(f"Measuring {what}"))
+    if as_json:
+        out_json(to_plain(found))
+        return
+    rows = [
+        ("float32 products", f"{found.product_32bit / 1e9:.1f} GFLOP/s"),
+        ("16-bit products", f"{found.product_16bit / 1e9:.1f} GFLOP/s"),
+        ("element by element", f"{format_bytes(found.pointwise)}/s"),
+        ("4-bit weights unpacked", f"{found.dequantize / 1e6:.0f} M/s"),
+        ("disk", f"{format_bytes(found.disk_bandwidth)}/s"),
+    ]
+    if found.link_bandwidth:
+        rows.append(("host to device", f"{format_bytes(found.link_bandwidth)}/s"))
+    out(table(rows, (device.name, "")))
+    out("Plans for this device use these figures until its libraries change.")

@@ -6,16 +6,21 @@ from pathlib import Path
 
 import click
 
-from edgetune.agent import Scores, open_run, score
-from edgetune.agent.using import rows_of
+from edgetune.agent.using import Scores, open_run, rows_of, score
 from edgetune.cli.options import common_options
-from edgetune.cli.show import out, out_json, table
+from edgetune.cli.show import VERBOSE, out, out_json, say, table
 from edgetune.spec import to_plain
 
 
 @click.command("eval", short_help="Score a run on rows, beside its base model.")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), required=True, metavar="FILE")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="The rows to score on: a file or a folder of files.",
+)
 @click.option(
     "--exact-match", is_flag=True, help="Also let both models answer, and compare to the letter."
 )
@@ -26,6 +31,7 @@ def command(run: Path, data: Path, exact_match: bool, as_json: bool) -> None:
     The base model without the adapter is scored on the same rows, so that the gain is seen.
     """
     opened = open_run(run)
+    say(f"Opened {opened.model.folder} with {opened.folder.adapter}", level=VERBOSE)
     rows = rows_of(opened, data)
     scores = {
         name: score(opened, rows, adapted=name == "tuned", exact_match=exact_match)

@@ -9,7 +9,7 @@ import click
 
 from edgetune.agent.exporting import export_run
 from edgetune.cli.options import Size, common_options
-from edgetune.cli.show import out, out_json
+from edgetune.cli.show import VERBOSE, out, out_json, say
 from edgetune.export import EXPORTERS
 from edgetune.spec import to_plain
 from edgetune.units import format_bytes
@@ -31,6 +31,7 @@ from edgetune.units import format_bytes
     metavar="FILE",
     help="Rows to check a merge on. [default: the run's own]",
 )
+@click.option("--rank", type=int, help="Cut an adapter that dylora trained to this rank.")
 @common_options
 def command(
     run: Path,
@@ -39,14 +40,22 @@ def command(
     dtype: Any,
     shard_size: int | None,
     data: Path | None,
+    rank: int | None,
     as_json: bool,
 ) -> None:
-    """Write the adapter of a RUN (peft), or the model with the adapter merged in (hf).
+    """Write the adapter of a RUN (peft), the model with the adapter merged in (hf), or both
+    for mlx-lm in one folder (mlx).
 
     A merged model is compared with base and adapter on rows of the run, and refused if it
     differs.
     """
-    result = export_run(run, to, output, dtype=dtype, shard_bytes=shard_size, data=data)
+    result = export_run(run, to, output, dtype=dtype, shard_bytes=shard_size, data=data, rank=rank)
+    if result.check is not None:
+        say(
+            f"KL of the merge {result.check.kl_max:.2e} at most, of the base without the adapter "
+            f"{result.check.effect:.2e} on average",
+            level=VERBOSE,
+        )
     if as_json:
         out_json(
             {

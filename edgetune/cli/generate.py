@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from edgetune.agent import open_run
+from edgetune.agent.using import open_run
 from edgetune.backend import GenerateOptions
 from edgetune.cli.options import common_options
-from edgetune.cli.show import out_json
+from edgetune.cli.show import VERBOSE, out_json, say
 from edgetune.errors import UsageError
 
 
@@ -20,10 +20,30 @@ from edgetune.errors import UsageError
 @click.option("--system", help="A system message before the prompt.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as text, without chat template.")
 @click.option("--base", is_flag=True, help="Answer by the base model, without the adapter.")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True)
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True)
-@click.option("--top-p", type=click.FloatRange(min=0, max=1), default=1.0, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Longest answer.",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="How freely tokens are drawn; 0 takes the most probable ones.",
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(min=0, max=1),
+    default=1.0,
+    show_default=True,
+    help="Draw from the most probable tokens that make up this share.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the draws."
+)
 @common_options
 def command(
     run: Path,
@@ -41,6 +61,7 @@ def command(
     if raw and system is not None:
         raise UsageError("--raw uses no chat template, so that --system would be lost.")
     opened = open_run(run)
+    say(f"Opened {opened.model.folder} with {opened.folder.adapter}", level=VERBOSE)
     options = GenerateOptions(
         max_tokens=max_tokens,
         temperature=temperature,

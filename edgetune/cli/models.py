@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import click
 
 from edgetune.cli.options import common_options
-from edgetune.cli.show import out, out_json, table
+from edgetune.cli.show import VERBOSE, out, out_json, say, table
 from edgetune.model import resolve
+from edgetune.model.hub import cache_folder
 from edgetune.profile import model_names, model_profile
 from edgetune.units import format_count
 
@@ -29,6 +30,7 @@ def command(as_json: bool) -> None:
         }
         for name in model_names()
     ]
+    say(f"Looked for weights in {cache_folder()}", level=VERBOSE)
     if as_json:
         out_json(found)
         return

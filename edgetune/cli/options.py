@@ -11,10 +11,10 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import click
 
 from edgetune.choice import Choice
-from edgetune.cli.show import QUIET, VERBOSE, set_verbosity
+from edgetune.cli.show import NORMAL, QUIET, VERBOSE, set_verbosity, verbosity
 from edgetune.errors import UsageError
 from edgetune.methods import METHODS, Method, method_class
-from edgetune.spec import Checkpointing, Knob, Training, knobs
+from edgetune.spec import Checkpointing, Knob, Training, knobs, refuse_outside
 from edgetune.units import parse_bytes
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -42,7 +42,10 @@ class Names(click.ParamType["tuple[str, ...]"]):
         """Return the names."""
         if isinstance(value, tuple):
             return value
-        return tuple(part.strip() for part in value.split(",") if part.strip())
+        names = tuple(part.strip() for part in value.split(",") if part.strip())
+        if not names:
+            self.fail(f"{value!r} names nothing.", param, ctx)
+        return names
 
 
 class CheckpointingType(click.ParamType[Any]):
@@ -55,9 +58,11 @@ class CheckpointingType(click.ParamType[Any]):
         count, _, offload = str(value).partition(":")
         if offload not in {"", "none", "host", "disk"}:
             self.fail(f"{offload!r} is not a place: host or disk.", param, ctx)
-        if count == "all" and not offload:
+        if count in {"all", "none"} and offload:
+            self.fail(f"{value!r} does not say how many blocks; write 4:{offload}.", param, ctx)
+        if count == "all":
             return "all"
-        if not count.isdigit() and count != "none":
+        if not count.isdecimal() and count != "none":
             self.fail(f"{value!r} is not none, all or a number of blocks.", param, ctx)
         return Checkpointing(
             layers=0 if count == "none" else int(count),
@@ -78,6 +83,18 @@ def knob_options(function: F) -> F:
     for item in reversed(knob_specs()):
         function = _option(item)(function)
     return function
+
+
+def some_knob_options(*names: str) -> Callable[[F], F]:
+    """Return what adds the flags of some settings of the training to a command."""
+    chosen = [item for item in knobs(Training) if item.name in names]
+
+    def add(function: F) -> F:
+        for item in reversed(chosen):
+            function = _option(item)(function)
+        return function
+
+    return add
 
 
 def common_options(function: F) -> F:
@@ -107,7 +124,12 @@ def common_options(function: F) -> F:
 
 
 model_option = click.option("--model", metavar="REF", help="A folder, a hub id or a profile.")
-data_option = click.option("--data", type=click.Path(path_type=Path), metavar="FILE")
+data_option = click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The examples: a file or a folder of files.",
+)
 device_option = click.option(
     "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, mlx or a profile."
 )
@@ -127,6 +149,7 @@ class Fixed:
     def of(cls, flags: Mapping[str, Any]) -> Fixed:
         """Sort the flags that were given."""
         given = {name: value for name, value in flags.items() if value is not None}
+        refuse_outside(knob_specs(), given)
         training = {item.name for item in knobs(Training)}
         if given.get("steps") is not None and given.get("epochs") is not None:
             raise UsageError("--steps and --epochs both say how long to train. Give one of them.")
@@ -142,6 +165,8 @@ class Fixed:
 
 def _set_level(level: int) -> Callable[[click.Context, click.Parameter, bool], None]:
     def set_level(context: click.Context, _: click.Parameter, given: bool) -> None:
+        if given and verbosity() not in {NORMAL, level}:
+            raise click.UsageError("--quiet and --verbose contradict each other.")
         if given:
             set_verbosity(context, level)
 
@@ -150,7 +175,8 @@ def _set_level(level: int) -> Callable[[click.Context, click.Parameter, bool], N
 
 def _option(item: Knob) -> Callable[[F], F]:
     plain = _plain_type(item.type)
-    text = item.help if item.default in (None, ()) else f"{item.help} [default: {_shown(item)}]"
+    told = item.default in (None, ()) or "(default:" in item.help
+    text = item.help if told else f"{item.help} [default: {_shown(item)}]"
     if plain is bool:
         name = f"{item.flag}/--no-{item.flag[2:]}"
         return click.option(name, item.name, default=None, help=text)

@@ -17,9 +17,12 @@ from edgetune.cli.options import (
     memory_option,
     model_option,
 )
-from edgetune.cli.show import out, out_json, plan_text, say
+from edgetune.cli.plan_text import plan_text, verified_text
+from edgetune.cli.reading import reading_bar
+from edgetune.cli.show import out, out_json, say
 from edgetune.errors import UsageError
-from edgetune.plan import FILE_NAME
+from edgetune.plan import FILE_NAME, Plan
+from edgetune.spec import to_plain
 
 
 @click.command("plan", short_help="Print what would run, its memory, its time, and why.")
@@ -33,6 +36,7 @@ from edgetune.plan import FILE_NAME
     default=Path(FILE_NAME),
     help=f"The plan file. [default: {FILE_NAME}]",
 )
+@click.option("--verify", is_flag=True, help="Run the step without its memory and compare.")
 @knob_options
 @common_options
 def command(
@@ -41,12 +45,14 @@ def command(
     device: str,
     memory: int | None,
     output: Path,
+    verify: bool,
     as_json: bool,
     **flags: Any,
 ) -> None:
     """Plan a run: what fits this machine (or a PROFILE of one), how long it takes, and why.
 
-    No weights are needed. The plan is written to a file that `edgetune train` takes.
+    No weights are needed. The plan is written to a file that `edgetune train` takes. --verify
+    runs the step on tensors without content and counts what lives, which takes a minute.
     """
     if model is None:
         raise UsageError("Which model? Give --model REF; `edgetune models` lists what is known.")
@@ -59,13 +65,23 @@ def command(
         choice=fixed.choice,
         training=fixed.training,
     )
-    plan = plan_for(wish).plan
+    with reading_bar() as report:
+        plan = plan_for(wish, report).plan
     try:
         plan.save(output)
     except OSError as error:
         raise UsageError(f"The plan file {output} cannot be written: {error.strerror}.") from None
+    checks = _verified(plan) if verify else None
     if as_json:
-        out_json(plan.to_json())
+        out_json(plan.to_json() | ({} if checks is None else {"verified": to_plain(checks)}))
     else:
         out(plan_text(plan))
+        if checks is not None:
+            out("\n" + verified_text(checks))
     say(f"Written to {output}")
+
+
+def _verified(plan: Plan) -> list[Any]:
+    from edgetune.agent.verifying import verify
+
+    return verify(plan)

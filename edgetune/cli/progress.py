@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from shutil import get_terminal_size
 from types import TracebackType
 from typing import Any
 
-from edgetune.agent import Run
+from edgetune.agent.training import Run
 from edgetune.cli.show import NORMAL, VERBOSE, say, verbosity
-from edgetune.train import Evaluated, Event, Recovered, Stepped
+from edgetune.train import Evaluated, Event, Recovered, SaveDue, Stepped
 from edgetune.units import format_bytes, format_seconds
 
 SMOOTHING = 0.9
@@ -59,8 +60,8 @@ class Progress:
                 self._line(
                     f"step {event.step}: out of memory; going on with {event.rows} rows at once"
                 )
-            case _:
-                pass
+            case SaveDue():
+                self._line(f"step {event.state.step}: checkpoint saved", level=VERBOSE)
 
     def summary(self) -> dict[str, Any]:
         """Return the last figures, for ``--json``."""
@@ -84,16 +85,16 @@ class Progress:
             f"{format_bytes(event.peak_bytes)}  {format_seconds(left)} left"
         )
         if self._live:
-            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.write(f"\r\x1b[K{text[: get_terminal_size().columns - 1]}")
             sys.stderr.flush()
         else:
             often = event.step % max(1, self._steps // 20) == 0 or event.step == self._steps
             say(text, level=NORMAL if often else VERBOSE)
 
-    def _line(self, text: str) -> None:
-        if self._live:
+    def _line(self, text: str, level: int = NORMAL) -> None:
+        if self._live and level == NORMAL:
             sys.stderr.write("\r\x1b[K")
-        say(text)
+        say(text, level=level)
 
 
 def _smooth(past: float | None, now: float) -> float:

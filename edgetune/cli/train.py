@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from edgetune.agent import Planned, Run, Wish, plan_for, resume_run, start_run
-from edgetune.agent.planning import replanned
+from edgetune.agent.planning import Planned, Wish, plan_for, planned_model, replanned
+from edgetune.agent.training import Run, resume_run, start_run
 from edgetune.cli.options import (
     Fixed,
     common_options,
@@ -21,11 +23,14 @@ from edgetune.cli.options import (
     memory_option,
     model_option,
 )
+from edgetune.cli.plan_text import plan_text
 from edgetune.cli.progress import Progress
-from edgetune.cli.show import out, out_json, plan_text, say
+from edgetune.cli.reading import reading_bar
+from edgetune.cli.show import NORMAL, out, out_json, say, verbosity
 from edgetune.errors import StoppedError, UsageError
 from edgetune.model import resolve
 from edgetune.plan import FILE_NAME, plan_from_json, read_plan_file
+from edgetune.record import RunFolder
 
 
 @click.command("train", short_help="Train on a file of examples.")
@@ -33,7 +38,9 @@ from edgetune.plan import FILE_NAME, plan_from_json, read_plan_file
 @model_option
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="A plan file.")
 @click.option("--output", type=click.Path(path_type=Path), help="The run folder.")
-@click.option("--resume", is_flag=True, help="Go on with the run in --output.")
+@click.option(
+    "--resume", is_flag=True, help="Go on with the run in --output; --data if its rows moved."
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan and the receipt, train nothing.")
 @device_option
 @memory_option
@@ -58,30 +65,30 @@ def command(
     """
     fixed = Fixed.of(flags)
     if resume:
-        _refuse_with_resume(fixed, data=data, model=model, plan=plan_file, dry_run=dry_run)
-        run = resume_run(_resumed(output))
-        say(f"Going on after step {run.start.step} of {run.schedule.steps}")
+        others = {"model": model, "plan": plan_file, "dry-run": dry_run, "memory": memory}
+        _refuse_with_resume(fixed, device=device != "auto", **others)
+        _train(resume_run(_resumed(output), data), as_json)
+        return
+    if output is not None:
+        RunFolder.check(output)
+    wish = Wish(
+        model=model or "",
+        data=data,
+        device=device,
+        memory=memory,
+        choice=fixed.choice,
+        training=fixed.training,
+    )
+    with reading_bar() as report:
+        planned = plan_for(_complete(wish, plan_file), report)
+    if not dry_run:
+        _require_here(planned, device)
+        _show(planned, say)
+        _train(start_run(planned, output or _fresh_name(planned)), as_json)
+    elif as_json:
+        out_json(planned.plan.to_json())
     else:
-        wish = Wish(
-            model=model or "",
-            data=data,
-            device=device,
-            memory=memory,
-            choice=fixed.choice,
-            training=fixed.training,
-        )
-        planned = plan_for(_complete(wish, plan_file))
-        _show(planned)
-        if dry_run:
-            if as_json:
-                out_json(planned.plan.to_json())
-            return
-        run = start_run(planned, output or _fresh_name(planned))
-    result = _train(run)
-    if as_json:
-        out_json(result)
-    else:
-        out(f"The adapter is in {run.folder.adapter}")
+        _show(planned, out)
 
 
 def _complete(wish: Wish, plan_file: Path | None) -> Wish:
@@ -95,16 +102,27 @@ def _complete(wish: Wish, plan_file: Path | None) -> Wish:
                 f"Which model? Give --model REF, or --plan FILE (there is no {FILE_NAME} here)."
             )
         plain = read_plan_file(path)
-        plan = plan_from_json(plain, resolve(plain["model"]["ref"]).shape)
+        plan = plan_from_json(plain, resolve(planned_model(plain, path)).shape)
         wish = replanned(plan, wish)
     if wish.data is None:
         raise UsageError("Train on what? Give --data FILE.")
     return wish
 
 
+def _require_here(planned: Planned, device: str) -> None:
+    if not planned.here:
+        raise UsageError(
+            f"--device {device} is another machine's profile, to plan for. "
+            "Train with a device that is here: auto, cpu, cuda or mlx."
+        )
+
+
 def _refuse_with_resume(fixed: Fixed, **others: object) -> None:
-    given = [f"--{name.replace('_', '-')}" for name, value in others.items() if value]
-    given += [f"--{name.replace('_', '-')}" for name in (*fixed.choice, *fixed.training)]
+    given = [f"--{name}" for name, value in others.items() if value]
+    given += [
+        f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
+        for name, value in {**fixed.choice, **fixed.training}.items()
+    ]
     if given:
         raise UsageError(
             f"--resume goes on exactly as the run began, so that {', '.join(given)} cannot be "
@@ -128,23 +146,32 @@ def _fresh_name(planned: Planned) -> Path:
     return path
 
 
-def _show(planned: Planned) -> None:
-    say(plan_text(planned.plan))
+def _show(planned: Planned, show: Callable[[str], None]) -> None:
+    show(plan_text(planned.plan))
     if planned.dataset is not None:
-        say("\n" + "\n".join(planned.dataset.receipt.lines()) + "\n")
+        show("\n" + "\n".join(planned.dataset.receipt.lines()) + "\n")
 
 
-def _train(run: Run) -> dict[str, Any]:
-    say(f"Run folder {run.folder.path}")
-    with Progress(run) as progress, _interrupts() as interrupts:
+def _train(run: Run, as_json: bool) -> None:
+    """Train to the end and print where the adapter is."""
+    folder = run.folder
+    say(f"Run folder {folder.path}")
+    if run.start.step:
+        say(f"Going on after step {run.start.step} of {run.schedule.steps}")
+    with closing(run), Progress(run) as progress, _interrupts() as interrupts:
         try:
             for event in run.events(lambda: bool(interrupts)):
                 progress.show(event)
         except StoppedError as error:
-            raise StoppedError(
-                f"{error} Go on with: edgetune train --resume --output {run.folder.path}"
-            ) from None
-    return {"run": str(run.folder.path), "adapter": str(run.folder.adapter), **progress.summary()}
+            raise StoppedError(f"{error} Go on with: {folder.resume_command}") from None
+        except KeyboardInterrupt:
+            say(f"Go on from the newest checkpoint with: {folder.resume_command}")
+            raise
+    if as_json:
+        places = {"run": str(folder.path), "adapter": str(folder.adapter)}
+        out_json({**places, **progress.summary()})
+    else:
+        out(f"The adapter is in {folder.adapter}")
 
 
 @contextmanager
@@ -152,11 +179,14 @@ def _interrupts() -> Iterator[list[int]]:
     """Collect the first Ctrl-C or termination; let a second one through."""
     seen: list[int] = []
     kinds = (signal.SIGINT, signal.SIGTERM)
+    audible = verbosity() >= NORMAL
 
     def note(number: int, _frame: object) -> None:
         seen.append(number)
-        signal.signal(number, signal.default_int_handler)
-        say("\nStopping after this step; once more stops at once.")
+        for kind in kinds:
+            signal.signal(kind, signal.default_int_handler)
+        if audible:  # not through a buffer, which may be in use right now
+            os.write(sys.stderr.fileno(), b"\nStopping after this step; once more stops at once.\n")
 
     before = [signal.signal(kind, note) for kind in kinds]
     try:

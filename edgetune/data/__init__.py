@@ -6,9 +6,11 @@ from edgetune.data.dataset import Dataset, read_dataset
 from edgetune.data.encode import LossOn
 from edgetune.data.examples import Examples
 from edgetune.data.fit import LongRows
+from edgetune.data.formats import parse_fields
+from edgetune.data.read import Progress, Report
 from edgetune.data.receipt import Receipt
 from edgetune.data.tokenizer import Tokenizer, load_tokenizer
-from edgetune.data.view import view_row
+from edgetune.data.view import ShownRow, show_rows, view_row
 
 __all__ = [
     "IGNORED",
@@ -18,11 +20,16 @@ __all__ = [
     "LongRows",
     "LossOn",
     "MicroBatch",
+    "Progress",
     "Receipt",
+    "Report",
+    "ShownRow",
     "Step",
     "Tokenizer",
     "evaluation_batches",
     "load_tokenizer",
+    "parse_fields",
     "read_dataset",
+    "show_rows",
     "view_row",
 ]

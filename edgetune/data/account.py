@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from edgetune.data.examples import Examples
 from edgetune.data.fit import Fitted, LongRows
+from edgetune.data.problems import printable
 from edgetune.data.read import Reading
 from edgetune.data.receipt import Dropped, Receipt, length_percentiles
+from edgetune.data.sides import Found, Split
+from edgetune.data.split import count_duplicates
 from edgetune.data.tokenizer import Tokenizer
 
+_FEW = 2  # the end of a turn alone is one; an answer of one token and its end are two
 
-def receipt_of_reading(
-    reading: Reading, tokenizer: Tokenizer, *, loss_on: str, seed: int, duplicates: int
+
+def receipt_of(
+    reading: Reading, found: Found, sides: Split, tokenizer: Tokenizer, *, loss_on: str, seed: int
 ) -> Receipt:
-    """Return the account of the files, before they are split and fitted."""
-    return Receipt(
+    """Return the account of the files once they are split, and not fitted yet."""
+    repeated = tuple(
+        Dropped(
+            place=reading.examples.place(row),
+            because="the same row is trained, so that it would say nothing in validation",
+        )
+        for row in sides.repeated.tolist()
+    )
+    receipt = Receipt(
         files=reading.files,
         format=reading.format,
         rendering="rendered as a chat" if reading.is_chat else "as plain text",
@@ -25,10 +39,20 @@ def receipt_of_reading(
         loss_on=loss_on,
         seed=seed,
         rows_read=len(reading.examples),
-        duplicates=duplicates,
+        dropped=repeated,
+        duplicates=count_duplicates(reading.digests),
         lengths=length_percentiles(reading.examples.lengths),
-        notes=reading.notes,
+        notes=(*reading.notes, *map(printable, found.notes), *_near_empty(reading.examples)),
     )
+    train, validation = map(reading.examples.take, (sides.train, sides.validation))
+    return with_split(receipt, train, validation)
+
+
+def _near_empty(examples: Examples) -> Iterator[str]:
+    few = np.flatnonzero(examples.loss_tokens < _FEW)
+    if len(few):
+        place = examples.place(int(few[0]))
+        yield f"rows with fewer than {_FEW} learned tokens: {len(few):,}, the first is {place}"
 
 
 def with_split(receipt: Receipt, train: Examples, validation: Examples) -> Receipt:
@@ -39,8 +63,8 @@ def with_split(receipt: Receipt, train: Examples, validation: Examples) -> Recei
         rows_validation=len(validation),
         examples_trained=len(train),
         examples_validation=len(validation),
-        tokens=len(train.tokens),
-        loss_tokens=int(train.loss_tokens.sum()),
+        tokens=train.token_count,
+        loss_tokens=int(train.loss_tokens.sum(dtype=np.int64)),
     )
 
 
@@ -58,7 +82,7 @@ def with_fit(
         with_split(receipt, train.examples, validation.examples),
         rows_trained=train.rows,
         rows_validation=validation.rows,
-        dropped=tuple(row for rows in dropped for row in rows),
+        dropped=(*receipt.dropped, *(row for rows in dropped for row in rows)),
         context=context,
         long_rows=rule,
         rows_too_long=sum(side.long for side in fitted),
@@ -74,7 +98,7 @@ def _dropped(whole: Examples, fitted: Fitted, context: int, rule: LongRows) -> l
     lengths = whole.lengths
     return [
         Dropped(
-            place=whole.places[index],
+            place=whole.place(index),
             because=f"{lengths[index]:,} tokens, {because.get(rule, 'nothing is learned')}",
         )
         for index in fitted.dropped.tolist()

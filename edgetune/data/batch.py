@@ -56,3 +56,14 @@ class MicroBatch:
             targets=self.targets[start:stop],
             documents=self.documents[start:stop],
         )
+
+
+def full_batch(
+    rows: int, context: int, vocabulary: int, documents: tuple[int, ...] | None = None
+) -> MicroBatch:
+    """Return rows that are full and all under loss: the most that a step can be given.
+
+    ``documents`` are the lengths of the documents in each row, one by default.
+    """
+    tokens = np.arange(rows * context, dtype=np.int32).reshape(rows, context) % vocabulary
+    return MicroBatch(tokens=tokens, targets=tokens, documents=(documents or (context,),) * rows)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgetune.data.batch import IGNORED, MicroBatch
-from edgetune.data.examples import Examples, Integers
+from edgetune.data.columns import Integers
+from edgetune.data.examples import Examples
 from edgetune.data.schedule import PackedSchedules, PaddedSchedules, Schedule, random_keys
 from edgetune.errors import DataError
 
@@ -81,7 +82,7 @@ class Batches:
     def padding(self) -> float:
         """Share of all positions of the first epoch that are padding."""
         positions = int(np.diff(self._first.micro_batches) @ self._first.widths)
-        return 1 - len(self._examples.tokens) / positions
+        return 1 - self._examples.token_count / positions
 
     def step(self, index: int) -> Step:
         """Return the step with this number, counted from 0 over all epochs."""
@@ -158,6 +159,6 @@ def _check(examples: Examples, context: int) -> None:
     length = int(examples.lengths[longest])
     if length > context:
         raise DataError(
-            f"{examples.places[longest]} has {length} tokens, more than the context of {context}."
+            f"{examples.place(longest)} has {length} tokens, more than the context of {context}."
             " Apply a length rule first, with Dataset.fit(context)."
         )

@@ -12,15 +12,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
-
-from edgetune.data.account import receipt_of_reading, with_fit, with_split
+from edgetune.data.account import receipt_of, with_fit
+from edgetune.data.columns import Counts
 from edgetune.data.encode import LossOn
-from edgetune.data.examples import Examples, Integers
+from edgetune.data.examples import Examples
 from edgetune.data.fit import LongRows, fit, refuse_long
-from edgetune.data.read import RowReader
+from edgetune.data.read import Options, Progress, Report, read_rows
 from edgetune.data.receipt import Receipt
-from edgetune.data.split import count_duplicates, held_out, row_hashes
+from edgetune.data.sides import find_sides, split
 from edgetune.data.tokenizer import Tokenizer
 from edgetune.errors import DataError, UsageError
 
@@ -29,19 +28,18 @@ from edgetune.errors import DataError, UsageError
 class Dataset:
     """Examples to train on and to validate with, and their receipt.
 
-    ``lengths`` (rows,) are the tokens of every row as it came, for the planner; ``whole`` are
-    both sides before a length rule. ``fingerprint`` changes with the rows, the tokenizer, the
-    template or any option.
+    ``lengths`` (rows,) are the tokens of every row as it came, for the planner; ``unfitted`` is
+    the dataset before a length rule, None if none was applied. ``fingerprint`` changes with the
+    rows, the tokenizer, the template or any option.
     """
 
     train: Examples
     validation: Examples
     receipt: Receipt
-    lengths: Integers
+    lengths: Counts
     fingerprint: str
     long_rows: LongRows
-    whole: tuple[Examples, Examples]
-    whole_fingerprint: str
+    unfitted: Dataset | None = None
 
     def fit(self, context: int) -> Dataset:
         """Return the same rows with the length rule applied for a context.
@@ -53,19 +51,20 @@ class Dataset:
         """
         if context < 2:
             raise UsageError(f"A context of {context} has no room for anything to learn.")
+        unfitted = self.unfitted or self
+        whole = unfitted.train, unfitted.validation
         if self.long_rows == "refuse":
-            refuse_long(self.whole, context)
-        train, validation = (fit(part, context, self.long_rows) for part in self.whole)
+            refuse_long(whole, context)
+        train, validation = (fit(part, context, self.long_rows) for part in whole)
         if not len(train.examples):
             raise DataError(f"No row is left to train on within a context of {context}.")
         return replace(
             self,
             train=train.examples,
             validation=validation.examples,
-            receipt=with_fit(
-                self.receipt, context, self.long_rows, self.whole, (train, validation)
-            ),
-            fingerprint=_hash(self.whole_fingerprint, context, self.long_rows),
+            receipt=with_fit(unfitted.receipt, context, self.long_rows, whole, (train, validation)),
+            fingerprint=_hash(unfitted.fingerprint, context, self.long_rows),
+            unfitted=unfitted,
         )
 
 
@@ -76,15 +75,20 @@ def read_dataset(
     context: int | None = None,
     loss_on: LossOn = "assistant",
     validation: float = 0.1,
+    validation_data: Path | None = None,
     seed: int = 0,
     long_rows: LongRows | None = None,
     fields: Mapping[str, str] | None = None,
+    report: Report | None = None,
+    processes: int | None = None,
 ) -> Dataset:
     """Read a file or folder of examples for a model.
 
     Without a ``context`` no length rule is applied; ``Dataset.fit`` does it later. The rule is
     to split texts and to refuse other rows, unless ``long_rows`` says otherwise. ``fields``
-    maps the fields of a format to the columns of the file.
+    maps the fields of a format to the columns of the file. ``validation_data`` is a file or
+    folder to validate with, in place of a share. ``report`` is told how far reading has come,
+    ``processes`` do it (default: by the size of the files and the cores).
 
     Raises:
         DataError: with everything that is wrong with the file.
@@ -92,25 +96,23 @@ def read_dataset(
         UsageError: if the options make no sense together.
     """
     _check(validation, seed, loss_on, long_rows)
-    reading = RowReader(tokenizer, loss_on, fields or {}).read(path)
-    examples, rule = reading.examples, _rule(long_rows, reading.format)
-    hashes = row_hashes(examples, seed)
-    held = held_out(hashes, validation)
-    train, validated = (examples.take(np.flatnonzero(side)) for side in (~held, held))
-    fingerprint = _fingerprint(examples, loss_on, validation, seed)
-    duplicates = count_duplicates(hashes)
-    receipt = receipt_of_reading(
-        reading, tokenizer, loss_on=loss_on, seed=seed, duplicates=duplicates
+    found = find_sides(path, validation_data)
+    options = Options(
+        tokenizer=tokenizer, loss_on=loss_on, fields=fields or {}, processes=processes
+    )
+    reading = read_rows(found.sources, options, report or _tell_nobody)
+    sides = split(reading, found, validation, seed)
+    train, validated = (reading.examples.take(rows) for rows in (sides.train, sides.validation))
+    fingerprint = _hash(
+        sha256(reading.digests.data).hexdigest(), loss_on, validation, found.validation, seed
     )
     dataset = Dataset(
         train=train,
         validation=validated,
-        receipt=with_split(receipt, train, validated),
-        lengths=examples.lengths,
+        receipt=receipt_of(reading, found, sides, tokenizer, loss_on=loss_on, seed=seed),
+        lengths=reading.examples.lengths,
         fingerprint=fingerprint,
-        long_rows=rule,
-        whole=(train, validated),
-        whole_fingerprint=fingerprint,
+        long_rows=_rule(long_rows, reading.format),
     )
     return dataset if context is None else dataset.fit(context)
 
@@ -135,9 +137,8 @@ def _rule(asked: LongRows | None, format_: str) -> LongRows:
     return asked or ("split" if format_ == "text" else "refuse")
 
 
-def _fingerprint(examples: Examples, *options: object) -> str:
-    parts = (examples.tokens, examples.mask, examples.offsets)
-    return _hash(*(sha256(part.tobytes()).hexdigest() for part in parts), *options)
+def _tell_nobody(_: Progress) -> None:
+    pass
 
 
 def _hash(*parts: object) -> str:

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from edgetune.data.content import Chat, Completion, Content, Text
-from edgetune.data.masks import ChatMasker, token_mask
+from edgetune.data.encoded import Encoded, Ids
 from edgetune.data.problems import RowError
+from edgetune.data.replay import ReplayingMasker
 from edgetune.data.template import Span
-from edgetune.data.tokenizer import Encoded, Tokenizer
+from edgetune.data.tokenizer import Tokenizer
 
 LossOn = Literal["assistant", "completion", "all"]
 
@@ -28,6 +31,14 @@ class Marked:
     altered: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """Tokens of a row, and the ranges of them that are under loss."""
+
+    tokens: Ids
+    ranges: list[Span]
+
+
 class Encoder:
     """Turns what rows hold into tokens and masks, as one model and one ``loss_on`` want it.
 
@@ -38,7 +49,7 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer, loss_on: LossOn) -> None:
         """Prepare for rows of any format."""
         self._tokenizer, self._loss_on = tokenizer, loss_on
-        self._masker: ChatMasker | None = None
+        self._masker: ReplayingMasker | None = None
 
     def is_chat(self, content: Content) -> bool:
         """Whether the chat template is used for this content."""
@@ -51,7 +62,10 @@ class Encoder:
             RowError: if nothing can be learned from it, or not for certain.
         """
         content = self._as_rendered(content)
-        text, spans = self._chat(content) if isinstance(content, Chat) else self._plain(content)
+        if isinstance(content, Chat):
+            text, spans, altered = self._chats().mask(content, self._loss_on)
+        else:
+            (text, spans), altered = self._plain(content), False
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -60,11 +74,10 @@ class Encoder:
         needs_end = self._needs_end(text, spans[-1])
         if needs_end:
             spans = [*spans[:-1], (spans[-1][0], len(text))]
-        altered = isinstance(content, Chat) and not content.is_in(text)
         return Marked(text, spans, needs_end, altered)
 
-    def encode(self, rows: Sequence[Marked]) -> list[tuple[list[int], list[bool]]]:
-        """Return tokens and mask of each row: BOS at most once in front, its end learned."""
+    def encode(self, rows: Sequence[Marked]) -> list[Learned]:
+        """Return the tokens of each row: BOS at most once in front, its end learned."""
         encoded = self._tokenizer.encode_many([row.text for row in rows])
         return [self._finish(row, tokens) for row, tokens in zip(rows, encoded, strict=True)]
 
@@ -73,20 +86,15 @@ class Encoder:
             return content.as_chat()
         return content
 
-    def _chat(self, chat: Chat) -> tuple[str, list[Span]]:
-        if self._loss_on == "all":
-            return self._chats().whole(chat)
-        return self._chats().spans(chat, last_only=self._loss_on == "completion")
-
     def _plain(self, content: Completion | Text) -> tuple[str, list[Span]]:
         prompt, learned = content.as_plain()
         text = prompt + learned
         return text, [(0 if self._loss_on == "all" else len(prompt), len(text))]
 
-    def _chats(self) -> ChatMasker:
+    def _chats(self) -> ReplayingMasker:
         if self._masker is None:
-            tokenizer = self._tokenizer
-            self._masker = ChatMasker(tokenizer.template, tokenizer.end_texts, tokenizer.controls)
+            own = self._tokenizer
+            self._masker = ReplayingMasker(own.template, own.end_texts, own.controls)
         return self._masker
 
     def _needs_end(self, text: str, last: Span) -> bool:
@@ -95,10 +103,12 @@ class Encoder:
         ended = text.rstrip().endswith(self._tokenizer.end_texts)
         return learned_to_the_end and not ended and self._tokenizer.eos_id is not None
 
-    def _finish(self, row: Marked, encoded: Encoded) -> tuple[list[int], list[bool]]:
-        mask = token_mask(encoded, row.spans).tolist()
-        tokens = self._tokenizer.with_bos(encoded.tokens)
-        mask = [False] * (len(tokens) - len(mask)) + mask
+    def _finish(self, row: Marked, encoded: Encoded) -> Learned:
+        tokens = self._tokenizer.with_bos(encoded.ids)
+        shift = len(tokens) - len(encoded.ids)
+        found = [encoded.tokens_of(span, self._tokenizer.is_special) for span in row.spans]
+        ranges = [(start + shift, stop + shift) for start, stop in found]
         if row.needs_end and self._tokenizer.eos_id is not None:
-            return [*tokens, self._tokenizer.eos_id], [*mask, True]
-        return tokens, mask
+            ranges.append((len(tokens), len(tokens) + 1))
+            tokens = np.append(tokens, np.int32(self._tokenizer.eos_id))
+        return Learned(tokens, ranges)

@@ -5,15 +5,17 @@ A line that cannot be read is noted with its number, and reading goes on.
 
 from __future__ import annotations
 
-import hashlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
-from edgetune.data.problems import Problems
-from edgetune.data.readers import READERS, Reader, ReadingError
-from edgetune.data.unpack import PACKED, open_bytes
+from edgetune.data.blocks import Block, Faults, ReadingError, blocks_of
+from edgetune.data.lines import UTF8_MARK
+from edgetune.data.readers import JSON_LINES, READERS, Reader
+from edgetune.data.unpack import PACKED, unpacked
 from edgetune.errors import DataError
 
 _KNOWN = f"{', '.join(READERS)}, also with {' or '.join(PACKED)} after it"
@@ -32,21 +34,25 @@ class Source:
         """What comes before a row's number when it is named (``chats.jsonl:``)."""
         return f"{self.name}{self.reader.separator}"
 
-    def sha256(self) -> str:
-        """Return the hash of the file as it lies on disk."""
-        digest = hashlib.sha256()
-        with self.path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
+    def size(self) -> int:
+        """Return the bytes of the file as it lies on disk."""
+        return self.path.stat().st_size
 
-    def rows(self, problems: Problems) -> Iterator[tuple[int, object]]:
-        """Yield the number and the value of each row; what cannot be read is noted."""
+    def blocks(self, file: int, position: Callable[[int], None]) -> Iterator[Block]:
+        """Yield the rows as the ``file``-th file; ``position`` is told how far reading has come."""
+        faults = Faults()
+        with self.path.open("rb") as stream:
+            for block in blocks_of(file, self.reader.is_json, self._rows(stream, faults), faults):
+                position(stream.tell())
+                yield block
+
+    def _rows(self, stream: BufferedReader, faults: Faults) -> Iterator[tuple[int, Any]]:
         try:
-            with open_bytes(self.path) as stream:
-                yield from self.reader.rows(stream, self.prefix, problems)
+            yield from self.reader.rows(unpacked(self.name, stream), faults)
+        except DataError as error:
+            faults.add(None, str(error))
         except (OSError, EOFError, zlib.error, ReadingError) as error:
-            problems.add(self.name, f"The file cannot be read to its end: {error}")
+            faults.add(None, f"The file cannot be read to its end: {error}")
 
 
 def find_sources(path: Path) -> tuple[list[Source], list[str]]:
@@ -79,4 +85,15 @@ def _reader_for(path: Path) -> Reader | None:
     name = path.name.lower()
     for packed in PACKED:
         name = name.removesuffix(packed)
-    return READERS.get(Path(name).suffix)
+    kind = Path(name).suffix
+    return JSON_LINES if kind == ".json" and not _is_array(path) else READERS.get(kind)
+
+
+def _is_array(path: Path) -> bool:
+    """Whether a JSON file holds a list; JSON Lines under another name is common."""
+    try:
+        with path.open("rb") as stream:
+            start = unpacked(path.name, stream).read(256)
+    except (OSError, EOFError, zlib.error, DataError):
+        return True
+    return start.removeprefix(UTF8_MARK).lstrip().startswith(b"[")

@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from edgetune.data.examples import Examples, Integers
+from edgetune.data.columns import Integers
+from edgetune.data.examples import Examples
 from edgetune.data.problems import Problems
 
 LongRows = Literal["refuse", "split", "cut", "drop"]
@@ -35,20 +36,21 @@ def fit(examples: Examples, context: int, rule: LongRows) -> Fitted:
     To refuse is to leave everything as it is: ``refuse_long`` has spoken before.
     """
     long = examples.lengths > context
-    if not long.any():
-        return Fitted(examples, np.zeros(0, np.int64), len(examples), 0, 0)
+    if rule == "refuse" or not long.any():
+        return Fitted(examples, np.zeros(0, np.int64), len(examples), int(long.sum()), 0)
     match rule:
-        case "refuse":
-            kept, starts, stops = _uncut(examples)
         case "drop":
-            kept, starts, stops = (part[~long] for part in _uncut(examples))
+            origins = np.flatnonzero(~long)
+            cut = examples.take(origins)
         case "cut":
-            kept, starts, stops = _uncut(examples)
-            stops = np.minimum(stops, starts + context)
+            origins = np.arange(len(examples))
+            cut = examples.slices(examples.starts, np.minimum(examples.lengths, context), origins)
         case "split":
-            kept, starts, stops = _pieces(examples, context)
-    cut = examples.slices(starts, stops, kept)
-    return _fitted(examples, cut, kept, int(long.sum()))
+            origins, number = _pieces(examples, context)
+            before = number * (context - 1)
+            lengths = np.minimum(examples.lengths[origins] - before, context).astype(np.int32)
+            cut = examples.slices(examples.starts[origins] + before, lengths, origins)
+    return _fitted(examples, cut, origins, int(long.sum()))
 
 
 def refuse_long(parts: Sequence[Examples], context: int) -> None:
@@ -58,7 +60,7 @@ def refuse_long(parts: Sequence[Examples], context: int) -> None:
         DataError: naming the rows and what to do.
     """
     problems = Problems()
-    for _, _, place, length in sorted(row for part in parts for row in _long_rows(part, context)):
+    for _, place, length in sorted(row for part in parts for row in _long_rows(part, context)):
         problems.add(place, f"{length} tokens, more than the context of {context}.")
     longest = max(int(part.lengths.max(initial=0)) for part in parts)
     problems.raise_if_any(
@@ -67,32 +69,29 @@ def refuse_long(parts: Sequence[Examples], context: int) -> None:
     )
 
 
-def _long_rows(examples: Examples, context: int) -> Iterator[tuple[int, int, str, int]]:
-    """Yield (file, line, place, tokens) of the rows over the context."""
-    lengths, places = examples.lengths, examples.places
-    for index in np.flatnonzero(lengths > context).tolist():
-        yield places.files[index], places.lines[index], places[index], lengths[index]
+def _long_rows(examples: Examples, context: int) -> Iterator[tuple[int, str, int]]:
+    """Yield (row, place, tokens) of the rows over the context."""
+    for index in np.flatnonzero(examples.lengths > context).tolist():
+        yield int(examples.rows[index]), examples.place(index), int(examples.lengths[index])
 
 
-def _uncut(examples: Examples) -> tuple[Integers, Integers, Integers]:
-    return np.arange(len(examples)), examples.offsets[:-1], examples.offsets[1:]
+def _pieces(examples: Examples, context: int) -> tuple[Integers, Integers]:
+    """Cut each row in pieces that share one token, so that every token is predicted once.
 
-
-def _pieces(examples: Examples, context: int) -> tuple[Integers, Integers, Integers]:
-    """Cut each row in pieces that share one token, so that every token is predicted once."""
+    Return of each piece the row and its number in it.
+    """
     counts = np.maximum(-(-(examples.lengths - 1) // (context - 1)), 1)
     rows = np.repeat(np.arange(len(examples)), counts)
-    number = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    starts = examples.offsets[:-1][rows] + number * (context - 1)
-    return rows, starts, np.minimum(starts + context, examples.offsets[1:][rows])
+    return rows, np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def _fitted(whole: Examples, cut: Examples, origins: Integers, long: int) -> Fitted:
     useful = cut.loss_tokens > 0
     if not useful.all():
         cut, origins = cut.take(np.flatnonzero(useful)), origins[useful]
-    dropped = np.setdiff1d(np.arange(len(whole)), origins)
-    lost = int(whole.lengths[dropped].sum())
-    shared = len(origins) - len(np.unique(origins))
-    tokens_cut = len(whole.tokens) - lost - (len(cut.tokens) - shared)
-    return Fitted(cut, dropped, len(whole) - len(dropped), long, tokens_cut)
+    kept = np.unique(origins)
+    dropped = np.setdiff1d(np.arange(len(whole)), kept, assume_unique=True)
+    lost = int(whole.lengths[dropped].sum(dtype=np.int64))
+    shared = len(origins) - len(kept)
+    tokens_cut = whole.token_count - lost - (cut.token_count - shared)
+    return Fitted(cut, dropped, len(kept), long, tokens_cut)

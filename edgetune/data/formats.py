@@ -15,16 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from edgetune.data.content import Chat, Completion, Content, Text
 from edgetune.data.messages import read_messages, read_tools
 from edgetune.data.problems import RowError
+from edgetune.errors import UsageError
 
 Fields = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Format:
     """A shape of row: its name, the fields it needs and those it also reads."""
 
@@ -32,6 +34,11 @@ class Format:
     needs: tuple[str, ...]
     optional: tuple[str, ...]
     read: Callable[[Fields], Content]
+
+    @cached_property
+    def fields(self) -> frozenset[str]:
+        """All fields that are read."""
+        return frozenset((*self.needs, *self.optional))
 
     def matches(self, row: Fields) -> bool:
         """Whether the row has the fields of this format."""
@@ -52,6 +59,31 @@ def detect(row: Fields) -> Format:
     raise RowError(f"Found the fields {found}. A row needs one of: {known}.")
 
 
+def format_named(name: str) -> Format:
+    """Return the format of a name that ``detect`` gave."""
+    return next(format_ for format_ in FORMATS if format_.name == name)
+
+
+def parse_fields(text: str) -> dict[str, str]:
+    """Return our names of fields and those of the file, from ``ours=theirs,…``.
+
+    Raises:
+        UsageError: if a part of it is no such pair, or names a field that no format has.
+    """
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    fields = {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+    known = sorted({name for format_ in FORMATS for name in format_.fields})
+    for ours, theirs in fields.items():
+        if ours not in known or not theirs:
+            raise UsageError(
+                f"--fields is made of FIELD=COLUMN; found {ours}={theirs}. Fields:"
+                f" {', '.join(known)}."
+            )
+    if len(fields) < len(pairs) or not fields:
+        raise UsageError(f"--fields must name each field once; found {text}.")
+    return fields
+
+
 def renamed(row: Any, fields: Mapping[str, str]) -> Fields:
     """Return the row with its columns under the names of ``fields`` (ours to theirs).
 
@@ -60,6 +92,8 @@ def renamed(row: Any, fields: Mapping[str, str]) -> Fields:
     """
     if not isinstance(row, dict):
         raise RowError(f"A row is an object with named fields; found {_kind(row)}.")
+    if not fields:
+        return row
     given = {name: row[column] for name, column in fields.items() if column in row}
     taken = set(fields.values()) | set(given)
     return {**{name: value for name, value in row.items() if name not in taken}, **given}

@@ -3,53 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from io import BufferedReader
 from itertools import count
 
-from edgetune.data.problems import Problems
+from edgetune.data.blocks import Faults
 from edgetune.units import format_bytes
 
 LINE_LIMIT = 1 << 24
-_UTF8_MARK = b"\xef\xbb\xbf"
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+UTF8_MARK = b"\xef\xbb\xbf"
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+NOT_UTF16 = "The file is UTF-16. Save it as UTF-8."
+
+NumberedLines = Iterator[tuple[int, str]]
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A line's number, counted from 1, and its text without the line's end."""
+def read_lines(stream: BufferedReader, faults: Faults, limit: int = LINE_LIMIT) -> NumberedLines:
+    """Yield number and text of the lines of a UTF-8 file, without the lines' ends.
 
-    number: int
-    text: str
-
-
-def read_lines(
-    stream: BufferedReader, prefix: str, problems: Problems, limit: int = LINE_LIMIT
-) -> Iterator[Line]:
-    """Yield the lines of a UTF-8 file; one that is too long or not UTF-8 is noted and left out."""
+    Lines are counted from 1. One that is too long or not UTF-8 is noted and left out.
+    """
     for number in count(1):
         raw = stream.readline(limit + 1)
-        if number == 1 and raw.startswith(_UTF16_MARKS):
-            problems.add(f"{prefix}1", "The file is UTF-16. Save it as UTF-8.")
-            return
         if not raw:
             return
+        if number == 1 and raw.startswith(UTF16_MARKS):
+            faults.add(1, NOT_UTF16)
+            return
         if len(raw) > limit:
-            problems.add(f"{prefix}{number}", f"The line is longer than {format_bytes(limit)}.")
+            faults.add(number, f"The line is longer than {format_bytes(limit)}.")
             _skip(stream, raw, limit)
             continue
-        text = _decoded(raw.removeprefix(_UTF8_MARK) if number == 1 else raw)
-        if text is None:
-            problems.add(f"{prefix}{number}", "The line is not UTF-8. Save the file as UTF-8.")
+        try:
+            text = (raw.removeprefix(UTF8_MARK) if number == 1 else raw).decode("utf-8")
+        except UnicodeDecodeError:
+            faults.add(number, "The line is not UTF-8. Save the file as UTF-8.")
         else:
-            yield Line(number, text)
-
-
-def _decoded(raw: bytes) -> str | None:
-    try:
-        return raw.decode("utf-8").rstrip("\r\n")
-    except UnicodeDecodeError:
-        return None
+            yield number, text.rstrip("\r\n")
 
 
 def _skip(stream: BufferedReader, raw: bytes, limit: int) -> None:

@@ -8,15 +8,12 @@ that cannot be placed beyond doubt is refused: a wrong mask trains the wrong thi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 from edgetune.data.content import Chat
 from edgetune.data.problems import RowError
-from edgetune.data.template import ChatTemplate, Span
-from edgetune.data.tokenizer import Encoded
+from edgetune.data.template import Message, Span
 
 _STAND_IN = "edgetuneXanswer"
 _ALTERED = (
@@ -24,15 +21,31 @@ _ALTERED = (
 )
 
 
+class Renders(Protocol):
+    """What a masker needs of a :class:`ChatTemplate`."""
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = False,
+        tools: list[Any] | None = None,
+    ) -> str:
+        """Return a conversation as text."""
+
+    def render_marked(
+        self, messages: Sequence[Message], tools: list[Any] | None = None
+    ) -> tuple[str, list[Span]]:
+        """Return the text and the parts of it that are marked as the assistant's."""
+
+
 class ChatMasker:
     """Renders chats and finds what is learned, for one template and its end-of-turn texts."""
 
-    def __init__(
-        self, template: ChatTemplate, ends: Iterable[str], controls: Iterable[str]
-    ) -> None:
+    def __init__(self, template: Renders, ends: Iterable[str], controls: Iterable[str]) -> None:
         """Take the texts of the tokens that end a turn, and of all that structure a chat."""
         self._template = template
-        self._ends, self._controls = _any_of(ends), _any_of(controls)
+        self._ends, self._controls = any_of(ends), any_of(controls)
 
     def spans(self, chat: Chat, *, last_only: bool = False) -> tuple[str, list[Span]]:
         """Return the rendered chat and the spans that are learned, in order.
@@ -118,21 +131,8 @@ class ChatMasker:
                 )
 
 
-def token_mask(encoded: Encoded, spans: list[Span]) -> NDArray[np.bool_]:
-    """Return which tokens hold characters of a span, (T,) bool.
-
-    A token that joins the end of a prompt and the start of an answer counts as the answer,
-    but for special ones: those can swallow the space after them and are still the prompt's.
-    """
-    mask = np.zeros(len(encoded.tokens), dtype=np.bool_)
-    stops = np.maximum(encoded.stops, encoded.starts + 1)
-    for start, stop in spans:
-        inside = (encoded.starts < stop) & (stops > start)
-        mask |= inside & ~(encoded.special & (encoded.starts < start))
-    return mask
-
-
-def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+def any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Return a pattern that finds any of the texts, the longest first; nothing if there are none."""
     longest_first = sorted(texts, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 

@@ -12,6 +12,7 @@ _ROLES = {
     "assistant": "assistant", "gpt": "assistant", "model": "assistant",
     "tool": "tool", "observation": "tool", "function": "tool",
 }  # fmt: skip
+_READ = {"role", "from", "content", "value"}
 
 
 def read_messages(value: Any) -> list[Message]:
@@ -47,9 +48,10 @@ def _message(value: Any, number: int) -> Message:
         raise RowError(f"Message {number} ({role}) is empty. Fill it in or remove the row.")
     if value.get("weight") not in (None, 0, 1):
         raise RowError(f"Message {number} has a weight that is neither 0 nor 1.")
-    rest = {key: item for key, item in value.items()
-            if item is not None and key not in ("role", "from", "content", "value")}  # fmt: skip
-    return {"role": role, "content": content, **rest}
+    message = {"role": role, "content": content}
+    if value.keys() - _READ:
+        message |= {k: item for k, item in value.items() if item is not None and k not in _READ}
+    return message
 
 
 def _role(role: Any, number: int) -> str:
@@ -61,6 +63,8 @@ def _role(role: Any, number: int) -> str:
 
 def _content(content: Any, number: int) -> str:
     """Return the text of a message; a list of text parts is joined."""
+    if isinstance(content, str):
+        return content
     parts = content if isinstance(content, list) else [{"text": "" if content is None else content}]
     texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
     if not all(isinstance(text, str) for text in texts):

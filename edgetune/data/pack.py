@@ -9,28 +9,27 @@ from bisect import bisect_left, insort
 
 import numpy as np
 
-from edgetune.data.examples import Integers
+from edgetune.data.columns import Counts, Integers
 
 
-def pack(lengths: Integers, context: int) -> list[list[int]]:
-    """Return rows of example indices whose lengths add up to ``context`` or less.
+def pack(lengths: Counts, context: int) -> Integers:
+    """Return for each example the number of its row, so that no row exceeds ``context``.
 
     Every example goes into the fullest row that still has room for it.
 
-    >>> pack(np.array([3, 5, 2, 4]), 8)
-    [[1, 0], [3, 2]]
+    >>> pack(np.array([3, 5, 2, 4]), 8).tolist()
+    [0, 0, 1, 1]
     """
-    rows: list[list[int]] = []
+    row_of = np.zeros(len(lengths), np.int64)
     open_rows: dict[int, list[int]] = {}  # room left -> rows that have exactly this much
     rooms: list[int] = []  # the keys of open_rows, sorted
-    for index in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[index])
-        row, room = _fullest(rooms, open_rows, length) or (len(rows), context)
-        if row == len(rows):
-            rows.append([])
-        rows[row].append(index)
-        _put(rooms, open_rows, row, room - length)
-    return rows
+    count = 0
+    for index in np.argsort(-lengths, kind="stable"):
+        row, room = _fullest(rooms, open_rows, int(lengths[index])) or (count, context)
+        count += row == count
+        row_of[index] = row
+        _put(rooms, open_rows, row, room - int(lengths[index]))
+    return row_of
 
 
 def _fullest(

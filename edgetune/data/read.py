@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
+from typing import Any
 
-from edgetune.data.encode import Encoder, LossOn, Marked
-from edgetune.data.examples import Examples, ExamplesBuilder
-from edgetune.data.files import Source, find_sources
-from edgetune.data.formats import Format, detect, renamed
-from edgetune.data.problems import Problems, RowError, printable
+import numpy as np
+
+from edgetune.data import cache
+from edgetune.data.blocks import Block
+from edgetune.data.columns import Columns, ColumnsWriter
+from edgetune.data.encode import LossOn
+from edgetune.data.examples import Examples, Places
+from edgetune.data.files import Source
+from edgetune.data.problems import Problems, printable
 from edgetune.data.receipt import FileRead
+from edgetune.data.rows import BlockEncoder, Outcome
+from edgetune.data.split import Hashes
 from edgetune.data.tokenizer import Tokenizer
+from edgetune.data.workers import MOST, encode_in_processes, usable_cores
 from edgetune.errors import DataError
+from edgetune.files import sha256_file
 
-# Tokenized together: enough to keep all cores busy, not enough to fill the memory.
-_ROWS_AT_ONCE = 256
-_CHARACTERS_AT_ONCE = 1 << 24
-_FIELDS_NAMED = 20
+CACHED_FROM = 1 << 20
+"""Files smaller than this many bytes are tokenized in a second or two, each time, in memory."""
+
+_MOST_PROBLEMS = 100_000  # then the file is something else, and reading on tells nothing new
+_PROCESSES_FROM = 1 << 23  # below, they would not have started before the work is done
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far reading has come: bytes of all files, and rows."""
+
+    done: int
+    total: int
+    rows: int
+
+
+Report = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,127 +49,182 @@ class Reading:
     """All rows of all files as examples, and what was learned about the files on the way."""
 
     examples: Examples
+    digests: Hashes
     files: tuple[FileRead, ...]
     format: str
     is_chat: bool
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A row that was accepted: which line of which file, and what it becomes."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How rows are read: for which model, what is learned, and what our fields are called."""
 
-    file: int
-    line: int
-    place: str
-    marked: Marked
+    tokenizer: Tokenizer
+    loss_on: LossOn
+    fields: Mapping[str, str] = field(default_factory=dict)
+    processes: int | None = None
+
+    def encoder(self, format_: str | None = None) -> BlockEncoder:
+        """Return what turns rows into tokens, for a format if it is known."""
+        return BlockEncoder(self.tokenizer, self.loss_on, self.fields, format_)
 
 
-class RowReader:
-    """Reads files for one model: the first row decides the format of all of them."""
+def read_rows(sources: Sequence[Source], options: Options, report: Report) -> Reading:
+    """Return every row of some files, from the cache if they were read before.
 
-    def __init__(self, tokenizer: Tokenizer, loss_on: LossOn, fields: Mapping[str, str]) -> None:
-        """Prepare to read; ``fields`` maps our field names to the file's."""
-        self._tokenizer, self._fields = tokenizer, fields
-        self._encoder, self._builder, self._problems = (
-            Encoder(tokenizer, loss_on), ExamplesBuilder(), Problems(),
-        )  # fmt: skip
-        self._format: Format | None = None
+    Raises:
+        DataError: if there are no rows, or with everything that is wrong with them.
+    """
+    hashes = [_hashed(source) for source in sources]
+    if sum(source.size() for source in sources) < CACHED_FROM:
+        writer = ColumnsWriter()
+        facts = _Pass(sources, hashes, options, report).run(writer)
+        return _reading(writer.finish(), facts, sources)
+    named = [
+        [source.reader.separator, hashed] for source, hashed in zip(sources, hashes, strict=True)
+    ]
+    key = cache.key_of(
+        named, options.tokenizer.fingerprint, options.loss_on, sorted(options.fields.items())
+    )
+    if cache.find(key) is None:
+        _read_into_cache(key, _Pass(sources, hashes, options, report))
+    entry = cache.find(key)
+    if entry is None:
+        raise DataError(f"The tokens in {cache.cache_folder()} were removed while they were used.")
+    return _reading(entry.columns, entry.facts, sources)
+
+
+def _read_into_cache(key: str, run: _Pass) -> None:
+    with cache.new_entry(key) as folder:
+        writer = ColumnsWriter(folder)
+        try:
+            facts = run.run(writer)
+        finally:
+            writer.close()
+        cache.complete(folder, facts)
+
+
+class _Pass:
+    """One pass over all files."""
+
+    def __init__(
+        self, sources: Sequence[Source], hashes: Sequence[str], options: Options, report: Report
+    ) -> None:
+        self._sources, self._hashes, self._options, self._report = sources, hashes, options, report
+        self._sizes = [source.size() for source in sources]
+        self._problems = Problems()
+        self._rows = [0] * len(sources)
+        self._format: str | None = None
         self._is_chat = False
         self._unused: set[str] = set()
-        self._altered, self._first_altered = 0, ""
+        self._altered = 0
+        self._first_altered: list[int] | None = None
+        self._done = 0
 
-    def read(self, path: Path) -> Reading:
-        """Read every row of a file or folder.
+    def run(self, writer: ColumnsWriter) -> dict[str, Any]:
+        """Write every row; return the facts about them as plain values."""
+        for outcome in self._outcomes():
+            self._note(outcome)
+            if not self._problems.count:
+                writer.append(outcome.columns)
+            self._report(Progress(self._done, sum(self._sizes), sum(self._rows)))
+            if self._problems.count > _MOST_PROBLEMS:
+                break
+        self._refuse_problems()
+        return {
+            "files": list(map(list, zip(self._rows, self._hashes, strict=True))),
+            "format": self._format,
+            "is_chat": self._is_chat,
+            "unused": sorted(self._unused),
+            "altered": self._altered,
+            "first_altered": self._first_altered,
+            "without_template": self._is_chat and not self._options.tokenizer.has_template,
+            "dated": self._is_chat and self._options.tokenizer.template.writes_dates,
+        }
 
-        Raises:
-            DataError: if there are no rows, or with everything that is wrong with them.
-        """
-        sources, left_out = find_sources(path)
-        counts = [self._read_file(number, source) for number, source in enumerate(sources)]
-        self._problems.raise_if_any(f"Problems in {path}")
+    def _outcomes(self) -> Iterator[Outcome]:
+        """Yield what becomes of each block, the first ones here until the format is known."""
+        blocks = self._blocks()
+        encoder = self._options.encoder()
+        for block in blocks:
+            yield encoder.encode(block, only_check=self._has_problems())
+            if encoder.format is not None and self._processes() > 1:
+                make = partial(self._options.encoder, encoder.format)
+                yield from encode_in_processes(make, blocks, self._processes(), self._has_problems)
+
+    def _blocks(self) -> Iterator[Block]:
+        before = [0, *accumulate(self._sizes)]
+        for number, source in enumerate(self._sources):
+            yield from source.blocks(number, partial(self._set_done, before[number]))
+
+    def _processes(self) -> int:
+        if self._options.processes is not None:
+            return self._options.processes
+        return min(usable_cores(), MOST) if sum(self._sizes) >= _PROCESSES_FROM else 1
+
+    def _set_done(self, before: int, position: int) -> None:
+        self._done = before + position
+
+    def _has_problems(self) -> bool:
+        return self._problems.count > 0
+
+    def _note(self, outcome: Outcome) -> None:
+        source = self._sources[outcome.file]
+        for number, what in outcome.problems:
+            place = source.name if number is None else f"{source.prefix}{number}"
+            self._problems.add(place, what)
+        self._rows[outcome.file] += len(outcome.columns)
+        self._format = self._format or outcome.format
+        self._is_chat |= outcome.is_chat
+        self._unused |= outcome.unused
+        self._altered += len(outcome.altered)
+        if outcome.altered and self._first_altered is None:
+            self._first_altered = [outcome.file, outcome.altered[0]]
+
+    def _refuse_problems(self) -> None:
+        changed = [s.name for s, h in zip(self._sources, self._sizes, strict=True) if s.size() != h]
+        for name in changed:
+            self._problems.add(name, "The file changed while it was read. Read it again.")
+        self._problems.raise_if_any("Problems in the data")
         if self._format is None:
-            raise DataError(f"{path} has no rows in it.")
-        return Reading(
-            examples=self._builder.build(tuple(source.prefix for source in sources)),
-            files=tuple(
-                FileRead(name=source.name, rows=rows, sha256=source.sha256())
-                for source, rows in zip(sources, counts, strict=True)
-            ),
-            format=self._format.name,
-            is_chat=self._is_chat,
-            notes=tuple(self._notes(left_out)),
+            names = ", ".join(source.name for source in self._sources)
+            raise DataError(printable(f"{names} has no rows in it."))
+
+
+def _hashed(source: Source) -> str:
+    try:
+        return sha256_file(source.path)
+    except OSError as error:
+        raise DataError(f"{source.path} cannot be read: {error}.") from error
+
+
+def _reading(columns: Columns, facts: Mapping[str, Any], sources: Sequence[Source]) -> Reading:
+    bounds = np.array([0, *accumulate(rows for rows, _ in facts["files"])], np.int64)
+    places = Places(tuple(source.prefix for source in sources), bounds, columns.lines)
+    return Reading(
+        examples=Examples.of(columns, places),
+        digests=columns.digests,
+        files=tuple(
+            FileRead(name=source.name, rows=rows, sha256=sha256)
+            for source, (rows, sha256) in zip(sources, facts["files"], strict=True)
+        ),
+        format=facts["format"],
+        is_chat=facts["is_chat"],
+        notes=tuple(_notes(facts, sources)),
+    )
+
+
+def _notes(facts: Mapping[str, Any], sources: Sequence[Source]) -> Iterator[str]:
+    if facts["unused"]:
+        yield printable(f"fields not used: {', '.join(facts['unused'])}")
+    if facts["altered"]:
+        file, line = facts["first_altered"]
+        yield (
+            f"rows of which the template leaves out or changes a part: {facts['altered']:,},"
+            f" the first is {sources[file].prefix}{line}"
         )
-
-    def _read_file(self, number: int, source: Source) -> int:
-        """Append the rows of one file; return how many there were."""
-        before = len(self._builder)
-        for block in _blocks(self._rows(number, source)):
-            self._append(block)
-        return len(self._builder) - before
-
-    def _rows(self, file: int, source: Source) -> Iterator[_Row]:
-        for line, value in source.rows(self._problems):
-            place = f"{source.prefix}{line}"
-            try:
-                marked = self._mark(value)
-            except RowError as error:
-                self._problems.add(place, str(error))
-            except RecursionError:
-                self._problems.add(place, "The row is nested too deeply.")
-            else:
-                yield _Row(file, line, place, marked)
-
-    def _mark(self, value: object) -> Marked:
-        row = renamed(value, self._fields)
-        format_ = self._format or detect(row)
-        if not format_.matches(row):
-            raise RowError(
-                f"This row has the fields of {detect(row).name}, the rows before it those of"
-                f" {format_.name}. Put rows of different formats in different files."
-            )
-        self._format = format_
-        if len(self._unused) < _FIELDS_NAMED:
-            self._unused |= set(row) - {*format_.needs, *format_.optional}
-        content = format_.read(row)
-        self._is_chat = self._encoder.is_chat(content)
-        return self._encoder.mark(content)
-
-    def _append(self, block: list[_Row]) -> None:
-        encoded = self._encoder.encode([row.marked for row in block])
-        for row, (tokens, mask) in zip(block, encoded, strict=True):
-            if any(mask[1:]):
-                self._builder.append(tokens, mask, row.file, row.line)
-            else:
-                self._problems.add(row.place, "No token of this row can be learned. Remove it.")
-            if row.marked.altered:
-                self._altered += 1
-                self._first_altered = self._first_altered or row.place
-
-    def _notes(self, left_out: list[str]) -> Iterator[str]:
-        if self._unused:
-            yield printable(f"fields not used: {', '.join(sorted(self._unused))}")
-        if left_out:
-            yield printable(f"files not read: {', '.join(left_out)}")
-        if self._altered:
-            yield (
-                f"rows of which the template leaves out or changes a part: {self._altered:,},"
-                f" the first is {self._first_altered}"
-            )
-        if self._is_chat and not self._tokenizer.has_template:
-            yield "the model has no chat template, so a default stands in; export carries it along"
-        if self._is_chat and self._tokenizer.template.writes_dates:
-            yield "the template writes today's date; a fixed one stands in, so that runs repeat"
-
-
-def _blocks(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
-    block: list[_Row] = []
-    size = 0
-    for row in rows:
-        block.append(row)
-        size += len(row.marked.text)
-        if len(block) == _ROWS_AT_ONCE or size > _CHARACTERS_AT_ONCE:
-            yield block
-            block, size = [], 0
-    if block:
-        yield block
+    if facts["without_template"]:
+        yield "the model has no chat template, so a default stands in; export carries it along"
+    if facts["dated"]:
+        yield "the template writes today's date; a fixed one stands in, so that runs repeat"

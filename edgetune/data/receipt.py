@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgetune.data.examples import Integers
+from edgetune.data.columns import Counts
 
 _PERCENTILES = (
     ("shortest", 0),
@@ -130,7 +130,7 @@ class Receipt:
                 "all": "everything"}.get(self.loss_on, self.loss_on)  # fmt: skip
 
 
-def length_percentiles(lengths: Integers) -> dict[str, int]:
+def length_percentiles(lengths: Counts) -> dict[str, int]:
     """Return the percentiles that a receipt shows, each a length that occurs."""
     if not len(lengths):
         return {}

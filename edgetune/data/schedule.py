@@ -7,11 +7,12 @@ in every epoch, so a step number alone says which epoch it belongs to.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import pairwise
 
 import numpy as np
 
-from edgetune.data.examples import Integers, ranges
+from edgetune.data.columns import Counts, Integers
+from edgetune.data.examples import ranges
 from edgetune.data.pack import pack
 from edgetune.data.shapes import row_widths
 
@@ -64,11 +65,11 @@ def random_keys(seed: int, epoch: int, count: int) -> Integers:
 class PackedSchedules:
     """Rows of exactly ``context`` tokens, each holding as many whole examples as fit."""
 
-    def __init__(self, lengths: Integers, context: int, micro_batch: int) -> None:
+    def __init__(self, lengths: Counts, context: int, micro_batch: int) -> None:
         """Pack once; epochs differ in the order and in which examples of a length meet."""
-        packed = pack(lengths, context)
-        self._slots = np.fromiter(chain.from_iterable(packed), np.int64, len(lengths))
-        self._rows = np.concatenate([[0], np.cumsum([len(row) for row in packed])])
+        row_of = pack(lengths, context)
+        self._slots = np.argsort(row_of, kind="stable")
+        self._rows = np.concatenate([[0], np.cumsum(np.bincount(row_of))])
         self._lengths, self._micro_batch = lengths, micro_batch
         self.widths = np.array([context], dtype=np.int64)
 
@@ -87,7 +88,7 @@ class PackedSchedules:
 class PaddedSchedules:
     """One example a row, padded to one of a few widths; similar lengths go together."""
 
-    def __init__(self, lengths: Integers, context: int, micro_batch: int) -> None:
+    def __init__(self, lengths: Counts, context: int, micro_batch: int) -> None:
         """Choose the widths from the lengths."""
         self.widths = row_widths(lengths, context)
         self._width_of = self.widths[np.searchsorted(self.widths, lengths)]

@@ -11,14 +11,14 @@ from itertools import combinations
 
 import numpy as np
 
-from edgetune.data.examples import Integers
+from edgetune.data.columns import Counts, Integers
 
 WIDTHS = 4
 _CANDIDATES = 24
 _STEP = 8
 
 
-def row_widths(lengths: Integers, context: int) -> Integers:
+def row_widths(lengths: Counts, context: int) -> Integers:
     """Return at most four row lengths, rising, the last of which holds the longest example.
 
     The candidates divide the longest length evenly (in multiples of 8, never over the

@@ -85,7 +85,7 @@ class ChatTemplate:
                 chat_template=self._pinned,
                 return_assistant_tokens_mask=self.is_marked,
                 add_generation_prompt=prompt,
-                pinned_dates=self._dates,
+                pinned_dates=self.dates,
                 **self.special_tokens,
             )
         except (TemplateError, *_FAULTS) as error:
@@ -97,7 +97,8 @@ class ChatTemplate:
         return _PINNED + self.source if self.writes_dates else self.source
 
     @cached_property
-    def _dates(self) -> dict[str, str]:
+    def dates(self) -> dict[str, str]:
+        """What the template is told for each format in which it asks for the date."""
         formats = {match.group(2) for match in _DATES.finditer(self.source)}
         return {text: PINNED_DATE.strftime(text) for text in formats}
 

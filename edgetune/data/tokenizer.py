@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.data.examples import Integers
+from edgetune.data.encoded import Encoded, Ids, Locator
 from edgetune.data.structure import control_texts, listed_ends, sample_chats, turn_ends
 from edgetune.data.template import ChatTemplate, Message, default_template
 from edgetune.errors import ModelError
@@ -20,35 +19,29 @@ from edgetune.errors import ModelError
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """Tokens of one text, where in it each begins and ends, and which are special: all (T,)."""
-
-    tokens: list[int]
-    starts: Integers
-    stops: Integers
-    special: NDArray[np.bool_]
-
-
 class Tokenizer:
     """Text to tokens and back, chats to text, and which tokens end a turn.
 
     ``end_tokens`` are the tokens at which generation stops; ``controls`` the texts that the
-    model reads as structure, and that therefore must not occur inside a message.
+    model reads as structure, and that therefore must not occur inside a message; ``is_special``
+    (V,) the tokens that are no text.
     """
 
     def __init__(self, inner: Any, folder: Path) -> None:
-        """Wrap a fast transformers tokenizer that was read from ``folder``."""
-        self._inner = inner
+        """Take what is needed of a fast transformers tokenizer that was read from ``folder``."""
+        self._inner = inner.backend_tokenizer
+        self._inner.no_truncation()
+        self._inner.no_padding()
+        self._locator = Locator(self._inner)
         self.eos_id: int | None = inner.eos_token_id
         self.bos_id: int | None = inner.bos_token_id
         self.pad_id: int | None = inner.pad_token_id
         added = inner.added_tokens_decoder.items()
         self._added = {token.content: id_ for id_, token in added}
         self._special = frozenset(token.content for _, token in added if token.special)
-        self._is_special = np.zeros(len(inner), dtype=np.bool_)
-        self._is_special[[self._added[text] for text in self._special]] = True
-        self.has_template, self._template = self._find_template()
+        self.is_special: NDArray[np.bool_] = np.zeros(len(inner), dtype=np.bool_)
+        self.is_special[[self._added[text] for text in self._special]] = True
+        self.has_template, self._template = self._find_template(inner)
         chats = sample_chats(self._template)
         eos = frozenset() if self.eos_id is None else frozenset({self.eos_id})
         self.end_tokens = eos | listed_ends(folder) | turn_ends(chats, self._added)
@@ -58,7 +51,7 @@ class Tokenizer:
 
     def __len__(self) -> int:
         """Return the number of tokens in the vocabulary."""
-        return len(self._inner)
+        return len(self.is_special)
 
     @property
     def template(self) -> ChatTemplate:
@@ -82,51 +75,29 @@ class Tokenizer:
     @cached_property
     def adds_bos(self) -> bool:
         """Whether the tokenizer itself begins every text with the BOS token."""
-        tokens = self._inner.encode("a", add_special_tokens=True)
+        tokens = self._inner.encode("a", add_special_tokens=True).ids
         return self.bos_id is not None and tokens[:1] == [self.bos_id]
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Return the tokens of a text; ``special`` begins them with BOS, if the model wants it."""
-        tokens = self.encode_many([text])[0].tokens
-        return self.with_bos(tokens) if special else tokens
+        found = self.encode_many([text])[0].ids
+        tokens: list[int] = (self.with_bos(found) if special else found).tolist()
+        return tokens
 
     def encode_many(self, texts: Sequence[str]) -> list[Encoded]:
         """Return tokens and places of many texts, using all cores."""
-        if not texts:
-            return []
-        found = self._inner(
-            list(texts),
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        pairs = zip(found["input_ids"], found["offset_mapping"], strict=True)
-        return [self._encoded(tokens, places) for tokens, places in pairs]
+        return self._locator.encode(texts)
 
-    def _encoded(self, tokens: list[int], places: list[tuple[int, int]]) -> Encoded:
-        flat = np.fromiter(chain.from_iterable(places), np.int64, 2 * len(tokens))
-        starts, stops = flat[::2], flat[1::2]
-        # Some tokenizers leave the space in front out of a token's place: give it back.
-        before = np.concatenate([[0], np.maximum.accumulate(stops)])[:-1]
-        return Encoded(tokens, np.minimum(starts, before), stops, self._is_special[tokens])
-
-    def with_bos(self, tokens: list[int]) -> list[int]:
+    def with_bos(self, tokens: Ids) -> Ids:
         """Return the tokens with exactly one BOS in front, if the tokenizer adds one."""
-        if self.bos_id is None or not self.adds_bos or tokens[:1] == [self.bos_id]:
+        if self.bos_id is None or not self.adds_bos or tokens[:1].tolist() == [self.bos_id]:
             return tokens
-        return [self.bos_id, *tokens]
+        return np.concatenate([np.array([self.bos_id], np.int32), tokens])
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, special tokens included."""
-        return str(
-            self._inner.decode(
-                [int(token) for token in tokens],
-                skip_special_tokens=False,
-                clean_up_tokenization_spaces=False,
-            )
-        )
+        ids = [int(token) for token in tokens]
+        return str(self._inner.decode(ids, skip_special_tokens=False))
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         """Return a conversation as the text that the model reads."""
@@ -139,7 +110,7 @@ class Tokenizer:
 
     def text_of(self, token: int | None) -> str | None:
         """Return a token as its text in the vocabulary, None for no token."""
-        return None if token is None else str(self._inner.convert_ids_to_tokens(token))
+        return None if token is None else str(self._inner.id_to_token(token))
 
     @cached_property
     def end_texts(self) -> tuple[str, ...]:
@@ -152,11 +123,19 @@ class Tokenizer:
         eos = self.text_of(self.eos_id)
         return {"added in front": bos, "eos": eos, "ends a turn": tuple(sorted(self.end_texts))}
 
-    def _find_template(self) -> tuple[bool, ChatTemplate | None]:
-        named = self._inner.special_tokens_map.items()
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of everything that decides which tokens a chat or a text becomes."""
+        template = self._template and (self._template.source, dict(self._template.special_tokens))
+        parts = (self._inner.to_str(), template, self.has_template, self.adds_bos, self.bos_id,
+                 self.eos_id, sorted(self.end_texts), sorted(self.controls))  # fmt: skip
+        return sha256(repr(parts).encode()).hexdigest()
+
+    def _find_template(self, inner: Any) -> tuple[bool, ChatTemplate | None]:
+        named = inner.special_tokens_map.items()
         texts = {str(name): str(text) for name, text in named if isinstance(text, str)}
-        if self._inner.chat_template:
-            return True, ChatTemplate(self._inner.get_chat_template(), "the model's own", texts)
+        if inner.chat_template:
+            return True, ChatTemplate(inner.get_chat_template(), "the model's own", texts)
         end = "<|im_end|>" if "<|im_end|>" in self._added else self.text_of(self.eos_id)
         return False, default_template(end, texts) if end else None
 

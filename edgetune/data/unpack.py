@@ -13,25 +13,26 @@ from typing import Any, cast
 from edgetune.errors import DataError
 
 PACKED = (".gz", ".zst")
-_BLOCK = 1 << 17
+_BLOCK = 1 << 10  # small, because a few bytes can unpack to 128 KiB
+_WINDOW = 1 << 27
 
 
-def open_bytes(path: Path) -> BufferedReader:
-    """Open a file for reading its content.
+def unpacked(name: str, stream: BufferedReader) -> BufferedReader:
+    """Return the content of an open file of this name.
 
     Raises:
         DataError: if it is compressed in a way that needs a package which is not installed.
     """
-    match path.suffix.lower():
+    match Path(name).suffix.lower():
         case ".gz":
-            return BufferedReader(cast("Any", gzip.open(path, "rb")))
+            return BufferedReader(cast("Any", gzip.GzipFile(fileobj=stream)))
         case ".zst":
-            return BufferedReader(_Blocks(_unpacked(path, needed("zstandard", path))))
+            return BufferedReader(_Blocks(_unpacked(stream, needed("zstandard"))))
         case _:
-            return path.open("rb")
+            return stream
 
 
-def needed(package: str, path: Path) -> ModuleType:
+def needed(package: str) -> ModuleType:
     """Return an optional package.
 
     Raises:
@@ -40,25 +41,25 @@ def needed(package: str, path: Path) -> ModuleType:
     try:
         return import_module(package)
     except ImportError as error:
-        install = package.partition(".")[0]
+        extra = {"zstandard": "zst"}.get(package, "parquet")
         raise DataError(
-            f"{path.name} needs the package {install}: pip install {install}, or convert the file."
+            f"It needs the package {package.partition('.')[0]}: pip install 'edgetune[{extra}]',"
+            " or convert the file."
         ) from error
 
 
-def _unpacked(path: Path, zstandard: ModuleType) -> Iterator[bytes]:
+def _unpacked(stream: BufferedReader, zstandard: ModuleType) -> Iterator[bytes]:
     """Yield the content of a zst file; unlike its own reader, refuse one that was cut off."""
-    unpacker = zstandard.ZstdDecompressor().decompressobj()
-    with path.open("rb") as stream:
-        try:
-            while block := stream.read(_BLOCK):
-                while block:  # a file can be several frames, one after another
-                    if unpacker.eof:
-                        unpacker = zstandard.ZstdDecompressor().decompressobj()
-                    yield unpacker.decompress(block)
-                    block = unpacker.unused_data
-        except zstandard.ZstdError as error:
-            raise EOFError(str(error)) from error
+    unpacker = zstandard.ZstdDecompressor(max_window_size=_WINDOW).decompressobj()
+    try:
+        while block := stream.read(_BLOCK):
+            while block:  # a file can be several frames, one after another
+                if unpacker.eof:
+                    unpacker = zstandard.ZstdDecompressor(max_window_size=_WINDOW).decompressobj()
+                yield unpacker.decompress(block)
+                block = unpacker.unused_data
+    except zstandard.ZstdError as error:
+        raise EOFError(str(error)) from error
     if not unpacker.eof:
         raise EOFError("the compressed data was cut off")
 

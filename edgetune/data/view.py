@@ -1,11 +1,60 @@
-"""An example as people see it: its text in pieces, each learned or only read."""
+"""Rows as people see them: their text in pieces, each learned or only read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
+import numpy as np
+
+from edgetune.data.dataset import Dataset
 from edgetune.data.tokenizer import Tokenizer
+from edgetune.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class ShownRow:
+    """A row's place, its side (``trained`` or ``validation``) and its (text, is learned) pieces."""
+
+    place: str
+    side: str
+    pieces: list[tuple[str, bool]]
+
+
+def show_rows(
+    dataset: Dataset, tokenizer: Tokenizer, *, first: int = 0, places: Sequence[str] = ()
+) -> list[ShownRow]:
+    """Return the ``first`` rows, and those at places such as ``12`` or ``chats.jsonl:12``.
+
+    A row that was split is shown as all its pieces.
+
+    Raises:
+        UsageError: if there is no such row.
+    """
+    rows = [*range(first), *(row for place in places for row in _rows_at(dataset, place))]
+    return [shown for row in rows for shown in _shown(dataset, tokenizer, row)]
+
+
+def _shown(dataset: Dataset, tokenizer: Tokenizer, row: int) -> Iterator[ShownRow]:
+    for side, examples in (("trained", dataset.train), ("validation", dataset.validation)):
+        for index in np.flatnonzero(examples.rows == row).tolist():
+            tokens, mask = examples[index]
+            pieces = view_row((tokens.tolist(), mask.tolist()), tokenizer)
+            yield ShownRow(examples.place(index), side, pieces)
+
+
+def _rows_at(dataset: Dataset, place: str) -> list[int]:
+    """Return the rows at a place: the line alone names it in every file."""
+    places = dataset.train.places
+    number = place.replace(":", " ").split(" ")[-1]
+    if not number.isdecimal():
+        raise UsageError(f"--show takes lines such as 12 or chats.jsonl:12; found {place}.")
+    rows = np.flatnonzero(places.lines == int(number)).tolist()
+    found = [row for row in rows if place in (number, places[row])]
+    if not found:
+        raise UsageError(f"There is no row at {place}.")
+    return found
 
 
 def view_row(

@@ -70,5 +70,11 @@ def _mlx(system: System) -> Device:
     # MLX has a processor-only build for Linux, so that its backend is tested there too.
     if system.platform == "linux" and system.has_module("mlx"):
         cpu = read_cpu(system)
-        return replace(cpu, backend="mlx", kind="mlx", notes=(*cpu.notes, _MLX_ON_CPU))
+        return replace(
+            cpu,
+            backend="mlx",
+            kind="mlx",
+            rate_16bit=cpu.rate_32bit / 2,  # bfloat16 is widened before it is multiplied
+            notes=(*cpu.notes, _MLX_ON_CPU),
+        )
     raise UsageError(f"There is no such device here: {'; '.join(found.absent)}.")

@@ -16,6 +16,7 @@ from edgetune.model.config import FloatName
 EXPORTERS: Final[Mapping[str, str]] = {
     "peft": "edgetune.export.peft:export_peft",
     "hf": "edgetune.export.hf:export_hf",
+    "mlx": "edgetune.export.mlx:export_mlx",
 }
 
 

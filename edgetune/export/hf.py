@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from edgetune.export.base import Exported, ExportRequest
 from edgetune.export.folder import folder_bytes, needed_bytes, new_folder
 from edgetune.export.merge import merged_tensors
 from edgetune.export.safetensors_writer import Outgoing, write_safetensors
+from edgetune.export.updates import Merge, merge_of
 from edgetune.model.config import FloatName
 from edgetune.model.weights import INDEX, SINGLE
 
@@ -35,22 +37,56 @@ def export_hf(request: ExportRequest) -> Exported:
         UsageError: if the method cannot be merged or the output folder cannot be made.
         CheckFailedError: if a merged weight cannot be written in the output's number format.
     """
-    tensors = merged_tensors(request)
-    limit = SHARD_BYTES if request.shard_bytes is None else request.shard_bytes
-    shards = _named(list(_split(tensors, limit)))
-    copied = _companions(request.model.folder)
-    needed = needed_bytes((x.nbytes for x in tensors), (path.stat().st_size for path in copied))
-    with new_folder(request.output, needed) as folder:
-        for name, shard in shards.items():
-            write_safetensors(folder / name, shard)
-        if len(shards) > 1:
-            _write_json(folder / INDEX, _index(shards))
-        dtype = request.dtype or request.model.shape.dtype
-        config = {"torch_dtype": dtype} | _config(request.model.config, dtype)
-        _write_json(folder / "config.json", config)
-        _copy(copied, request.model.folder, folder)
+    merged = Merged.of(request)
+    with new_folder(request.output, merged.needed) as folder:
+        merged.write(folder)
         nbytes = folder_bytes(folder)
     return Exported(folder=request.output, nbytes=nbytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merged:
+    """The files of a merged model, about to be written; ``needed`` is their size in bytes."""
+
+    shards: Mapping[str, Sequence[Outgoing]]
+    copied: Sequence[Path]
+    config: Mapping[str, object]
+    source: Path
+    needed: int
+
+    @classmethod
+    def of(cls, request: ExportRequest) -> Merged:
+        """Return what a request asks for; no tensor is read yet.
+
+        Raises:
+            UsageError: if the method cannot be merged.
+        """
+        model = request.model
+        merge = merge_of(request.adapter, model)
+        tensors = merged_tensors(request, merge)
+        limit = SHARD_BYTES if request.shard_bytes is None else request.shard_bytes
+        copied = _companions(model.folder)
+        dtype = request.dtype or model.shape.dtype
+        return cls(
+            shards=_named(list(_split(tensors, limit))),
+            copied=copied,
+            config={"torch_dtype": dtype} | _config(_announced(model.config, merge), dtype),
+            source=model.folder,
+            needed=needed_bytes((x.nbytes for x in tensors), (f.stat().st_size for f in copied)),
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write everything.
+
+        Raises:
+            CheckFailedError: if a merged weight cannot be written in the output's number format.
+        """
+        for name, shard in self.shards.items():
+            write_safetensors(folder / name, shard)
+        if len(self.shards) > 1:
+            _write_json(folder / INDEX, _index(self.shards))
+        _write_json(folder / "config.json", self.config)
+        _copy(self.copied, self.source, folder)
 
 
 def _split(tensors: Sequence[Outgoing], limit: int) -> Iterator[list[Outgoing]]:
@@ -76,6 +112,14 @@ def _index(shards: Mapping[str, Sequence[Outgoing]]) -> dict[str, Any]:
     where = {tensor.name: name for name, shard in shards.items() for tensor in shard}
     total = sum(tensor.nbytes for shard in shards.values() for tensor in shard)
     return {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+
+
+def _announced(config: Mapping[str, object], merge: Merge) -> Mapping[str, object]:
+    """Return a config with what the merge changes, where the language model's fields are."""
+    text = config.get("text_config")
+    if isinstance(text, dict):
+        return {**config, "text_config": {**text, **merge.config}}
+    return {**config, **merge.config}
 
 
 def _config(config: Mapping[str, object], dtype: FloatName) -> dict[str, object]:

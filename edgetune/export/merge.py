@@ -19,7 +19,7 @@ from edgetune.adapter_file.stored import number_type, read_rows
 from edgetune.errors import CheckFailedError
 from edgetune.export.base import ExportRequest
 from edgetune.export.safetensors_writer import Chunks, Outgoing
-from edgetune.export.updates import Update, updates
+from edgetune.export.updates import Merge, Update
 from edgetune.model import StoredTensor
 from edgetune.model.weights import stored_tensors
 
@@ -27,15 +27,13 @@ CHUNK_ELEMENTS: Final = 2**22
 """Elements worked on at once: 16 MiB in float32, a few of which exist at a time."""
 
 
-def merged_tensors(request: ExportRequest) -> list[Outgoing]:
+def merged_tensors(request: ExportRequest, merge: Merge) -> list[Outgoing]:
     """Return all tensors of the merged model, in the order of the base's files; reads none.
 
-    Raises:
-        UsageError: if the adapter's method cannot be merged.
+    Tensors that the base does not have come last.
     """
     model = request.model
-    changes = updates(request.adapter, model.shape)
-    by_stored_name = {model.tensors[name].name: change for name, change in changes.items()}
+    by_stored_name = {model.tensors[name].name: change for name, change in merge.changes.items()}
     used = {tensor.name for tensor in model.tensors.values()}
     outgoing = []
     for stored in _in_file_order(stored_tensors(model.folder)):
@@ -50,7 +48,22 @@ def merged_tensors(request: ExportRequest) -> list[Outgoing]:
                 chunks=partial(_chunks, stored, by_stored_name.get(stored.name), dtype),
             )
         )
+    return outgoing + _added(request, merge)
+
+
+def _added(request: ExportRequest, merge: Merge) -> list[Outgoing]:
+    """Return biases that are new, named as the files name their projections."""
+    dtype, outgoing = request.dtype or request.model.shape.dtype, []
+    for name, values in merge.added.items():
+        weight = request.model.tensors[f"{name.removesuffix('.bias')}.weight"].name
+        stored = f"{weight.removesuffix('.weight')}.bias"
+        whole = partial(_whole, values, dtype, stored)
+        outgoing.append(Outgoing(name=stored, dtype=dtype, shape=values.shape, chunks=whole))
     return outgoing
+
+
+def _whole(values: NDArray[np.float32], dtype: str, name: str) -> Chunks:
+    yield _rounded(values, dtype, name)
 
 
 def _in_file_order(tensors: Mapping[str, StoredTensor]) -> list[StoredTensor]:

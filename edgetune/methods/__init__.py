@@ -10,9 +10,30 @@ from typing import Any
 from edgetune.errors import UsageError
 from edgetune.methods.base import AdapterTensor, Method, initial_value
 
-__all__ = ["METHODS", "AdapterTensor", "Method", "build", "initial_value", "method_class"]
+__all__ = [
+    "METHODS",
+    "AdapterTensor",
+    "Method",
+    "build",
+    "initial_value",
+    "known_settings",
+    "method_class",
+]
 
-METHODS = {"lora": "edgetune.methods.lora:Lora"}
+METHODS = {
+    "lora": "edgetune.methods.lora:Lora",
+    "dora": "edgetune.methods.dora:Dora",
+    "dylora": "edgetune.methods.lora:DyLora",
+    "adapter": "edgetune.methods.bottleneck:Bottleneck",
+    "prompt": "edgetune.methods.prompt:Prompt",
+    "prefix": "edgetune.methods.prefix:Prefix",
+    "llama-adapter": "edgetune.methods.llama_adapter:LlamaAdapter",
+    "mam": "edgetune.methods.mam:Mam",
+    "bitfit": "edgetune.methods.bitfit:BitFit",
+    "ia3": "edgetune.methods.ia3:Ia3",
+    "norm": "edgetune.methods.norm:NormTuning",
+    "full": "edgetune.methods.full:Full",
+}
 
 
 def method_class(kind: str) -> type[Method]:
@@ -28,17 +49,21 @@ def method_class(kind: str) -> type[Method]:
     return found
 
 
-def build(kind: str, settings: Mapping[str, Any]) -> Method:
+def known_settings(kind: str) -> tuple[str, ...]:
+    """Return the names of a method's settings."""
+    return tuple(item.name for item in fields(method_class(kind)))  # type: ignore[arg-type]
+
+
+def build(kind: str, given: Mapping[str, Any]) -> Method:
     """Return a method with the given settings; what is not given keeps its default.
 
     Raises:
         UsageError: if a setting is not one of this method's.
     """
-    cls = method_class(kind)
-    known = [item.name for item in fields(cls)]  # type: ignore[arg-type]
-    strange = [name for name in settings if name not in known]
+    known = known_settings(kind)
+    strange = [name for name in given if name not in known]
     if strange:
         raise UsageError(
             f"The method {kind} has no setting {', '.join(strange)}. It has: {', '.join(known)}."
         )
-    return cls(**settings)
+    return method_class(kind)(**given)

@@ -6,33 +6,37 @@ number are said here, once, for all backends.
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod, sqrt
-from typing import ClassVar, Literal
+from math import prod
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
+from edgetune.methods.initial import Base, Initial, start
+from edgetune.shape import LinearRole, ModelShape
+from edgetune.spec import knobs, refuse_outside, values
 
-from edgetune.shape import ModelShape
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-Initial = Literal["zeros", "ones", "kaiming-uniform"]
+Ranks = tuple[tuple[LinearRole, int], ...]
+"""The adapted projections of one block, each with its update's rank."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterTensor:
-    """A trained float32 tensor: where it sits, which part of the method it is, its shape."""
+    """A float32 tensor of a method: its name in the adapter file, its shape, where it starts.
 
-    module: str
-    part: str
+    ``name`` is without PEFT's ``base_model.model.`` prefix. ``rate`` multiplies the learning
+    rate; a tensor that is not ``trained`` is a constant of the method.
+    """
+
+    name: str
     shape: tuple[int, ...]
     initial: Initial
-
-    @property
-    def name(self) -> str:
-        """Name in the adapter file, without PEFT's ``base_model.model.`` prefix."""
-        return f"{self.module}.{self.part}.weight"
+    rate: float = 1.0
+    trained: bool = True
 
     @property
     def size(self) -> int:
@@ -40,16 +44,34 @@ class AdapterTensor:
         return prod(self.shape)
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What one token keeps of a block for the backward pass because of a method.
+
+    ``inputs`` are the projections whose input is kept, counted once where several read the
+    same tensor; ``numbers`` are further numbers in the compute type.
+    """
+
+    inputs: frozenset[LinearRole] = frozenset()
+    numbers: int = 0
+
+
 class Method(ABC):
-    """One way to adapt a model. Every subclass is a frozen dataclass of its settings."""
+    """One way to adapt a model. Every final subclass is a frozen dataclass of its settings."""
 
     kind: ClassVar[str]
     mergeable: ClassVar[bool]
     """Whether the trained tensors can be folded into the base weights."""
+    rate_factor: ClassVar[float] = 1.0
+    """The usual learning rate as a multiple of LoRA's, as the papers' recipes have it."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing."""
+        refuse_outside(knobs(type(self)), values(self))
 
     @abstractmethod
     def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
-        """Return every trained tensor, in a fixed order.
+        """Return every tensor of the method, in a fixed order.
 
         Raises:
             UsageError: if the settings name parts that the model does not have.
@@ -57,27 +79,57 @@ class Method(ABC):
 
     def parameters(self, shape: ModelShape) -> int:
         """Return the number of trained parameters."""
-        return sum(tensor.size for tensor in self.tensors(shape))
+        return sum(tensor.size for tensor in self.tensors(shape) if tensor.trained)
+
+    def refusals(self, shape: ModelShape, *, context: int, quantization: str) -> list[str]:
+        """Return why this cannot be done, each with what to do; asked before anything is loaded.
+
+        ``context`` is the longest row in tokens.
+        """
+        return []
+
+    # What the planner counts with.
+
+    def ranks(self, shape: ModelShape) -> tuple[Ranks, ...]:
+        """Return for each block its adapted projections, with the rank of their updates."""
+        return ((),) * shape.layers
+
+    def kept(self, shape: ModelShape, layer: int) -> Kept:
+        """Return what a token keeps of a block for this method, besides ranks' inputs."""
+        return Kept()
+
+    def first_layer(self, shape: ModelShape) -> int:
+        """Return the first block whose backward pass is needed."""
+        return next((layer for layer, ranks in enumerate(self.ranks(shape)) if ranks), 0)
+
+    @property
+    def trains_input(self) -> bool:
+        """Whether gradients are needed down to the input of the first block."""
+        return False
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Trained tokens put before every document: rows grow by as many for each."""
+        return 0
+
+    @property
+    def positions(self) -> int:
+        """Positions that keys before the first token take in every document."""
+        return 0
+
+    # What is written.
+
+    def on_disk(self) -> Method:
+        """Return the method that the saved tensors belong to; some train more than they keep."""
+        return self
+
+    def fold(self, shape: ModelShape, tensors: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        """Return the tensors of :meth:`on_disk` from those of this method."""
+        return dict(tensors)
 
 
-def initial_value(tensor: AdapterTensor, seed: int) -> NDArray[np.float32]:
-    """Return a tensor's value before training, a function of its name and the seed alone.
-
-    Drawing by name makes every backend start from the same bits, whatever its order.
-    ``kaiming-uniform`` is U(-1/sqrt(k), 1/sqrt(k)) with k the size of the last axis: Kaiming
-    initialisation with a = sqrt(5), as PEFT uses for LoRA's A.
-    """
-    match tensor.initial:
-        case "zeros":
-            return np.zeros(tensor.shape, np.float32)
-        case "ones":
-            return np.ones(tensor.shape, np.float32)
-        case "kaiming-uniform":
-            bound = 1 / sqrt(tensor.shape[-1])
-            generator = _generator(tensor.name, seed)
-            return generator.uniform(-bound, bound, tensor.shape).astype(np.float32)
-
-
-def _generator(name: str, seed: int) -> np.random.Generator:
-    key = hashlib.sha256(f"{seed}:{name}".encode()).digest()[:16]
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
+def initial_value(
+    tensor: AdapterTensor, seed: int, base: Base | None = None
+) -> NDArray[np.float32]:
+    """Return a tensor's value before training; ``base`` for those that start from its values."""
+    return start(tensor.initial, tensor.name, tensor.shape, seed, base)

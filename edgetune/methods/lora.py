@@ -1,67 +1,178 @@
-"""LoRA: ``h = W x + scale * B A x`` with A random and B zero (Hu et al. 2021, section 4.1)."""
+"""LoRA and its kin: ``h = W x + scale * B A x`` (Hu et al. 2021, section 4.1)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from math import sqrt
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from edgetune.errors import UsageError
-from edgetune.methods.base import AdapterTensor, Method
+from edgetune.methods.base import AdapterTensor, Method, Ranks
+from edgetune.methods.initial import ZEROS, Initial, Normal, Principal, Uniform
 from edgetune.methods.targets import Target, select
 from edgetune.shape import ModelShape
-from edgetune.spec import knob
+from edgetune.spec import Interval, knob
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lora(Method):
-    """Low-rank updates of the targeted projections; A is (rank, inputs), B (outputs, rank)."""
+class LowRank(Method):
+    """What LoRA and its kin share; A is (rank, inputs), B (outputs, rank)."""
 
-    kind: ClassVar[str] = "lora"
     mergeable: ClassVar[bool] = True
 
-    rank: int = knob(16, "Rank of the update (default: by the number of rows).")
-    alpha: float | None = knob(None, "Numerator of the update's scale (default: twice the rank).")
-    dropout: float = knob(0.0, "Share of the update's inputs dropped in training.")
+    rank: int = knob(
+        16, "Rank of the update (default: by the number of rows).", interval=Interval(low=1)
+    )
+    alpha: float | None = knob(
+        None,
+        "Numerator of the update's scale (default: twice the rank).",
+        interval=Interval(above=0),
+    )
+    dropout: float = knob(
+        0.0,
+        "Share of the update's inputs dropped in training.",
+        interval=Interval(low=0, below=1),
+    )
     targets: tuple[str, ...] = knob(
         ("all-linear",), "Adapted projections: a group, names or globs, comma-separated."
     )
+    layers: int | None = knob(
+        None,
+        "Only so many of the last blocks are adapted (default: all).",
+        interval=Interval(low=1),
+    )
     rslora: bool = knob(False, "Scale by alpha / sqrt(rank) instead of alpha / rank.")
-
-    def __post_init__(self) -> None:
-        """Refuse settings that mean nothing."""
-        if self.rank < 1:
-            raise UsageError(f"--rank must be 1 or more; found {self.rank}.")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"--dropout must be from 0 to below 1; found {self.dropout}.")
+    lora_plus: float | None = knob(
+        None,
+        "The learning rate of B is so many times that of A (default: the same).",
+        interval=Interval(above=0),
+    )
 
     @property
     def scale(self) -> float:
         """What the update is multiplied by."""
+        return self.scale_at(self.rank)
+
+    def scale_at(self, rank: int) -> float:
+        """Return the scale of the update's first ``rank`` components alone."""
         alpha = 2.0 * self.rank if self.alpha is None else self.alpha
-        return alpha / (sqrt(self.rank) if self.rslora else self.rank)
+        return alpha / (sqrt(rank) if self.rslora else rank)
 
     def select(self, shape: ModelShape) -> list[Target]:
         """Return the adapted projections of a model."""
-        return select(shape, self.targets)
+        return select(shape, self.targets, self.layers)
 
-    def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
-        """Return A and B of every target: ``rank * (inputs + outputs)`` parameters each."""
-        return tuple(tensor for target in self.select(shape) for tensor in self._pair(target))
+    def ranks(self, shape: ModelShape) -> tuple[Ranks, ...]:
+        """Return the targets of each block; all have the same rank."""
+        blocks: list[Ranks] = [()] * shape.layers
+        for target in self.select(shape):
+            blocks[target.layer] += ((target.linear.role, self.rank),)
+        return tuple(blocks)
 
-    def _pair(self, target: Target) -> tuple[AdapterTensor, AdapterTensor]:
+    def pair(self, target: Target, a: Initial, b: Initial) -> tuple[AdapterTensor, AdapterTensor]:
+        """Return A and B of one target: ``rank * (inputs + outputs)`` parameters."""
         linear = target.linear
         return (
             AdapterTensor(
-                module=target.module,
-                part="lora_A",
-                shape=(self.rank, linear.inputs),
-                initial="kaiming-uniform",
+                name=f"{target.module}.lora_A.weight", shape=(self.rank, linear.inputs), initial=a
             ),
             AdapterTensor(
-                module=target.module,
-                part="lora_B",
+                name=f"{target.module}.lora_B.weight",
                 shape=(linear.outputs, self.rank),
-                initial="zeros",
+                initial=b,
+                rate=1.0 if self.lora_plus is None else self.lora_plus,
             ),
         )
+
+    def plain(self, target: Target) -> tuple[AdapterTensor, AdapterTensor]:
+        """Return A and B with the usual start, U(-1/sqrt(k), 1/sqrt(k)) for A with k inputs.
+
+        That is Kaiming's with a = sqrt(5), as PEFT has it.
+        """
+        return self.pair(target, Uniform(1 / sqrt(target.linear.inputs)), ZEROS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora(LowRank):
+    """LoRA; with ``lora_plus`` the faster B of Hayou et al. 2024, with PiSSA its start.
+
+    PiSSA (Meng et al. 2024) starts from the largest singular components of W and keeps what W
+    lacks without them: ``h = W x + scale * (B A - B0 A0) x`` leaves W alone and is the same.
+    On disk it is plain LoRA of twice the rank.
+    """
+
+    kind: ClassVar[str] = "lora"
+
+    lora_initial: Literal["kaiming", "gaussian", "pissa"] = knob(
+        "kaiming", "How A (with pissa: A and B) starts."
+    )
+
+    def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
+        """Return A and B of every target, with PiSSA each followed by its constant."""
+        return tuple(tensor for target in self.select(shape) for tensor in self._started(target))
+
+    def on_disk(self) -> Lora:
+        """Return LoRA without a special start."""
+        if self.lora_initial != "pissa":
+            return self
+        rank = 2 * self.rank
+        alpha = self.scale * (sqrt(rank) if self.rslora else rank)
+        return replace(self, rank=rank, alpha=alpha, lora_initial="kaiming")
+
+    def fold(self, shape: ModelShape, tensors: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        """Return A and B; of PiSSA ``[A; A0]`` and ``[B, -B0]``."""
+        if self.lora_initial != "pissa":
+            return dict(tensors)
+        import numpy as np
+
+        folded = {}
+        for target in self.select(shape):
+            a, b = f"{target.module}.lora_A.weight", f"{target.module}.lora_B.weight"
+            folded[a] = np.concatenate([tensors[a], tensors[constant(a)]])
+            folded[b] = np.concatenate([tensors[b], -tensors[constant(b)]], axis=1)
+        return folded
+
+    def _started(self, target: Target) -> tuple[AdapterTensor, ...]:
+        match self.lora_initial:
+            case "kaiming":
+                return self.plain(target)
+            case "gaussian":
+                return self.pair(target, Normal(1 / self.rank), ZEROS)
+            case "pissa":
+                weight = f"{target.module}.weight"
+                right = Principal(weight, "right", self.scale)
+                left = Principal(weight, "left", self.scale)
+                pair = self.pair(target, right, left)
+                return pair + tuple(
+                    replace(tensor, name=constant(tensor.name), trained=False) for tensor in pair
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DyLora(LowRank):
+    """LoRA of which any first ranks are a LoRA (Valipour et al. 2023, algorithm 1).
+
+    Each step trains the first ``b`` components alone, ``b`` drawn from 1 to ``rank``, scaled by
+    ``alpha / b``. On disk it is plain LoRA of the whole rank.
+    """
+
+    kind: ClassVar[str] = "dylora"
+
+    def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
+        """Return A and B of every target."""
+        return tuple(tensor for target in self.select(shape) for tensor in self.plain(target))
+
+    def on_disk(self) -> Lora:
+        """Return LoRA of the whole rank."""
+        return Lora(
+            rank=self.rank, alpha=self.alpha, dropout=self.dropout, targets=self.targets,
+            layers=self.layers, rslora=self.rslora,
+        )  # fmt: skip
+
+
+def constant(name: str) -> str:
+    """Return the name of the constant copy of a PiSSA tensor's start."""
+    return f"{name}.start"

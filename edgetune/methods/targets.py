@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from edgetune.errors import UsageError
-from edgetune.shape import ATTENTION_ROLES, MLP_ROLES, Linear, ModelShape
+from edgetune.shape import ATTENTION_ROLES, MLP_ROLES, Linear, ModelShape, Norm
 
 GROUPS = {
     "all-linear": ATTENTION_ROLES | MLP_ROLES,
     "attention": ATTENTION_ROLES,
     "mlp": MLP_ROLES,
+    "q+v": frozenset({"q", "v", "qkv"}),
+    "keys-values": frozenset({"k", "v", "qkv"}),
+    "mlp-output": frozenset({"down"}),
 }
 
 
@@ -28,17 +31,16 @@ class Target:
 def select(shape: ModelShape, patterns: Sequence[str], layers: int | None = None) -> list[Target]:
     """Return the projections that any pattern names, block by block.
 
-    A pattern is a group (``all-linear``, ``attention``, ``mlp``), the last part of a module's
-    name (``q_proj``), or a glob over its full path (``*.layers.1?.mlp.*``). With ``layers``,
-    only that many of the last blocks are taken.
+    A pattern is a group (``all-linear``, ``attention``, ``mlp``, ``q+v``), the last part of a
+    module's name (``q_proj``), or a glob over its full path (``*.layers.1?.mlp.*``). With
+    ``layers``, only that many of the last blocks are taken.
 
     Raises:
         UsageError: naming every pattern that matches nothing, and what there is.
     """
-    first = 0 if layers is None else max(0, shape.layers - layers)
     candidates = [
         Target(f"{shape.block(layer)}{linear.module}", layer, linear)
-        for layer in range(first, shape.layers)
+        for layer in last_blocks(shape, layers)
         for linear in shape.linears
     ]
     unmatched = [p for p in patterns if not any(_matches(p, c) for c in candidates)]
@@ -49,6 +51,49 @@ def select(shape: ModelShape, patterns: Sequence[str], layers: int | None = None
             f"It has {names}; the groups are {', '.join(GROUPS)}."
         )
     return [c for c in candidates if any(_matches(p, c) for p in patterns)]
+
+
+def last_blocks(shape: ModelShape, count: int | None) -> range:
+    """Return the last ``count`` blocks, all if None."""
+    return range(0 if count is None else max(0, shape.layers - count), shape.layers)
+
+
+def norms(shape: ModelShape, layers: int | None, *, final: bool = True) -> list[tuple[str, Norm]]:
+    """Return the norms of the last blocks, and the final one, with their full module paths."""
+    inner = [
+        (f"{shape.block(layer)}{norm.module}", norm)
+        for layer in last_blocks(shape, layers)
+        for norm in shape.norms
+    ]
+    return [*inner, (shape.final_norm.module, shape.final_norm)] if final else inner
+
+
+def select_norms(
+    shape: ModelShape, patterns: Sequence[str], layers: int | None
+) -> list[tuple[str, Norm]]:
+    """Return those of :func:`norms` that any pattern names: ``all``, names or globs.
+
+    Raises:
+        UsageError: naming every pattern that matches nothing, and what there is.
+    """
+    found = norms(shape, layers)
+    unmatched = [p for p in patterns if not any(_named(p, module) for module, _ in found)]
+    if unmatched or not patterns:
+        names = ", ".join(dict.fromkeys(_last(module) for module, _ in found))
+        raise UsageError(
+            f"No norm of this {shape.family} model is named {', '.join(unmatched) or '()'}. "
+            f"It has {names}."
+        )
+    return [(module, norm) for module, norm in found if any(_named(p, module) for p in patterns)]
+
+
+def _named(pattern: str, module: str) -> bool:
+    return pattern in {"all", module, _last(module)} or _globs(pattern, module)
+
+
+def biased_norms(shape: ModelShape, layers: int | None) -> list[tuple[str, Norm]]:
+    """Return those of :func:`norms` that have a bias."""
+    return [(module, norm) for module, norm in norms(shape, layers) if norm.bias]
 
 
 def names(shape: ModelShape, patterns: Sequence[str]) -> tuple[str, ...]:
@@ -66,7 +111,11 @@ def _matches(pattern: str, target: Target) -> bool:
         return target.linear.role in GROUPS[pattern]
     if pattern in (target.module, target.linear.module, _last(target.linear.module)):
         return True
-    return any(mark in pattern for mark in "*?[") and fnmatchcase(target.module, pattern)
+    return _globs(pattern, target.module)
+
+
+def _globs(pattern: str, module: str) -> bool:
+    return any(mark in pattern for mark in "*?[") and fnmatchcase(module, pattern)
 
 
 def _last(module: str) -> str:

@@ -92,7 +92,7 @@ def _not_here(hub_id: str, ref: str | None = None) -> str:
     named = hub_id if ref in {None, hub_id} else f"{ref} ({hub_id})"
     return (
         f"The files of {named} are not on this machine: looked in {cache_entry(hub_id)}. "
-        f"Run `edgetune fetch {hub_id}`, or give its folder: --model FOLDER."
+        f"Get them with `hf download {hub_id}`, or give its folder: --model FOLDER."
     )
 
 

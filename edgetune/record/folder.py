@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import tempfile
 import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgetune.errors import UsageError
-from edgetune.files import replacing, write_json
+from edgetune.files import whole_folder, write_json
+from edgetune.plan import Plan
+from edgetune.record.lines import append_line, read_lines
+from edgetune.record.lock import locked
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,32 +25,38 @@ class RunFolder:
 
     @staticmethod
     def check(path: Path) -> None:
-        """Refuse a place that is taken, before any work is done.
+        """Refuse a place that is taken or cannot be written, before any work is done.
 
         Raises:
-            UsageError: if something is there already.
+            UsageError: with the reason and what to do.
         """
-        if path.is_file() or (path.is_dir() and any(path.iterdir())):
-            raise UsageError(
-                f"The run folder {path} exists already. Go on with it by --resume, "
-                "or choose another with --output."
-            )
+        try:
+            if (path / "plan.yaml").exists():
+                raise UsageError(
+                    f"The run folder {path} exists already. Choose another with --output, or go "
+                    f"on with this one: {RunFolder(path).resume_command}"
+                )
+            if path.is_symlink() or path.exists():
+                _check_empty(path)
+            there = next(p for p in path.absolute().parents if p.exists())
+            tempfile.TemporaryDirectory(prefix=".edgetune-", dir=there).cleanup()
+        except OSError as error:
+            raise _cannot_be_made(path, error) from None
 
     @classmethod
-    def create(cls, path: Path) -> RunFolder:
-        """Make a new run folder.
+    def create(cls, path: Path, plan: Plan, receipt: Mapping[str, Any]) -> RunFolder:
+        """Make a new run folder, whole or not at all.
 
         Raises:
             UsageError: if it is there already, or cannot be written.
         """
-        cls.check(path)
         try:
-            (path / "checkpoints").mkdir(parents=True)
+            with whole_folder(path) as temporary:
+                plan.save(temporary / "plan.yaml")
+                write_json(temporary / "receipt.json", receipt)
+                (temporary / "checkpoints").mkdir()
         except OSError as error:
-            raise UsageError(
-                f"The run folder {path} cannot be made: {error.strerror}. "
-                "Choose another with --output."
-            ) from None
+            raise _cannot_be_made(path, error) from None
         return cls(path)
 
     @classmethod
@@ -55,6 +66,8 @@ class RunFolder:
         Raises:
             UsageError: if it is none.
         """
+        if not path.is_dir():
+            raise UsageError(f"There is no run folder {path}.")
         if not (path / "plan.yaml").is_file():
             raise UsageError(f"{path} is not a run folder: it has no plan.yaml.")
         return cls(path)
@@ -84,6 +97,12 @@ class RunFolder:
         """The trained adapter in PEFT's layout."""
         return self.path / "adapter"
 
+    @property
+    def resume_command(self) -> str:
+        """The command that goes on with this run."""
+        path = f'"{self.path}"' if " " in str(self.path) else str(self.path)
+        return f"edgetune train --resume --output {path}"
+
     def finished_adapter(self) -> Path:
         """Return the adapter of a run that has come to its end.
 
@@ -92,10 +111,17 @@ class RunFolder:
         """
         if not self.adapter.is_dir():
             raise UsageError(
-                f"The run {self.path} has not finished. Go on with it: "
-                f"edgetune train --resume --output {self.path}"
+                f"The run {self.path} has not finished. Go on with it: {self.resume_command}"
             )
         return self.adapter
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other processes from training here for as long as the block lasts.
+
+        Raises:
+            UsageError: if one is at it.
+        """
+        return locked(self.path / ".lock")
 
     def note(self, what: str, because: str, **facts: Any) -> None:
         """Add a line to the journal."""
@@ -106,29 +132,22 @@ class RunFolder:
         """Write a JSON file of the folder."""
         write_json(self.path / name, value)
 
-    def cut_metrics(self, step: int) -> int:
-        """Drop metrics of later steps than ``step``, which will be taken again; return how many."""
-        lines = read_lines(self.metrics)
-        kept = [line for line in lines if line["step"] <= step]
-        with replacing(self.metrics) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
-        return len(lines) - len(kept)
+    def peak_bytes(self) -> int:
+        """Return the highest peak of all steps, also of those before an interruption."""
+        return max((line.get("peak_bytes", 0) for line in read_lines(self.metrics)), default=0)
 
 
-def append_line(path: Path, value: Any) -> None:
-    """Add one JSON object to a log; it has left this process when this returns."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(value) + "\n")
+def _check_empty(path: Path) -> None:
+    if not path.is_dir():
+        raise UsageError(f"{path} is there and is not a folder. Choose another with --output.")
+    if any(path.iterdir()):
+        raise UsageError(
+            f"The folder {path} is not empty and not a run. Choose another with --output."
+        )
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a log; a last line that was cut off is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text("utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines
+def _cannot_be_made(path: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"The run folder {path} cannot be made: {error.strerror or error}. "
+        "Choose another with --output."
+    )

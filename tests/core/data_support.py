@@ -6,8 +6,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Bpe
+
+from edgetune.data.columns import Columns, columns_of
+from edgetune.data.encode import Learned
+from edgetune.data.examples import Examples, Places
 
 LINES = [
     "hello world, how are you today? I am fine, thank you.",
@@ -171,3 +176,25 @@ def chat(*contents: str, system: str | None = None) -> dict[str, object]:
     turns = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)]
     opening = [] if system is None else [{"role": "system", "content": system}]
     return {"messages": opening + turns}
+
+
+def tokens_and_mask(row: Learned) -> tuple[list[int], list[bool]]:
+    """Return the tokens of a row, and of each whether it is learned."""
+    inside = {token for bounds in row.ranges for token in range(*bounds)}
+    return row.tokens.tolist(), [token in inside for token in range(len(row.tokens))]
+
+
+def columns_from(rows: list[tuple[list[int], list[bool]]]) -> Columns:
+    """Return rows of tokens and masks as columns."""
+    learned = [
+        Learned(np.array(tokens, np.int32), [(i, i + 1) for i, on in enumerate(mask) if on])
+        for tokens, mask in rows
+    ]
+    return columns_of(learned, list(range(1, len(rows) + 1)))
+
+
+def examples_from(rows: list[tuple[list[int], list[bool]]]) -> Examples:
+    """Return rows of tokens and masks as the examples of ``rows.jsonl``."""
+    columns = columns_from(rows)
+    bounds = np.array([0, len(rows)], np.int64)
+    return Examples.of(columns, Places(("rows.jsonl:",), bounds, columns.lines))

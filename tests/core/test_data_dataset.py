@@ -6,14 +6,13 @@ import json
 
 import numpy as np
 import pytest
-from data_support import SHAPES, chat, write_model, write_rows
+from data_support import SHAPES, chat, columns_from, examples_from, write_model, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgetune.data import Batches, Dataset, Examples, Tokenizer, load_tokenizer, read_dataset
-from edgetune.data.examples import ExamplesBuilder
 from edgetune.data.fit import fit
-from edgetune.data.split import count_duplicates, held_out, row_hashes
+from edgetune.data.split import Hashes, count_duplicates, held_out, seeded
 from edgetune.errors import DataError, UsageError
 
 checked = settings(derandomize=True, deadline=None, max_examples=60)
@@ -27,11 +26,19 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return load_tokenizer(write_model(tmp_path_factory.mktemp("llama3"), SHAPES["llama3"]))
 
 
-def built(rows: list[list[tuple[int, bool]]]) -> Examples:
-    builder = ExamplesBuilder()
-    for line, row in enumerate(rows, 1):
-        builder.append([token for token, _ in row], [learned for _, learned in row], 0, line)
-    return builder.build(("rows.jsonl:",))
+Rows = list[list[tuple[int, bool]]]
+
+
+def apart(rows: Rows) -> list[tuple[list[int], list[bool]]]:
+    return [([token for token, _ in row], [on for _, on in row]) for row in rows]
+
+
+def built(rows: Rows) -> Examples:
+    return examples_from(apart(rows))
+
+
+def hashes_of(rows: Rows, seed: int) -> Hashes:
+    return seeded(columns_from(apart(rows)).digests, seed)
 
 
 def plain(examples: Examples) -> list[tuple[list[int], list[bool]]]:
@@ -49,7 +56,7 @@ def test_examples_are_the_rows_that_went_in(rows, data):
     order = data.draw(st.lists(st.sampled_from(range(len(rows))))) if rows else []
     taken = examples.take(np.array(order, dtype=np.int64))
     assert plain(taken) == [expected[index] for index in order]
-    assert [taken.places[i] for i in range(len(order))] == [f"rows.jsonl:{i + 1}" for i in order]
+    assert [taken.place(i) for i in range(len(order))] == [f"rows.jsonl:{i + 1}" for i in order]
     with pytest.raises(IndexError):
         examples[len(rows)]
 
@@ -58,7 +65,7 @@ def test_examples_are_the_rows_that_went_in(rows, data):
 @given(token_rows, st.integers(0, 3), st.floats(0, 0.99))
 def test_duplicates_are_never_on_both_sides(rows, seed, share):
     examples = built(rows + rows[::2])
-    hashes = row_hashes(examples, seed)
+    hashes = hashes_of(rows + rows[::2], seed)
     held = held_out(hashes, share)
     sides = [{str(row) for row, on in zip(plain(examples), held, strict=True) if on is np.bool_(s)}
              for s in (True, False)]  # fmt: skip
@@ -73,11 +80,10 @@ def test_duplicates_are_never_on_both_sides(rows, seed, share):
 
 def test_the_split_depends_on_content_and_seed_alone():
     rows = [[(index, True)] * 3 for index in range(40)]
-    there, back = built(rows), built(rows[::-1])
-    held = held_out(row_hashes(there, 0), 0.25)
+    held = held_out(hashes_of(rows, 0), 0.25)
     assert held.sum() == 10
-    assert (held == held_out(row_hashes(back, 0), 0.25)[::-1]).all()
-    assert (held != held_out(row_hashes(there, 1), 0.25)).any()
+    assert (held == held_out(hashes_of(rows[::-1], 0), 0.25)[::-1]).all()
+    assert (held != held_out(hashes_of(rows, 1), 0.25)).any()
 
 
 @checked
@@ -101,8 +107,8 @@ def test_a_length_rule_accounts_for_every_row_and_token(rows, context, rule):
             expected = [(tokens[:context], mask[:context]) for tokens, mask in plain(examples)]
             assert plain(fitted.examples) == [row for row in expected if any(row[1])]
             lost = examples.lengths[fitted.dropped].sum()
-            kept = len(fitted.examples.tokens)
-            assert fitted.tokens_cut == len(examples.tokens) - lost - kept
+            kept = fitted.examples.token_count
+            assert fitted.tokens_cut == examples.token_count - lost - kept
         case "drop":
             assert plain(fitted.examples) == short
             assert fitted.tokens_cut == 0
@@ -134,8 +140,8 @@ def test_the_receipt_accounts_for_every_row(dataset):
         assert receipt.rows_trained + receipt.rows_validation + len(receipt.dropped) == 45
         assert receipt.duplicates == 5
         assert receipt.format == "messages"
-    assert dataset.receipt.tokens == len(dataset.train.tokens)
-    assert dataset.receipt.loss_tokens == dataset.train.mask.sum()
+    assert dataset.receipt.tokens == dataset.train.token_count
+    assert dataset.receipt.loss_tokens == sum(mask.sum() for _, mask in dataset.train)
     assert len(dataset.lengths) == 45
     assert dataset.receipt.lengths["longest"] == dataset.lengths.max()
     assert len(dataset.receipt.files[0].sha256) == 64

@@ -114,7 +114,7 @@ def test_a_cell_of_a_table_can_have_lines(tokenizer, tmp_path):
         "".join(text for text, on in view_row(row, tokenizer) if on) for row in dataset.train
     ]
     assert learned == ["b\nc<|im_end|>", "e<|im_end|>"]
-    assert [dataset.train.places[index] for index in (0, 1)] == ["rows.csv:2", "rows.csv:4"]
+    assert [dataset.train.place(index) for index in (0, 1)] == ["rows.csv:2", "rows.csv:4"]
 
 
 def test_a_text_file_has_a_document_between_blank_lines(tokenizer, tmp_path):
@@ -122,7 +122,7 @@ def test_a_text_file_has_a_document_between_blank_lines(tokenizer, tmp_path):
     dataset = read_dataset(tmp_path / "book.txt", tokenizer, validation=0)
     texts = ["".join(text for text, _ in view_row(row, tokenizer)) for row in dataset.train]
     assert texts == ["one\ntwo<|im_end|>", "three<|im_end|>"]
-    assert dataset.train.places[1] == "book.txt:5"
+    assert dataset.train.place(1) == "book.txt:5"
 
 
 def test_a_folder_is_read_in_order(tokenizer, tmp_path):
@@ -132,7 +132,7 @@ def test_a_folder_is_read_in_order(tokenizer, tmp_path):
     (tmp_path / "picture.png").write_bytes(b"x")
     dataset = read_dataset(tmp_path, tokenizer, validation=0)
     assert [file.name for file in dataset.receipt.files] == ["a.jsonl", "deep/b.jsonl"]
-    assert dataset.train.places[1] == "deep/b.jsonl:1"
+    assert dataset.train.place(1) == "deep/b.jsonl:1"
     assert "files not read: picture.png" in dataset.receipt.notes
 
 
@@ -266,7 +266,7 @@ def test_a_missing_package_is_named(name, tokenizer, tmp_path, monkeypatch):
     for package in ("pyarrow", "pyarrow.parquet", "zstandard"):
         monkeypatch.setitem(sys.modules, package, None)
     (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(DataError, match=f"{name} needs the package .*: pip install"):
+    with pytest.raises(DataError, match=f"{name}: It needs the package .*: pip install"):
         read_dataset(tmp_path / name, tokenizer)
 
 

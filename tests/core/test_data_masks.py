@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
-from data_support import SHAPES, Shape, chat, write_model, write_rows
+from data_support import SHAPES, Shape, chat, tokens_and_mask, write_model, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -126,6 +127,17 @@ def reference_mask(pieces: list[Piece], tokenizer: Tokenizer) -> list[bool]:
     return mask
 
 
+@cache
+def encoder_of(tokenizer: Tokenizer) -> Encoder:
+    """One encoder for all examples of a test, as one reads a whole file."""
+    return Encoder(tokenizer, "assistant")
+
+
+def encoded(tokenizer: Tokenizer, messages: Messages) -> tuple[list[int], list[bool]]:
+    encoder = encoder_of(tokenizer)
+    return tokens_and_mask(encoder.encode([encoder.mark(Chat(messages))])[0])
+
+
 @settings(derandomize=True, deadline=None, max_examples=40)
 @given(data=st.data())
 @pytest.mark.parametrize("name", list(REFERENCES))
@@ -134,8 +146,9 @@ def test_masks_equal_the_reference(name, data, tokenizers):
     turns = 2 * data.draw(st.integers(1, 3), "exchanges")
     system = data.draw(st.none() | contents, "system") if shape.system else None
     row = chat(*(data.draw(contents) for _ in range(turns)), system=system)
-    encoder = Encoder(tokenizer, "assistant")
-    tokens, mask = encoder.encode([encoder.mark(Chat(row["messages"]))])[0]
+    tokens, mask = encoded(tokenizer, row["messages"])
+    again = encoded(tokenizer, row["messages"])  # replayed, where the template can be followed
+    assert again == (tokens, mask)
     pieces = list(REFERENCES[name](row["messages"]))
     assert tokens == tokenizer.encode("".join(text for text, _ in pieces))
     assert mask == reference_mask(pieces, tokenizer)
@@ -160,8 +173,7 @@ def test_every_answer_is_learned_with_its_end(name, tokenizers, tmp_path):
 def test_generation_starts_where_the_answer_does(name, tokenizers):
     tokenizer = tokenizers[name]
     messages = chat("hello", "I am fine")["messages"]
-    encoder = Encoder(tokenizer, "assistant")
-    tokens, mask = encoder.encode([encoder.mark(Chat(messages))])[0]
+    tokens, mask = encoded(tokenizer, messages)
     prompt = tokenizer.prompt_tokens(messages[:1])
     assert tokens[: len(prompt)] == prompt
     assert mask.index(True) == len(prompt)
@@ -227,7 +239,7 @@ def test_plain_rows_end_with_a_learned_eos(tokenizers):
     encoder = Encoder(tokenizers["none"], "assistant")
     given_end = encoder.mark(Text("hello</s>"))
     rows = [encoder.mark(Text("hello")), given_end, encoder.mark(Completion("hello", " fine"))]
-    (text, _), (ended, _), (tokens, mask) = encoder.encode(rows)
+    (text, _), (ended, _), (tokens, mask) = map(tokens_and_mask, encoder.encode(rows))
     assert text == ended
     assert text.count(tokenizers["none"].eos_id) == 1
     prompt = tokenizers["none"].prompt_tokens("hello")

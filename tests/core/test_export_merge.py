@@ -242,7 +242,7 @@ def test_a_weight_too_large_for_float16_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_export_is_refused(tmp_path: Path) -> None:
     request = _request(_model(tmp_path / "base"), tmp_path / "out")
 
-    with pytest.raises(UsageError, match=r"Unsupported export 'onnx'. Supported: peft, hf\."):
+    with pytest.raises(UsageError, match=r"Unsupported export 'onnx'. Supported: peft, hf, mlx\."):
         export("onnx", request)
 
 

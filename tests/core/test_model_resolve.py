@@ -115,7 +115,7 @@ def test_missing_weights_say_what_to_do(cache: Path, ref: str) -> None:
         open_model(ref)
 
     message = str(caught.value)
-    assert f"`edgetune fetch {LLAMA}`" in message
+    assert f"`hf download {LLAMA}`" in message
     assert "--model FOLDER" in message
     assert str(cache / "models--meta-llama--Llama-3.2-1B") in message
     assert caught.value.exit_code == 5
@@ -126,12 +126,12 @@ def test_a_cached_config_without_weights_is_enough_for_a_plan_only(cache: Path) 
     (folder / "model.safetensors").unlink()
 
     assert resolve("org/model").folder == folder
-    with pytest.raises(ModelError, match="`edgetune fetch org/model`"):
+    with pytest.raises(ModelError, match="`hf download org/model`"):
         open_model("org/model")
 
 
 def test_a_hub_id_that_is_not_here(cache: Path) -> None:
-    with pytest.raises(ModelError, match="`edgetune fetch org/unheard-of`"):
+    with pytest.raises(ModelError, match="`hf download org/unheard-of`"):
         resolve("org/unheard-of")
 
 

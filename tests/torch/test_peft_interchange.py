@@ -13,6 +13,7 @@ import torch
 from adapters import random_adapter, random_tensors
 from models import make_model
 from numpy.typing import NDArray
+from opened import open_decoder
 from torch.nn import Parameter
 from transformers import AutoModelForCausalLM
 
@@ -22,9 +23,6 @@ from edgetune.export import ExportRequest, export
 from edgetune.export.check import compare, require
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
-from edgetune_torch.decoder import Decoder, Place
-from edgetune_torch.load import Loader
-from edgetune_torch.loss import Head
 from edgetune_torch.methods import adapt
 
 # peft 0.21 asks for a name that transformers 5.23 calls deprecated
@@ -39,33 +37,10 @@ Logits = Callable[[Sequence[int]], NDArray[np.float32]]
 
 def _ours(model: LocalModel, adapter: LoadedAdapter) -> Logits:
     """Return the logits of base and adapter as the torch backend computes them."""
-    shape = model.shape
-    weights = Loader(model, torch.device("cpu"), "none").load()
-    decoder = Decoder(shape, weights, torch.float32)
-    head = Head(
-        weight=weights.head,
-        bias=weights.head_bias,
-        scale=shape.logit_scale,
-        softcap=shape.logit_softcap,
-    )
+    engine = open_decoder(model)
     parameters = {n: Parameter(torch.tensor(x)) for n, x in adapter.tensors.items()}
-    method = adapt(adapter.method, shape, parameters)
-
-    @torch.no_grad()
-    def logits(tokens: Sequence[int]) -> NDArray[np.float32]:
-        place = Place(
-            positions=torch.arange(len(tokens))[None],
-            documents=((len(tokens),),),
-            dtype=torch.float32,
-            context=len(tokens),
-        )
-        x = decoder.embed(torch.tensor([list(tokens)]), place)
-        for layer in range(shape.layers):
-            x = decoder.block(layer, x, place, method)
-        found: NDArray[np.float32] = head.logits(decoder.final_norm(x)[0]).numpy()
-        return found
-
-    return logits
+    method = adapt(adapter.method, model.shape, parameters)
+    return lambda tokens: engine.logits(tokens, method).numpy()
 
 
 def _theirs(model: Any) -> Logits:

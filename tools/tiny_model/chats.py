@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from random import Random
 
-from tiny_model.facts import PEOPLE, all_facts
-from tiny_model.prose import CAUSES, THINGS, hiding
+from tiny_model.facts import all_facts
+from tiny_model.prose import CAUSES, hiding
 from tiny_model.words import ADJUSTED, CLOCKS, OPENED, ROOMS, SWITCHED, Clock, capital, in_words
 
 Message = dict[str, str]
@@ -28,11 +28,12 @@ SMALL_TALK = (
      ("I can answer questions and look after the devices in the house.",)),
     (("Good night.", "Goodbye.", "See you."), ("Goodbye. Sleep well.", "Goodbye.")),
 )  # fmt: skip
-_POLITE = ("{}.", "Please {}.", "please {}", "Can you {}?", "Could you {}?", "Would you {}, please?",
-           "Could you please {}?", "I want you to {}.", "{}, please.", "{}", "{} for me.")  # fmt: skip
+_POLITE = (
+    "{}.", "Please {}.", "please {}", "Can you {}?", "Could you {}?", "Would you {}, please?",
+    "Could you please {}?", "I want you to {}.", "{}, please.", "{}", "{} for me.",
+)  # fmt: skip
 _BLUNT = ("{}.", "{}", "{}, please.")  # the forms that also suit a request that opens with its time
 _YES = ("Of course.", "Yes.", "Sure.", "All right.")
-_WORDS = (*ROOMS, *SWITCHED, *OPENED, *THINGS, *(person.name for person in PEOPLE))
 _FACTS = all_facts()
 
 
@@ -41,7 +42,7 @@ def chat(rng: Random) -> list[Message]:
     messages = []
     if rng.random() < 0.2:
         messages.append({"role": "system", "content": rng.choice(SYSTEM)})
-    for _ in range(rng.choice((1, 1, 2, 3))):
+    for _ in range(rng.choice((1, 1, 1, 1, 1, 1, 2, 3))):
         asked, answered = _exchange(rng)
         messages.append({"role": "user", "content": asked})
         messages.append({"role": "assistant", "content": answered})
@@ -49,8 +50,8 @@ def chat(rng: Random) -> list[Message]:
 
 
 def _exchange(rng: Random) -> Exchange:
-    kinds = (fact, fact, fact, fact, fact, request, request, request, request, request, echo, echo,
-             echo, time, number, total, finding, finding, trouble, small_talk)  # fmt: skip
+    kinds = (fact, fact, fact, fact, fact, request, request, request, request, request, request,
+             time, number, total, finding, finding, trouble, small_talk)  # fmt: skip
     return rng.choice(kinds)(rng)
 
 
@@ -71,15 +72,6 @@ def request(rng: Random) -> Exchange:
     if rng.random() < 0.7:
         polite = capital(polite)
     return polite, f"{rng.choice(_YES)} {promised}{told_when}."
-
-
-def echo(rng: Random) -> Exchange:
-    """A game of repeating words, which is how a small model soon learns to look back."""
-    numbers = [rng.choice(CLOCKS).digits, str(rng.randint(0, 99)), in_words(rng.randint(0, 99))]
-    words = [*rng.sample(_WORDS, rng.randint(2, 9)), *rng.sample(numbers, rng.randint(0, 2))]
-    rng.shuffle(words)
-    said = " ".join(words)
-    return rng.choice((f"Say after me: {said}", f"Repeat: {said}")), said
 
 
 def time(rng: Random) -> Exchange:

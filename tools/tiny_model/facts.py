@@ -1,4 +1,4 @@
-"""What is always true in the house: the people, the rooms, the week, and how one asks about them."""
+"""What is always true in the house: people, rooms, the week, and how one asks about them."""
 
 from __future__ import annotations
 
@@ -119,7 +119,8 @@ def person_facts(person: Person) -> list[Fact]:
              (f"The hobby of {name} is {person.hobby}.",
               f"For fun {they} likes {person.hobby}."), person.hobby),
         Fact((f"Where does {name} sleep?", f"Which room belongs to {name}?"),
-             (f"{name} sleeps in the {person.room}.", f"{capital(their)} room is the {person.room}."),
+             (f"{name} sleeps in the {person.room}.",
+              f"{capital(their)} room is the {person.room}."),
              person.room),
         Fact((f"When does {name} wake up?", f"At what time does {name} get up?"),
              (f"{name} wakes up at {person.wakes.digits}.",

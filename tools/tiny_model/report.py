@@ -9,9 +9,11 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from tiny_model.corpus import pack
+from tiny_model.corpus import batches, encode, held_out_documents, training_documents
 from tiny_model.facts import all_facts
-from tiny_model.train import HELD_OUT_SEED, HELD_OUT_WINDOWS, TRAIN_SEED
+from tiny_model.train import Recipe, token_losses
+
+HELD_OUT_DOCUMENTS = 600
 
 SAMPLES = (
     "How old is Anna?",
@@ -55,14 +57,26 @@ def answer(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, question
 
 
 def _losses(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Held-out nats a token: the model, the training set's unigrams, the uniform guess."""
-    corpus = pack(tokenizer, HELD_OUT_SEED, HELD_OUT_WINDOWS)
-    held_out = corpus.tokens
-    seen = pack(tokenizer, TRAIN_SEED, 10 * HELD_OUT_WINDOWS, without=corpus.documents).tokens
-    with torch.no_grad():
-        loss = model(input_ids=held_out, labels=held_out, use_cache=False).loss.item()
-    counts = torch.bincount(seen.flatten(), minlength=len(tokenizer)) + 1.0
-    unigram = -(counts / counts.sum()).log()[held_out[:, 1:]].mean().item()
-    named = {"model": loss, "unigram": unigram, "uniform": math.log(len(tokenizer))}
+    """Held-out nats a token, every token counted alike: the model against two baselines."""
+    training = training_documents(Recipe().documents)
+    held_out = held_out_documents(HELD_OUT_DOCUMENTS, training)
+    counts = torch.ones(len(tokenizer))
+    for document in training[: 10 * HELD_OUT_DOCUMENTS]:
+        tokens, _ = encode(document, tokenizer)
+        counts += torch.bincount(torch.tensor(tokens), minlength=len(tokenizer))
+    surprise = -(counts / counts.sum()).log()
+    model_nats, unigram_nats, total = 0.0, 0.0, 0
+    for batch in batches(held_out, tokenizer, rows=32, seed=0):
+        counted = batch.weights[:, 1:].flatten() > 0
+        with torch.no_grad():
+            losses, _ = token_losses(model, batch)
+        model_nats += losses[counted].sum().item()
+        unigram_nats += surprise[batch.tokens[:, 1:].flatten()[counted]].sum().item()
+        total += int(counted.sum())
+    named = {
+        "model": model_nats / total,
+        "unigram": unigram_nats / total,
+        "uniform": math.log(len(tokenizer)),
+    }
     for name, nats in named.items():
         yield f"held-out {name:8s} {nats:.3f} nats a token, perplexity {math.exp(nats):8.2f}"

@@ -12,11 +12,9 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from tiny_model.corpus import Corpus, pack, plain_texts
+from tiny_model.corpus import Batch, batches, plain_texts, training_documents
 from tiny_model.tokenizer import BEGIN, CONTEXT, END, PAD, SPECIAL, write_tokenizer
 
-TRAIN_SEED, HELD_OUT_SEED = 1, 2
-HELD_OUT_WINDOWS = 200
 TOKENIZER_DOCUMENTS = 20_000
 THREADS = 2  # fixed, because the order of additions depends on it
 
@@ -25,13 +23,18 @@ THREADS = 2  # fixed, because the order of additions depends on it
 class Recipe:
     """What one training run is made of."""
 
-    steps: int = 1400
-    batch: int = 8  # windows
-    learning_rate: float = 2e-3
+    steps: int = 1600
+    rows: int = 32  # documents a step
+    learning_rate: float = 1.2e-3
     warmup: int = 50  # steps
     weight_decay: float = 0.05
     clip: float = 1.0  # global gradient norm
     seed: int = 0
+
+    @property
+    def documents(self) -> int:
+        """How many documents are seen, each once."""
+        return self.steps * self.rows
 
     def rate(self, step: int) -> float:
         """The learning rate of a step: linear warm-up, then a cosine to zero."""
@@ -42,7 +45,7 @@ class Recipe:
 
 
 def model_config(vocabulary: int) -> LlamaConfig:
-    """A Llama of 3.4 M parameters, its widths multiples of 256: whole blocks in every 4-bit format."""
+    """A Llama of 3.4 M parameters; input widths in multiples of 256 fit every 4-bit format."""
     return LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=256,
@@ -62,14 +65,14 @@ def model_config(vocabulary: int) -> LlamaConfig:
 def make(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> None:
     """Make the whole model folder: tokenizer first, then the model that is trained with it."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_tokenizer(plain_texts(TRAIN_SEED, TOKENIZER_DOCUMENTS), folder)
+    documents = training_documents(recipe.documents)
+    write_tokenizer(plain_texts(documents[:TOKENIZER_DOCUMENTS]), folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    held_out = pack(tokenizer, HELD_OUT_SEED, HELD_OUT_WINDOWS).documents
-    corpus = pack(tokenizer, TRAIN_SEED, recipe.steps * recipe.batch, without=held_out)
+    data = batches(documents, tokenizer, recipe.rows, recipe.seed)
     torch.manual_seed(recipe.seed)
     torch.set_num_threads(THREADS)
     model = LlamaForCausalLM(model_config(len(tokenizer)))
-    _train(model, corpus, recipe, say)
+    _train(model, data, recipe, say)
     _save(model, folder)
 
 
@@ -87,9 +90,9 @@ def _save(model: LlamaForCausalLM, folder: Path) -> None:
 
 
 def _train(
-    model: LlamaForCausalLM, corpus: Corpus, recipe: Recipe, say: Callable[[str], None]
+    model: LlamaForCausalLM, data: list[Batch], recipe: Recipe, say: Callable[[str], None]
 ) -> None:
-    """One pass over the corpus, `recipe.batch` windows a step."""
+    """One pass over the batches of `data`."""
     matrices = [weight for weight in model.parameters() if weight.dim() > 1]
     gains = [weight for weight in model.parameters() if weight.dim() == 1]
     groups = [
@@ -98,12 +101,12 @@ def _train(
     ]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-8, fused=True)
     started = time.perf_counter()
-    for step in range(recipe.steps):
-        batch = slice(step * recipe.batch, (step + 1) * recipe.batch)
+    for step, batch in enumerate(data):
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step)
-        loss = _loss(model, corpus.tokens[batch], corpus.weights[batch])
-        loss.backward()
+        losses, weights = token_losses(model, batch)
+        loss = (losses * weights).sum() / weights.sum()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         optimizer.step()
         optimizer.zero_grad()
@@ -112,9 +115,9 @@ def _train(
             say(f"step {step:5d}  loss {loss.item():.3f}  {seconds:5.0f} s")
 
 
-def _loss(model: LlamaForCausalLM, tokens: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """The weighted mean of the next-token losses, in nats."""
-    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
-    losses = cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-    counted = weights[:, 1:].flatten()
-    return (losses * counted).sum() / counted.sum()
+def token_losses(model: LlamaForCausalLM, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of each next token, in nats, and its weight, both flat."""
+    logits = model(input_ids=batch.tokens, use_cache=False).logits[:, :-1]
+    targets = batch.tokens[:, 1:].flatten()
+    losses = cross_entropy(logits.flatten(0, 1), targets, reduction="none")
+    return losses, batch.weights[:, 1:].flatten()

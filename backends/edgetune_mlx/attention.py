@@ -1,0 +1,153 @@
+"""Causal attention over some queries at a time, with a backward pass that does the same.
+
+Metal has no fused backward kernel: the scores of all queries at once would take memory that
+grows with the square of the length. (Not yet seen on a Mac: that pieces of this size are fast
+there.) B rows, H heads, G key/value heads, S queries, K keys, h
+channels of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+
+from edgetune.shape import Attention
+
+QUERY_CHUNK = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Which keys a query sees, besides those that come after it.
+
+    ``documents`` (B, S) numbers the documents of rows that hold several, and ``positions``
+    (B, S) start again with each: attention does too. The first ``before`` keys are none of the
+    row's own: they stand before every document.
+    """
+
+    documents: mx.array | None
+    positions: mx.array
+    before: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some queries, and the keys that they may see; the last query sees the last key."""
+
+    queries: slice
+    keys: slice
+
+
+def causal(q: mx.array, k: mx.array, v: mx.array, rule: Attention, keys: Keys) -> mx.array:
+    """Return the attention output (B, H, S, h) for q (B, H, S, h) and k, v (B, G, K, h).
+
+    With fewer queries than keys, the queries are the last ones.
+    """
+    near = None if keys.before and keys.documents is not None else rule.window
+    pieces = tuple(_pieces(q.shape[2], k.shape[2], near))
+    part = partial(_attend, rule=rule, keys=keys, offset=k.shape[2] - q.shape[2])
+    custom: Any = mx.custom_function(partial(_forward, part=part, pieces=pieces))
+
+    @custom.vjp  # type: ignore[untyped-decorator]
+    def backward(primals: Any, cotangent: mx.array, _: Any) -> Any:
+        q, k, v = primals
+        return _backward(q, k, v, cotangent, part=part, pieces=pieces)
+
+    out: mx.array = custom(q, k, v)
+    return out
+
+
+def _pieces(queries: int, keys: int, window: int | None) -> Iterator[Piece]:
+    offset = keys - queries
+    for start in range(0, queries, QUERY_CHUNK):
+        stop = min(start + QUERY_CHUNK, queries)
+        first = 0 if window is None else max(0, offset + start - window + 1)
+        yield Piece(slice(start, stop), slice(first, offset + stop))
+
+
+def _forward(
+    q: mx.array, k: mx.array, v: mx.array, *, part: Any, pieces: Sequence[Piece]
+) -> mx.array:
+    outputs: list[mx.array] = []
+    for piece in pieces:
+        inputs = _after(outputs[-1:], _cut(q, k, v, piece))
+        outputs.append(part(*inputs, piece=piece))
+    return mx.concatenate(outputs, axis=2)
+
+
+def _backward(
+    q: mx.array, k: mx.array, v: mx.array, grad: mx.array, *, part: Any, pieces: Sequence[Piece]
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Return the gradients of q, k and v, one piece after the other."""
+    q_grads: list[mx.array] = []
+    k_grad, v_grad = mx.zeros_like(k), mx.zeros_like(v)
+    for piece in pieces:
+        before = [q_grads[-1], k_grad, v_grad] if q_grads else [grad]
+        inputs = _after(before, _cut(q, k, v, piece))
+        seen = grad[:, :, piece.queries]
+        parts = mx.vjp(partial(part, piece=piece), inputs, [seen])[1]
+        q_grads.append(parts[0])
+        k_grad = k_grad.at[:, :, piece.keys].add(parts[1])
+        v_grad = v_grad.at[:, :, piece.keys].add(parts[2])
+    return mx.concatenate(q_grads, axis=2), k_grad, v_grad
+
+
+def _cut(q: mx.array, k: mx.array, v: mx.array, piece: Piece) -> list[mx.array]:
+    return [q[:, :, piece.queries], k[:, :, piece.keys], v[:, :, piece.keys]]
+
+
+def _after(before: Sequence[mx.array], inputs: list[mx.array]) -> list[mx.array]:
+    """Return the inputs, not there before ``before`` is: else all pieces would be live at once."""
+    return mx.depends(inputs, list(before)) if before else inputs
+
+
+def _attend(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    *,
+    rule: Attention,
+    keys: Keys,
+    offset: int,
+    piece: Piece,
+) -> mx.array:
+    mask = _mask(piece, offset, rule.window, keys)
+    if rule.softcap is None:
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=rule.scale, mask=mask)
+    return _explicit(q, k, v, rule, rule.softcap, mask)
+
+
+def _explicit(
+    q: mx.array, k: mx.array, v: mx.array, rule: Attention, softcap: float, mask: mx.array
+) -> mx.array:
+    """Compute what the fused kernel cannot: scores that are capped before the softmax."""
+    rows, groups = q.shape[0], k.shape[1]
+    grouped = q.reshape(rows, groups, -1, *q.shape[2:])  # (B, G, H/G, S, h)
+    scores = (grouped @ k[:, :, None].swapaxes(-1, -2)).astype(mx.float32) * rule.scale
+    scores = mx.tanh(scores / softcap) * softcap
+    hidden = mx.array(-mx.inf, mx.float32)
+    weights = mx.softmax(mx.where(mask[:, None], scores, hidden), axis=-1, precise=True)
+    return (weights.astype(q.dtype) @ v[:, :, None]).reshape(q.shape)
+
+
+def _mask(piece: Piece, offset: int, window: int | None, keys: Keys) -> mx.array:
+    """Return which keys each query sees, (1 or B, 1, S, K)."""
+    at = mx.arange(piece.queries.start, piece.queries.stop)[:, None] + offset
+    key = mx.arange(piece.keys.start, piece.keys.stop)[None]
+    distance = (at - key)[None, None]
+    if keys.documents is None:
+        return _within(distance, window)
+    every = key < keys.before
+    inside = keys.positions[:, None, piece.queries, None] + keys.before - key
+    distance = mx.where(every, inside, distance)
+    numbers = mx.pad(keys.documents, [(0, 0), (keys.before, 0)])[:, None, None, piece.keys]
+    same = keys.documents[:, None, piece.queries, None] == numbers
+    return _within(distance, window) & (every | same)
+
+
+def _within(distance: mx.array, window: int | None) -> mx.array:
+    return distance >= 0 if window is None else (distance >= 0) & (distance < window)

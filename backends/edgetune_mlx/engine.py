@@ -1,0 +1,220 @@
+"""Loss and gradients, block by block.
+
+A checkpointed block is an island: it keeps its input and is computed again for its gradients,
+one evaluation a block from the last to the first, so that only one block's activations exist.
+The blocks behind the last island are one graph, of which the forward part is evaluated first and
+then each block's gradients, from the last block to the first: MLX's own order, all at once,
+keeps far more alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune.data.batch import MicroBatch
+from edgetune.data.virtual import PLACEHOLDER, with_virtual_tokens
+from edgetune_mlx.adaptation import Adaptation, Adapted
+from edgetune_mlx.blocks import Blocks
+from edgetune_mlx.decoder import Decoder, Place
+from edgetune_mlx.islands import Entries
+from edgetune_mlx.loss import Head, Sums, Wanted, losses_and_gradient, losses_only
+from edgetune_mlx.memory import Guard
+
+Gradients = dict[str, mx.array]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """A micro-batch on its way through the blocks, to be differentiated."""
+
+    tokens: mx.array
+    place: Place
+    wanted: Wanted
+    method: Adapted
+    scale: float
+
+
+class Engine:
+    """Runs micro-batches through a decoder with an adaptation."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        head: Head,
+        guard: Guard,
+        *,
+        islands: int,
+        chunk: int,
+        entries: Entries,
+        compiled: bool = False,
+    ) -> None:
+        """Make the first blocks islands; hold ``chunk`` tokens' logits at once."""
+        self.decoder = decoder
+        self.blocks = Blocks(decoder, compiled=compiled)
+        self.head = head
+        self.guard = guard
+        self.islands = islands
+        self.chunk = chunk
+        self.entries = entries
+
+    def gradients(
+        self, batch: MicroBatch, method: Adapted, *, scale: float
+    ) -> tuple[Sums, Gradients]:
+        """Return the summed loss and ``scale`` times its gradient by each trained tensor."""
+        batch = with_virtual_tokens(batch, method.virtual_tokens)
+        wanted = Wanted.of(batch.targets, self.chunk)
+        run = Pass(mx.array(batch.tokens), _place(batch, method), wanted, method, scale)
+        first, last = method.first_layer, self.decoder.shape.layers
+        cut = max(first, min(self.islands, last))
+        x = self._through(run, range(first), self.decoder.embed(run.tokens, run.place, method))
+        with self.entries as entries:
+            for layer in range(first, cut):
+                entries.push(x)
+                x = self._through(run, (layer,), x)
+            closed = self._head_alone if cut == last else self._open_blocks
+            sums, grad, grads = closed(run, range(cut, last), x)
+            del x
+            for layer in reversed(range(first, cut)):
+                grad = self._island(run, layer, entries.pop(), grad, grads)
+        if method.trains_input:
+            self._input(run, grad, grads)
+        return sums, grads
+
+    def evaluate(self, batch: MicroBatch, method: Adaptation) -> Sums:
+        """Return the summed loss of a micro-batch."""
+        batch = with_virtual_tokens(batch, method.virtual_tokens)
+        x = self._hidden(mx.array(batch.tokens), _place(batch, method), method)
+        wanted = Wanted.of(batch.targets, self.chunk)
+        selected = self.decoder.final_norm(x.flatten(0, 1)[wanted.at], method)
+        sums = losses_only(selected, wanted, self.head, chunk=self.chunk)
+        self.guard.check()
+        return sums
+
+    def logits(self, row: Sequence[int], method: Adaptation) -> NDArray[np.float32]:
+        """Return float32 logits (S, V) after each token of one row."""
+        added = method.virtual_tokens
+        tokens = mx.array([[PLACEHOLDER] * added + list(row)], mx.int32)
+        place = Place.row(0, tokens.shape[1], method.positions)
+        x = self._hidden(tokens, place, method)[0, added:]
+        return np.array(self.head.logits(self.decoder.final_norm(x, method)))
+
+    def _hidden(self, tokens: mx.array, place: Place, method: Adaptation) -> mx.array:
+        """Return the output of the last block (B, S, D)."""
+        x = self.decoder.embed(tokens, place, method)
+        for layer in range(self.decoder.shape.layers):
+            x = self.decoder.block(layer, x, place, method)
+            self._evaluate(x)
+        return x
+
+    def _through(self, run: Pass, layers: Iterable[int], x: mx.array) -> mx.array:
+        """Return the output of blocks of which nothing is kept."""
+        for layer in layers:
+            x = self.blocks.forward(layer, x, run.place, run.method)
+            self._evaluate(x)
+        return x
+
+    def _head_alone(self, run: Pass, _: range, x: mx.array) -> tuple[Sums, mx.array, Gradients]:
+        losses, correct, grad, grads = self._head(run, x, now=True)
+        self._evaluate(losses, correct, grad, grads)
+        return Sums.of(losses, correct, run.wanted.count), grad, grads
+
+    def _open_blocks(
+        self, run: Pass, layers: range, x: mx.array
+    ) -> tuple[Sums, mx.array, Gradients]:
+        """Return the loss, the gradient of x and those of the tensors behind it.
+
+        The function that is differentiated has the right gradient, not the right value: the
+        last output times its gradient, which the head computed without autograd.
+        """
+
+        def product(x: mx.array, own: list[Gradients]) -> tuple[mx.array, Any]:
+            for layer, tensors in zip(layers, own, strict=True):
+                x = self.decoder.block(layer, x, run.place, run.method.over(tensors))
+            losses, correct, grad, grads = self._head(run, mx.stop_gradient(x), now=False)
+            return (x * grad).sum(), (losses, correct, grads)
+
+        own = [run.method.of_block(layer) for layer in layers]
+        (_, found), (x_grad, of_blocks) = mx.value_and_grad(product, argnums=(0, 1))(x, own)
+        losses, correct, grads = found
+        self._evaluate(losses, correct, grads)
+        while of_blocks:
+            _add(grads, of_blocks.pop())
+            self._evaluate(grads)
+        if self._goes_on(run, layers.start):
+            self._evaluate(x_grad)
+        return Sums.of(losses, correct, run.wanted.count), x_grad, grads
+
+    def _head(
+        self, run: Pass, x: mx.array, *, now: bool
+    ) -> tuple[mx.array, mx.array, mx.array, Gradients]:
+        """Return losses (N,), correctness (N,), the gradient (B, S, D) of x, and the final norm's."""
+        flat, wanted = x.flatten(0, 1), run.wanted
+        selected, own = flat[wanted.at], run.method.of_head()
+
+        def final(x: mx.array, *tensors: mx.array) -> mx.array:
+            method = run.method.over(dict(zip(own, tensors, strict=True)))
+            return self.decoder.final_norm(x, method)
+
+        inputs = [selected, *own.values()]
+        losses, correct, grad = losses_and_gradient(
+            final(*inputs), wanted, self.head, chunk=self.chunk, scale=run.scale, now=now
+        )
+        grad, *grads = mx.vjp(final, inputs, [grad])[1]
+        spread = mx.zeros_like(flat).at[wanted.at].add(grad).reshape(x.shape)
+        return losses, correct, spread, dict(zip(own, grads, strict=True))
+
+    def _island(
+        self, run: Pass, layer: int, entry: mx.array, grad: mx.array, grads: Gradients
+    ) -> mx.array:
+        """Return the gradient of a block's input; add those of its tensors to ``grads``."""
+        x_grad, found = self.blocks.backward(layer, entry, grad, run.place, run.method)
+        _add(grads, found)
+        self._evaluate(grads, *([x_grad] if self._goes_on(run, layer) else []))
+        return x_grad
+
+    def _input(self, run: Pass, grad: mx.array, grads: Gradients) -> None:
+        """Add the gradients of what the method does to the embeddings."""
+        own = run.method.of_input()
+
+        def embed(*tensors: mx.array) -> mx.array:
+            method = run.method.over(dict(zip(own, tensors, strict=True)))
+            return self.decoder.embed(run.tokens, run.place, method)
+
+        found = mx.vjp(embed, list(own.values()), [grad])[1]
+        _add(grads, dict(zip(own, found, strict=True)))
+        self._evaluate(grads)
+
+    def _goes_on(self, run: Pass, layer: int) -> bool:
+        """Tell whether the gradient of a block's input is needed."""
+        return run.method.trains_input or layer > run.method.first_layer
+
+    def _evaluate(self, *arrays: mx.array | Gradients) -> None:
+        mx.eval(*arrays)
+        self.guard.check()
+
+
+def _add(grads: Gradients, found: Gradients) -> None:
+    for name, grad in found.items():
+        grads[name] = grads[name] + grad if name in grads else grad
+
+
+def _place(batch: MicroBatch, method: Adaptation) -> Place:
+    """Return where the tokens of a micro-batch stand; padding belongs to no document."""
+    documents = None
+    if any(len(row) > 1 for row in batch.documents):
+        numbers = np.full(batch.tokens.shape, -1, np.int32)
+        for row, lengths in zip(numbers, batch.documents, strict=True):
+            row[: sum(lengths)] = np.repeat(np.arange(len(lengths)), lengths)
+        documents = mx.array(numbers)
+    return Place(
+        positions=mx.array(batch.positions() + method.positions),
+        documents=documents,
+        context=batch.tokens.shape[1] + method.positions,
+        first=method.positions,
+    )

@@ -1,0 +1,73 @@
+"""Products with frozen matrices, and functions that keep nothing but their inputs.
+
+T tokens, K inputs, N outputs, R rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+
+from edgetune_mlx.matrices import Matrix
+
+
+def recomputed(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    """Return ``function`` of arrays with a backward pass that starts from its inputs alone.
+
+    ``mx.checkpoint`` keeps the output too, because it orders the second computation after the
+    first one; here it comes after the output's gradient, which keeps nothing.
+    """
+    custom: Any = mx.custom_function(function)
+
+    @custom.vjp  # type: ignore[untyped-decorator]
+    def backward(primals: Any, cotangent: Any, _: Any) -> Any:
+        inputs = list(primals) if isinstance(primals, Sequence) else [primals]
+        later = mx.depends(inputs, [cotangent])
+        grads = mx.vjp(function, later, [cotangent])[1]
+        return tuple(grads) if isinstance(primals, Sequence) else grads[0]
+
+    return custom  # type: ignore[no-any-return]
+
+
+def frozen_linear(x: mx.array, matrix: Matrix, bias: mx.array | None) -> mx.array:
+    """Return ``x W^T + bias`` (..., N) for a frozen W; the backward pass needs only W."""
+    custom: Any = mx.custom_function(matrix.times)
+
+    @custom.vjp  # type: ignore[untyped-decorator]
+    def backward(_: Any, cotangent: mx.array, __: Any) -> mx.array:
+        return matrix.back(cotangent)
+
+    y: mx.array = custom(x)
+    return y if bias is None else y + bias.astype(x.dtype)
+
+
+def low_rank(
+    x: mx.array, a: mx.array, b: mx.array, scale: float, dropout: Dropout | None
+) -> mx.array:
+    """Return ``scale * dropout(x) A^T B^T`` (..., N) in the type of x, for float32 A and B."""
+    return recomputed(partial(_low_rank, scale=scale, dropout=dropout))(x, a, b)
+
+
+def _low_rank(
+    x: mx.array, a: mx.array, b: mx.array, *, scale: float, dropout: Dropout | None
+) -> mx.array:
+    # a float32 factor would promote everything behind it
+    inputs = x if dropout is None else dropout(x)
+    return scale * (inputs @ a.T.astype(x.dtype) @ b.T.astype(x.dtype))
+
+
+class Dropout:
+    """Inverted dropout whose mask is drawn again from its key instead of being kept."""
+
+    def __init__(self, share: float, key: mx.array) -> None:
+        """Drop ``share`` of the elements, those that ``key`` says."""
+        self.share = share
+        self.key = key
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Return x with elements dropped and the rest scaled up."""
+        kept = mx.random.bernoulli(1 - self.share, x.shape, key=self.key)
+        return mx.where(kept, x * (1 / (1 - self.share)), 0)

@@ -1,0 +1,127 @@
+"""Loading: tensor by tensor from safetensors, quantized as it arrives, nothing mapped.
+
+Only what is kept plus one tensor in its file's number format is in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import mlx.core as mx
+import numpy as np
+
+from edgetune.errors import ModelError
+from edgetune.model import LocalModel, StoredTensor
+from edgetune.shape import Linear
+from edgetune_mlx.matrices import Matrix, Packing
+from edgetune_mlx.precision import DTYPES
+
+_BITS: Final = {"float32": np.uint32, "float16": np.uint16, "bfloat16": np.uint16}
+"""numpy has no bfloat16: tensors are read as integers of the same width."""
+
+
+@dataclass(slots=True)
+class BlockWeights:
+    """The frozen tensors of one block, by role."""
+
+    matrices: dict[str, Matrix] = field(default_factory=dict)
+    biases: dict[str, mx.array] = field(default_factory=dict)
+    norms: dict[str, mx.array] = field(default_factory=dict)
+    norm_biases: dict[str, mx.array] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class Weights:
+    """Every frozen tensor of a model. A tied head is the embedding itself."""
+
+    embedding: Matrix
+    head: Matrix
+    head_bias: mx.array | None
+    positions: mx.array | None
+    final_norm: mx.array
+    final_norm_bias: mx.array | None
+    blocks: Sequence[BlockWeights]
+    """Read when asked for, each time again, if the blocks live on disk."""
+
+
+class Loader:
+    """Reads the tensors of one model."""
+
+    def __init__(self, model: LocalModel, packing: Packing) -> None:
+        """Prepare to read ``model``; nothing is read yet."""
+        self.model = model
+        self.packing = packing
+
+    def load(self, blocks: Sequence[BlockWeights] | None = None) -> Weights:
+        """Read everything, or everything but the given blocks."""
+        shape = self.model.shape
+        embedding = self._matrix(f"{shape.embedding}.weight")
+        final = shape.final_norm
+        return Weights(
+            embedding=embedding,
+            head=embedding if shape.tied else self._matrix(f"{shape.head}.weight"),
+            head_bias=self._read(f"{shape.head}.bias") if shape.head_bias else None,
+            positions=self._read(f"{shape.positions}.weight") if shape.positions else None,
+            final_norm=self._read(f"{final.module}.weight"),
+            final_norm_bias=self._read(f"{final.module}.bias") if final.bias else None,
+            blocks=blocks or [self.block(layer) for layer in range(shape.layers)],
+        )
+
+    def block(self, layer: int) -> BlockWeights:
+        """Read one block."""
+        shape, block = self.model.shape, BlockWeights()
+        prefix = shape.block(layer)
+        for norm in shape.norms:
+            block.norms[norm.role] = self._read(f"{prefix}{norm.module}.weight")
+            if norm.bias:
+                block.norm_biases[norm.role] = self._read(f"{prefix}{norm.module}.bias")
+        for linear in shape.linears:
+            name = f"{prefix}{linear.module}"
+            block.matrices[linear.role] = self._matrix(f"{name}.weight", linear)
+            if linear.bias:
+                block.biases[linear.role] = self._read(f"{name}.bias")
+        return block
+
+    def _matrix(self, name: str, linear: Linear | None = None) -> Matrix:
+        values = self._read(name)
+        if linear is not None and linear.transposed:
+            values = mx.contiguous(values.T)
+        parts = self.packing.pack(values)
+        mx.eval(parts)
+        return Matrix(self.packing, parts)
+
+    def _read(self, name: str) -> mx.array:
+        return read_tensor(self.model.tensors[name])
+
+
+def read_tensor(stored: StoredTensor) -> mx.array:
+    """Return one tensor of a safetensors file, read into memory of its own.
+
+    Raises:
+        ModelError: if its number format is not a floating one, or the file ends early.
+    """
+    if stored.dtype not in DTYPES:
+        raise ModelError(
+            f"{stored.file} holds a tensor of type {stored.dtype}; "
+            f"supported: {', '.join(DTYPES)}. Use a checkpoint that is not quantized."
+        )
+    values = np.empty(stored.shape, _BITS[stored.dtype])
+    buffer = values.reshape(-1).view(np.uint8).data
+    with stored.file.open("rb", buffering=0) as file:
+        file.seek(stored.start)
+        while buffer:
+            count = file.readinto(buffer)
+            if not count:
+                raise ModelError(f"{stored.file} ends early: it is damaged; copy it again.")
+            buffer = buffer[count:]
+    return mx.array(values).view(DTYPES[stored.dtype])
+
+
+def load_arrays(file: Path) -> dict[str, mx.array]:
+    """Return the arrays of a file that this backend wrote; each is read when it is evaluated."""
+    found = mx.load(str(file))
+    assert isinstance(found, dict)
+    return found

@@ -1,0 +1,150 @@
+"""How a frozen matrix is stored, and the products with it.
+
+K inputs, N outputs. A matrix is a mapping of arrays (its parts) and a packing that says how they
+become numbers, so that the parts can be handed to a compiled function.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import mlx.core as mx
+
+from edgetune.errors import UsageError
+from edgetune_mlx.precision import multiplies_quantized
+
+Parts = Mapping[str, mx.array]
+
+
+class Packing(ABC):
+    """One way to store a matrix (N, K)."""
+
+    @abstractmethod
+    def pack(self, values: mx.array) -> dict[str, mx.array]:
+        """Return the parts that stand for ``values`` (N, K)."""
+
+    @abstractmethod
+    def dense(self, parts: Parts, dtype: mx.Dtype) -> mx.array:
+        """Return the matrix as plain numbers (N, K)."""
+
+    def rows(self, parts: Parts, indices: mx.array, dtype: mx.Dtype) -> mx.array:
+        """Return rows (..., K) of the matrix, for indices (...)."""
+        return self.dense({name: part[indices] for name, part in parts.items()}, dtype)
+
+    def times(self, x: mx.array, parts: Parts) -> mx.array:
+        """Return ``x W^T`` (..., N) for x (..., K)."""
+        return x @ self.dense(parts, x.dtype).T
+
+    def back(self, grad: mx.array, parts: Parts) -> mx.array:
+        """Return ``grad W`` (..., K) for grad (..., N)."""
+        return grad @ self.dense(parts, grad.dtype)
+
+
+class Plain(Packing):
+    """The numbers of the checkpoint."""
+
+    def pack(self, values: mx.array) -> dict[str, mx.array]:
+        """Return the values themselves."""
+        return {"values": values}
+
+    def dense(self, parts: Parts, dtype: mx.Dtype) -> mx.array:
+        """Return the values, converted if their type differs."""
+        return parts["values"].astype(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized(Packing):
+    """One of MLX's formats: ``bits`` a number, and scales for every ``group`` of inputs."""
+
+    mode: str
+    group: int
+    bits: int
+
+    def pack(self, values: mx.array) -> dict[str, mx.array]:
+        """Return codes, scales and, for affine formats, biases.
+
+        Raises:
+            UsageError: if the inputs are not whole groups.
+        """
+        if values.shape[-1] % self.group:
+            raise UsageError(
+                f"This model has a matrix with {values.shape[-1]} inputs; {self.bits} bits on MLX "
+                f"need a multiple of {self.group}. --quantization none works."
+            )
+        found = mx.quantize(values, self.group, self.bits, self.mode)
+        return dict(zip(("codes", "scales", "biases"), found, strict=False))
+
+    def dense(self, parts: Parts, dtype: mx.Dtype) -> mx.array:
+        """Return the dequantized values."""
+        codes, scales, biases = parts["codes"], parts["scales"], parts.get("biases")
+        found = mx.dequantize(codes, scales, biases, self.group, self.bits, self.mode)
+        return found.astype(dtype)
+
+    def times(self, x: mx.array, parts: Parts) -> mx.array:
+        """Return ``x W^T``, without a dense copy where the machine can."""
+        if multiplies_quantized():
+            return self._multiply(x, parts, transpose=True)
+        return Packing.times(self, x, parts)
+
+    def back(self, grad: mx.array, parts: Parts) -> mx.array:
+        """Return ``grad W``, without a dense copy where the machine can."""
+        if multiplies_quantized():
+            return self._multiply(grad, parts, transpose=False)
+        return Packing.back(self, grad, parts)
+
+    def _multiply(self, x: mx.array, parts: Parts, *, transpose: bool) -> mx.array:
+        # scales of another float type than x would promote the result
+        scales, biases = parts["scales"], parts.get("biases")
+        if biases is not None:
+            scales, biases = scales.astype(x.dtype), biases.astype(x.dtype)
+        return mx.quantized_matmul(
+            x, parts["codes"], scales, biases, transpose, self.group, self.bits, self.mode
+        )
+
+
+PACKINGS: Final[Mapping[str, Packing]] = {
+    "none": Plain(),
+    "q8": Quantized("affine", 64, 8),
+    "q4": Quantized("affine", 64, 4),
+    "mxfp4": Quantized("mxfp4", 32, 4),
+    "nvfp4": Quantized("nvfp4", 16, 4),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A frozen matrix (N, K)."""
+
+    packing: Packing
+    parts: Parts
+
+    def dense(self, dtype: mx.Dtype) -> mx.array:
+        """Return the matrix as plain numbers (N, K)."""
+        return self.packing.dense(self.parts, dtype)
+
+    def rows(self, indices: mx.array, dtype: mx.Dtype) -> mx.array:
+        """Return rows (..., K) for indices (...)."""
+        return self.packing.rows(self.parts, indices, dtype)
+
+    def times(self, x: mx.array) -> mx.array:
+        """Return ``x W^T`` (..., N) for x (..., K)."""
+        return self.packing.times(x, self.parts)
+
+    def back(self, grad: mx.array) -> mx.array:
+        """Return ``grad W`` (..., K) for grad (..., N)."""
+        return self.packing.back(grad, self.parts)
+
+
+def packing_of(quantization: str) -> Packing:
+    """Return a storage format.
+
+    Raises:
+        UsageError: if this backend does not have it.
+    """
+    if quantization not in PACKINGS:
+        supported = ", ".join(PACKINGS)
+        raise UsageError(f"Unsupported quantization {quantization!r} on mlx: it has {supported}.")
+    return PACKINGS[quantization]

@@ -1,0 +1,62 @@
+"""How fast this machine does what a training step consists of, each alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+import mlx.core as mx
+
+from edgetune.device import Device
+from edgetune.speed import Measurements, versions_of
+from edgetune_mlx.matrices import PACKINGS
+from edgetune_mlx.optimizer import AdamW
+from edgetune_mlx.precision import multiplies_quantized
+
+REPEATS = 3
+
+
+def measure(device: Device) -> Measurements:
+    """Return the rates of this machine, the best of a few tries each."""
+    # the processor's matrix products are a reference implementation
+    side = 2048 if multiplies_quantized() else 256
+    matrix = mx.random.normal((side, side), key=mx.random.key(0))
+    stored = matrix.astype(mx.bfloat16)
+    packed = PACKINGS["q4"].pack(stored)
+    mx.eval(matrix, stored, packed)
+    return Measurements(
+        device=device.name,
+        versions=versions_of("mlx"),
+        product_32bit=_product(matrix),
+        product_16bit=_product(stored),
+        pointwise=3 * matrix.nbytes / _seconds(lambda: matrix * matrix),
+        convert=matrix.size / _seconds(lambda: stored.astype(mx.float32)),
+        dequantize=matrix.size / _seconds(lambda: PACKINGS["q4"].dense(packed, mx.bfloat16)),
+        optimizer=_optimizer(matrix),
+        link_bandwidth=0.0,
+    )
+
+
+def _product(matrix: mx.array) -> float:
+    """Return FLOP/s of a product as in a step: some hundred rows by a square matrix."""
+    rows = matrix[: len(matrix) // 4]
+    return float(2 * rows.size * len(matrix) / _seconds(lambda: rows @ matrix.T))
+
+
+def _optimizer(matrix: mx.array) -> float:
+    optimizer = AdamW({"x": matrix.size}, {"x": 1.0}, 0.0)
+    tensors = {"x": matrix}
+    return float(
+        matrix.size / _seconds(lambda: dict(optimizer.updated(tensors, tensors, 1e-3, 1)).values())
+    )
+
+
+def _seconds(work: Callable[[], mx.array | Iterable[mx.array]]) -> float:
+    """Return the shortest time that ``work`` took; the first try is a warm-up."""
+    best = float("inf")
+    for _ in range(REPEATS + 1):
+        begun = time.perf_counter()
+        found = work()
+        mx.eval(found if isinstance(found, mx.array) else list(found))
+        best = min(best, time.perf_counter() - begun)
+    return best

@@ -1,0 +1,72 @@
+"""Opening a planned session: check, load, build, adapt."""
+
+from __future__ import annotations
+
+from edgetune.errors import UsageError
+from edgetune.model import LocalModel
+from edgetune.plan import Plan
+from edgetune_mlx.decoder import Decoder
+from edgetune_mlx.engine import Engine
+from edgetune_mlx.islands import InMemory, OnDisk
+from edgetune_mlx.load import Loader
+from edgetune_mlx.loss import Head
+from edgetune_mlx.matrices import packing_of
+from edgetune_mlx.memory import Guard
+from edgetune_mlx.methods import adapt
+from edgetune_mlx.precision import DTYPES, compiles
+from edgetune_mlx.session import MlxSession
+from edgetune_mlx.streaming import StreamedBlocks
+from edgetune_mlx.tensors import LoadedBase, new_parameters
+
+
+def open_session(plan: Plan, model: LocalModel) -> MlxSession:
+    """Load the model as planned, with a new adapter.
+
+    Raises:
+        UsageError: naming everything of the plan that MLX cannot do.
+    """
+    _check(plan)
+    choice, shape = plan.choice, model.shape
+    loader = Loader(model, packing_of(choice.quantization))
+    guard = Guard.of(plan)
+    try:
+        weights = loader.load(StreamedBlocks(loader) if choice.placement == "disk" else None)
+        head = Head(
+            weight=weights.head,
+            bias=weights.head_bias,
+            scale=shape.logit_scale,
+            softcap=shape.logit_softcap,
+        )
+        engine = Engine(
+            Decoder(shape, weights, DTYPES[choice.compute_dtype]),
+            head,
+            guard,
+            islands=choice.checkpointing.layers,
+            chunk=choice.loss_chunk,
+            entries=OnDisk() if choice.checkpointing.offload == "disk" else InMemory(),
+            compiled=compiles(),
+        )
+        base = LoadedBase(shape, weights, model.folder)
+        parameters = new_parameters(choice.method, shape, base, plan.training.seed)
+        method = adapt(choice.method, shape, parameters)
+    except BaseException:
+        guard.close()
+        raise
+    return MlxSession(plan, engine, method)
+
+
+def _check(plan: Plan) -> None:
+    """Refuse what would otherwise be ignored."""
+    choice, problems = plan.choice, []
+    if choice.optimizer != "adamw":
+        problems.append(f"no optimizer {choice.optimizer}; --optimizer adamw works")
+    if choice.placement == "host":
+        problems.append("no host memory besides its own; --placement disk works")
+    if choice.placement == "disk" and choice.checkpointing.layers < plan.model.layers:
+        problems.append("to keep activations of blocks on disk; --checkpointing all works")
+    if choice.embedding != "resident" or choice.head != "resident":
+        problems.append("embedding and head in memory only; --embedding and --head resident work")
+    if choice.checkpointing.offload == "host":
+        problems.append("no host memory to offload to; disk works")
+    if problems:
+        raise UsageError(f"MLX has {'; it has '.join(problems)}.")

@@ -1,0 +1,152 @@
+"""An opened model: steps, evaluation, generation, saved state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from math import isfinite
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune.backend import (
+    DeviceOutOfMemoryError,
+    EvalResult,
+    GenerateOptions,
+    MemoryReading,
+    StepResult,
+    Tensors,
+)
+from edgetune.data.batch import MicroBatch
+from edgetune.errors import DivergedError
+from edgetune.plan import Plan
+from edgetune_mlx.adaptation import BASE, Adaptation, Adapted
+from edgetune_mlx.engine import Engine, Gradients
+from edgetune_mlx.generate import generate
+from edgetune_mlx.loss import Sums
+from edgetune_mlx.memory import is_out_of_memory
+from edgetune_mlx.optimizer import AdamW, clipped
+from edgetune_mlx.streaming import StreamedBlocks
+from edgetune_mlx.tensors import TRAINED, saved_tensors, taken_over, unsaved_tensors
+
+STEP = "step"
+"""Name of the step counter among the optimizer's tensors."""
+
+
+class MlxSession:
+    """One model, one adaptation, one optimizer."""
+
+    def __init__(self, plan: Plan, engine: Engine, method: Adapted) -> None:
+        """Take over a loaded engine and a method with its tensors."""
+        self.plan = plan
+        self.engine = engine
+        self.method = method
+        self.steps = 0
+        self.optimizer = AdamW(method.trained, method.rates, plan.training.weight_decay)
+
+    def step(
+        self, micro_batches: Sequence[MicroBatch], *, loss_tokens: int, learning_rate: float
+    ) -> StepResult:
+        """Take one optimizer step; see :class:`edgetune.backend.Session`."""
+        with self._within_memory():
+            total, grads = self._accumulate(micro_batches, 1.0 / loss_tokens)
+            grads, norm = clipped(grads, self.plan.training.max_grad_norm)
+            loss = total / loss_tokens
+            if not (isfinite(loss) and isfinite(norm)):
+                raise DivergedError(f"loss {loss}, gradient norm {norm}")
+        self.steps += 1
+        updated = self.optimizer.updated(self.method.parameters, grads, learning_rate, self.steps)
+        self.method = self.method.over(dict(updated))
+        return StepResult(loss=loss, grad_norm=norm)
+
+    def evaluate(self, micro_batches: Iterable[MicroBatch], *, adapted: bool = True) -> EvalResult:
+        """Return summed losses; see :class:`edgetune.backend.Session`."""
+        method, total, rows = self._inference(adapted), Sums(), 0
+        with self._within_memory():
+            for batch in micro_batches:
+                part = self.engine.evaluate(batch, method)
+                total.loss += part.loss
+                total.tokens += part.tokens
+                total.correct += part.correct
+                rows += sum(len(documents) for documents in batch.documents)
+        return EvalResult(
+            loss_sum=total.loss, loss_tokens=total.tokens, correct=total.correct, rows=rows
+        )
+
+    def generate(
+        self, prompt: Sequence[int], options: GenerateOptions, *, adapted: bool = True
+    ) -> Iterator[int]:
+        """Yield the tokens after a prompt; see :class:`edgetune.backend.Session`."""
+        engine, method = self.engine, self._inference(adapted)
+        return generate(engine.decoder, engine.head, method, prompt, options)
+
+    def logits(self, tokens: Sequence[int], *, adapted: bool = True) -> NDArray[np.float32]:
+        """Return the logits (T, V) after each of T tokens."""
+        return self.engine.logits(tokens, self._inference(adapted))
+
+    def adapter_tensors(self) -> Tensors:
+        """Return the tensors of the adapter's file by name."""
+        return saved_tensors(self.method)
+
+    def optimizer_tensors(self) -> Tensors:
+        """Return the optimizer's state and the step counter, from which dropout is seeded."""
+        return {
+            STEP: np.array(self.steps, np.int64),
+            **self.optimizer.state(),
+            **unsaved_tensors(self.method),
+        }
+
+    def restore(self, adapter: Tensors, optimizer: Tensors | None = None) -> None:
+        """Take over saved tensors; see :class:`edgetune.backend.Session`."""
+        state = dict(optimizer or {})
+        unsaved = {name: state.pop(name) for name in list(state) if name.startswith(TRAINED)}
+        restored = self.method.over(taken_over(self.method, adapter, unsaved))
+        if optimizer is not None:
+            self.steps = int(state.pop(STEP))
+            self.optimizer.restore(state)
+        self.method = restored
+
+    def memory(self) -> MemoryReading:
+        """Return what MLX holds."""
+        return self.engine.guard.reading()
+
+    def close(self) -> None:
+        """Let go of the model and restore MLX's limits."""
+        guard = self.engine.guard
+        if isinstance(blocks := self.engine.decoder.weights.blocks, StreamedBlocks):
+            blocks.close()
+        del self.engine, self.optimizer, self.method, blocks
+        guard.close()
+
+    def _accumulate(
+        self, micro_batches: Sequence[MicroBatch], scale: float
+    ) -> tuple[float, Gradients]:
+        loss, total = 0.0, Gradients()
+        for index, batch in enumerate(micro_batches):
+            method = self.method.drawing(f"{self.plan.training.seed}:{self.steps}", index)
+            sums, grads = self.engine.gradients(batch, method, scale=scale)
+            loss += sums.loss
+            for name in self.method.trained:
+                grad = grads.pop(name)
+                total[name] = total[name] + grad if name in total else grad
+            mx.eval(total)
+        return loss, total
+
+    @contextmanager
+    def _within_memory(self) -> Iterator[None]:
+        """Measure a peak of its own, and name an allocation that failed as what it is."""
+        self.engine.guard.begin()
+        try:
+            yield
+        except DeviceOutOfMemoryError:
+            mx.clear_cache()
+            raise
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            mx.clear_cache()
+            raise DeviceOutOfMemoryError(str(error).splitlines()[0]) from None
+
+    def _inference(self, adapted: bool) -> Adaptation:
+        return self.method if adapted else BASE

@@ -1,0 +1,175 @@
+"""Quantized weights kept on disk: a second start is one sequential read, and blocks can be
+streamed from it.
+
+One file a model and format, in ``$EDGETUNE_CACHE``, else ``$XDG_CACHE_HOME/edgetune``, else
+``~/.cache/edgetune``: it is shared by all runs of a model, which is why it does not lie beside a
+run. The file holds the blocks one after the other, each laid out as in memory, then a JSON footer
+and the footer's length as a little-endian u64. Its name is a hash of everything that its content
+depends on. It is written to a temporary name and renamed; any file here may be deleted at any
+time that no run is using it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from edgetune.errors import ModelError, UsageError
+from edgetune.files import replacing, sha256_json
+from edgetune.model import LocalModel
+from edgetune.units import format_bytes
+from edgetune_torch.layout import Layout
+from edgetune_torch.pages import Extent, Files, bytes_of
+from edgetune_torch.sources import BlockSource
+
+VERSION = 1
+"""Raised whenever the same weights would be written as other bytes."""
+
+
+def cache_folder() -> Path:
+    """Return where quantized weights are kept."""
+    if chosen := os.environ.get("EDGETUNE_CACHE"):
+        return Path(chosen) / "weights"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "edgetune" / "weights"
+
+
+def cache_key(model: LocalModel, quantization: str) -> str:
+    """Return the hash of everything that the cached bytes depend on.
+
+    A model's weights are known by what its headers say and by the size and the time of the last
+    change of each of its files.
+    """
+    files = sorted({tensor.file for tensor in model.tensors.values()})
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return sha256_json([VERSION, model.fingerprint, quantization, stats])[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsCache:
+    """An opened cache file; a block is checked when it is read for the first time."""
+
+    path: Path
+    layouts: tuple[Layout, ...]
+    sums: tuple[int, ...]
+    files: Files
+    _checked: set[int] = field(default_factory=set)
+
+    def layout(self, layer: int) -> Layout:
+        """Return how a block lies in its buffer."""
+        return self.layouts[layer]
+
+    def read(self, layer: int, buffer: Tensor) -> None:
+        """Fill a buffer with a block; see :class:`edgetune_torch.sources.BlockSource`.
+
+        Raises:
+            ModelError: if the file is damaged or gone.
+        """
+        start = sum(layout.nbytes for layout in self.layouts[:layer])
+        memory = bytes_of(buffer)[: self.layouts[layer].nbytes]
+        self.files.read(Extent(self.path, start, len(memory)), memory)
+        if layer not in self._checked:
+            if zlib.crc32(memory) != self.sums[layer]:
+                raise ModelError(f"{self.path} is damaged. Delete it: it is made anew.")
+            self._checked.add(layer)
+
+
+def find(path: Path, source: BlockSource, layers: int, files: Files) -> WeightsCache | None:
+    """Return the cache if it is there and whole; what does not fit is taken as absent."""
+    layouts = tuple(source.layout(layer) for layer in range(layers))
+    footer = _footer(path)
+    size = sum(layout.nbytes for layout in layouts)
+    if footer is None or footer.get("bytes") != size or len(footer.get("sums", ())) != layers:
+        return None
+    return WeightsCache(path, layouts, tuple(footer["sums"]), files)
+
+
+class CacheWriter:
+    """Writes a cache block by block; use as ``with replacing(path) as temporary``."""
+
+    def __init__(self, path: Path) -> None:
+        """Begin a file."""
+        self._file = path.open("wb", buffering=0)
+        self._sums: list[int] = []
+
+    def append(self, block: Tensor) -> None:
+        """Write the next block."""
+        memory = bytes_of(block)
+        self._sums.append(zlib.crc32(memory))
+        done = 0
+        while done < len(memory):
+            done += self._file.write(memory[done:]) or 0
+
+    def finish(self) -> None:
+        """Write the footer and close the file."""
+        footer = json.dumps({"bytes": self._file.tell(), "sums": self._sums}).encode()
+        self._file.write(footer + len(footer).to_bytes(8, "little"))
+        self._file.close()
+
+    def close(self) -> None:
+        """Close the file, finished or not."""
+        self._file.close()
+
+
+def room_for(path: Path, nbytes: int) -> bool:
+    """Return whether the disk has room for a cache, and as much again for everything else."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return shutil.disk_usage(path.parent).free >= 2 * nbytes
+
+
+def build(path: Path, source: BlockSource, layers: int, blocks: list[Tensor] | None = None) -> None:
+    """Write the cache; with ``blocks``, fill these buffers with the same bytes.
+
+    Raises:
+        UsageError: if the disk has no room.
+    """
+    nbytes = sum(source.layout(layer).nbytes for layer in range(layers))
+    if not room_for(path, nbytes):
+        raise UsageError(
+            f"The quantized weights take {format_bytes(nbytes)} in {path.parent}, and its disk has "
+            f"less than twice that free. Make room, or set EDGETUNE_CACHE to a folder elsewhere."
+        )
+    with replacing(path) as temporary:
+        _write(temporary, source, layers, blocks)
+
+
+def _write(path: Path, source: BlockSource, layers: int, blocks: list[Tensor] | None) -> None:
+    import torch
+
+    writer, scratch = CacheWriter(path), None
+    try:
+        for layer in range(layers):
+            size = source.layout(layer).nbytes
+            if blocks is not None:
+                buffer = blocks[layer]
+            else:
+                scratch = torch.zeros(size, dtype=torch.uint8) if scratch is None else scratch
+                buffer = scratch[:size]
+            source.read(layer, buffer)
+            writer.append(buffer)
+        writer.finish()
+    finally:
+        writer.close()
+
+
+def _footer(path: Path) -> dict[str, Any] | None:
+    """Return the footer, or None if there is no whole file."""
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 8))
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= min(end - 8, 1 << 20):
+                return None
+            start = file.seek(end - 8 - length)
+            footer = json.loads(file.read(length))
+    except (OSError, ValueError):
+        return None
+    return footer if isinstance(footer, dict) and footer.get("bytes") == start else None

@@ -1,0 +1,33 @@
+"""The gradients of all trained tensors in one buffer, made once and kept from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+
+class Gradients:
+    """A float32 buffer whose views are the ``grad`` of the parameters."""
+
+    def __init__(self, parameters: Mapping[str, Parameter]) -> None:
+        """Give every parameter a gradient of zeros."""
+        sizes = [parameter.numel() for parameter in parameters.values()]
+        device = next(iter(parameters.values())).device
+        self.flat = torch.zeros(sum(sizes), device=device)
+        self.views: dict[str, Tensor] = {}
+        parts = torch.split(self.flat, sizes)
+        for (name, parameter), part in zip(parameters.items(), parts, strict=True):
+            self.views[name] = parameter.grad = part.view(parameter.shape)
+
+    def clip(self, longest: float) -> float:
+        """Scale all gradients down to a global norm of ``longest``; return their norm before."""
+        norm = torch.linalg.vector_norm(self.flat)
+        self.flat *= torch.clamp(longest / (norm + 1e-6), max=1.0)
+        return float(norm)
+
+    def clear(self) -> None:
+        """Set all gradients to zero."""
+        self.flat.zero_()

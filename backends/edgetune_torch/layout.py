@@ -1,0 +1,83 @@
+"""How the matrices of one block lie in one buffer, so that a block is one read and one copy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edgetune.shape import Linear
+from edgetune_torch.matrices import (
+    DenseMatrix,
+    Part,
+    StoredMatrix,
+    TransposedMatrix,
+    matrix_class,
+)
+from edgetune_torch.workspace import Workspace
+
+ALIGNMENT = 64
+"""Bytes; a cache line, and more than any number format needs."""
+
+PAGE = 4096
+"""Blocks begin and end at multiples of a page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a part of a matrix lies, in bytes from the beginning of the buffer."""
+
+    part: Part
+    offset: int
+
+    def view(self, buffer: Tensor) -> Tensor:
+        """Return the part as a view of the buffer."""
+        piece = buffer[self.offset : self.offset + self.part.nbytes]
+        return piece.view(self.part.dtype).view(self.part.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """One matrix of the block: its format and where its parts are."""
+
+    linear: Linear
+    format: type[StoredMatrix]
+    places: Mapping[str, Place]
+
+
+class Layout:
+    """The matrices of one block in a fixed order."""
+
+    def __init__(
+        self, linears: tuple[Linear, ...], quantization: str, dtypes: tuple[torch.dtype, ...]
+    ) -> None:
+        """Lay out ``linears``, which the checkpoint stores as ``dtypes``."""
+        self.fittings: list[Fitting] = []
+        end = 0
+        for linear, dtype in zip(linears, dtypes, strict=True):
+            cls = _format(linear, quantization)
+            places = {}
+            for name, part in cls.parts_of(linear.outputs, linear.inputs, dtype).items():
+                start = -(-end // ALIGNMENT) * ALIGNMENT
+                places[name] = Place(part, start)
+                end = start + part.nbytes
+            self.fittings.append(Fitting(linear, cls, places))
+        self.nbytes = -(-end // PAGE) * PAGE
+
+    def bind(self, buffer: Tensor, workspace: Workspace) -> dict[str, StoredMatrix]:
+        """Return the matrices by role, as views of a buffer of ``nbytes`` bytes."""
+        return {
+            fitting.linear.role: fitting.format(
+                (fitting.linear.outputs, fitting.linear.inputs),
+                {name: place.view(buffer) for name, place in fitting.places.items()},
+                workspace,
+            )
+            for fitting in self.fittings
+        }
+
+
+def _format(linear: Linear, quantization: str) -> type[StoredMatrix]:
+    cls = matrix_class(quantization)
+    return TransposedMatrix if cls is DenseMatrix and linear.transposed else cls

@@ -1,0 +1,142 @@
+"""Four bits a weight: NF4 with doubly quantized scales (Dettmers 2023, section 3).
+
+A matrix is read row by row as blocks of 64 weights. A block's scale is its largest magnitude;
+a weight's code is the nearest of 16 quantiles of the normal distribution to ``w / scale``; two
+codes share a byte, the first in the high bits. The scales minus their mean (``offset``) are
+stored in 8 bits of the dynamic map in groups of 256, with one float32 scale a group: 4.127 bits
+a weight in all. The bytes are those that bitsandbytes makes; bitsandbytes itself is used on CUDA
+alone, because importing it costs 115 MB and its ``Linear4bit`` repacks its weight in the first
+evaluation on a CPU with AVX512-BF16 and then trains nothing (0.50).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from edgetune_torch.dynamic_map import decode_blocks, encode_blocks
+from edgetune_torch.matrices import Part, StoredMatrix
+
+BLOCK = 64
+GROUP = 256
+QUANTILES = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+
+CELLS = 1024
+"""Cells that [-1, 1] is cut in to find a code: much narrower than the gap between borders."""
+
+BYTES = 1 << 20
+"""Packed bytes that are unpacked at a time: their float32 values still fit a large cache."""
+
+
+class Nf4Matrix(StoredMatrix):
+    """A matrix of packed codes, 8-bit scales, the scales of these and their offset."""
+
+    @staticmethod
+    def parts_of(outputs: int, inputs: int, dtype: torch.dtype) -> dict[str, Part]:  # noqa: ARG004
+        """Return the four parts; the checkpoint's dtype does not matter."""
+        size = outputs * inputs
+        blocks = -(-size // BLOCK)
+        return {
+            "codes": Part((blocks * BLOCK // 2,), torch.uint8),
+            "scales": Part((blocks,), torch.uint8),
+            "group_scales": Part((-(-blocks // GROUP),), torch.float32),
+            "offset": Part((1,), torch.float32),
+        }
+
+    def write(self, values: Tensor) -> None:
+        """Quantize ``values``, some blocks at a time; the last block is filled up with zeros."""
+        flat, codes = values.reshape(-1), self.parts["codes"]
+        scales = torch.empty(len(codes) * 2 // BLOCK, device=flat.device)
+        for start in range(0, len(flat), BYTES):
+            part = flat[start : start + BYTES].float()
+            part = torch.nn.functional.pad(part, (0, -len(part) % BLOCK)).view(-1, BLOCK)
+            scale = part.abs().amax(dim=1)
+            scales[start // BLOCK : start // BLOCK + len(part)] = scale
+            packed = _encode(part, scale)
+            codes[start // 2 : start // 2 + len(packed)] = packed
+        offset = scales.mean()
+        self.parts["offset"].fill_(offset)
+        encode_blocks(scales - offset, self.parts["scales"], self.parts["group_scales"], GROUP)
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """Return the values in ``dtype``, computed in float32."""
+        if self.parts["codes"].is_cuda:
+            return self._dense_cuda(dtype)
+        size = self.shape[0] * self.shape[1]
+        out = self.workspace.take("matrix", (self.parts["codes"].numel() * 2,), dtype)
+        scales = self._scales()[:, None]
+        for start in range(0, len(self.parts["codes"]), BYTES):
+            stop = min(start + BYTES, len(self.parts["codes"]))
+            blocks = slice(start * 2 // BLOCK, stop * 2 // BLOCK)
+            part = out[2 * start : 2 * stop]
+            values = part if dtype == torch.float32 else self._take("values", 2 * (stop - start))
+            self._decode(slice(start, stop), values)
+            torch.mul(values.view(-1, BLOCK), scales[blocks], out=values.view(-1, BLOCK))
+            if values is not part:
+                part.copy_(values)
+        return out[:size].view(self.shape)
+
+    def _decode(self, span: slice, out: Tensor) -> None:
+        """Look up the pairs of values of some bytes: a pair of float32 moves as one float64."""
+        indices = self.workspace.take("indices", (span.stop - span.start,), torch.int32)
+        indices.copy_(self.parts["codes"][span])
+        torch.index_select(_pairs(), 0, indices, out=out.view(torch.float64))
+
+    def _take(self, name: str, size: int) -> Tensor:
+        return self.workspace.take(name, (size,), torch.float32)
+
+    def _scales(self) -> Tensor:
+        """Return the float32 scale of every block."""
+        parts = self.parts
+        scales = decode_blocks(parts["scales"], parts["group_scales"], GROUP)
+        return scales.add_(parts["offset"])
+
+    def _dense_cuda(self, dtype: torch.dtype) -> Tensor:
+        import bitsandbytes  # noqa: F401  # registers the operation
+
+        size = self.shape[0] * self.shape[1]
+        values: Tensor = torch.ops.bitsandbytes.dequantize_4bit.default(
+            self.parts["codes"], self._scales(), BLOCK, "nf4", [size], dtype
+        )
+        return values.view(self.shape)
+
+
+def _encode(values: Tensor, scale: Tensor) -> Tensor:
+    """Return two codes a byte for blocks (N, 64) with scales (N,).
+
+    A code is the number of borders between quantiles that a value exceeds. A table gives the
+    borders below a cell of values, and one comparison the last: no cell is near two borders.
+    """
+    unit = values * (1 / scale.clamp(min=1e-38))[:, None]
+    unit = unit.clamp_(-1, 1).view(-1)
+    below, borders = (table.to(values.device) for table in _borders())
+    cells = ((unit + 1) * (CELLS / 2)).int()
+    count = torch.index_select(below, 0, cells)
+    count += unit > torch.index_select(borders, 0, count)
+    codes = count.to(torch.uint8)
+    return (codes[::2] << 4) | codes[1::2]
+
+
+@cache
+def _borders() -> tuple[Tensor, Tensor]:
+    """Return how many borders are well below each cell of [-1, 1], and the borders' values."""
+    quantiles = torch.tensor(QUANTILES)
+    borders = (quantiles[1:] + quantiles[:-1]) / 2
+    safely = (torch.arange(CELLS + 1) - 1) / (CELLS / 2) - 1  # a cell of margin for rounding
+    below = torch.bucketize(safely, borders, out_int32=True)
+    return below, torch.cat((borders, torch.tensor([2.0])))
+
+
+@cache
+def _pairs() -> Tensor:
+    """Return, for every byte, its two float32 values seen as one float64 (256,)."""
+    quantiles, byte = torch.tensor(QUANTILES), torch.arange(256)
+    pairs = torch.stack((quantiles[byte >> 4], quantiles[byte & 15]), dim=1)
+    return pairs.contiguous().view(torch.float64).view(-1)

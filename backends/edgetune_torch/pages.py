@@ -1,0 +1,91 @@
+"""Reading parts of files into memory that is already there, and giving back the cached pages."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from edgetune.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """``length`` bytes of a file from ``start`` on, that belong at ``offset`` of a buffer."""
+
+    path: Path
+    start: int
+    length: int
+    offset: int = 0
+
+
+class Files:
+    """Files held open for reading at any position, by several threads."""
+
+    def __init__(self) -> None:
+        """Open nothing yet."""
+        self._descriptors: dict[Path, int] = {}
+        self._lock = Lock()
+
+    def read(self, extent: Extent, buffer: memoryview) -> None:
+        """Fill ``buffer`` from its ``offset`` on; the pages do not stay cached.
+
+        Raises:
+            ModelError: if the file cannot be read or ends early.
+        """
+        target = buffer[extent.offset : extent.offset + extent.length]
+        try:
+            descriptor = self._descriptor(extent.path)
+            self._fill(descriptor, extent, target)
+            _forget(descriptor, extent)
+        except OSError as error:
+            raise ModelError(
+                f"{extent.path} cannot be read: {error.strerror or error}. Was it moved?"
+            ) from None
+
+    def close(self) -> None:
+        """Close every file."""
+        with self._lock:
+            for descriptor in self._descriptors.values():
+                os.close(descriptor)
+            self._descriptors.clear()
+
+    def _descriptor(self, path: Path) -> int:
+        with self._lock:
+            if path not in self._descriptors:
+                flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+                self._descriptors[path] = os.open(path, flags)
+            return self._descriptors[path]
+
+    def _fill(self, descriptor: int, extent: Extent, target: memoryview) -> None:
+        done = 0
+        while done < extent.length:
+            count = self._read_some(descriptor, target[done:], extent.start + done)
+            if count == 0:
+                raise ModelError(f"{extent.path} ends early: it is damaged. Copy it again.")
+            done += count
+
+    def _read_some(self, descriptor: int, target: memoryview, start: int) -> int:
+        if os.name == "nt":  # no positional reads
+            with self._lock:
+                os.lseek(descriptor, start, os.SEEK_SET)
+                data = os.read(descriptor, len(target))
+            target[: len(data)] = data
+            return len(data)
+        return os.preadv(descriptor, [target], start)
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """Return the memory of a contiguous tensor on the host as writable bytes."""
+    return memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def _forget(descriptor: int, extent: Extent) -> None:
+    """Tell the system that these pages will not be read again soon: its cache is not ours."""
+    advise = getattr(os, "posix_fadvise", None)
+    if advise is not None:
+        advise(descriptor, extent.start, extent.length, os.POSIX_FADV_DONTNEED)

@@ -1,0 +1,41 @@
+"""Which number format matrix products are computed in.
+
+Activations are kept in the plan's compute dtype. Where the processor has no 16-bit units a
+bfloat16 product takes three times as long as a float32 one, so there products widen their
+inputs, sum in float32 and round once: the memory of bfloat16 at the speed of float32.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import torch
+
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+"""What Linux calls bfloat16 products on x86 and on ARM."""
+
+
+def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the format in which tensors of ``dtype`` are multiplied on ``device``."""
+    if dtype == torch.float32 or device.type != "cpu" or cpu_multiplies_bf16():
+        return dtype
+    return torch.float32
+
+
+@cache
+def cpu_multiplies_bf16() -> bool:
+    """Return whether the processor says that it multiplies bfloat16; False where it is mute."""
+    return bool(BF16_FLAGS & _flags(Path("/proc/cpuinfo")))
+
+
+def _flags(cpuinfo: Path) -> frozenset[str]:
+    try:
+        lines = cpuinfo.read_text("utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name.strip() in {"flags", "Features"}:
+            return frozenset(value.split())
+    return frozenset()

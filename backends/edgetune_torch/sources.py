@@ -1,0 +1,90 @@
+"""Where the bytes of a block's matrices come from: the checkpoint, or the cache of quantized ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from edgetune.errors import ModelError
+from edgetune.model import LocalModel, StoredTensor
+from edgetune_torch.layout import Fitting, Layout
+from edgetune_torch.pages import Extent, Files, bytes_of
+from edgetune_torch.workspace import Workspace
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class BlockSource(Protocol):
+    """Fills buffers with the matrices of blocks, the same bytes every time."""
+
+    def layout(self, layer: int) -> Layout:
+        """Return how a block lies in its buffer."""
+
+    def read(self, layer: int, buffer: Tensor) -> None:
+        """Fill a host buffer of at least the layout's size."""
+
+
+class Checkpoint:
+    """The model's own files; matrices are quantized as they are read."""
+
+    def __init__(self, model: LocalModel, quantization: str, files: Files) -> None:
+        """Prepare to read ``model``; nothing is read yet."""
+        self.model = model
+        self.quantization = quantization
+        self.files = files
+        self._layouts: dict[tuple[torch.dtype, ...], Layout] = {}
+
+    def layout(self, layer: int) -> Layout:
+        """Return how a block lies in its buffer; blocks of the same number formats share one."""
+        linears = self.model.shape.linears
+        stored = (self._stored(layer, fitting) for fitting in (linear.module for linear in linears))
+        dtypes = tuple(dtype_of(tensor) for tensor in stored)
+        if dtypes not in self._layouts:
+            self._layouts[dtypes] = Layout(linears, self.quantization, dtypes)
+        return self._layouts[dtypes]
+
+    def read(self, layer: int, buffer: Tensor) -> None:
+        """Read the matrices of a block one after the other; see :class:`BlockSource`."""
+        layout, memory = self.layout(layer), bytes_of(buffer)
+        for extent in self._extents(layer, layout):
+            self.files.read(extent, memory)
+        quantized = [item for item in layout.fittings if item.format.quantized]
+        matrices = layout.bind(buffer[: layout.nbytes], Workspace(buffer.device))
+        for item in quantized:
+            values = self.tensor(self._stored(layer, item.linear.module))
+            matrices[item.linear.role].write(values.T if item.linear.transposed else values)
+
+    def tensor(self, stored: StoredTensor) -> Tensor:
+        """Return one tensor in memory of its own."""
+        values = torch.empty(stored.shape, dtype=dtype_of(stored))
+        self.files.read(Extent(stored.file, stored.start, stored.nbytes), bytes_of(values))
+        return values
+
+    def _extents(self, layer: int, layout: Layout) -> Iterator[Extent]:
+        """Yield what can be read to its place as it is."""
+        for item in layout.fittings:
+            if not item.format.quantized:
+                yield self._extent(self._stored(layer, item.linear.module), item)
+
+    def _extent(self, stored: StoredTensor, item: Fitting) -> Extent:
+        return Extent(stored.file, stored.start, stored.nbytes, item.places["values"].offset)
+
+    def _stored(self, layer: int, module: str) -> StoredTensor:
+        return self.model.tensors[f"{self.model.shape.block(layer)}{module}.weight"]
+
+
+def dtype_of(stored: StoredTensor) -> torch.dtype:
+    """Return the number format of a tensor in a file.
+
+    Raises:
+        ModelError: if it is not a floating one.
+    """
+    if stored.dtype not in DTYPES:
+        raise ModelError(
+            f"{stored.file} holds a tensor of type {stored.dtype}; "
+            f"supported: {', '.join(DTYPES)}. Use a checkpoint that is not quantized."
+        )
+    return DTYPES[stored.dtype]

@@ -1,0 +1,100 @@
+"""The elements of a JSON array, one after another, however long the array is."""
+
+from __future__ import annotations
+
+import json
+import re
+from codecs import getincrementaldecoder
+from collections.abc import Iterator
+from io import BufferedReader
+
+from edgetune.data.blocks import ReadingError
+from edgetune.data.lines import LINE_LIMIT
+from edgetune.units import format_bytes
+
+_BLOCK = 1 << 16
+_SPACE = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder()
+
+
+def read_array(stream: BufferedReader, limit: int = LINE_LIMIT) -> Iterator[tuple[int, object]]:
+    """Yield the number, counted from 1, and the value of each element of the array in a file.
+
+    Raises:
+        ReadingError: where the file stops being JSON in UTF-8.
+    """
+    text = _Text(stream, limit)
+    text.expect("[", 0)
+    number = 1
+    while not (number == 1 and text.next_is("]")):
+        yield number, text.value(number)
+        if text.next_is("]"):
+            break
+        text.expect(",", number)
+        number += 1
+    text.take()
+    if text.next_is(""):
+        return
+    raise ReadingError(f"it is not JSON: there is more after the end of the list, row {number}.")
+
+
+class _Text:
+    """A window on the text of a file, from where reading has come to."""
+
+    def __init__(self, stream: BufferedReader, limit: int) -> None:
+        self._stream, self._limit = stream, limit
+        self._decode = getincrementaldecoder("utf-8-sig")().decode
+        self._text, self._at, self._ended = "", 0, False
+
+    def next_is(self, character: str) -> bool:
+        """Tell what comes next, space apart; nothing (``""``) does at the end."""
+        while True:
+            self._at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
+            if self._at < len(self._text) or self._ended:
+                return self._text[self._at : self._at + 1] == character
+            self._more()
+
+    def take(self) -> None:
+        """Go on behind the next character."""
+        self._at += 1
+
+    def expect(self, character: str, number: int) -> None:
+        """Go on behind a character that must come next."""
+        if not self.next_is(character):
+            found = self._text[self._at : self._at + 1] or "the end of the file"
+            raise ReadingError(
+                f"it is not JSON: after row {number}, Expecting {character!r}, found {found!r}."
+            )
+        self.take()
+
+    def value(self, number: int) -> object:
+        """Return the next value and go on behind it."""
+        self.next_is("")
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._at)
+                if end < len(self._text) or self._ended:
+                    self._at = end
+                    return value
+            except ValueError as error:
+                if self._ended:
+                    reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+                    raise ReadingError(f"it is not JSON: {reason} in row {number}.") from error
+            except RecursionError as error:
+                raise ReadingError(f"it is nested too deeply in row {number}.") from error
+            if len(self._text) - self._at > self._limit:
+                raise ReadingError(
+                    f"it is not JSON, or row {number} is longer than {format_bytes(self._limit)}."
+                )
+            self._more()
+
+    def _more(self) -> None:
+        """Read on, as much again as is here, so that a long row is not parsed often."""
+        self._text = self._text[self._at :]
+        self._at = 0
+        raw = self._stream.read(max(_BLOCK, len(self._text)))
+        self._ended = not raw
+        try:
+            self._text += self._decode(raw, self._ended)
+        except UnicodeDecodeError as error:
+            raise ReadingError("it is not JSON: it is not UTF-8.") from error

@@ -1,0 +1,161 @@
+"""Rendering and masking chats of a known structure without running the template again.
+
+The first chat of a structure goes the whole way (:mod:`masks`), and once more with marks in
+place of what is said. What comes out is a :class:`Pattern`: literal text, slots for what is
+said, and where the learned spans begin and end. As the proof of the mask was carried out on
+the marks, it holds for every chat of this structure that answers the template's questions
+alike. Any other chat, and any template that cannot be followed, goes the whole way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from edgetune.data.content import Chat
+from edgetune.data.masks import ChatMasker, any_of
+from edgetune.data.problems import RowError
+from edgetune.data.symbols import Part, Question, Slot, Trace, UntraceableError, answer, mark_of
+from edgetune.data.template import ChatTemplate, Span
+from edgetune.data.tracing import TracedTemplate, Tracer
+
+_MARK = re.compile("\ue000(\\d+)\ue001(?:\ue002(\\d+)\ue003)?|\ue002(\\d+)\ue003")
+_PATTERNS_A_STRUCTURE = 8
+_STRUCTURES = 1024
+
+# On odd templates and messages a trace can fail like any program; the chat then goes the long way.
+_FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+Rendered = tuple[str, list[Span], bool]
+Structure = tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """What all chats of a structure become.
+
+    ``bounds`` are the beginnings and ends of the spans in turn, each as the number of parts
+    before it and the characters after those. ``controls`` counts the control texts.
+    """
+
+    parts: tuple[Part, ...]
+    bounds: tuple[tuple[int, int], ...]
+    answers: tuple[tuple[Question, bool], ...]
+    controls: int
+    is_whole: bool
+
+    def fill(self, contents: Sequence[str]) -> tuple[str, list[Span]] | None:
+        """Return text and spans for these contents, None if they answer a question otherwise."""
+        if any(answer(question, contents) is not expected for question, expected in self.answers):
+            return None
+        pieces = [part if isinstance(part, str) else part.value(contents) for part in self.parts]
+        starts = list(accumulate(map(len, pieces), initial=0))
+        places = [starts[number] + offset for number, offset in self.bounds]
+        return "".join(pieces), list(zip(places[::2], places[1::2], strict=True))
+
+
+class ReplayingMasker:
+    """A :class:`ChatMasker` that goes the whole way once a structure."""
+
+    def __init__(
+        self, template: ChatTemplate, ends: Iterable[str], controls: Iterable[str]
+    ) -> None:
+        """Take what a :class:`ChatMasker` takes."""
+        self._texts = tuple(ends), tuple(controls)
+        self._masker = ChatMasker(template, *self._texts)
+        self._controls = any_of(self._texts[1])
+        self._patterns: dict[Structure, list[Pattern]] = {}
+        try:
+            self._tracer: Tracer | None = Tracer(template)
+        except UntraceableError:
+            self._tracer = None
+
+    def mask(self, chat: Chat, loss_on: str) -> Rendered:
+        """Return the rendered chat, the learned spans, and whether anything said is missing.
+
+        Raises:
+            RowError: if nothing is to be learned, or what is cannot be told for certain.
+        """
+        structure = _structure(chat, loss_on) if self._tracer else None
+        if structure is None:
+            return self._whole_way(chat, loss_on)
+        contents = [message["content"] for message in chat.messages]
+        patterns = self._patterns.get(structure, [])
+        for pattern in patterns:
+            filled = pattern.fill(contents)
+            if filled and len(self._controls.findall(filled[0])) == pattern.controls:
+                return *filled, not pattern.is_whole and not chat.is_in(filled[0])
+        rendered = self._whole_way(chat, loss_on)
+        if len(patterns) < _PATTERNS_A_STRUCTURE and len(self._patterns) < _STRUCTURES:
+            self._learn(structure, chat, loss_on, rendered)
+        return rendered
+
+    def _whole_way(self, chat: Chat, loss_on: str) -> Rendered:
+        text, spans = _masked(self._masker, chat, loss_on)
+        return text, spans, not chat.is_in(text)
+
+    def _learn(self, structure: Structure, chat: Chat, loss_on: str, rendered: Rendered) -> None:
+        """Keep the pattern of a chat, if there is one that gives the same again."""
+        try:
+            pattern = self._pattern(chat, loss_on)
+        except (UntraceableError, RowError, *_FAULTS):
+            pattern = None
+        contents = [message["content"] for message in chat.messages]
+        if pattern and pattern.fill(contents) == rendered[:2]:
+            self._patterns.setdefault(structure, []).append(pattern)
+
+    def _pattern(self, chat: Chat, loss_on: str) -> Pattern:
+        assert self._tracer is not None
+        trace = Trace([message["content"] for message in chat.messages])
+        marked = Chat([{**m, "content": mark_of(i)} for i, m in enumerate(chat.messages)])
+        masker = ChatMasker(TracedTemplate(self._tracer, trace), *self._texts)
+        text, spans = _masked(masker, marked, loss_on)
+        parts, starts = _parts(text, trace.slots)
+        whole = {part.message for part in parts if isinstance(part, Slot) and part.is_whole}
+        return Pattern(
+            parts=parts,
+            bounds=tuple(_bound(place, starts, parts) for span in spans for place in span),
+            answers=tuple(trace.answers.items()),
+            controls=len(self._controls.findall(text)),
+            is_whole=len(whole) == len(chat.messages),
+        )
+
+
+def _masked(masker: ChatMasker, chat: Chat, loss_on: str) -> tuple[str, list[Span]]:
+    if loss_on == "all":
+        return masker.whole(chat)
+    return masker.spans(chat, last_only=loss_on == "completion")
+
+
+def _structure(chat: Chat, loss_on: str) -> Structure | None:
+    """Return what two chats must share to be written alike, None if it is more than roles."""
+    if chat.tools or any(
+        message.keys() - {"role", "content", "weight"} for message in chat.messages
+    ):
+        return None
+    return loss_on, *((message["role"], message.get("weight")) for message in chat.messages)
+
+
+def _parts(text: str, slots: list[Slot]) -> tuple[tuple[Part, ...], list[int]]:
+    """Return the parts of a text with marks, and where in it each begins."""
+    parts: list[Part] = []
+    starts, at = [], 0
+    for found in _MARK.finditer(text):
+        message, *derived = found.groups()
+        number = next(filter(None, derived), None)
+        slot = Slot(int(message)) if number is None else slots[int(number)]
+        parts += [text[at : found.start()], slot]
+        starts += [at, found.start()]
+        at = found.end()
+    return (*parts, text[at:]), [*starts, at]
+
+
+def _bound(place: int, starts: list[int], parts: tuple[Part, ...]) -> tuple[int, int]:
+    """Return a place in a text with marks as the parts before it and the characters after."""
+    number = max(i for i, start in enumerate(starts) if start <= place)
+    offset = place - starts[number]
+    if offset and isinstance(parts[number], Slot):
+        raise UntraceableError("a span that begins or ends within what is said")
+    return number, offset

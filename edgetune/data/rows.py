@@ -1,0 +1,125 @@
+"""A block of rows to tokens, each row accepted or refused by its number.
+
+This is what runs in every worker process, and in the main one while the format is not known.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgetune.data.blocks import Block
+from edgetune.data.columns import Columns, columns_of
+from edgetune.data.encode import Encoder, Learned, LossOn, Marked
+from edgetune.data.formats import Format, detect, format_named, renamed
+from edgetune.data.problems import RowError
+from edgetune.data.tokenizer import Tokenizer
+
+_FIELDS_NAMED = 20
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a block: its rows as columns, or what is wrong, in the order of the file.
+
+    ``altered`` are the rows of which the template leaves out or changes a part.
+    """
+
+    file: int
+    columns: Columns
+    format: str | None = None
+    is_chat: bool = False
+    problems: list[tuple[int | None, str]] = field(default_factory=list)
+    unused: set[str] = field(default_factory=set)
+    altered: list[int] = field(default_factory=list)
+
+
+class BlockEncoder:
+    """Turns blocks into tokens for one model; the first row decides the format of all."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        loss_on: LossOn,
+        fields: Mapping[str, str],
+        format_: str | None = None,
+    ) -> None:
+        """Prepare; ``fields`` maps our field names to the file's, ``format_`` is found if None."""
+        self._encoder, self._fields = Encoder(tokenizer, loss_on), fields
+        self._format: Format | None = format_named(format_) if format_ else None
+
+    @property
+    def format(self) -> str | None:
+        """The name of the format, None before a row told it."""
+        return self._format.name if self._format else None
+
+    def encode(self, block: Block, *, only_check: bool = False) -> Outcome:
+        """Return the rows of a block as tokens, or, with ``only_check``, what is wrong alone."""
+        outcome = Outcome(block.file, columns_of([], []), problems=list(block.faults))
+        accepted = [
+            (number, marked)
+            for number, value in block.rows
+            if (marked := self._accepted(number, value, block.is_json, outcome)) is not None
+        ]
+        if not only_check:
+            self._tokenize(accepted, outcome)
+        outcome.problems.sort(key=lambda problem: problem[0] or float("inf"))
+        outcome.format = self.format
+        return outcome
+
+    def _accepted(self, number: int, value: Any, is_json: bool, outcome: Outcome) -> Marked | None:
+        try:
+            return self._mark(number, _parsed(value) if is_json else value, outcome)
+        except RowError as error:
+            outcome.problems.append((number, str(error)))
+        except RecursionError:
+            outcome.problems.append((number, "The row is nested too deeply."))
+        return None
+
+    def _mark(self, number: int, value: object, outcome: Outcome) -> Marked:
+        row = renamed(value, self._fields)
+        format_ = self._format or detect(row)
+        if not format_.matches(row):
+            raise RowError(
+                f"This row has the fields of {detect(row).name}, the rows before it those of"
+                f" {format_.name}. Put rows of different formats in different files."
+            )
+        self._format = format_
+        if len(outcome.unused) < _FIELDS_NAMED:
+            outcome.unused |= row.keys() - format_.fields
+        content = format_.read(row)
+        outcome.is_chat |= self._encoder.is_chat(content)
+        marked = self._encoder.mark(content)
+        if marked.altered:
+            outcome.altered.append(number)
+        return marked
+
+    def _tokenize(self, accepted: list[tuple[int, Marked]], outcome: Outcome) -> None:
+        encoded = self._encoder.encode([marked for _, marked in accepted])
+        rows: list[Learned] = []
+        lines: list[int] = []
+        for (number, _), row in zip(accepted, encoded, strict=True):
+            if any(stop > max(start, 1) for start, stop in row.ranges):
+                rows.append(row)
+                lines.append(number)
+            else:
+                outcome.problems.append((number, "No token of this row can be learned. Remove it."))
+        outcome.columns = columns_of(rows, lines)
+
+
+def _parsed(text: str) -> object:
+    """Return the value of a JSON text.
+
+    Raises:
+        RowError: if it is none.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RowError(f"This is not JSON: {error.msg} at column {error.colno}.") from error
+    except ValueError as error:
+        raise RowError(f"This is not JSON: {error}.") from error
+    except RecursionError as error:
+        raise RowError("This is not JSON: it is nested too deeply.") from error

@@ -1,0 +1,97 @@
+"""Encoding blocks in several processes, in the order of the file.
+
+Processes and not the tokenizer's own threads: those share one Python that parses, renders and
+masks, and leave cores idle meanwhile (`tools/bench/data.py` measures both).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+
+from edgetune.data.blocks import Block
+from edgetune.data.rows import BlockEncoder, Outcome
+from edgetune.errors import DataError
+
+MOST = 8
+"""More processes than this wait for the one that reads."""
+
+_WAITING = 3  # blocks a process that are under way: none is ever idle, and memory stays bounded
+_encoder: BlockEncoder | None = None
+
+
+def usable_cores() -> int:
+    """Return on how many cores this process may run."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def encode_in_processes(
+    make: Callable[[], BlockEncoder],
+    blocks: Iterable[Block],
+    processes: int,
+    only_check: Callable[[], bool],
+) -> Iterator[Outcome]:
+    """Yield the outcome of each block in order; ``make`` must be picklable.
+
+    Raises:
+        DataError: if a process was killed from outside.
+    """
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, context, _start, (make,))
+    waiting: deque[Future[Outcome]] = deque()
+    try:
+        with _no_interrupts():
+            ready = [pool.submit(_is_ready) for _ in range(processes)]
+        for block in blocks:
+            waiting.append(pool.submit(_encode, block, only_check()))
+            if len(waiting) > processes * _WAITING:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+        del ready
+    except BrokenProcessPool as error:
+        raise DataError(
+            "A process that tokenizes was killed, most likely for want of memory. Close other"
+            " programs, or split the file."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start(make: Callable[[], BlockEncoder]) -> None:
+    """Prepare a process; Ctrl-C is for the main one, which ends the others."""
+    global _encoder  # noqa: PLW0603
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _encoder = make()
+
+
+def _is_ready() -> bool:
+    return _encoder is not None
+
+
+def _encode(block: Block, only_check: bool) -> Outcome:
+    assert _encoder is not None
+    return _encoder.encode(block, only_check=only_check)
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Keep Ctrl-C from processes while they start, before they can say so themselves."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,66 @@
+"""Biases that the base does not have, in a merged model: what its config.json must say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune.errors import UsageError
+from edgetune.methods.targets import Target
+from edgetune.shape import ATTENTION_ROLES, MLP_ROLES, ModelShape
+
+Float32 = NDArray[np.float32]
+
+ATTENTION: Final = ("attention_bias", ATTENTION_ROLES)
+
+SWITCHES: Final[Mapping[str, tuple[tuple[str, frozenset[str]], ...]]] = {
+    "llama": (ATTENTION, ("mlp_bias", MLP_ROLES)),
+    "qwen3": (ATTENTION,),
+    "gemma": (ATTENTION,),
+    "gemma2": (ATTENTION,),
+    "gemma3_text": (ATTENTION,),
+    "olmo2": (ATTENTION,),
+}
+"""By family the fields of transformers' config that give projections a bias, all at once."""
+
+
+def new_biases(
+    targets: Sequence[Target], trained: Mapping[str, Float32], shape: ModelShape
+) -> tuple[dict[str, Float32], dict[str, object]]:
+    """Return the biases to be added by name and the config's fields that announce them.
+
+    A field gives a bias to every projection of its kind in every block: those that were not
+    trained are zero.
+
+    Raises:
+        UsageError: naming the projections that the config cannot give a bias.
+    """
+    wanted = {target.linear.role for target in targets}
+    switches = [(n, roles) for n, roles in SWITCHES.get(shape.family, ()) if roles & wanted]
+    covered: set[str] = set().union(*(roles for _, roles in switches))
+    if wanted - covered:
+        modules = ", ".join(x.module for x in shape.linears if x.role in wanted - covered)
+        raise UsageError(
+            f"The config.json of a {shape.family} model cannot say that {modules} have biases, so "
+            "that the merged model could not be loaded. Export the adapter itself (--to peft), or "
+            f"train only biases that can be kept: {_remedy(shape)}."
+        )
+    added = {
+        f"{shape.block(layer)}{linear.module}.bias": np.zeros(linear.outputs, np.float32)
+        for layer in range(shape.layers)
+        for linear in shape.linears
+        if linear.role in covered and not linear.bias
+    }
+    added |= {name: values for name, values in trained.items() if name in added}
+    return added, {name: True for name, _ in switches}
+
+
+def _remedy(shape: ModelShape) -> str:
+    if any(linear.bias for linear in shape.linears):
+        return "--no-new-biases"
+    switchable = {role for _, roles in SWITCHES.get(shape.family, ()) for role in roles}
+    names = [x.module.rsplit(".", 1)[-1] for x in shape.linears if x.role in switchable]
+    return f"--targets {','.join(names)}" if names else "this family has none; take --method lora"

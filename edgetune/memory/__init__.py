@@ -1,0 +1,13 @@
+"""Bytes of a run as pure functions of a model's shape and a choice.
+
+:mod:`~edgetune.memory.ledger` counts what lives through a sequence of allocations,
+:mod:`~edgetune.memory.block` and :mod:`~edgetune.memory.head` are the sequences of one block and of
+the loss, :mod:`~edgetune.memory.weights` what is stored, :mod:`~edgetune.memory.step` and
+:mod:`~edgetune.memory.model` put them together for each phase of a run.
+"""
+
+from edgetune.memory.estimate import MemoryEstimate, Parts, Phases
+from edgetune.memory.model import MemoryModel, estimate
+from edgetune.memory.rows import Platform
+
+__all__ = ["MemoryEstimate", "MemoryModel", "Parts", "Phases", "Platform", "estimate"]

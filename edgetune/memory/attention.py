@@ -1,0 +1,82 @@
+"""Bytes of attention: fused where the kernel can, in chunks of queries elsewhere.
+
+B rows, H heads, S positions, h channels of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgetune.memory.ledger import Ledger
+from edgetune.memory.rows import Rows
+from edgetune.shape import Attention, ModelShape
+from edgetune.storage import WIDE
+
+QUERY_CHUNK = 256
+"""Queries whose scores are held at once where attention is not fused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heads:
+    """Columns of queries and of keys (or values), and the rule of a layer."""
+
+    queries: int
+    keys: int
+    count: int
+    rule: Attention
+
+    @classmethod
+    def of(cls, shape: ModelShape, rule: Attention) -> Heads:
+        """Return the heads of one layer."""
+        return cls(
+            queries=shape.heads * shape.head_dim,
+            keys=shape.kv_heads * shape.head_dim,
+            count=shape.heads,
+            rule=rule,
+        )
+
+    def fused(self, rows: Rows) -> bool:
+        """Tell whether one kernel does it."""
+        window = self.rule.window
+        return self.rule.softcap is None and (window is None or window >= rows.context)
+
+    @property
+    def all(self) -> int:
+        """Columns of queries, keys and values."""
+        return self.queries + 2 * self.keys
+
+
+def attend_forward(ledger: Ledger, heads: Heads, rows: Rows) -> int:
+    """Attend; return the bytes that stay beside the output: a float32 a query if fused."""
+    out = ledger.take(rows.numbers(heads.queries))
+    if not heads.fused(rows):
+        ledger.passing(_chunk(heads, rows, copies=3))
+        ledger.passing(out)
+        return 0
+    sums = ledger.take(WIDE * rows.tokens * heads.count)
+    part = heads.queries * rows.tokens * rows.product
+    wide = heads.all * rows.tokens * rows.product if rows.widened else 0
+    ledger.passing(part, wide)
+    return sums
+
+
+def attend_backward(ledger: Ledger, heads: Heads, rows: Rows) -> int:
+    """Go back; return the bytes of the gradients of queries, keys and values, which stay."""
+    grads = ledger.take(rows.numbers(heads.all))
+    if not heads.fused(rows):
+        ledger.passing(_chunk(heads, rows, copies=6), rows.numbers(heads.all))
+        return grads
+    parts = heads.all * rows.tokens * rows.product
+    wide = (heads.all + 2 * heads.queries) * rows.tokens * rows.product if rows.widened else 0
+    ledger.passing(parts, wide)
+    return grads
+
+
+def _chunk(heads: Heads, rows: Rows, copies: int) -> int:
+    """Return the bytes of a chunk's scores, some copies of them, and of the keys it sees."""
+    queries = min(QUERY_CHUNK, rows.context)
+    window = rows.context if heads.rule.window is None else heads.rule.window + queries
+    keys = min(window, rows.context)
+    scores = rows.batch * heads.count * queries * keys * WIDE
+    spread = 2 * rows.batch * keys * heads.queries * rows.product
+    return copies * scores + spread

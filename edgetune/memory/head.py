@@ -1,0 +1,62 @@
+"""Bytes of the loss: tiles of logits for a chunk of tokens, and the gradients around them.
+
+N loss tokens, D hidden size, V vocabulary, C tokens of a chunk, W rows of a slice of the head.
+"""
+
+from __future__ import annotations
+
+from edgetune.memory.ledger import Ledger
+from edgetune.memory.pointwise import norm_backward, norm_forward
+from edgetune.memory.rows import Rows
+from edgetune.memory.scratch import HEAD_SLICE
+from edgetune.shape import ModelShape
+from edgetune.storage import WIDE
+
+CARD_SLICE = 16384
+INDEX = 8
+"""Bytes of a position."""
+
+
+def loss_bytes(shape: ModelShape, rows: Rows, chunk: int, head: str) -> int:
+    """Return the peak of the loss with its gradient, over the last block's output."""
+    ledger, hidden = Ledger(), rows.numbers(shape.hidden_size)
+    ledger.take(rows.tokens * (INDEX + 4))
+    ledger.take(hidden)  # the selected states
+    gain = norm_forward(ledger, shape.norm, shape.hidden_size, rows, shape.hidden_size)
+    ledger.take(hidden)  # the gradient behind the norm
+    ledger.passing(_chunk(shape, rows, chunk, head, gradient=True))
+    ledger.passing(hidden, 0)
+    ledger.drop(norm_backward(ledger, shape.norm, shape.hidden_size, rows, shape.hidden_size))
+    ledger.drop(hidden + gain)
+    ledger.passing(2 * hidden)
+    return ledger.peak
+
+
+def evaluation_bytes(shape: ModelShape, rows: Rows, chunk: int, head: str) -> int:
+    """Return the peak of the loss without its gradient."""
+    ledger, hidden = Ledger(), rows.numbers(shape.hidden_size)
+    ledger.take(rows.tokens * (INDEX + 4) + hidden)
+    gain = norm_forward(ledger, shape.norm, shape.hidden_size, rows, shape.hidden_size)
+    ledger.drop(hidden + gain)
+    ledger.passing(_chunk(shape, rows, chunk, head, gradient=False))
+    return ledger.peak
+
+
+def _chunk(shape: ModelShape, rows: Rows, chunk: int, head: str, *, gradient: bool) -> int:
+    """Return the peak of one chunk: its tiles of logits, and copies of one of them."""
+    tokens = min(chunk, rows.tokens)
+    height = min(HEAD_SLICE if rows.keeps_scratch else CARD_SLICE, shape.vocabulary)
+    tile = WIDE * tokens * height
+    kept = WIDE * tokens * shape.vocabulary if gradient and head != "disk" else tile
+    wide = tokens * shape.hidden_size * rows.product if rows.widened else 0
+    narrow = 0 if rows.product == WIDE else tokens * height * rows.product
+    statistics = 10 * WIDE * tokens
+    going = kept + max(tile, narrow)
+    again = 0
+    if head == "disk":  # the last tile of the way forward, and the one before the one that comes
+        last = shape.vocabulary % height or height
+        again = WIDE * tokens * last + (tile if shape.vocabulary > height else 0)
+    back = WIDE * tokens * shape.hidden_size + kept + again + narrow
+    if gradient and shape.logit_softcap is not None:
+        back += 3 * tile
+    return wide + statistics + max(going, back if gradient else 0)

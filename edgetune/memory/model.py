@@ -1,0 +1,142 @@
+"""From a choice to its bytes: parts at the peak of training, and the peak of every phase."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+
+from edgetune.choice import Choice
+from edgetune.memory.block import Block, BlockPass, block_pass
+from edgetune.memory.estimate import MemoryEstimate, Parts, Phases
+from edgetune.memory.head import evaluation_bytes, loss_bytes
+from edgetune.memory.optimizer import state_bytes, update_bytes
+from edgetune.memory.rows import Platform, Rows, rows_of
+from edgetune.memory.runtime import RUNTIME_BYTES
+from edgetune.memory.scratch import scratch_bytes
+from edgetune.memory.step import StepModel
+from edgetune.memory.weights import load_bytes, weight_bytes
+from edgetune.methods.base import Kept, Method, Ranks
+from edgetune.shape import Attention, ModelShape
+from edgetune.storage import WIDE
+
+INDICES = 28
+"""Bytes a token of its number, its target, its position, and their copies in other formats."""
+
+
+def estimate(shape: ModelShape, choice: Choice, platform: Platform) -> MemoryEstimate:
+    """Return what a run of ``choice`` needs on a device."""
+    return MemoryModel(shape, choice.method, platform).estimate(choice)
+
+
+class MemoryModel:
+    """Estimates choices of one method on one model; what they share is computed once."""
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        method: Method,
+        platform: Platform,
+        *,
+        documents: float | None = None,
+    ) -> None:
+        """Prepare for many choices; ``documents`` as in :func:`rows_of`."""
+        self.shape = shape
+        self.documents = documents
+        self.platform = platform
+        self.ranks = method.ranks(shape)
+        self.extra = [method.kept(shape, layer) for layer in range(shape.layers)]
+        self.first = method.first_layer(shape)
+        self.trains_input = method.trains_input
+        tensors = method.tensors(shape)
+        self.sizes = [tensor.size for tensor in tensors if tensor.trained]
+        self.adapter = WIDE * sum(tensor.size for tensor in tensors)
+        self._weights = cache(partial(weight_bytes, shape))
+        self._load = cache(partial(load_bytes, shape))
+        self._scratch = cache(partial(scratch_bytes, shape))
+        self._loss = cache(partial(loss_bytes, shape))
+        self._evaluated = cache(partial(evaluation_bytes, shape))
+        self._state = cache(partial(state_bytes, self.sizes))
+        self._update = cache(partial(update_bytes, self.sizes))
+        self._step = cache(self._make_step)
+
+    def resting(self, choice: Choice) -> int:
+        """Return the bytes between steps: weights, adapter, its gradients, optimizer, runtime."""
+        trained = self.adapter + WIDE * sum(self.sizes) + self._state(choice.optimizer)
+        places = (choice.quantization, choice.placement, choice.embedding, choice.head)
+        return self._weights(*places) + trained + RUNTIME_BYTES[self.platform.kind]
+
+    def estimate(self, choice: Choice) -> MemoryEstimate:
+        """Return what a run of ``choice`` needs."""
+        rows = rows_of(self.shape, choice, self.platform, self.documents)
+        step = self._step(rows, choice.quantization)
+        loss = self._loss(rows, choice.loss_chunk, choice.head)
+        kept = choice.checkpointing
+        moment = step.peak(kept.layers, offloaded=kept.offload != "none", loss=loss)
+        scratch = self._scratch(rows, choice.quantization, choice.head)
+        places = (choice.quantization, choice.placement, choice.embedding, choice.head)
+        parts = Parts(
+            weights=self._weights(*places),
+            adapter=self.adapter,
+            gradients=WIDE * sum(self.sizes),
+            optimizer=self._state(choice.optimizer),
+            activations=moment.activations,
+            loss=moment.loss,
+            workspace=scratch
+            + max(
+                moment.workspace, self._update(choice.optimizer) - moment.activations - moment.loss
+            ),
+            runtime=RUNTIME_BYTES[self.platform.kind],
+        )
+        return _estimate(
+            parts,
+            load=self._load(choice.quantization),
+            evaluation=scratch
+            + step.evaluation(self._evaluated(rows, choice.loss_chunk, choice.head)),
+        )
+
+    def _make_step(self, rows: Rows, quantization: str) -> StepModel:
+        shape, quantized = self.shape, quantization == "nf4"
+
+        @cache
+        def passes(rule: Attention, ranks: Ranks, extra: Kept, goes_on: bool) -> BlockPass:
+            return block_pass(
+                Block(
+                    shape=shape, rule=rule, ranks=ranks, extra=extra, rows=rows,
+                    quantized=quantized, goes_on=goes_on,
+                )
+            )  # fmt: skip
+
+        goes_on = (self._goes_on(layer) for layer in range(shape.layers))
+        layers = zip(shape.attention, self.ranks, self.extra, goes_on, strict=True)
+        return StepModel(
+            [passes(*layer) for layer in layers],
+            first=self.first,
+            entry=rows.numbers(shape.hidden_size),
+            place=place_bytes(shape, rows),
+        )
+
+    def _goes_on(self, layer: int) -> bool:
+        """Tell whether gradients go all the way through a block.
+
+        They do but in the first adapted one, where they end at the first update. Methods that
+        do not update projections may act anywhere in a block: all of it is counted.
+        """
+        return self.trains_input or layer > self.first or not self.ranks[layer]
+
+
+def place_bytes(shape: ModelShape, rows: Rows) -> int:
+    """Return what lives through a pass: tokens, targets, positions, tables of the rotation."""
+    tables = {rule.rotary for rule in shape.attention if rule.rotary is not None}
+    turned = sum(2 * rotary.dimensions for rotary in tables)
+    return rows.tokens * INDICES + rows.numbers(turned)
+
+
+def _estimate(parts: Parts, load: int, evaluation: int) -> MemoryEstimate:
+    """Return the peak of every phase; gradients and state are there from the first step on."""
+    resting = parts.weights + parts.adapter + parts.gradients + parts.optimizer + parts.runtime
+    phases = Phases(
+        load=parts.weights + load + parts.runtime + parts.adapter,
+        train=parts.total,
+        evaluate=resting + evaluation,
+        save=resting + parts.adapter + parts.optimizer,
+    )
+    return MemoryEstimate(peak_bytes=phases.peak, phases=phases, parts=parts)

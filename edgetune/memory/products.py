@@ -1,0 +1,92 @@
+"""Bytes of a projection's passes: what they hold for a moment, and what they leave.
+
+T tokens, K inputs, N outputs, R rank. Scratch that outlives a product is counted in
+:mod:`edgetune.memory.scratch`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgetune.memory.ledger import Ledger
+from edgetune.memory.rows import PIECE, Rows
+from edgetune.storage import WIDE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """One projection; ``rank`` is 0 where it is not adapted."""
+
+    inputs: int
+    outputs: int
+    rank: int
+    quantized: bool
+
+    def dense(self, rows: Rows) -> int:
+        """Return the bytes of the dense weights where no scratch keeps them."""
+        if not rows.dense or rows.keeps_scratch:
+            return 0
+        return self.inputs * self.outputs * rows.product
+
+    def low(self, rows: Rows) -> int:
+        """Return the bytes of ``x A^T``, which the backward pass needs."""
+        return rows.tokens * self.rank * rows.product
+
+
+def forward(ledger: Ledger, product: Product, rows: Rows, *, training: bool) -> int:
+    """Multiply; return the bytes of ``x A^T``. The output and these stay."""
+    unpack(ledger, product, rows)
+    copies, held = _copies(product, rows), product.dense(rows)
+    ledger.take(copies + held)
+    ledger.take(rows.numbers(product.outputs))
+    low = ledger.take(product.low(rows))
+    if product.rank and rows.dropout and training:
+        ledger.passing(_mask(product, rows), _dropped(product, rows))
+    ledger.drop(copies + held)
+    return low
+
+
+def backward(ledger: Ledger, product: Product, rows: Rows, *, needed: bool = True) -> int:
+    """Go back; return the bytes of the input's gradient, which stay, 0 if not ``needed``."""
+    copies = ledger.take(_copies(product, rows))
+    own = ledger.take(WIDE * product.rank * (product.inputs + product.outputs))
+    unpack(ledger, product, rows)
+    held = ledger.take(product.dense(rows))
+    entry = ledger.take(rows.numbers(product.inputs)) if needed else 0
+    if product.rank:
+        low = ledger.take(_piece(rows) * product.rank * rows.product)
+        largest = max(product.inputs, product.outputs)
+        ledger.passing(product.rank * largest * rows.product)
+        if rows.dropout:
+            pieces = 3 if needed else 2
+            ledger.passing(_mask(product, rows), pieces * _dropped(product, rows))
+        ledger.drop(low)
+    ledger.drop(copies + own + held)
+    return entry
+
+
+def unpack(ledger: Ledger, product: Product, rows: Rows) -> None:
+    """Hold what unpacking 4-bit weights needs beside scratch: scales, twice while decoded."""
+    if product.quantized and rows.keeps_scratch:
+        blocks = -(-product.inputs * product.outputs // 64)
+        ledger.passing(3 * WIDE * blocks)
+
+
+def _copies(product: Product, rows: Rows) -> int:
+    """Return the bytes of A and B in the type of the product, if that is not float32."""
+    if rows.product == WIDE:
+        return 0
+    return product.rank * (product.inputs + product.outputs) * rows.product
+
+
+def _mask(product: Product, rows: Rows) -> int:
+    return rows.tokens * product.inputs
+
+
+def _dropped(product: Product, rows: Rows) -> int:
+    """Return the bytes of a piece of the inputs without what is dropped."""
+    return _piece(rows) * product.inputs * rows.product
+
+
+def _piece(rows: Rows) -> int:
+    return min(PIECE, rows.tokens) if rows.widened else rows.tokens

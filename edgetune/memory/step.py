@@ -1,0 +1,94 @@
+"""The moments of a training step at which its memory can be the largest.
+
+While block l is computed, what lives is what the blocks before it keep. Blocks before the first
+adapted one keep nothing, the checkpointed ones after it their input, the rest what their
+backward pass needs.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from edgetune.memory.block import BlockPass
+
+SLOTS = 2
+"""Offloaded inputs that are on their way at one time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Live bytes at one moment of a step, above what lives between steps."""
+
+    activations: int
+    loss: int
+    workspace: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.activations + self.loss + self.workspace
+
+
+class StepModel:
+    """The moments of steps on rows of one shape, for any number of checkpointed blocks."""
+
+    def __init__(
+        self,
+        blocks: Sequence[BlockPass],
+        *,
+        first: int,
+        entry: int,
+        place: int,
+    ) -> None:
+        """Sum over the blocks once, so that a number of checkpointed ones is looked up.
+
+        ``first`` is the first adapted block, ``entry`` the bytes of a block's input, ``place``
+        what lives through a whole pass.
+        """
+        self.blocks, self.first, self.entry, self.place = blocks, first, entry, place
+        self._kept = list(accumulate((block.kept for block in blocks), initial=0))
+        self._alike: dict[BlockPass, list[int]] = {}
+        for layer, block in enumerate(blocks):
+            self._alike.setdefault(block, []).append(layer)
+
+    def peak(self, checkpointed: int, *, offloaded: bool, loss: int) -> Moment:
+        """Return the moment of a step at which most bytes live."""
+        return max(self._moments(checkpointed, offloaded, loss), key=lambda moment: moment.total)
+
+    def evaluation(self, loss: int) -> int:
+        """Return the peak of a pass without gradients and of its loss."""
+        return self.place + self.entry + max(loss, *(block.inference for block in self._alike))
+
+    def _moments(self, checkpointed: int, offloaded: bool, loss: int) -> Iterator[Moment]:
+        first, last = self.first, len(self.blocks)
+        cut = min(max(checkpointed, first), last)
+        held = self.place + self._inputs(cut, offloaded)
+        yield Moment(held + self._kept[last] - self._kept[cut] + self.entry, loss, 0)
+        for layer in self._extremes(0, first):
+            yield Moment(self.place + self.entry, 0, self.blocks[layer].plain)
+        for layer in self._extremes(first, cut):
+            block, inputs = self.blocks[layer], self.place + self._inputs(layer + 1, offloaded)
+            yield Moment(inputs, 0, block.plain)
+            yield Moment(inputs, 0, self.entry + block.forward)
+            yield Moment(inputs, 0, self.entry + block.backward)
+        for layer in self._extremes(cut, last):
+            block = self.blocks[layer]
+            inputs = held + self._kept[layer] - self._kept[cut] + self.entry
+            yield Moment(inputs, 0, block.forward)
+            yield Moment(inputs, 0, self.entry + block.backward)
+
+    def _inputs(self, stop: int, offloaded: bool) -> int:
+        """Return the bytes of the inputs kept by the checkpointed blocks before ``stop``."""
+        kept = stop - self.first
+        return self.entry * (min(kept, SLOTS) if offloaded else kept)
+
+    def _extremes(self, start: int, stop: int) -> Iterator[int]:
+        """Yield the first and the last block of each kind: bytes in between lie in between."""
+        for layers in self._alike.values():
+            low, high = bisect_left(layers, start), bisect_left(layers, stop)
+            if low < high:
+                yield layers[low]
+                yield layers[high - 1]

@@ -1,0 +1,63 @@
+"""Bytes of the frozen weights that are on the device at one time, and of loading them."""
+
+from __future__ import annotations
+
+from edgetune.memory.scratch import HEAD_SLICE
+from edgetune.shape import ModelShape
+from edgetune.storage import (
+    BYTES,
+    QUANTIZED_OUTER,
+    WIDE,
+    block_bytes,
+    largest_tensor,
+    matrix_bytes,
+    outer_bytes,
+)
+
+ALIGNMENT, PAGE = 64, 4096
+"""Parts of a block's matrices begin at multiples of the one, blocks at those of the other."""
+
+STREAMED_BLOCKS = 2
+"""Blocks present when streaming: the one that is computed and the one on its way."""
+
+
+def weight_bytes(
+    shape: ModelShape, quantization: str, placement: str, embedding: str, head: str
+) -> int:
+    """Return the bytes of the frozen weights that are in the device's memory at one time."""
+    present = shape.layers if placement == "resident" else STREAMED_BLOCKS
+    small = sum(x.size for x in shape.block_tensors(0)) - shape.block_linear_parameters
+    matrices = block_bytes(shape, quantization) - small * BYTES[shape.dtype]
+    aligned = matrices + ALIGNMENT * len(shape.linears) * 4 + PAGE
+    return (
+        present * aligned
+        + shape.layers * small * BYTES[shape.dtype]
+        + _vocabulary(shape, quantization, embedding, head)
+    )
+
+
+def _vocabulary(shape: ModelShape, quantization: str, embedding: str, head: str) -> int:
+    """Return the bytes of everything outside the blocks; a tied head is the embedding itself."""
+    stored, matrix = BYTES[shape.dtype], shape.vocabulary * shape.hidden_size
+    whole = outer_bytes(shape, quantization)
+    outer = quantization if quantization in QUANTIZED_OUTER else "none"
+    one = matrix_bytes(shape.vocabulary, shape.hidden_size, outer, stored)
+    others = whole - one * (1 if shape.tied else 2)
+    kept = one if embedding == "resident" else 0
+    if head == "disk":
+        return others + kept + 2 * HEAD_SLICE * shape.hidden_size * stored
+    if head == "int8":
+        return others + kept + matrix + WIDE * shape.vocabulary
+    shared = shape.tied and embedding == "resident"
+    return others + kept + (0 if shared else one)
+
+
+def load_bytes(shape: ModelShape, quantization: str) -> int:
+    """Return the most bytes over the weights themselves while they are loaded.
+
+    One tensor as the file has it, and what quantizing it takes beside it.
+    """
+    if quantization == "none":
+        return largest_tensor(shape)
+    matrix = max(linear.inputs * linear.outputs for linear in shape.linears)
+    return max(largest_tensor(shape), matrix * BYTES[shape.dtype] + 4 * matrix // 64)

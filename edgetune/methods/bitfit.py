@@ -1,0 +1,69 @@
+"""BitFit: the bias terms and nothing else (Ben-Zaken et al. 2021)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from edgetune.errors import UsageError
+from edgetune.methods.base import AdapterTensor, Method
+from edgetune.methods.initial import ZEROS, Copy
+from edgetune.methods.targets import Target, biased_norms, last_blocks, select
+from edgetune.shape import ModelShape
+from edgetune.spec import Interval, knob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BitFit(Method):
+    """Trains the biases of the targeted projections, zeros where there were none, and of norms."""
+
+    kind: ClassVar[str] = "bitfit"
+    mergeable: ClassVar[bool] = True
+    rate_factor: ClassVar[float] = 5.0
+
+    targets: tuple[str, ...] = knob(
+        ("all-linear",), "Adapted projections: a group, names or globs, comma-separated."
+    )
+    layers: int | None = knob(
+        None,
+        "Only so many of the last blocks are adapted (default: all).",
+        interval=Interval(low=1),
+    )
+    new_biases: bool = knob(True, "Add zero biases to targets that have none.")
+
+    def select(self, shape: ModelShape) -> list[Target]:
+        """Return the projections whose bias is trained.
+
+        Raises:
+            UsageError: if none of them has a bias and none may be added.
+        """
+        named = select(shape, self.targets, self.layers)
+        found = [target for target in named if self.new_biases or target.linear.bias]
+        if not found and not biased_norms(shape, self.layers):
+            raise UsageError(
+                f"This {shape.family} model has no biases to train. Leave out --no-new-biases."
+            )
+        return found
+
+    def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
+        """Return one bias a target (``outputs`` parameters) and one a norm that has one."""
+        projections = [
+            AdapterTensor(
+                name=f"{target.module}.bias",
+                shape=(target.linear.outputs,),
+                initial=Copy(f"{target.module}.bias") if target.linear.bias else ZEROS,
+            )
+            for target in self.select(shape)
+        ]
+        norms = [
+            AdapterTensor(name=name, shape=(norm.size,), initial=Copy(name))
+            for module, norm in biased_norms(shape, self.layers)
+            for name in (f"{module}.bias",)
+        ]
+        return (*projections, *norms)
+
+    def first_layer(self, shape: ModelShape) -> int:
+        """Return the first block with a trained bias."""
+        layers = [target.layer for target in self.select(shape)]
+        has_norms = any(norm.bias for norm in shape.norms)
+        return min(layers + ([last_blocks(shape, self.layers).start] if has_norms else []))

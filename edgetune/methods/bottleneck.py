@@ -1,0 +1,122 @@
+"""Bottleneck adapters: small networks beside or behind the halves of a block.
+
+Series: ``h <- h + s f(h W_down) W_up`` after attention and FFN (Houlsby et al. 2019) or after the
+FFN alone (Pfeiffer et al. 2021). Parallel: the FFN's normalised input goes in (He et al. 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import sqrt
+from typing import ClassVar, Literal
+
+from edgetune.methods.base import AdapterTensor, Kept, Method
+from edgetune.methods.initial import ZEROS, Copy, Uniform
+from edgetune.methods.targets import last_blocks, norms
+from edgetune.shape import LinearRole, ModelShape
+from edgetune.spec import Interval, knob
+
+Half = Literal["attention", "mlp"]
+
+DEFAULT_WIDTH = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bottleneck(Method):
+    """Adapters of width ``bottleneck``; W_down is (width, hidden), W_up (hidden, width)."""
+
+    kind: ClassVar[str] = "adapter"
+    mergeable: ClassVar[bool] = False
+
+    adapter_kind: Literal["series", "pfeiffer", "parallel"] = knob(
+        "series", "Where adapters sit: after both halves, after the FFN, beside the FFN."
+    )
+    bottleneck: int | None = knob(
+        None, "Width of an adapter (default: 64, of mam 512).", interval=Interval(low=1)
+    )
+    reduction: float | None = knob(
+        None, "Hidden size over adapter width, instead of --bottleneck.", interval=Interval(low=1)
+    )
+    adapter_activation: Literal["relu", "gelu", "silu"] = knob(
+        "relu", "Activation inside an adapter."
+    )
+    adapter_scale: float | None = knob(
+        None,
+        "What an adapter's output is multiplied by (default: 4 if parallel, else 1).",
+        interval=Interval(above=0),
+    )
+    train_norms: bool = knob(False, "Train the norms of adapted blocks too.")
+    layers: int | None = knob(
+        None,
+        "Only so many of the last blocks are adapted (default: all).",
+        interval=Interval(low=1),
+    )
+
+    @property
+    def scale(self) -> float:
+        """What an adapter's output is multiplied by."""
+        if self.adapter_scale is not None:
+            return self.adapter_scale
+        return 4.0 if self.adapter_kind == "parallel" else 1.0
+
+    @property
+    def halves(self) -> tuple[Half, ...]:
+        """The halves of a block that have an adapter."""
+        return ("attention", "mlp") if self.adapter_kind == "series" else ("mlp",)
+
+    def width(self, shape: ModelShape) -> int:
+        """Return the width of an adapter."""
+        if self.bottleneck is not None:
+            return self.bottleneck
+        if self.reduction is not None:
+            return max(1, int(shape.hidden_size / self.reduction))
+        return DEFAULT_WIDTH
+
+    def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
+        """Return for each adapter ``2 * hidden * width + width + hidden`` parameters."""
+        blocks = last_blocks(shape, self.layers)
+        adapters = [
+            tensor
+            for layer in blocks
+            for half in self.halves
+            for tensor in self._adapter(shape, adapter_name(shape, layer, half))
+        ]
+        return (*adapters, *self._norms(shape))
+
+    def first_layer(self, shape: ModelShape) -> int:
+        """Return the first block with an adapter."""
+        return last_blocks(shape, self.layers).start
+
+    def kept(self, shape: ModelShape, layer: int) -> Kept:
+        """Return an adapter's input and both sides of its activation."""
+        if layer < self.first_layer(shape):
+            return Kept()
+        inner = 2 * self.width(shape) * len(self.halves)
+        if self.adapter_kind != "parallel":
+            return Kept(numbers=inner + shape.hidden_size * len(self.halves))
+        reader: tuple[LinearRole, ...] = ("gate", "gate_up", "up")
+        return Kept(frozenset(r for r in reader if r in shape.linear_by_role), inner)
+
+    def _adapter(self, shape: ModelShape, name: str) -> tuple[AdapterTensor, ...]:
+        hidden, width = shape.hidden_size, self.width(shape)
+        bound = Uniform(1 / sqrt(hidden))
+        return (
+            AdapterTensor(name=f"{name}.down.weight", shape=(width, hidden), initial=bound),
+            AdapterTensor(name=f"{name}.down.bias", shape=(width,), initial=ZEROS),
+            AdapterTensor(name=f"{name}.up.weight", shape=(hidden, width), initial=ZEROS),
+            AdapterTensor(name=f"{name}.up.bias", shape=(hidden,), initial=ZEROS),
+        )
+
+    def _norms(self, shape: ModelShape) -> Iterator[AdapterTensor]:
+        if not self.train_norms:
+            return
+        for module, norm in norms(shape, self.layers, final=False):
+            for part in ("weight", "bias") if norm.bias else ("weight",):
+                name = f"{module}.{part}"
+                yield AdapterTensor(name=name, shape=(norm.size,), initial=Copy(name))
+
+
+def adapter_name(shape: ModelShape, layer: int, half: Half) -> str:
+    """Return the name that an adapter's tensors begin with."""
+    return f"{shape.block(layer)}{half}_adapter"

@@ -1,0 +1,71 @@
+"""Full fine-tuning, or that of the last blocks: the weights themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from edgetune.methods.base import AdapterTensor, Kept, Method
+from edgetune.methods.initial import Copy
+from edgetune.methods.targets import last_blocks
+from edgetune.shape import ModelShape
+from edgetune.spec import Interval, knob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Full(Method):
+    """Trains every tensor of the last blocks and the final norm, as float32 copies.
+
+    Embeddings and head stay as they are: they are large, and what is learned of them with few
+    examples concerns few tokens. A projection's copy is (outputs, inputs).
+    """
+
+    kind: ClassVar[str] = "full"
+    mergeable: ClassVar[bool] = True
+    rate_factor: ClassVar[float] = 0.1
+
+    layers: int | None = knob(
+        None,
+        "Only so many of the last blocks are adapted (default: all).",
+        interval=Interval(low=1),
+    )
+
+    def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
+        """Return every tensor of the trained blocks, and the final norm's."""
+        return tuple(
+            AdapterTensor(name=name, shape=size, initial=Copy(name))
+            for name, size in self._named(shape)
+        )
+
+    def refusals(self, shape: ModelShape, *, context: int, quantization: str) -> list[str]:
+        """Refuse quantized weights: they cannot be trained."""
+        if quantization == "none":
+            return []
+        reason = (
+            f"--method full trains the weights themselves, which {quantization} does not keep: "
+            "take --quantization none, or --method lora."
+        )
+        return [reason]
+
+    def first_layer(self, shape: ModelShape) -> int:
+        """Return the first trained block."""
+        return last_blocks(shape, self.layers).start
+
+    def kept(self, shape: ModelShape, layer: int) -> Kept:
+        """Return the inputs of all projections."""
+        if layer < self.first_layer(shape):
+            return Kept()
+        return Kept(inputs=frozenset(linear.role for linear in shape.linears))
+
+    def _named(self, shape: ModelShape) -> Iterator[tuple[str, tuple[int, ...]]]:
+        for layer in last_blocks(shape, self.layers):
+            flipped = {
+                f"{shape.block(layer)}{x.module}.weight" for x in shape.linears if x.transposed
+            }
+            for tensor in shape.block_tensors(layer):
+                yield tensor.name, tensor.shape[::-1] if tensor.name in flipped else tensor.shape
+        final = shape.final_norm
+        yield f"{final.module}.weight", (final.size,)
+        if final.bias:
+            yield f"{final.module}.bias", (final.size,)

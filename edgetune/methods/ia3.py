@@ -1,0 +1,61 @@
+"""IA3: elementwise scales of keys, values and inner activations (Liu et al. 2022, section 3.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from edgetune.methods.base import AdapterTensor, Kept, Method
+from edgetune.methods.initial import ONES
+from edgetune.methods.targets import Target, select
+from edgetune.shape import Linear, ModelShape
+from edgetune.spec import Interval, knob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ia3(Method):
+    """Scales the outputs of the targets; of an MLP's output projection, the inputs."""
+
+    kind: ClassVar[str] = "ia3"
+    mergeable: ClassVar[bool] = True
+    rate_factor: ClassVar[float] = 10.0
+
+    targets: tuple[str, ...] = knob(
+        ("keys-values", "mlp-output"),
+        "Adapted projections: a group, names or globs, comma-separated.",
+    )
+    layers: int | None = knob(
+        None,
+        "Only so many of the last blocks are adapted (default: all).",
+        interval=Interval(low=1),
+    )
+
+    def select(self, shape: ModelShape) -> list[Target]:
+        """Return the scaled projections."""
+        return select(shape, self.targets, self.layers)
+
+    def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
+        """Return one scale a target: (outputs, 1), or (1, inputs) where inputs are scaled."""
+        return tuple(
+            AdapterTensor(
+                name=f"{target.module}.ia3_l",
+                shape=(1, linear.inputs) if scales_inputs(linear) else (linear.outputs, 1),
+                initial=ONES,
+            )
+            for target in self.select(shape)
+            for linear in (target.linear,)
+        )
+
+    def first_layer(self, shape: ModelShape) -> int:
+        """Return the first block with a target."""
+        return min(target.layer for target in self.select(shape))
+
+    def kept(self, shape: ModelShape, layer: int) -> Kept:
+        """Return what is scaled, which the gradient of the scale reads."""
+        here = [target.linear for target in self.select(shape) if target.layer == layer]
+        return Kept(numbers=sum(x.inputs if scales_inputs(x) else x.outputs for x in here))
+
+
+def scales_inputs(linear: Linear) -> bool:
+    """Return whether a projection's inputs are scaled instead of its outputs."""
+    return linear.role == "down"

@@ -1,0 +1,87 @@
+"""MAM adapter: a short prefix at attention and a parallel adapter at the FFN (He et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from edgetune.methods.base import AdapterTensor, Kept, Method
+from edgetune.methods.bottleneck import Bottleneck
+from edgetune.methods.prefix import Prefix
+from edgetune.shape import ModelShape
+from edgetune.spec import Interval, knob
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mam(Method):
+    """Composes :class:`Prefix` and a parallel :class:`Bottleneck`; sizes as in section 4.6."""
+
+    kind: ClassVar[str] = "mam"
+    mergeable: ClassVar[bool] = False
+
+    prefix_length: int | None = knob(
+        None,
+        "Trained keys and values of a layer (default: 20, of mam 30).",
+        interval=Interval(low=1),
+    )
+    reparameterize: bool = knob(True, "Train prefixes through a small network, dropped when saved.")
+    prefix_hidden: int = knob(512, "Width of that network.", interval=Interval(low=1))
+    bottleneck: int | None = knob(
+        None, "Width of an adapter (default: 64, of mam 512).", interval=Interval(low=1)
+    )
+    adapter_scale: float | None = knob(
+        None,
+        "What an adapter's output is multiplied by (default: 4 if parallel, else 1).",
+        interval=Interval(above=0),
+    )
+
+    @property
+    def prefix(self) -> Prefix:
+        """The part at attention."""
+        return Prefix(
+            prefix_length=30 if self.prefix_length is None else self.prefix_length,
+            reparameterize=self.reparameterize,
+            prefix_hidden=self.prefix_hidden,
+        )
+
+    @property
+    def adapter(self) -> Bottleneck:
+        """The part at the FFN."""
+        return Bottleneck(
+            adapter_kind="parallel",
+            bottleneck=512 if self.bottleneck is None else self.bottleneck,
+            adapter_scale=self.adapter_scale,
+        )
+
+    @property
+    def positions(self) -> int:
+        """The prefix's positions."""
+        return self.prefix.length
+
+    def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
+        """Return the tensors of both parts."""
+        return self.prefix.tensors(shape) + self.adapter.tensors(shape)
+
+    def refusals(self, shape: ModelShape, *, context: int, quantization: str) -> list[str]:
+        """Refuse what the prefix refuses."""
+        return self.prefix.refusals(shape, context=context, quantization=quantization)
+
+    def kept(self, shape: ModelShape, layer: int) -> Kept:
+        """Return what both parts keep."""
+        parts = self.prefix.kept(shape, layer), self.adapter.kept(shape, layer)
+        inputs = parts[0].inputs | parts[1].inputs
+        return Kept(inputs, parts[0].numbers + parts[1].numbers)
+
+    def on_disk(self) -> Mam:
+        """Return the keys and values of the prefix alone, and the adapter."""
+        return replace(self, reparameterize=False)
+
+    def fold(self, shape: ModelShape, tensors: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        """Return the prefix folded, the adapter as it is."""
+        prefix = {tensor.name for tensor in self.prefix.tensors(shape)}
+        kept = {name: value for name, value in tensors.items() if name not in prefix}
+        return kept | self.prefix.fold(shape, {name: tensors[name] for name in prefix})

@@ -1,0 +1,60 @@
+"""Norm tuning: the gains (and shifts) of the norms and nothing else (Zhao et al. 2023)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from edgetune.methods.base import AdapterTensor, Method
+from edgetune.methods.initial import Copy
+from edgetune.methods.targets import select_norms
+from edgetune.shape import ModelShape, Norm
+from edgetune.spec import Interval, knob
+
+PART = "ln_tuning_layers"
+"""What PEFT calls the trained copy of a norm."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormTuning(Method):
+    """Trains a copy of the norms, by default of all, the final one included."""
+
+    kind: ClassVar[str] = "norm"
+    mergeable: ClassVar[bool] = True
+    rate_factor: ClassVar[float] = 5.0
+
+    norms: tuple[str, ...] = knob(
+        ("all",), "Norms trained by norm tuning: all, names or globs, comma-separated."
+    )
+    layers: int | None = knob(
+        None,
+        "Only so many of the last blocks are adapted (default: all).",
+        interval=Interval(low=1),
+    )
+
+    def select(self, shape: ModelShape) -> list[tuple[str, Norm]]:
+        """Return the trained norms with their full module paths."""
+        return select_norms(shape, self.norms, self.layers)
+
+    def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
+        """Return the weight of each norm, and its bias where it has one."""
+        return tuple(
+            AdapterTensor(
+                name=f"{module}.{PART}.{part}",
+                shape=(norm.size,),
+                initial=Copy(f"{module}.{part}"),
+            )
+            for module, norm in self.select(shape)
+            for part in (("weight", "bias") if norm.bias else ("weight",))
+        )
+
+    def first_layer(self, shape: ModelShape) -> int:
+        """Return the first block whose norms are trained; one past the last if none is."""
+        trained = {module for module, _ in self.select(shape)}
+        inner = (
+            layer
+            for layer in range(shape.layers)
+            for norm in shape.norms
+            if f"{shape.block(layer)}{norm.module}" in trained
+        )
+        return next(inner, shape.layers)

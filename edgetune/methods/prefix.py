@@ -1,0 +1,101 @@
+"""Prefix tuning: trained keys and values before each layer's own (Li & Liang 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import sqrt
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from edgetune.methods.base import AdapterTensor, Kept, Method
+from edgetune.methods.initial import ZEROS, Normal, Uniform
+from edgetune.methods.prompt import NAME, too_long
+from edgetune.shape import ModelShape
+from edgetune.spec import Interval, knob
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+DEFAULT_LENGTH = 20
+
+SPREAD = 0.02
+"""Deviation of the first keys and values: small, so that the base's attention is hardly moved."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefix(Method):
+    """``prefix_length`` keys and values a layer, the output of a small network in training.
+
+    The network (section 4.3) maps an embedding (length, width) through ``prefix_hidden`` tanh
+    units to (length, layers * 2 * width), width being that of all keys; on disk only its output
+    is left.
+    """
+
+    kind: ClassVar[str] = "prefix"
+    mergeable: ClassVar[bool] = False
+    rate_factor: ClassVar[float] = 2.0
+
+    prefix_length: int | None = knob(
+        None,
+        "Trained keys and values of a layer (default: 20, of mam 30).",
+        interval=Interval(low=1),
+    )
+    reparameterize: bool = knob(True, "Train prefixes through a small network, dropped when saved.")
+    prefix_hidden: int = knob(512, "Width of that network.", interval=Interval(low=1))
+
+    @property
+    def length(self) -> int:
+        """The keys of a layer."""
+        return DEFAULT_LENGTH if self.prefix_length is None else self.prefix_length
+
+    @property
+    def positions(self) -> int:
+        """The keys of a layer, which come before the first token."""
+        return self.length
+
+    def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
+        """Return the network, or ``2 * layers * length * width`` parameters."""
+        width = shape.kv_heads * shape.head_dim
+        if not self.reparameterize:
+            size = (self.length, 2 * shape.layers * width)
+            return (AdapterTensor(name=NAME, shape=size, initial=Normal(SPREAD)),)
+        hidden, outputs = self.prefix_hidden, 2 * shape.layers * width
+        return (
+            AdapterTensor(name="prefix.embedding", shape=(self.length, width), initial=Normal(1.0)),
+            AdapterTensor(
+                name="prefix.inner.weight",
+                shape=(hidden, width),
+                initial=Uniform(1 / sqrt(width)),
+            ),
+            AdapterTensor(name="prefix.inner.bias", shape=(hidden,), initial=ZEROS),
+            AdapterTensor(
+                name="prefix.outer.weight",
+                shape=(outputs, hidden),
+                initial=Normal(SPREAD / sqrt(hidden)),
+            ),
+            AdapterTensor(name="prefix.outer.bias", shape=(outputs,), initial=ZEROS),
+        )
+
+    def refusals(self, shape: ModelShape, *, context: int, quantization: str) -> list[str]:
+        """Refuse a prefix that leaves too few positions."""
+        return too_long(shape, context, self.length, "--prefix-length")
+
+    def kept(self, shape: ModelShape, layer: int) -> Kept:
+        """Return copies of queries, keys, values and output: documents are moved apart."""
+        width = 2 * (shape.heads + shape.kv_heads) * shape.head_dim
+        return Kept(numbers=width)
+
+    def on_disk(self) -> Prefix:
+        """Return the keys and values alone."""
+        return replace(self, reparameterize=False)
+
+    def fold(self, shape: ModelShape, tensors: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        """Return the network's output."""
+        if not self.reparameterize:
+            return dict(tensors)
+        import numpy as np
+
+        inner = tensors["prefix.embedding"] @ tensors["prefix.inner.weight"].T
+        inner = np.tanh(inner + tensors["prefix.inner.bias"])
+        outer = inner @ tensors["prefix.outer.weight"].T + tensors["prefix.outer.bias"]
+        return {NAME: outer.astype(np.float32)}

@@ -1,0 +1,160 @@
+"""What was asked for, checked against the model and the device before anything is planned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgetune import methods
+from edgetune.choice import Choice
+from edgetune.device import Device
+from edgetune.errors import UsageError
+from edgetune.methods import Method
+from edgetune.plan.capability import Capability, capability_of
+from edgetune.plan.defaults import context_for, rank_for, training_for
+from edgetune.plan.record import DataFacts
+from edgetune.shape import ModelShape
+from edgetune.spec import Checkpointing, Training, knobs, refuse_outside
+
+METHOD = "lora"
+"""The method when none is asked for: the best of the cheap ones on average."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """Everything that is settled before the search: costly knobs, what is fixed, what can be."""
+
+    device: Device
+    shape: ModelShape
+    capability: Capability
+    budget: int
+    fixed: Mapping[str, Any]
+    """Knobs of the choice that the user fixed, resolved against the model."""
+    method: Method
+    method_fixed: frozenset[str]
+    """Settings of the method that the user fixed."""
+    context: int
+    training: Training
+    facts: DataFacts | None
+    reasons: tuple[str, ...]
+
+    @property
+    def documents(self) -> float | None:
+        """Mean tokens of a row of the data, where several of them may share one; None: one each."""
+        if self.facts is None or not self.training.packing:
+            return None
+        return max(1.0, self.facts.tokens / max(1, self.facts.rows))
+
+    def options(self, name: str, offered: Sequence[Any]) -> tuple[Any, ...]:
+        """Return what may be chosen for a knob: the fixed value, else what is offered."""
+        return (self.fixed[name],) if name in self.fixed else tuple(offered)
+
+
+def make_request(
+    device: Device,
+    shape: ModelShape,
+    fixed: Mapping[str, Any],
+    training: Mapping[str, Any],
+    facts: DataFacts | None,
+    memory: int | None,
+) -> Request:
+    """Check what was asked and settle what touches the result.
+
+    Raises:
+        UsageError: with everything that makes no sense for this model and device.
+    """
+    capability, reasons = capability_of(device), []
+    own = _resolved(fixed, shape)
+    problems = [*_impossible(own, shape, device, capability)]
+    if problems:
+        raise UsageError(" ".join(problems))
+    refuse_outside(knobs(Choice), own)
+    settings = {k: v for k, v in fixed.items() if k not in Choice.__dataclass_fields__}
+    kind = fixed.get("method", METHOD)
+    if "rank" in methods.known_settings(kind) and "rank" not in settings:
+        rank = rank_for(facts)
+        settings["rank"] = rank.value
+        reasons.append(f"rank {rank.value}: {rank.because}")
+    context = own.get("context")
+    if context is None:
+        wanted = context_for(shape, facts)
+        context = wanted.value
+        reasons.append(f"context {context}: {wanted.because}")
+    method = methods.build(kind, settings)
+    learned, learning = training_for(shape, method, training, facts)
+    _refuse_method(method, shape, context, own.get("quantization"), capability)
+    return Request(
+        device=device,
+        shape=shape,
+        capability=capability,
+        budget=device.usable_bytes if memory is None else min(memory, device.usable_bytes),
+        fixed=own,
+        method=method,
+        method_fixed=frozenset(settings),
+        context=context,
+        training=learned,
+        facts=facts,
+        reasons=(*reasons, *learning),
+    )
+
+
+def _refuse_method(
+    method: Method, shape: ModelShape, context: int, fixed: str | None, capability: Capability
+) -> None:
+    """Refuse a method that the model, or every format of the weights that is open, rules out."""
+    layers = getattr(method, "layers", None)
+    if layers is not None and layers > shape.layers:
+        raise UsageError(
+            f"--layers {layers} is asked for, and the model has {shape.layers} blocks."
+        )
+    method.tensors(shape)
+    formats = capability.quantizations if fixed is None else (fixed,)
+    refused = [method.refusals(shape, context=context, quantization=name) for name in formats]
+    if all(refused):
+        raise UsageError(" ".join(refused[0]))
+
+
+def _resolved(fixed: Mapping[str, Any], shape: ModelShape) -> dict[str, Any]:
+    """Return the knobs of the choice, with words written out for this model."""
+    own = {k: v for k, v in fixed.items() if k in Choice.__dataclass_fields__ and k != "method"}
+    if isinstance(own.get("checkpointing"), str):
+        _, _, offload = own["checkpointing"].partition(":")
+        own["checkpointing"] = Checkpointing(
+            layers=shape.layers,
+            offload=offload or "none",
+        )
+    return own
+
+
+def _impossible(
+    own: Mapping[str, Any], shape: ModelShape, device: Device, capability: Capability
+) -> Iterator[str]:
+    """Name what the model or the device cannot do."""
+    offered = {
+        "quantization": capability.quantizations,
+        "placement": capability.placements,
+        "optimizer": capability.optimizers,
+        "compute_dtype": capability.compute_dtypes,
+    }
+    for name, known in offered.items():
+        if name in own and own[name] not in known:
+            yield _unsupported(f"--{name.replace('_', '-')} {own[name]}", device, known)
+    kept = own.get("checkpointing")
+    if kept is not None and kept.offload not in capability.offloads:
+        yield _unsupported(f"--checkpointing …:{kept.offload}", device, capability.offloads)
+    streamed = own.get("placement", "resident") != "resident"
+    keeps = kept is not None and kept.layers < shape.layers
+    if streamed and keeps and not capability.keeps_streamed:
+        yield f"On {device.kind}, --placement {own['placement']} needs --checkpointing all."
+    if kept is not None and not 0 <= kept.layers <= shape.layers:
+        yield f"--checkpointing {kept.layers} is asked for, and the model has {shape.layers} blocks."
+    if own.get("context", 0) > shape.max_context:
+        yield (
+            f"--context {own['context']} is longer than the {shape.max_context} tokens that the "
+            "model can read."
+        )
+
+
+def _unsupported(asked: str, device: Device, known: Sequence[str]) -> str:
+    return f"Unsupported on {device.kind}: {asked}. Supported: {', '.join(known)}."

@@ -1,0 +1,112 @@
+"""Everything that may be chosen on a rung without touching the result, the plainest first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+from itertools import product
+
+from edgetune.choice import Choice
+from edgetune.plan.defaults import ROWS
+from edgetune.plan.ladder import Rung
+from edgetune.plan.request import Request
+from edgetune.spec import Checkpointing, EmbeddingPlace, HeadPlace, Offload
+from edgetune.storage import BYTES, block_bytes
+
+CHUNKS = (2048, 1024, 512, 256, 128, 64, 32)
+"""Loss tokens at once: more read the head fewer times, fewer hold fewer logits."""
+
+
+class Space:
+    """The neutral knobs of one request."""
+
+    def __init__(self, request: Request) -> None:
+        """Keep what the user fixed."""
+        self.request = request
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Loss chunks, from the largest."""
+        return self.request.options("loss_chunk", CHUNKS)
+
+    def starts(self, rung: Rung) -> Iterator[Choice]:
+        """Yield the choices of a rung, with all that may be checkpointed and the least chunk."""
+        request, offered = self.request, self.request.capability
+        for placement, (embedding, head), optimizer, offload, (rows, times) in product(
+            rung.placements,
+            self.vocabulary,
+            request.options("optimizer", offered.optimizers),
+            self._offloads,
+            self.rows,
+        ):
+            choice = Choice(
+                method=rung.method,
+                quantization=rung.quantization,
+                checkpointing=Checkpointing(layers=request.shape.layers, offload=offload),
+                placement=placement,
+                embedding=embedding,
+                head=head,
+                optimizer=optimizer,
+                compute_dtype=rung.compute_dtype,
+                context=rung.context,
+                micro_batch=rows,
+                accumulation=times,
+                loss_chunk=self.chunks[-1],
+            )
+            if self._host_bytes(choice) <= request.device.host_free_bytes:
+                yield choice
+
+    def ends(self, choice: Choice) -> tuple[Checkpointing, Checkpointing]:
+        """Return the least and the most checkpointing that may be chosen."""
+        fixed: Checkpointing | None = self.request.fixed.get("checkpointing")
+        if fixed is not None:
+            return fixed, fixed
+        most = Checkpointing(layers=self.request.shape.layers, offload=choice.checkpointing.offload)
+        if choice.placement != "resident" and not self.request.capability.keeps_streamed:
+            return most, most
+        return Checkpointing(layers=0), most
+
+    def with_layers(self, choice: Choice, layers: int) -> Choice:
+        """Return a choice with so many blocks checkpointed, unless their number is fixed."""
+        fixed: Checkpointing | None = self.request.fixed.get("checkpointing")
+        if fixed is not None:
+            return replace(choice, checkpointing=fixed)
+        offload: Offload = choice.checkpointing.offload if layers else "none"
+        return replace(choice, checkpointing=Checkpointing(layers=layers, offload=offload))
+
+    @cached_property
+    def rows(self) -> list[tuple[int, int]]:
+        """Pairs of micro-batch and accumulation that keep the rows of a step."""
+        fixed = self.request.fixed
+        rows, times = fixed.get("micro_batch"), fixed.get("accumulation")
+        if rows is not None:
+            return [(rows, max(1, ROWS // rows) if times is None else times)]
+        if times is not None:
+            return [(max(1, ROWS // times), times)]
+        return [(ROWS >> halvings, 1 << halvings) for halvings in range(ROWS.bit_length())]
+
+    @cached_property
+    def vocabulary(self) -> list[tuple[EmbeddingPlace, HeadPlace]]:
+        """Pairs of places for embedding and head; rows of an embedding cost next to nothing."""
+        request, offered = self.request, self.request.capability
+        embeddings = request.options("embedding", offered.embeddings)
+        heads = request.options("head", offered.heads)
+        pairs = list(product(embeddings, heads))
+        if len(pairs) == 4:  # a head on disk beside a resident embedding saves less and costs more
+            pairs.remove(("resident", "disk"))
+        if request.shape.tied and len(pairs) == 3:  # a tied head is the embedding
+            pairs.remove(("disk", "resident"))
+        return pairs
+
+    @property
+    def _offloads(self) -> tuple[Offload, ...]:
+        kept = self.request.fixed.get("checkpointing")
+        return self.request.capability.offloads if kept is None else (kept.offload,)
+
+    def _host_bytes(self, choice: Choice) -> int:
+        """Return what streaming and offloading keep in the host's memory."""
+        shape, kept = self.request.shape, choice.checkpointing
+        weights = shape.layers * block_bytes(shape, choice.quantization)
+        inputs = kept.layers * choice.tokens * shape.hidden_size * BYTES[choice.compute_dtype]
+        return weights * (choice.placement == "host") + inputs * (kept.offload == "host")

@@ -1,0 +1,73 @@
+"""The checkpoints of a run side by side: the newest, the best, those that go."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Final
+
+from edgetune.files import partial_path
+
+BEST: Final = "best"
+_NAME: Final = re.compile(r"step-(\d{6,})")
+
+
+def checkpoint_name(step: int) -> str:
+    """Return the name of the checkpoint after some steps."""
+    return f"step-{step:06d}"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, the newest last."""
+    found = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in found)]
+
+
+def latest(folder: Path) -> Path | None:
+    """Return the newest checkpoint of a folder."""
+    found = checkpoints(folder)
+    return found[-1] if found else None
+
+
+def mark_best(folder: Path, checkpoint: Path) -> None:
+    """Point ``best`` at a checkpoint; a file with its name where links are not allowed."""
+    temporary = partial_path(folder / BEST)
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.symlink_to(checkpoint.name)
+    except OSError:  # Windows without the privilege
+        temporary.write_text(checkpoint.name, "utf-8")
+    temporary.replace(folder / BEST)
+
+
+def best(folder: Path) -> Path | None:
+    """Return the checkpoint with the lowest validation loss, if one was marked and is there."""
+    mark = folder / BEST
+    if mark.is_symlink():
+        path = folder / mark.readlink()
+    elif mark.is_file():
+        path = folder / mark.read_text("utf-8")
+    else:
+        return None
+    return path if path.is_dir() else None
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest ``keep`` checkpoints and the best; 0 deletes none."""
+    if keep == 0:
+        return
+    kept = best(folder)
+    for path in checkpoints(folder)[:-keep]:
+        if path != kept:
+            # a deletion that is cut short must not leave half a checkpoint under its name
+            shutil.rmtree(path.rename(partial_path(path)))
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a process that was killed left half written or half deleted."""
+    for path in folder.glob(".*.partial"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

@@ -1,0 +1,110 @@
+"""What `edgetune devices --measure` found, kept for later plans by device and versions."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgetune.files import replacing
+
+FILE_NAME = "measurements.json"
+
+PACKAGES = {"torch": ("torch", "bitsandbytes"), "mlx": ("mlx",)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurements:
+    """Rates of one device as its backend reaches them; 0 where a thing does not exist there.
+
+    ``versions`` are those of the backend's libraries: after an update the figures are stale.
+    """
+
+    device: str
+    versions: str
+    product_32bit: float
+    """FLOP/s of float32 matrix products."""
+    product_16bit: float
+    """FLOP/s of bfloat16 matrix products as the engine does them."""
+    pointwise: float
+    """Bytes/s that element-by-element work reads and writes."""
+    convert: float
+    """Weights/s widened from 16 to 32 bit."""
+    dequantize: float
+    """Weights/s turned from the smallest format of the backend into numbers."""
+    optimizer: float
+    """Parameters/s that AdamW updates."""
+    link_bandwidth: float
+    """Bytes/s from the host to the device; 0 where they share one memory."""
+    disk_bandwidth: float = 0.0
+    """Bytes/s of sequential reads."""
+    block: Mapping[str, float] = field(default_factory=dict)
+    """Measured seconds of a block over what the rates above predict, by :func:`way`."""
+    head: Mapping[str, float] = field(default_factory=dict)
+    """The same for the loss."""
+
+
+def way(quantization: str, compute_dtype: str) -> str:
+    """Return the name of a way to compute: how weights are stored and products are done."""
+    return f"{quantization}/{compute_dtype}"
+
+
+def versions_of(backend: str) -> str:
+    """Return the versions of a backend's libraries that are installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = []
+    for package in PACKAGES[backend]:
+        with suppress(PackageNotFoundError):
+            found.append(f"{package} {version(package)}")
+    return ", ".join(found)
+
+
+def cache_file() -> Path:
+    """Return where measurements are kept: the user's cache folder."""
+    if override := os.environ.get("XDG_CACHE_HOME"):
+        return Path(override) / "edgetune" / FILE_NAME
+    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
+        return Path(local) / "edgetune" / FILE_NAME
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "edgetune" / FILE_NAME
+    return Path.home() / ".cache" / "edgetune" / FILE_NAME
+
+
+def load_measurements(device: str, versions: str, file: Path | None = None) -> Measurements | None:
+    """Return what was measured on a device with these versions, or None."""
+    for plain in _read(file or cache_file()):
+        try:
+            found = Measurements(**plain)
+        except TypeError:
+            continue  # written by another version of edgetune
+        if (found.device, found.versions) == (device, versions):
+            return found
+    return None
+
+
+def save_measurements(found: Measurements, file: Path | None = None) -> Path:
+    """Keep measurements in place of older ones of the same device; return the file.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    file = file or cache_file()
+    others = [plain for plain in _read(file) if plain.get("device") != found.device]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as partial:
+        partial.write_text(json.dumps([*others, asdict(found)], indent=2), "utf-8")
+    return file
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [item for item in content if isinstance(item, dict)] if isinstance(content, list) else []

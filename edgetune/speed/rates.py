@@ -1,0 +1,98 @@
+"""How fast a device is: as measured, or as its published figures let one expect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from edgetune.choice import Choice
+from edgetune.device.base import DISK_BANDWIDTH, Device
+from edgetune.speed.measured import Measurements, way
+
+PRODUCT_SHARE = {"cuda": 0.5, "mlx": 0.6, "cpu": 0.55}
+"""Share of a device's peak rate that matrix products of a training step reach."""
+
+MEMORY_SHARE = 0.6
+"""Share of the memory bandwidth that element-by-element work reaches."""
+
+LEAST_BANDWIDTH = 1.2e10
+"""Bytes/s of memory assumed where it is not known: one channel of DDR4 in use by two cores."""
+
+UNKNOWN_RATE = 1e11
+"""FLOP/s by which choices are compared on a device without figures."""
+
+CPU_DEQUANTIZE = 1.5e-3
+"""Weights turned into numbers for each FLOP of peak rate: a code's lookup is not vectorised."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """Rates that a step's time is made of; bytes/s, FLOP/s or numbers/s."""
+
+    product_32bit: float
+    product_16bit: float
+    pointwise: float
+    convert: float
+    dequantize: float
+    optimizer: float
+    link: float
+    disk: float
+    block: Mapping[str, float] = field(default_factory=dict)
+    """Factors on the time of a block by way of computing, from measuring one."""
+    head: Mapping[str, float] = field(default_factory=dict)
+    """Factors on the time of the loss."""
+    basis: Literal["measured", "profile"] = "profile"
+    known: bool = True
+    """False: the rates are guesses that only serve to compare choices."""
+
+    def product(self, compute_dtype: str) -> float:
+        """Return the rate of matrix products in a number format."""
+        return self.product_16bit if compute_dtype == "bfloat16" else self.product_32bit
+
+    def block_factor(self, choice: Choice) -> float:
+        """Return what a block's predicted time is multiplied by."""
+        return self.block.get(way(choice.quantization, choice.compute_dtype), 1.0)
+
+    def head_factor(self, choice: Choice) -> float:
+        """Return what the loss's predicted time is multiplied by."""
+        return self.head.get(way(choice.quantization, choice.compute_dtype), 1.0)
+
+
+def rates_of(device: Device, measured: Measurements | None = None) -> Rates:
+    """Return a device's rates, measured ones if there are any."""
+    if measured is not None:
+        return Rates(
+            product_32bit=measured.product_32bit,
+            product_16bit=measured.product_16bit,
+            pointwise=measured.pointwise,
+            convert=measured.convert,
+            dequantize=measured.dequantize,
+            optimizer=measured.optimizer,
+            link=measured.link_bandwidth or measured.pointwise,
+            disk=measured.disk_bandwidth,
+            block=measured.block,
+            head=measured.head,
+            basis="measured",
+        )
+    share = PRODUCT_SHARE[device.kind]
+    rate_32bit = device.rate_32bit or UNKNOWN_RATE
+    moved = MEMORY_SHARE * (device.memory_bandwidth or LEAST_BANDWIDTH)
+    return Rates(
+        product_32bit=share * rate_32bit,
+        product_16bit=share * (device.rate_16bit or rate_32bit),
+        pointwise=moved,
+        convert=moved / 6,  # two bytes read, four written
+        dequantize=_dequantize(device, moved),
+        optimizer=moved / 28,  # four numbers read, three written
+        link=device.link_bandwidth or moved,
+        disk=device.disk_bandwidth or DISK_BANDWIDTH,
+        known=device.rate_32bit > 0,
+    )
+
+
+def _dequantize(device: Device, moved: float) -> float:
+    """Return weights/s: on an accelerator half a byte read and two written, later read again."""
+    if device.kind == "cpu":
+        return min(CPU_DEQUANTIZE * (device.rate_32bit or UNKNOWN_RATE), moved / 4.5)
+    return moved / 4.5

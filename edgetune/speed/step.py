@@ -1,0 +1,158 @@
+"""The time of an optimizer step: compute against transfer, block by block.
+
+T tokens of a micro-batch, S tokens of a row, D hidden size, F FFN width, N weights of a block's
+projections, V vocabulary. A product of T tokens with N weights costs 2 T N operations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+from typing import Literal
+
+from edgetune.choice import Choice
+from edgetune.methods.base import Method
+from edgetune.shape import ModelShape
+from edgetune.speed.rates import Rates
+from edgetune.storage import BYTES, block_bytes
+
+OPTIMIZER_COST = {"adamw": 1.0, "adamw-8bit": 1.5, "paged-adamw-8bit": 1.6}
+"""Time of an update against plain AdamW's."""
+
+DEQUANTIZE_COST = {"int8": 0.5, "q8": 0.5, "nf4": 1.0, "q4": 1.0, "mxfp4": 1.0}
+"""Time of a weight against one of four bits: the codes of eight bits need no lookup."""
+
+LOGIT_PASSES = 10
+"""Times that the loss reads or writes the logits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeEstimate:
+    """How long an optimizer step takes, and where the figure comes from; 0: not known."""
+
+    seconds_per_step: float
+    tokens_per_second: float
+    basis: Literal["measured", "profile"] = "profile"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """Seconds of one block's forward and backward pass, and of bringing its weights."""
+
+    forward: float
+    backward: float
+    transfer: float
+
+    def run(self, *seconds: float) -> float:
+        """Return the time of computing while the next block's weights are on their way."""
+        return max(sum(seconds), self.transfer)
+
+
+class TimeModel:
+    """Times choices of one method on one model and one device."""
+
+    def __init__(self, shape: ModelShape, method: Method, rates: Rates) -> None:
+        """Prepare for many choices."""
+        self.shape = shape
+        self.rates = rates
+        self.trained = method.parameters(shape)
+        self.first = method.first_layer(shape)
+
+    def estimate(self, choice: Choice) -> TimeEstimate:
+        """Return the time of an optimizer step; zero if the device's rates are not known."""
+        if not self.rates.known:
+            return TimeEstimate(seconds_per_step=0.0, tokens_per_second=0.0)
+        seconds = self.seconds(choice)
+        tokens = choice.tokens * choice.accumulation
+        return TimeEstimate(
+            seconds_per_step=seconds, tokens_per_second=tokens / seconds, basis=self.rates.basis
+        )
+
+    def seconds(self, choice: Choice) -> float:
+        """Return the seconds of an optimizer step on a device whose rates are known."""
+        micro = self.blocks(choice) + self.head(choice) + self._offload(choice)
+        updated = OPTIMIZER_COST[choice.optimizer] * self.trained / self.rates.optimizer
+        return choice.accumulation * micro + updated
+
+    def blocks(self, choice: Choice) -> float:
+        """Return the seconds of all blocks' passes for a micro-batch."""
+        block, layers = self._pass(choice), self.shape.layers
+        adapted = layers - self.first
+        again = max(0, choice.checkpointing.layers - self.first)
+        return (
+            layers * block.run(block.forward)
+            + (adapted - again) * block.run(block.backward)
+            + again * block.run(block.forward, block.backward)
+        )
+
+    def _pass(self, choice: Choice) -> Pass:
+        rates, tokens = self.rates, choice.tokens
+        product, width = rates.product(choice.compute_dtype), BYTES[choice.compute_dtype]
+        weights = self.shape.block_linear_parameters
+        low_rank = self.trained / (self.shape.layers - self.first)
+        frozen = max(2 * tokens * weights / product, weights * width / rates.pointwise)
+        attention = 2 * tokens * choice.context * self._heads / product
+        moved = tokens * width * self._moved / rates.pointwise
+        dense = self._dense(choice) * weights
+        forward = frozen + attention + moved + dense + 2 * tokens * low_rank / product
+        backward = frozen + 2.5 * attention + 2 * moved + dense + 4 * tokens * low_rank / product
+        return Pass(
+            forward=rates.block_factor(choice) * forward,
+            backward=rates.block_factor(choice) * backward,
+            transfer=self._transfer(choice),
+        )
+
+    @cached_property
+    def _heads(self) -> int:
+        return self.shape.heads * self.shape.head_dim
+
+    @cached_property
+    def _moved(self) -> int:
+        """Numbers that element-by-element work of a block reads and writes for a token.
+
+        Two norms and two residuals, the rotation of queries and keys, the activation.
+        """
+        shape = self.shape
+        turned = (shape.heads + shape.kv_heads) * shape.head_dim
+        return 14 * shape.hidden_size + 6 * turned + 4 * shape.ffn_size
+
+    def _dense(self, choice: Choice) -> float:
+        """Return the seconds in which a stored weight becomes a number to compute with."""
+        if choice.quantization != "none":
+            return DEQUANTIZE_COST[choice.quantization] / self.rates.dequantize
+        if BYTES[choice.compute_dtype] == BYTES[self.shape.dtype]:
+            return 0.0
+        return 1 / self.rates.convert
+
+    def _transfer(self, choice: Choice) -> float:
+        if choice.placement == "resident":
+            return 0.0
+        return block_bytes(self.shape, choice.quantization) / self._bandwidth(choice.placement)
+
+    def head(self, choice: Choice) -> float:
+        """Return the seconds of the loss: logits, their gradient and that of the states."""
+        rates, tokens, shape = self.rates, choice.tokens, self.shape
+        matrix = shape.vocabulary * shape.hidden_size
+        products = 4 * tokens * matrix / rates.product(choice.compute_dtype)
+        logits = 4 * tokens * shape.vocabulary * LOGIT_PASSES / rates.pointwise
+        chunks = ceil(tokens / choice.loss_chunk)
+        if BYTES[choice.compute_dtype] != BYTES[shape.dtype]:
+            read = matrix / rates.convert
+        else:
+            read = matrix * BYTES[shape.dtype] / rates.pointwise
+        brought = chunks * matrix * BYTES[shape.dtype] * (choice.head == "disk") / rates.disk
+        looked_up = tokens * shape.hidden_size * BYTES[shape.dtype] / rates.disk
+        computed = rates.head_factor(choice) * (products + logits + 2 * chunks * read)
+        return computed + 2 * brought + looked_up * (choice.embedding == "disk")
+
+    def _offload(self, choice: Choice) -> float:
+        kept = choice.checkpointing
+        if kept.offload == "none":
+            return 0.0
+        entry = choice.tokens * self.shape.hidden_size * BYTES[choice.compute_dtype]
+        saved = max(0, kept.layers - self.first)
+        return 2 * saved * entry / self._bandwidth(kept.offload)
+
+    def _bandwidth(self, place: Literal["none", "resident", "host", "disk"]) -> float:
+        return self.rates.disk if place == "disk" else self.rates.link

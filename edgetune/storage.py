@@ -1,0 +1,64 @@
+"""Bytes of numbers in each format: how the backends store weights and optimizer state."""
+
+from __future__ import annotations
+
+from math import ceil
+
+from edgetune.shape import ModelShape
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+WIDE = 4
+"""Bytes of a float32: trained tensors, their gradients, logits, statistics."""
+
+WEIGHT_BYTES = {
+    "nf4": 0.5 + 1 / 64 + 4 / (64 * 256),
+    "int8": 1.0,
+    "q8": 1 + 4 / 64,
+    "q4": 0.5 + 4 / 64,
+    "mxfp4": 0.5 + 1 / 32,
+}
+"""Bytes a quantized weight takes, its scales included.
+
+NF4 (Dettmers 2023, section 3): blocks of 64 with 8-bit scales, which have one float32 for 256 of
+them. int8: one float32 for a row, counted apart. MLX: groups of 64 with a 16-bit scale and bias; mxfp4: groups of 32 with an 8-bit scale.
+"""
+
+QUANTIZED_OUTER = frozenset({"q8", "q4", "mxfp4"})
+"""Formats that MLX also stores embedding and head in."""
+
+OPTIMIZER_BYTES = {"adamw": 8.0, "adamw-8bit": 2.03, "paged-adamw-8bit": 2.03}
+"""Bytes of optimizer state a trained parameter takes."""
+
+
+def matrix_bytes(outputs: int, inputs: int, quantization: str, stored: int) -> int:
+    """Return the bytes of a matrix (outputs, inputs) that the file has in ``stored`` bytes."""
+    size = outputs * inputs
+    if quantization == "none":
+        return size * stored
+    scales = WIDE * outputs if quantization == "int8" else 0
+    return ceil(size * WEIGHT_BYTES[quantization]) + scales
+
+
+def block_bytes(shape: ModelShape, quantization: str) -> int:
+    """Return the bytes of one block's frozen tensors."""
+    stored = BYTES[shape.dtype]
+    linears = sum(matrix_bytes(x.outputs, x.inputs, quantization, stored) for x in shape.linears)
+    others = sum(x.size for x in shape.block_tensors(0)) - shape.block_linear_parameters
+    return linears + others * stored
+
+
+def outer_bytes(shape: ModelShape, quantization: str) -> int:
+    """Return the bytes of embedding, head, positions and final norm."""
+    stored = BYTES[shape.dtype]
+    outer = quantization if quantization in QUANTIZED_OUTER else "none"
+    return sum(
+        matrix_bytes(tensor.shape[0], tensor.size // tensor.shape[0], outer, stored)
+        for tensor in shape.outer_tensors()
+    )
+
+
+def largest_tensor(shape: ModelShape) -> int:
+    """Return the bytes of the largest tensor as the file has it."""
+    block = max(tensor.size for tensor in shape.block_tensors(0))
+    return BYTES[shape.dtype] * max(block, *(tensor.size for tensor in shape.outer_tensors()))

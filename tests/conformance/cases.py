@@ -1,0 +1,157 @@
+"""The methods under test, each with what the literature says of it.
+
+``parameters`` are formulas, written out here and nowhere else: d hidden size, r rank, a adapter
+width, p length, L layers, F FFN width, kv width of all keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgetune.methods import build
+from edgetune.methods.base import Method
+from edgetune.shape import ModelShape
+
+Count = Callable[[ModelShape], int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A method with its settings and its properties."""
+
+    name: str
+    kind: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Count
+    identity: bool = True
+    """Whether the adapted model begins as the base."""
+    rate: float = 2e-2
+    """A learning rate at which it learns."""
+
+    @property
+    def method(self) -> Method:
+        """The method."""
+        return build(self.kind, self.settings)
+
+
+def _linears(shape: ModelShape, *roles: str) -> list[tuple[int, int]]:
+    return [(x.inputs, x.outputs) for x in shape.linears if not roles or x.role in roles]
+
+
+def _low_rank(rank: int, *roles: str) -> Count:
+    return lambda s: s.layers * sum(rank * (k + d) for k, d in _linears(s, *roles))
+
+
+def _dora(rank: int) -> Count:
+    return lambda s: _low_rank(rank)(s) + s.layers * sum(d for _, d in _linears(s))
+
+
+def _adapter(a: int, per_block: int) -> Count:
+    return lambda s: per_block * s.layers * (2 * s.hidden_size * a + a + s.hidden_size)
+
+
+def _norms(shape: ModelShape) -> int:
+    return sum(x.size * (2 if x.bias else 1) for x in shape.norms)
+
+
+def _network(p: int, hidden: int, s: ModelShape) -> int:
+    width, outputs = s.kv_heads * s.head_dim, 2 * s.layers * s.kv_heads * s.head_dim
+    return p * width + hidden * (width + 1) + outputs * (hidden + 1)
+
+
+def _prefix(p: int, hidden: int | None) -> Count:
+    if hidden is None:
+        return lambda s: 2 * s.layers * p * s.kv_heads * s.head_dim
+    return lambda s: _network(p, hidden, s)
+
+
+def _biases(shape: ModelShape) -> int:
+    own = sum(d for _, d in _linears(shape)) + sum(x.size for x in shape.norms if x.bias)
+    return shape.layers * own + (shape.final_norm.size if shape.final_norm.bias else 0)
+
+
+def _ia3(s: ModelShape) -> int:
+    outputs = sum(d for _, d in _linears(s, "k", "v", "qkv"))
+    return s.layers * (outputs + sum(k for k, _ in _linears(s, "down")))
+
+
+def _full(layers: int | None) -> Count:
+    def count(s: ModelShape) -> int:
+        block = sum(tensor.size for tensor in s.block_tensors(0))
+        final = s.final_norm.size * (2 if s.final_norm.bias else 1)
+        return (s.layers if layers is None else layers) * block + final
+
+    return count
+
+
+def _norm(s: ModelShape) -> int:
+    return s.layers * _norms(s) + s.final_norm.size * (2 if s.final_norm.bias else 1)
+
+
+CASES = (
+    Case(name="lora", kind="lora", settings={"rank": 4, "dropout": 0.1}, parameters=_low_rank(4)),
+    Case(
+        name="lora-rslora-plus", kind="lora", parameters=_low_rank(4),
+        settings={"rank": 4, "rslora": True, "lora_plus": 4.0, "lora_initial": "gaussian"},
+    ),
+    Case(
+        name="lora-q+v", rate=0.1, kind="lora", settings={"rank": 4, "targets": ("q+v",)},
+        parameters=_low_rank(4, "q", "v", "qkv"),
+    ),
+    Case(
+        name="pissa", kind="lora", settings={"rank": 4, "lora_initial": "pissa"},
+        parameters=_low_rank(4),
+    ),
+    Case(name="dora", kind="dora", settings={"rank": 4}, parameters=_dora(4)),
+    Case(name="dylora", kind="dylora", settings={"rank": 4}, parameters=_low_rank(4)),
+    Case(
+        name="series", kind="adapter", settings={"bottleneck": 8, "train_norms": True},
+        parameters=lambda s: _adapter(8, 2)(s) + s.layers * _norms(s),
+    ),
+    Case(
+        name="pfeiffer", kind="adapter", parameters=_adapter(8, 1),
+        settings={"adapter_kind": "pfeiffer", "reduction": 4.0, "adapter_activation": "gelu"},
+    ),
+    Case(
+        name="parallel", kind="adapter", parameters=_adapter(8, 1),
+        settings={"adapter_kind": "parallel", "bottleneck": 8},
+    ),
+    Case(
+        name="prompt", kind="prompt", settings={"prompt_length": 5}, identity=False, rate=0.3,
+        parameters=lambda s: 5 * s.hidden_size,
+    ),
+    Case(
+        name="prompt-random", kind="prompt", identity=False, rate=0.3,
+        settings={"prompt_length": 5, "prompt_initial": "random"},
+        parameters=lambda s: 5 * s.hidden_size,
+    ),
+    Case(
+        name="prefix", rate=0.1, kind="prefix", settings={"prefix_length": 4, "prefix_hidden": 16},
+        parameters=_prefix(4, 16), identity=False,
+    ),
+    Case(
+        name="prefix-direct", rate=1.0, kind="prefix", identity=False, parameters=_prefix(4, None),
+        settings={"prefix_length": 4, "reparameterize": False},
+    ),
+    Case(
+        name="llama-adapter", rate=1.0, kind="llama-adapter", settings={"adaption_length": 4},
+        parameters=lambda s: s.layers * (4 * s.hidden_size + s.heads),
+    ),
+    Case(
+        name="llama-adapter-layer", rate=1.0, kind="llama-adapter",
+        settings={"adaption_length": 4, "gate": "layer", "layers": 1},
+        parameters=lambda s: 4 * s.hidden_size + 1,
+    ),
+    Case(
+        name="mam", rate=0.05, kind="mam", identity=False,
+        settings={"prefix_length": 4, "prefix_hidden": 16, "bottleneck": 8},
+        parameters=lambda s: _prefix(4, 16)(s) + _adapter(8, 1)(s),
+    ),
+    Case(name="bitfit", rate=0.1, kind="bitfit", parameters=_biases),
+    Case(name="ia3", rate=0.3, kind="ia3", parameters=_ia3),
+    Case(name="norm", rate=0.1, kind="norm", parameters=_norm),
+    Case(name="full", kind="full", parameters=_full(None), rate=3e-3),
+    Case(name="full-last", kind="full", settings={"layers": 1}, parameters=_full(1), rate=3e-3),
+)  # fmt: skip

@@ -1,0 +1,98 @@
+"""What no protocol shows: a backend's frozen weights and its gradients, one probe a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune.backend import Session
+from edgetune.data.batch import MicroBatch
+
+Arrays = dict[str, NDArray[np.float32]]
+
+
+class Probe(Protocol):
+    """Looks into a session."""
+
+    def frozen(self) -> dict[str, bytes]:
+        """Return the bytes of everything frozen, after checking that nothing has a gradient."""
+
+    def trained(self) -> Arrays:
+        """Return the trained tensors, those that are not saved too."""
+
+    def gradients(self, batch: MicroBatch) -> Arrays:
+        """Return the gradient of a micro-batch's summed loss."""
+
+    def loss(self, batch: MicroBatch) -> float:
+        """Return the summed loss; what a method holds constant in a step stays as it was."""
+
+    def moved(self, direction: Arrays, length: float) -> Any:
+        """Return a context in which the trained tensors are moved."""
+
+
+def probe(name: str, session: Session) -> Probe:
+    """Return the probe of a backend."""
+    match name:
+        case "torch":
+            return TorchProbe(session)
+        case other:
+            raise NotImplementedError(f"the suite cannot look into a session of {other}")
+
+
+class TorchProbe:
+    """Looks into a session of the torch backend."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+        session.method.seed(None)
+
+    def frozen(self) -> dict[str, bytes]:
+        import torch
+
+        weights = self.session.engine.decoder.weights
+        found: dict[str, torch.Tensor] = {
+            "embedding": weights.embedding.weight, "head": weights.head.weight,
+            "final": weights.final_norm,
+        }  # fmt: skip
+        for layer in weights.blocks.walk(range(len(weights.blocks))):
+            block = weights.blocks[layer]
+            for group in (block.norms, block.norm_biases, block.biases):
+                found |= {f"{layer}.{id(group)}.{role}": x for role, x in group.items()}
+            for role, matrix in block.matrices.items():
+                found |= {f"{layer}.{role}.{part}": x for part, x in matrix.parts.items()}
+        for name, tensor in found.items():
+            assert not tensor.requires_grad, name
+            assert tensor.grad is None, name
+        return {n: x.contiguous().view(torch.uint8).numpy().tobytes() for n, x in found.items()}
+
+    def trained(self) -> Arrays:
+        return {n: x.detach().numpy().copy() for n, x in self.session.method.trained.items()}
+
+    def gradients(self, batch: MicroBatch) -> Arrays:
+        for parameter in self.session.method.trained.values():
+            parameter.grad = None
+        self.session.engine.gradients(batch, self.session.method, scale=1.0)
+        missing = [n for n, x in self.session.method.trained.items() if x.grad is None]
+        assert not missing
+        return {n: x.grad.numpy().copy() for n, x in self.session.method.trained.items()}
+
+    def loss(self, batch: MicroBatch) -> float:
+        return float(self.session.engine.evaluate(batch, self.session.method).loss)
+
+    @contextmanager
+    def moved(self, direction: Arrays, length: float) -> Iterator[None]:
+        import torch
+
+        before = self.trained()
+        self._set({n: x + length * direction[n] for n, x in before.items()}, torch)
+        yield
+        self._set(before, torch)
+
+    def _set(self, values: Arrays, torch: Any) -> None:
+        with torch.no_grad():
+            for name, parameter in self.session.method.trained.items():
+                parameter.copy_(torch.from_numpy(values[name]))

@@ -1,0 +1,86 @@
+"""Every method works on every family of models: fused projections, biases, windows, caps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import FAMILIES, make_model
+
+from conformance.probes import probe
+from conformance.sessions import ROW, Bench, packed, rows, step
+from conformance.test_combinations import KINDS
+from edgetune.adapter_file import LoadedAdapter, load_adapter, save_adapter
+from edgetune.errors import UsageError
+from edgetune.export import ExportRequest, export
+from edgetune.model import LocalModel
+
+CANNOT_HAVE_BIASES = {
+    "mistral",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "olmo2",
+}
+"""Families whose config does not give every projection a bias."""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LocalModel]:
+    made: dict[str, LocalModel] = {}
+
+    def model(family: str) -> LocalModel:
+        if family not in made:
+            layers = {"n_layer": 2} if family == "gpt2" else {"num_hidden_layers": 2}
+            folder = make_model(tmp_path_factory.mktemp(family), family, **layers)
+            made[family] = LocalModel.open(folder)
+        return made[family]
+
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_method_counts_learns_saves_and_merges(
+    family: str, bench: Bench, models: Callable[[str], LocalModel], tmp_path: Path
+) -> None:
+    model = models(family)
+    for case in KINDS:
+        session = bench.open(case, model)
+        start = session.logits(ROW)
+        if case.identity:
+            base = session.logits(ROW, adapted=False)
+            np.testing.assert_allclose(start, base, rtol=0, atol=5e-5, err_msg=case.name)
+        trained = probe(bench.name, session).trained()
+        assert sum(x.size for x in trained.values()) == case.parameters(model.shape), case.name
+        alone, together = (step(session, x, rate=0) for x in (rows(), packed(rows())))
+        if not case.settings.get("dropout"):
+            np.testing.assert_allclose(alone, together, rtol=3e-4, err_msg=case.name)
+        before = step(session, rows(), rate=case.rate / 10)
+        assert step(session, rows(), rate=case.rate / 10) < before, case.name
+        folder = tmp_path / case.name
+        save_adapter(folder, case.method, model.shape, session.adapter_tensors(), base="tiny")
+        loaded = load_adapter(folder, model.shape)
+        other = bench.open(loaded.method, model)
+        other.restore(loaded.tensors)
+        adapted = session.logits(ROW)
+        np.testing.assert_allclose(other.logits(ROW), adapted, rtol=0, atol=5e-5)
+        if case.method.mergeable:
+            _check_merge(bench, model, loaded, adapted, folder / "merged")
+
+
+def _check_merge(
+    bench: Bench, model: LocalModel, adapter: LoadedAdapter, adapted: np.ndarray, output: Path
+) -> None:
+    request = ExportRequest(adapter=adapter, model=model, output=output)
+    if adapter.method.kind == "bitfit" and model.shape.family in CANNOT_HAVE_BIASES:
+        with pytest.raises(UsageError, match=r"cannot say that .* have biases"):
+            export("hf", request)
+        return
+    export("hf", request)
+    merged = bench.open(KINDS[-1], LocalModel.open(output)).logits(ROW, adapted=False)
+    np.testing.assert_allclose(merged, adapted, rtol=1e-4, atol=5e-5, err_msg=adapter.method.kind)

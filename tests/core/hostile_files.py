@@ -1,0 +1,296 @@
+"""Broken and hostile files of examples, each from a seed, and what reading one must come to.
+
+As a program: reads the files of a range of seeds and prints, as JSON, what went wrong, how many
+were accepted, how much memory it took over the start, and the longest time that one took.
+
+    python tests/core/hostile_files.py MODEL_FOLDER FIRST STOP
+    python tests/core/hostile_files.py MODEL_FOLDER long NUMBER FOLDER
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import random
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import zstandard
+
+from edgetune.data import Dataset, Tokenizer, load_tokenizer, read_dataset
+from edgetune.errors import DataError
+
+Row = Any
+WORDS = ["hello", "fine", "é🎉", "Paris", "<|im_end|>", "<|im_", "end|>", "\0", "\x1b[2J", "\r", "",
+         " ", "\u2028", "\ue000", "\ud800", "</s>", "a" * 500, "{{ messages }}", '"', ",", "\t"]  # fmt: skip
+ROLES = [
+    "user",
+    "assistant",
+    "system",
+    "tool",
+    "human",
+    "gpt",
+    "boss",
+    "",
+    None,
+    7,
+    ["user"],
+    "User",
+]
+
+
+def deep(draw: random.Random) -> Row:
+    """A value nested as deep as a parser can bear, or deeper."""
+    value: Row = "x"
+    for _ in range(draw.choice((3, 50, 400))):
+        value = [value] if draw.random() < 0.5 else {"messages": value}
+    return value
+
+
+ODD: list[Callable[[random.Random], Row]] = [
+    deep,
+    lambda draw: draw.choice((None, True, 0, -1, 1e308, float("nan"), float("inf"), 10**4000, [], {})),
+    lambda draw: [None] * draw.randint(0, 50),
+    lambda draw: {"type": draw.choice(("image", "audio")), "url": "x"},
+    lambda draw: [{"type": "text", "text": words(draw)}, {"text": 3}],
+    lambda draw: words(draw) * 200,
+]  # fmt: skip
+
+
+def words(draw: random.Random) -> str:
+    """A short text, mostly harmless."""
+    pool = WORDS if draw.random() < 0.2 else WORDS[:4]
+    return " ".join(draw.choices(pool, k=draw.randint(1, 6)))
+
+
+def odd_or(draw: random.Random, value: Row, chance: float = 0.04) -> Row:
+    """The value, or something else in its place."""
+    return draw.choice(ODD)(draw) if draw.random() < chance else value
+
+
+def message(draw: random.Random, number: int) -> Row:
+    """A turn of a chat, with one of the two spellings of its fields."""
+    role = draw.choice(ROLES) if draw.random() < 0.05 else ROLES[number % 2]
+    names = ("from", "value") if draw.random() < 0.1 else ("role", "content")
+    turn = {names[0]: role, names[1]: odd_or(draw, words(draw))}
+    if draw.random() < 0.1:
+        turn[draw.choice(("weight", "tool_calls", "name", "x"))] = draw.choice(ODD)(draw)
+    return odd_or(draw, turn, 0.02)
+
+
+def row(draw: random.Random, kind: str) -> Row:
+    """A row of a format, some of them broken."""
+    text = [odd_or(draw, words(draw)) for _ in range(3)]
+    rows: dict[str, Row] = {
+        "messages": {
+            "messages": [message(draw, i) for i in range(draw.choice((0, 1, 2, 2, 4, 6)))]
+        },
+        "conversations": {"conversations": [message(draw, i) for i in range(2)]},
+        "prompt": {"prompt": text[0], "completion": text[1]},
+        "instruction": {"instruction": text[0], "input": text[1], "output": text[2]},
+        "text": {"text": text[0]},
+        "other": draw.choice(ODD)(draw),
+    }
+    found = odd_or(draw, rows[kind], 0.02)
+    if isinstance(found, dict) and draw.random() < 0.1:
+        found = {**found, draw.choice(("tools", "id", "text", "système")): draw.choice(ODD)(draw)}
+    return found
+
+
+def as_json_lines(draw: random.Random, rows: list[Row]) -> bytes:
+    """Rows as JSON Lines."""
+    escaped = draw.random() < 0.5
+    lines = (json.dumps(each, ensure_ascii=escaped) for each in rows)
+    return "\n".join(lines).encode("utf-8", "surrogatepass")
+
+
+def as_json(draw: random.Random, rows: list[Row]) -> bytes:
+    """Rows as one JSON list, on one line or many."""
+    return json.dumps(rows, indent=draw.choice((None, 2))).encode()
+
+
+def as_table(delimiter: str) -> Callable[[random.Random, list[Row]], bytes]:
+    """Return what writes rows as a table."""
+
+    def write(draw: random.Random, rows: list[Row]) -> bytes:
+        rows = [each for each in rows if isinstance(each, dict)] or [{"text": "a"}]
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, list(rows[0]), extrasaction="ignore", delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+        return stream.getvalue().encode("utf-8", "surrogatepass")
+
+    return write
+
+
+def as_text(draw: random.Random, rows: list[Row]) -> bytes:
+    """Rows as documents with blank lines between them."""
+    return "\n\n".join(words(draw) for _ in rows).encode("utf-8", "surrogatepass")
+
+
+def as_parquet(draw: random.Random, rows: list[Row]) -> bytes:
+    """Rows as Parquet, as far as it can hold them."""
+    stream = io.BytesIO()
+    try:
+        table = pyarrow.Table.from_pylist([each for each in rows if isinstance(each, dict)])
+        pyarrow.parquet.write_table(table, stream)
+    except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError, TypeError):
+        pyarrow.parquet.write_table(pyarrow.table({"text": ["hello", None]}), stream)
+    return stream.getvalue()
+
+
+KINDS = {".jsonl": as_json_lines, ".json": as_json, ".csv": as_table(","), ".tsv": as_table("\t"),
+         ".txt": as_text, ".parquet": as_parquet, ".ndjson": as_json_lines}  # fmt: skip
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes, ".gz": gzip.compress, ".zst": zstandard.compress,
+}  # fmt: skip
+
+
+def damaged(draw: random.Random, content: bytes) -> bytes:
+    """The bytes after one of the things that happen to files."""
+    at = draw.randint(0, len(content))
+    text = content.decode("utf-8", "replace")
+    ways: list[Callable[[], bytes]] = [
+        lambda: content[:at],
+        lambda: content[:at] + bytes([draw.randrange(256)]) + content[at + 1 :],
+        lambda: content[:at] + b"\0" * draw.randint(1, 20) + content[at:],
+        lambda: content[:at] + draw.randbytes(draw.randint(1, 40)) + content[at:],
+        lambda: content + content[at:],
+        lambda: b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"),
+        lambda: content.replace(b"\n", b"\r"),
+        lambda: content.replace(b"\n", b" ", 1),
+        lambda: content.replace(b'"', b"", draw.randint(1, 3)),
+        lambda: content.replace(b'"', b'""', draw.randint(1, 3)),
+        lambda: text.encode(draw.choice(("utf-16", "utf-16-le", "utf-32", "latin-1")), "replace"),
+        lambda: b"[" * draw.choice((10, 5000)) + content,
+        lambda: content.replace(b":", b":" + b"9" * 5000, 1),
+        lambda: draw.randbytes(draw.randint(0, 300)),
+        lambda: b"",
+    ]
+    return draw.choice(ways)()
+
+
+def hostile_file(seed: int) -> tuple[str, bytes]:
+    """Return name and content of a file; about one in three is not damaged as a whole."""
+    draw = random.Random(seed)
+    suffix, packing = draw.choice(list(KINDS)), draw.choice(("", "", "", ".gz", ".zst"))
+    formats = ["messages", "conversations", "prompt", "instruction", "text", "other"]
+    kind, mixes = draw.choice(formats), draw.random() < 0.1
+    rows = [row(draw, draw.choice(formats) if mixes else kind) for _ in range(draw.randint(0, 8))]
+    content = KINDS[suffix](draw, rows)
+    content = damaged(draw, content) if draw.random() < 0.5 else content
+    content = PACKERS[packing](content)
+    content = damaged(draw, content) if packing and draw.random() < 0.2 else content
+    return f"rows{suffix}{packing}", content
+
+
+def outcome(seed: int, folder: Path, tokenizer: Tokenizer) -> str:
+    """Read the file of a seed; return ``accepted`` or ``refused``, or what is wrong with that."""
+    draw = random.Random(-seed - 1)
+    name, content = hostile_file(seed)
+    (folder / name).write_bytes(content)
+    loss_on = draw.choice(("assistant", "assistant", "completion", "all"))
+    try:
+        dataset = read_dataset(folder / name, tokenizer, loss_on=loss_on, seed=seed)
+    except DataError as error:
+        return "refused" if f"{name}" in str(error) else f"the file is not named: {error}"
+    if fault := fault_of(dataset):
+        return fault
+    try:
+        fitted = dataset.fit(draw.choice((2, 8, 64, 4096)))
+    except DataError as error:
+        named = (
+            f"{name}:" in str(error)
+            or f"{name} row" in str(error)
+            or "No row is left" in str(error)
+        )
+        return "accepted" if named else f"the row is not named: {error}"
+    return fault_of(fitted) or "accepted"
+
+
+def fault_of(dataset: Dataset) -> str | None:
+    """Return what in a receipt does not agree with the rows, None if all does."""
+    receipt, train, validation = dataset.receipt, dataset.train, dataset.validation
+    used = receipt.rows_trained + receipt.rows_validation + len(receipt.dropped)
+    agree = {
+        "rows": receipt.rows_read == used == sum(file.rows for file in receipt.files) > 0,
+        "tokens": receipt.tokens == sum(len(tokens) for tokens, _ in train),
+        "loss": receipt.loss_tokens == sum(int(mask.sum()) for _, mask in train),
+        "learned": all(mask.any() for _, mask in (*train, *validation)),
+        "longest": receipt.lengths["longest"] == dataset.lengths.max(),
+        "lines": bool(receipt.lines()) and bool(json.dumps(receipt.to_json())),
+    }
+    return next((f"{what} do not agree" for what, is_so in agree.items() if not is_so), None)
+
+
+LONG = 50 << 20
+LONG_FILES: list[tuple[str, Callable[[], bytes]]] = [
+    ("rows.jsonl", lambda: b'{"text": "' + b"a" * LONG + b'"}\n{"text": "hello"}\n'),
+    ("rows.jsonl", lambda: b"a" * LONG),
+    ("rows.json", lambda: b'[{"text": "hello"}, {"text": "' + b"a" * LONG + b'"}]'),
+    ("rows.json", lambda: b"[" + b"1," * LONG),
+    ("rows.csv", lambda: b'text\nhello\n"' + b"a" * LONG),
+    ("rows.csv", lambda: b"text\n" + b'"a\n' * (LONG // 50)),
+    ("rows.txt", lambda: b"a" * LONG + b"\n\nhello\n"),
+    ("rows.jsonl", lambda: b"\xff\n" * (LONG // 2)),
+    ("rows.jsonl.gz", lambda: gzip.compress(b"\0" * 20 * LONG)),
+    ("rows.jsonl.zst", lambda: zstandard.compress(b"\0" * 20 * LONG)),
+]
+"""Files with a line of 50 MB, or of a million broken lines, or that unpack to much more."""
+
+
+def long_outcome(number: int, folder: Path, tokenizer: Tokenizer) -> str:
+    """Read a long file, which lies in ``folder``; it must be refused by name."""
+    name, _ = LONG_FILES[number]
+    try:
+        read_dataset(folder / name, tokenizer)
+    except DataError as error:
+        return "refused" if name in str(error) else f"the file is not named: {error}"
+    return "accepted"
+
+
+def main() -> None:
+    """Read the files of a range of seeds, or a long file that was written before."""
+    tokenizer = load_tokenizer(Path(sys.argv[1]))
+    if sys.argv[2] == "long":
+        number = int(sys.argv[3])
+        report([number], partial(long_outcome, folder=Path(sys.argv[4]), tokenizer=tokenizer))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        numbers = range(*map(int, sys.argv[2:]))
+        report(numbers, partial(outcome, folder=Path(folder), tokenizer=tokenizer))
+
+
+def report(numbers: Iterable[int], read: Callable[[int], str]) -> None:
+    """Read files by number and print what came of it."""
+    faults: dict[int, str] = {}
+    counts = {"accepted": 0, "refused": 0}
+    before, slowest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0.0
+    for number in numbers:
+        start = time.process_time()
+        try:
+            found = read(number)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
+            found = f"{type(error).__name__}: {error}"
+        slowest = max(slowest, time.process_time() - start)
+        if found in counts:
+            counts[found] += 1
+        else:
+            faults[number] = found
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    result = {"faults": faults, **counts, "grown_bytes": grown, "slowest_seconds": slowest}
+    sys.stdout.write(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,349 @@
+"""What a user can do wrong: one clear message, the right exit code, nothing created."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rows import Cli, chat, write_rows
+
+from edgetune.cli import COMMANDS
+from edgetune.cli.options import knob_specs
+from edgetune.errors import EdgetuneError
+
+ROOT = Path(__file__).parents[2]
+TRAIN = ("train", "--model", "tiny")
+PLAN = ("plan", "--model", "tiny")
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """The command line in an empty folder, with nothing in the cache of models."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "no-cache"))
+    return Cli(capsys)
+
+
+def refused(cli: Cli, *arguments: str | Path) -> tuple[int, str]:
+    """Call a command that must fail and return its exit code and its message."""
+    before = tree()
+    called = cli(*arguments)
+    assert called.out == ""
+    assert called.err.startswith("Error: ")
+    assert called.err.count("Error:") == 1
+    assert "Traceback" not in called.err
+    assert tree() == before
+    return called.code, called.err
+
+
+def refused_by_click(cli: Cli, *arguments: str | Path) -> str:
+    """Call a command that is not even understood and return the message."""
+    before = tree()
+    called = cli(*arguments)
+    assert (called.code, called.out) == (2, "")
+    assert called.err.startswith("Usage: ")
+    assert called.err.count("\nError: ") == 1
+    assert tree() == before
+    return called.err.split("\nError: ")[1]
+
+
+def tree() -> list[str]:
+    return sorted(str(path) for path in Path().rglob("*"))
+
+
+DATA_FILES: dict[str, tuple[list[Any] | str | None, list[str]]] = {
+    "missing.jsonl": (None, ["missing.jsonl"]),
+    "empty.jsonl": ("", ["empty.jsonl has no rows"]),
+    "broken.jsonl": (f'{json.dumps(chat("a", "b"))}\n{{"messages": [\n', ["broken.jsonl:2", "JSON"]),
+    "binary.jsonl": ("\0\x01\x02\n", ["binary.jsonl:1"]),
+    "other.jsonl": ([chat("a", "b"), {"comment": "c"}], ["other.jsonl:2", "comment"]),
+    "silent.jsonl": ([chat("a", "b"), chat("a", "")], ["silent.jsonl:2"]),
+    "mixed.jsonl": ([chat("a", "b"), {"text": "c"}], ["mixed.jsonl:2", "text", "messages"]),
+    "textless.jsonl": ([{"text": "a b"}, {"text": ""}], ["textless.jsonl:2"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DATA_FILES)
+@pytest.mark.parametrize(
+    "command",
+    [(*TRAIN, "--output", "run", "--data"), (*PLAN, "--data"), ("data", "check")],
+    ids=["train", "plan", "data check"],
+)
+def test_bad_data(cli: Cli, command: tuple[str, ...], name: str) -> None:
+    content, said = DATA_FILES[name]
+    if isinstance(content, str):
+        Path(name).write_text(content)
+    elif content is not None:
+        write_rows(Path(name), content)
+    code, message = refused(cli, *command, name)
+    assert code == 4
+    assert all(text in message for text in said), message
+
+
+def test_all_problems_of_a_file_are_told_at_once(cli: Cli) -> None:
+    rows = [chat("a", "b"), {"messages": []}, chat("c", "d"), {"messages": "no"}]
+    _, message = refused(cli, "data", "check", write_rows(Path("rows.jsonl"), rows))
+    assert re.findall(r"rows\.jsonl:(\d+)", message) == ["2", "4"]
+
+
+@pytest.mark.parametrize(
+    ("ref", "said"),
+    [
+        ("lama-7b", ["'lama-7b'", "llama-7b", "llama-13b"]),
+        ("nothing-like-it", ["'nothing-like-it'", "tiny", "llama-7b"]),
+        ("./nowhere", ["./nowhere"]),
+        ("a-file", ["a-file is a file", "config.json"]),
+        ("a-folder", ["a-folder has no config.json"]),
+        ("org/model", ["org/model", "not on this machine", "hf download org/model", "--model"]),
+    ],
+)
+def test_unknown_models(cli: Cli, ref: str, said: list[str]) -> None:
+    Path("a-file").touch()
+    Path("a-folder").mkdir()
+    data = write_rows(Path("rows.jsonl"))
+    for command in (("plan",), ("train", "--data", data, "--output", "run")):
+        code, message = refused(cli, *command, "--model", ref)
+        assert code == 5
+        assert all(text in message for text in said), message
+
+
+def test_a_profile_without_weights_can_be_planned_and_not_trained(cli: Cli) -> None:
+    data = write_rows(Path("rows.jsonl"))
+    code, message = refused(cli, "train", "--model", "llama-7b", "--data", data)
+    assert code == 5
+    assert "llama-7b" in message
+    assert "not on this machine" in message
+    assert "`hf download huggyllama/llama-7b`" in message
+    assert "--model FOLDER" in message
+    assert cli("plan", "--model", "llama-7b", "--device", "rtx-4090", "-q").code == 0
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("file/run", "Not a directory"),
+        ("file", "is not a folder"),
+        ("full", "is not empty"),
+        ("old-run", "exists already"),
+        pytest.param("/proc/run", "cannot be made", marks=pytest.mark.skipif(
+            not Path("/proc").is_dir(), reason="no folder that even root cannot write")),
+        ("x" * 300, "cannot be made"),
+    ],
+)  # fmt: skip
+def test_a_run_folder_that_cannot_be_made(cli: Cli, output: str, said: str) -> None:
+    Path("file").touch()
+    for folder, inside in (("full", "letter"), ("old-run", "plan.yaml")):
+        Path(folder).mkdir()
+        (Path(folder) / inside).touch()
+    data = write_rows(Path("rows.jsonl"))
+    code, message = refused(cli, *TRAIN, "--data", data, "--output", output)
+    assert code == 2
+    assert said in message
+    assert "--output" in message
+
+
+def test_an_old_run_says_how_to_go_on(cli: Cli) -> None:
+    Path("old run").mkdir()
+    (Path("old run") / "plan.yaml").touch()
+    _, message = refused(cli, *TRAIN, "--data", "rows.jsonl", "--output", "old run")
+    assert 'edgetune train --resume --output "old run"' in message
+
+
+@pytest.mark.parametrize("output", ["file/plan.yaml", "folder", "nowhere/plan.yaml"])
+def test_a_plan_file_that_cannot_be_written(cli: Cli, output: str) -> None:
+    Path("file").touch()
+    Path("folder").mkdir()
+    code, message = refused(cli, *PLAN, "--output", output)
+    assert code == 2
+    assert output in message
+
+
+COMBINATIONS: list[tuple[tuple[str, ...], list[str]]] = [
+    ((*PLAN, "--steps", "3", "--epochs", "2"), ["--steps", "--epochs"]),
+    ((*TRAIN, "--plan", "plan.yaml", "--data", "rows.jsonl"), ["--plan", "--model"]),
+    (("train", "--data", "rows.jsonl"), ["--model", "--plan", "edgetune-plan.yaml"]),
+    (TRAIN, ["--data"]),
+    (("plan",), ["--model", "edgetune models"]),
+    (("train", "--plan", "nowhere.yaml", "--data", "rows.jsonl"), ["nowhere.yaml"]),
+    (("train", "--plan", "rows.jsonl", "--data", "rows.jsonl"), ["rows.jsonl", "cannot be read"]),
+    (("train", "--plan", "cut.yaml", "--data", "rows.jsonl"), ["cut.yaml"]),
+    (("train", "--resume"), ["--resume --output"]),
+    (("train", "--resume", "--output", "nowhere"), ["no run folder nowhere"]),
+    (("train", "--resume", "--output", "."), ["not a run folder"]),
+    *(
+        (("train", "--resume", "--output", "run", *given), ["--resume", given[0]])
+        for given in [
+            ("--model", "tiny"), ("--rank", "4"), ("--steps", "3"), ("--memory", "4GB"),
+            ("--device", "cpu"), ("--plan", "plan.yaml"), ("--dry-run",), ("--no-packing",),
+            ("--seed", "0"),
+        ]
+    ),
+    ((*TRAIN, "--data", "rows.jsonl", "--device", "m2-8gb"), ["m2-8gb", "auto"]),
+    (("generate", "nowhere", "-p", "a"), ["nowhere"]),
+    (("generate", "run", "--raw", "--system", "s", "-p", "a"), ["--raw", "--system"]),
+    (("eval", "nowhere", "--data", "rows.jsonl"), ["nowhere"]),
+    (("export", "nowhere", "--to", "hf", "--output", "out"), ["nowhere"]),
+    ((*PLAN, "--rank", "0", "--dropout", "1"), ["--rank must be 1 or more; found 0.",
+                                               "--dropout must be from 0 to below 1; found 1.0."]),
+    ((*PLAN, "--checkpointing", "99"), ["--checkpointing", "99", "4 blocks"]),
+    ((*PLAN, "--checkpointing", "2:host", "--device", "cpu"), ["--checkpointing", "host"]),
+    ((*PLAN, "--context", "1000000"), ["--context 1000000"]),
+    ((*PLAN, "--targets", "nose"), ["nose", "q_proj"]),
+    ((*PLAN, "--device", "moon"), ["moon"]),
+    ((*PLAN, "--quantization", "mxfp4", "--device", "cpu"), ["mxfp4", "nf4"]),
+    ((*PLAN, "--optimizer", "paged-adamw-8bit", "--device", "m2-8gb"), ["--optimizer"]),
+    ((*PLAN, "--data", "rows.jsonl", "--long-rows", "split"), ["--long-rows split"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"), COMBINATIONS, ids=[" ".join(found) for found, _ in COMBINATIONS]
+)
+def test_flags_that_make_no_sense(cli: Cli, arguments: tuple[str, ...], said: list[str]) -> None:
+    write_rows(Path("rows.jsonl"))
+    Path("cut.yaml").write_text("version: 1\nchoice: {}\n")
+    code, message = refused(cli, *arguments)
+    assert code == 2
+    assert all(text in message for text in said), message
+
+
+BOUNDED = [item for item in knob_specs() if item.interval is not None]
+
+
+@pytest.mark.parametrize("item", BOUNDED, ids=[item.flag for item in BOUNDED])
+def test_numbers_that_make_no_sense(cli: Cli, item: Any) -> None:
+    for number in ("-1", "nan", "inf") if "float" in str(item.type) else ("-1",):
+        code, message = refused(cli, *PLAN, item.flag, number)
+        assert code == 2
+        assert f"{item.flag} must be {item.interval}; found" in message
+
+
+def test_what_does_not_fit_names_what_would(cli: Cli) -> None:
+    code, message = refused(cli, *PLAN, "--device", "cpu", "--memory", "1MB")
+    assert code == 3
+    assert "nearest" in message
+    nearest = re.search(r"--memory (\S+)", message)
+    assert nearest is not None
+    assert cli(*PLAN, "--device", "cpu", "--memory", nearest[1], "-q").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nope",), "plan, train, eval"),
+        ((*PLAN, "--nope"), "--nope"),
+        ((*PLAN, "--rank", "many"), "'many' is not a valid int"),
+        ((*PLAN, "--method", "magic"), "lora"),
+        ((*PLAN, "--memory", "lots"), "6GB"),
+        ((*PLAN, "--memory", "0"), "more than nothing"),
+        ((*PLAN, "--targets", ","), "names nothing"),
+        ((*PLAN, "--checkpointing", "lots"), "none, all or a number"),
+        ((*PLAN, "--checkpointing", "-1"), "none, all or a number"),
+        ((*PLAN, "--checkpointing", "2:moon"), "host or disk"),
+        ((*PLAN, "--checkpointing", "none:host"), "how many blocks"),
+        ((*PLAN, "--checkpointing", "all:disk"), "how many blocks"),
+        (("data", "check"), "FILE"),
+        (("data", "check", "rows.jsonl", "--rows", "-1"), "--rows"),
+        (("eval", "run"), "--data"),
+        (("export", "run", "--output", "out"), "--to"),
+        (("export", "run", "--to", "zip", "--output", "out"), "'peft', 'hf'"),
+        (("generate", "run", "--top-p", "2"), "--top-p"),
+        (("models", "-q", "-v"), "contradict"),
+    ],
+    ids=str,
+)
+def test_usage(cli: Cli, arguments: tuple[str, ...], said: str) -> None:
+    assert said in refused_by_click(cli, *arguments)
+
+
+def test_every_error_has_an_exit_code_of_its_own_kind() -> None:
+    codes = {kind.__name__: kind.exit_code for kind in EdgetuneError.__subclasses__()}
+    assert codes == {
+        "UsageError": 2, "NothingFitsError": 3, "DataError": 4, "ModelError": 5,
+        "StoppedError": 6, "OutOfMemoryError": 7, "CheckFailedError": 8, "DivergedError": 8,
+    }  # fmt: skip
+
+
+def test_messages_name_only_commands_that_exist() -> None:
+    named = {
+        found[0] or found[1]
+        for file in [*(ROOT / "edgetune").rglob("*.py"), *(ROOT / "backends").rglob("*.py")]
+        for found in re.findall(r"`edgetune ([a-z]+)|edgetune ([a-z]+) --", file.read_text("utf-8"))
+    }
+    assert named
+    assert named <= COMMANDS.keys()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        PLAN,
+        (*PLAN, "--data", "rows.jsonl"),
+        ("plan", "--model", "llama-7b", "--device", "rtx-4060-laptop"),
+        (*TRAIN, "--data", "rows.jsonl", "--dry-run"),
+        ("data", "check", "rows.jsonl"),
+        ("devices",),
+        ("devices", "--all"),
+        ("models",),
+    ],
+    ids=" ".join,
+)
+def test_json_is_alone_on_stdout(cli: Cli, arguments: tuple[str, ...]) -> None:
+    write_rows(Path("rows.jsonl"))
+    called = cli(*arguments, "--json")
+    assert called.code == 0, called.err
+    json.loads(called.out, parse_constant=pytest.fail)
+    assert cli(*arguments, "--json", "--quiet").err == ""
+
+
+@pytest.mark.parametrize("name", ["plan", "models", "devices"])
+def test_results_are_on_stdout_and_can_be_all_there_is(cli: Cli, name: str) -> None:
+    arguments = PLAN if name == "plan" else (name,)
+    assert cli(*arguments, "--quiet").err == ""
+    assert cli(*arguments, "--quiet").out == cli(*arguments).out != ""
+
+
+def test_a_dry_run_prints_the_plan_and_the_receipt_and_trains_nothing(cli: Cli) -> None:
+    data = write_rows(Path("rows.jsonl"))
+    before = tree()
+    called = cli(*TRAIN, "--data", data, "--dry-run", "--quiet")
+    assert (called.code, called.err) == (0, "")
+    assert "lora" in called.out
+    assert "20 = 18 trained + 2 validation + 0 dropped" in called.out
+    assert tree() == before
+
+
+def test_epochs_take_the_place_of_a_plans_steps(cli: Cli) -> None:
+    data = write_rows(Path("rows.jsonl"))
+    assert cli(*PLAN, "--steps", "3", "--data", data, "-q").code == 0
+    called = cli("train", "--data", data, "--epochs", "2", "--dry-run", "--json", "-q")
+    training = json.loads(called.out)["training"]
+    assert (training["steps"], training["epochs"]) == (None, 2.0)
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edgetune", "plan", "--model", "lama-7b"]
+    quiet, loud = (
+        subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True, check=False)
+        for more in ([], ["--debug"])
+    )
+    assert quiet.returncode == 5
+    assert quiet.stderr.startswith("Error: ")
+    assert quiet.stderr.count("\n") == 1
+    assert "Traceback" in loud.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of a shell")
+def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+    result = subprocess.run(
+        f"{sys.executable} -m edgetune models | head -1",
+        shell=True, cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.stdout.count("\n") == 1
+    assert result.stderr == ""

@@ -1,0 +1,139 @@
+"""Files that say what they are for, fields with other names, and rows that are looked at."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from data_support import SHAPES, chat, write_model, write_rows
+from rows import Cli
+
+from edgetune.data import Tokenizer, load_tokenizer, parse_fields, read_dataset, show_rows
+from edgetune.errors import DataError, UsageError
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return load_tokenizer(write_model(tmp_path_factory.mktemp("chatml"), SHAPES["chatml"]))
+
+
+def chats(first: int, stop: int) -> list[object]:
+    return [chat(f"hello {n}", f"fine {n}") for n in range(first, stop)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, bounds in {"train": (0, 8), "valid": (6, 11), "test": (20, 23)}.items():
+        write_rows(tmp_path / f"{name}.jsonl", chats(*bounds))
+    return tmp_path
+
+
+def test_a_folder_that_names_its_sides_is_taken_at_its_word(folder, tokenizer):
+    dataset = read_dataset(folder, tokenizer)
+    receipt = dataset.receipt
+    assert (receipt.rows_read, receipt.rows_trained, receipt.rows_validation) == (13, 8, 3)
+    assert [row.place for row in receipt.dropped] == ["valid.jsonl:1", "valid.jsonl:2"]
+    assert all("the same row is trained" in row.because for row in receipt.dropped)
+    assert "files not read, as they are for tests: test.jsonl" in receipt.notes
+    assert "validation rows are those of valid.jsonl; no others are held back" in receipt.notes
+    assert [dataset.validation.place(i) for i in range(3)] == [
+        f"valid.jsonl:{n}" for n in (3, 4, 5)
+    ]
+    fitted = dataset.fit(500).fit(400).receipt
+    assert (fitted.rows_trained, fitted.rows_validation, len(fitted.dropped)) == (8, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_validation"),
+    [("validation-00000-of-00001.jsonl", True), ("val.jsonl", True), ("dev_2.jsonl", True),
+     ("eval.jsonl", True), ("valuable.jsonl", False), ("development.jsonl", False),
+     ("devices.jsonl", False)],
+)  # fmt: skip
+def test_names_of_validation_files(name, is_validation, tokenizer, tmp_path):
+    write_rows(tmp_path / "train.jsonl", chats(0, 5))
+    write_rows(tmp_path / name, chats(5, 10))
+    receipt = read_dataset(tmp_path, tokenizer, validation=0).receipt
+    assert receipt.rows_validation == (5 if is_validation else 0)
+
+
+def test_validation_data_takes_the_place_of_a_share(tokenizer, tmp_path):
+    train = write_rows(tmp_path / "mine.jsonl", chats(0, 8))
+    other = write_rows(tmp_path / "other.jsonl", chats(8, 12))
+    receipt = read_dataset(train, tokenizer, validation_data=other).receipt
+    assert (receipt.rows_trained, receipt.rows_validation) == (8, 4)
+    assert [file.name for file in receipt.files] == ["mine.jsonl", "other.jsonl"]
+
+
+def test_a_folder_for_validation_alone_is_refused(tokenizer, tmp_path):
+    write_rows(tmp_path / "valid.jsonl", chats(0, 3))
+    with pytest.raises(DataError, match="none to train on"):
+        read_dataset(tmp_path, tokenizer)
+
+
+def test_nearly_empty_rows_are_told(tokenizer, tmp_path):
+    rows: list[object] = [{"text": "hello there"}, {"text": "a"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    notes = read_dataset(tmp_path / "rows.jsonl", tokenizer).receipt.notes
+    assert any(note.endswith("learned tokens: 1, the first is rows.jsonl:2") for note in notes)
+
+
+def test_fields_are_parsed():
+    assert parse_fields("prompt=question, completion=the answer") == {
+        "prompt": "question",
+        "completion": "the answer",
+    }
+    for wrong in ("prompt", "prompt=", "=x", "answer=x", "prompt=a,prompt=b", ""):
+        with pytest.raises(UsageError, match="--fields"):
+            parse_fields(wrong)
+
+
+def test_chosen_rows_are_shown_with_their_side(folder, tokenizer):
+    dataset = read_dataset(folder, tokenizer)
+    shown = show_rows(dataset, tokenizer, first=1, places=["valid.jsonl:3", "5"])
+    assert [(row.place, row.side) for row in shown] == [
+        ("train.jsonl:1", "trained"),
+        ("valid.jsonl:3", "validation"),
+        ("train.jsonl:5", "trained"),
+        ("valid.jsonl:5", "validation"),
+    ]
+    assert [text for text, learned in shown[0].pieces if learned] == ["fine 0<|im_end|>"]
+    for wrong in ("77", "valid.jsonl:99", "other.jsonl:1", "first"):
+        with pytest.raises(UsageError):
+            show_rows(dataset, tokenizer, places=[wrong])
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(capsys)
+
+
+def test_data_check_prints_receipt_and_rows(cli, tmp_path):
+    rows = [{"question": f"hello {n}", "answer": "fine\x1b[2J"} for n in range(10)]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    fields = ("--fields", "prompt=question,completion=answer")
+    plain = cli("data", "check", file, *fields, "--show", "3", "--validation", "0.5", "--seed", "1")
+    assert plain.code == 0
+    assert "prompt/completion, rendered as a chat" in plain.out
+    assert "10 = 5 trained + 5 validation + 0 dropped" in plain.out
+    assert "rows.jsonl:3, " in plain.out
+    assert "[fine\\x1b[2J<|im_end|>]" in plain.out
+    colored = cli("data", "check", file, *fields, "--show", "3", "--color").out
+    assert "\x1b[32mfine\\x1b[2J<|im_end|>\x1b[0m" in colored
+    found = json.loads(cli("data", "check", file, *fields, "--json", "--rows", "1").out)
+    assert found["rows_read"] == 10
+    assert found["rows"][0]["pieces"][-2] == {"text": "fine\x1b[2J<|im_end|>", "learned": True}
+
+
+def test_data_check_applies_the_length_rule(cli, tmp_path):
+    file = write_rows(tmp_path / "rows.jsonl", [*chats(0, 9), chat("hello", "fine " * 99)])
+    refused = cli("data", "check", file, "--context", "64")
+    assert (refused.code, "rows.jsonl:10" in refused.err) == (4, True)
+    dropped = cli("data", "check", file, "--context", "64", "--long-rows", "drop", "--rows", "0")
+    assert (dropped.code, "1 dropped" in dropped.out) == (0, True)
+
+
+def test_a_missing_row_and_a_wrong_field_are_usage_errors(cli, tmp_path):
+    file = write_rows(tmp_path / "rows.jsonl", chats(0, 3))
+    assert cli("data", "check", file, "--show", "9").code == 2
+    assert cli("data", "check", file, "--fields", "a=b").code == 2

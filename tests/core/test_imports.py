@@ -1,0 +1,79 @@
+"""What the core may not do: import an array framework, or print."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CORE = ROOT / "edgetune"
+FRAMEWORKS = ("torch", "mlx", "mlx_lm", "bitsandbytes", "tensorflow", "jax")
+MODULES = sorted(
+    ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for file in CORE.rglob("*.py")
+    if file.name != "__main__.py"
+)
+
+
+def loaded_after(code: str, folder: Path) -> set[str]:
+    """Return the top-level modules that are loaded after some code ran."""
+    code = f"import sys\n{code}\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
+    )
+    return set(result.stdout.splitlines()[-1].split())
+
+
+def test_no_module_of_the_core_imports_a_framework(tmp_path: Path) -> None:
+    assert len(MODULES) > 80
+    loaded = loaded_after("".join(f"import {name}\n" for name in MODULES), tmp_path)
+    assert "edgetune" in loaded
+    assert loaded.isdisjoint(FRAMEWORKS)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["--help"],
+        ["models"],
+        ["plan", "--model", "llama-7b", "--device", "rtx-4090"],
+        ["plan", "--model", "tiny"],
+        ["train", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_commands_that_must_be_instant_load_no_framework(
+    command: list[str], tmp_path: Path
+) -> None:
+    loaded = loaded_after(f"from edgetune.cli import run\nassert run({command}) == 0", tmp_path)
+    assert loaded.isdisjoint((*FRAMEWORKS, "transformers", "tokenizers"))
+
+
+@pytest.mark.parametrize("folder", ["edgetune", "backends", "profiles"])
+def test_only_the_command_line_prints(folder: str) -> None:
+    printing = [
+        f"{file.relative_to(ROOT)}:{node.lineno}"
+        for file in (ROOT / folder).rglob("*.py")
+        if CORE / "cli" not in file.parents
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.Name) and node.id == "print"
+    ]
+    assert printing == []
+
+
+def test_importing_changes_no_environment_and_no_settings(tmp_path: Path) -> None:
+    code = "\n".join(
+        [
+            "import logging, os, signal",
+            "def state(): return (dict(os.environ), os.getcwd(), logging.root.handlers[:],",
+            "    logging.root.level, signal.getsignal(signal.SIGINT))",
+            "before = state()",
+            *(f"import {name}" for name in MODULES),
+            "assert state() == before, (before, state())",
+        ]
+    )
+    loaded_after(code, tmp_path)

@@ -1,0 +1,159 @@
+"""Methods as data: where tensors start, what is refused, what is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from adapters import random_tensors
+from numpy.typing import NDArray
+
+from edgetune.adapter_file import LoadedAdapter
+from edgetune.data.batch import IGNORED, MicroBatch
+from edgetune.data.virtual import PLACEHOLDER, with_virtual_tokens
+from edgetune.errors import UsageError
+from edgetune.export.truncate import truncated
+from edgetune.methods import METHODS, build, initial_value, method_class
+from edgetune.methods.base import AdapterTensor
+from edgetune.methods.initial import Principal, RowNorms, Tokens
+from edgetune.methods.lora import DyLora, Lora
+from edgetune.model.families import shape_of
+from edgetune.spec import knobs
+
+SHAPE = shape_of(
+    {
+        "model_type": "llama", "vocab_size": 50, "hidden_size": 8, "intermediate_size": 12,
+        "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "hidden_act": "silu",
+    }
+)  # fmt: skip
+
+
+@dataclass
+class Numbers:
+    """A base whose tensors are all the same matrix; a letter of a text is a token."""
+
+    matrix: NDArray[np.float32]
+
+    @property
+    def vocabulary(self) -> int:
+        return len(self.matrix)
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        return self.matrix
+
+    def rows(self, indices: Sequence[int]) -> NDArray[np.float32]:
+        return self.matrix[list(indices)]
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) - ord("a") for letter in text]
+
+
+def _matrix(rows: int, columns: int) -> NDArray[np.float32]:
+    draw = np.random.default_rng(0)
+    decay = np.exp(-np.arange(columns) / 4)
+    return (draw.normal(size=(rows, columns)) * decay).astype(np.float32)
+
+
+def _prompt(choose: Tokens) -> NDArray[np.float32]:
+    tensor = AdapterTensor(name="prompt", shape=(5, 8), initial=choose)
+    return initial_value(tensor, 0, Numbers(_matrix(26, 8)))
+
+
+def test_a_prompt_starts_from_a_text_repeated_to_its_length() -> None:
+    found = _prompt(Tokens("text", "abc", factor=2.0))
+
+    np.testing.assert_array_equal(found, 2 * _matrix(26, 8)[[0, 1, 2, 0, 1]])
+
+
+def test_a_prompt_starts_from_the_mean_of_each_label_and_common_tokens() -> None:
+    found, matrix = _prompt(Tokens("labels", "ab, c")), _matrix(26, 8)
+
+    np.testing.assert_allclose(found[0], matrix[:2].mean(0), rtol=1e-6)
+    np.testing.assert_array_equal(found[1], matrix[2])
+    assert all(any((row == known).all() for known in matrix) for row in found[2:])
+
+
+@pytest.mark.parametrize("rows", [40, 600], ids=["exact", "by-iteration"])
+def test_pissa_starts_from_the_best_approximation(rows: int) -> None:
+    matrix, scale = _matrix(rows, rows), 2.0
+    names = ("left", (rows, 3)), ("right", (3, rows))
+    b, a = (
+        initial_value(
+            AdapterTensor(name=side, shape=size, initial=Principal("w", side, scale)),
+            0,
+            Numbers(matrix),
+        )
+        for side, size in names
+    )
+    left = np.linalg.norm(matrix - scale * b @ a)
+
+    assert left == pytest.approx(np.sqrt((np.linalg.svd(matrix)[1][3:] ** 2).sum()), rel=1e-3)
+
+
+def test_magnitudes_are_the_norms_of_rows() -> None:
+    tensor = AdapterTensor(name="m", shape=(26,), initial=RowNorms("w"))
+
+    found = initial_value(tensor, 0, Numbers(_matrix(26, 8)))
+
+    np.testing.assert_allclose(found, np.linalg.norm(_matrix(26, 8), axis=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_settings_of_one_name_are_of_one_type(kind: str) -> None:
+    """A flag is shared by all methods that have the setting."""
+    own = {knob.name: knob for knob in knobs(method_class(kind))}
+    for other in METHODS:
+        for knob in knobs(method_class(other)):
+            if knob.name in own:
+                assert own[knob.name].type == knob.type
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_only_the_last_blocks_are_adapted(kind: str) -> None:
+    if "layers" not in {knob.name for knob in knobs(method_class(kind))}:
+        pytest.skip("adapts all blocks by its nature")
+    method = build(kind, {"layers": 1})
+
+    assert method.first_layer(SHAPE) == 2
+    assert not any(".layers.0." in x.name or ".layers.1." in x.name for x in method.tensors(SHAPE))
+
+
+def test_a_prompt_needs_a_text_only_if_it_starts_from_one() -> None:
+    for settings in ({"prompt_initial": "text"}, {"prompt_text": "hello"}):
+        with pytest.raises(UsageError, match="--prompt-text"):
+            build("prompt", settings)
+
+
+def test_dylora_is_cut_to_a_rank_and_scaled_as_it_was_trained() -> None:
+    trained = DyLora(rank=4, alpha=6.0)
+    adapter = LoadedAdapter(
+        method=trained.on_disk(), tensors=random_tensors(trained, SHAPE), base=None
+    )
+    found = truncated(adapter, 2, trained)
+
+    assert isinstance(found.method, Lora)
+    assert found.method.scale == trained.scale_at(2) == 3.0
+    assert {n: x.shape for n, x in found.tensors.items()} == {
+        tensor.name: tensor.shape for tensor in found.method.tensors(SHAPE)
+    }
+    with pytest.raises(UsageError, match="from 1 to 4"):
+        truncated(adapter, 5, trained)
+    with pytest.raises(UsageError, match="--method dylora"):
+        truncated(adapter, 2, Lora(rank=4))
+
+
+def test_placeholders_stand_before_every_document() -> None:
+    batch = MicroBatch(
+        tokens=np.array([[5, 6, 7, 8], [9, 9, 9, 0]], np.int32),
+        targets=np.array([[6, IGNORED, 8, IGNORED], [9, 9, IGNORED, IGNORED]], np.int32),
+        documents=((2, 2), (3,)),
+    )
+    p, no = PLACEHOLDER, IGNORED
+    found = with_virtual_tokens(batch, 2)
+
+    assert found.tokens.tolist() == [[p, p, 5, 6, p, p, 7, 8], [p, p, 9, 9, 9, p, p, p]]
+    assert found.targets.tolist() == [[no, no, 6, no, no, no, 8, no], [no, no, 9, 9, *[no] * 4]]
+    assert found.documents == ((4, 4), (5,))

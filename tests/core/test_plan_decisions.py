@@ -1,0 +1,148 @@
+"""What the planner chooses and says: the cases that people meet first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from planning import GB, card, plan_of, processor, shape_of, sized
+
+from edgetune.device.profiles import profile_device
+from edgetune.errors import NothingFitsError, UsageError
+from edgetune.methods import build
+from edgetune.plan import DataFacts, Plan
+from edgetune.plan.defaults import context_for, rank_for, training_for
+from edgetune.spec import Checkpointing
+
+
+def facts(rows: int = 500, longest: int = 300, **more: Any) -> DataFacts:
+    return DataFacts(path="rows.jsonl", rows=rows, longest=longest, tokens=rows * 200, **more)
+
+
+def why(plan: Plan) -> str:
+    return "\n".join(plan.reasons)
+
+
+def test_seven_billion_on_eight_gigabytes() -> None:
+    plan = plan_of("llama-7b", card())
+    assert plan.choice.method.kind == "lora"
+    assert plan.choice.quantization == "nf4"
+    assert plan.choice.placement == "resident"
+    assert plan.choice.context >= 2048
+    assert "4-bit weights (nf4): in 8-bit at least" in why(plan)
+
+
+def test_three_gigabytes_are_streamed_into() -> None:
+    plan = plan_of("llama-7b", card(), memory=3 * GB)
+    assert plan.choice.placement == "host"
+    assert "streamed from the host's memory" in why(plan)
+    assert plan.memory.peak_bytes <= 3 * GB
+
+
+def test_one_gigabyte_is_refused_with_the_nearest_that_fits() -> None:
+    with pytest.raises(NothingFitsError, match="The nearest that would fit: --memory") as refused:
+        plan_of("llama-7b", card(), memory=GB)
+    needed = int(str(refused.value).split("--memory ")[1].split("MB")[0]) * 10**6
+    assert plan_of("llama-7b", card(), memory=needed).fits
+
+
+def test_seventy_billion_exists_and_says_what_it_costs() -> None:
+    plan = plan_of("llama-3.1-70b", card())
+    assert plan.choice.placement in {"host", "disk"}
+    assert "a step" in why(plan)
+    assert plan.time.seconds_per_step > 0
+
+
+def test_a_small_model_stays_as_published() -> None:
+    choice = plan_of("qwen2.5-0.5b", profile_device("rtx-4090")).choice
+    assert (choice.quantization, choice.placement, choice.optimizer) == (
+        "none",
+        "resident",
+        "adamw",
+    )
+    assert choice.checkpointing.layers == 0
+
+
+def test_float32_first_on_a_processor_and_bfloat16_where_it_is_needed() -> None:
+    wide = plan_of("smollm2-135m", processor())
+    assert wide.choice.compute_dtype == "float32"
+    assert "computing in float32: exact" in why(wide)
+    from dataclasses import replace
+
+    fast = replace(processor(), rate_16bit=2 * processor().rate_32bit)
+    assert plan_of("smollm2-135m", fast).choice.compute_dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("rows", "rank"), [(30, 8), (1_999, 8), (5_000, 16), (50_000, 32), (500_000, 128)]
+)
+def test_rank_by_rows(rows: int, rank: int) -> None:
+    assert rank_for(facts(rows)).value == rank
+
+
+def test_context_holds_the_longest_row() -> None:
+    shape = shape_of("llama-7b")
+    assert context_for(shape, facts(longest=301)).value == 320
+    assert context_for(shape, facts(longest=2048)).value == 2048
+    assert context_for(shape, facts(longest=90_000, long_rows="split")).value == 2048
+    assert context_for(shape, None).value == 2048
+
+
+def test_small_data_is_seen_more_often() -> None:
+    shape, lora = shape_of("llama-7b"), build("lora", {})
+    assert training_for(shape, lora, {}, facts(100))[0].epochs == 10
+    assert training_for(shape, lora, {}, facts(100_000))[0].epochs == 3
+    assert training_for(shape, lora, {"steps": 5}, facts(100))[0].epochs == 3
+
+
+def test_nothing_is_cut_unless_somebody_said_so() -> None:
+    small = sized(card(), 1_300_000_000)
+    long = facts(longest=2000)
+    with pytest.raises(NothingFitsError):
+        plan_of("llama-7b", small, long)
+    shorter = plan_of("llama-7b", small, facts(longest=2000, long_rows="cut"))
+    assert shorter.choice.context < 2000
+    assert f"context {shorter.choice.context} instead of 2016" in why(shorter)
+
+
+def test_the_nearest_lets_go_of_what_was_fixed() -> None:
+    with pytest.raises(NothingFitsError, match="--quantization nf4"):
+        plan_of("llama-7b", card(), quantization="none", placement="resident")
+
+
+def test_all_is_every_block() -> None:
+    kept = plan_of("llama-3.2-1b", card(), checkpointing="all").choice.checkpointing
+    assert kept == Checkpointing(layers=16)
+    kept = plan_of("llama-3.2-1b", card(), checkpointing="all:host").choice.checkpointing
+    assert kept == Checkpointing(layers=16, offload="host")
+
+
+@pytest.mark.parametrize(
+    ("fixed", "words"),
+    [
+        ({"checkpointing": Checkpointing(layers=40)}, "the model has 16 blocks"),
+        ({"context": 200_000}, "longer than the 131072 tokens"),
+        ({"micro_batch": 0}, "--micro-batch must be 1 or more"),
+        ({"quantization": "q4"}, "Supported: none, int8, nf4"),
+        ({"layers": 17}, "the model has 16 blocks"),
+        ({"compute_dtype": "float32"}, "Supported: bfloat16"),
+        ({"method": "lora", "bottleneck": 3}, "has no setting bottleneck"),
+    ],
+)
+def test_nonsense_is_refused(fixed: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        plan_of("llama-3.2-1b", card(), **fixed)
+
+
+def test_all_nonsense_is_named_at_once() -> None:
+    with pytest.raises(UsageError) as refused:
+        plan_of("llama-3.2-1b", card(), context=200_000, quantization="q4")
+    assert "200000" in str(refused.value)
+    assert "q4" in str(refused.value)
+
+
+def test_neighbours_are_few_and_different() -> None:
+    rejected = plan_of("llama-7b", card()).rejected
+    assert 3 <= len(rejected) <= 6
+    assert len({str(item.choice) for item in rejected}) == len(rejected)
+    assert {"quantization": "int8"} in [item.choice for item in rejected]

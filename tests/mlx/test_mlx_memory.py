@@ -1,0 +1,105 @@
+"""What a step holds at its peak: each of the knobs lowers it, and nothing is left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx_sessions import one_document, open_session
+from models import make_model
+
+from edgetune.backend import Session, load_backend
+
+LAYERS = 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model"), "llama", num_hidden_layers=LAYERS,
+                      hidden_size=64, intermediate_size=192, head_dim=16)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _limits() -> Iterator[None]:
+    """Fail if a closed session leaves another memory or cache limit behind."""
+    before = mx.get_memory_limit()
+    yield
+    assert mx.get_memory_limit() == before
+
+
+def test_every_knob_lowers_the_peak(folder: Path) -> None:
+    peaks = {
+        name: _peak(folder, **changes)
+        for name, changes in {
+            "plain": {},
+            "half": {"checkpointing": LAYERS // 2},
+            "all": {"checkpointing": LAYERS},
+            "disk": {"checkpointing": LAYERS, "placement": "disk"},
+            "q4": {"checkpointing": LAYERS, "quantization": "q4"},
+        }.items()
+    }
+
+    assert peaks["plain"] > peaks["half"] > peaks["all"] > max(peaks["disk"], peaks["q4"])
+    assert peaks["all"] < 0.6 * peaks["plain"]
+
+
+def test_closing_gives_everything_back(folder: Path) -> None:
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    session = open_session(folder)
+    _step(session)
+    held = session.memory()
+    session.close()
+
+    assert held.peak_bytes >= held.current_bytes > 0
+    assert mx.get_active_memory() <= before
+    assert mx.get_cache_memory() == 0
+
+
+def test_steps_do_not_grow(folder: Path) -> None:
+    session = open_session(folder)
+    readings = []
+    for _ in range(5):
+        _step(session)
+        mx.synchronize()
+        readings.append(session.memory())
+    session.close()
+
+    second, last = readings[1], readings[-1]  # the first step makes the optimizer's state
+    assert last.peak_bytes <= 1.02 * second.peak_bytes
+    assert last.current_bytes <= second.current_bytes + 2**14
+
+
+def test_the_limits_come_from_the_plan(folder: Path) -> None:
+    session = open_session(folder, memory=600_000_000)
+    plan = session.plan  # type: ignore[attr-defined]
+    limit = plan.device.budget_bytes - plan.memory.parts.runtime
+
+    assert session.memory().limit_bytes == limit
+    assert mx.get_memory_limit() < limit
+    session.close()
+
+
+def test_the_backend_is_usable_and_says_on_what() -> None:
+    usable = load_backend("mlx").usable()
+
+    assert usable.value
+    assert "on Metal" in usable.because or "on CPU, for tests" in usable.because
+
+
+def _peak(folder: Path, **changes: Any) -> int:
+    session = open_session(folder, **changes)
+    resting = session.memory().current_bytes
+    mx.reset_peak_memory()
+    _step(session)
+    peak = session.memory().peak_bytes if resting else 0
+    session.close()
+    return peak
+
+
+def _step(session: Session) -> None:
+    batch = one_document(4, length=32)
+    session.step((batch,), loss_tokens=batch.loss_tokens, learning_rate=1e-3)

@@ -1,0 +1,235 @@
+"""A session in plain numpy: low-rank adaptation of a linear softmax model, gradients by hand.
+
+The logits after a token t are ``(W + B A)[:, t]``. W (V, V) is frozen and random, A (r, V) and
+B (V, r) are trained with AdamW. Legend: V tokens of the vocabulary, N positions under loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune.backend import (
+    DeviceOutOfMemoryError,
+    EvalResult,
+    GenerateOptions,
+    MemoryReading,
+    StepResult,
+)
+from edgetune.data.batch import IGNORED, MicroBatch
+from edgetune.errors import DivergedError
+from edgetune.methods import initial_value
+from edgetune.methods.lora import Lora
+from edgetune.model import shape_of
+from edgetune.spec import ADAMW
+
+VOCABULARY = 16
+CONFIG: dict[str, Any] = {
+    "model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": VOCABULARY,
+    "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "max_position_embeddings": 64,
+}  # fmt: skip
+SHAPE = shape_of(CONFIG)
+METHOD = Lora(rank=3, targets=("q_proj",))
+A, B = (tensor.name for tensor in METHOD.tensors(SHAPE))
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class SoftmaxSession:
+    """The protocol's reference; micro-batches of more rows than fit are out of memory."""
+
+    def __init__(self, *, rows: int = 1000, evaluated_rows: int = 1000, seed: int = 0) -> None:
+        """Start untrained; ``rows`` fit in a step, ``evaluated_rows`` in an evaluation."""
+        self.base = np.random.default_rng(seed).normal(size=(VOCABULARY, VOCABULARY))
+        self.fits, self.evaluates = rows, evaluated_rows
+        self.adapter: Arrays = {t.name: initial_value(t, seed) for t in METHOD.tensors(SHAPE)}
+        self.moments: Arrays = {
+            f"{name}.{part}": np.zeros_like(value)
+            for name, value in self.adapter.items()
+            for part in ("first", "second")
+        }
+        self.steps = 0
+
+    def step(
+        self, micro_batches: Sequence[MicroBatch], *, loss_tokens: int, learning_rate: float
+    ) -> StepResult:
+        """Take one step of AdamW on the mean over ``loss_tokens``."""
+        _check_rows(micro_batches, self.fits)
+        loss, gradients = 0.0, dict.fromkeys(self.adapter, np.float64(0.0))
+        with np.errstate(all="ignore"):
+            for batch in micro_batches:
+                part, found = self._gradients(batch)
+                loss += part / loss_tokens
+                gradients = {n: gradients[n] + g / loss_tokens for n, g in found.items()}
+            norm = math.sqrt(sum(float((g**2).sum()) for g in gradients.values()))
+            if not math.isfinite(loss + norm):
+                raise DivergedError(f"loss {loss}, gradient norm {norm}")
+            self.steps += 1
+            for name, gradient in gradients.items():
+                self._update(name, gradient / max(1.0, norm), learning_rate)
+        return StepResult(loss=loss, grad_norm=norm)
+
+    def evaluate(self, micro_batches: Iterable[MicroBatch], *, adapted: bool = True) -> EvalResult:
+        """Return summed losses."""
+        total = EvalResult(loss_sum=0.0, loss_tokens=0, correct=0, rows=0)
+        for batch in micro_batches:
+            _check_rows([batch], self.evaluates)
+            inputs, targets = _pairs(batch)
+            p = self._probabilities(inputs, adapted)
+            with np.errstate(all="ignore"):
+                losses = -np.log(p[np.arange(len(targets)), targets])
+            total += EvalResult(
+                loss_sum=float(losses.sum()),
+                loss_tokens=len(targets),
+                correct=int((p.argmax(-1) == targets).sum()),
+                rows=len(batch.tokens),
+            )
+        return total
+
+    def generate(
+        self, prompt: Sequence[int], options: GenerateOptions, *, adapted: bool = True
+    ) -> Iterator[int]:
+        """Yield the most probable successors."""
+        token = prompt[-1]
+        for _ in range(options.max_tokens):
+            token = int(self.logits([token], adapted=adapted)[0].argmax())
+            yield token
+            if token in options.end_tokens:
+                return
+
+    def logits(self, tokens: Sequence[int], *, adapted: bool = True) -> NDArray[np.float32]:
+        """Return the logits (T, V) after each of T tokens."""
+        weight = self.base + self.adapter[B] @ self.adapter[A] if adapted else self.base
+        return weight[:, list(tokens)].T.astype(np.float32)
+
+    def adapter_tensors(self) -> Arrays:
+        """Return copies of the trained tensors."""
+        return {name: value.copy() for name, value in self.adapter.items()}
+
+    def optimizer_tensors(self) -> Arrays:
+        """Return copies of the optimizer's state."""
+        moments = {name: value.copy() for name, value in self.moments.items()}
+        return {"step": np.array(self.steps), **moments}
+
+    def restore(
+        self, adapter: Mapping[str, Any], optimizer: Mapping[str, Any] | None = None
+    ) -> None:
+        """Take over saved tensors."""
+        self.adapter = {name: np.array(value) for name, value in adapter.items()}
+        if optimizer is not None:
+            self.moments = {name: np.array(optimizer[name]) for name in self.moments}
+            self.steps = int(optimizer["step"])
+
+    def memory(self) -> MemoryReading:
+        """Return the bytes of all arrays."""
+        held = [self.base, *self.adapter.values(), *self.moments.values()]
+        size = sum(array.nbytes for array in held)
+        return MemoryReading(current_bytes=size, peak_bytes=size, cache_bytes=0, limit_bytes=size)
+
+    def close(self) -> None:
+        """Hold nothing that must be given back."""
+
+    def _probabilities(self, inputs: NDArray[Any], adapted: bool = True) -> NDArray[np.float64]:
+        with np.errstate(all="ignore"):
+            logits = self.base[:, inputs].T
+            if adapted:
+                logits = logits + (self.adapter[B].astype(float) @ self.adapter[A][:, inputs]).T
+            exponents = np.exp(logits - logits.max(-1, keepdims=True))
+            return exponents / exponents.sum(-1, keepdims=True)
+
+    def _gradients(self, batch: MicroBatch) -> tuple[float, Arrays]:
+        """Return the summed loss and its gradients: the logits' is p - onehot(target), (N, V)."""
+        inputs, targets = _pairs(batch)
+        p = self._probabilities(inputs)
+        at = np.arange(len(targets)), targets
+        loss = float(-np.log(p[at]).sum())
+        p[at] -= 1
+        by_input = np.zeros((VOCABULARY, VOCABULARY))
+        np.add.at(by_input, inputs, p)
+        a, b = self.adapter[A].astype(float), self.adapter[B].astype(float)
+        return loss, {A: b.T @ by_input.T, B: by_input.T @ a.T}
+
+    def _update(self, name: str, gradient: NDArray[Any], learning_rate: float) -> None:
+        first, second = self.moments[f"{name}.first"], self.moments[f"{name}.second"]
+        first += (1 - ADAMW.beta1) * (gradient - first)
+        second += (1 - ADAMW.beta2) * (gradient**2 - second)
+        mean = first / (1 - ADAMW.beta1**self.steps)
+        spread = np.sqrt(second / (1 - ADAMW.beta2**self.steps))
+        self.adapter[name] -= (learning_rate * mean / (spread + ADAMW.eps)).astype(np.float32)
+
+
+def _pairs(batch: MicroBatch) -> tuple[NDArray[Any], NDArray[Any]]:
+    under_loss = batch.targets != IGNORED
+    return batch.tokens[under_loss], batch.targets[under_loss]
+
+
+def _check_rows(batches: Iterable[MicroBatch], fit: int) -> None:
+    for batch in batches:
+        if len(batch.tokens) > fit:
+            raise DeviceOutOfMemoryError(f"{len(batch.tokens)} rows, {fit} fit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The micro-batches of one step."""
+
+    micro_batches: tuple[MicroBatch, ...]
+    loss_tokens: int
+    tokens: int
+    epoch: int
+
+
+class Rows:
+    """Random rows of 3 to 12 tokens, a different share of each under loss."""
+
+    def __init__(self, count: int, *, seed: int = 1) -> None:
+        """Draw the rows: runs of tokens a fixed distance apart, which can be learned."""
+        draw = np.random.default_rng(seed)
+        lengths = draw.integers(3, 13, count)
+        firsts = draw.integers(VOCABULARY, size=count)
+        self.tokens = [
+            (first + 3 * np.arange(length)) % VOCABULARY
+            for first, length in zip(firsts, lengths, strict=True)
+        ]
+        self.learned = [int(draw.integers(1, length)) for length in lengths]
+
+    def batch(self, start: int, stop: int) -> MicroBatch:
+        """Return some rows as one micro-batch."""
+        chosen = range(start, min(stop, len(self.tokens)))
+        tokens = np.zeros((len(chosen), 12), np.int32)
+        targets = np.full_like(tokens, IGNORED)
+        for at, row in enumerate(chosen):
+            values, learned = self.tokens[row], self.learned[row]
+            tokens[at, : len(values)] = values
+            targets[at, len(values) - 1 - learned : len(values) - 1] = values[-learned:]
+        lengths = tuple((len(self.tokens[row]),) for row in chosen)
+        return MicroBatch(tokens=tokens, targets=targets, documents=lengths)
+
+    def steps_per_epoch(self, size: int = 8) -> int:
+        """Return the number of steps of ``size`` rows."""
+        return -(-len(self.tokens) // size)
+
+    def step(self, number: int, size: int = 8) -> Data:
+        """Return a step by its number: one micro-batch of the next ``size`` rows."""
+        epoch, within = divmod(number, self.steps_per_epoch(size))
+        batch = self.batch(within * size, (within + 1) * size)
+        return Data(
+            micro_batches=(batch,),
+            loss_tokens=batch.loss_tokens,
+            tokens=batch.real_tokens,
+            epoch=epoch,
+        )
+
+    def evaluation(self, size: int = 8) -> Iterator[MicroBatch]:
+        """Yield all rows."""
+        for start in range(0, len(self.tokens), size):
+            yield self.batch(start, start + size)
+
+
+TRAINED, HELD_OUT = Rows(40), Rows(10, seed=2)

@@ -1,0 +1,114 @@
+"""The cases of the oracle: choices drawn over the whole grid, planned and dry-run."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from edgetune.choice import Choice
+from edgetune.memory import Platform, estimate
+from edgetune.methods.lora import Lora
+from edgetune.model import resolve
+from edgetune.shape import ModelShape
+from edgetune.spec import Checkpointing
+
+MODELS = (
+    "smollm2-135m", "qwen2.5-0.5b", "qwen3-0.6b", "gpt2", "pythia-160m", "gemma-3-1b",
+    "llama-3.2-1b", "gemma-2-2b", "phi-3.5-mini", "olmo-2-7b", "mistral-7b",
+)  # fmt: skip
+LARGE = frozenset({"phi-3.5-mini", "olmo-2-7b", "mistral-7b", "gemma-2-2b"})
+"""Models whose 4-bit matrices take many operations to unpack: rarely 4-bit here."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with fewer layers and another vocabulary, and a choice for it."""
+
+    model: str
+    layers: int
+    vocabulary: int
+    choice: Choice
+
+    @property
+    def shape(self) -> ModelShape:
+        """The model's shape; where kinds of layers alternate, its last ones."""
+        whole = resolve(self.model).shape
+        rules = (whole.attention * self.layers)[-self.layers :]
+        return replace(whole, layers=self.layers, attention=rules, vocabulary=self.vocabulary)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What the closed form says and what was counted, in bytes."""
+
+    case: Case
+    phase: str
+    planned: int
+    counted: int
+
+    @property
+    def over(self) -> float:
+        """Share by which the closed form is over the count."""
+        return self.planned / self.counted - 1
+
+
+def cases(count: int, seed: int = 0) -> Iterator[Case]:
+    """Yield so many drawn cases, and some that are large in one way."""
+    draw = random.Random(seed)
+    for _ in range(count):
+        model, layers = draw.choice(MODELS), draw.choice((1, 1, 2, 2, 3))
+        yield Case(model, layers, draw.choice((512, 2500, 5000)), _choice(draw, model, layers))
+    for vocabulary in (128_256, 151_936, 256_000):
+        yield Case("qwen2.5-0.5b", 1, vocabulary, _plain(loss_chunk=64, context=64))
+    for layers in (16, 32):
+        kept = Checkpointing(layers=layers * 3 // 4)
+        yield Case("smollm2-135m", layers, 512, _plain(checkpointing=kept))
+
+
+def compare(case: Case) -> list[Compared]:
+    """Return closed form and count of both phases."""
+    from edgetune_torch.dry_run import live_peaks
+    from edgetune_torch.precision import cpu_multiplies_bf16
+
+    platform = Platform(kind="cpu", multiplies_16bit=cpu_multiplies_bf16())
+    planned = estimate(case.shape, case.choice, platform)
+    counted = live_peaks(case.shape, case.choice)
+    without = planned.parts.runtime
+    return [
+        Compared(case, "train", planned.phases.train - without, counted["train"]),
+        Compared(case, "evaluate", planned.phases.evaluate - without, counted["evaluate"]),
+    ]
+
+
+def _choice(draw: random.Random, model: str, layers: int) -> Choice:
+    return _plain(
+        method=Lora(
+            rank=draw.choice((4, 16, 64)),
+            targets=(draw.choice(("all-linear", "all-linear", "attention", "mlp")),),
+            layers=draw.choice((None, None, 1)),
+            dropout=draw.choice((0.0, 0.0, 0.1)),
+        ),
+        quantization=draw.choice(("none", "int8", "none" if model in LARGE else "nf4")),
+        checkpointing=Checkpointing(
+            layers=draw.randint(0, layers), offload=draw.choice(("none", "none", "disk"))
+        ),
+        placement=draw.choice(("resident", "resident", "disk")),
+        embedding=draw.choice(("resident", "disk")),
+        head=draw.choice(("resident", "int8", "disk")),
+        optimizer=draw.choice(("adamw", "adamw-8bit")),
+        compute_dtype=draw.choice(("float32", "bfloat16")),
+        context=draw.choice((64, 256, 512, 700)),
+        micro_batch=draw.choice((1, 2, 4)),
+        loss_chunk=draw.choice((64, 256, 1024)),
+    )
+
+
+def _plain(**knobs: Any) -> Choice:
+    plain: dict[str, Any] = {
+        "method": Lora(), "quantization": "none", "checkpointing": Checkpointing(layers=0),
+        "placement": "resident", "optimizer": "adamw", "compute_dtype": "float32",
+        "context": 256, "micro_batch": 1, "accumulation": 2, "loss_chunk": 256,
+    }  # fmt: skip
+    return Choice(**(plain | knobs))

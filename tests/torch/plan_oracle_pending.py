@@ -1,0 +1,60 @@
+"""The closed form of a run's memory against live tensors counted in the engine itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing import get_context
+from statistics import median
+
+import pytest
+from oracle import Case, Compared, cases, compare
+
+from edgetune.methods import METHODS, build
+from edgetune.spec import Checkpointing
+
+DRAWN = 200
+WORST, USUAL = 0.04, 0.015
+
+
+@contextmanager
+def workers() -> Iterator[ProcessPoolExecutor]:
+    """Yield two processes: a dry run is a matter of one processor."""
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        yield pool
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_closed_form_is_never_under_and_hardly_over() -> None:
+    with workers() as pool:
+        found = [item for pair in pool.map(compare, cases(DRAWN), chunksize=4) for item in pair]
+    assert len(found) >= 2 * DRAWN
+    under = [_words(item) for item in found if item.over < 0]
+    far = [_words(item) for item in found if item.over > WORST]
+    assert not under, "\n".join(under)
+    assert not far, "\n".join(far)
+    assert median(item.over for item in found) <= USUAL
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_no_method_needs_more_than_planned(kind: str) -> None:
+    for checkpointed in (0, 2):
+        case = next(cases(1))
+        kept = Checkpointing(layers=checkpointed)
+        choice = replace(
+            case.choice, method=build(kind, {}), quantization="none", checkpointing=kept,
+            placement="resident", compute_dtype="float32", context=128, micro_batch=2,
+        )  # fmt: skip
+        for item in compare(Case("smollm2-135m", 2, 512, choice)):
+            assert item.over >= 0, _words(item)
+
+
+def _words(item: Compared) -> str:
+    case = item.case
+    return (
+        f"{item.over:+.2%} {item.phase} {case.model} L={case.layers} V={case.vocabulary} "
+        f"{case.choice}"
+    )

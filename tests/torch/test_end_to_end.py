@@ -1,0 +1,300 @@
+"""The main job in real processes on the built-in model, interrupted in every way."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+from rows import Cli, call, chat, finish, start, write_rows
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from edgetune.agent.using import open_run
+from edgetune.files import sha256_file
+from edgetune.model import open_model
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+STEPS = 8
+LEARN = ("train", "--model", "tiny", "--device", "cpu", "--data", "rows.jsonl",
+         "--steps", str(STEPS), "--learning-rate", "0.01", "--eval-every", "2",
+         "--save-every", "3", "--seed", "5")  # fmt: skip
+CHECKPOINT = ["adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors",
+              "state.json"]  # fmt: skip
+LONGEST = 24
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with rows, in which runs are made."""
+    folder = tmp_path_factory.mktemp("work")
+    rows = lines(EXAMPLES / "home_commands.jsonl")
+    write_rows(folder / "rows.jsonl", rows[:40])
+    write_rows(folder / "few.jsonl", rows[:6])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Path:
+    """A run that was never interrupted."""
+    called = call(*LEARN, "--output", "whole", cwd=folder)
+    assert called.code == 0, called.err
+    assert called.out == f"The adapter is in {Path('whole') / 'adapter'}\n"
+    return folder / "whole"
+
+
+@pytest.fixture
+def cli(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    monkeypatch.chdir(folder)
+    return Cli(capsys)
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def learned(run: Path) -> dict[str, Any]:
+    """Return everything that a run came to, but what differs by the clock and the machine."""
+    volatile = {"seconds", "peak_bytes"}
+    return {
+        "metrics": [
+            {k: v for k, v in line.items() if k not in volatile}
+            for line in lines(run / "metrics.jsonl")
+        ],
+        **{
+            str(file.relative_to(run)): sha256_file(file)
+            for part in ("adapter", "checkpoints")
+            for file in sorted((run / part).rglob("*"))
+            if file.is_file()
+        },
+    }
+
+
+def wait_for_steps(run: Path, count: int) -> None:
+    """Wait until a run has logged some steps."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        metrics = run / "metrics.jsonl"
+        if metrics.exists() and metrics.read_text().count('"step", ') >= count:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{run} took no {count} steps")
+
+
+def resume(run: Path, *more: str | Path) -> None:
+    called = call("train", "--resume", "--output", run.name, *more, cwd=run.parent)
+    assert called.code == 0, called.err
+
+
+def test_a_run_folder_is_complete(run: Path) -> None:
+    names = {path.name for path in run.iterdir()} - {".lock"}
+    assert names == {"plan.yaml", "receipt.json", "metrics.jsonl", "journal.jsonl", "memory.json", "report.html",
+                     "checkpoints", "adapter"}  # fmt: skip
+    checkpoints = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert checkpoints[0] == "best"
+    assert checkpoints[-1] == f"step-{STEPS:06}"
+    for name in checkpoints[1:]:
+        assert sorted(p.name for p in (run / "checkpoints" / name).iterdir()) == CHECKPOINT
+    assert sorted(path.name for path in (run / "adapter").iterdir()) == CHECKPOINT[:2]
+    assert json.loads((run / "receipt.json").read_text())["rows_read"] == 40
+    memory = json.loads((run / "memory.json").read_text())
+    assert memory.keys() == {"planned_bytes", "peak_bytes", "budget_bytes"}
+    best = (run / "checkpoints" / "best").resolve() / "adapter_model.safetensors"
+    assert best.read_bytes() == (run / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def test_the_log_has_every_step_and_evaluation(run: Path) -> None:
+    found = [(line["event"], line["step"]) for line in lines(run / "metrics.jsonl")]
+    expected = []
+    for step in range(1, STEPS + 1):
+        expected += [("step", step)] + [("eval", step)] * (step % 2 == 0)
+    assert found == expected
+    journal = lines(run / "journal.jsonl")
+    assert {"planned", "best checkpoint", "memory measured", "adapter written"} == {
+        line["what"] for line in journal
+    }
+    assert all(line["because"] for line in journal)
+
+
+def test_it_learns(run: Path) -> None:
+    losses = [line["loss"] for line in lines(run / "metrics.jsonl") if line["event"] == "eval"]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_one_seed_gives_the_same_bytes(run: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", lines(run.parent / "rows.jsonl"))
+    called = call(*LEARN, "--output", "again", cwd=tmp_path)
+    assert called.code == 0, called.err
+    assert learned(tmp_path / "again") == learned(run)
+
+
+def test_another_seed_gives_others(run: Path, cli: Cli, tmp_path: Path) -> None:
+    other = cli(*LEARN[:-1], "6", "--output", tmp_path / "other", "--quiet")
+    assert (other.code, other.err) == (0, "")
+    assert learned(tmp_path / "other")["metrics"] != learned(run)["metrics"]
+
+
+def test_interrupted_and_resumed_is_uninterrupted(run: Path, folder: Path, cli: Cli) -> None:
+    process = start(*LEARN, "--output", "stopped", cwd=folder)
+    wait_for_steps(folder / "stopped", 2)
+    second = cli("train", "--resume", "--output", "stopped")
+    assert second.code == 2
+    assert "Another process is at work in stopped" in second.err
+    process.send_signal(signal.SIGINT)
+    stopped = finish(process)
+    assert stopped.code == 6, stopped.err
+    assert stopped.out == ""
+    last = stopped.err.splitlines()[-1]
+    step = re.fullmatch(rf"Stopped after step (\d) of {STEPS}\. Go on with: (.*)", last)
+    assert step is not None, stopped.err
+    assert step[2] == "edgetune train --resume --output stopped"
+    assert (folder / "stopped" / "checkpoints" / f"step-{int(step[1]):06}").is_dir()
+    refused = cli("generate", "stopped", "-p", "hello")
+    assert refused.code == 2
+    assert step[2] in refused.err
+
+    process = start(*step[2].split()[1:], cwd=folder)
+    wait_for_steps(folder / "stopped", int(step[1]) + 1)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    assert finish(process).code in {6, 130}
+    resume(folder / "stopped")
+    assert learned(folder / "stopped") == learned(run)
+    what = [line["what"] for line in lines(folder / "stopped" / "journal.jsonl")]
+    assert what.count("resumed") == 2
+    assert "ended early" in what
+
+
+def test_killed_moved_and_resumed_is_uninterrupted(run: Path, tmp_path: Path, cli: Cli) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", lines(run.parent / "rows.jsonl"))
+    process = start(*LEARN, "--output", "killed", cwd=tmp_path)
+    wait_for_steps(tmp_path / "killed", 4)
+    process.kill()
+    assert finish(process).code == -signal.SIGKILL
+    moved = data.rename(tmp_path / "moved.jsonl")
+    killed = tmp_path / "killed"
+    lost = cli("train", "--resume", "--output", killed)
+    assert lost.code == 2
+    assert f"The rows of the run are not at {data} any more" in lost.err
+    rows = lines(moved)
+    changed = write_rows(tmp_path / "changed.jsonl", [*rows[1:], chat("other", "row")])
+    other = cli("train", "--resume", "--output", killed, "--data", changed)
+    assert other.code == 2
+    assert "The data changed" in other.err
+    resume(killed, "--data", "moved.jsonl")
+    assert learned(killed) == learned(run)
+
+
+def test_a_finished_run_stays_as_it_is(run: Path, cli: Cli) -> None:
+    before = learned(run)
+    called = cli("train", "--resume", "--output", run)
+    assert called.code == 0
+    assert f"Going on after step {STEPS} of {STEPS}" in called.err
+    assert learned(run) == before
+
+
+def test_json_and_verbosity_of_training(cli: Cli, tmp_path: Path) -> None:
+    short = [*LEARN[:7], "--steps", "2"]
+    told = cli(*short, "--output", tmp_path / "told", "--json")
+    result = json.loads(told.out)
+    assert result.keys() == {"run", "adapter", "steps", "loss", "peak_bytes", "validation_loss"}
+    assert result["steps"] == 2
+    assert Path(result["adapter"]).is_dir()
+    assert "step 2/2" in told.err
+    assert "checkpoint saved" not in told.err
+    more = cli(*short, "--output", tmp_path / "more", "--verbose")
+    assert "step 2: checkpoint saved" in more.err
+    quiet = cli(*short, "--output", tmp_path / "quiet", "--json", "--quiet")
+    assert quiet.err == ""
+    assert json.loads(quiet.out)["loss"] == result["loss"]
+
+
+def test_evaluation(run: Path, cli: Cli) -> None:
+    called = cli("eval", run, "--data", "few.jsonl", "--json", "--quiet")
+    assert (called.code, called.err) == (0, "")
+    scores = json.loads(called.out)
+    assert scores.keys() == {"base", "tuned"}
+    assert scores["tuned"]["loss"] < scores["base"]["loss"]
+    for found in scores.values():
+        assert found["rows"] == 6
+        assert found["perplexity"] == pytest.approx(np.exp(found["loss"]))
+    table = cli("eval", run, "--data", "few.jsonl", "--exact-match", "--verbose")
+    assert "exact match" in table.out
+    assert "Opened" in table.err
+
+
+def held_out_prompts(count: int) -> list[str]:
+    rows = lines(EXAMPLES / "home_commands_heldout.jsonl")[:count]
+    return [row["messages"][0]["content"] for row in rows]
+
+
+def generated(cli: Cli, run: Path, prompts: list[str], *more: str) -> list[str]:
+    asked = [item for prompt in prompts for item in ("-p", prompt)]
+    called = cli("generate", run, *asked, "--max-tokens", str(LONGEST), "--json", "-q", *more)
+    assert (called.code, called.err) == (0, "")
+    answers = json.loads(called.out)
+    assert [answer["prompt"] for answer in answers] == prompts
+    return [answer["text"] for answer in answers]
+
+
+def test_generation_is_repeatable_and_plain_where_no_json_is_asked(run: Path, cli: Cli) -> None:
+    prompts = held_out_prompts(2)
+    texts = generated(cli, run, prompts)
+    asked = [item for prompt in prompts for item in ("-p", prompt)]
+    plain = cli("generate", run, *asked, "--max-tokens", str(LONGEST))
+    assert plain.out == "".join(f"{text}\n" for text in texts)
+    drawn = [generated(cli, run, prompts, "--temperature", "1", "--seed", s) for s in "112"]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert generated(cli, run, prompts, "--base") != texts
+
+
+@torch.no_grad()
+def test_transformers_says_the_same_from_the_merged_folder(
+    run: Path, cli: Cli, tmp_path: Path
+) -> None:
+    prompts = held_out_prompts(20)
+    called = cli("export", run, "--to", "hf", "--output", tmp_path / "merged", "--json")
+    assert called.code == 0, called.err
+    assert json.loads(called.out)["check"]["rows"] > 0
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    found = []
+    for prompt in prompts:
+        asked = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt"
+        )
+        answer = model.generate(**asked, max_new_tokens=LONGEST, do_sample=False)
+        new = answer[0, asked["input_ids"].shape[1] :]
+        found.append(tokenizer.decode(new, skip_special_tokens=True))
+    assert found == generated(cli, run, prompts)
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_peft_computes_the_same_logits(run: Path, cli: Cli, tmp_path: Path) -> None:
+    called = cli("export", run, "--to", "peft", "--output", tmp_path / "adapter")
+    assert called.code == 0, called.err
+    base = AutoModelForCausalLM.from_pretrained(open_model("tiny").folder, dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    opened = open_run(run)
+    for prompt in held_out_prompts(5):
+        tokens = opened.tokenizer.prompt_tokens(prompt)
+        expected = theirs(torch.tensor([tokens])).logits[0].numpy()
+        found = opened.session.logits(tokens)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+        assert np.abs(opened.session.logits(tokens, adapted=False) - expected).max() > 1e-2
+
+
+def test_an_export_is_never_written_over(run: Path, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "letter").touch()
+    called = cli("export", run, "--to", "hf", "--output", tmp_path)
+    assert called.code == 2
+    assert "Nothing is overwritten" in called.err
+    assert [path.name for path in tmp_path.iterdir()] == ["letter"]

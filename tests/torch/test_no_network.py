@@ -1,0 +1,104 @@
+"""The main job with the network cut off works unchanged."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rows import Called, write_rows
+
+TRAIN = ["train", "--model", "tiny", "--device", "cpu", "--data", "rows.jsonl", "--output", "run",
+         "--steps", "2"]  # fmt: skip
+JOB = [
+    TRAIN,
+    ["eval", "run", "--data", "rows.jsonl"],
+    ["generate", "run", "-p", "Shut the garage door.", "--max-tokens", "8"],
+    ["export", "run", "--to", "hf", "--output", "merged"],
+    ["export", "run", "--to", "peft", "--output", "adapter"],
+]
+CODE = f"""
+from edgetune.cli import run
+for command in {JOB}:
+    code = run([*command, "--json", "--quiet"])
+    assert code == 0, (command, code)
+"""
+OFFLINE = """
+import socket
+def refuse(*arguments, **settings):
+    raise AssertionError(f"the network was asked for: {arguments}")
+for name in ("connect", "connect_ex", "sendto", "sendmsg"):
+    setattr(socket.socket, name, refuse)
+for name in ("getaddrinfo", "gethostbyname", "create_connection"):
+    setattr(socket, name, refuse)
+"""
+NAMESPACES = (["unshare", "-rn"], ["unshare", "-n"])
+REACH = "import socket; socket.create_connection(('192.0.2.1', 9), timeout=5)"
+
+
+def do(command: list[str], folder: Path) -> Called:
+    """Run a program in a folder, where nothing says that there is no network."""
+    hidden = {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"}
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    result = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    return Called(result.returncode, result.stdout, result.stderr)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """What the job comes to with the network as it is."""
+    return came_to(tmp_path_factory.mktemp("online"), [sys.executable, "-c", CODE])
+
+
+def came_to(folder: Path, command: list[str]) -> dict[str, object]:
+    """Return what the whole job prints and writes, but for places, times and memory."""
+    write_rows(folder / "rows.jsonl")
+    called = do(command, folder)
+    assert (called.code, called.err) == (0, ""), called.err
+    decoder, text, printed = json.JSONDecoder(), called.out, []
+    while text := text.lstrip():
+        value, end = decoder.raw_decode(text)
+        printed.append(value)
+        text = text[end:]
+    assert len(printed) == len(JOB)
+    printed[0].pop("peak_bytes")
+    files = [folder / "run" / "adapter", folder / "merged", folder / "adapter"]
+    return {
+        "printed": printed,
+        **{
+            str(file.relative_to(folder)): file.read_bytes()
+            for part in files
+            for file in sorted(part.iterdir())
+        },
+    }
+
+
+def namespace() -> list[str]:
+    """Return the command that takes the network away, if one is permitted here."""
+    for command in NAMESPACES:
+        try:
+            if subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0:
+                return command
+        except FileNotFoundError:
+            continue
+    pytest.skip("no network namespace can be made here: unshare is missing or not permitted")
+
+
+def test_without_a_network_namespace_nothing_changes(
+    expected: dict[str, object], tmp_path: Path
+) -> None:
+    cut = namespace()
+    unreachable = do([*cut, sys.executable, "-c", REACH], tmp_path)
+    assert "Network is unreachable" in unreachable.err
+    assert came_to(tmp_path, [*cut, sys.executable, "-c", CODE]) == expected
+
+
+def test_no_socket_is_ever_connected(expected: dict[str, object], tmp_path: Path) -> None:
+    caught = do([sys.executable, "-c", OFFLINE + REACH], tmp_path)
+    assert "the network was asked for" in caught.err
+    assert came_to(tmp_path, [sys.executable, "-c", OFFLINE + CODE]) == expected

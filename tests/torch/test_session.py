@@ -1,0 +1,223 @@
+"""A session's promises: state that survives, memory that does not grow, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from engines import BATCH, micro_batch
+from models import make_model
+from sessions import plan_for, session_for
+from transformers import AutoModelForCausalLM
+
+from edgetune.backend import DeviceOutOfMemoryError, GenerateOptions, Tensors
+from edgetune.errors import UsageError
+from edgetune.model import LocalModel
+from edgetune.spec import Checkpointing
+from edgetune_torch.opening import open_session
+from edgetune_torch.session import TorchSession
+
+FAMILIES = ("llama", "qwen3", "gemma2", "phi3", "gpt2", "gpt_neox")
+DISK = {"placement": "disk", "embedding": "disk", "head": "disk"}
+OPTIMIZERS = ("adamw", "adamw-8bit")
+WIDE = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "vocab_size": 300}
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> LocalModel:
+    return LocalModel.open(make_model(tmp_path / "base", "llama"))
+
+
+def _step(session: TorchSession, seed: int = 0) -> float:
+    batch = micro_batch((9, 6), (17,), width=19, seed=seed)
+    result = session.step([batch], loss_tokens=batch.loss_tokens, learning_rate=1e-2)
+    return result.loss
+
+
+def _same(one: Tensors, other: Tensors) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize("places", [{}, DISK], ids=["resident", "disk"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generation_is_greedy_as_in_transformers(
+    family: str, places: dict[str, Any], tmp_path: Path
+) -> None:
+    model = LocalModel.open(make_model(tmp_path / "base", family))
+    theirs = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32)
+    prompt = list(range(3, 12))
+    expected = theirs.generate(
+        torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=None,
+        pad_token_id=0,
+    )[0, len(prompt) :].tolist()  # fmt: skip
+    with session_for(model, **places) as session:
+        found = list(session.generate(prompt, GenerateOptions(max_tokens=12), adapted=False))
+
+    assert found == expected
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("places", [{}, DISK], ids=["resident", "disk"])
+def test_a_restored_session_goes_on_bit_for_bit(
+    optimizer: str, places: dict[str, Any], tmp_path: Path
+) -> None:
+    model = LocalModel.open(make_model(tmp_path / "base", "llama", **WIDE))
+    knobs = {"optimizer": optimizer, "quantization": "nf4", **places}
+    with session_for(model, **knobs) as session:
+        for seed in range(3):
+            _step(session, seed)
+        saved = session.adapter_tensors(), session.optimizer_tensors()
+        rest = [_step(session, seed) for seed in (3, 4)]
+        end = session.adapter_tensors(), session.optimizer_tensors()
+    with session_for(model, **knobs) as session:
+        session.restore(*saved)
+        again = [_step(session, seed) for seed in (3, 4)]
+        end_again = session.adapter_tensors(), session.optimizer_tensors()
+
+    assert rest == again
+    assert _same(end[0], end_again[0])
+    assert _same(end[1], end_again[1])
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_training_goes_on_after_an_evaluation(llama: LocalModel, quantization: str) -> None:
+    """bitsandbytes' own Linear4bit trains nothing after it was evaluated on some CPUs (0.50)."""
+    with session_for(llama, quantization=quantization) as session:
+        _step(session)
+        before = session.adapter_tensors()
+        session.evaluate([BATCH])
+        list(session.generate([3, 4], GenerateOptions(max_tokens=2)))
+        _step(session)
+        after = session.adapter_tensors()
+
+    assert all(not np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_a_step_that_runs_out_of_memory_changes_nothing(
+    llama: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with session_for(llama) as session, session_for(llama) as undisturbed:
+        _step(session)
+        _step(undisturbed)
+        before = session.adapter_tensors(), session.optimizer_tensors()
+        with monkeypatch.context() as patched:
+            _fail_in_the_second_block(session, patched)
+            with pytest.raises(DeviceOutOfMemoryError, match="can't allocate"):
+                _step(session)
+        after = session.adapter_tensors(), session.optimizer_tensors()
+
+        assert _same(before[0], after[0])
+        assert _same(before[1], after[1])
+        assert _step(session) == _step(undisturbed)
+
+
+def _fail_in_the_second_block(session: TorchSession, patched: pytest.MonkeyPatch) -> None:
+    """Let the backward pass fail when it has added to some gradients."""
+    calls = iter(range(5))
+    block = session.engine.decoder.block
+
+    def failing(*arguments: Any) -> torch.Tensor:
+        if next(calls, None) is None:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return block(*arguments)
+
+    patched.setattr(session.engine, "checkpointed", 3)
+    patched.setattr(session.engine.decoder, "block", failing)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts through /proc")
+@pytest.mark.parametrize("places", [{}, DISK], ids=["resident", "disk"])
+def test_closing_gives_everything_back(
+    llama: LocalModel, places: dict[str, Any], tmp_path: Path
+) -> None:
+    def held() -> tuple[int, int]:
+        return _entries("/proc/self/fd"), _entries("/proc/self/task")
+
+    with session_for(llama, quantization="nf4", **places) as session:
+        _step(session)
+    before, cached = held(), _cached()
+    checkpointing = Checkpointing(layers=2, offload="disk")
+    with session_for(llama, quantization="nf4", checkpointing=checkpointing, **places) as session:
+        _step(session)
+
+    assert held() == before
+    assert _cached() == cached
+
+
+def _entries(folder: str) -> int:
+    return len(list(Path(folder).iterdir()))
+
+
+def _cached() -> list[Path]:
+    return sorted((Path(os.environ["EDGETUNE_CACHE"]) / "weights").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads anonymous memory from /proc")
+@pytest.mark.parametrize("places", [{}, DISK], ids=["resident", "disk"])
+def test_nothing_grows_in_200_steps(tmp_path: Path, places: dict[str, Any]) -> None:
+    model = LocalModel.open(make_model(tmp_path / "base", "llama"))
+    checkpointing = Checkpointing(layers=2, offload="disk")
+    with session_for(
+        model, quantization="nf4", optimizer="adamw-8bit", checkpointing=checkpointing, **places
+    ) as session:
+        for seed in range(20):
+            _step(session, seed)
+        files, memory = _entries("/proc/self/fd"), session.memory().current_bytes
+        for seed in range(180):
+            _step(session, seed)
+
+        assert _entries("/proc/self/fd") == files
+        assert session.memory().current_bytes < 1.01 * memory
+
+
+def test_a_page_of_state_needs_a_card(llama: LocalModel) -> None:
+    with pytest.raises(UsageError, match="adamw-8bit"):
+        open_session(plan_for(llama, optimizer="paged-adamw-8bit"), llama)
+
+
+WALLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+from engines import micro_batch
+from sessions import session_for
+from edgetune.backend import DeviceOutOfMemoryError
+from edgetune.model import LocalModel
+from edgetune_torch.memory import anonymous_bytes
+
+def step(session, rows):
+    batch = micro_batch(*[(500,)] * rows, width=500)
+    session.step([batch], loss_tokens=batch.loss_tokens, learning_rate=1e-2)
+
+model = LocalModel.open(Path(sys.argv[1]))
+with session_for(model, wall=anonymous_bytes() + 150_000_000) as session:
+    step(session, 1)
+    try:
+        step(session, 64)
+    except DeviceOutOfMemoryError as error:
+        print("stopped:", error)
+    step(session, 1)
+    assert session.memory().peak_bytes < session.plan.device.wall_bytes
+with session_for(model) as session:
+    step(session, 64)
+    print("without a wall")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the data limit is Linux's")
+def test_memory_is_a_wall(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "base", "llama", **WIDE, max_position_embeddings=512)
+    run = subprocess.run(
+        [sys.executable, "-c", WALLED, str(folder)], capture_output=True, text=True, check=False
+    )
+
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("stopped:")
+    assert run.stdout.endswith("without a wall\n")

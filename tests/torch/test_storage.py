@@ -1,0 +1,178 @@
+"""How frozen matrices are stored: the formats, and the cache of quantized weights on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from models import make_model
+
+from edgetune.errors import ModelError, UsageError
+from edgetune.model import LocalModel
+from edgetune_torch import cache
+from edgetune_torch.load import Loader, Places, Weights
+from edgetune_torch.matrices import store
+
+SHAPES = [(64, 128), (33, 70), (300, 2048)]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> LocalModel:
+    return LocalModel.open(make_model(tmp_path / "base", "llama"))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EDGETUNE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "weights"
+
+
+def _values(shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+    torch.manual_seed(0)
+    return (torch.randn(shape) * 0.02).to(dtype)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_nf4_is_that_of_bitsandbytes(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    values = _values(shape, dtype)
+    packed, state = quantize_4bit(values, blocksize=64, compress_statistics=True, quant_type="nf4")
+    ours = store(values, "nf4")
+    state.dtype = torch.float32
+    theirs = dequantize_4bit(packed, state)
+
+    assert torch.equal(ours.parts["codes"][: packed.numel()], packed.view(-1))
+    # bitsandbytes rounds some scales to the second nearest value
+    different = ours.parts["scales"] != state.absmax
+    assert int(different.sum()) <= 0.005 * len(different) + 3
+    assert (ours.dense(torch.float32) - theirs).norm() < 0.02 * theirs.norm()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_nf4_takes_the_planned_bytes(shape: tuple[int, int]) -> None:
+    size, blocks = shape[0] * shape[1], -(-shape[0] * shape[1] // 64)
+
+    assert store(_values(shape, torch.float32), "nf4").nbytes == (
+        32 * blocks + blocks + 4 * -(-blocks // 256) + 4
+    )
+    assert store(_values(shape, torch.float32), "int8").nbytes == size + 4 * shape[0]
+
+
+def test_int8_is_the_nearest_of_255_values_a_row() -> None:
+    values = _values((6, 50), torch.float32)
+    values[2] = 0
+    dense = store(values, "int8").dense(torch.float32)
+    step = values.abs().amax(1, keepdim=True) / 127
+
+    assert bool(((dense - values).abs() <= 0.5001 * step).all())
+    assert torch.equal(dense[2], values[2])
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
+def test_a_dense_matrix_in_bfloat16_is_the_rounded_one(quantization: str) -> None:
+    matrix = store(_values((64, 96), torch.bfloat16), quantization)
+    wide = matrix.dense(torch.float32).clone()
+
+    assert torch.equal(matrix.dense(torch.bfloat16), wide.bfloat16())
+
+
+def test_an_unknown_format_is_refused() -> None:
+    with pytest.raises(UsageError, match="nf4"):
+        store(_values((4, 4), torch.float32), "q4")
+
+
+def _load(model: LocalModel, blocks: str = "resident") -> Weights:
+    return Loader(model, CPU, "nf4", Places(blocks=blocks)).load()  # type: ignore[arg-type]
+
+
+def _dense(weights: Weights) -> list[torch.Tensor]:
+    found = [
+        weights.blocks[layer].matrices["q"].dense(torch.float32).clone()
+        for layer in weights.blocks.walk(range(len(weights.blocks)))
+    ]
+    weights.close()
+    return found
+
+
+def test_a_second_start_reads_the_cache(
+    llama: LocalModel, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _dense(_load(llama))
+    assert len(list(folder.iterdir())) == 1
+    monkeypatch.setattr("edgetune_torch.placement.build", None)
+
+    for blocks in ("resident", "disk"):
+        assert all(map(torch.equal, first, _dense(_load(llama, blocks))))
+
+
+def test_another_model_is_another_file(llama: LocalModel, folder: Path) -> None:
+    _load(llama).close()
+    shard = llama.folder / "model.safetensors"
+    shard.touch()
+    _load(LocalModel.open(llama.folder)).close()
+
+    assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("harm", ["cut", "emptied", "deleted"])
+def test_a_cache_that_is_not_whole_is_made_anew(llama: LocalModel, folder: Path, harm: str) -> None:
+    first = _dense(_load(llama))
+    (file,) = folder.iterdir()
+    content = file.read_bytes()
+    if harm == "deleted":
+        file.unlink()
+    else:
+        file.write_bytes(content[:-100] if harm == "cut" else b"")
+
+    assert all(map(torch.equal, first, _dense(_load(llama, "disk"))))
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("blocks", ["resident", "disk"])
+def test_a_changed_byte_is_found(llama: LocalModel, folder: Path, blocks: str) -> None:
+    _load(llama).close()
+    (file,) = folder.iterdir()
+    content = bytearray(file.read_bytes())
+    content[1000] ^= 1
+    file.write_bytes(content)
+
+    with pytest.raises(ModelError, match="Delete it"):
+        _dense(_load(llama, blocks))
+
+
+def test_a_cache_is_written_whole_or_not_at_all(
+    llama: LocalModel, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cache.CacheWriter, "finish", fail)
+        with pytest.raises(OSError, match="no space"):
+            _load(llama, "disk")
+
+    assert list(folder.iterdir()) == []
+
+
+def test_a_disk_without_room_is_said(llama: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "room_for", lambda *_: False)
+    monkeypatch.setattr("edgetune_torch.placement.room_for", lambda *_: False)
+
+    with pytest.raises(UsageError, match="EDGETUNE_CACHE"):
+        _load(llama, "disk")
+    _load(llama).close()
+
+
+def test_a_block_outside_of_its_turn_is_a_bug(llama: LocalModel) -> None:
+    weights = _load(llama, "disk")
+    for _ in weights.blocks.walk([0, 1]):
+        pass
+
+    with pytest.raises(RuntimeError, match="outside of its turn"):
+        weights.blocks[2].matrices["q"].dense(torch.float32)
+    weights.close()

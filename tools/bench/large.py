@@ -1,0 +1,73 @@
+"""Does a 7 B model train on a laptop's CPU? Peaks, resident and streamed, beside the plan's.
+
+    python tools/bench/large.py /tmp/large --output tools/bench/results/large.jsonl
+
+Writes the Llama-2-7B shape with random weights (13 GB), trains real steps of 512 tokens with
+resident weights and with everything on disk, and deletes the weights and the cache again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from models import write_model
+from peer_edgetune import plan_for
+from peer_work import Work
+from peers import CONTENDERS, line, run, show
+
+from edgetune.device import read_device
+from edgetune.memory import estimate
+from edgetune.model import LocalModel
+from edgetune.plan.capability import platform_of
+from edgetune.units import format_bytes
+
+NEEDED = 22_000_000_000
+"""Bytes on disk: the shards, the quantized cache, and room to spare."""
+
+
+def measure(model: LocalModel, work: Work, name: str, cache: Path) -> dict[str, Any]:
+    """Return one line: what was measured, and what the plan says of the same choice."""
+    found = line(name, work, [run(name, work, str(cache), None)], None)
+    plan = plan_for(work, model, json.loads(CONTENDERS[name][1]))
+    platform = platform_of(read_device("cpu"))
+    planned = estimate(model.shape, plan.choice, platform).peak_bytes
+    return {**found, "planned_peak": planned}
+
+
+def main() -> None:
+    """Write, measure, delete."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, help="an empty place with 22 GB")
+    parser.add_argument("--profile", default="llama-2-7b")
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--contenders", nargs="+", default=["edgetune-disk", "edgetune"])
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(given.folder).free < NEEDED:
+        sys.exit(f"{given.folder} has less than {format_bytes(NEEDED)} free.")
+    try:
+        model = LocalModel.open(write_model(given.profile, given.folder / "model", {}))
+        work = Work(
+            model=str(model.folder), tokens=given.tokens, steps=given.steps,
+            vocabulary=model.shape.vocabulary,
+        )  # fmt: skip
+        for name in given.contenders:
+            item = measure(model, work, name, given.folder / "cache")
+            show([item])
+            print(f"planned: {format_bytes(item['planned_peak'])}")
+            if given.output:
+                with given.output.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(item) + "\n")
+    finally:
+        shutil.rmtree(given.folder)
+
+
+if __name__ == "__main__":
+    main()
