@@ -141,7 +141,7 @@ def _chunks(q: Tensor, k: Tensor, v: Tensor, rule: Attention) -> list[Tensor]:
         first = 0 if rule.window is None else max(0, offset + start - rule.window + 1)
         part: Callable[..., Tensor] = partial(_explicit, rule=rule, shift=offset + start - first)
         inputs = (q[:, :, start:stop], k[:, :, first:last], v[:, :, first:last])
-        if torch.is_grad_enabled() and q.requires_grad:
+        if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
             outputs.append(checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False))
         else:
             outputs.append(part(*inputs))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from edgetune.memory import attention, pointwise, products
+from edgetune.memory import additions, attention, pointwise, products
 from edgetune.memory.attention import Heads
 from edgetune.memory.ledger import Ledger
 from edgetune.memory.products import Product
 from edgetune.memory.rows import Rows
-from edgetune.methods.base import Kept, Ranks
+from edgetune.methods.base import Half, Ranks, Traces
 from edgetune.shape import Attention, Linear, ModelShape
 from edgetune.storage import WIDE
 
@@ -43,7 +43,7 @@ class Block:
     shape: ModelShape
     rule: Attention
     ranks: Ranks
-    extra: Kept
+    traces: Traces
     rows: Rows
     quantized: bool
     goes_on: bool
@@ -67,20 +67,43 @@ class Block:
 
     @property
     def adapted(self) -> frozenset[str]:
-        """Roles of the projections that a method trains something of."""
-        return frozenset(role for role, _ in self.ranks) | self.extra.inputs
+        """Roles of the projections whose gradient reads their input."""
+        besides = frozenset(role for role, _ in self.ranks) | self.traces.matrices
+        return besides | (GATES if self.traces.halves and self.traces.beside else frozenset())
+
+    @property
+    def before_mlp(self) -> tuple[frozenset[str], ...]:
+        """Places behind which the MLP comes."""
+        return () if self.shape.parallel else FIRST_HALF
+
+    def before(self, role: str) -> tuple[frozenset[str], ...]:
+        """Return the places before a norm or a projection."""
+        match role:
+            case "attention_output":
+                return FIRST_HALF
+            case "o":
+                return READING, ATTEND
+            case "mlp_input" | "gate" | "up" | "gate_up":
+                return self.before_mlp
+            case "down":
+                return *self.before_mlp, GATES
+            case "mlp_output":
+                return *self.before_mlp, GATES, DOWN
+            case _:
+                return ()
 
     def reached(self, *parts: frozenset[str]) -> bool:
-        """Tell whether gradients are wanted behind these projections of the block."""
-        return (
-            self.goes_on or self.extra.numbers > 0 or any(self.saves_input(part) for part in parts)
-        )
+        """Tell whether gradients are wanted behind these places of the block."""
+        trained = frozenset(role for role, _ in self.ranks) | self.traces.places
+        return self.goes_on or any(trained & part for part in parts)
 
 
 READING: frozenset[str] = frozenset({"q", "k", "v", "qkv"})
-OUTPUT: frozenset[str] = frozenset({"o"})
+ATTEND: frozenset[str] = frozenset({"attend"})
+OUTPUT: frozenset[str] = frozenset({"o", "attention"})
 GATES: frozenset[str] = frozenset({"gate", "up", "gate_up"})
 DOWN: frozenset[str] = frozenset({"down"})
+FIRST_HALF: tuple[frozenset[str], ...] = (READING, ATTEND, OUTPUT)
 
 
 @dataclass(slots=True)
@@ -92,6 +115,9 @@ class Saved:
     low: dict[str, int] = field(default_factory=dict)
     heads_norm: int = 0
     attended: int = 0
+    prompt: int = 0
+    adapters: dict[str, int] = field(default_factory=dict)
+    scaled: dict[str, int] = field(default_factory=dict)
     output_norm: int = 0
     middle: int = 0
     middle_norm: int = 0
@@ -100,38 +126,23 @@ class Saved:
     active: int = 0
     last_norm: int = 0
     exit: int = 0
-    other: int = 0
 
 
 def block_pass(block: Block) -> BlockPass:
-    """Return the bytes of a block's passes.
-
-    Methods that do not update projections make copies of their own, which are not followed one by
-    one: as much as the hidden states of one moment covers them.
-    """
+    """Return the bytes of a block's passes."""
     plain, inference, graded = Ledger(), Ledger(), Ledger()
     _Forward(block, plain, grad=False).run()
     _Forward(block, inference, grad=False, training=False).run()
     saved = _Forward(block, graded, grad=True).run()
     back = Ledger(graded.live)
     _Backward(block, back, saved).run()
-    other = 0 if block.ranks else block.rows.numbers(block.shape.hidden_size)
     return BlockPass(
         kept=graded.live,
-        forward=graded.peak + other,
-        plain=plain.peak + other,
-        inference=inference.peak + other,
-        backward=back.peak + other,
+        forward=graded.peak,
+        plain=plain.peak,
+        inference=inference.peak,
+        backward=back.peak,
     )
-
-
-BEFORE: dict[str, tuple[frozenset[str], ...]] = {
-    "attention_input": (),
-    "attention_output": (READING, OUTPUT),
-    "mlp_input": (READING, OUTPUT),
-    "mlp_output": (READING, OUTPUT, GATES, DOWN),
-}
-"""The projections before each norm: if none is adapted, gradients may not be wanted there."""
 
 
 class _Forward:
@@ -147,16 +158,12 @@ class _Forward:
         attended = self._attention()
         middle = self.ledger.take(self.hidden)
         out = self._mlp()
-        self.saved.other = self.rows.tokens * self.block.extra.numbers * self.rows.width
-        self.ledger.take(self.saved.other)
         self.saved.exit = self.ledger.take(self.hidden)
         self.ledger.drop(attended + out)
         if self.grad and self._middle_is_saved():
             self.saved.middle = middle
         else:
             self.ledger.drop(middle)
-        if not self.grad:
-            self.ledger.drop(self.saved.other)
         return self.saved
 
     def _middle_is_saved(self) -> bool:
@@ -166,7 +173,7 @@ class _Forward:
         if "mlp_input" not in self.shape.norm_by_role:
             return self.block.saves_input(GATES)
         copied = self.shape.norm.kind == "layer" and self.rows.width != WIDE
-        return not copied and self.block.reached(READING, OUTPUT)
+        return not copied and self.block.reached(*self.block.before_mlp)
 
     def _attention(self) -> int:
         """Return the bytes of the output, which stays until the block is done."""
@@ -176,17 +183,36 @@ class _Forward:
         heads = Heads.of(self.shape, block.rule)
         turned = self._rotated(heads)
         ledger.drop(lent)
+        made = original - lent + turned
+        prefix, prompt = block.traces.prefix, block.traces.prompt
+        if prefix:
+            before, rows = made, additions.preceded(rows, prefix)
+            made = ledger.take(rows.numbers(heads.all) + additions.prefix_bytes(heads.all, prefix))
         sums = attention.attend_forward(ledger, heads, rows)
         out = rows.numbers(heads.queries)
+        if prefix:
+            ledger.drop(before)
+        added = 0
+        if prompt:
+            added = additions.prompt_forward(
+                ledger, rows, heads.queries, heads.count, prompt, grad=self.grad
+            )
+            if not self.grad:
+                ledger.drop(out)
+                out = 0
         result = self._project("o")
         if "attention_output" in self.shape.norm_by_role:
             before, result = result, self._norm("attention_output", "output_norm")
-            if self.grad and block.reached(READING, OUTPUT):
+            if self.grad and block.reached(*FIRST_HALF):
                 saved.output_norm += before
             else:
                 ledger.drop(before)
-        keep = original - lent + turned + sums + out
-        if self.grad and block.reached(READING):
+        result = self._adapted("attention", result)
+        keep = made + sums + out
+        saved.prompt = added
+        if prompt:
+            ledger.drop(rows.numbers(heads.queries))  # the sum
+        if self.grad and (block.reached(READING) or prefix):
             saved.attended = keep
         elif self.grad and block.saves_input(OUTPUT):
             saved.attended = out
@@ -250,7 +276,8 @@ class _Forward:
         else:
             gates = (self._project("gate") if gated else 0) + self._project("up")
         active = ledger.take(rows.numbers(self.shape.ffn_size))
-        kept = self.grad and block.reached(READING, OUTPUT, GATES)
+        scaled = "down" in block.traces.inputs
+        kept = self.grad and block.reached(*block.before_mlp, GATES)
         if not kept:
             late = gates // 2 if gated and fused is None else (gates if gated else 0)
             ledger.drop(gates - late)
@@ -259,7 +286,7 @@ class _Forward:
             saved.gates = gates
         else:
             ledger.drop(late)
-        if self.grad and block.saves_input(DOWN):
+        if self.grad and (block.saves_input(DOWN) or scaled):
             saved.active = active
         else:
             ledger.drop(active)
@@ -269,23 +296,48 @@ class _Forward:
                 saved.last_norm += before
             else:
                 ledger.drop(before)
+        result = self._adapted("mlp", result)
         if self.grad and block.saves_input(GATES):
             saved.mlp_reading = reading
         else:
             ledger.drop(reading)
         return result
 
+    def _adapted(self, half: Half, out: int) -> int:
+        """Return the bytes of a half's output with that of its bottleneck."""
+        traces = self.block.traces
+        if half not in traces.halves:
+            return out
+        hidden = self.shape.hidden_size
+        kept = additions.bottleneck_forward(self.ledger, self.rows, hidden, traces.width)
+        read = 0 if traces.beside else out
+        if self.grad:
+            self.saved.adapters[half] = kept + read
+        self.ledger.drop(out - read if self.grad else kept + out)
+        return out
+
     def _project(self, role: str) -> int:
         """Return the bytes of a projection's output."""
         product = self.block.linear(role)
         if product is None:
             return 0
+        traces, scaled = self.block.traces, 0
+        if role in traces.inputs:
+            scaled = self.ledger.take(self.rows.numbers(product.inputs))
         low = products.forward(self.ledger, product, self.rows, training=self.training)
+        self.ledger.drop(scaled)
+        out = self.rows.numbers(product.outputs)
+        if role in traces.outputs:
+            self.ledger.take(out)
+            if self.grad:
+                self.saved.scaled[role] = out
+            else:
+                self.ledger.drop(out)
         if self.grad:
             self.saved.low[role] = low
         else:
             self.ledger.drop(low)
-        return self.rows.numbers(product.outputs)
+        return out
 
     def _norm(self, role: str, slot: str) -> int:
         """Return the bytes of a norm's output, 0 where there is no such norm."""
@@ -293,20 +345,11 @@ class _Forward:
         if norm is None:
             return 0
         gain = pointwise.norm_forward(self.ledger, self.shape.norm, norm.size, self.rows, norm.size)
-        if self.grad and self.block.reached(*BEFORE[role]):
+        if self.grad and self.block.reached(*self.block.before(role)):
             setattr(self.saved, slot, gain)
         else:
             self.ledger.drop(gain)
         return self.rows.numbers(norm.size)
-
-
-BEHIND: dict[str, tuple[frozenset[str], ...]] = {
-    **dict.fromkeys(READING, ()),
-    "o": (READING,),
-    **dict.fromkeys(GATES, (READING, OUTPUT)),
-    "down": (READING, OUTPUT, GATES),
-}
-"""The projections before each projection, which its input's gradient is for."""
 
 
 class _Backward:
@@ -320,13 +363,14 @@ class _Backward:
     def run(self) -> None:
         ledger, saved = self.ledger, self.saved
         grad = self._mlp()
-        if not self.block.reached(READING, OUTPUT):
+        if not self.block.reached(*FIRST_HALF):
             return
         grad = self._norm("mlp_input", grad, saved.middle_norm)
         ledger.passing(self.hidden)
         ledger.drop(saved.middle)
         residual = grad
-        grad = self._norm("attention_output", 0, saved.output_norm)
+        grad = self._adapted("attention")
+        grad = self._norm("attention_output", grad, saved.output_norm)
         made = self._attention(grad)
         grad = made
         if self.block.goes_on:
@@ -335,11 +379,15 @@ class _Backward:
 
     def _mlp(self) -> int:
         ledger, saved, rows, block = self.ledger, self.saved, self.rows, self.block
-        entry = self._norm("mlp_output", 0, saved.last_norm)
+        beside = self._adapted("mlp")
+        entry = 0 if block.traces.beside else beside
+        beside -= entry
+        entry = self._norm("mlp_output", entry, saved.last_norm)
         active = self._project("down")
         ledger.drop(entry + saved.active)
         gated = block.linear("gate_up") is not None or block.linear("gate") is not None
-        if not block.reached(READING, OUTPUT, GATES):
+        if not block.reached(*block.before_mlp, GATES):
+            ledger.drop(active + saved.gates + beside)
             return 0
         if gated:
             grads = pointwise.gated_backward(ledger, rows, self.shape.ffn_size)
@@ -349,9 +397,10 @@ class _Backward:
         if block.linear("gate_up") is not None:
             ledger.passing(grads)
             out = self._project("gate_up")
-            ledger.drop(grads)
+            ledger.drop(grads + beside)
         else:
             out = self._project("up")
+            ledger.drop(beside)  # both gradients become one
             if gated:
                 ledger.drop(grads // 2)
                 again = self._project("gate")
@@ -361,16 +410,42 @@ class _Backward:
         ledger.drop(saved.mlp_reading)
         return out
 
+    def _adapted(self, half: Half) -> int:
+        """Return the bytes of the gradient before a bottleneck, 0 where there is none."""
+        traces = self.block.traces
+        if half not in traces.halves:
+            return 0
+        hidden = self.shape.hidden_size
+        entry = additions.bottleneck_backward(self.ledger, self.rows, hidden, traces.width)
+        self.ledger.drop(self.saved.adapters[half])
+        return entry
+
     def _attention(self, grad: int) -> int:
         """Return the bytes of the gradient of what the projections read."""
         ledger, saved, rows = self.ledger, self.saved, self.rows
         heads = Heads.of(self.shape, self.block.rule)
         out = self._project("o")
         ledger.drop(grad)
-        if not self.block.reached(READING):
+        prefix, prompt = self.block.traces.prefix, self.block.traces.prompt
+        if not self.block.reached(READING, ATTEND):
             return 0
+        turned = 0
+        if prompt:
+            turned = additions.prompt_backward(ledger, rows, heads.queries, heads.count, prompt)
+            ledger.drop(saved.prompt)
+        if not self.block.reached(READING) and not prefix:
+            ledger.drop(out + turned)
+            return 0
+        if prefix:
+            rows = additions.preceded(rows, prefix)
+            ledger.take(rows.numbers(heads.queries))
+            ledger.drop(out)
+            out = rows.numbers(heads.queries)
         grads = attention.attend_backward(ledger, heads, rows)
-        ledger.drop(out + saved.attended)
+        ledger.drop(out + saved.attended + turned)
+        if not self.block.reached(READING):
+            ledger.drop(grads)
+            return 0
         rotary = self.block.rule.rotary
         if rotary is not None:
             for columns in (heads.keys, heads.queries):
@@ -399,9 +474,24 @@ class _Backward:
         product = self.block.linear(role)
         if product is None:
             return 0
-        needed = self.block.reached(*BEHIND[role])
-        entry = products.backward(self.ledger, product, self.rows, needed=needed)
-        self.ledger.drop(self.saved.low.get(role, 0))
+        traces, scaled = self.block.traces, 0
+        needed = self.block.reached(*self.block.before(role))
+        if role in traces.outputs:
+            scaled = additions.scale_backward(self.ledger, self.rows, product.outputs)
+            self.ledger.drop(self.saved.scaled[role])
+            if role not in ("o", "down"):  # whose output's gradient is the residual's too
+                self.ledger.drop(scaled)  # the caller lets go of the gradient it replaces
+                scaled = 0
+        if role in traces.matrices:
+            self.ledger.passing(2 * WIDE * product.inputs * product.outputs)
+        entry = products.backward(
+            self.ledger, product, self.rows, needed=needed or role in traces.inputs
+        )
+        self.ledger.drop(self.saved.low.get(role, 0) + scaled)
+        if role in traces.inputs:
+            made = additions.scale_backward(self.ledger, self.rows, product.inputs, needed=needed)
+            self.ledger.drop(entry)
+            entry = made
         return entry
 
     def _norm(self, role: str, grad: int, saved: int) -> int:

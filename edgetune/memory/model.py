@@ -14,7 +14,7 @@ from edgetune.memory.runtime import RUNTIME_BYTES
 from edgetune.memory.scratch import scratch_bytes
 from edgetune.memory.step import StepModel
 from edgetune.memory.weights import load_bytes, weight_bytes
-from edgetune.methods.base import Kept, Method, Ranks
+from edgetune.methods.base import Method, Ranks, Traces
 from edgetune.shape import Attention, ModelShape
 from edgetune.storage import WIDE
 
@@ -43,12 +43,13 @@ class MemoryModel:
         self.documents = documents
         self.platform = platform
         self.ranks = method.ranks(shape)
-        self.extra = [method.kept(shape, layer) for layer in range(shape.layers)]
+        self.traces = [method.traces(shape, layer) for layer in range(shape.layers)]
         self.first = method.first_layer(shape)
         self.trains_input = method.trains_input
         tensors = method.tensors(shape)
         self.sizes = [tensor.size for tensor in tensors if tensor.trained]
-        self.adapter = WIDE * sum(tensor.size for tensor in tensors)
+        numbers = sum(tensor.size for tensor in tensors) + method.constants(shape)
+        self.adapter = WIDE * numbers
         self._weights = cache(partial(weight_bytes, shape))
         self._load = cache(partial(load_bytes, shape))
         self._scratch = cache(partial(scratch_bytes, shape))
@@ -97,16 +98,16 @@ class MemoryModel:
         shape, quantized = self.shape, quantization == "nf4"
 
         @cache
-        def passes(rule: Attention, ranks: Ranks, extra: Kept, goes_on: bool) -> BlockPass:
+        def passes(rule: Attention, ranks: Ranks, traces: Traces, goes_on: bool) -> BlockPass:
             return block_pass(
                 Block(
-                    shape=shape, rule=rule, ranks=ranks, extra=extra, rows=rows,
+                    shape=shape, rule=rule, ranks=ranks, traces=traces, rows=rows,
                     quantized=quantized, goes_on=goes_on,
                 )
             )  # fmt: skip
 
         goes_on = (self._goes_on(layer) for layer in range(shape.layers))
-        layers = zip(shape.attention, self.ranks, self.extra, goes_on, strict=True)
+        layers = zip(shape.attention, self.ranks, self.traces, goes_on, strict=True)
         return StepModel(
             [passes(*layer) for layer in layers],
             first=self.first,
@@ -117,10 +118,11 @@ class MemoryModel:
     def _goes_on(self, layer: int) -> bool:
         """Tell whether gradients go all the way through a block.
 
-        They do but in the first adapted one, where they end at the first update. Methods that
-        do not update projections may act anywhere in a block: all of it is counted.
+        They do but in the first adapted one, where they end at the first thing that is trained.
+        Trained norms are the first thing in a block: all of it is counted.
         """
-        return self.trains_input or layer > self.first or not self.ranks[layer]
+        begins = self.ranks[layer] or self.traces[layer].places
+        return self.trains_input or layer > self.first or not begins
 
 
 def place_bytes(shape: ModelShape, rows: Rows) -> int:

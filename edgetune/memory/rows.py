@@ -48,6 +48,8 @@ class Rows:
     """Whether stored numbers are of another type than those multiplied."""
     dropout: bool
     keeps_scratch: bool
+    documents: int = 1
+    """Documents in the fullest row."""
 
     @property
     def tokens(self) -> int:
@@ -86,4 +88,5 @@ def rows_of(
         recast=multiplied != shape.dtype,
         dropout=getattr(choice.method, "dropout", 0) > 0,
         keeps_scratch=platform.keeps_scratch,
+        documents=sharing,
     )

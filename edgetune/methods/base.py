@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgetune.methods.initial import Base, Initial, start
 from edgetune.shape import LinearRole, ModelShape
@@ -44,16 +44,33 @@ class AdapterTensor:
         return prod(self.shape)
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What one token keeps of a block for the backward pass because of a method.
+Half = Literal["attention", "mlp"]
 
-    ``inputs`` are the projections whose input is kept, counted once where several read the
-    same tensor; ``numbers`` are further numbers in the compute type.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traces:
+    """What a method does in a block besides low-rank updates, as far as memory sees it.
+
+    ``matrices``: projections whose weights are trained. ``outputs``, ``inputs``: projections
+    whose output, or input, is multiplied by a trained scale. ``halves`` have a bottleneck of
+    ``width``, which reads what enters them if ``beside``. ``prompt`` tokens are attended to
+    through a gate, ``prefix`` ones before every document.
     """
 
+    matrices: frozenset[LinearRole] = frozenset()
+    outputs: frozenset[LinearRole] = frozenset()
     inputs: frozenset[LinearRole] = frozenset()
-    numbers: int = 0
+    halves: frozenset[Half] = frozenset()
+    width: int = 0
+    beside: bool = False
+    prompt: int = 0
+    prefix: int = 0
+
+    @property
+    def places(self) -> frozenset[str]:
+        """Where in a block something is trained: projections, halves, ``"attend"``."""
+        attend = {"attend"} if self.prompt or self.prefix else set()
+        return frozenset[str](self.matrices | self.outputs | self.inputs | self.halves | attend)
 
 
 class Method(ABC):
@@ -94,9 +111,16 @@ class Method(ABC):
         """Return for each block its adapted projections, with the rank of their updates."""
         return ((),) * shape.layers
 
-    def kept(self, shape: ModelShape, layer: int) -> Kept:
-        """Return what a token keeps of a block for this method, besides ranks' inputs."""
-        return Kept()
+    def traces(self, shape: ModelShape, layer: int) -> Traces:
+        """Return what this method does in a block besides low-rank updates.
+
+        Nothing where all that it trains are vectors that are added, or gains of norms.
+        """
+        return Traces()
+
+    def constants(self, shape: ModelShape) -> int:
+        """Return the float32 numbers that are kept beside the tensors, computed from the base."""
+        return 0
 
     def first_layer(self, shape: ModelShape) -> int:
         """Return the first block whose backward pass is needed."""

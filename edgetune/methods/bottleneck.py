@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import ClassVar, Literal
 
-from edgetune.methods.base import AdapterTensor, Kept, Method
+from edgetune.methods.base import AdapterTensor, Half, Method, Traces
 from edgetune.methods.initial import ZEROS, Copy, Uniform
 from edgetune.methods.targets import last_blocks, norms
-from edgetune.shape import LinearRole, ModelShape
+from edgetune.shape import ModelShape
 from edgetune.spec import Interval, knob
-
-Half = Literal["attention", "mlp"]
 
 DEFAULT_WIDTH = 64
 
@@ -88,15 +86,12 @@ class Bottleneck(Method):
         """Return the first block with an adapter."""
         return last_blocks(shape, self.layers).start
 
-    def kept(self, shape: ModelShape, layer: int) -> Kept:
-        """Return an adapter's input and both sides of its activation."""
+    def traces(self, shape: ModelShape, layer: int) -> Traces:
+        """Return the adapters of a block."""
         if layer < self.first_layer(shape):
-            return Kept()
-        inner = 2 * self.width(shape) * len(self.halves)
-        if self.adapter_kind != "parallel":
-            return Kept(numbers=inner + shape.hidden_size * len(self.halves))
-        reader: tuple[LinearRole, ...] = ("gate", "gate_up", "up")
-        return Kept(frozenset(r for r in reader if r in shape.linear_by_role), inner)
+            return Traces()
+        beside = self.adapter_kind == "parallel"
+        return Traces(halves=frozenset(self.halves), width=self.width(shape), beside=beside)
 
     def _adapter(self, shape: ModelShape, name: str) -> tuple[AdapterTensor, ...]:
         hidden, width = shape.hidden_size, self.width(shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from edgetune.methods.base import AdapterTensor, Kept
+from edgetune.methods.base import AdapterTensor, Traces
 from edgetune.methods.initial import RowNorms
 from edgetune.methods.lora import LowRank
 from edgetune.methods.targets import Target
@@ -22,10 +22,13 @@ class Dora(LowRank):
         """Return A, B and m of every target: LoRA's parameters and ``outputs`` more."""
         return tuple(tensor for target in self.select(shape) for tensor in self._three(target))
 
-    def kept(self, shape: ModelShape, layer: int) -> Kept:
-        """Return the outputs of the targets, which the gradient of m reads."""
-        outputs = sum(shape.linear_by_role[role].outputs for role, _ in self.ranks(shape)[layer])
-        return Kept(numbers=outputs)
+    def traces(self, shape: ModelShape, layer: int) -> Traces:
+        """Return that the outputs of the targets are scaled."""
+        return Traces(outputs=frozenset(role for role, _ in self.ranks(shape)[layer]))
+
+    def constants(self, shape: ModelShape) -> int:
+        """Return the norms of the targets' rows, the frozen ones' squares, and the ratios to m."""
+        return 4 * sum(target.linear.outputs for target in self.select(shape))
 
     def _three(self, target: Target) -> tuple[AdapterTensor, ...]:
         magnitude = AdapterTensor(

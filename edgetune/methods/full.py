@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from edgetune.methods.base import AdapterTensor, Kept, Method
+from edgetune.methods.base import AdapterTensor, Method, Traces
 from edgetune.methods.initial import Copy
 from edgetune.methods.targets import last_blocks
 from edgetune.shape import ModelShape
@@ -52,11 +52,11 @@ class Full(Method):
         """Return the first trained block."""
         return last_blocks(shape, self.layers).start
 
-    def kept(self, shape: ModelShape, layer: int) -> Kept:
-        """Return the inputs of all projections."""
+    def traces(self, shape: ModelShape, layer: int) -> Traces:
+        """Return that all projections are trained."""
         if layer < self.first_layer(shape):
-            return Kept()
-        return Kept(inputs=frozenset(linear.role for linear in shape.linears))
+            return Traces()
+        return Traces(matrices=frozenset(linear.role for linear in shape.linears))
 
     def _named(self, shape: ModelShape) -> Iterator[tuple[str, tuple[int, ...]]]:
         for layer in last_blocks(shape, self.layers):

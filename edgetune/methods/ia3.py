@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from edgetune.methods.base import AdapterTensor, Kept, Method
+from edgetune.methods.base import AdapterTensor, Method, Traces
 from edgetune.methods.initial import ONES
 from edgetune.methods.targets import Target, select
 from edgetune.shape import Linear, ModelShape
@@ -50,10 +50,13 @@ class Ia3(Method):
         """Return the first block with a target."""
         return min(target.layer for target in self.select(shape))
 
-    def kept(self, shape: ModelShape, layer: int) -> Kept:
-        """Return what is scaled, which the gradient of the scale reads."""
+    def traces(self, shape: ModelShape, layer: int) -> Traces:
+        """Return what is scaled."""
         here = [target.linear for target in self.select(shape) if target.layer == layer]
-        return Kept(numbers=sum(x.inputs if scales_inputs(x) else x.outputs for x in here))
+        return Traces(
+            outputs=frozenset(x.role for x in here if not scales_inputs(x)),
+            inputs=frozenset(x.role for x in here if scales_inputs(x)),
+        )
 
 
 def scales_inputs(linear: Linear) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from edgetune.methods.base import AdapterTensor, Kept, Method
+from edgetune.methods.base import AdapterTensor, Method, Traces
 from edgetune.methods.initial import ZEROS, Normal
 from edgetune.methods.targets import last_blocks
 from edgetune.shape import ModelShape
@@ -48,11 +48,9 @@ class LlamaAdapter(Method):
         """Return the first block with a prompt."""
         return last_blocks(shape, self.layers).start
 
-    def kept(self, shape: ModelShape, layer: int) -> Kept:
-        """Return the scores against the prompt, their softmax, and what the gate multiplies."""
-        if layer < self.first_layer(shape):
-            return Kept()
-        return Kept(numbers=shape.heads * (2 * self.adaption_length + shape.head_dim))
+    def traces(self, shape: ModelShape, layer: int) -> Traces:
+        """Return the length of a block's prompt."""
+        return Traces(prompt=0 if layer < self.first_layer(shape) else self.adaption_length)
 
     def _layer(self, shape: ModelShape, layer: int) -> Iterator[AdapterTensor]:
         name = attention_name(shape, layer)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgetune.methods.base import AdapterTensor, Kept, Method
+from edgetune.methods.base import AdapterTensor, Method, Traces
 from edgetune.methods.bottleneck import Bottleneck
 from edgetune.methods.prefix import Prefix
 from edgetune.shape import ModelShape
@@ -70,11 +70,11 @@ class Mam(Method):
         """Refuse what the prefix refuses."""
         return self.prefix.refusals(shape, context=context, quantization=quantization)
 
-    def kept(self, shape: ModelShape, layer: int) -> Kept:
-        """Return what both parts keep."""
-        parts = self.prefix.kept(shape, layer), self.adapter.kept(shape, layer)
-        inputs = parts[0].inputs | parts[1].inputs
-        return Kept(inputs, parts[0].numbers + parts[1].numbers)
+    def traces(self, shape: ModelShape, layer: int) -> Traces:
+        """Return what both parts do."""
+        before = self.prefix.traces(shape, layer)
+        beside = self.adapter.traces(shape, layer)
+        return replace(beside, prefix=before.prefix)
 
     def on_disk(self) -> Mam:
         """Return the keys and values of the prefix alone, and the adapter."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import sqrt
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgetune.methods.base import AdapterTensor, Kept, Method
+from edgetune.methods.base import AdapterTensor, Method, Traces
 from edgetune.methods.initial import ZEROS, Normal, Uniform
 from edgetune.methods.prompt import NAME, too_long
 from edgetune.shape import ModelShape
@@ -80,10 +80,9 @@ class Prefix(Method):
         """Refuse a prefix that leaves too few positions."""
         return too_long(shape, context, self.length, "--prefix-length")
 
-    def kept(self, shape: ModelShape, layer: int) -> Kept:
-        """Return copies of queries, keys, values and output: documents are moved apart."""
-        width = 2 * (shape.heads + shape.kv_heads) * shape.head_dim
-        return Kept(numbers=width)
+    def traces(self, shape: ModelShape, layer: int) -> Traces:
+        """Return the length of the prefix."""
+        return Traces(prefix=self.length)
 
     def on_disk(self) -> Prefix:
         """Return the keys and values alone."""

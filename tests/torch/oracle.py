@@ -9,6 +9,7 @@ from typing import Any
 
 from edgetune.choice import Choice
 from edgetune.memory import Platform, estimate
+from edgetune.methods import METHODS, Method, build
 from edgetune.methods.lora import Lora
 from edgetune.model import resolve
 from edgetune.shape import ModelShape
@@ -20,6 +21,8 @@ MODELS = (
 )  # fmt: skip
 LARGE = frozenset({"phi-3.5-mini", "olmo-2-7b", "mistral-7b", "gemma-2-2b"})
 """Models whose 4-bit matrices take many operations to unpack: rarely 4-bit here."""
+LORAS = 0.4
+"""Share of the drawn choices whose method is LoRA."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +86,11 @@ def compare(case: Case) -> list[Compared]:
 
 
 def _choice(draw: random.Random, model: str, layers: int) -> Choice:
+    quantizations = ("none", "int8", "none" if model in LARGE else "nf4")
+    method = _method(draw)
     return _plain(
-        method=Lora(
-            rank=draw.choice((4, 16, 64)),
-            targets=(draw.choice(("all-linear", "all-linear", "attention", "mlp")),),
-            layers=draw.choice((None, None, 1)),
-            dropout=draw.choice((0.0, 0.0, 0.1)),
-        ),
-        quantization=draw.choice(("none", "int8", "none" if model in LARGE else "nf4")),
+        method=method,
+        quantization="none" if method.kind == "full" else draw.choice(quantizations),
         checkpointing=Checkpointing(
             layers=draw.randint(0, layers), offload=draw.choice(("none", "none", "disk"))
         ),
@@ -103,6 +103,18 @@ def _choice(draw: random.Random, model: str, layers: int) -> Choice:
         micro_batch=draw.choice((1, 2, 4)),
         loss_chunk=draw.choice((64, 256, 1024)),
     )
+
+
+def _method(draw: random.Random) -> Method:
+    """Return LoRA, which has most settings, or one of the others."""
+    if draw.random() < LORAS:
+        return Lora(
+            rank=draw.choice((4, 16, 64)),
+            targets=(draw.choice(("all-linear", "all-linear", "attention", "mlp")),),
+            layers=draw.choice((None, None, 1)),
+            dropout=draw.choice((0.0, 0.0, 0.1)),
+        )
+    return build(draw.choice([kind for kind in METHODS if kind != "lora"]), {})
 
 
 def _plain(**knobs: Any) -> Choice:

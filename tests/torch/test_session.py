@@ -155,7 +155,7 @@ def test_closing_gives_everything_back(
 
 def _open_files() -> Counter[str]:
     links = Path("/proc/self/fd").iterdir()
-    return Counter(os.readlink(link) for link in links if link.is_symlink())
+    return Counter(str(link.readlink()) for link in links if link.is_symlink())
 
 
 def _entries(folder: str) -> int:

@@ -67,8 +67,20 @@ class PrefixAdaptation(Adapted):
             return self.parameters[NAME][:, span]
         inner = self.parameters["prefix.embedding"] @ self.parameters["prefix.inner.weight"].T
         inner = torch.tanh(inner + self.parameters["prefix.inner.bias"])
-        outer = inner @ self.parameters["prefix.outer.weight"][span].T
-        return outer + self.parameters["prefix.outer.bias"][span]
+        outer = inner @ _part(self.parameters["prefix.outer.weight"], span).T
+        return outer + _part(self.parameters["prefix.outer.bias"], span)
+
+
+def _part(parameter: Parameter, span: slice) -> Tensor:
+    """Return some rows of a parameter; their gradient is added to those of the parameter's.
+
+    Slicing the parameter itself would make a gradient of its full size for every layer.
+    """
+    if parameter.grad is None or not torch.is_grad_enabled():
+        return parameter[span]
+    part = parameter.detach()[span].requires_grad_()
+    part.grad = parameter.grad[span]
+    return part
 
 
 def _preceded(x: Tensor, before: Tensor, documents: Documents) -> Tensor:
