@@ -33,7 +33,7 @@ class FrozenLinear(torch.autograd.Function):
         dense = rows.dense()
         y = rows.empty(len(dense))
         for span in rows.spans():
-            part = rows.part(y, span)
+            part = rows.part(y, span, "outputs")
             torch.mm(rows.widened(x.flatten(0, -2), span, "inputs"), dense.T, out=part)
             if bias is not None:
                 part += bias
@@ -48,8 +48,8 @@ class FrozenLinear(torch.autograd.Function):
         dense = rows.dense()
         x_grad = rows.empty(dense.shape[1])
         for span in rows.spans():
-            part = rows.part(x_grad, span)
-            torch.mm(rows.widened(grad.flatten(0, -2), span, "inputs"), dense, out=part)
+            part = rows.part(x_grad, span, "inputs")
+            torch.mm(rows.widened(grad.flatten(0, -2), span, "outputs"), dense, out=part)
             rows.store(x_grad, span, part)
         return x_grad.view(*grad.shape[:-1], -1), None, None
 
@@ -79,7 +79,7 @@ class LoraLinear(torch.autograd.Function):
         y, low = rows.empty(len(dense)), flat.new_empty((len(flat), len(a)), dtype=rows.dtype)
         mask = None if dropout is None else dropout.mask(flat)
         for span in rows.spans():
-            part, wide = rows.part(y, span), rows.widened(flat, span, "inputs")
+            part, wide = rows.part(y, span, "outputs"), rows.widened(flat, span, "inputs")
             torch.mm(wide, dense.T, out=part)
             torch.mm(_dropped(wide, mask, span, dropout), wide_a.T, out=low[span])
             part.addmm_(low[span], wide_b.T, alpha=scale)
@@ -188,7 +188,7 @@ class _Rows:
             return part
         return self.workspace.take(name, tuple(part.shape), self.dtype).copy_(part)
 
-    def part(self, out: Tensor, span: slice, name: str = "outputs") -> Tensor:
+    def part(self, out: Tensor, span: slice, name: str) -> Tensor:
         """Return where the rows ``span`` of ``out`` are computed."""
         part = out[span]
         if out.dtype == self.dtype:

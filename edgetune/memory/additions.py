@@ -94,9 +94,9 @@ def scale_backward(ledger: Ledger, rows: Rows, columns: int, *, needed: bool = T
     return made
 
 
-def prefix_bytes(columns: int, length: int) -> int:
-    """Return the bytes of a layer's prefix, and of what its numbers are computed from."""
-    return WIDE * length * (3 * columns + INNER)
+def prefix_bytes(keys: int, length: int) -> int:
+    """Return the bytes of a layer's prefix twice, and of what its numbers are computed from."""
+    return WIDE * length * (4 * keys + 2 * INNER)
 
 
 def preceded(rows: Rows, length: int) -> Rows:

@@ -52,8 +52,13 @@ class Block:
     def product(self, linear: Linear) -> Product:
         """Return a projection with its update's rank."""
         rank = dict(self.ranks).get(linear.role, 0)
+        trained = linear.role in self.traces.matrices
         return Product(
-            inputs=linear.inputs, outputs=linear.outputs, rank=rank, quantized=self.quantized
+            inputs=linear.inputs,
+            outputs=linear.outputs,
+            rank=rank,
+            quantized=self.quantized and not trained,
+            trained=trained,
         )
 
     def linear(self, role: str) -> Product | None:
@@ -186,8 +191,9 @@ class _Forward:
         made = original - lent + turned
         prefix, prompt = block.traces.prefix, block.traces.prompt
         if prefix:
+            ledger.passing(prefix * heads.queries * rows.width)
             before, rows = made, additions.preceded(rows, prefix)
-            made = ledger.take(rows.numbers(heads.all) + additions.prefix_bytes(heads.all, prefix))
+            made = ledger.take(rows.numbers(heads.all) + additions.prefix_bytes(heads.keys, prefix))
         sums = attention.attend_forward(ledger, heads, rows)
         out = rows.numbers(heads.queries)
         if prefix:
@@ -246,7 +252,7 @@ class _Forward:
             size = shape.norm_by_role[role].size
             columns = heads.queries if role == "q" else heads.keys
             gain = pointwise.norm_forward(ledger, shape.norm, size, rows, columns)
-            if self.grad and self.block.reached(READING):
+            if self.grad and self.block.reached(frozenset({role, "qkv"})):
                 self.saved.heads_norm += gain + made[role]
             else:
                 ledger.drop(gain + made[role])
@@ -327,6 +333,8 @@ class _Forward:
         low = products.forward(self.ledger, product, self.rows, training=self.training)
         self.ledger.drop(scaled)
         out = self.rows.numbers(product.outputs)
+        if role in traces.biases:
+            self.ledger.passing(out, product.outputs * self.rows.width)
         if role in traces.outputs:
             self.ledger.take(out)
             if self.grad:
@@ -482,8 +490,6 @@ class _Backward:
             if role not in ("o", "down"):  # whose output's gradient is the residual's too
                 self.ledger.drop(scaled)  # the caller lets go of the gradient it replaces
                 scaled = 0
-        if role in traces.matrices:
-            self.ledger.passing(2 * WIDE * product.inputs * product.outputs)
         entry = products.backward(
             self.ledger, product, self.rows, needed=needed or role in traces.inputs
         )

@@ -52,7 +52,9 @@ class MemoryModel:
         self.adapter = WIDE * numbers
         self._weights = cache(partial(weight_bytes, shape))
         self._load = cache(partial(load_bytes, shape))
-        self._scratch = cache(partial(scratch_bytes, shape))
+        roles = {linear.role for linear in shape.linears}
+        frozen = any(traces.matrices != roles for traces in self.traces)
+        self._scratch = cache(partial(scratch_bytes, shape, frozen=frozen))
         self._loss = cache(partial(loss_bytes, shape))
         self._evaluated = cache(partial(evaluation_bytes, shape))
         self._state = cache(partial(state_bytes, self.sizes))

@@ -23,9 +23,15 @@ def state_bytes(sizes: Sequence[int], optimizer: str) -> int:
 
 def update_bytes(sizes: Sequence[int], optimizer: str) -> int:
     """Return the bytes that an update holds for a moment."""
-    largest = min(CHUNK, max(sizes))
-    copies = 3 if optimizer == "adamw" else 9
-    return copies * WIDE * largest
+    return max(_update(size, optimizer) for size in sizes)
+
+
+def _update(size: int, optimizer: str) -> int:
+    """Return the bytes of one tensor's update: copies of a chunk, in 8 bits more of them."""
+    if optimizer != "adamw" and size >= SMALLEST:
+        return 13 * WIDE * min(size, CHUNK) // 2
+    second = min(max(size - CHUNK, 0), CHUNK)  # one copy of the first chunk is still there
+    return WIDE * max(2 * min(size, CHUNK), CHUNK + 2 * second if second else 0)
 
 
 def _average(size: int, optimizer: str) -> int:

@@ -15,15 +15,18 @@ from edgetune.storage import WIDE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Product:
-    """One projection; ``rank`` is 0 where it is not adapted."""
+    """One projection; ``rank`` is 0 where it is not adapted, ``trained`` if it is itself."""
 
     inputs: int
     outputs: int
     rank: int
     quantized: bool
+    trained: bool = False
 
     def dense(self, rows: Rows) -> int:
         """Return the bytes of the dense weights where no scratch keeps them."""
+        if self.trained:
+            return 0 if rows.width == WIDE else self.inputs * self.outputs * rows.width
         if not rows.dense or rows.keeps_scratch:
             return 0
         return self.inputs * self.outputs * rows.product
@@ -51,6 +54,10 @@ def backward(ledger: Ledger, product: Product, rows: Rows, *, needed: bool = Tru
     copies = ledger.take(_copies(product, rows))
     own = ledger.take(WIDE * product.rank * (product.inputs + product.outputs))
     unpack(ledger, product, rows)
+    if product.trained:
+        wide = WIDE * product.inputs * product.outputs
+        own += ledger.take(wide)
+        ledger.passing(0 if rows.width == WIDE else wide // WIDE * rows.width)
     held = ledger.take(product.dense(rows))
     entry = ledger.take(rows.numbers(product.inputs)) if needed else 0
     if product.rank:

@@ -13,18 +13,24 @@ UNPACKED = 1 << 20
 """Packed bytes that are unpacked at a time."""
 
 
-def scratch_bytes(shape: ModelShape, rows: Rows, quantization: str, head: str) -> int:
-    """Return the bytes of all buffers once every product has been done."""
+def scratch_bytes(
+    shape: ModelShape, rows: Rows, quantization: str, head: str, *, frozen: bool = True
+) -> int:
+    """Return the bytes of all buffers once every product has been done.
+
+    ``frozen``: whether there are products with frozen projections.
+    """
     if not rows.keeps_scratch:
         return 0
-    blocks = _dense(_largest(shape), rows, stored=quantization)
+    blocks = _dense(_largest(shape) if frozen else 0, rows, stored=quantization)
     heads = _dense(
         min(HEAD_SLICE, shape.vocabulary) * shape.hidden_size,
         rows,
         stored="int8" if head == "int8" else "none",
     )
     shared = sum(map(max, zip(blocks, heads, strict=True)))
-    return shared + _unpacking(shape, rows, quantization) + _widened(shape, rows)
+    unpacking = _unpacking(shape, rows, quantization) if frozen else 0
+    return shared + unpacking + (_widened(shape, rows) if frozen else 0)
 
 
 def _largest(shape: ModelShape) -> int:

@@ -51,13 +51,15 @@ Half = Literal["attention", "mlp"]
 class Traces:
     """What a method does in a block besides low-rank updates, as far as memory sees it.
 
-    ``matrices``: projections whose weights are trained. ``outputs``, ``inputs``: projections
+    ``matrices``: projections whose weights are trained; ``biases``: those to whose output a
+    trained bias is added. ``outputs``, ``inputs``: projections
     whose output, or input, is multiplied by a trained scale. ``halves`` have a bottleneck of
     ``width``, which reads what enters them if ``beside``. ``prompt`` tokens are attended to
     through a gate, ``prefix`` ones before every document.
     """
 
     matrices: frozenset[LinearRole] = frozenset()
+    biases: frozenset[LinearRole] = frozenset()
     outputs: frozenset[LinearRole] = frozenset()
     inputs: frozenset[LinearRole] = frozenset()
     halves: frozenset[Half] = frozenset()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from edgetune.errors import UsageError
-from edgetune.methods.base import AdapterTensor, Method
+from edgetune.methods.base import AdapterTensor, Method, Traces
 from edgetune.methods.initial import ZEROS, Copy
 from edgetune.methods.targets import Target, biased_norms, last_blocks, select
 from edgetune.shape import ModelShape
@@ -61,6 +61,11 @@ class BitFit(Method):
             for name in (f"{module}.bias",)
         ]
         return (*projections, *norms)
+
+    def traces(self, shape: ModelShape, layer: int) -> Traces:
+        """Return the projections with a trained bias."""
+        here = [target.linear for target in self.select(shape) if target.layer == layer]
+        return Traces(biases=frozenset(linear.role for linear in here))
 
     def first_layer(self, shape: ModelShape) -> int:
         """Return the first block with a trained bias."""

@@ -28,7 +28,7 @@ class Dora(LowRank):
 
     def constants(self, shape: ModelShape) -> int:
         """Return the norms of the targets' rows, the frozen ones' squares, and the ratios to m."""
-        return 4 * sum(target.linear.outputs for target in self.select(shape))
+        return 5 * sum(target.linear.outputs for target in self.select(shape))
 
     def _three(self, target: Target) -> tuple[AdapterTensor, ...]:
         magnitude = AdapterTensor(

@@ -56,7 +56,9 @@ class Full(Method):
         """Return that all projections are trained."""
         if layer < self.first_layer(shape):
             return Traces()
-        return Traces(matrices=frozenset(linear.role for linear in shape.linears))
+        roles = frozenset(linear.role for linear in shape.linears)
+        biases = frozenset(linear.role for linear in shape.linears if linear.bias)
+        return Traces(matrices=roles, biases=biases)
 
     def _named(self, shape: ModelShape) -> Iterator[tuple[str, tuple[int, ...]]]:
         for layer in last_blocks(shape, self.layers):

@@ -58,6 +58,10 @@ class Ia3(Method):
             inputs=frozenset(x.role for x in here if scales_inputs(x)),
         )
 
+    def constants(self, shape: ModelShape) -> int:
+        """Return a copy of the scales in the type of what they multiply."""
+        return sum(tensor.size for tensor in self.tensors(shape))
+
 
 def scales_inputs(linear: Linear) -> bool:
     """Return whether a projection's inputs are scaled instead of its outputs."""

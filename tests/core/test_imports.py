@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import compileall
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,22 @@ def test_commands_that_must_be_instant_load_no_framework(
 ) -> None:
     loaded = loaded_after(f"from edgetune.cli import run\nassert run({command}) == 0", tmp_path)
     assert loaded.isdisjoint((*FRAMEWORKS, "transformers", "tokenizers"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="counts with getrusage")
+def test_a_plan_takes_less_than_half_a_second_of_the_processor(tmp_path: Path) -> None:
+    code = "from edgetune.cli import run\nrun(['plan', '--model', 'llama-7b', '--quiet'])"
+    compileall.compile_dir(CORE, quiet=1)  # as an installation has it
+    assert min(_cpu_seconds(code, tmp_path) for _ in range(3)) < 0.5
+
+
+def _cpu_seconds(code: str, folder: Path) -> float:
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 @pytest.mark.parametrize("folder", ["edgetune", "backends", "profiles"])
