@@ -61,7 +61,7 @@ class Line:
 
 def cases(methods: tuple[str, ...]) -> Iterator[Case]:
     """Yield the runs: every model and method, quantizations, contexts and checkpointing in turn."""
-    turns = [("none", 256, False), ("nf4", 512, True), ("none", 1024, True), ("nf4", 256, False)]
+    turns = [("none", 128, False), ("nf4", 256, True), ("none", 512, True), ("nf4", 128, False)]
     for index, method in enumerate(methods):
         for turn, model in enumerate(MODELS * 2):
             quantization, context, checkpointed = turns[(index + turn) % len(turns)]
