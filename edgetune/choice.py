@@ -25,6 +25,7 @@ from edgetune.spec import (
     to_plain,
     values,
 )
+from edgetune.typed import checked, from_plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,24 +77,19 @@ class Choice:
         }
 
 
+BESIDES = frozenset({"method", "rank", "targets", "trainable_parameters"})
+"""What :meth:`Choice.to_json` adds to the knobs, whether or not the method has such a setting."""
+
+
 def choice_from_json(plain: Mapping[str, Any]) -> Choice:
     """Return the choice that :meth:`Choice.to_json` wrote.
 
     Raises:
-        UsageError: if a method's setting is unknown.
-        KeyError: if a knob is missing.
+        UsageError: if a knob or a method's setting is unknown, missing or of another type.
     """
-    own = {item.name for item in fields(Choice)}
-    kind = plain["method"]
-    known = {item.name for item in fields(methods.method_class(kind))}  # type: ignore[arg-type]
-    settings = {k: _tuple(v) for k, v in plain.items() if k in known}
-    rest = {k: plain[k] for k in own - {"method", "checkpointing"}}
-    return Choice(
-        method=methods.build(kind, settings),
-        checkpointing=Checkpointing(**plain["checkpointing"]),
-        **rest,
-    )
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    kind = checked(str, plain.get("method"), "choice.method")
+    method = methods.method_class(kind)
+    ours = {item.name for item in fields(method)}  # type: ignore[arg-type]
+    settings = {name: value for name, value in plain.items() if name in ours}
+    rest = {name: value for name, value in plain.items() if name not in ours | BESIDES}
+    return from_plain(Choice, rest | {"method": from_plain(method, settings, "choice")}, "choice")

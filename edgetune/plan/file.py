@@ -8,44 +8,43 @@ from typing import Any
 
 from edgetune.choice import choice_from_json
 from edgetune.errors import UsageError
-from edgetune.memory import MemoryEstimate, Parts, Phases
+from edgetune.memory import MemoryEstimate
 from edgetune.plan.record import VERSION, DataFacts, DeviceSummary, ModelSummary, Plan, Rejected
 from edgetune.shape import ModelShape
 from edgetune.spec import Training
 from edgetune.speed import TimeEstimate
+from edgetune.typed import checked, from_plain
 
 FILE_NAME = "edgetune-plan.yaml"
+PARTS = (
+    "device", "model", "choice", "training", "memory", "time", "fits", "reasons", "rejected",
+)  # fmt: skip
 
 
 def plan_from_json(plain: Mapping[str, Any], shape: ModelShape) -> Plan:
     """Return the plan that :meth:`Plan.to_json` wrote, for a model of this shape.
 
     Raises:
-        UsageError: if it is of another version or incomplete.
+        UsageError: if it is of another version, incomplete, or a value is of another type.
     """
     if plain.get("version") != VERSION:
         raise UsageError(f"The plan is of version {plain.get('version')}; expected {VERSION}.")
-    try:
-        memory = dict(plain["memory"])
-        return Plan(
-            device=DeviceSummary(**plain["device"]),
-            model=ModelSummary(**plain["model"]),
-            data=DataFacts(**plain["data"]) if plain.get("data") else None,
-            shape=shape,
-            choice=choice_from_json(plain["choice"]),
-            training=Training(**plain["training"]),
-            memory=MemoryEstimate(
-                peak_bytes=memory["peak_bytes"],
-                phases=Phases(**memory["phases"]),
-                parts=Parts(**memory["parts"]),
-            ),
-            time=TimeEstimate(**plain["time"]),
-            fits=plain["fits"],
-            reasons=tuple(plain["reasons"]),
-            rejected=tuple(Rejected(**item) for item in plain["rejected"]),
-        )
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"The plan file is incomplete or was changed: {error}.") from None
+    missing = [name for name in PARTS if name not in plain]
+    if missing:
+        raise UsageError(f"The plan file is incomplete: it has no {', '.join(missing)}.")
+    return Plan(
+        device=from_plain(DeviceSummary, plain["device"], "device"),
+        model=from_plain(ModelSummary, plain["model"], "model"),
+        data=checked(DataFacts | None, plain.get("data"), "data"),
+        shape=shape,
+        choice=choice_from_json(checked(dict, plain["choice"], "choice")),
+        training=from_plain(Training, plain["training"], "training"),
+        memory=from_plain(MemoryEstimate, plain["memory"], "memory"),
+        time=from_plain(TimeEstimate, plain["time"], "time"),
+        fits=checked(bool, plain["fits"], "fits"),
+        reasons=checked(tuple[str, ...], plain["reasons"], "reasons"),
+        rejected=checked(tuple[Rejected, ...], plain["rejected"], "rejected"),
+    )
 
 
 def read_plan_file(path: Path) -> dict[str, Any]:
