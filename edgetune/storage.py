@@ -56,9 +56,3 @@ def outer_bytes(shape: ModelShape, quantization: str) -> int:
         matrix_bytes(tensor.shape[0], tensor.size // tensor.shape[0], outer, stored)
         for tensor in shape.outer_tensors()
     )
-
-
-def largest_tensor(shape: ModelShape) -> int:
-    """Return the bytes of the largest tensor as the file has it."""
-    block = max(tensor.size for tensor in shape.block_tensors(0))
-    return BYTES[shape.dtype] * max(block, *(tensor.size for tensor in shape.outer_tensors()))

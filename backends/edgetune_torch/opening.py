@@ -14,7 +14,7 @@ from edgetune_torch.decoder import Decoder
 from edgetune_torch.engine import Engine
 from edgetune_torch.load import Loader, Places, Weights
 from edgetune_torch.loss import Head
-from edgetune_torch.malloc import limit_arenas, trim
+from edgetune_torch.malloc import limit_heap, trim
 from edgetune_torch.memory import MemoryWatch
 from edgetune_torch.methods import adapt
 from edgetune_torch.session import TorchSession
@@ -26,7 +26,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def open_session(plan: Plan, model: LocalModel) -> TorchSession:
     """Load the model as planned, with a new adapter."""
-    limit_arenas()
+    limit_heap()
     device = torch.device("cuda" if plan.device.kind == "cuda" else "cpu")
     with ExitStack() as held:
         watch = MemoryWatch(device, plan.device.budget_bytes)

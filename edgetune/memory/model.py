@@ -141,6 +141,6 @@ def _estimate(parts: Parts, load: int, evaluation: int) -> MemoryEstimate:
         load=parts.weights + load + parts.runtime + parts.adapter,
         train=parts.total,
         evaluate=resting + evaluation,
-        save=resting + parts.adapter + parts.optimizer,
+        save=resting + max(parts.adapter, 2 * parts.optimizer),  # a copy, and as bytes of a file
     )
     return MemoryEstimate(peak_bytes=phases.peak, phases=phases, parts=parts)

@@ -9,7 +9,6 @@ from edgetune.storage import (
     QUANTIZED_OUTER,
     WIDE,
     block_bytes,
-    largest_tensor,
     matrix_bytes,
     outer_bytes,
 )
@@ -55,9 +54,9 @@ def _vocabulary(shape: ModelShape, quantization: str, embedding: str, head: str)
 def load_bytes(shape: ModelShape, quantization: str) -> int:
     """Return the most bytes over the weights themselves while they are loaded.
 
-    One tensor as the file has it, and what quantizing it takes beside it.
+    One projection as the file has it, and what quantizing it takes beside it; everything else
+    goes from the mapped file to its place.
     """
-    if quantization == "none":
-        return largest_tensor(shape)
     matrix = max(linear.inputs * linear.outputs for linear in shape.linears)
-    return max(largest_tensor(shape), matrix * BYTES[shape.dtype] + 4 * matrix // 64)
+    scales = 0 if quantization == "none" else 4 * matrix // 64
+    return matrix * BYTES[shape.dtype] + scales
