@@ -68,7 +68,7 @@ class _Blocks(RawIOBase):
     """Blocks of bytes as a stream."""
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
-        self._blocks, self._left = blocks, b""
+        self._blocks, self._left = blocks, memoryview(b"")
 
     def readable(self) -> bool:
         return True
@@ -78,7 +78,7 @@ class _Blocks(RawIOBase):
             block = next(self._blocks, None)
             if block is None:
                 return 0
-            self._left = block
+            self._left = memoryview(block)  # taken from without copying the rest
         count = min(len(target), len(self._left))
         target[:count], self._left = self._left[:count], self._left[count:]
         return count

@@ -49,10 +49,6 @@ def test_a_hostile_file_is_accepted_or_refused(first, model):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "EDGETUNE_FUZZ_LONG" not in os.environ,
-    reason="takes minutes, and file 9 is known not to end in time: see docs/log.md",
-)
 @pytest.mark.parametrize("number", range(len(LONG_FILES)))
 def test_a_file_of_endless_lines_is_refused_in_little_memory(number, model, tmp_path):
     name, content = LONG_FILES[number]
