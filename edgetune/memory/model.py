@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import cache, partial
 
 from edgetune.choice import Choice
-from edgetune.memory.block import Block, BlockPass, block_pass
+from edgetune.memory.block import Block
 from edgetune.memory.estimate import MemoryEstimate, Parts, Phases
 from edgetune.memory.head import evaluation_bytes, loss_bytes
 from edgetune.memory.optimizer import state_bytes, update_bytes
+from edgetune.memory.passes import BlockPass, block_pass
 from edgetune.memory.rows import Platform, Rows, rows_of
 from edgetune.memory.runtime import RUNTIME_BYTES
 from edgetune.memory.scratch import scratch_bytes

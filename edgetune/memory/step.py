@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from edgetune.memory.block import BlockPass
+from edgetune.memory.passes import BlockPass
 
 SLOTS = 2
 """Offloaded inputs that are on their way at one time."""

@@ -1,0 +1,162 @@
+"""Bytes of a block's backward pass, and what it lets go of, one part after the other."""
+
+from __future__ import annotations
+
+from edgetune.memory import additions, attention, pointwise, products
+from edgetune.memory.attention import Heads
+from edgetune.memory.block import ATTEND, FIRST_HALF, GATES, READING, Block
+from edgetune.memory.forward import Saved
+from edgetune.memory.ledger import Ledger
+from edgetune.methods.base import Half
+
+
+class Backward:
+    """The backward pass of a block, whose output's gradient is there and stays."""
+
+    def __init__(self, block: Block, ledger: Ledger, saved: Saved) -> None:
+        self.block, self.ledger, self.saved = block, ledger, saved
+        self.rows, self.shape = block.rows, block.shape
+        self.hidden = block.rows.numbers(block.shape.hidden_size)
+
+    def run(self) -> None:
+        ledger, saved = self.ledger, self.saved
+        grad = self._mlp()
+        if not self.block.reached(*FIRST_HALF):
+            return
+        grad = self._norm("mlp_input", grad, saved.middle_norm)
+        ledger.passing(self.hidden)
+        ledger.drop(saved.middle)
+        residual = grad
+        grad = self._adapted("attention")
+        grad = self._norm("attention_output", grad, saved.output_norm)
+        made = self._attention(grad)
+        grad = made
+        if self.block.goes_on:
+            grad = self._norm("attention_input", made, saved.entry_norm)
+        ledger.drop(grad + residual)
+
+    def _mlp(self) -> int:
+        ledger, saved, rows, block = self.ledger, self.saved, self.rows, self.block
+        beside = self._adapted("mlp")
+        entry = 0 if block.traces.beside else beside
+        beside -= entry
+        entry = self._norm("mlp_output", entry, saved.last_norm)
+        active = self._project("down")
+        ledger.drop(entry + saved.active)
+        gated = block.linear("gate_up") is not None or block.linear("gate") is not None
+        if not block.reached(*block.before_mlp, GATES):
+            ledger.drop(active + saved.gates + beside)
+            return 0
+        if gated:
+            grads = pointwise.gated_backward(ledger, rows, self.shape.ffn_size)
+        else:
+            grads = ledger.take(rows.numbers(self.shape.ffn_size))
+        ledger.drop(active + saved.gates)
+        if block.linear("gate_up") is not None:
+            ledger.passing(grads)
+            out = self._project("gate_up")
+            ledger.drop(grads + beside)
+        else:
+            out = self._project("up")
+            ledger.drop(beside)  # both gradients become one
+            if gated:
+                ledger.drop(grads // 2)
+                again = self._project("gate")
+                ledger.drop(again + grads // 2)
+            else:
+                ledger.drop(grads)
+        ledger.drop(saved.mlp_reading)
+        return out
+
+    def _adapted(self, half: Half) -> int:
+        """Return the bytes of the gradient before a bottleneck, 0 where there is none."""
+        traces = self.block.traces
+        if half not in traces.halves:
+            return 0
+        hidden = self.shape.hidden_size
+        entry = additions.bottleneck_backward(self.ledger, self.rows, hidden, traces.width)
+        self.ledger.drop(self.saved.adapters[half])
+        return entry
+
+    def _attention(self, grad: int) -> int:
+        """Return the bytes of the gradient of what the projections read."""
+        ledger, saved, rows = self.ledger, self.saved, self.rows
+        heads = Heads.of(self.shape, self.block.rule)
+        out = self._project("o")
+        ledger.drop(grad)
+        prefix, prompt = self.block.traces.prefix, self.block.traces.prompt
+        if not self.block.reached(READING, ATTEND):
+            return 0
+        turned = 0
+        if prompt:
+            turned = additions.prompt_backward(ledger, rows, heads.queries, heads.count, prompt)
+            ledger.drop(saved.prompt)
+        if not self.block.reached(READING) and not prefix:
+            ledger.drop(out + turned)
+            return 0
+        if prefix:
+            rows = additions.preceded(rows, prefix)
+            ledger.take(rows.numbers(heads.queries))
+            ledger.drop(out)
+            out = rows.numbers(heads.queries)
+        grads = attention.attend_backward(ledger, heads, rows)
+        ledger.drop(out + saved.attended + turned)
+        if not self.block.reached(READING):
+            ledger.drop(grads)
+            return 0
+        rotary = self.block.rule.rotary
+        if rotary is not None:
+            for columns in (heads.keys, heads.queries):
+                turned = columns // self.shape.head_dim * rotary.dimensions
+                ledger.drop(pointwise.rotate_backward(ledger, rows, turned, columns))
+        for role, columns in (("k", heads.keys), ("q", heads.queries)):
+            norm = self.shape.norm_by_role.get(role)
+            if norm is not None:
+                ledger.drop(
+                    pointwise.norm_backward(ledger, self.shape.norm, norm.size, rows, columns)
+                )
+        ledger.drop(saved.heads_norm)
+        if "qkv" in self.shape.linear_by_role:
+            ledger.passing(grads)
+            made = self._project("qkv")
+            ledger.drop(grads)
+        else:
+            made = self._project("v")
+            ledger.drop(rows.numbers(heads.keys))
+            ledger.drop(self._project("k") + rows.numbers(heads.keys))
+            ledger.drop(self._project("q") + rows.numbers(heads.queries))
+        ledger.drop(saved.reading)
+        return made
+
+    def _project(self, role: str) -> int:
+        product = self.block.linear(role)
+        if product is None:
+            return 0
+        traces, scaled = self.block.traces, 0
+        needed = self.block.reached(*self.block.before(role))
+        if role in traces.outputs:
+            scaled = additions.scale_backward(self.ledger, self.rows, product.outputs)
+            self.ledger.drop(self.saved.scaled[role])
+            if role not in ("o", "down"):  # whose output's gradient is the residual's too
+                self.ledger.drop(scaled)  # the caller lets go of the gradient it replaces
+                scaled = 0
+        entry = products.backward(
+            self.ledger, product, self.rows, needed=needed or role in traces.inputs
+        )
+        self.ledger.drop(self.saved.low.get(role, 0) + scaled)
+        if role in traces.inputs:
+            made = additions.scale_backward(self.ledger, self.rows, product.inputs, needed=needed)
+            self.ledger.drop(entry)
+            entry = made
+        return entry
+
+    def _norm(self, role: str, grad: int, saved: int) -> int:
+        """Return the bytes of the gradient behind a norm; the one before it ends."""
+        norm = self.shape.norm_by_role.get(role)
+        if norm is None:
+            return grad
+        made = pointwise.norm_backward(
+            self.ledger, self.shape.norm, norm.size, self.rows, norm.size
+        )
+        self.ledger.drop(grad + saved)
+        return made

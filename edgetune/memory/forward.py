@@ -1,0 +1,248 @@
+"""Bytes of a block's forward pass, in the order in which the engine computes it.
+
+A mirror of the torch engine's block: what its functions hold while they run, and what autograd
+keeps for the backward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from edgetune.memory import additions, attention, pointwise, products
+from edgetune.memory.attention import Heads
+from edgetune.memory.block import DOWN, FIRST_HALF, GATES, OUTPUT, READING, Block
+from edgetune.memory.ledger import Ledger
+from edgetune.methods.base import Half
+from edgetune.storage import WIDE
+
+
+@dataclass(slots=True)
+class Saved:
+    """What autograd keeps of a block, in bytes, by the part that lets go of it."""
+
+    entry_norm: int = 0
+    reading: int = 0
+    low: dict[str, int] = field(default_factory=dict)
+    heads_norm: int = 0
+    attended: int = 0
+    prompt: int = 0
+    adapters: dict[str, int] = field(default_factory=dict)
+    scaled: dict[str, int] = field(default_factory=dict)
+    output_norm: int = 0
+    middle: int = 0
+    middle_norm: int = 0
+    mlp_reading: int = 0
+    gates: int = 0
+    active: int = 0
+    last_norm: int = 0
+    exit: int = 0
+
+
+class Forward:
+    """The forward pass of a block; without ``grad`` nothing but the output stays."""
+
+    def __init__(self, block: Block, ledger: Ledger, *, grad: bool, training: bool = True) -> None:
+        self.block, self.ledger, self.grad, self.training = block, ledger, grad, training
+        self.rows, self.shape = block.rows, block.shape
+        self.hidden = block.rows.numbers(block.shape.hidden_size)
+        self.saved = Saved()
+
+    def run(self) -> Saved:
+        attended = self._attention()
+        middle = self.ledger.take(self.hidden)
+        out = self._mlp()
+        self.saved.exit = self.ledger.take(self.hidden)
+        self.ledger.drop(attended + out)
+        if self.grad and self._middle_is_saved():
+            self.saved.middle = middle
+        else:
+            self.ledger.drop(middle)
+        return self.saved
+
+    def _middle_is_saved(self) -> bool:
+        """Tell whether what the second half reads is kept: a layer norm keeps a wide copy."""
+        if self.shape.parallel:
+            return False
+        if "mlp_input" not in self.shape.norm_by_role:
+            return self.block.saves_input(GATES)
+        copied = self.shape.norm.kind == "layer" and self.rows.width != WIDE
+        return not copied and self.block.reached(*self.block.before_mlp)
+
+    def _attention(self) -> int:
+        """Return the bytes of the output, which stays until the block is done."""
+        ledger, saved, block, rows = self.ledger, self.saved, self.block, self.rows
+        reading = self._norm("attention_input", "entry_norm")
+        original, lent = self._projected()
+        heads = Heads.of(self.shape, block.rule)
+        turned = self._rotated(heads)
+        ledger.drop(lent)
+        made = original - lent + turned
+        prefix, prompt = block.traces.prefix, block.traces.prompt
+        if prefix:
+            ledger.passing(prefix * heads.queries * rows.width)
+            before, rows = made, additions.preceded(rows, prefix)
+            made = ledger.take(rows.numbers(heads.all) + additions.prefix_bytes(heads.keys, prefix))
+        sums = attention.attend_forward(ledger, heads, rows)
+        out = rows.numbers(heads.queries)
+        if prefix:
+            ledger.drop(before)
+        added = 0
+        if prompt:
+            added = additions.prompt_forward(
+                ledger, rows, heads.queries, heads.count, prompt, grad=self.grad
+            )
+            if not self.grad:
+                ledger.drop(out)
+                out = 0
+        result = self._project("o")
+        if "attention_output" in self.shape.norm_by_role:
+            before, result = result, self._norm("attention_output", "output_norm")
+            if self.grad and block.reached(*FIRST_HALF):
+                saved.output_norm += before
+            else:
+                ledger.drop(before)
+        result = self._adapted("attention", result)
+        keep = made + sums + out
+        saved.prompt = added
+        if prompt:
+            ledger.drop(rows.numbers(heads.queries))  # the sum
+        if self.grad and (block.reached(READING) or prefix):
+            saved.attended = keep
+        elif self.grad and block.saves_input(OUTPUT):
+            saved.attended = out
+            ledger.drop(keep - out)
+        else:
+            ledger.drop(keep)
+        if self.grad and block.saves_input(READING):
+            saved.reading = reading
+        else:
+            ledger.drop(reading)
+        return result
+
+    def _projected(self) -> tuple[int, int]:
+        """Return the bytes of queries, keys and values, and those that end when rotated."""
+        shape, ledger, rows = self.shape, self.ledger, self.rows
+        roles = ("qkv",) if "qkv" in shape.linear_by_role else ("q", "k", "v")
+        made = {role: self._project(role) for role in roles}
+        heads = Heads.of(shape, self.block.rule)
+        if "qkv" in made:
+            if not shape.interleaved_qkv:
+                return made["qkv"], 0
+            apart = ledger.take(rows.numbers(heads.all))
+            ledger.drop(made["qkv"])
+            made = {
+                "q": rows.numbers(heads.queries),
+                "k": rows.numbers(heads.keys),
+                "v": apart - rows.numbers(heads.queries) - rows.numbers(heads.keys),
+            }
+        normed = [role for role in ("q", "k") if role in shape.norm_by_role]
+        for role in normed:
+            size = shape.norm_by_role[role].size
+            columns = heads.queries if role == "q" else heads.keys
+            gain = pointwise.norm_forward(ledger, shape.norm, size, rows, columns)
+            if self.grad and self.block.reached(frozenset({role, "qkv"})):
+                self.saved.heads_norm += gain + made[role]
+            else:
+                ledger.drop(gain + made[role])
+        total = sum(made.values())
+        if self.block.rule.rotary is None:
+            return total, 0
+        return total, made["q"] + made["k"]
+
+    def _rotated(self, heads: Heads) -> int:
+        """Return the bytes of the rotated queries and keys."""
+        rotary, size = self.block.rule.rotary, self.shape.head_dim
+        if rotary is None:
+            return 0
+        for columns in (heads.queries, heads.keys):
+            turned = columns // size * rotary.dimensions
+            pointwise.rotate_forward(self.ledger, self.rows, turned, columns)
+        return self.rows.numbers(heads.queries + heads.keys)
+
+    def _mlp(self) -> int:
+        """Return the bytes of the output."""
+        ledger, saved, block, rows = self.ledger, self.saved, self.block, self.rows
+        reading = self._norm("mlp_input", "middle_norm")
+        fused = block.linear("gate_up")
+        gated = fused is not None or block.linear("gate") is not None
+        if fused is not None:
+            gates = self._project("gate_up")
+        else:
+            gates = (self._project("gate") if gated else 0) + self._project("up")
+        active = ledger.take(rows.numbers(self.shape.ffn_size))
+        scaled = "down" in block.traces.inputs
+        kept = self.grad and block.reached(*block.before_mlp, GATES)
+        if not kept:
+            late = gates // 2 if gated and fused is None else (gates if gated else 0)
+            ledger.drop(gates - late)
+        result = self._project("down")
+        if kept:
+            saved.gates = gates
+        else:
+            ledger.drop(late)
+        if self.grad and (block.saves_input(DOWN) or scaled):
+            saved.active = active
+        else:
+            ledger.drop(active)
+        if "mlp_output" in self.shape.norm_by_role:
+            before, result = result, self._norm("mlp_output", "last_norm")
+            if self.grad:
+                saved.last_norm += before
+            else:
+                ledger.drop(before)
+        result = self._adapted("mlp", result)
+        if self.grad and block.saves_input(GATES):
+            saved.mlp_reading = reading
+        else:
+            ledger.drop(reading)
+        return result
+
+    def _adapted(self, half: Half, out: int) -> int:
+        """Return the bytes of a half's output with that of its bottleneck."""
+        traces = self.block.traces
+        if half not in traces.halves:
+            return out
+        hidden = self.shape.hidden_size
+        kept = additions.bottleneck_forward(self.ledger, self.rows, hidden, traces.width)
+        read = 0 if traces.beside else out
+        if self.grad:
+            self.saved.adapters[half] = kept + read
+        self.ledger.drop(out - read if self.grad else kept + out)
+        return out
+
+    def _project(self, role: str) -> int:
+        """Return the bytes of a projection's output."""
+        product = self.block.linear(role)
+        if product is None:
+            return 0
+        traces, scaled = self.block.traces, 0
+        if role in traces.inputs:
+            scaled = self.ledger.take(self.rows.numbers(product.inputs))
+        low = products.forward(self.ledger, product, self.rows, training=self.training)
+        self.ledger.drop(scaled)
+        out = self.rows.numbers(product.outputs)
+        if role in traces.biases:
+            self.ledger.passing(out, product.outputs * self.rows.width)
+        if role in traces.outputs:
+            self.ledger.take(out)
+            if self.grad:
+                self.saved.scaled[role] = out
+            else:
+                self.ledger.drop(out)
+        if self.grad:
+            self.saved.low[role] = low
+        else:
+            self.ledger.drop(low)
+        return out
+
+    def _norm(self, role: str, slot: str) -> int:
+        """Return the bytes of a norm's output, 0 where there is no such norm."""
+        norm = self.shape.norm_by_role.get(role)
+        if norm is None:
+            return 0
+        gain = pointwise.norm_forward(self.ledger, self.shape.norm, norm.size, self.rows, norm.size)
+        if self.grad and self.block.reached(*self.block.before(role)):
+            setattr(self.saved, slot, gain)
+        else:
+            self.ledger.drop(gain)
+        return self.rows.numbers(norm.size)
