@@ -6,10 +6,10 @@ coarser would copy the loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edgetune.data.batch import MicroBatch
 from edgetune.device import Device
 from edgetune.errors import OutOfMemoryError, UsageError
+from edgetune.methods.base import Method
 from edgetune.model import LocalModel
 from edgetune.plan import Plan
 from edgetune.spec import Decision
@@ -24,7 +25,12 @@ from edgetune.speed import Measurements
 
 GROUP = "edgetune.backends"
 
+T = TypeVar("T")
+
 Tensors = Mapping[str, NDArray[np.generic]]
+
+OWN = "own"
+"""Name of the adapter that a session is opened with, the one that it trains."""
 
 
 class DeviceOutOfMemoryError(OutOfMemoryError):
@@ -43,11 +49,11 @@ class StepResult:
 class EvalResult:
     """Sums over the evaluated rows, so that parts can be added."""
 
-    loss_sum: float
-    loss_tokens: int
-    correct: int
+    loss_sum: float = 0.0
+    loss_tokens: int = 0
+    correct: int = 0
     """Loss tokens that were the most probable ones."""
-    rows: int
+    rows: int = 0
 
     def __add__(self, other: EvalResult) -> EvalResult:
         """Return the sums over both."""
@@ -93,19 +99,53 @@ class Session(Protocol):
             DivergedError: if loss or gradients are not finite; nothing has changed then.
         """
 
-    def evaluate(self, micro_batches: Iterable[MicroBatch], *, adapted: bool = True) -> EvalResult:
-        """Return the loss over micro-batches, with the adapter or of the base model alone.
+    def attach(self, name: str, method: Method, tensors: Tensors) -> None:
+        """Hold a further adapter over the same base, which rows can name from now on.
+
+        Nothing of the base is read again or changed, and nothing is merged into it: without
+        adapters it computes what it always did, bit for bit.
+
+        Raises:
+            UsageError: if the name is taken.
+            ModelError: naming every tensor that is missing, unknown or of another shape.
+        """
+
+    def detach(self, name: str) -> None:
+        """Let go of an adapter that was attached."""
+
+    def evaluate(
+        self, micro_batches: Iterable[MicroBatch], *, adapter: str | None = OWN
+    ) -> EvalResult:
+        """Return the loss over micro-batches, with an adapter or (None) of the base alone.
+
+        Raises:
+            DeviceOutOfMemoryError: if it does not fit.
+        """
+
+    def evaluate_rows(
+        self, batch: MicroBatch, adapters: Sequence[str | None]
+    ) -> Sequence[EvalResult]:
+        """Return the loss of each row of a micro-batch, each with an adapter of its own or none.
 
         Raises:
             DeviceOutOfMemoryError: if it does not fit.
         """
 
     def generate(
-        self, prompt: Sequence[int], options: GenerateOptions, *, adapted: bool = True
-    ) -> Iterator[int]:
-        """Yield the tokens that follow a prompt, an end token included."""
+        self,
+        prompts: Sequence[Sequence[int]],
+        options: GenerateOptions,
+        *,
+        adapters: Sequence[str | None] | None = None,
+    ) -> Iterator[tuple[int, int]]:
+        """Yield the tokens that follow prompts, all at once, an end token of each included.
 
-    def logits(self, tokens: Sequence[int], *, adapted: bool = True) -> NDArray[np.float32]:
+        They come as pairs: the number of the prompt and its next token. ``adapters`` names one
+        for each prompt (None: the base alone); without it all are continued with ``OWN``. A
+        prompt gets the tokens that it would get alone, but for rounding.
+        """
+
+    def logits(self, tokens: Sequence[int], *, adapter: str | None = OWN) -> NDArray[np.float32]:
         """Return the logits (T, V) after each of T tokens of one row."""
 
     def adapter_tensors(self) -> Tensors:
@@ -146,6 +186,44 @@ class Backend(Protocol):
         Raises:
             UsageError: if this backend cannot tell.
         """
+
+
+class Attached(Generic[T]):
+    """The adapters that a session holds besides its own, by name."""
+
+    def __init__(self) -> None:
+        """Hold none."""
+        self._held: dict[str, T] = {}
+
+    def add(self, name: str, make: Callable[[], T]) -> None:
+        """Hold what ``make`` returns.
+
+        Raises:
+            UsageError: if the name is taken.
+        """
+        if name == OWN or name in self._held:
+            raise UsageError(f"There is an adapter named {name!r} already. Give another name.")
+        self._held[name] = make()
+
+    def remove(self, name: str) -> None:
+        """Let go of one.
+
+        Raises:
+            UsageError: if there is none of that name.
+        """
+        self.named(name)
+        del self._held[name]
+
+    def named(self, name: str) -> T:
+        """Return one.
+
+        Raises:
+            UsageError: if there is none of that name.
+        """
+        if name not in self._held:
+            known = ", ".join(map(repr, (OWN, *self._held)))
+            raise UsageError(f"There is no adapter named {name!r}. There are: {known}.")
+        return self._held[name]
 
 
 def backend_names() -> tuple[str, ...]:

@@ -158,6 +158,12 @@ class ModelShape:
         """The block's norms by role."""
         return {norm.role: norm for norm in self.norms}
 
+    @cached_property
+    def rotates_by_length(self) -> bool:
+        """Whether a batch's longest row changes the rotation of all its rows (LongRoPE)."""
+        rotaries = (rule.rotary for rule in self.attention)
+        return any(rotary is not None and rotary.scaling == "longrope" for rotary in rotaries)
+
     def block(self, layer: int) -> str:
         """Return the module path of a block, ending in a dot."""
         return self.block_prefix.format(layer)

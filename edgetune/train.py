@@ -195,7 +195,7 @@ def _evaluated(
     session: Session, batches: Iterable[MicroBatch], now: Progress
 ) -> Generator[Event, None, Progress]:
     """Evaluate the validation rows, if there are any."""
-    total = EvalResult(loss_sum=0.0, loss_tokens=0, correct=0, rows=0)
+    total = EvalResult()
     for batch in batches:
         part, now = yield from _fitted(session.evaluate, (batch,), now, now.step)
         total += part

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.backend import (
+    OWN,
+    Attached,
     DeviceOutOfMemoryError,
     EvalResult,
     GenerateOptions,
@@ -23,7 +25,7 @@ from edgetune.backend import (
 )
 from edgetune.data.batch import IGNORED, MicroBatch
 from edgetune.errors import DivergedError
-from edgetune.methods import initial_value
+from edgetune.methods import Method, initial_value
 from edgetune.methods.lora import Lora
 from edgetune.model import shape_of
 from edgetune.spec import ADAMW
@@ -55,6 +57,7 @@ class SoftmaxSession:
             for part in ("first", "second")
         }
         self.steps = 0
+        self.attached: Attached[Arrays] = Attached()
 
     def step(
         self, micro_batches: Sequence[MicroBatch], *, loss_tokens: int, learning_rate: float
@@ -75,13 +78,23 @@ class SoftmaxSession:
                 self._update(name, gradient / max(1.0, norm), learning_rate)
         return StepResult(loss=loss, grad_norm=norm)
 
-    def evaluate(self, micro_batches: Iterable[MicroBatch], *, adapted: bool = True) -> EvalResult:
+    def attach(self, name: str, method: Method, tensors: Mapping[str, Any]) -> None:
+        """Hold a further adapter."""
+        self.attached.add(name, lambda: {n: np.array(value) for n, value in tensors.items()})
+
+    def detach(self, name: str) -> None:
+        """Let go of an adapter."""
+        self.attached.remove(name)
+
+    def evaluate(
+        self, micro_batches: Iterable[MicroBatch], *, adapter: str | None = OWN
+    ) -> EvalResult:
         """Return summed losses."""
-        total = EvalResult(loss_sum=0.0, loss_tokens=0, correct=0, rows=0)
+        total = EvalResult()
         for batch in micro_batches:
             _check_rows([batch], self.evaluates)
             inputs, targets = _pairs(batch)
-            p = self._probabilities(inputs, adapted)
+            p = self._probabilities(inputs, adapter)
             with np.errstate(all="ignore"):
                 losses = -np.log(p[np.arange(len(targets)), targets])
             total += EvalResult(
@@ -92,21 +105,32 @@ class SoftmaxSession:
             )
         return total
 
-    def generate(
-        self, prompt: Sequence[int], options: GenerateOptions, *, adapted: bool = True
-    ) -> Iterator[int]:
-        """Yield the most probable successors."""
-        token = prompt[-1]
-        for _ in range(options.max_tokens):
-            token = int(self.logits([token], adapted=adapted)[0].argmax())
-            yield token
-            if token in options.end_tokens:
-                return
+    def evaluate_rows(
+        self, batch: MicroBatch, adapters: Sequence[str | None]
+    ) -> Sequence[EvalResult]:
+        """Return the losses of each row."""
+        rows = (batch.rows(i, i + 1) for i in range(len(batch.tokens)))
+        return [self.evaluate([row], adapter=n) for row, n in zip(rows, adapters, strict=True)]
 
-    def logits(self, tokens: Sequence[int], *, adapted: bool = True) -> NDArray[np.float32]:
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        options: GenerateOptions,
+        *,
+        adapters: Sequence[str | None] | None = None,
+    ) -> Iterator[tuple[int, int]]:
+        """Yield the most probable successors."""
+        for row, prompt in enumerate(prompts):
+            token, adapter = prompt[-1], adapters[row] if adapters else OWN
+            for _ in range(options.max_tokens):
+                token = int(self.logits([token], adapter=adapter)[0].argmax())
+                yield row, token
+                if token in options.end_tokens:
+                    break
+
+    def logits(self, tokens: Sequence[int], *, adapter: str | None = OWN) -> NDArray[np.float32]:
         """Return the logits (T, V) after each of T tokens."""
-        weight = self.base + self.adapter[B] @ self.adapter[A] if adapted else self.base
-        return weight[:, list(tokens)].T.astype(np.float32)
+        return (self.base[:, list(tokens)] + self._added(adapter, tokens)).T.astype(np.float32)
 
     def adapter_tensors(self) -> Arrays:
         """Return copies of the trained tensors."""
@@ -135,13 +159,21 @@ class SoftmaxSession:
     def close(self) -> None:
         """Hold nothing that must be given back."""
 
-    def _probabilities(self, inputs: NDArray[Any], adapted: bool = True) -> NDArray[np.float64]:
+    def _probabilities(
+        self, inputs: NDArray[Any], adapter: str | None = OWN
+    ) -> NDArray[np.float64]:
         with np.errstate(all="ignore"):
-            logits = self.base[:, inputs].T
-            if adapted:
-                logits = logits + (self.adapter[B].astype(float) @ self.adapter[A][:, inputs]).T
+            logits = (self.base[:, inputs] + self._added(adapter, inputs)).T
             exponents = np.exp(logits - logits.max(-1, keepdims=True))
             return exponents / exponents.sum(-1, keepdims=True)
+
+    def _added(self, adapter: str | None, inputs: Any) -> NDArray[Any]:
+        """Return what an adapter adds to the logits (V, T) after tokens (T)."""
+        if adapter is None:
+            return np.zeros(())
+        tensors = self.adapter if adapter == OWN else self.attached.named(adapter)
+        found: NDArray[Any] = tensors[B].astype(float) @ tensors[A][:, list(inputs)]
+        return found
 
     def _gradients(self, batch: MicroBatch) -> tuple[float, Arrays]:
         """Return the summed loss and its gradients: the logits' is p - onehot(target), (N, V)."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import mlx.core as mx
@@ -42,6 +42,11 @@ class Attended:
     keys: Keys
     keys_values: Callable[[mx.array], tuple[mx.array, mx.array]]
 
+    def of_rows(self, rows: slice) -> Attended:
+        """Return the attention of some rows."""
+        q, k, v = (x[rows] for x in (self.q, self.k, self.v))
+        return replace(self, q=q, k=k, v=v, keys=self.keys.of_rows(rows))
+
     def out(self) -> mx.array:
         """Return the attention's own output (B, H, S, h)."""
         return causal(self.q, self.k, self.v, self.rule, self.keys)
@@ -56,6 +61,10 @@ class Adaptation:
     """Placeholders before every document, which :meth:`embed` fills."""
     positions: int = 0
     """Positions before the first token of every document."""
+
+    def of_rows(self, count: int) -> Sequence[Adaptation]:
+        """Return the adaptation of each row of a batch of ``count``."""
+        return [self] * count
 
     def embed(self, x: mx.array, positions: mx.array) -> mx.array:
         """Return the embeddings (B, S, D) of tokens at positions (B, S) of their documents."""

@@ -9,7 +9,7 @@ channels of a head.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,11 @@ class Keys:
     documents: mx.array | None
     positions: mx.array
     before: int = 0
+
+    def of_rows(self, rows: slice) -> Keys:
+        """Return the same for some rows."""
+        documents = None if self.documents is None else self.documents[rows]
+        return replace(self, documents=documents, positions=self.positions[rows])
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,14 @@ B rows, S positions, D hidden size, H heads, G key/value heads, h channels of a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
+import numpy as np
 
+from edgetune.data.batch import MicroBatch
+from edgetune.data.virtual import with_virtual_tokens
 from edgetune.shape import ModelShape, Rotary
 from edgetune_mlx.adaptation import BASE, Adaptation, Attended
 from edgetune_mlx.attention import Keys
@@ -20,11 +24,16 @@ from edgetune_mlx.rotary import frequencies
 
 @dataclass(slots=True)
 class Cache:
-    """Keys and values of one generated row, (1, G, capacity, h) a layer, filled to ``length``."""
+    """Keys and values of one row in generation, (1, G, capacity, h) a layer.
+
+    They are filled to ``length``; a pass writes ``arriving`` ones behind it, and who runs the
+    pass moves it.
+    """
 
     keys: list[mx.array]
     values: list[mx.array]
     length: int = 0
+    arriving: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,23 +41,31 @@ class Place:
     """Where the tokens of a micro-batch stand.
 
     ``positions`` (B, S) start again with each document, ``documents`` (B, S) numbers the
-    documents of a row and is None if no row has several.
+    documents of a row and is None if no row has several. In generation each row is one document
+    and has a cache, which is empty in the first pass; in those after it, each row has one token.
     """
 
     positions: mx.array
     documents: mx.array | None
     context: int
-    first: int = 0
-    """Position of the first token of every row."""
-    cache: Cache | None = None
+    first: int | None = 0
+    """Position of the first token of every row; None if they differ."""
+    caches: Sequence[Cache] = ()
     _angles: dict[Rotary, mx.array] = field(default_factory=dict)
 
     @classmethod
-    def row(cls, start: int, stop: int, before: int, cache: Cache | None = None) -> Place:
-        """Return where tokens ``start`` to ``stop`` of one document stand, behind ``before``."""
-        positions = mx.arange(start + before, stop + before)[None]
-        return cls(positions=positions, documents=None, context=stop + before, first=start + before,
-                   cache=cache)  # fmt: skip
+    def of(cls, batch: MicroBatch, method: Adaptation, caches: Sequence[Cache] = ()) -> Place:
+        """Return where the tokens of a micro-batch stand, its placeholders included."""
+        before = np.array([[row.positions] for row in method.of_rows(len(batch.tokens))], np.int32)
+        several = any(len(row) > 1 for row in batch.documents)
+        alike = not several and len(np.unique(before)) == 1
+        return cls(
+            positions=mx.array(batch.positions() + before),
+            documents=_numbered(batch) if several else None,
+            context=batch.tokens.shape[1] + int(before.max()),
+            first=int(before[0, 0]) if alike else None,
+            caches=caches,
+        )
 
     @property
     def keys(self) -> Keys:
@@ -59,8 +76,17 @@ class Place:
         """Return x (B, heads, S, h) rotated by position."""
         if rotary not in self._angles:
             self._angles[rotary] = frequencies(rotary, self.context)
-        positions = self.first if self.documents is None else self.positions
+        positions = self.positions if self.first is None else self.first
         return rotate(x, self._angles[rotary], rotary, positions)
+
+
+def placed(
+    batch: MicroBatch, method: Adaptation, caches: Sequence[Cache] = ()
+) -> tuple[MicroBatch, Place]:
+    """Return a micro-batch with the placeholders that its rows want, and where its tokens stand."""
+    each = method.of_rows(len(batch.tokens))
+    batch = with_virtual_tokens(batch, [row.virtual_tokens for row in each])
+    return batch, Place.of(batch, method, caches)
 
 
 class Decoder:
@@ -117,13 +143,11 @@ class _Block:
         q, k, v = self._queries_keys_values(x)
         if rule.rotary is not None:
             q, k = place.rotate(q, rule.rotary), place.rotate(k, rule.rotary)
-        if place.cache is not None:
-            k, v = _extend(place.cache, self.layer, k, v)
         attended = Attended(
             layer=self.layer, q=q, k=k, v=v, rule=rule, keys=place.keys,
             keys_values=self._keys_values,
         )  # fmt: skip
-        out = self.method.attend(attended).swapaxes(1, 2)  # (B, S, H, h)
+        out = _attend(attended, place, self.method).swapaxes(1, 2)  # (B, S, H, h)
         out = self._project("o", out.reshape(*out.shape[:2], -1))
         return self.method.sublayer(self.layer, "attention", x, self._norm("attention_output", out))
 
@@ -182,9 +206,30 @@ class _Block:
         return self.method.project(self.layer, linear, x, matrix, bias)
 
 
-def _extend(cache: Cache, layer: int, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
-    """Write new keys and values behind the cached ones and return all of them."""
-    stop = cache.length + k.shape[2]
-    cache.keys[layer][:, :, cache.length : stop] = k
-    cache.values[layer][:, :, cache.length : stop] = v
-    return cache.keys[layer][:, :, :stop], cache.values[layer][:, :, :stop]
+def _attend(attended: Attended, place: Place, method: Adaptation) -> mx.array:
+    """Return the output (B, H, S, h) of attention, also to what is cached of each row."""
+    if not place.caches:
+        return method.attend(attended)
+    rows = [attended.of_rows(slice(i, i + 1)) for i in range(len(place.caches))]
+    cached = [_extended(row, cache) for row, cache in zip(rows, place.caches, strict=True)]
+    if place.caches[0].length == 0:
+        return method.attend(attended)
+    each = method.of_rows(len(cached))
+    return mx.concatenate([one.attend(row) for one, row in zip(each, cached, strict=True)])
+
+
+def _extended(row: Attended, cache: Cache) -> Attended:
+    """Write a row's keys and values behind the cached ones and attend to all of them."""
+    start, stop = cache.length, cache.length + cache.arriving
+    keys, values = cache.keys[row.layer], cache.values[row.layer]
+    keys[:, :, start:stop] = row.k[:, :, : cache.arriving]  # without the padding behind
+    values[:, :, start:stop] = row.v[:, :, : cache.arriving]
+    return replace(row, k=keys[:, :, :stop], v=values[:, :, :stop])
+
+
+def _numbered(batch: MicroBatch) -> mx.array:
+    """Return the number (B, S) of the document of each token; padding belongs to none."""
+    numbers = np.full(batch.tokens.shape, -1, np.int32)
+    for row, lengths in zip(numbers, batch.documents, strict=True):
+        row[: sum(lengths)] = np.repeat(np.arange(len(lengths)), lengths)
+    return mx.array(numbers)

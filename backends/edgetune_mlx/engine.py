@@ -17,11 +17,10 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.data.batch import MicroBatch
-from edgetune.data.virtual import PLACEHOLDER, with_virtual_tokens
+from edgetune.data.batch import MicroBatch, prompt_batch
 from edgetune_mlx.adaptation import Adaptation, Adapted
 from edgetune_mlx.blocks import Blocks
-from edgetune_mlx.decoder import Decoder, Place
+from edgetune_mlx.decoder import Decoder, Place, placed
 from edgetune_mlx.islands import Entries
 from edgetune_mlx.loss import Head, Sums, Wanted, losses_and_gradient, losses_only
 from edgetune_mlx.memory import Guard
@@ -67,9 +66,9 @@ class Engine:
         self, batch: MicroBatch, method: Adapted, *, scale: float
     ) -> tuple[Sums, Gradients]:
         """Return the summed loss and ``scale`` times its gradient by each trained tensor."""
-        batch = with_virtual_tokens(batch, method.virtual_tokens)
+        batch, place = placed(batch, method)
         wanted = Wanted.of(batch.targets, self.chunk)
-        run = Pass(mx.array(batch.tokens), _place(batch, method), wanted, method, scale)
+        run = Pass(mx.array(batch.tokens), place, wanted, method, scale)
         first, last = method.first_layer, self.decoder.shape.layers
         cut = max(first, min(self.islands, last))
         x = self._through(run, range(first), self.decoder.embed(run.tokens, run.place, method))
@@ -88,21 +87,32 @@ class Engine:
 
     def evaluate(self, batch: MicroBatch, method: Adaptation) -> Sums:
         """Return the summed loss of a micro-batch."""
-        batch = with_virtual_tokens(batch, method.virtual_tokens)
-        x = self._hidden(mx.array(batch.tokens), _place(batch, method), method)
-        wanted = Wanted.of(batch.targets, self.chunk)
+        batch, place = placed(batch, method)
+        x = self._hidden(mx.array(batch.tokens), place, method)
+        return self._loss(x, batch.targets, method)
+
+    def evaluate_rows(self, batch: MicroBatch, method: Adaptation) -> list[Sums]:
+        """Return the summed loss of each row of a micro-batch."""
+        batch, place = placed(batch, method)
+        x = self._hidden(mx.array(batch.tokens), place, method)
+        each = method.of_rows(len(batch.tokens))
+        return [
+            self._loss(x[i : i + 1], batch.targets[i : i + 1], one) for i, one in enumerate(each)
+        ]
+
+    def logits(self, row: Sequence[int], method: Adaptation) -> NDArray[np.float32]:
+        """Return float32 logits (S, V) after each token of one row."""
+        batch, place = placed(prompt_batch([row]), method)
+        x = self._hidden(mx.array(batch.tokens), place, method)[0, method.virtual_tokens :]
+        return np.array(self.head.logits(self.decoder.final_norm(x, method)))
+
+    def _loss(self, x: mx.array, targets: NDArray[np.int32], method: Adaptation) -> Sums:
+        """Return the summed loss of the last block's output (B, S, D)."""
+        wanted = Wanted.of(targets, self.chunk)
         selected = self.decoder.final_norm(x.flatten(0, 1)[wanted.at], method)
         sums = losses_only(selected, wanted, self.head, chunk=self.chunk)
         self.guard.check()
         return sums
-
-    def logits(self, row: Sequence[int], method: Adaptation) -> NDArray[np.float32]:
-        """Return float32 logits (S, V) after each token of one row."""
-        added = method.virtual_tokens
-        tokens = mx.array([[PLACEHOLDER] * added + list(row)], mx.int32)
-        place = Place.row(0, tokens.shape[1], method.positions)
-        x = self._hidden(tokens, place, method)[0, added:]
-        return np.array(self.head.logits(self.decoder.final_norm(x, method)))
 
     def _hidden(self, tokens: mx.array, place: Place, method: Adaptation) -> mx.array:
         """Return the output of the last block (B, S, D)."""
@@ -202,19 +212,3 @@ class Engine:
 def _add(grads: Gradients, found: Gradients) -> None:
     for name, grad in found.items():
         grads[name] = grads[name] + grad if name in grads else grad
-
-
-def _place(batch: MicroBatch, method: Adaptation) -> Place:
-    """Return where the tokens of a micro-batch stand; padding belongs to no document."""
-    documents = None
-    if any(len(row) > 1 for row in batch.documents):
-        numbers = np.full(batch.tokens.shape, -1, np.int32)
-        for row, lengths in zip(numbers, batch.documents, strict=True):
-            row[: sum(lengths)] = np.repeat(np.arange(len(lengths)), lengths)
-        documents = mx.array(numbers)
-    return Place(
-        positions=mx.array(batch.positions() + method.positions),
-        documents=documents,
-        context=batch.tokens.shape[1] + method.positions,
-        first=method.positions,
-    )

@@ -1,53 +1,99 @@
-"""Text, one token at a time, over cached keys and values."""
+"""Text, one token at a time for all prompts at once, over cached keys and values."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
 from edgetune.backend import GenerateOptions
-from edgetune.data.virtual import PLACEHOLDER
+from edgetune.data.batch import prompt_batch
 from edgetune_mlx.adaptation import Adaptation
-from edgetune_mlx.decoder import Cache, Decoder, Place
+from edgetune_mlx.decoder import Cache, Decoder, Place, placed
 from edgetune_mlx.loss import Head
+from edgetune_mlx.mixed import mixed
+
+
+@dataclass(slots=True)
+class Row:
+    """A prompt that is being continued, and the last token that was found for it."""
+
+    number: int
+    method: Adaptation
+    cache: Cache
+    key: mx.array
+    token: int = 0
 
 
 def generate(
     decoder: Decoder,
     head: Head,
-    method: Adaptation,
-    prompt: Sequence[int],
+    prompts: Sequence[Sequence[int]],
+    methods: Sequence[Adaptation],
     options: GenerateOptions,
-) -> Iterator[int]:
-    """Yield the tokens that follow ``prompt``, at most ``max_tokens``, an end token included."""
-    row = [PLACEHOLDER] * method.virtual_tokens + list(prompt)
-    cache = _empty_cache(decoder, len(row) + options.max_tokens)
-    key = mx.random.key(options.seed)
-    tokens = mx.array([row], mx.int32)
-    for _ in range(options.max_tokens):
-        logits = _next_logits(decoder, head, method, tokens, cache)
-        key, now = mx.random.split(key)
-        token = _choose(logits, options, now)
-        yield token
-        if token in options.end_tokens:
+) -> Iterator[tuple[int, int]]:
+    """Yield the number of a prompt and its next token, at most ``max_tokens`` for each."""
+    if decoder.shape.rotates_by_length and len(prompts) > 1:
+        for number, (prompt, method) in enumerate(zip(prompts, methods, strict=True)):
+            for _, token in generate(decoder, head, [prompt], [method], options):
+                yield number, token
+        return
+    order = sorted(range(len(prompts)), key=lambda number: id(methods[number]))
+    rows = [_row(decoder, number, prompts[number], methods[number], options) for number in order]
+    logits = _first(decoder, head, [prompts[number] for number in order], rows)
+    for count in range(1, options.max_tokens + 1):
+        for row, found in zip(rows, logits, strict=True):
+            row.key, now = mx.random.split(row.key)
+            row.token = _choose(found, options, now)
+            yield row.number, row.token
+        rows = [row for row in rows if row.token not in options.end_tokens]
+        if not rows or count == options.max_tokens:
             return
-        tokens = mx.array([[token]], mx.int32)
+        logits = _next(decoder, head, rows)
 
 
-def _next_logits(
-    decoder: Decoder, head: Head, method: Adaptation, tokens: mx.array, cache: Cache
+def _first(
+    decoder: Decoder, head: Head, prompts: Sequence[Sequence[int]], rows: Sequence[Row]
 ) -> mx.array:
-    """Return the logits (V,) after ``tokens`` (1, S), which join the cache."""
-    stop = cache.length + tokens.shape[1]
-    place = Place.row(cache.length, stop, method.positions, cache)
+    """Return the logits (B, V) after the prompts, which join the caches."""
+    method, caches = mixed([row.method for row in rows]), [row.cache for row in rows]
+    batch, place = placed(prompt_batch(prompts), method, caches)
+    for cache, (length,) in zip(caches, batch.documents, strict=True):
+        cache.arriving = length
+    x = _hidden(decoder, mx.array(batch.tokens), place, method)
+    last = mx.array([cache.length - 1 for cache in caches])
+    return head.logits(decoder.final_norm(x[mx.arange(len(caches)), last], method))
+
+
+def _next(decoder: Decoder, head: Head, rows: Sequence[Row]) -> mx.array:
+    """Return the logits (B, V) after each row's last token, which joins its cache."""
+    method = mixed([row.method for row in rows])
+    positions = [row.cache.length + row.method.positions for row in rows]
+    for row in rows:
+        row.cache.arriving = 1
+    place = Place(
+        positions=mx.array(positions)[:, None],
+        documents=None,
+        context=max(positions) + 1,
+        first=positions[0] if len(set(positions)) == 1 else None,
+        caches=[row.cache for row in rows],
+    )
+    tokens = mx.array([[row.token] for row in rows], mx.int32)
+    x = _hidden(decoder, tokens, place, method)
+    return head.logits(decoder.final_norm(x[:, -1], method))
+
+
+def _hidden(decoder: Decoder, tokens: mx.array, place: Place, method: Adaptation) -> mx.array:
+    """Return the output of the last block (B, S, D); the caches hold what arrived."""
     x = decoder.embed(tokens, place, method)
     for layer in range(decoder.shape.layers):
         x = decoder.block(layer, x, place, method)
         mx.eval(x)  # a streamed block is gone before the next one comes
-    cache.length = stop
-    return head.logits(decoder.final_norm(x[:, -1], method))[0]
+    for cache in place.caches:
+        cache.length += cache.arriving
+    return x
 
 
 def _choose(logits: mx.array, options: GenerateOptions, key: mx.array) -> int:
@@ -60,11 +106,18 @@ def _choose(logits: mx.array, options: GenerateOptions, key: mx.array) -> int:
     return int(np.array(order[mx.random.categorical(kept, key=key)]))
 
 
-def _empty_cache(decoder: Decoder, capacity: int) -> Cache:
+def _row(
+    decoder: Decoder,
+    number: int,
+    prompt: Sequence[int],
+    method: Adaptation,
+    options: GenerateOptions,
+) -> Row:
     shape = decoder.shape
+    capacity = method.virtual_tokens + len(prompt) + options.max_tokens
     size = (1, shape.kv_heads, capacity, shape.head_dim)
 
     def arrays() -> list[mx.array]:
         return [mx.zeros(size, decoder.dtype) for _ in range(shape.layers)]
 
-    return Cache(arrays(), arrays())
+    return Row(number, method, Cache(arrays(), arrays()), mx.random.key(options.seed))

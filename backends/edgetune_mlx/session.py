@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.backend import (
+    OWN,
+    Attached,
     DeviceOutOfMemoryError,
     EvalResult,
     GenerateOptions,
@@ -20,15 +22,24 @@ from edgetune.backend import (
 )
 from edgetune.data.batch import MicroBatch
 from edgetune.errors import DivergedError
+from edgetune.methods.base import Method
 from edgetune.plan import Plan
 from edgetune_mlx.adaptation import BASE, Adaptation, Adapted
 from edgetune_mlx.engine import Engine, Gradients
 from edgetune_mlx.generate import generate
 from edgetune_mlx.loss import Sums
 from edgetune_mlx.memory import is_out_of_memory
+from edgetune_mlx.methods import adapt
+from edgetune_mlx.mixed import mixed
 from edgetune_mlx.optimizer import AdamW, clipped
 from edgetune_mlx.streaming import StreamedBlocks
-from edgetune_mlx.tensors import TRAINED, saved_tensors, taken_over, unsaved_tensors
+from edgetune_mlx.tensors import (
+    TRAINED,
+    loaded_parameters,
+    saved_tensors,
+    taken_over,
+    unsaved_tensors,
+)
 
 STEP = "step"
 """Name of the step counter among the optimizer's tensors."""
@@ -43,6 +54,7 @@ class MlxSession:
         self.engine = engine
         self.method = method
         self.steps = 0
+        self._attached = Attached[Adapted]()
         self.optimizer = AdamW(method.trained, method.rates, plan.training.weight_decay)
 
     def step(
@@ -60,30 +72,52 @@ class MlxSession:
         self.method = self.method.over(dict(updated))
         return StepResult(loss=loss, grad_norm=norm)
 
-    def evaluate(self, micro_batches: Iterable[MicroBatch], *, adapted: bool = True) -> EvalResult:
-        """Return summed losses; see :class:`edgetune.backend.Session`."""
-        method, total, rows = self._inference(adapted), Sums(), 0
-        with self._within_memory():
-            for batch in micro_batches:
-                part = self.engine.evaluate(batch, method)
-                total.loss += part.loss
-                total.tokens += part.tokens
-                total.correct += part.correct
-                rows += sum(len(documents) for documents in batch.documents)
-        return EvalResult(
-            loss_sum=total.loss, loss_tokens=total.tokens, correct=total.correct, rows=rows
+    def attach(self, name: str, method: Method, tensors: Tensors) -> None:
+        """Hold a further adapter; see :class:`edgetune.backend.Session`."""
+        saved, shape = method.on_disk(), self.method.shape
+        self._attached.add(
+            name, lambda: adapt(saved, shape, loaded_parameters(saved, shape, tensors))
         )
 
-    def generate(
-        self, prompt: Sequence[int], options: GenerateOptions, *, adapted: bool = True
-    ) -> Iterator[int]:
-        """Yield the tokens after a prompt; see :class:`edgetune.backend.Session`."""
-        engine, method = self.engine, self._inference(adapted)
-        return generate(engine.decoder, engine.head, method, prompt, options)
+    def detach(self, name: str) -> None:
+        """Let go of an adapter that was attached."""
+        self._attached.remove(name)
 
-    def logits(self, tokens: Sequence[int], *, adapted: bool = True) -> NDArray[np.float32]:
+    def evaluate(
+        self, micro_batches: Iterable[MicroBatch], *, adapter: str | None = OWN
+    ) -> EvalResult:
+        """Return summed losses; see :class:`edgetune.backend.Session`."""
+        method, total = self._inference(adapter), EvalResult()
+        with self._within_memory():
+            for batch in micro_batches:
+                total += _result(self.engine.evaluate(batch, method), batch)
+        return total
+
+    def evaluate_rows(
+        self, batch: MicroBatch, adapters: Sequence[str | None]
+    ) -> Sequence[EvalResult]:
+        """Return the loss of each row; see :class:`edgetune.backend.Session`."""
+        method = mixed([self._inference(adapter) for adapter in adapters])
+        with self._within_memory():
+            found = self.engine.evaluate_rows(batch, method)
+        return [_result(sums, batch.rows(i, i + 1)) for i, sums in enumerate(found)]
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        options: GenerateOptions,
+        *,
+        adapters: Sequence[str | None] | None = None,
+    ) -> Iterator[tuple[int, int]]:
+        """Yield the tokens after prompts; see :class:`edgetune.backend.Session`."""
+        methods = [self._inference(name) for name in adapters or (OWN,) * len(prompts)]
+        engine = self.engine
+        with self._within_memory():
+            yield from generate(engine.decoder, engine.head, prompts, methods, options)
+
+    def logits(self, tokens: Sequence[int], *, adapter: str | None = OWN) -> NDArray[np.float32]:
         """Return the logits (T, V) after each of T tokens."""
-        return self.engine.logits(tokens, self._inference(adapted))
+        return self.engine.logits(tokens, self._inference(adapter))
 
     def adapter_tensors(self) -> Tensors:
         """Return the tensors of the adapter's file by name."""
@@ -116,7 +150,7 @@ class MlxSession:
         guard = self.engine.guard
         if isinstance(blocks := self.engine.decoder.weights.blocks, StreamedBlocks):
             blocks.close()
-        del self.engine, self.optimizer, self.method, blocks
+        del self.engine, self.optimizer, self.method, self._attached, blocks
         guard.close()
 
     def _accumulate(
@@ -148,5 +182,12 @@ class MlxSession:
             mx.clear_cache()
             raise DeviceOutOfMemoryError(str(error).splitlines()[0]) from None
 
-    def _inference(self, adapted: bool) -> Adaptation:
-        return self.method if adapted else BASE
+    def _inference(self, adapter: str | None) -> Adaptation:
+        if adapter is None:
+            return BASE
+        return self.method if adapter == OWN else self._attached.named(adapter)
+
+
+def _result(sums: Sums, batch: MicroBatch) -> EvalResult:
+    rows = sum(map(len, batch.documents))
+    return EvalResult(loss_sum=sums.loss, loss_tokens=sums.tokens, correct=sums.correct, rows=rows)

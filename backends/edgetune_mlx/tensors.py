@@ -71,6 +71,16 @@ def new_parameters(
     }
 
 
+def loaded_parameters(method: Method, shape: ModelShape, tensors: Tensors) -> dict[str, mx.array]:
+    """Return saved tensors to compute with.
+
+    Raises:
+        ModelError: naming every tensor that is missing, unknown or of another shape.
+    """
+    _check({tensor.name: tensor.shape for tensor in method.tensors(shape)}, tensors)
+    return {name: mx.array(np.asarray(array)) for name, array in tensors.items()}
+
+
 def saved_tensors(method: Adapted) -> Tensors:
     """Return what belongs into the adapter's file."""
     return method.spec.fold(method.shape, _arrays(method.parameters))

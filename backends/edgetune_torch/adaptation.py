@@ -5,8 +5,8 @@ B rows, S positions, D hidden size, H heads, G key/value heads, K keys, h channe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -26,9 +26,9 @@ Half = Literal["attention", "mlp"]
 class Attended:
     """The attention of one layer, about to be computed.
 
-    ``q`` (B, H, S, h), ``k`` and ``v`` (B, G, K, h) are rotated and normalised; ``cached`` rows
-    are single documents whose last tokens are the queries. ``keys_values`` projects further
-    hidden states (1, S, D) to keys and values (1, G, S, h), without positions.
+    ``q`` (B, H, S, h), ``k`` and ``v`` (B, G, K, h) are rotated and normalised. If ``cached``,
+    there is one query, of the last key's token. ``keys_values`` projects further hidden states
+    (1, S, D) to keys and values (1, G, S, h), without positions.
     """
 
     layer: int
@@ -39,6 +39,11 @@ class Attended:
     documents: Documents
     cached: bool
     keys_values: Callable[[Tensor], tuple[Tensor, Tensor]]
+
+    def of_rows(self, rows: slice) -> Attended:
+        """Return the attention of some rows."""
+        q, k, v = (x[rows] for x in (self.q, self.k, self.v))
+        return replace(self, q=q, k=k, v=v, documents=self.documents[rows])
 
     def out(self) -> Tensor:
         """Return the attention's own output (B, H, S, h)."""
@@ -60,6 +65,10 @@ class Adaptation:
     def first_layer(self) -> int:
         """Return the first adapted block: gradients stop there, unless ``trains_input``."""
         return 0
+
+    def of_rows(self, count: int) -> Sequence[Adaptation]:
+        """Return the adaptation of each row of a batch of ``count``."""
+        return [self] * count
 
     def seed(self, step: str | None, part: int = 0) -> None:
         """Draw everything random from ``step`` and ``part`` until the next call; None: evaluation.

@@ -5,12 +5,16 @@ B rows, S positions, D hidden size, H heads, G key/value heads, h channels of a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from edgetune.data.batch import MicroBatch
+from edgetune.data.virtual import with_virtual_tokens
 from edgetune.shape import ModelShape, Rotary
 from edgetune_torch.adaptation import BASE, Adaptation, Attended
 from edgetune_torch.attention import Documents
@@ -22,7 +26,10 @@ from edgetune_torch.rotary import cos_sin
 
 @dataclass(slots=True)
 class Cache:
-    """Keys and values of one generated row, (1, G, capacity, h) a layer, filled to ``length``."""
+    """Keys and values of one row in generation, (1, G, capacity, h) a layer.
+
+    They are filled to ``length``; a pass writes behind it, and who runs the pass moves it.
+    """
 
     keys: list[Tensor]
     values: list[Tensor]
@@ -31,13 +38,17 @@ class Cache:
 
 @dataclass(slots=True, kw_only=True)
 class Place:
-    """Where the tokens of a micro-batch stand: positions (B, S) and documents a row."""
+    """Where the tokens of a micro-batch stand: positions (B, S) and documents a row.
+
+    In generation each row is one document and has a cache, which is empty in the first pass;
+    in those after it, each row has one token.
+    """
 
     positions: Tensor
     documents: Documents
     dtype: torch.dtype
     context: int
-    cache: Cache | None = None
+    caches: Sequence[Cache] = ()
     _tables: dict[Rotary, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def cos_sin(self, rotary: Rotary) -> tuple[Tensor, Tensor]:
@@ -45,6 +56,22 @@ class Place:
         if rotary not in self._tables:
             self._tables[rotary] = cos_sin(rotary, self.positions, self.dtype, self.context)
         return self._tables[rotary]
+
+
+def placed(
+    decoder: Decoder, batch: MicroBatch, method: Adaptation, caches: Sequence[Cache] = ()
+) -> tuple[MicroBatch, Place]:
+    """Return a micro-batch with the placeholders that its rows want, and where its tokens stand."""
+    each = method.of_rows(len(batch.tokens))
+    batch = with_virtual_tokens(batch, [one.virtual_tokens for one in each])
+    before = np.array([[one.positions] for one in each], np.int32)
+    return batch, Place(
+        positions=torch.from_numpy(batch.positions() + before).to(decoder.weights.device),
+        documents=batch.documents,
+        dtype=decoder.dtype,
+        context=batch.tokens.shape[1] + int(before.max()),
+        caches=caches,
+    )
 
 
 class Decoder:
@@ -115,14 +142,11 @@ class Decoder:
         if rule.rotary is not None:
             cos, sin = place.cos_sin(rule.rotary)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if place.cache is not None:
-            k, v = _extend(place.cache, layer, k, v)
         attended = Attended(
-            layer=layer, q=q, k=k, v=v, rule=rule, documents=place.documents,
-            cached=place.cache is not None,
+            layer=layer, q=q, k=k, v=v, rule=rule, documents=place.documents, cached=False,
             keys_values=partial(self._keys_values, layer, weights),
         )  # fmt: skip
-        out = method.attend(attended).transpose(1, 2).flatten(2)  # (B, S, H h)
+        out = _attend(attended, place, method).transpose(1, 2).flatten(2)  # (B, S, H h)
         out = self._project("o", layer, weights, out, method)
         out = self._norm("attention_output", layer, weights, out, method)
         return method.sublayer(layer, "attention", x, out)
@@ -183,9 +207,23 @@ class Decoder:
         return method.sublayer(layer, "mlp", entry, x)
 
 
-def _extend(cache: Cache, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Write new keys and values behind the cached ones and return all of them."""
-    stop = cache.length + k.shape[2]
-    cache.keys[layer][:, :, cache.length : stop] = k
-    cache.values[layer][:, :, cache.length : stop] = v
-    return cache.keys[layer][:, :, :stop], cache.values[layer][:, :, :stop]
+def _attend(attended: Attended, place: Place, method: Adaptation) -> Tensor:
+    """Return the output (B, H, S, h) of attention, also to what is cached of each row."""
+    if not place.caches:
+        return method.attend(attended)
+    rows = [attended.of_rows(slice(i, i + 1)) for i in range(len(place.caches))]
+    cached = [_extended(row, cache) for row, cache in zip(rows, place.caches, strict=True)]
+    if place.caches[0].length == 0:
+        return method.attend(attended)
+    each = method.of_rows(len(cached))
+    return torch.cat([one.attend(row) for one, row in zip(each, cached, strict=True)])
+
+
+def _extended(row: Attended, cache: Cache) -> Attended:
+    """Write a row's keys and values behind the cached ones and attend to all of them."""
+    ((count,),) = row.documents  # without the padding behind
+    start, stop = cache.length, cache.length + count
+    keys, values = cache.keys[row.layer], cache.values[row.layer]
+    keys[:, :, start:stop] = row.k[:, :, :count]
+    values[:, :, start:stop] = row.v[:, :, :count]
+    return replace(row, k=keys[:, :, :stop], v=values[:, :, :stop], cached=True)

@@ -32,11 +32,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from edgetune.data.batch import MicroBatch
-from edgetune.data.virtual import PLACEHOLDER, with_virtual_tokens
+from edgetune.data.batch import MicroBatch, prompt_batch
 from edgetune_torch.adaptation import Adaptation
 from edgetune_torch.checkpoints import Checkpoints, KeptCheckpoints
-from edgetune_torch.decoder import Decoder, Place
+from edgetune_torch.decoder import Decoder, Place, placed
 from edgetune_torch.loss import Head, Sums, loss_and_gradient, loss_only, loss_positions
 
 
@@ -83,25 +82,22 @@ class Engine:
     def evaluate(self, batch: MicroBatch, method: Adaptation) -> Sums:
         """Return the summed loss of a micro-batch."""
         place, tokens, targets = self._place(batch, method)
+        return self._loss(self.decoder.hidden(tokens, place, method), targets, method)
+
+    @torch.no_grad()
+    def evaluate_rows(self, batch: MicroBatch, method: Adaptation) -> list[Sums]:
+        """Return the summed loss of each row of a micro-batch."""
+        place, tokens, targets = self._place(batch, method)
         x = self.decoder.hidden(tokens, place, method)
-        at = loss_positions(targets)
-        selected = self.decoder.final_norm(x.flatten(0, 1)[at], method)
-        return loss_only(selected, targets.reshape(-1)[at], self.head, chunk=self.chunk)
+        each = method.of_rows(len(x))
+        return [self._loss(x[i : i + 1], targets[i : i + 1], one) for i, one in enumerate(each)]
 
     @torch.no_grad()
     def logits(self, row: Sequence[int], method: Adaptation) -> Tensor:
         """Return float32 logits (S, V) after each token of one row."""
-        added = method.virtual_tokens
-        tokens = torch.tensor([[PLACEHOLDER] * added + list(row)], device=self.device)
-        length, before = tokens.shape[1], method.positions
-        place = Place(
-            positions=torch.arange(before, before + length, device=self.device)[None],
-            documents=((length,),),
-            dtype=self.decoder.dtype,
-            context=before + length,
-        )
-        x = self.decoder.hidden(tokens, place, method)
-        return self.head.logits(self.decoder.final_norm(x[0, added:], method))
+        place, tokens, _ = self._place(prompt_batch([row]), method)
+        x = self.decoder.hidden(tokens, place, method)[0, method.virtual_tokens :]
+        return self.head.logits(self.decoder.final_norm(x, method))
 
     def close(self) -> None:
         """Give weights, checkpoints and scratch memory back."""
@@ -115,15 +111,15 @@ class Engine:
 
     def _place(self, batch: MicroBatch, method: Adaptation) -> tuple[Place, Tensor, Tensor]:
         """Return where a micro-batch's tokens stand, the tokens and the targets (B, S)."""
-        batch, device = with_virtual_tokens(batch, method.virtual_tokens), self.device
-        place = Place(
-            positions=torch.from_numpy(batch.positions() + method.positions).to(device),
-            documents=batch.documents,
-            dtype=self.decoder.dtype,
-            context=batch.tokens.shape[1] + method.positions,
-        )
-        tokens = torch.from_numpy(batch.tokens).to(device).long()
-        return place, tokens, torch.from_numpy(batch.targets).to(device)
+        batch, place = placed(self.decoder, batch, method)
+        tokens = torch.from_numpy(batch.tokens).to(self.device).long()
+        return place, tokens, torch.from_numpy(batch.targets).to(self.device)
+
+    def _loss(self, x: Tensor, targets: Tensor, method: Adaptation) -> Sums:
+        """Return the summed loss of the last block's output (B, S, D)."""
+        at = loss_positions(targets)
+        selected = self.decoder.final_norm(x.flatten(0, 1)[at], method)
+        return loss_only(selected, targets.reshape(-1)[at], self.head, chunk=self.chunk)
 
     def _forward(
         self, tokens: Tensor, place: Place, method: Adaptation

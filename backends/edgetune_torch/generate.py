@@ -1,58 +1,91 @@
-"""Text, one token at a time, over cached keys and values."""
+"""Text, one token at a time for all prompts at once, over cached keys and values."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from edgetune.backend import GenerateOptions
-from edgetune.data.virtual import PLACEHOLDER
+from edgetune.data.batch import prompt_batch
 from edgetune_torch.adaptation import Adaptation
-from edgetune_torch.decoder import Cache, Decoder, Place
+from edgetune_torch.decoder import Cache, Decoder, Place, placed
 from edgetune_torch.loss import Head
+from edgetune_torch.mixed import mixed
+
+
+@dataclass(slots=True)
+class Row:
+    """A prompt that is being continued, and the last token that was found for it."""
+
+    number: int
+    method: Adaptation
+    cache: Cache
+    draws: torch.Generator
+    token: int = 0
 
 
 def generate(
     decoder: Decoder,
     head: Head,
-    method: Adaptation,
-    prompt: Sequence[int],
+    prompts: Sequence[Sequence[int]],
+    methods: Sequence[Adaptation],
     options: GenerateOptions,
-) -> Iterator[int]:
-    """Yield the tokens that follow ``prompt``, at most ``max_tokens``, an end token included."""
-    device = decoder.weights.device
-    generator = torch.Generator(device).manual_seed(options.seed)
-    row = [PLACEHOLDER] * method.virtual_tokens + list(prompt)
-    cache = _empty_cache(decoder, len(row) + options.max_tokens, device)
-    tokens = torch.tensor([row], device=device)
-    for _ in range(options.max_tokens):
-        logits = _next_logits(decoder, head, method, tokens, cache)
-        token = _choose(logits, options, generator)
-        yield token
-        if token in options.end_tokens:
+) -> Iterator[tuple[int, int]]:
+    """Yield the number of a prompt and its next token, at most ``max_tokens`` for each."""
+    if decoder.shape.rotates_by_length and len(prompts) > 1:
+        for number, (prompt, method) in enumerate(zip(prompts, methods, strict=True)):
+            for _, token in generate(decoder, head, [prompt], [method], options):
+                yield number, token
+        return
+    order = sorted(range(len(prompts)), key=lambda number: id(methods[number]))
+    rows = [_row(decoder, number, prompts[number], methods[number], options) for number in order]
+    logits = _first(decoder, head, [prompts[number] for number in order], rows)
+    for count in range(1, options.max_tokens + 1):
+        for row, found in zip(rows, logits, strict=True):
+            row.token = _choose(found, options, row.draws)
+            yield row.number, row.token
+        rows = [row for row in rows if row.token not in options.end_tokens]
+        if not rows or count == options.max_tokens:
             return
-        tokens = torch.tensor([[token]], device=device)
+        logits = _next(decoder, head, rows)
 
 
 @torch.no_grad()
-def _next_logits(
-    decoder: Decoder, head: Head, method: Adaptation, tokens: Tensor, cache: Cache
+def _first(
+    decoder: Decoder, head: Head, prompts: Sequence[Sequence[int]], rows: Sequence[Row]
 ) -> Tensor:
-    """Return the logits (V,) after ``tokens`` (1, S), which join the cache."""
-    stop = cache.length + tokens.shape[1]
-    positions = torch.arange(cache.length, stop, device=tokens.device)[None]
-    place = Place(
-        positions=positions + method.positions,
-        documents=((tokens.shape[1],),),
-        dtype=decoder.dtype,
-        context=stop + method.positions,
-        cache=cache,
-    )
+    """Return the logits (B, V) after the prompts, which join the caches."""
+    method = mixed([row.method for row in rows])
+    caches = [row.cache for row in rows]
+    batch, place = placed(decoder, prompt_batch(prompts), method, caches)
+    tokens = torch.from_numpy(batch.tokens).to(decoder.weights.device).long()
     x = decoder.hidden(tokens, place, method)
-    cache.length = stop
-    return head.logits(decoder.final_norm(x[:, -1], method))[0]
+    for cache, (length,) in zip(caches, batch.documents, strict=True):
+        cache.length = length
+    last = torch.tensor([cache.length - 1 for cache in caches], device=x.device)
+    return head.logits(decoder.final_norm(x[torch.arange(len(x), device=x.device), last], method))
+
+
+@torch.no_grad()
+def _next(decoder: Decoder, head: Head, rows: Sequence[Row]) -> Tensor:
+    """Return the logits (B, V) after each row's last token, which joins its cache."""
+    method, device = mixed([row.method for row in rows]), decoder.weights.device
+    positions = [row.cache.length + row.method.positions for row in rows]
+    place = Place(
+        positions=torch.tensor(positions, device=device)[:, None],
+        documents=((1,),) * len(rows),
+        dtype=decoder.dtype,
+        context=max(positions) + 1,
+        caches=[row.cache for row in rows],
+    )
+    tokens = torch.tensor([[row.token] for row in rows], device=device)
+    x = decoder.hidden(tokens, place, method)
+    for row in rows:
+        row.cache.length += 1
+    return head.logits(decoder.final_norm(x[:, -1], method))
 
 
 def _choose(logits: Tensor, options: GenerateOptions, generator: torch.Generator) -> int:
@@ -64,11 +97,19 @@ def _choose(logits: Tensor, options: GenerateOptions, generator: torch.Generator
     return int(order[torch.multinomial(probability, 1, generator=generator)])
 
 
-def _empty_cache(decoder: Decoder, capacity: int, device: torch.device) -> Cache:
-    shape = decoder.shape
+def _row(
+    decoder: Decoder,
+    number: int,
+    prompt: Sequence[int],
+    method: Adaptation,
+    options: GenerateOptions,
+) -> Row:
+    shape, device = decoder.shape, decoder.weights.device
+    capacity = method.virtual_tokens + len(prompt) + options.max_tokens
     size = (1, shape.kv_heads, capacity, shape.head_dim)
 
     def tensors() -> list[Tensor]:
         return [torch.empty(size, dtype=decoder.dtype, device=device) for _ in range(shape.layers)]
 
-    return Cache(tensors(), tensors())
+    draws = torch.Generator(device).manual_seed(options.seed)
+    return Row(number, method, Cache(tensors(), tensors()), draws)

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch.nn import Parameter
 
 from edgetune.backend import (
+    OWN,
+    Attached,
     DeviceOutOfMemoryError,
     EvalResult,
     GenerateOptions,
@@ -22,6 +24,7 @@ from edgetune.backend import (
 )
 from edgetune.data.batch import MicroBatch
 from edgetune.errors import DivergedError
+from edgetune.methods.base import Method
 from edgetune.plan import Plan
 from edgetune_torch.adaptation import BASE, Adaptation, Adapted
 from edgetune_torch.engine import Engine
@@ -30,8 +33,16 @@ from edgetune_torch.gradients import Gradients
 from edgetune_torch.loss import Sums
 from edgetune_torch.malloc import trim
 from edgetune_torch.memory import MemoryWatch
+from edgetune_torch.methods import adapt
+from edgetune_torch.mixed import mixed
 from edgetune_torch.optimizer import AdamW
-from edgetune_torch.tensors import TRAINED, saved_tensors, take_over, unsaved_tensors
+from edgetune_torch.tensors import (
+    TRAINED,
+    loaded_parameters,
+    saved_tensors,
+    take_over,
+    unsaved_tensors,
+)
 
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "could not create")
 """What an allocation on CPU that failed says: torch's, the C++ library's, oneDNN's."""
@@ -54,6 +65,7 @@ class TorchSession:
         self._watch = watch
         self._held = held
         self._gradients: Gradients | None = None
+        self._attached = Attached[Adapted]()
         self.optimizer = AdamW(
             plan.choice.optimizer, method.trained, method.rates, plan.training.weight_decay
         )
@@ -80,32 +92,53 @@ class TorchSession:
                 gradients.clear()
         return StepResult(loss=loss, grad_norm=norm)
 
-    def evaluate(self, micro_batches: Iterable[MicroBatch], *, adapted: bool = True) -> EvalResult:
-        """Return summed losses; see :class:`edgetune.backend.Session`."""
-        method = self._inference(adapted)
-        total, rows = Sums(), 0
-        with _out_of_memory():
-            for batch in micro_batches:
-                part = self.engine.evaluate(batch, method)
-                total.loss += part.loss
-                total.tokens += part.tokens
-                total.correct += part.correct
-                rows += sum(len(documents) for documents in batch.documents)
-        return EvalResult(
-            loss_sum=total.loss, loss_tokens=total.tokens, correct=total.correct, rows=rows
+    def attach(self, name: str, method: Method, tensors: Tensors) -> None:
+        """Hold a further adapter; see :class:`edgetune.backend.Session`."""
+        saved, shape, device = method.on_disk(), self.method.shape, self.engine.device
+        self._attached.add(
+            name, lambda: adapt(saved, shape, loaded_parameters(saved, shape, tensors, device))
         )
 
-    def generate(
-        self, prompt: Sequence[int], options: GenerateOptions, *, adapted: bool = True
-    ) -> Iterator[int]:
-        """Yield the tokens after a prompt; see :class:`edgetune.backend.Session`."""
-        engine = self.engine
-        return generate(engine.decoder, engine.head, self._inference(adapted), prompt, options)
+    def detach(self, name: str) -> None:
+        """Let go of an adapter that was attached."""
+        self._attached.remove(name)
 
-    def logits(self, tokens: Sequence[int], *, adapted: bool = True) -> NDArray[np.float32]:
+    def evaluate(
+        self, micro_batches: Iterable[MicroBatch], *, adapter: str | None = OWN
+    ) -> EvalResult:
+        """Return summed losses; see :class:`edgetune.backend.Session`."""
+        method, total = self._inference(adapter), EvalResult()
+        with _out_of_memory():
+            for batch in micro_batches:
+                total += _result(self.engine.evaluate(batch, method), batch)
+        return total
+
+    def evaluate_rows(
+        self, batch: MicroBatch, adapters: Sequence[str | None]
+    ) -> Sequence[EvalResult]:
+        """Return the loss of each row; see :class:`edgetune.backend.Session`."""
+        method = mixed([self._inference(adapter) for adapter in adapters])
+        with _out_of_memory():
+            found = self.engine.evaluate_rows(batch, method)
+        return [_result(sums, batch.rows(i, i + 1)) for i, sums in enumerate(found)]
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        options: GenerateOptions,
+        *,
+        adapters: Sequence[str | None] | None = None,
+    ) -> Iterator[tuple[int, int]]:
+        """Yield the tokens after prompts; see :class:`edgetune.backend.Session`."""
+        methods = [self._inference(name) for name in adapters or (OWN,) * len(prompts)]
+        engine = self.engine
+        with _out_of_memory():
+            yield from generate(engine.decoder, engine.head, prompts, methods, options)
+
+    def logits(self, tokens: Sequence[int], *, adapter: str | None = OWN) -> NDArray[np.float32]:
         """Return the logits (T, V) after each of T tokens."""
         logits: NDArray[np.float32] = (
-            self.engine.logits(tokens, self._inference(adapted)).cpu().numpy()
+            self.engine.logits(tokens, self._inference(adapter)).cpu().numpy()
         )
         return logits
 
@@ -137,7 +170,7 @@ class TorchSession:
     def close(self) -> None:
         """Let go of the model, its files and threads, and of the limit on memory."""
         self._held.close()
-        del self.engine, self.optimizer, self.method, self._gradients
+        del self.engine, self.optimizer, self.method, self._gradients, self._attached
         gc.collect()
         trim()
         if torch.cuda.is_available():
@@ -157,10 +190,17 @@ class TorchSession:
             loss += self.engine.gradients(batch, self.method, scale=scale).loss
         return loss
 
-    def _inference(self, adapted: bool) -> Adaptation:
-        method = self.method if adapted else BASE
+    def _inference(self, adapter: str | None) -> Adaptation:
+        if adapter is None:
+            return BASE
+        method = self.method if adapter == OWN else self._attached.named(adapter)
         method.seed(None)
         return method
+
+
+def _result(sums: Sums, batch: MicroBatch) -> EvalResult:
+    rows = sum(map(len, batch.documents))
+    return EvalResult(loss_sum=sums.loss, loss_tokens=sums.tokens, correct=sums.correct, rows=rows)
 
 
 @contextmanager

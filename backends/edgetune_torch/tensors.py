@@ -99,6 +99,21 @@ def new_parameters(
     }
 
 
+def loaded_parameters(
+    method: Method, shape: ModelShape, tensors: Tensors, device: torch.device
+) -> dict[str, Parameter]:
+    """Return saved tensors to compute with, not to train.
+
+    Raises:
+        ModelError: naming every tensor that is missing, unknown or of another shape.
+    """
+    _check({tensor.name: tensor.shape for tensor in method.tensors(shape)}, tensors)
+    return {
+        name: Parameter(torch.tensor(np.asarray(array), device=device), requires_grad=False)
+        for name, array in tensors.items()
+    }
+
+
 def saved_tensors(method: Adapted) -> Tensors:
     """Return what belongs into the adapter's file."""
     return method.spec.fold(method.shape, _arrays(method.parameters))

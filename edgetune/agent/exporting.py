@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgetune.adapter_file import LoadedAdapter, load_adapter
 from edgetune.agent.opening import open_adapted, open_planned, open_session
 from edgetune.agent.planning import read_rows
-from edgetune.backend import Session
+from edgetune.backend import OWN, Session
 from edgetune.errors import CheckFailedError, UsageError
 from edgetune.export import Exported, ExportRequest, export
 from edgetune.export.check import MergeCheck, compare, require
@@ -117,7 +117,7 @@ def _compared(
         with closing(candidate):
             return compare(
                 lambda row: adapted[rows.index(list(row))],
-                lambda row: candidate.logits(row, adapted=False),
+                lambda row: candidate.logits(row, adapter=None),
                 rows,
                 base=lambda row: base[rows.index(list(row))],
             )
@@ -132,14 +132,13 @@ def _waiting_logits(
         session = open_adapted(plan, model, adapter)
         with closing(session):
             adapted, base = (
-                [_on_disk(Path(folder), session, row, adapted) for row in rows]
-                for adapted in (True, False)
+                [_on_disk(Path(folder), session, row, name) for row in rows] for name in (OWN, None)
             )
         yield adapted, base
 
 
-def _on_disk(folder: Path, session: Session, row: Sequence[int], adapted: bool) -> Logits:
+def _on_disk(folder: Path, session: Session, row: Sequence[int], name: str | None) -> Logits:
     file = folder / f"{len(list(folder.iterdir()))}.npy"
-    np.save(file, session.logits(row, adapted=adapted))
+    np.save(file, session.logits(row, adapter=name))
     logits: Logits = np.load(file, mmap_mode="r")
     return logits

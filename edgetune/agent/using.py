@@ -1,21 +1,23 @@
-"""A finished run put to use: scores on other rows, text."""
+"""Finished runs put to use: scores on other rows, text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, isfinite
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgetune.adapter_file import load_adapter
 from edgetune.agent.opening import open_adapted, open_planned
 from edgetune.agent.planning import read_rows
-from edgetune.backend import GenerateOptions, Session
+from edgetune.backend import OWN, GenerateOptions, Session
 from edgetune.data import Examples, Tokenizer, evaluation_batches, load_tokenizer
 from edgetune.data.template import Message
-from edgetune.errors import CheckFailedError
+from edgetune.errors import CheckFailedError, UsageError
+from edgetune.memory.generation import rows_at_once
 from edgetune.model import LocalModel, resolve
 from edgetune.plan import Plan
 from edgetune.record import RunFolder
@@ -23,22 +25,26 @@ from edgetune.record import RunFolder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenedRun:
-    """A run whose adapter is loaded."""
+    """A run whose adapter is loaded; several over the same base share a session."""
 
     folder: RunFolder
     plan: Plan
     model: LocalModel
     tokenizer: Tokenizer
     session: Session
+    adapter: str | None = OWN
+    """Name of its adapter in the session; None: the base model alone."""
 
-    def generate(
-        self, prompt: str | Sequence[Message], options: GenerateOptions, *, adapted: bool = True
-    ) -> Iterator[str]:
+    def base(self) -> OpenedRun:
+        """Return the same without the adapter."""
+        return replace(self, adapter=None)
+
+    def generate(self, prompt: str | Sequence[Message], options: GenerateOptions) -> Iterator[str]:
         """Yield the continuation piece by piece, without the token that ends it."""
         tokens = self.tokenizer.prompt_tokens(prompt)
         done: list[int] = []
         shown = ""
-        for token in self.session.generate(tokens, options, adapted=adapted):
+        for _, token in self.session.generate([tokens], options, adapters=[self.adapter]):
             if token in options.end_tokens:
                 break
             done.append(token)
@@ -79,6 +85,55 @@ def open_run(path: Path) -> OpenedRun:
     )
 
 
+def open_runs(paths: Sequence[Path]) -> list[OpenedRun]:
+    """Return finished runs over one base model, which is loaded once, as the first run's plan says.
+
+    Raises:
+        UsageError: if a run is given twice, or if their base models differ or are not computed
+            with in the same way; else as :func:`open_run`.
+    """
+    twice = next((path for index, path in enumerate(paths) if path in paths[:index]), None)
+    if twice is not None:
+        raise UsageError(f"{twice} is given twice. Once is enough.")
+    first = open_run(paths[0])
+    return [first, *(_beside(first, path) for path in paths[1:])]
+
+
+def _beside(first: OpenedRun, path: Path) -> OpenedRun:
+    """Return a run whose adapter joins the session of another."""
+    file = RunFolder.open(path).finished_adapter()
+    folder, plan, model = open_planned(path)
+    if model.fingerprint != first.model.fingerprint:
+        raise UsageError(
+            f"{path} was trained on {plan.model.ref}, {first.folder.path} on "
+            f"{first.plan.model.ref}: only runs over the same base model can be used together."
+        )
+    for name in ("quantization", "compute_dtype"):
+        one, other = getattr(first.plan.choice, name), getattr(plan.choice, name)
+        if one != other:
+            raise UsageError(
+                f"{path} was trained with {name} {other}, {first.folder.path} with {one}: "
+                "together one of them would not be the model that was trained. "
+                "Use them one at a time."
+            )
+    adapter = load_adapter(file, model.shape)
+    first.session.attach(str(path), adapter.method, adapter.tensors)
+    return replace(first, folder=folder, plan=plan, adapter=str(path))
+
+
+def answers(
+    runs: Sequence[OpenedRun], prompts: Sequence[str | Sequence[Message]], options: GenerateOptions
+) -> Iterator[str]:
+    """Yield the answers of runs over one base: all of the first prompt, then of the next.
+
+    Prompts and runs are computed together, as many as the first run's plan has memory for.
+    """
+    tokenizer = runs[0].tokenizer
+    asked = [(run, tokenizer.prompt_tokens(prompt)) for prompt in prompts for run in runs]
+    for tokens in _continued(asked, options):
+        yield tokenizer.decode(tokens)
+
+
 def rows_of(run: OpenedRun, data: Path) -> Examples:
     """Return all rows of a file as the run would read them, none held back."""
     training = run.plan.training
@@ -89,35 +144,63 @@ def rows_of(run: OpenedRun, data: Path) -> Examples:
     return dataset.fit(min(limit, run.model.shape.max_context)).train
 
 
-def score(run: OpenedRun, rows: Examples, *, adapted: bool, exact_match: bool) -> Scores:
-    """Return how well rows are predicted, with the adapter or by the base model alone."""
+def score(run: OpenedRun, rows: Examples, *, exact_match: bool) -> Scores:
+    """Return how well rows are predicted."""
     context = int(rows.lengths.max())
     batches = evaluation_batches(rows, context=context, micro_batch=run.plan.choice.micro_batch)
-    result = run.session.evaluate(batches, adapted=adapted)
+    result = run.session.evaluate(batches, adapter=run.adapter)
     loss = result.loss_sum / result.loss_tokens
     if not isfinite(loss):
-        which = "with the adapter" if adapted else "of the base model"
+        which = "of the base model" if run.adapter is None else f"of {run.folder.path}"
         raise CheckFailedError(f"The loss {which} on these rows is {loss}, which is no number.")
     return Scores(
         loss=loss,
         perplexity=exp(min(loss, 700.0)),
         accuracy=result.correct / result.loss_tokens,
         rows=result.rows,
-        exact_match=_exact_match(run, rows, adapted) if exact_match else None,
+        exact_match=_exact_match(run, rows) if exact_match else None,
     )
 
 
-def _exact_match(run: OpenedRun, rows: Examples, adapted: bool) -> float:
-    return sum(_answers_alike(run, rows, i, adapted) for i in range(len(rows))) / len(rows)
-
-
-def _answers_alike(run: OpenedRun, rows: Examples, index: int, adapted: bool) -> bool:
-    """Tell whether the most probable answer is the row's own last one, to the letter."""
-    tokens, mask = rows[index]
+def _exact_match(run: OpenedRun, rows: Examples) -> float:
+    """Return the share of rows whose last answer is the most probable one, to the letter."""
     ends = run.tokenizer.end_tokens
+    asked = [_question(*rows[index], ends) for index in range(len(rows))]
+    longest = max(len(wanted) for _, wanted in asked) + 8
+    options = GenerateOptions(max_tokens=longest, end_tokens=ends)
+    found = _continued([(run, prompt) for prompt, _ in asked], options)
+    decode = run.tokenizer.decode
+    alike = (
+        decode(tokens).strip() == decode(wanted).strip()
+        for tokens, (_, wanted) in zip(found, asked, strict=True)
+    )
+    return sum(alike) / len(asked)
+
+
+def _question(
+    tokens: NDArray[np.int32], mask: NDArray[np.bool_], ends: frozenset[int]
+) -> tuple[list[int], list[int]]:
+    """Return what comes before the last answer of a row, and that answer without its end."""
     start = int(np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0) == 1)[-1])
     wanted = [int(token) for token in tokens[start:][mask[start:]] if token not in ends]
-    options = GenerateOptions(max_tokens=len(wanted) + 8, end_tokens=ends)
-    prompt = tokens[:start].tolist()
-    found = [t for t in run.session.generate(prompt, options, adapted=adapted) if t not in ends]
-    return run.tokenizer.decode(found).strip() == run.tokenizer.decode(wanted).strip()
+    return tokens[:start].tolist(), wanted
+
+
+def _continued(
+    asked: Sequence[tuple[OpenedRun, list[int]]], options: GenerateOptions
+) -> Iterator[list[int]]:
+    """Yield the tokens after each prompt, without the one that ends them."""
+    run = asked[0][0]
+    longest = max(len(prompt) for _, prompt in asked)
+    count = rows_at_once(
+        run.model.shape, run.plan.choice, run.plan.memory, prompt=longest, answer=options.max_tokens
+    )
+    for start in range(0, len(asked), count):
+        part = asked[start : start + count]
+        found: list[list[int]] = [[] for _ in part]
+        for row, token in run.session.generate(
+            [prompt for _, prompt in part], options, adapters=[one.adapter for one, _ in part]
+        ):
+            if token not in options.end_tokens:
+                found[row].append(token)
+        yield from found

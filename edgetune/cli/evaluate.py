@@ -1,4 +1,4 @@
-"""``edgetune eval``: how well a run predicts rows, beside its base model."""
+"""``edgetune eval``: how well runs predict rows, beside their base model."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from edgetune.agent.using import Scores, open_run, rows_of, score
+from edgetune.agent.using import Scores, open_runs, rows_of, score
 from edgetune.cli.options import common_options
 from edgetune.cli.show import VERBOSE, out, out_json, say, table
 from edgetune.spec import to_plain
 
 
-@click.command("eval", short_help="Score a run on rows, beside its base model.")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.command("eval", short_help="Score runs on rows, beside their base model.")
+@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN...")
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
@@ -25,18 +25,20 @@ from edgetune.spec import to_plain
     "--exact-match", is_flag=True, help="Also let both models answer, and compare to the letter."
 )
 @common_options
-def command(run: Path, data: Path, exact_match: bool, as_json: bool) -> None:
-    """Print loss, perplexity and token accuracy of a RUN on all rows of a file.
+def command(runs: tuple[Path, ...], data: Path, exact_match: bool, as_json: bool) -> None:
+    """Print loss, perplexity and token accuracy of each RUN on all rows of a file.
 
-    The base model without the adapter is scored on the same rows, so that the gain is seen.
+    The base model without the adapter is scored on the same rows, so that the gain is seen. It
+    is loaded once for all runs, which must be over the same one; rows are read as the first RUN
+    reads them.
     """
-    opened = open_run(run)
-    say(f"Opened {opened.model.folder} with {opened.folder.adapter}", level=VERBOSE)
-    rows = rows_of(opened, data)
-    scores = {
-        name: score(opened, rows, adapted=name == "tuned", exact_match=exact_match)
-        for name in ("base", "tuned")
-    }
+    opened = open_runs(runs)
+    for run in opened:
+        say(f"Opened {run.model.folder} with {run.folder.adapter}", level=VERBOSE)
+    rows = rows_of(opened[0], data)
+    names = ["tuned"] if len(runs) == 1 else [str(path) for path in runs]
+    each = {"base": opened[0].base(), **dict(zip(names, opened, strict=True))}
+    scores = {name: score(run, rows, exact_match=exact_match) for name, run in each.items()}
     if as_json:
         out_json(to_plain(scores))
         return

@@ -1,21 +1,24 @@
-"""``edgetune generate``: text from a run."""
+"""``edgetune generate``: text from runs."""
 
 from __future__ import annotations
 
 import sys
+from itertools import product
 from pathlib import Path
 
 import click
 
-from edgetune.agent.using import open_run
+from edgetune.agent.using import OpenedRun, answers, open_runs
 from edgetune.backend import GenerateOptions
 from edgetune.cli.options import common_options
-from edgetune.cli.show import VERBOSE, out_json, say
+from edgetune.cli.show import VERBOSE, out, out_json, say
 from edgetune.errors import UsageError
 
+Question = str | list[dict[str, str]]
 
-@click.command("generate", short_help="Let a run answer a prompt.")
-@click.argument("run", type=click.Path(path_type=Path))
+
+@click.command("generate", short_help="Let runs answer a prompt.")
+@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN...")
 @click.option("-p", "--prompt", "prompts", multiple=True, help="A prompt; may be repeated.")
 @click.option("--system", help="A system message before the prompt.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as text, without chat template.")
@@ -46,7 +49,7 @@ from edgetune.errors import UsageError
 )
 @common_options
 def command(
-    run: Path,
+    runs: tuple[Path, ...],
     prompts: tuple[str, ...],
     system: str | None,
     raw: bool,
@@ -57,32 +60,49 @@ def command(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Print the answer of a RUN to each prompt; without -p, to the text on stdin."""
+    """Print the answer of each RUN to each prompt; without -p, to the text on stdin.
+
+    Several runs must be over the same base model, which is loaded once; their answers are
+    computed together.
+    """
     if raw and system is not None:
         raise UsageError("--raw uses no chat template, so that --system would be lost.")
-    opened = open_run(run)
-    say(f"Opened {opened.model.folder} with {opened.folder.adapter}", level=VERBOSE)
+    if base and len(runs) > 1:
+        raise UsageError("--base leaves the adapters out, so that one RUN is enough.")
+    opened = open_runs(runs)
+    for run in opened:
+        say(f"Opened {run.model.folder} with {run.folder.adapter}", level=VERBOSE)
+    if base:
+        opened = [opened[0].base()]
     options = GenerateOptions(
         max_tokens=max_tokens,
         temperature=temperature,
         top_p=top_p,
         seed=seed,
-        end_tokens=opened.tokenizer.end_tokens,
+        end_tokens=opened[0].tokenizer.end_tokens,
     )
-    answers = []
-    for prompt in prompts or (_from_stdin(),):
-        question = prompt if raw else _chat(prompt, system)
-        parts = []
-        for part in opened.generate(question, options, adapted=not base):
-            parts.append(part)
-            if not as_json:
-                sys.stdout.write(part)
-                sys.stdout.flush()
+    texts = prompts or (_from_stdin(),)
+    questions = [prompt if raw else _chat(prompt, system) for prompt in texts]
+    if len(opened) == len(questions) == 1 and not as_json:
+        _stream(opened[0], questions[0], options)
+        return
+    found = []
+    for (prompt, path), text in zip(
+        product(texts, runs), answers(opened, questions, options), strict=True
+    ):
         if not as_json:
-            sys.stdout.write("\n")
-        answers.append({"prompt": prompt, "text": "".join(parts)})
+            out(text if len(runs) == 1 else f"{path}: {text}")
+        found.append({"run": str(path), "prompt": prompt, "text": text})
     if as_json:
-        out_json(answers)
+        out_json(found)
+
+
+def _stream(run: OpenedRun, question: Question, options: GenerateOptions) -> None:
+    """Print an answer as it comes."""
+    for part in run.generate(question, options):
+        sys.stdout.write(part)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
 
 
 def _chat(prompt: str, system: str | None) -> list[dict[str, str]]:

@@ -6,6 +6,7 @@ There is never a mask tensor. Rows are padded on the right, attention is causal,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +57,15 @@ class MicroBatch:
             targets=self.targets[start:stop],
             documents=self.documents[start:stop],
         )
+
+
+def prompt_batch(prompts: Sequence[Sequence[int]]) -> MicroBatch:
+    """Return prompts as rows of one document each, none of them under loss."""
+    tokens = np.zeros((len(prompts), max(map(len, prompts))), np.int32)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    documents = tuple((len(prompt),) for prompt in prompts)
+    return MicroBatch(tokens=tokens, targets=np.full_like(tokens, IGNORED), documents=documents)
 
 
 def full_batch(

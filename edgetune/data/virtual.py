@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -12,21 +13,24 @@ PLACEHOLDER = 0
 """The token that stands where a trained one goes; its embedding is never read."""
 
 
-def with_virtual_tokens(batch: MicroBatch, count: int) -> MicroBatch:
-    """Return a micro-batch with ``count`` placeholders before each document, without loss.
+def with_virtual_tokens(batch: MicroBatch, counts: Sequence[int]) -> MicroBatch:
+    """Return a micro-batch with placeholders before each document, without loss.
 
-    Rows grow by ``count`` for each document of the fullest row.
+    ``counts`` says for each row how many. All rows grow to the length of the longest.
     """
-    if count == 0:
+    if not any(counts):
         return batch
-    width = batch.tokens.shape[1] + count * max(1, *map(len, batch.documents))
-    tokens = np.full((len(batch.tokens), width), PLACEHOLDER, np.int32)
+    grown = [count * max(1, len(row)) for count, row in zip(counts, batch.documents, strict=True)]
+    tokens = np.full((len(counts), batch.tokens.shape[1] + max(grown)), PLACEHOLDER, np.int32)
     targets = np.full_like(tokens, IGNORED)
-    for row, lengths in enumerate(batch.documents):
+    for row, (count, lengths) in enumerate(zip(counts, batch.documents, strict=True)):
         for index, stop in enumerate(accumulate(lengths)):
             source = slice(stop - lengths[index], stop)
             place = slice(source.start + count * (index + 1), stop + count * (index + 1))
             tokens[row, place] = batch.tokens[row, source]
             targets[row, place] = batch.targets[row, source]
-    documents = tuple(tuple(length + count for length in row) for row in batch.documents)
+    documents = tuple(
+        tuple(length + count for length in row)
+        for count, row in zip(counts, batch.documents, strict=True)
+    )
     return MicroBatch(tokens=tokens, targets=targets, documents=documents)

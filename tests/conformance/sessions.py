@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from conformance.cases import Case
-from edgetune.backend import Backend, Session
+from edgetune.backend import OWN, Backend, Session
 from edgetune.data.batch import IGNORED, MicroBatch
 from edgetune.device import Device
 from edgetune.methods.base import Method
@@ -93,7 +93,7 @@ def step(session: Session, *batches: MicroBatch, rate: float = 1e-2) -> tuple[fl
     return result.loss, result.grad_norm
 
 
-def loss_of(session: Session, *batches: MicroBatch, adapted: bool = True) -> float:
+def loss_of(session: Session, *batches: MicroBatch, adapter: str | None = OWN) -> float:
     """Return the mean loss."""
-    result = session.evaluate(batches, adapted=adapted)
+    result = session.evaluate(batches, adapter=adapter)
     return result.loss_sum / result.loss_tokens

@@ -37,7 +37,7 @@ def test_a_quantized_base_is_adapted_and_stays(
         return
     session = bench.open(case, llama, quantization=quantization)
     looked = probe(bench.name, session)
-    frozen, base = looked.frozen(), session.logits(ROW, adapted=False)
+    frozen, base = looked.frozen(), session.logits(ROW, adapter=None)
     if case.identity:
         np.testing.assert_allclose(session.logits(ROW), base, rtol=0, atol=2e-5)
     before = loss_of(session, rows())
@@ -46,7 +46,7 @@ def test_a_quantized_base_is_adapted_and_stays(
 
     assert loss_of(session, rows()) < before
     assert looked.frozen() == frozen
-    np.testing.assert_array_equal(session.logits(ROW, adapted=False), base)
+    np.testing.assert_array_equal(session.logits(ROW, adapter=None), base)
 
 
 @every_method

@@ -53,7 +53,7 @@ def test_every_method_counts_learns_saves_and_merges(
         session = bench.open(case, model)
         start = session.logits(ROW)
         if case.identity:
-            base = session.logits(ROW, adapted=False)
+            base = session.logits(ROW, adapter=None)
             np.testing.assert_allclose(start, base, rtol=0, atol=5e-5, err_msg=case.name)
         trained = probe(bench.name, session).trained()
         assert sum(x.size for x in trained.values()) == case.parameters(model.shape), case.name
@@ -82,5 +82,5 @@ def _check_merge(
             export("hf", request)
         return
     export("hf", request)
-    merged = bench.open(KINDS[-1], LocalModel.open(output)).logits(ROW, adapted=False)
+    merged = bench.open(KINDS[-1], LocalModel.open(output)).logits(ROW, adapter=None)
     np.testing.assert_allclose(merged, adapted, rtol=1e-4, atol=5e-5, err_msg=adapter.method.kind)

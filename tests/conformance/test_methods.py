@@ -44,13 +44,13 @@ def test_counts_equal_the_formula(case: Case, bench: Bench, llama: LocalModel) -
 @every_method
 def test_the_start_is_the_base(case: Case, bench: Bench, llama: LocalModel) -> None:
     session = bench.open(case, llama)
-    adapted, base = session.logits(ROW), session.logits(ROW, adapted=False)
+    adapted, base = session.logits(ROW), session.logits(ROW, adapter=None)
 
     if case.identity:
         np.testing.assert_allclose(adapted, base, rtol=0, atol=2e-5)
     else:
         assert np.isfinite(adapted).all()
-        assert abs(loss_of(session, rows()) - loss_of(session, rows(), adapted=False)) < 1
+        assert abs(loss_of(session, rows()) - loss_of(session, rows(), adapter=None)) < 1
 
 
 @every_method
@@ -78,13 +78,13 @@ def test_eight_rows_are_learned_and_the_base_stays(
 ) -> None:
     session, batch = bench.open(case, llama), lesson()
     looked = probe(bench.name, session)
-    frozen, base = looked.frozen(), session.logits(ROW, adapted=False)
+    frozen, base = looked.frozen(), session.logits(ROW, adapter=None)
     for _ in range(STEPS):
         step(session, batch, rate=case.rate)
 
-    assert loss_of(session, batch) < 0.2 * loss_of(session, batch, adapted=False)
+    assert loss_of(session, batch) < 0.2 * loss_of(session, batch, adapter=None)
     assert looked.frozen() == frozen
-    np.testing.assert_array_equal(session.logits(ROW, adapted=False), base)
+    np.testing.assert_array_equal(session.logits(ROW, adapter=None), base)
 
 
 @every_method
@@ -133,7 +133,7 @@ def test_the_merged_model_computes_the_same(
     export("hf", request)
     merged = bench.open(CASES[0], LocalModel.open(tmp_path / "merged"))
 
-    found = merged.logits(ROW, adapted=False)
+    found = merged.logits(ROW, adapter=None)
     np.testing.assert_allclose(found, session.logits(ROW), rtol=1e-5, atol=1e-5)
 
 

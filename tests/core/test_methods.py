@@ -152,8 +152,22 @@ def test_placeholders_stand_before_every_document() -> None:
         documents=((2, 2), (3,)),
     )
     p, no = PLACEHOLDER, IGNORED
-    found = with_virtual_tokens(batch, 2)
+    found = with_virtual_tokens(batch, (2, 2))
 
     assert found.tokens.tolist() == [[p, p, 5, 6, p, p, 7, 8], [p, p, 9, 9, 9, p, p, p]]
     assert found.targets.tolist() == [[no, no, 6, no, no, no, 8, no], [no, no, 9, 9, *[no] * 4]]
     assert found.documents == ((4, 4), (5,))
+
+
+def test_each_row_gets_its_own_placeholders() -> None:
+    batch = MicroBatch(
+        tokens=np.array([[5, 6, 7], [9, 9, 0], [8, 8, 8]], np.int32),
+        targets=np.array([[6, 7, 8], [9, 9, IGNORED], [8, 8, 8]], np.int32),
+        documents=((3,), (2,), (3,)),
+    )
+    p, no = PLACEHOLDER, IGNORED
+    found = with_virtual_tokens(batch, (0, 2, 1))
+
+    assert found.tokens.tolist() == [[5, 6, 7, p, p], [p, p, 9, 9, p], [p, 8, 8, 8, p]]
+    assert found.targets.tolist() == [[6, 7, 8, no, no], [no, no, 9, 9, no], [no, 8, 8, 8, no]]
+    assert found.documents == ((3,), (4,), (4,))

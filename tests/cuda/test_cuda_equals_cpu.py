@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from answers import continued
 from engines import BATCH, Opened, micro_batch, opened
 from models import make_model
 from reference import relative_error
@@ -108,9 +109,9 @@ def test_generation_equals_the_cpu(wide: LocalModel, placement: str) -> None:
     options = GenerateOptions(max_tokens=12)
     knobs = {"quantization": "nf4"}
     with session_for(wide, **knobs) as cpu:
-        expected = list(cpu.generate(range(3, 12), options))
+        expected = continued(cpu, range(3, 12), options)
     with session_for(wide, device="cuda", placement=placement, **knobs) as cuda:
-        assert list(cuda.generate(range(3, 12), options)) == expected
+        assert continued(cuda, range(3, 12), options) == expected
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw-8bit", "paged-adamw-8bit"])

@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from adapters import random_adapter
+from answers import continued
 from mlx_lm import load, stream_generate
 from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import load_model
@@ -59,7 +60,7 @@ def test_mlx_lm_computes_the_same_from_adapter_and_from_merged_model(
     for found in (merged, adapted):
         logits = np.array(found(mx.array([row])))[0]
         np.testing.assert_allclose(logits, expected, atol=TOLERANCE.get(family, 1e-4))
-    assert not np.allclose(session.logits(row, adapted=False), expected, atol=1e-2)
+    assert not np.allclose(session.logits(row, adapter=None), expected, atol=1e-2)
 
 
 def test_the_same_greedy_text(tmp_path: Path) -> None:
@@ -71,7 +72,7 @@ def test_the_same_greedy_text(tmp_path: Path) -> None:
     session.restore(adapter.tensors)
     tokenizer = load_tokenizer(model.folder)
     prompt = tokenizer.encode("Turn the light")
-    wanted = list(session.generate(prompt, GenerateOptions(max_tokens=6)))
+    wanted = continued(session, prompt, GenerateOptions(max_tokens=6))
 
     for loaded in (load(str(model.folder), adapter_path=str(out)), load(str(out))):
         responses = stream_generate(*loaded, prompt=prompt, max_tokens=6)

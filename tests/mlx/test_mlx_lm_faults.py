@@ -91,8 +91,8 @@ def test_a_small_update_survives_merging(folder: Path, tmp_path: Path) -> None:
     session.restore(tensors)
     row = list(range(5, 25))
 
-    effect = np.abs(session.logits(row) - session.logits(row, adapted=False)).max()
-    error = np.abs(session.logits(row) - merged.logits(row, adapted=False)).max()
+    effect = np.abs(session.logits(row) - session.logits(row, adapter=None)).max()
+    error = np.abs(session.logits(row) - merged.logits(row, adapter=None)).max()
 
     assert 0 < effect < 0.05
     assert error < 0.02 * effect

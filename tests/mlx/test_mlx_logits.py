@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import torch
+from answers import continued
 from mlx_sessions import VOCABULARY, open_session
 from models import FAMILIES, make_model
 from transformers import AutoModelForCausalLM
@@ -28,7 +29,7 @@ def test_logits_equal_those_of_transformers(family: str, tmp_path: Path) -> None
         expected = model(torch.tensor([ROW])).logits[0].numpy()
     session = open_session(folder)
 
-    found = session.logits(ROW, adapted=False)
+    found = session.logits(ROW, adapter=None)
 
     np.testing.assert_allclose(found, expected, atol=2e-5, rtol=1e-5)
     assert np.array_equal(session.logits(ROW), found), "a new adapter changes nothing"
@@ -67,7 +68,7 @@ def test_cached_generation_takes_the_tokens_that_whole_rows_predict(
     session = open_session(make_model(tmp_path, family))
     prompt = ROW[:9]
 
-    found = list(session.generate(prompt, GenerateOptions(max_tokens=6)))
+    found = continued(session, prompt, GenerateOptions(max_tokens=6))
 
     assert found == _greedy(session, prompt, 6)
     session.close()
@@ -78,8 +79,8 @@ def test_sampling_repeats_with_its_seed_and_keeps_to_the_top(tmp_path: Path) -> 
     hot = GenerateOptions(max_tokens=8, temperature=5.0, seed=3)
     narrow = GenerateOptions(max_tokens=4, temperature=5.0, top_p=1e-6, seed=3)
 
-    assert list(session.generate(ROW, hot)) == list(session.generate(ROW, hot))
-    assert list(session.generate(ROW, narrow)) == _greedy(session, ROW, 4)
+    assert continued(session, ROW, hot) == continued(session, ROW, hot)
+    assert continued(session, ROW, narrow) == _greedy(session, ROW, 4)
     session.close()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from answers import continued
 from mlx_sessions import batch_of, open_session, take_steps
 from models import make_model
 
@@ -92,7 +93,7 @@ def test_generation_and_resuming(name: str, tmp_path: Path) -> None:
     take_steps(resumed, 1, first=1)
 
     row = [5, 9, 11, 40]
-    text = list(resumed.generate(row, GenerateOptions(max_tokens=3)))
+    text = continued(resumed, row, GenerateOptions(max_tokens=3))
 
     for tensor, expected in whole.adapter_tensors().items():
         assert np.array_equal(resumed.adapter_tensors()[tensor], expected), tensor

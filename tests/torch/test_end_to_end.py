@@ -230,6 +230,53 @@ def test_evaluation(run: Path, cli: Cli) -> None:
     assert "Opened" in table.err
 
 
+@pytest.fixture(scope="module")
+def other(folder: Path) -> Path:
+    """A run of another method over the same base."""
+    short = [*LEARN[:-2], "--method", "ia3", "--steps", "2"]
+    called = call(*short, "--output", "other", cwd=folder)
+    assert called.code == 0, called.err
+    return folder / "other"
+
+
+def test_runs_over_one_base_are_used_together(run: Path, other: Path, cli: Cli) -> None:
+    prompts = held_out_prompts(2)
+    asked = [item for prompt in prompts for item in ("-p", prompt)]
+    called = cli("generate", run, other, *asked, "--max-tokens", str(LONGEST), "--json", "-q")
+    assert (called.code, called.err) == (0, "")
+    each = {path: generated(cli, path, prompts) for path in (run, other)}
+    assert json.loads(called.out) == [
+        {"run": str(path), "prompt": prompt, "text": each[path][index]}
+        for index, prompt in enumerate(prompts)
+        for path in (run, other)
+    ]
+    plain = cli("generate", run, other, *asked[:2], "--max-tokens", str(LONGEST))
+    assert plain.out == f"{run}: {each[run][0]}\n{other}: {each[other][0]}\n"
+
+    scored = cli("eval", run, other, "--data", "few.jsonl", "--json", "-q", "--exact-match")
+    scores = json.loads(scored.out)
+    assert list(scores) == ["base", str(run), str(other)]
+    for path in (run, other):
+        alone = cli("eval", path, "--data", "few.jsonl", "--json", "-q", "--exact-match")
+        assert scores[str(path)] == pytest.approx(json.loads(alone.out)["tuned"], rel=1e-4)
+
+
+def test_runs_that_do_not_go_together_are_refused(
+    run: Path, other: Path, folder: Path, cli: Cli
+) -> None:
+    narrow = [*LEARN[:-2], "--steps", "1", "--quantization", "int8"]
+    assert cli(*narrow, "--output", "narrow").code == 0
+    called = cli("generate", run, folder / "narrow", "-p", "Hello")
+    assert called.code == 2
+    assert "with quantization int8" in called.err
+    called = cli("generate", run, other, "--base", "-p", "Hello")
+    assert called.code == 2
+    assert "one RUN is enough" in called.err
+    called = cli("eval", run, other, run, "--data", "few.jsonl")
+    assert called.code == 2
+    assert f"{run} is given twice" in called.err
+
+
 def held_out_prompts(count: int) -> list[str]:
     rows = lines(EXAMPLES / "home_commands_heldout.jsonl")[:count]
     return [row["messages"][0]["content"] for row in rows]
@@ -289,7 +336,7 @@ def test_peft_computes_the_same_logits(run: Path, cli: Cli, tmp_path: Path) -> N
         expected = theirs(torch.tensor([tokens])).logits[0].numpy()
         found = opened.session.logits(tokens)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
-        assert np.abs(opened.session.logits(tokens, adapted=False) - expected).max() > 1e-2
+        assert np.abs(opened.session.logits(tokens, adapter=None) - expected).max() > 1e-2
 
 
 def test_an_export_is_never_written_over(run: Path, cli: Cli, tmp_path: Path) -> None:

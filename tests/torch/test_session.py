@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from answers import continued
 from engines import BATCH, micro_batch
 from models import make_model
 from sessions import plan_for, session_for
@@ -59,7 +60,7 @@ def test_generation_is_greedy_as_in_transformers(
         pad_token_id=0,
     )[0, len(prompt) :].tolist()  # fmt: skip
     with session_for(model, **places) as session:
-        found = list(session.generate(prompt, GenerateOptions(max_tokens=12), adapted=False))
+        found = continued(session, prompt, GenerateOptions(max_tokens=12), adapter=None)
 
     assert found == expected
 
@@ -94,7 +95,7 @@ def test_training_goes_on_after_an_evaluation(llama: LocalModel, quantization: s
         _step(session)
         before = session.adapter_tensors()
         session.evaluate([BATCH])
-        list(session.generate([3, 4], GenerateOptions(max_tokens=2)))
+        continued(session, [3, 4], GenerateOptions(max_tokens=2))
         _step(session)
         after = session.adapter_tensors()
 

@@ -57,7 +57,7 @@ def measure(method: str, steps: int, seed: int, rows: int) -> dict[str, Any]:
         lines = (ROOT / HELD_OUT).read_text("utf-8").splitlines()[:rows]
         held_out.write_text("\n".join(lines) + "\n", "utf-8")
         opened = open_run(run)
-        scores = score(opened, rows_of(opened, held_out), adapted=True, exact_match=True)
+        scores = score(opened, rows_of(opened, held_out), exact_match=True)
         opened.session.close()
         memory = json.loads((run / "memory.json").read_text("utf-8"))
         seconds = [event["seconds"] for event in _steps(run / "metrics.jsonl")]

@@ -37,12 +37,10 @@ class PrefixAdaptation(Adapted):
         """Return the output (B, H, S, h) of the tokens' queries."""
         k, v = self._keys_values(attended.layer, attended.q.dtype)
         q, length = attended.q, self._length
-        nothing = q.new_zeros(1, q.shape[1], length, q.shape[3])
         if attended.cached:
-            whole = q.shape[2] == attended.k.shape[2]
-            q = torch.cat((nothing, q), 2) if whole else q
             keys, values = torch.cat((k, attended.k), 2), torch.cat((v, attended.v), 2)
-            return replace(attended, q=q, k=keys, v=values).out()[:, :, length * whole :]
+            return replace(attended, k=keys, v=values).out()
+        nothing = q.new_zeros(1, q.shape[1], length, q.shape[3])
         documents = attended.documents
         out = replace(
             attended,

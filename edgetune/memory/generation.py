@@ -1,0 +1,35 @@
+"""How many prompts can be continued at once: keys and values of all their tokens are kept."""
+
+from __future__ import annotations
+
+from edgetune.choice import Choice
+from edgetune.memory.estimate import MemoryEstimate
+from edgetune.shape import ModelShape
+
+MOST_ROWS = 16
+"""More at once no longer make the products faster on a processor."""
+
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+def cache_bytes(shape: ModelShape, choice: Choice, tokens: int) -> int:
+    """Return the bytes of the keys and values of a row of ``tokens``, its answer included."""
+    width = shape.kv_heads * shape.head_dim
+    return 2 * shape.layers * width * tokens * BYTES[choice.compute_dtype]
+
+
+def rows_at_once(
+    shape: ModelShape, choice: Choice, memory: MemoryEstimate, *, prompt: int, answer: int
+) -> int:
+    """Return how many rows of that many tokens stay within the peak of a plan, at least one.
+
+    Without training there are no gradients, no optimizer and nothing kept for a backward pass:
+    what they take goes to the cache. The prompts pass through the blocks as a micro-batch does.
+    """
+    parts, phases = memory.parts, memory.phases
+    trained = parts.adapter + parts.gradients + parts.optimizer
+    passing = phases.evaluate - parts.weights - trained - parts.runtime
+    room = memory.peak_bytes - parts.weights - parts.adapter - parts.runtime - passing
+    cached = room // cache_bytes(shape, choice, prompt + answer)
+    passed = choice.micro_batch * choice.context // prompt
+    return max(1, min(cached, passed, MOST_ROWS))

@@ -1,0 +1,114 @@
+"""Several adapters over one base: switched without reloading, mixed row by row, let go again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conformance.cases import CASES, Case
+from conformance.sessions import ROW, Bench, rows, step
+from edgetune.backend import OWN, GenerateOptions, Session
+from edgetune.errors import ModelError, UsageError
+from edgetune.model import LocalModel
+from edgetune.spec import Checkpointing
+
+LORA = CASES[0]
+NAMES = (OWN, None, "other", "other", OWN)
+"""The adapters of the rows of a mixed batch: neighbours alike and not."""
+
+STREAMED = {"placement": "disk", "checkpointing": Checkpointing(layers=2)}
+
+every_method = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def trained_pair(
+    case: Case, bench: Bench, model: LocalModel, **knobs: Any
+) -> tuple[Session, Session]:
+    """Return a method's session, and one of LoRA in which the method's adapter is ``other``."""
+    alone, mixed = bench.open(case, model, **knobs), bench.open(LORA, model, **knobs)
+    step(alone, rows(seed=1), rate=case.rate)
+    step(mixed, rows(seed=2), rate=LORA.rate)
+    mixed.attach("other", case.method, alone.adapter_tensors())
+    return alone, mixed
+
+
+@every_method
+def test_an_adapter_computes_the_same_beside_others(
+    case: Case, bench: Bench, llama: LocalModel
+) -> None:
+    alone, mixed = trained_pair(case, bench, llama)
+    base = alone.logits(ROW, adapter=None)
+
+    np.testing.assert_allclose(mixed.logits(ROW, adapter="other"), alone.logits(ROW), atol=2e-5)
+    assert not np.allclose(mixed.logits(ROW, adapter="other"), mixed.logits(ROW), atol=1e-3)
+    np.testing.assert_array_equal(mixed.logits(ROW, adapter=None), base)
+    mixed.detach("other")
+    np.testing.assert_array_equal(mixed.logits(ROW, adapter=None), base)
+
+
+@every_method
+def test_rows_of_a_batch_may_have_different_adapters(
+    case: Case, bench: Bench, llama: LocalModel
+) -> None:
+    alone, mixed = trained_pair(case, bench, llama)
+    batch = rows(len(NAMES), seed=3)
+
+    found = mixed.evaluate_rows(batch, NAMES)
+
+    for row, (name, result) in enumerate(zip(NAMES, found, strict=True)):
+        session, adapter = (alone, OWN) if name == "other" else (mixed, name)
+        expected = session.evaluate([batch.rows(row, row + 1)], adapter=adapter)
+        assert (result.rows, result.loss_tokens) == (1, expected.loss_tokens)
+        assert result.loss_sum == pytest.approx(expected.loss_sum, rel=1e-4)
+
+
+@pytest.mark.parametrize("knobs", [{}, STREAMED], ids=["resident", "streamed"])
+@every_method
+def test_prompts_continued_together_get_what_they_get_alone(
+    case: Case, knobs: dict[str, Any], bench: Bench, llama: LocalModel
+) -> None:
+    alone, mixed = trained_pair(case, bench, llama, **knobs)
+    prompts = [ROW[: 3 + row] for row in (4, 0, 2, 1, 2)]
+    options = GenerateOptions(max_tokens=5)
+    found: list[list[int]] = [[] for _ in prompts]
+    for row, token in mixed.generate(prompts, options, adapters=NAMES):
+        found[row].append(token)
+
+    for prompt, name, tokens in zip(prompts, NAMES, found, strict=True):
+        session, adapter = (alone, OWN) if name == "other" else (mixed, name)
+        expected = session.generate([prompt], options, adapters=[adapter])
+        assert tokens == [token for _, token in expected]
+
+
+def test_prompts_end_one_by_one_and_draw_as_they_do_alone(bench: Bench, llama: LocalModel) -> None:
+    session = bench.open(LORA, llama)
+    prompts = [ROW[: 3 + row] for row in range(5)]
+    warm = GenerateOptions(max_tokens=12, temperature=1.0, seed=4)
+    alone = [[t for _, t in session.generate([prompt], warm)] for prompt in prompts]
+    ends = frozenset(tokens[3 * row % 12] for row, tokens in enumerate(alone))
+    found: list[list[int]] = [[] for _ in prompts]
+    options = GenerateOptions(max_tokens=12, temperature=1.0, seed=4, end_tokens=ends)
+    for row, token in session.generate(prompts, options):
+        found[row].append(token)
+
+    for tokens, whole in zip(found, alone, strict=True):
+        stop = next(i for i, token in enumerate(whole) if token in ends)
+        assert tokens == whole[: stop + 1]
+    assert len({len(tokens) for tokens in found}) > 1
+
+
+def test_names_and_tensors_that_do_not_fit_are_refused(bench: Bench, llama: LocalModel) -> None:
+    session = bench.open(LORA, llama)
+    tensors = session.adapter_tensors()
+    session.attach("other", LORA.method, tensors)
+    for name in (OWN, "other"):
+        with pytest.raises(UsageError, match="already"):
+            session.attach(name, LORA.method, tensors)
+    with pytest.raises(UsageError, match=r"no adapter named 'third'. There are: 'own', 'other'"):
+        session.logits(ROW, adapter="third")
+    with pytest.raises(UsageError, match="no adapter named 'third'"):
+        session.detach("third")
+    with pytest.raises(ModelError, match="is missing"):
+        session.attach("third", LORA.method, dict(list(tensors.items())[1:]))
