@@ -26,7 +26,7 @@ class Keys:
 
     ``documents`` (B, S) numbers the documents of rows that hold several, and ``positions``
     (B, S) start again with each: attention does too. The first ``before`` keys are none of the
-    row's own: they stand before every document.
+    row's own: they stand at the first positions of every document, whose tokens come after.
     """
 
     documents: mx.array | None
@@ -147,7 +147,7 @@ def _mask(piece: Piece, offset: int, window: int | None, keys: Keys) -> mx.array
     if keys.documents is None:
         return _within(distance, window)
     every = key < keys.before
-    inside = keys.positions[:, None, piece.queries, None] + keys.before - key
+    inside = keys.positions[:, None, piece.queries, None] - key
     distance = mx.where(every, inside, distance)
     numbers = mx.pad(keys.documents, [(0, 0), (keys.before, 0)])[:, None, None, piece.keys]
     same = keys.documents[:, None, piece.queries, None] == numbers

@@ -8,6 +8,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from edgetune.plan import Plan, Rejected
+from edgetune.plan.reasons import PLACES
 from edgetune.spec import values
 from edgetune.units import format_bytes, format_count, format_seconds, precise_bytes
 
@@ -17,12 +18,6 @@ if TYPE_CHECKING:
 COLUMNS = 80
 BAR = 44
 """Columns of the memory bar."""
-
-_PLACES = {
-    "resident": "in memory",
-    "host": "streamed from host memory",
-    "disk": "streamed from disk",
-}
 
 
 def plan_text(plan: Plan) -> str:
@@ -68,7 +63,7 @@ def _base(plan: Plan) -> str:
     if kept.layers:
         where = "" if kept.offload == "none" else f" to {kept.offload}"
         blocks = f"{kept.layers} of {plan.shape.layers} blocks checkpointed{where}"
-    return f"{stored}, {_PLACES[choice.placement]}, {blocks}"
+    return f"{stored}, {PLACES[choice.placement]}, {blocks}"
 
 
 def _training(plan: Plan) -> str:
@@ -151,7 +146,7 @@ def _plain(name: str, value: Any) -> str:
 _WORDS: Mapping[str, Callable[[str, Any], str]] = {
     "checkpointing": lambda _, kept: f"checkpointing {kept['layers'] or 'none'}",
     "quantization": lambda _, kind: "16-bit weights" if kind == "none" else f"{kind} weights",
-    "placement": lambda _, place: f"weights {_PLACES[place]}",
+    "placement": lambda _, place: f"weights {PLACES[place]}",
     "micro_batch": lambda _, rows: f"{rows} rows at once",
     "accumulation": lambda _, times: f"{times} times",
     "context": lambda _, tokens: f"rows of {tokens} tokens",

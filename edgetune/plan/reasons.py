@@ -14,6 +14,13 @@ from edgetune.units import format_seconds, precise_bytes
 BITS = {"none": "16-bit", "int8": "8-bit", "q8": "8-bit", "nf4": "4-bit", "q4": "4-bit",
         "mxfp4": "4-bit"}  # fmt: skip
 
+PLACES = {
+    "resident": "in memory",
+    "host": "streamed from host memory",
+    "disk": "streamed from disk",
+}
+"""Where the frozen blocks are, in words."""
+
 
 def reasons_for(
     found: Found, request: Request, search: Search, above: Sequence[Rung]

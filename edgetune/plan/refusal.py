@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from edgetune.choice import Choice
 from edgetune.plan.ladder import rungs
+from edgetune.plan.reasons import PLACES
 from edgetune.plan.request import Request
 from edgetune.plan.search import Found, Search
-from edgetune.units import format_bytes
+from edgetune.units import format_bytes, precise_bytes
 
 LET_GO = (
     "quantization", "checkpointing", "micro_batch", "accumulation", "loss_chunk", "optimizer",
@@ -21,14 +22,14 @@ LET_GO = (
 def refusal(ref: str, request: Request, search: Search) -> str:
     """Return why nothing fits and what would."""
     least = _least(request, search)
-    budget = format_bytes(request.budget)
+    budget = precise_bytes(request.budget)
     if least is None:
-        return f"{ref} cannot be placed: {budget} are there. {_free(request)}"
-    needs = format_bytes(least.memory.peak_bytes)
+        return f"{ref} cannot be placed: {budget} may be used. {_free(request)}"
+    needs = precise_bytes(least.memory.peak_bytes)
     asked = " as asked for" if request.fixed else ""
     return (
-        f"{ref}{asked} needs {needs} at the least ({_words(least.choice)}), and {budget} are "
-        f"there. The nearest that would fit: {_nearest(request, search, least)}."
+        f"{ref}{asked} needs {needs} at the least ({_words(least.choice)}), and {budget} may be "
+        f"used. The nearest that would fit: {_nearest(request, search, least)}."
     )
 
 
@@ -66,7 +67,7 @@ def _free(request: Request) -> str:
 def _words(choice: Choice) -> str:
     base = "16-bit" if choice.quantization == "none" else choice.quantization
     return (
-        f"{base} weights, {choice.placement}, context {choice.context}, "
+        f"{base} weights {PLACES[choice.placement]}, context {choice.context}, "
         f"{choice.checkpointing.layers} blocks checkpointed"
     )
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 from models import make_model
 
-from conformance.backends import BACKENDS
+from conformance.backends import BACKENDS, WAYS
 from conformance.sessions import Bench
 from edgetune.device import read_device
 from edgetune.model import LocalModel
@@ -30,8 +30,16 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
     return LocalModel.open(make_model(folder, "llama", num_hidden_layers=2))
 
 
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
+    """One whose matrices have whole groups of 64 inputs."""
+    sizes = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+    return LocalModel.open(make_model(tmp_path_factory.mktemp("wide"), "llama", **sizes))
+
+
 @pytest.fixture(params=BACKENDS)
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """Opens sessions of a backend under test and closes them."""
     with ExitStack() as held:
-        yield Bench(request.param, BACKENDS[request.param], read_device("cpu"), held)
+        device = read_device(WAYS[request.param].device)
+        yield Bench(request.param, BACKENDS[request.param], device, held)

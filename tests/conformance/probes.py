@@ -39,6 +39,8 @@ def probe(name: str, session: Session) -> Probe:
     match name:
         case "torch":
             return TorchProbe(session)
+        case "mlx":
+            return MlxProbe(session)
         case other:
             raise NotImplementedError(f"the suite cannot look into a session of {other}")
 
@@ -96,3 +98,49 @@ class TorchProbe:
         with torch.no_grad():
             for name, parameter in self.session.method.trained.items():
                 parameter.copy_(torch.from_numpy(values[name]))
+
+
+class MlxProbe:
+    """Looks into a session of the MLX backend."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+
+    def frozen(self) -> dict[str, bytes]:
+        weights = self.session.engine.decoder.weights
+        found = {
+            "final": weights.final_norm,
+            **{f"embedding.{part}": x for part, x in weights.embedding.parts.items()},
+            **{f"head.{part}": x for part, x in weights.head.parts.items()},
+        }
+        for layer, block in enumerate(weights.blocks):
+            for group in ("norms", "norm_biases", "biases"):
+                found |= {f"{layer}.{group}.{n}": x for n, x in getattr(block, group).items()}
+            for role, matrix in block.matrices.items():
+                found |= {f"{layer}.{role}.{part}": x for part, x in matrix.parts.items()}
+        return {name: np.array(x).tobytes() for name, x in found.items()}
+
+    def trained(self) -> Arrays:
+        method = self.session.method
+        return {name: np.array(method.parameters[name]) for name in method.trained}
+
+    def gradients(self, batch: MicroBatch) -> Arrays:
+        _, grads = self.session.engine.gradients(batch, self.session.method, scale=1.0)
+        assert grads.keys() == self.session.method.trained.keys()
+        return {name: np.array(grad) for name, grad in grads.items()}
+
+    def loss(self, batch: MicroBatch) -> float:
+        return float(self.session.engine.evaluate(batch, self.session.method).loss)
+
+    @contextmanager
+    def moved(self, direction: Arrays, length: float) -> Iterator[None]:
+        import mlx.core as mx
+
+        method = self.session.method
+        values = {n: mx.array(x + length * direction[n]) for n, x in self.trained().items()}
+        moved = method.over(values)
+        if hasattr(method, "_norm"):  # DoRA holds it constant: it stays that of the start
+            moved._norm = method._norm
+        self.session.method = moved
+        yield
+        self.session.method = method

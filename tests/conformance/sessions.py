@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from conformance.backends import WAYS, Ways
 from conformance.cases import Case
 from edgetune.backend import OWN, Backend, Session
 from edgetune.data.batch import IGNORED, MicroBatch
@@ -29,6 +30,11 @@ class Bench:
     backend: Backend
     device: Device
     held: ExitStack
+
+    @property
+    def ways(self) -> Ways:
+        """How the backend can hold the frozen model."""
+        return WAYS[self.name]
 
     def plan(self, case: Case | Method, model: LocalModel, *, seed: int = 0, **fixed: Any) -> Plan:
         """Return a plan for a method; ``fixed`` are further knobs of the choice."""

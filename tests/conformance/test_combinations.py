@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -17,25 +15,20 @@ from edgetune.spec import Checkpointing
 KINDS = tuple({case.kind: case for case in reversed(CASES)}.values())
 """One case a method."""
 
-HELD: tuple[dict[str, Any], ...] = (
-    {"checkpointing": Checkpointing(layers=2)},
-    {"checkpointing": Checkpointing(layers=1), "placement": "disk"},
-    {"checkpointing": Checkpointing(layers=1, offload="disk"), "embedding": "disk", "head": "disk"},
-)
-
 every_method = pytest.mark.parametrize("case", KINDS, ids=lambda case: case.name)
 
 
 @every_method
-@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+@pytest.mark.parametrize("bits", ["8-bit", "4-bit"])
 def test_a_quantized_base_is_adapted_and_stays(
-    case: Case, quantization: str, bench: Bench, llama: LocalModel
+    case: Case, bits: str, bench: Bench, wide: LocalModel
 ) -> None:
+    quantization = bench.ways.formats[bits]
     if case.kind == "full":
         with pytest.raises(UsageError, match="--quantization none"):
-            bench.open(case, llama, quantization=quantization)
+            bench.open(case, wide, quantization=quantization)
         return
-    session = bench.open(case, llama, quantization=quantization)
+    session = bench.open(case, wide, quantization=quantization)
     looked = probe(bench.name, session)
     frozen, base = looked.frozen(), session.logits(ROW, adapter=None)
     if case.identity:
@@ -50,12 +43,12 @@ def test_a_quantized_base_is_adapted_and_stays(
 
 
 @every_method
-@pytest.mark.parametrize("knobs", HELD, ids=["checkpointed", "streamed", "offloaded"])
+@pytest.mark.parametrize("places", ["checkpointed", "streamed", "offloaded"])
 def test_where_things_are_does_not_change_a_bit(
-    case: Case, knobs: dict[str, Any], bench: Bench, llama: LocalModel
+    case: Case, places: str, bench: Bench, llama: LocalModel
 ) -> None:
     found = []
-    for held in ({"checkpointing": Checkpointing(layers=0)}, knobs):
+    for held in ({"checkpointing": Checkpointing(layers=0)}, bench.ways.places[places]):
         session = bench.open(case, llama, **held)
         results = [step(session, rows()) for _ in range(2)]
         found.append((results, {n: x.tobytes() for n, x in session.adapter_tensors().items()}))

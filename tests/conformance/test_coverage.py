@@ -14,9 +14,6 @@ from conformance.backends import BACKENDS
 DATA = {"__init__", "base", "initial", "targets"}
 """Files of ``edgetune/methods`` that are the vocabulary of methods, not methods."""
 
-UNFINISHED = {"mlx"}
-"""Backends that do not have every method yet; none may have one of its own."""
-
 
 def _names(folder: Path) -> set[str]:
     return {path.stem for path in folder.glob("*.py")} - DATA
@@ -28,8 +25,8 @@ def test_a_backend_has_a_file_for_every_method(backend: str) -> None:
     assert spec is not None
     assert spec.origin is not None
     folder = Path(spec.origin).parent / "methods"
-    found, expected = _names(folder), _names(Path(edgetune.methods.__file__).parent)
-    assert found <= expected if backend in UNFINISHED else found == expected
+
+    assert _names(folder) == _names(Path(edgetune.methods.__file__).parent)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

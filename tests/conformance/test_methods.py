@@ -178,6 +178,6 @@ def test_generation_takes_the_most_probable_token(
     step(session, rows(), rate=case.rate)
     row = list(ROW)
 
-    for token in session.generate(ROW, GenerateOptions(max_tokens=4)):
+    for _, token in session.generate([ROW], GenerateOptions(max_tokens=4)):
         assert token == int(session.logits(row)[-1].argmax())
         row.append(token)

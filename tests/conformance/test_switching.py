@@ -12,13 +12,10 @@ from conformance.sessions import ROW, Bench, rows, step
 from edgetune.backend import OWN, GenerateOptions, Session
 from edgetune.errors import ModelError, UsageError
 from edgetune.model import LocalModel
-from edgetune.spec import Checkpointing
 
 LORA = CASES[0]
 NAMES = (OWN, None, "other", "other", OWN)
 """The adapters of the rows of a mixed batch: neighbours alike and not."""
-
-STREAMED = {"placement": "disk", "checkpointing": Checkpointing(layers=2)}
 
 every_method = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -64,12 +61,12 @@ def test_rows_of_a_batch_may_have_different_adapters(
         assert result.loss_sum == pytest.approx(expected.loss_sum, rel=1e-4)
 
 
-@pytest.mark.parametrize("knobs", [{}, STREAMED], ids=["resident", "streamed"])
+@pytest.mark.parametrize("places", ["checkpointed", "streamed"])
 @every_method
 def test_prompts_continued_together_get_what_they_get_alone(
-    case: Case, knobs: dict[str, Any], bench: Bench, llama: LocalModel
+    case: Case, places: str, bench: Bench, llama: LocalModel
 ) -> None:
-    alone, mixed = trained_pair(case, bench, llama, **knobs)
+    alone, mixed = trained_pair(case, bench, llama, **bench.ways.places[places])
     prompts = [ROW[: 3 + row] for row in (4, 0, 2, 1, 2)]
     options = GenerateOptions(max_tokens=5)
     found: list[list[int]] = [[] for _ in prompts]
