@@ -41,7 +41,7 @@ def generate(
                 yield number, token
         return
     order = sorted(range(len(prompts)), key=lambda number: id(methods[number]))
-    rows = [_row(decoder, number, prompts[number], methods[number], options) for number in order]
+    rows = [new_row(decoder, number, prompts[number], methods[number], options) for number in order]
     logits = _first(decoder, head, [prompts[number] for number in order], rows)
     for count in range(1, options.max_tokens + 1):
         for row, found in zip(rows, logits, strict=True):
@@ -106,13 +106,14 @@ def _choose(logits: mx.array, options: GenerateOptions, key: mx.array) -> int:
     return int(np.array(order[mx.random.categorical(kept, key=key)]))
 
 
-def _row(
+def new_row(
     decoder: Decoder,
     number: int,
     prompt: Sequence[int],
     method: Adaptation,
     options: GenerateOptions,
 ) -> Row:
+    """Return a prompt with a cache for all of its tokens and those of its answer."""
     shape = decoder.shape
     capacity = method.virtual_tokens + len(prompt) + options.max_tokens
     size = (1, shape.kv_heads, capacity, shape.head_dim)

@@ -41,7 +41,7 @@ def generate(
                 yield number, token
         return
     order = sorted(range(len(prompts)), key=lambda number: id(methods[number]))
-    rows = [_row(decoder, number, prompts[number], methods[number], options) for number in order]
+    rows = [new_row(decoder, number, prompts[number], methods[number], options) for number in order]
     logits = _first(decoder, head, [prompts[number] for number in order], rows)
     for count in range(1, options.max_tokens + 1):
         for row, found in zip(rows, logits, strict=True):
@@ -97,13 +97,14 @@ def _choose(logits: Tensor, options: GenerateOptions, generator: torch.Generator
     return int(order[torch.multinomial(probability, 1, generator=generator)])
 
 
-def _row(
+def new_row(
     decoder: Decoder,
     number: int,
     prompt: Sequence[int],
     method: Adaptation,
     options: GenerateOptions,
 ) -> Row:
+    """Return a prompt with a cache for all of its tokens and those of its answer."""
     shape, device = decoder.shape, decoder.weights.device
     capacity = method.virtual_tokens + len(prompt) + options.max_tokens
     size = (1, shape.kv_heads, capacity, shape.head_dim)

@@ -21,8 +21,11 @@ from transformers import AutoModelForCausalLM
 
 from edgetune.backend import DeviceOutOfMemoryError, GenerateOptions, Tensors
 from edgetune.errors import UsageError
+from edgetune.memory.generation import cache_bytes
 from edgetune.model import LocalModel
 from edgetune.spec import Checkpointing
+from edgetune_torch.adaptation import BASE
+from edgetune_torch.generate import new_row
 from edgetune_torch.opening import open_session
 from edgetune_torch.session import TorchSession
 
@@ -63,6 +66,16 @@ def test_generation_is_greedy_as_in_transformers(
         found = continued(session, prompt, GenerateOptions(max_tokens=12), adapter=None)
 
     assert found == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_a_cache_is_as_large_as_is_counted(family: str, tmp_path: Path) -> None:
+    model = LocalModel.open(make_model(tmp_path, family))
+    options = GenerateOptions(max_tokens=5)
+    with session_for(model) as session:
+        row = new_row(session.engine.decoder, 0, range(3, 12), BASE, options)
+        held = sum(x.nbytes for x in (*row.cache.keys, *row.cache.values))
+        assert held == cache_bytes(model.shape, session.plan.choice, 9 + 5)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -198,6 +211,7 @@ sys.path.insert(0, "tests")
 from engines import micro_batch
 from sessions import session_for
 from edgetune.backend import DeviceOutOfMemoryError
+from edgetune.memory.generation import cache_bytes
 from edgetune.model import LocalModel
 from edgetune_torch.memory import anonymous_bytes
 

@@ -1,0 +1,41 @@
+"""How many prompts are continued together: what is kept of them stays within the plan."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from hypothesis import given
+from hypothesis import strategies as st
+from planning import GB, plan_of, processor, shape_of, sized
+
+from edgetune.memory.generation import MOST_ROWS, cache_bytes, rows_at_once
+from edgetune.plan import Plan
+
+LENGTHS = st.integers(1, 4096)
+MODEL = "smollm2-360m"
+
+
+@cache
+def planned(gigabytes: int) -> Plan:
+    return plan_of(MODEL, sized(processor(), gigabytes * GB))
+
+
+@given(LENGTHS, LENGTHS, st.integers(1, 16))
+def test_what_goes_together_fits_into_the_peak(prompt: int, answer: int, gigabytes: int) -> None:
+    plan = planned(gigabytes)
+    choice, parts, phases = plan.choice, plan.memory.parts, plan.memory.phases
+
+    count = rows_at_once(shape_of(MODEL), choice, plan.memory, prompt=prompt, answer=answer)
+
+    assert 1 <= count <= MOST_ROWS
+    if count > 1:
+        passing = phases.evaluate - parts.gradients - parts.optimizer
+        cached = count * cache_bytes(shape_of(MODEL), choice, prompt + answer)
+        assert passing + cached <= plan.memory.peak_bytes
+        assert count * prompt <= choice.micro_batch * choice.context
+
+
+def test_short_prompts_go_together() -> None:
+    plan = planned(8)
+    found = rows_at_once(shape_of(MODEL), plan.choice, plan.memory, prompt=60, answer=60)
+    assert found == MOST_ROWS
