@@ -53,12 +53,23 @@ def read_yaml(kind: Kind, name: str) -> dict[str, object]:
         ModelError: if there is no model profile of that name.
         UsageError: if there is no device profile of that name.
     """
-    if name not in names(kind):
-        raise _ERRORS[kind](unknown(kind, name))
+    name = named(kind, name)
     content = _parse((_package(kind) / f"{name}.yaml").read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise _ERRORS[kind](f"The profile {kind}/{name}.yaml is not a mapping of names to values.")
     return content
+
+
+def named(kind: Kind, name: str) -> str:
+    """Return the name of a profile as it is listed, however its letters were written.
+
+    Raises:
+        ModelError: if there is no model profile of that name.
+        UsageError: if there is no device profile of that name.
+    """
+    if name.lower() not in names(kind):
+        raise _ERRORS[kind](unknown(kind, name))
+    return name.lower()
 
 
 def unknown(kind: Kind, name: str) -> str:
@@ -80,6 +91,7 @@ def model_profile(name: str) -> ModelProfile:
     Raises:
         ModelError: if there is no such profile, or its file is damaged.
     """
+    name = named("models", name)
     content = read_yaml("models", name)
     folder = _package(str(content["folder"])) if "folder" in content else None
     config = content.get("config") if folder is None else _read_config(folder)

@@ -18,6 +18,7 @@ _FACTORS = {
     "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
     "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
 }  # fmt: skip
+LARGEST = 10**18
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z]*)\s*")
 
 
@@ -31,10 +32,10 @@ def parse_bytes(text: str) -> int:
     factor = _FACTORS.get(match.group(2).upper()) if match else None
     if match is None or factor is None:
         raise UsageError(f"{text!r} is not a size. Write it like 6GB, 6GiB or 512MB.")
-    size = int(float(match.group(1)) * factor)
-    if size <= 0:
-        raise UsageError(f"A size must be more than nothing; found {text!r}.")
-    return size
+    size = float(match.group(1)) * factor
+    if not 1 <= size < LARGEST:
+        raise UsageError(f"A size must be from 1 B to under 1 EB; found {text[:40]!r}.")
+    return int(size)
 
 
 def format_bytes(size: float) -> str:

@@ -9,6 +9,7 @@ from edgetune.cli.options import common_options, device_option
 from edgetune.cli.show import out, out_json, say, table
 from edgetune.device import read_device, read_machine
 from edgetune.device.profiles import profile_device
+from edgetune.errors import UsageError
 from edgetune.profile import names
 from edgetune.spec import to_plain
 from edgetune.units import format_bytes
@@ -27,8 +28,10 @@ def command(everything: bool, measure: bool, device: str, as_json: bool) -> None
     if measure:
         _measure(device, as_json)
         return
+    if device != "auto":
+        raise UsageError("--device goes with --measure: without it all devices are listed.")
     machine = read_machine()
-    profiles = [profile_device(name) for name in names("devices")] if everything else []
+    profiles = {name: profile_device(name) for name in names("devices")} if everything else {}
     usable = {name: load_backend(name).usable() for name in backend_names()}
     if as_json:
         out_json(
@@ -55,9 +58,11 @@ def command(everything: bool, measure: bool, device: str, as_json: bool) -> None
     for name, decision in usable.items():
         out(f"- {name}: {'usable' if decision.value else 'not usable'}, {decision.because}")
     if everything:
-        listed = [(d.name, format_bytes(d.total_bytes), format_bytes(d.usable_bytes))
-                  for d in profiles]  # fmt: skip
-        out("\n" + table(listed, ("Profile", "total", "for a run")))
+        listed = [
+            (name, format_bytes(known.total_bytes), format_bytes(known.usable_bytes))
+            for name, known in profiles.items()
+        ]
+        out("\n" + table(listed, ("--device", "total", "for a run")))
     else:
         out(f"\n{len(names('devices'))} profiles of other machines: edgetune devices --all")
 

@@ -58,10 +58,10 @@ class CheckpointingType(click.ParamType[Any]):
         count, _, offload = str(value).partition(":")
         if offload not in {"", "none", "host", "disk"}:
             self.fail(f"{offload!r} is not a place: host or disk.", param, ctx)
-        if count in {"all", "none"} and offload:
-            self.fail(f"{value!r} does not say how many blocks; write 4:{offload}.", param, ctx)
+        if count == "none" and offload:
+            self.fail(f"{value!r} keeps no block's input; write 4:{offload}.", param, ctx)
         if count == "all":
-            return "all"
+            return f"all:{offload}" if offload else "all"
         if not count.isdecimal() and count != "none":
             self.fail(f"{value!r} is not none, all or a number of blocks.", param, ctx)
         return Checkpointing(

@@ -96,5 +96,5 @@ def _device(name: str, content: Mapping[str, Any]) -> Device:
         unified=unified,
         here=False,
         notes=tuple(content.get("notes", ())),
-        because=f"profile {name}: {' '.join(content['source'].split())}",
+        because=f"profile {name.lower()}: {' '.join(content['source'].split())}",
     )

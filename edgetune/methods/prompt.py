@@ -76,8 +76,10 @@ def too_long(shape: ModelShape, context: int, length: int, flag: str) -> list[st
     """Return what to say where rows and ``length`` more take more positions than there are."""
     if context + length <= shape.max_context:
         return []
+    rest = shape.max_context - length
+    fits = f"--context {rest} would fit" if rest > 1 else f"fewer than {shape.max_context - 1} fit"
     reason = (
         f"{flag} {length} and a context of {context} take {context + length} positions; this "
-        f"model has {shape.max_context}: --context {shape.max_context - length} would fit."
+        f"model has {shape.max_context}: {fits}."
     )
     return [reason]

@@ -39,13 +39,17 @@ def resolve(ref: str) -> ModelSource:
     Raises:
         ModelError: if the model is unknown, not here, or of an unsupported type.
     """
-    path = Path(ref).expanduser()
-    if (path / "config.json").is_file():
-        return ModelSource(ref=ref, shape=shape_of(read_config(path)), folder=path)
-    if ref in model_names():
+    if not ref.strip():
+        raise ModelError(
+            "The model has no name. Give a folder, a hub id or a profile: --model tiny."
+        )
+    path, is_folder = _looked_at(ref)
+    if is_folder:
+        return ModelSource(ref=ref, shape=_shape(path), folder=path)
+    if ref.lower() in model_names():
         return _from_profile(ref, model_profile(ref))
     if is_hub_id(ref) and (folder := cached_snapshot(ref)):
-        return ModelSource(ref=ref, shape=shape_of(read_config(folder)), folder=folder, hub_id=ref)
+        return ModelSource(ref=ref, shape=_shape(folder), folder=folder, hub_id=ref)
     if path.exists() or not is_hub_id(ref):
         raise ModelError(_not_a_model(ref, path))
     if "/" not in ref:
@@ -70,12 +74,27 @@ def open_model(ref: str) -> LocalModel:
     return LocalModel.open(source.folder, ref=ref)
 
 
+def _looked_at(ref: str) -> tuple[Path, bool]:
+    """Return a name as a path, and whether a model's folder is there."""
+    try:
+        path = Path(ref).expanduser()
+        return path, (path / "config.json").is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # no such home, too long, not allowed
+        raise ModelError(f"{ref[:80]!r} cannot be looked at: {error}.") from error
+
+
+def _shape(folder: Path) -> ModelShape:
+    """Return the shape of a model's folder: its tensors say more than its config, if it has any."""
+    if has_weights(folder):
+        return LocalModel.open(folder).shape
+    return shape_of(read_config(folder))
+
+
 def _from_profile(ref: str, profile: ModelProfile) -> ModelSource:
     folder = profile.folder or (profile.hub_id and cached_snapshot(profile.hub_id)) or None
-    config = profile.config if folder is None else read_config(folder)
     return ModelSource(
         ref=ref,
-        shape=shape_of(config),
+        shape=shape_of(profile.config) if folder is None else _shape(folder),
         folder=folder,
         profile=profile.name,
         hub_id=profile.hub_id,

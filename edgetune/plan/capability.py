@@ -65,6 +65,8 @@ MLX = Capability(
 def capability_of(device: Device) -> Capability:
     """Return what can be chosen on a device."""
     match device.kind:
+        case "cuda" if device.unified:  # the host's memory is the card's
+            return replace(CUDA, placements=("resident", "disk"), offloads=("none", "disk"))
         case "cuda":
             return CUDA
         case "mlx" if device.rate_16bit < device.rate_32bit:  # MLX on a processor

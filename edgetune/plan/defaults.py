@@ -60,16 +60,14 @@ def rank_for(facts: DataFacts | None) -> Decision[int]:
     return Decision(LARGE_RANK, f"{facts.rows} rows can fill a large update")
 
 
-def context_for(shape: ModelShape, facts: DataFacts | None) -> Decision[int]:
-    """Return the row length: the longest row, rounded up, within what the model can read."""
+def context_for(room: int, facts: DataFacts | None) -> Decision[int]:
+    """Return the row length: the longest row, rounded up, within the ``room`` in the model."""
     if facts is None:
-        return Decision(min(CONTEXT, shape.max_context), "a usual length, as no data was given")
-    wanted = -(-facts.longest // 32) * 32
+        return Decision(min(CONTEXT, room), "a usual length, as no data was given")
+    wanted = max(1, -(-facts.longest // 32)) * 32
     if facts.long_rows == "split" and wanted > CONTEXT:
-        return Decision(
-            min(CONTEXT, shape.max_context), "longer texts are split into rows; nothing is lost"
-        )
-    if facts.longest > shape.max_context:
-        return Decision(shape.max_context, "the longest that the model reads; some rows are longer")
+        return Decision(min(CONTEXT, room), "longer texts are split into rows; nothing is lost")
+    if facts.longest > room:
+        return Decision(room, "the longest that the model reads; some rows are longer")
     because = f"the longest row has {facts.longest} tokens, so that nothing is cut"
-    return Decision(min(wanted, shape.max_context), because)
+    return Decision(min(wanted, room), because)

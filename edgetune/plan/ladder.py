@@ -1,7 +1,7 @@
 """What may be given up, in which order: each rung fixes the knobs that touch the result.
 
 Neutral knobs move freely on every rung. The base is stored in fewer bits before it is streamed:
-a 4-bit base costs little quality, streaming the 16-bit one several times the time.
+a 4-bit base costs little quality, streaming the 16-bit one several times the time (decision 9).
 """
 
 from __future__ import annotations
@@ -41,12 +41,10 @@ def rungs(request: Request) -> Iterator[Rung]:
 def _all_rungs(request: Request) -> Iterator[Rung]:
     offered = request.capability
     placements = request.options("placement", offered.placements)
-    streamed = tuple(place for place in placements if place != "resident")
     formats = request.options("quantization", offered.quantizations)
     if "resident" in placements:
-        yield from _in_formats(request, formats, ("resident",))
-    if streamed:
-        yield from _in_formats(request, formats[-1:], streamed)
+        yield from _in_formats(request, formats[:-1], ("resident",))
+    yield from _in_formats(request, formats[-1:], placements)
     smallest = Rung(
         method=request.method,
         context=request.context,

@@ -27,7 +27,10 @@ def neighbours(found: Found, request: Request, search: Search) -> Iterator[Rejec
 def _others(
     found: Found, request: Request, search: Search
 ) -> Iterator[tuple[tuple[str, ...], Found]]:
-    """Yield neighbours, each with the knobs in which it differs."""
+    """Yield neighbours, each with the knobs in which it differs.
+
+    A larger format is given with the least that it needs, which says nothing of its time.
+    """
     choice, free = found.choice, _free(request)
     formats = request.options("quantization", request.capability.quantizations)
     at = formats.index(choice.quantization)
@@ -71,6 +74,8 @@ def _because(found: Found, other: Found, request: Request, search: Search) -> st
     fits = other.memory.peak_bytes <= request.budget
     room = "would fit" if fits else f"only {precise_bytes(request.budget)} may be used"
     needs = precise_bytes(other.memory.peak_bytes)
+    if other.choice.quantization != found.choice.quantization:
+        return f"needs {needs} at the least and {room}"
     return f"needs {needs} and {room}{_time(found, other, search)}"
 
 
@@ -80,4 +85,4 @@ def _time(found: Found, other: Found, search: Search) -> str:
     share = other.seconds / found.seconds
     if 0.97 < share < 1.03:
         return "; a step would take as long"
-    return f"; a step would take {share:.2g} times as long"
+    return f"; a step would take {share:{'.0f' if share >= 10 else '.2g'}} times as long"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from edgetune.choice import Choice
 from edgetune.plan.ladder import Rung
 from edgetune.plan.request import Request
 from edgetune.plan.search import Found, Search
@@ -44,7 +45,7 @@ def _base(found: Found, request: Request, search: Search, above: Sequence[Rung])
     larger = next((r for r in reversed(above) if r.quantization != chosen), None)
     if larger is None:
         if chosen == "none":
-            yield "weights in 16 bits as published: they fit, so nothing is rounded"
+            yield f"weights in {request.shape.dtype} as published: they fit, so nothing is rounded"
         return
     least = search.least(larger)
     if least is not None:
@@ -78,20 +79,39 @@ def _placement(found: Found, request: Request, search: Search) -> Iterator[str]:
     if choice.placement == "resident" or "placement" in request.fixed:
         return
     resident = search.weigh(replace(choice, placement="resident"))
+    least = search.least(_kept_resident(choice))
+    needed = (resident if least is None else least).memory.peak_bytes
     place = "the host's memory" if choice.placement == "host" else "the disk"
     yield (
-        f"weights streamed from {place}: resident they would need "
-        f"{precise_bytes(resident.memory.peak_bytes)}; two blocks at a time are held instead"
+        f"weights streamed from {place}, two blocks at a time: "
+        + (
+            f"resident they would need {precise_bytes(needed)} at the least"
+            if needed > request.budget
+            else "resident they would fit, but leave little room to compute in"
+        )
     )
     if search.rates.known:
         yield _price(found.seconds, resident.seconds)
+
+
+def _kept_resident(choice: Choice) -> Rung:
+    """Return the rung of a choice with its base in memory."""
+    return Rung(
+        method=choice.method,
+        context=choice.context,
+        quantization=choice.quantization,
+        compute_dtype=choice.compute_dtype,
+        placements=("resident",),
+    )
 
 
 def _price(seconds: float, resident: float) -> str:
     step = f"a step takes {format_seconds(seconds)}"
     if seconds < 1.05 * resident:
         return f"{step}, no longer than with resident weights: they arrive while it computes"
-    return f"the price is time: {step}; with resident weights it would take {seconds / resident:.1f} times less"
+    return (
+        f"the price is time: {step}; with resident weights it would take {format_seconds(resident)}"
+    )
 
 
 def _vocabulary(found: Found, request: Request) -> Iterator[str]:

@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from edgetune.choice import Choice
 from edgetune.plan.ladder import rungs
 from edgetune.plan.reasons import PLACES
 from edgetune.plan.request import Request
 from edgetune.plan.search import Found, Search
-from edgetune.units import format_bytes, precise_bytes
+from edgetune.spec import Checkpointing
+from edgetune.units import precise_bytes
 
 LET_GO = (
-    "quantization", "checkpointing", "micro_batch", "accumulation", "loss_chunk", "optimizer",
-    "placement", "compute_dtype", "context",
+    "quantization", "checkpointing", "micro_batch", "accumulation", "loss_chunk", "embedding",
+    "head", "optimizer", "placement", "compute_dtype", "context",
 )  # fmt: skip
-"""Fixed knobs in the order in which it is asked whether something fits without them."""
+"""Fixed knobs in the order in which it is asked whether something fits without them; the settings
+of the method come after, and the method itself."""
 
 
 def refusal(ref: str, request: Request, search: Search) -> str:
     """Return why nothing fits and what would."""
-    least = _least(request, search)
-    budget = precise_bytes(request.budget)
+    least, budget = _least(request, search), precise_bytes(request.budget)
+    asked = " as asked for" if request.asked else ""
     if least is None:
-        return f"{ref} cannot be placed: {budget} may be used. {_free(request)}"
-    needs = precise_bytes(least.memory.peak_bytes)
-    asked = " as asked for" if request.fixed else ""
-    return (
-        f"{ref}{asked} needs {needs} at the least ({_words(least.choice)}), and {budget} may be "
-        f"used. The nearest that would fit: {_nearest(request, search, least)}."
+        host = precise_bytes(request.device.host_free_bytes)
+        why = f"{ref}{asked} cannot be placed: {budget} may be used, and {host} of the host"
+    else:
+        why = (
+            f"{ref}{asked} needs {precise_bytes(least.memory.peak_bytes)} at the least "
+            f"({_words(request, least.choice)}), and {budget} may be used"
+        )
+    nearest = list(_nearest(request, search, least))
+    found = (
+        f"The nearest that would fit: {', or '.join(nearest)}." if nearest else _nothing(request)
     )
+    return f"{why}. {found}"
 
 
 def _least(request: Request, search: Search) -> Found | None:
@@ -38,39 +44,57 @@ def _least(request: Request, search: Search) -> Found | None:
     return min(found, key=lambda least: least.memory.peak_bytes, default=None)
 
 
-def _nearest(request: Request, search: Search, least: Found) -> str:
-    """Return flags: those that keep the memory first, then more memory."""
-    more = f"--memory {_rounded_up(least.memory.peak_bytes)}MB with {_words(least.choice)}"
+def _nearest(request: Request, search: Search, least: Found | None) -> Iterator[str]:
+    """Yield flags: one that keeps the memory, then more memory if the device has it."""
     for name, found in _without(request, search):
-        value = getattr(found.choice, name)
-        value = getattr(value, "layers", value)
-        flag = f"--{name.replace('_', '-')} {value}"
-        return f"{flag} ({format_bytes(found.memory.peak_bytes)}), or {more}"
-    return more
+        size = precise_bytes(found.memory.peak_bytes)
+        yield f"{_flag(name, found)} ({size}, {_words(request, found.choice)})"
+        break
+    if least is not None and least.memory.peak_bytes <= request.device.usable_bytes:
+        more = -(-least.memory.peak_bytes // 10**6)
+        yield f"--memory {more}MB with {_words(request, least.choice)}"
+
+
+def _nothing(request: Request) -> str:
+    usable = precise_bytes(request.device.usable_bytes)
+    return f"Nothing like it would: the device has {usable} for a run. Take a smaller model."
 
 
 def _without(request: Request, search: Search) -> Iterator[tuple[str, Found]]:
-    for name in LET_GO:
-        if name in request.fixed:
-            freed = {k: v for k, v in request.fixed.items() if k != name}
-            looser = replace(request, fixed=freed)
-            other = Search(looser, search.rates)
-            found = next((best for rung in rungs(looser) if (best := other.fastest(rung))), None)
-            if found is not None:
-                yield name, found
+    """Yield what would fit if one of the fixed knobs were let go."""
+    fixed = {**request.fixed, **request.method_fixed}
+    if "method" in request.asked:
+        fixed["method"] = request.method.kind
+    for name in [n for n in (*LET_GO, *request.method_fixed, "method") if n in fixed]:
+        gone = {"method", *request.method_fixed} if name == "method" else {name}
+        looser = request.again({k: v for k, v in fixed.items() if k not in gone})
+        other = Search(looser, search.rates)
+        found = next((best for rung in rungs(looser) if (best := other.fastest(rung))), None)
+        if found is not None:
+            yield name, found
 
 
-def _free(request: Request) -> str:
-    return f"The host's memory ({format_bytes(request.device.host_free_bytes)}) is too small too."
+def _flag(name: str, found: Found) -> str:
+    """Return the flag that asks for what was found."""
+    if name == "method":
+        return f"--method {found.choice.method.kind}"
+    value = getattr(found.choice, name, None)
+    if value is None:
+        value = getattr(found.choice.method, name, None)
+    if isinstance(value, Checkpointing):
+        value = f"{value.layers}:{value.offload}" if value.offload != "none" else value.layers
+    if value is None or isinstance(value, (tuple, bool)):
+        return f"no --{name.replace('_', '-')}"
+    return f"--{name.replace('_', '-')} {value}"
 
 
-def _words(choice: Choice) -> str:
+def _words(request: Request, choice: Choice) -> str:
     base = "16-bit" if choice.quantization == "none" else choice.quantization
+    layers = getattr(choice.method, "layers", None)
+    fewer = (
+        "" if layers is None else f", the last {layers} of {request.shape.layers} blocks adapted"
+    )
     return (
         f"{base} weights {PLACES[choice.placement]}, context {choice.context}, "
-        f"{choice.checkpointing.layers} blocks checkpointed"
+        f"{choice.checkpointing.layers} blocks checkpointed{fewer}"
     )
-
-
-def _rounded_up(size: int) -> int:
-    return -(-size // 10**6)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,10 @@ from edgetune.plan.defaults import context_for, rank_for, training_for
 from edgetune.plan.record import DataFacts
 from edgetune.shape import ModelShape
 from edgetune.spec import Checkpointing, Training, knobs, refuse_outside
+from edgetune.units import precise_bytes
+
+LEAST_ROW = 2
+"""Tokens of the shortest row of which one is learned."""
 
 METHOD = "lora"
 """The method when none is asked for: the best of the cheap ones on average."""
@@ -32,12 +36,16 @@ class Request:
     fixed: Mapping[str, Any]
     """Knobs of the choice that the user fixed, resolved against the model."""
     method: Method
-    method_fixed: frozenset[str]
+    method_fixed: Mapping[str, Any]
     """Settings of the method that the user fixed."""
     context: int
     training: Training
     facts: DataFacts | None
     reasons: tuple[str, ...]
+    asked: frozenset[str]
+    """Names of all that the user fixed."""
+    again: Callable[[Mapping[str, Any]], Request]
+    """Makes the same request with other knobs fixed."""
 
     @property
     def documents(self) -> float | None:
@@ -70,18 +78,20 @@ def make_request(
     if problems:
         raise UsageError(" ".join(problems))
     refuse_outside(knobs(Choice), own)
-    settings = {k: v for k, v in fixed.items() if k not in Choice.__dataclass_fields__}
+    given = {k: v for k, v in fixed.items() if k not in Choice.__dataclass_fields__}
+    settings = dict(given)
     kind = fixed.get("method", METHOD)
     if "rank" in methods.known_settings(kind) and "rank" not in settings:
         rank = rank_for(facts)
         settings["rank"] = rank.value
         reasons.append(f"rank {rank.value}: {rank.because}")
+    method = methods.build(kind, settings)
     context = own.get("context")
     if context is None:
-        wanted = context_for(shape, facts)
+        taken = method.virtual_tokens + method.positions
+        wanted = context_for(max(LEAST_ROW, shape.max_context - taken), facts)
         context = wanted.value
         reasons.append(f"context {context}: {wanted.because}")
-    method = methods.build(kind, settings)
     learned, learning = training_for(shape, method, training, facts)
     _refuse_method(method, shape, context, own.get("quantization"), capability)
     return Request(
@@ -91,12 +101,23 @@ def make_request(
         budget=device.usable_bytes if memory is None else min(memory, device.usable_bytes),
         fixed=own,
         method=method,
-        method_fixed=frozenset(settings),
+        method_fixed=given,
         context=context,
         training=learned,
         facts=facts,
-        reasons=(*reasons, *learning),
+        reasons=(*_bounded(device, memory), *reasons, *learning),
+        asked=frozenset(fixed),
+        again=lambda other: make_request(device, shape, other, training, facts, memory),
     )
+
+
+def _bounded(device: Device, memory: int | None) -> Iterator[str]:
+    """Say what is not obvious: that more was allowed than is there."""
+    if memory is not None and memory > device.usable_bytes:
+        yield (
+            f"{precise_bytes(device.usable_bytes)} instead of the {precise_bytes(memory)} that are "
+            "allowed: the device has no more for a run"
+        )
 
 
 def _refuse_method(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from math import inf
 
 from edgetune.choice import Choice
 from edgetune.memory import MemoryEstimate, MemoryModel
@@ -37,17 +38,22 @@ class Search:
         self._time = cache(self._time_model)
 
     def fastest(self, rung: Rung) -> Found | None:
-        """Return the fastest choice of a rung within the budget; of equals, the plainest."""
-        best: Found | None = None
-        for start in self.space.starts(rung):
-            if self._resting(start) > self.request.budget:
-                continue
-            if best is not None and self._at_best(start) >= best.seconds:
-                continue
-            for found in self._cuts(start):
-                if best is None or found.seconds < best.seconds:
-                    best = found
-        return best
+        """Return the fastest choice of a rung within the budget; of equals, the plainest.
+
+        Starts are taken in the order of what they would take with memory without end, so that the
+        search ends at the first that could not be faster.
+        """
+        budget = self.request.budget
+        starts = (start for start in self.space.starts(rung) if self._resting(start) <= budget)
+        ranked = sorted((self._at_best(start), place, start) for place, start in enumerate(starts))
+        best: tuple[float, int, Found] | None = None
+        for bound, place, start in ranked:
+            if best is not None and (bound, place) > best[:2]:
+                break
+            for found in self._cuts(start, inf if best is None else best[0]):
+                if best is None or (found.seconds, place) < best[:2]:
+                    best = found.seconds, place, found
+        return None if best is None else best[2]
 
     def least(self, rung: Rung) -> Found | None:
         """Return the choice of a rung that needs the fewest bytes."""
@@ -61,7 +67,7 @@ class Search:
     def weigh(self, choice: Choice) -> Found:
         """Return a choice with its bytes and seconds."""
         memory = self._memory(choice.method).estimate(choice)
-        return Found(choice, memory, self._time(choice.method).seconds(choice))
+        return Found(choice, memory, self._seconds(choice))
 
     def fits(self, choice: Choice) -> bool:
         """Tell whether a choice stays within the budget."""
@@ -75,23 +81,34 @@ class Search:
     def _at_best(self, start: Choice) -> float:
         """Return the seconds of a start with the least checkpointing and the largest chunk."""
         least, _ = self.space.ends(start)
-        choice = replace(start, checkpointing=least, loss_chunk=self.space.chunks[0])
+        return self._seconds(replace(start, checkpointing=least, loss_chunk=self.space.chunks[0]))
+
+    def _seconds(self, choice: Choice) -> float:
         return self._time(choice.method).seconds(choice)
 
-    def _cuts(self, start: Choice) -> Iterator[Found]:
-        """Yield choices that fit: the fewest blocks checkpointed for small and large chunks."""
-        chunks = self.space.chunks
-        for chunk in dict.fromkeys((chunks[-1], chunks[0])):
-            layers = self._fewest(replace(start, loss_chunk=chunk))
-            if layers is None:
-                return  # a larger chunk would not fit either
-            choice = self.space.with_layers(start, layers)
-            wider = (replace(choice, loss_chunk=size) for size in chunks)
-            yield self.weigh(next(filter(self.fits, wider)))
+    def _cuts(self, start: Choice, limit: float) -> Iterator[Found]:
+        """Yield choices that fit: for each chunk the one with the fewest blocks checkpointed.
 
-    def _fewest(self, choice: Choice) -> int | None:
-        """Return the fewest checkpointed blocks that fit; every further one frees memory."""
-        low, high = (kept.layers for kept in self.space.ends(choice))
+        Those that would take more than ``limit`` seconds are left out.
+        """
+        least, _ = self.space.ends(start)
+        layers = least.layers
+        for chunk in reversed(self.space.chunks):
+            choice = replace(start, loss_chunk=chunk)
+            if self._seconds(self.space.with_layers(choice, layers)) > limit:
+                continue
+            found = self._fewest(choice, layers)
+            if found is None:
+                return  # a larger chunk would not fit either
+            layers = found
+            yield self.weigh(self.space.with_layers(choice, layers))
+
+    def _fewest(self, choice: Choice, known: int) -> int | None:
+        """Return the fewest checkpointed blocks that fit; every further one frees memory.
+
+        Fewer than ``known`` do not.
+        """
+        low, high = known, self.space.ends(choice)[1].layers
         if self.fits(self.space.with_layers(choice, low)):
             return low
         if not self.fits(self.space.with_layers(choice, high)):

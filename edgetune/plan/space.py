@@ -54,7 +54,7 @@ class Space:
                 accumulation=times,
                 loss_chunk=self.chunks[-1],
             )
-            if self._host_bytes(choice) <= request.device.host_free_bytes:
+            if self._possible(choice):
                 yield choice
 
     def ends(self, choice: Choice) -> tuple[Checkpointing, Checkpointing]:
@@ -103,6 +103,14 @@ class Space:
     def _offloads(self) -> tuple[Offload, ...]:
         kept = self.request.fixed.get("checkpointing")
         return self.request.capability.offloads if kept is None else (kept.offload,)
+
+    def _possible(self, choice: Choice) -> bool:
+        """Tell whether the backend can do it, and the host has the memory for its part."""
+        request, kept = self.request, self.request.fixed.get("checkpointing")
+        keeps = kept is not None and kept.layers < request.shape.layers
+        if choice.placement != "resident" and keeps and not request.capability.keeps_streamed:
+            return False
+        return self._host_bytes(choice) <= request.device.host_free_bytes
 
     def _host_bytes(self, choice: Choice) -> int:
         """Return what streaming and offloading keep in the host's memory."""

@@ -25,6 +25,13 @@ UNKNOWN_RATE = 1e11
 CPU_DEQUANTIZE = 1.5e-3
 """Weights turned into numbers for each FLOP of peak rate: a code's lookup is not vectorised."""
 
+BESIDE_COPIES = {"cpu": 1.06, "cuda": 1.25, "mlx": 1.25}
+"""Times as long a block computes while another one's weights arrive.
+
+Copies take bandwidth, processor time and a wait between blocks. On a processor it was measured
+(tools/bench/peers.py); on the others it was not, and is assumed on the safe side.
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
@@ -38,6 +45,8 @@ class Rates:
     optimizer: float
     link: float
     disk: float
+    beside_copies: float = 1.0
+    """Times as long a block of streamed weights computes."""
     block: Mapping[str, float] = field(default_factory=dict)
     """Factors on the time of a block by way of computing, from measuring one."""
     head: Mapping[str, float] = field(default_factory=dict)
@@ -71,6 +80,7 @@ def rates_of(device: Device, measured: Measurements | None = None) -> Rates:
             optimizer=measured.optimizer,
             link=measured.link_bandwidth or measured.pointwise,
             disk=measured.disk_bandwidth,
+            beside_copies=BESIDE_COPIES[device.kind],
             block=measured.block,
             head=measured.head,
             basis="measured",
@@ -87,6 +97,7 @@ def rates_of(device: Device, measured: Measurements | None = None) -> Rates:
         optimizer=moved / 28,  # four numbers read, three written
         link=device.link_bandwidth or moved,
         disk=device.disk_bandwidth or DISK_BANDWIDTH,
+        beside_copies=BESIDE_COPIES[device.kind],
         known=device.rate_32bit > 0,
     )
 

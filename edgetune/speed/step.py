@@ -90,16 +90,19 @@ class TimeModel:
         rates, tokens = self.rates, choice.tokens
         product, width = rates.product(choice.compute_dtype), BYTES[choice.compute_dtype]
         weights = self.shape.block_linear_parameters
-        low_rank = self.trained / (self.shape.layers - self.first)
+        low_rank = self.trained / max(1, self.shape.layers - self.first)
         frozen = max(2 * tokens * weights / product, weights * width / rates.pointwise)
         attention = 2 * tokens * choice.context * self._heads / product
         moved = tokens * width * self._moved / rates.pointwise
         dense = self._dense(choice) * weights
         forward = frozen + attention + moved + dense + 2 * tokens * low_rank / product
         backward = frozen + 2.5 * attention + 2 * moved + dense + 4 * tokens * low_rank / product
+        factor = rates.block_factor(choice)
+        if choice.placement != "resident":
+            factor *= rates.beside_copies
         return Pass(
-            forward=rates.block_factor(choice) * forward,
-            backward=rates.block_factor(choice) * backward,
+            forward=factor * forward,
+            backward=factor * backward,
             transfer=self._transfer(choice),
         )
 

@@ -54,6 +54,17 @@ def test_a_profile_is_sane(name: str) -> None:
     assert device.link_bandwidth is None or 1e10 <= device.link_bandwidth <= 6e10
 
 
+def test_cards_without_bfloat16_are_not_thought_fast() -> None:
+    turing = [name for name in NAMES if "no bfloat16" in str(read_yaml("devices", name))]
+    assert {"t4", "rtx-2060", "rtx-2080-ti"} <= set(turing)
+    for name in turing:
+        assert read_device(name).rate_16bit == read_device(name).rate_32bit
+
+
+def test_a_name_may_be_written_in_capitals() -> None:
+    assert read_device("RTX-4060-Laptop") == read_device("rtx-4060-laptop")
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("m")])
 def test_a_mac_uses_no_more_than_macos_recommends(name: str) -> None:
     device = read_device(name)

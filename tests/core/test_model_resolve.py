@@ -186,3 +186,17 @@ def test_the_variables_decide_where_the_cache_is(
         "/huggingface_hub_cache",
         "/hf_hub_cache",
     ]
+
+
+def test_a_name_that_no_file_system_takes_is_an_unknown_model(cache: Path) -> None:
+    for odd in ("x" * 5000, "~nobody-of-that-name/model", "a\0b"):
+        with pytest.raises(ModelError):
+            resolve(odd)
+    assert resolve("Llama-7B").profile == "llama-7b"
+
+
+def test_the_tensors_of_a_folder_say_what_is_stored(cache: Path, tmp_path: Path) -> None:
+    written = write_folder(tmp_path / "model", TINY | {"dtype": "bfloat16"})
+    assert shape_of(TINY | {"dtype": "bfloat16"}).dtype == "bfloat16"
+    assert resolve(str(written)).shape == open_model(str(written)).shape
+    assert resolve(str(written)).shape.dtype == "float32"

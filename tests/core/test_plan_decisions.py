@@ -82,10 +82,10 @@ def test_rank_by_rows(rows: int, rank: int) -> None:
 
 def test_context_holds_the_longest_row() -> None:
     shape = shape_of("llama-7b")
-    assert context_for(shape, facts(longest=301)).value == 320
-    assert context_for(shape, facts(longest=2048)).value == 2048
-    assert context_for(shape, facts(longest=90_000, long_rows="split")).value == 2048
-    assert context_for(shape, None).value == 2048
+    assert context_for(shape.max_context, facts(longest=301)).value == 320
+    assert context_for(shape.max_context, facts(longest=2048)).value == 2048
+    assert context_for(shape.max_context, facts(longest=90_000, long_rows="split")).value == 2048
+    assert context_for(shape.max_context, None).value == 2048
 
 
 def test_small_data_is_seen_more_often() -> None:
@@ -146,3 +146,17 @@ def test_neighbours_are_few_and_different() -> None:
     assert 3 <= len(rejected) <= 6
     assert len({str(item.choice) for item in rejected}) == len(rejected)
     assert {"quantization": "int8"} in [item.choice for item in rejected]
+
+
+def test_streaming_says_whether_resident_weights_would_fit() -> None:
+    plan = plan_of("llama-7b", card(), memory=3 * GB)
+    assert "two blocks at a time: resident they would need" in why(plan)
+    for line in plan.reasons:
+        if "resident they would need" in line:
+            needed = float(line.split("would need ")[1].split(" GB")[0])
+            assert needed > 3
+
+
+def test_training_the_last_norm_alone_is_timed() -> None:
+    plan = plan_of("llama-3.2-1b", card(), method="norm", norms=("norm",))
+    assert plan.time.seconds_per_step > 0

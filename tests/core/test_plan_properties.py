@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,7 +17,12 @@ from edgetune.memory import Platform, estimate
 from edgetune.methods.lora import Lora
 from edgetune.plan import Plan, make_plan
 from edgetune.plan.capability import capability_of
+from edgetune.plan.ladder import rungs
+from edgetune.plan.request import make_request
+from edgetune.plan.search import Search
+from edgetune.plan.space import CHUNKS
 from edgetune.spec import Checkpointing
+from edgetune.speed import rates_of
 
 MODELS = st.sampled_from(["smollm2-135m", "llama-3.2-1b", "qwen2.5-7b", "gemma-2-2b", "pythia-1b"])
 DEVICES = st.sampled_from([card(), processor()])
@@ -38,7 +45,6 @@ def quality(plan: Plan) -> tuple[float, ...]:
     return (
         choice.context,
         layers,
-        choice.placement == "resident",
         -capability.quantizations.index(choice.quantization),
         -capability.compute_dtypes.index(choice.compute_dtype),
     )
@@ -72,6 +78,31 @@ def test_more_memory_is_never_worse_or_slower(
     assert quality(after) >= quality(before)
     if quality(after) == quality(before):
         assert after.time.seconds_per_step <= before.time.seconds_per_step
+
+
+@settings(max_examples=5, deadline=None)
+@given(
+    model=st.sampled_from(["smollm2-135m", "gemma-2-2b", "pythia-1b"]),
+    device=DEVICES,
+    usable=st.integers(GB // 2, 6 * GB),
+    rows=st.sampled_from([1, 3, 4]),
+)
+def test_nothing_that_fits_is_faster(model: str, device: Any, usable: int, rows: int) -> None:
+    request = make_request(
+        sized(device, usable), shape_of(model), fixed={"micro_batch": rows}, training={},
+        facts=None, memory=None,
+    )  # fmt: skip
+    search = Search(request, rates_of(request.device))
+    for rung in islice(rungs(request), 6):
+        every = (
+            search.weigh(replace(search.space.with_layers(start, layers), loss_chunk=chunk))
+            for start in search.space.starts(rung)
+            for chunk in CHUNKS
+            for layers in range(search.space.ends(start)[0].layers, request.shape.layers + 1)
+        )
+        fitting = [found.seconds for found in every if found.memory.peak_bytes <= usable]
+        found = search.fastest(rung)
+        assert (found.seconds if found else None) == min(fitting, default=None)
 
 
 @FEW
