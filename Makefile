@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Tests that run beside each other, each in a process of about a gigabyte.
+JOBS ?= 2
 
 .PHONY: setup demo test check format bench clean
 
@@ -17,7 +19,7 @@ demo: setup
 	$(BIN)/python tools/demo.py
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 check: setup
 	$(BIN)/ruff format --check .
