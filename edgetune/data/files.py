@@ -34,6 +34,12 @@ class Source:
         """What comes before a row's number when it is named (``chats.jsonl:``)."""
         return f"{self.name}{self.reader.separator}"
 
+    @property
+    def kind(self) -> tuple[str, str]:
+        """What the bytes are read as, and how they are packed (``""`` if not at all)."""
+        suffix = self.path.suffix.lower()
+        return self.reader.kind, suffix if suffix in PACKED else ""
+
     def size(self) -> int:
         """Return the bytes of the file as it lies on disk."""
         return self.path.stat().st_size

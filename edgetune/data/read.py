@@ -81,9 +81,7 @@ def read_rows(sources: Sequence[Source], options: Options, report: Report) -> Re
         writer = ColumnsWriter()
         facts = _Pass(sources, hashes, options, report).run(writer)
         return _reading(writer.finish(), facts, sources)
-    named = [
-        [source.reader.separator, hashed] for source, hashed in zip(sources, hashes, strict=True)
-    ]
+    named = [[*source.kind, hashed] for source, hashed in zip(sources, hashes, strict=True)]
     key = cache.key_of(
         named, options.tokenizer.fingerprint, options.loss_on, sorted(options.fields.items())
     )

@@ -24,6 +24,7 @@ class Reader:
     The rows are values, or, if ``is_json``, the JSON of values, to be parsed where it is cheap.
     """
 
+    kind: str
     rows: Callable[[BufferedReader, Faults], NumberedRows]
     separator: str = ":"
     is_json: bool = False
@@ -100,13 +101,13 @@ def _parquet(stream: BufferedReader, faults: Faults) -> NumberedRows:  # noqa: A
         raise ReadingError(f"it is not whole after row {number}: {error}") from error
 
 
-JSON_LINES = Reader(_jsonl, is_json=True)
+JSON_LINES = Reader("JSON Lines", _jsonl, is_json=True)
 READERS = {
     ".jsonl": JSON_LINES,
     ".ndjson": JSON_LINES,
-    ".json": Reader(_json, " row "),
-    ".csv": Reader(partial(_table, delimiter=",")),
-    ".tsv": Reader(partial(_table, delimiter="\t")),
-    ".txt": Reader(_text),
-    ".parquet": Reader(_parquet, " row "),
+    ".json": Reader("JSON", _json, " row "),
+    ".csv": Reader("CSV", partial(_table, delimiter=",")),
+    ".tsv": Reader("TSV", partial(_table, delimiter="\t")),
+    ".txt": Reader("text", _text),
+    ".parquet": Reader("Parquet", _parquet, " row "),
 }

@@ -81,6 +81,15 @@ def test_what_decides_the_tokens_decides_the_entry(tokenizer, file, tmp_path, en
     assert len(list(entries.iterdir())) == 5
 
 
+@pytest.mark.parametrize(("name", "rows"), [("rows.txt", 1), ("rows.jsonl", 2)])
+def test_the_kind_of_a_file_decides_the_entry(name, rows, tokenizer, tmp_path):
+    for each in ("rows.txt", "rows.jsonl"):
+        (tmp_path / each).write_text('{"text": "hello"}\n{"text": "you"}\n')
+    read_dataset(tmp_path / "rows.txt", tokenizer)
+    read_dataset(tmp_path / "rows.jsonl", tokenizer)
+    assert read_dataset(tmp_path / name, tokenizer).receipt.rows_read == rows
+
+
 @pytest.mark.parametrize("name", ["tokens", "reading.json", "lengths"])
 @pytest.mark.parametrize("how", ["gone", "cut"])
 def test_a_damaged_entry_is_made_again(name, how, tokenizer, file, entries):
