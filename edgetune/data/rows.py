@@ -13,7 +13,8 @@ from typing import Any
 from edgetune.data.blocks import Block
 from edgetune.data.columns import Columns, columns_of
 from edgetune.data.encode import Encoder, Learned, LossOn, Marked
-from edgetune.data.formats import Format, detect, format_named, renamed
+from edgetune.data.fields import Mapped, renamed
+from edgetune.data.formats import Format, detect, format_named
 from edgetune.data.problems import RowError
 from edgetune.data.tokenizer import Tokenizer
 
@@ -34,6 +35,7 @@ class Outcome:
     problems: list[tuple[int | None, str]] = field(default_factory=list)
     unused: set[str] = field(default_factory=set)
     altered: list[int] = field(default_factory=list)
+    mapped: Mapped = field(default_factory=Mapped)
 
 
 class BlockEncoder:
@@ -80,10 +82,12 @@ class BlockEncoder:
 
     def _mark(self, number: int, value: object, outcome: Outcome) -> Marked:
         row = renamed(value, self._fields)
-        format_ = self._format or detect(row)
+        if self._fields and isinstance(value, dict):
+            outcome.mapped.add(value, self._fields)
+        format_ = self._format or detect(row, self._fields.keys())
         if not format_.matches(row):
             raise RowError(
-                f"This row has the fields of {detect(row).name}, the rows before it those of"
+                f"This row has the fields of {detect(row, self._fields.keys()).name}, the rows before it those of"
                 f" {format_.name}. Put rows of different formats in different files."
             )
         self._format = format_

@@ -74,7 +74,7 @@ def test_what_decides_the_tokens_decides_the_entry(tokenizer, file, tmp_path, en
     read_dataset(file, tokenizer)
     read_dataset(file, tokenizer, loss_on="all")
     read_dataset(file, other)
-    read_dataset(file, tokenizer, fields={"text": "id"})
+    read_dataset(file, tokenizer, fields={"messages": "messages"})
     with (tmp_path / "more.jsonl").open("w") as stream:
         stream.write(file.read_text() + json.dumps(chat("a", "b")))
     read_dataset(tmp_path / "more.jsonl", tokenizer)

@@ -88,6 +88,59 @@ def test_fields_are_parsed():
             parse_fields(wrong)
 
 
+MAPPED_ROWS = [
+    {"question": "hello", "prompt": "old", "answer": "fine", "messages": None},
+    {"question": "hello", "prompt": "old", "answer": "fine", "about": "be kind"},
+]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            "prompt=qeustion,completion=answer",
+            "--fields names qeustion, and no row has such a column. There are: about, answer,",
+        ),
+        (
+            "prompt=question,completion=answer,system=about",
+            "--fields names system, and rows of prompt/completion have no such field. They have:",
+        ),
+        ("text=question,prompt=prompt", "names prompt, and rows of text have no such field."),
+    ],
+)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_fields_that_the_rows_do_not_have(fields, said, processes, tokenizer, tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", MAPPED_ROWS * 600)
+    with pytest.raises(UsageError) as caught:
+        read_dataset(path, tokenizer, fields=parse_fields(fields), processes=processes)
+    assert said in str(caught.value)
+
+
+def test_columns_that_others_take_the_name_of_are_listed(tokenizer, tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", MAPPED_ROWS)
+    fields = {"prompt": "question", "completion": "answer"}
+    notes = read_dataset(path, tokenizer, fields=fields).receipt.notes
+    assert "columns not used, as --fields gives their names to others: prompt" in notes
+    assert "fields not used: about, messages" in notes
+    swapped = {"prompt": "completion", "completion": "prompt"}
+    path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": "b"}])
+    assert not read_dataset(path, tokenizer, fields=swapped).receipt.notes
+
+
+def test_a_column_of_some_rows_can_be_mapped(tokenizer, tmp_path):
+    rows = [{"q": "hello", "a": "fine"}, {"q": "hello", "a": "fine", "about": "be kind"}]
+    fields = {"instruction": "q", "output": "a", "system": "about"}
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    assert read_dataset(path, tokenizer, fields=fields).receipt.rows_read == 2
+
+
+def test_mapped_fields_choose_among_formats(tokenizer, tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", [{**chat("a", "b"), "body": "a long answer"}])
+    dataset = read_dataset(path, tokenizer, fields={"text": "body"})
+    assert dataset.receipt.format == "text"
+    assert "fields not used: messages" in dataset.receipt.notes
+
+
 def test_chosen_rows_are_shown_with_their_side(folder, tokenizer):
     dataset = read_dataset(folder, tokenizer)
     shown = show_rows(dataset, tokenizer, first=1, places=["valid.jsonl:3", "5"])
