@@ -8,17 +8,21 @@ from codecs import getincrementaldecoder
 from collections.abc import Iterator
 from io import BufferedReader
 
-from edgetune.data.blocks import ReadingError
+from edgetune.data.blocks import Faults, ReadingError
+from edgetune.data.json_text import JsonReader
 from edgetune.data.lines import LINE_LIMIT
 from edgetune.units import format_bytes
 
 _BLOCK = 1 << 16
 _SPACE = re.compile(r"[ \t\r\n]*")
-_DECODER = json.JSONDecoder()
 
 
-def read_array(stream: BufferedReader, limit: int = LINE_LIMIT) -> Iterator[tuple[int, object]]:
+def read_array(
+    stream: BufferedReader, faults: Faults, limit: int = LINE_LIMIT
+) -> Iterator[tuple[int, object]]:
     """Yield the number, counted from 1, and the value of each element of the array in a file.
+
+    One that has a key twice is noted and left out.
 
     Raises:
         ReadingError: where the file stops being JSON in UTF-8.
@@ -27,7 +31,11 @@ def read_array(stream: BufferedReader, limit: int = LINE_LIMIT) -> Iterator[tupl
     text.expect("[", 0)
     number = 1
     while not (number == 1 and text.next_is("]")):
-        yield number, text.value(number)
+        value = text.value(number)
+        if problem := text.json.problem():
+            faults.add(number, problem)
+        else:
+            yield number, value
         if text.next_is("]"):
             break
         text.expect(",", number)
@@ -43,6 +51,7 @@ class _Text:
 
     def __init__(self, stream: BufferedReader, limit: int) -> None:
         self._stream, self._limit = stream, limit
+        self.json = JsonReader()
         self._decode = getincrementaldecoder("utf-8-sig")().decode
         self._text, self._at, self._ended = "", 0, False
 
@@ -72,7 +81,7 @@ class _Text:
         self.next_is("")
         while True:
             try:
-                value, end = _DECODER.raw_decode(self._text, self._at)
+                value, end = self.json.value_at(self._text, self._at)
                 if end < len(self._text) or self._ended:
                     self._at = end
                     return value

@@ -35,10 +35,6 @@ def _jsonl(stream: BufferedReader, faults: Faults) -> NumberedRows:
             if text and not text.isspace())  # fmt: skip
 
 
-def _json(stream: BufferedReader, faults: Faults) -> NumberedRows:  # noqa: ARG001
-    return read_array(stream)
-
-
 def _table(stream: BufferedReader, faults: Faults, *, delimiter: str) -> NumberedRows:
     last = 0
 
@@ -72,6 +68,14 @@ def _header(record: list[str]) -> list[str]:
     return names
 
 
+def _refuse_repeated(names: list[str]) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ReadingError(
+            f"columns must have different names; found twice: {', '.join(repeated)}."
+        )
+
+
 def _text(stream: BufferedReader, faults: Faults) -> NumberedRows:
     """Yield what lies between blank lines, each a document."""
     block: list[str] = []
@@ -94,7 +98,9 @@ def _parquet(stream: BufferedReader, faults: Faults) -> NumberedRows:  # noqa: A
     arrow: Any = needed("pyarrow")
     number = 0
     try:
-        for batch in parquet.ParquetFile(stream).iter_batches(batch_size=256):
+        file = parquet.ParquetFile(stream)
+        _refuse_repeated(file.schema_arrow.names)
+        for batch in file.iter_batches(batch_size=256):
             for number, row in enumerate(batch.to_pylist(), number + 1):  # noqa: B020
                 yield number, row
     except (arrow.ArrowException, UnicodeDecodeError) as error:
@@ -105,7 +111,7 @@ JSON_LINES = Reader("JSON Lines", _jsonl, is_json=True)
 READERS = {
     ".jsonl": JSON_LINES,
     ".ndjson": JSON_LINES,
-    ".json": Reader("JSON", _json, " row "),
+    ".json": Reader("JSON", read_array, " row "),
     ".csv": Reader("CSV", partial(_table, delimiter=",")),
     ".tsv": Reader("TSV", partial(_table, delimiter="\t")),
     ".txt": Reader("text", _text),

@@ -15,6 +15,7 @@ from edgetune.data.columns import Columns, columns_of
 from edgetune.data.encode import Encoder, Learned, LossOn, Marked
 from edgetune.data.fields import Mapped, renamed
 from edgetune.data.formats import Format, detect, format_named
+from edgetune.data.json_text import JsonReader
 from edgetune.data.problems import RowError
 from edgetune.data.tokenizer import Tokenizer
 
@@ -51,6 +52,7 @@ class BlockEncoder:
         """Prepare; ``fields`` maps our field names to the file's, ``format_`` is found if None."""
         self._encoder, self._fields = Encoder(tokenizer, loss_on), fields
         self._format: Format | None = format_named(format_) if format_ else None
+        self._json = JsonReader()
 
     @property
     def format(self) -> str | None:
@@ -73,7 +75,7 @@ class BlockEncoder:
 
     def _accepted(self, number: int, value: Any, is_json: bool, outcome: Outcome) -> Marked | None:
         try:
-            return self._mark(number, _parsed(value) if is_json else value, outcome)
+            return self._mark(number, _parsed(self._json, value) if is_json else value, outcome)
         except RowError as error:
             outcome.problems.append((number, str(error)))
         except RecursionError:
@@ -113,17 +115,20 @@ class BlockEncoder:
         outcome.columns = columns_of(rows, lines)
 
 
-def _parsed(text: str) -> object:
+def _parsed(json_: JsonReader, text: str) -> object:
     """Return the value of a JSON text.
 
     Raises:
-        RowError: if it is none.
+        RowError: if it is none, or names a key twice.
     """
     try:
-        return json.loads(text)
+        value = json_.value(text)
     except json.JSONDecodeError as error:
         raise RowError(f"This is not JSON: {error.msg} at column {error.colno}.") from error
     except ValueError as error:
         raise RowError(f"This is not JSON: {error}.") from error
     except RecursionError as error:
         raise RowError("This is not JSON: it is nested too deeply.") from error
+    if problem := json_.problem():
+        raise RowError(problem)
+    return value

@@ -65,6 +65,14 @@ def test_optional_kinds_of_files(tokenizer, tmp_path):
         read_dataset(tmp_path / "cut.jsonl.zst", tokenizer)
 
 
+def test_two_columns_of_one_name_are_refused(tokenizer, tmp_path):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = arrow.Table.from_arrays([arrow.array(["a"])] * 2, names=["text", "text"])
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=r"rows\.parquet: .*different names; found twice: text\."):
+        read_dataset(tmp_path / "rows.parquet", tokenizer)
+
+
 FORMATS = {
     "messages": chat("hello", "fine"),
     "conversations": {
@@ -178,6 +186,12 @@ BAD_LINES = {
         b'{"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}',
         "neither 0 nor 1",
     ),
+    "a key twice": (b'{"text": "a", "text": "b"}', "The key 'text' is there twice"),
+    "a key twice, spaced": (b'{"x":1, "text" : "a", "text"\t:"b"}', "'text' is there twice"),
+    "a key twice within": (
+        b'{"messages": [{"role": "user", "role": "assistant", "content": "a"}]}',
+        "The key 'role' is there twice",
+    ),
     "tools no list": (
         b'{"tools": 3, "messages": [{"role": "assistant", "content": "a"}]}',
         "tools must be a list",
@@ -242,6 +256,10 @@ BAD_FILES = {
     "deep.json": (DEEP, "nested too deeply"),
     "binary.json": (b"[\xff", "not JSON"),
     "empty.json": (b"[]", "has no rows"),
+    "twice.json": (
+        b'[{"text": "a"},\n{"text": "b", "text": "c"}, {"text": "d"}]',
+        "twice.json row 2: The key 'text' is there twice",
+    ),
     "quote.csv": (b'prompt,completion\na,b\n"c,d\n', "quote.csv:3: The row that begins here"),
     "columns.csv": (b"prompt,completion\na,b\nc\n", "columns.csv:3: Found 1 columns where"),
     "header.csv": (b"prompt,prompt\na,b\n", "must name every column once"),
