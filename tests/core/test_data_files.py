@@ -162,6 +162,7 @@ BAD_LINES = {
     "no fields": (b"{}", "Found the fields none"),
     "unknown fields": (b'{"question": "a"}', "Found the fields question"),
     "other format": (b'{"text": "a"}', "has the fields of text, the rows before it those of"),
+    "NUL": (b'{"text": "a\0"}', "NUL bytes in this line"),
     "not UTF-8": (b'{"text": "\xff\xfe"}', "not UTF-8"),
     "half a character": (
         json.dumps(chat("a\ud800", "b")).encode(),
@@ -250,11 +251,24 @@ BAD_FILES = {
     "empty.jsonl": (b"", "has no rows"),
     "blank.jsonl": (b"\n\n", "has no rows"),
     "utf16.jsonl": ("\ufeff{}".encode("utf-16-le"), "UTF-16. Save it as UTF-8"),
+    "utf16.txt": ("hello".encode("utf-16-le"), "utf16.txt:1: The file is full of NUL bytes"),
+    "utf16.csv": (
+        "text\nhello\n".encode("utf-16-be"),
+        "The file is full of NUL bytes: it is UTF-16",
+    ),
+    "utf16.json": ('[{"text": "hello"}]'.encode("utf-16-le"), "there are NUL bytes in row 1"),
+    "nul.json": (b'[{"text": "a"}, {"text": "\0b"}]', "there are NUL bytes in row 2"),
+    "nul.txt": (b"hello\n\nhe\0llo\n", "nul.txt:3: There are NUL bytes in this line"),
+    "nul.csv": (b"text\nhello\nhe\0llo\n", "nul.csv:3: There are NUL bytes in this line"),
+    "row.json": (
+        b"[" + b'{"text": "a"},\n' * 9000 + b'{"text": "\xff"}]',
+        "is not UTF-8 in row 9001",
+    ),
     "cut.jsonl.gz": (gzip.compress(GOOD * 1000)[:60], "cannot be read to its end"),
     "fake.jsonl.gz": (GOOD, "cannot be read to its end"),
     "broken.json": (b'[{"text": "a"},\n{', "not JSON: Expecting property name"),
     "deep.json": (DEEP, "nested too deeply"),
-    "binary.json": (b"[\xff", "not JSON"),
+    "binary.json": (b"[\xff", "is not UTF-8 in row 1"),
     "empty.json": (b"[]", "has no rows"),
     "twice.json": (
         b'[{"text": "a"},\n{"text": "b", "text": "c"}, {"text": "d"}]',
