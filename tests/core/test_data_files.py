@@ -213,6 +213,20 @@ def test_a_bad_line_is_named(name, tokenizer, tmp_path):
     assert "rows.jsonl:3" not in str(caught.value)
 
 
+def test_a_weight_that_loss_on_all_would_ignore_is_refused(tokenizer, tmp_path):
+    row = chat("hello", "bad", "hello", "good")
+    row["messages"][1]["weight"] = 0
+    path = write_rows(tmp_path / "rows.jsonl", [chat("hello", "fine"), row])
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl:2: Message 2 has weight 0, and --loss-on all"
+    ):
+        read_dataset(path, tokenizer, loss_on="all")
+    assert read_dataset(path, tokenizer).receipt.rows_read == 2
+    row["messages"][1]["weight"] = 1
+    write_rows(path, [row])
+    assert read_dataset(path, tokenizer, loss_on="all").receipt.rows_read == 1
+
+
 ODD_ROWS = [
     chat("\0", "b"),
     chat("a", "b", "c", system=""),
