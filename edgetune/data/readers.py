@@ -58,7 +58,8 @@ def _table(stream: BufferedReader, faults: Faults, *, delimiter: str) -> Numbere
                 yield number, dict(zip(header, record, strict=True))
             number = last + 1
     except csv.Error as error:
-        faults.add(number, f"The row that begins here cannot be read: {error}.")
+        reason = "a CR is not in quotes" if "new-line" in str(error) else error
+        faults.add(number, f"The row that begins here cannot be read: {reason}.")
 
 
 def _header(record: list[str]) -> list[str]:

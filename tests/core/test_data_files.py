@@ -30,6 +30,10 @@ CONTENTS = {
     "rows.jsonl": JSONL.encode(),
     "rows.ndjson": JSONL.encode(),
     "crlf.jsonl": b"\xef\xbb\xbf" + JSONL.replace("\n", "\r\n").encode(),
+    "old_mac.jsonl": b"\xef\xbb\xbf" + JSONL.replace("\n", "\r").encode(),
+    "old_mac.csv": TABLE.replace("\n", "\r").encode(),
+    "old_mac.json": json.dumps(ROWS, indent=2).replace("\n", "\r").encode(),
+    "old_mac.jsonl.gz": gzip.compress(JSONL.replace("\n", "\r").encode()),
     "unended.jsonl": JSONL.rstrip("\n").encode(),
     "blank.jsonl": ("\n  \n" + JSONL + "\n\n").encode(),
     "rows.json": json.dumps(ROWS, indent=2).encode(),
@@ -125,8 +129,9 @@ def test_a_cell_of_a_table_can_have_lines(tokenizer, tmp_path):
     assert [dataset.train.place(index) for index in (0, 1)] == ["rows.csv:2", "rows.csv:4"]
 
 
-def test_a_text_file_has_a_document_between_blank_lines(tokenizer, tmp_path):
-    (tmp_path / "book.txt").write_bytes(b"one\r\ntwo\r\n\r\n \r\nthree\r\n")
+@pytest.mark.parametrize("ends", [b"\n", b"\r\n", b"\r"])
+def test_a_text_file_has_a_document_between_blank_lines(ends, tokenizer, tmp_path):
+    (tmp_path / "book.txt").write_bytes(b"one\r\ntwo\r\n\r\n \r\nthree\r\n".replace(b"\r\n", ends))
     dataset = read_dataset(tmp_path / "book.txt", tokenizer, validation=0)
     texts = ["".join(text for text, _ in view_row(row, tokenizer)) for row in dataset.train]
     assert texts == ["one\ntwo<|im_end|>", "three<|im_end|>"]
@@ -289,6 +294,10 @@ BAD_FILES = {
         "twice.json row 2: The key 'text' is there twice",
     ),
     "quote.csv": (b'prompt,completion\na,b\n"c,d\n', "quote.csv:3: The row that begins here"),
+    "cr.csv": (
+        b"text\nhello\nhe\rllo\n",
+        "cr.csv:3: The row that begins here cannot be read: a CR is",
+    ),
     "columns.csv": (b"prompt,completion\na,b\nc\n", "columns.csv:3: Found 1 columns where"),
     "header.csv": (b"prompt,prompt\na,b\n", "must name every column once"),
     "only.csv": (b"prompt,completion\n", "has no rows"),
