@@ -120,9 +120,17 @@ def lasting_training(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_rows(
-    source: ModelSource, data: Path, training: Training, report: Report | None = None
+    source: ModelSource,
+    data: Path,
+    training: Training,
+    report: Report | None = None,
+    *,
+    by_name: bool = True,
 ) -> tuple[Tokenizer, Dataset]:
-    """Return the model's tokenizer and the rows of a file, not fitted to a context yet."""
+    """Return the model's tokenizer and the rows of a file, not fitted to a context yet.
+
+    In a folder, ``by_name`` lets the names of files say which are for validation or tests.
+    """
     from edgetune.data import load_tokenizer, parse_fields, read_dataset
 
     if source.folder is None:
@@ -138,6 +146,7 @@ def read_rows(
         loss_on=training.loss_on,
         validation=training.validation,
         validation_data=Path(training.validation_data) if training.validation_data else None,
+        by_name=by_name,
         fields=parse_fields(training.fields) if training.fields else None,
         seed=training.seed,
         long_rows=training.long_rows,

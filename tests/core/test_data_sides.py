@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from rows import Cli
 
 from edgetune.data import Tokenizer, load_tokenizer, parse_fields, read_dataset, show_rows
 from edgetune.errors import DataError, UsageError
+
+PIPES = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +51,73 @@ def test_a_folder_that_names_its_sides_is_taken_at_its_word(folder, tokenizer):
     ("name", "is_validation"),
     [("validation-00000-of-00001.jsonl", True), ("val.jsonl", True), ("dev_2.jsonl", True),
      ("eval.jsonl", True), ("valuable.jsonl", False), ("development.jsonl", False),
-     ("devices.jsonl", False)],
+     ("devices.jsonl", False), ("chats-valid.jsonl", True), ("Chats_VAL2.jsonl", True),
+     ("dev/a.jsonl", True), ("my eval set/deep/a.jsonl", True), ("dev/train.jsonl", False),
+     ("invalid.jsonl", False)],
 )  # fmt: skip
 def test_names_of_validation_files(name, is_validation, tokenizer, tmp_path):
     write_rows(tmp_path / "train.jsonl", chats(0, 5))
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     write_rows(tmp_path / name, chats(5, 10))
     receipt = read_dataset(tmp_path, tokenizer, validation=0).receipt
     assert receipt.rows_validation == (5 if is_validation else 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["test.jsonl", "chats-test.jsonl", "test/a.jsonl", "a/TEST_2.jsonl"]
+)
+def test_files_for_tests_are_not_trained(name, tokenizer, tmp_path):
+    write_rows(tmp_path / "chats.jsonl", chats(0, 10))
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    write_rows(tmp_path / name, chats(10, 15))
+    receipt = read_dataset(tmp_path, tokenizer).receipt
+    assert [file.name for file in receipt.files] == ["chats.jsonl"]
+    assert (receipt.rows_trained, receipt.rows_validation) == (9, 1)
+    assert f"files not read, as they are for tests: {name}" in receipt.notes
+    assert read_dataset(tmp_path, tokenizer, by_name=False).receipt.rows_read == 15
+    (tmp_path / "chats.jsonl").unlink()
+    alone = read_dataset(tmp_path, tokenizer).receipt
+    assert alone.rows_read == 5
+    assert "all files are named for tests, and they are trained" in alone.notes
+
+
+@PIPES
+def test_what_is_hidden_or_no_file_is_named_and_not_read(tokenizer, tmp_path):
+    folder = tmp_path / "data"
+    for name in (".git", "more", "../elsewhere"):
+        (folder / name).mkdir(parents=True)
+    for name in (".git/a.jsonl", ".b.jsonl", "more/.c.jsonl", "../elsewhere/d.jsonl", "e.jsonl"):
+        write_rows(folder / name, chats(0, 3))
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "gone.jsonl").symlink_to(tmp_path / "nowhere")
+    (folder / "link.jsonl").symlink_to(tmp_path / "elsewhere" / "d.jsonl")
+    os.mkfifo(folder / "pipe.jsonl")
+    receipt = read_dataset(folder, tokenizer).receipt
+    assert [file.name for file in receipt.files] == ["e.jsonl", "link.jsonl"]
+    assert (
+        "files not read: .b.jsonl, .git/, gone.jsonl, link/, more/.c.jsonl, pipe.jsonl"
+        in receipt.notes
+    )
+
+
+def test_many_files_that_are_not_read_are_counted(tokenizer, tmp_path):
+    write_rows(tmp_path / "train.jsonl", chats(0, 3))
+    for number in range(100, 150):
+        (tmp_path / f"{number}.png").touch()
+    (note, *_) = read_dataset(tmp_path, tokenizer).receipt.notes
+    assert note.startswith("files not read: 100.png, 101.png, ")
+    assert note.endswith(" 109.png and 40 more")
+
+
+@PIPES
+@pytest.mark.parametrize("side", ["data", "validation_data"])
+def test_a_pipe_is_refused(side, tokenizer, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    rows = write_rows(tmp_path / "rows.jsonl", chats(0, 3))
+    for odd in (tmp_path / "pipe.jsonl", Path(os.devnull)):
+        both = (odd, None) if side == "data" else (rows, odd)
+        with pytest.raises(DataError, match=f"{odd.name} is a pipe, a socket or a device"):
+            read_dataset(both[0], tokenizer, validation_data=both[1])
 
 
 def test_validation_data_takes_the_place_of_a_share(tokenizer, tmp_path):
