@@ -12,7 +12,7 @@ from typing import Any
 from edgetune.data.blocks import Faults, ReadingError
 from edgetune.data.json_array import read_array
 from edgetune.data.lines import LINE_LIMIT, read_lines
-from edgetune.data.unpack import needed
+from edgetune.data.parquet import read_parquet
 
 NumberedRows = Iterator[tuple[int, Any]]
 
@@ -69,14 +69,6 @@ def _header(record: list[str]) -> list[str]:
     return names
 
 
-def _refuse_repeated(names: list[str]) -> None:
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ReadingError(
-            f"columns must have different names; found twice: {', '.join(repeated)}."
-        )
-
-
 def _text(stream: BufferedReader, faults: Faults) -> NumberedRows:
     """Yield what lies between blank lines, each a document."""
     block: list[str] = []
@@ -94,20 +86,6 @@ def _text(stream: BufferedReader, faults: Faults) -> NumberedRows:
         yield first, {"text": "\n".join(block)}
 
 
-def _parquet(stream: BufferedReader, faults: Faults) -> NumberedRows:  # noqa: ARG001
-    parquet: Any = needed("pyarrow.parquet")
-    arrow: Any = needed("pyarrow")
-    number = 0
-    try:
-        file = parquet.ParquetFile(stream)
-        _refuse_repeated(file.schema_arrow.names)
-        for batch in file.iter_batches(batch_size=256):
-            for number, row in enumerate(batch.to_pylist(), number + 1):  # noqa: B020
-                yield number, row
-    except (arrow.ArrowException, UnicodeDecodeError) as error:
-        raise ReadingError(f"it is not whole after row {number}: {error}") from error
-
-
 JSON_LINES = Reader("JSON Lines", _jsonl, is_json=True)
 READERS = {
     ".jsonl": JSON_LINES,
@@ -116,5 +94,5 @@ READERS = {
     ".csv": Reader("CSV", partial(_table, delimiter=",")),
     ".tsv": Reader("TSV", partial(_table, delimiter="\t")),
     ".txt": Reader("text", _text),
-    ".parquet": Reader("Parquet", _parquet, " row "),
+    ".parquet": Reader("Parquet", read_parquet, " row "),
 }

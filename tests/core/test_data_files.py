@@ -69,14 +69,6 @@ def test_optional_kinds_of_files(tokenizer, tmp_path):
         read_dataset(tmp_path / "cut.jsonl.zst", tokenizer)
 
 
-def test_two_columns_of_one_name_are_refused(tokenizer, tmp_path):
-    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    table = arrow.Table.from_arrays([arrow.array(["a"])] * 2, names=["text", "text"])
-    parquet.write_table(table, tmp_path / "rows.parquet")
-    with pytest.raises(DataError, match=r"rows\.parquet: .*different names; found twice: text\."):
-        read_dataset(tmp_path / "rows.parquet", tokenizer)
-
-
 FORMATS = {
     "messages": chat("hello", "fine"),
     "conversations": {
