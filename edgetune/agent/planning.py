@@ -68,7 +68,7 @@ def plan_for(wish: Wish, report: Report | None = None) -> Planned:
         fixed=wish.choice, training=training, memory=wish.memory,
         measured=measured(device),
         facts=DataFacts(
-            path=str(wish.data.expanduser().absolute()),
+            path=_lasting_path(wish.data),
             rows=len(dataset.train),
             longest=int(lengths.max()),
             tokens=int(lengths.sum()),
@@ -115,8 +115,19 @@ def lasting_training(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a training so that they mean the same in any working directory."""
     lasting = dict(settings)
     if lasting.get("validation_data") is not None:
-        lasting["validation_data"] = str(Path(lasting["validation_data"]).expanduser().absolute())
+        lasting["validation_data"] = _lasting_path(Path(lasting["validation_data"]))
     return lasting
+
+
+def _lasting_path(path: Path) -> str:
+    whole = str(path.expanduser().absolute())
+    try:
+        whole.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{whole!a} is not UTF-8, so that a plan cannot name it. Rename it."
+        ) from error
+    return whole
 
 
 def read_rows(
