@@ -249,6 +249,31 @@ def test_data_check_applies_the_length_rule(cli, tmp_path):
     assert (dropped.code, "1 dropped" in dropped.out) == (0, True)
 
 
+def test_a_dropped_row_says_why(cli, tmp_path):
+    file = write_rows(tmp_path / "rows.jsonl", [*chats(0, 9), chat("hello", "fine " * 99)])
+    fitted = ("--context", "64", "--long-rows", "drop", "--show", "10,1")
+    shown = cli("data", "check", file, *fitted).out
+    assert "\nrows.jsonl:10, dropped: " in shown
+    assert "tokens, more than the context of 64\n\nrows.jsonl:1, trained (learned" in shown
+    first, second = json.loads(cli("data", "check", file, *fitted, "--json").out)["rows"]
+    assert (first["side"], first["pieces"]) == ("dropped", [])
+    assert first["because"].endswith("more than the context of 64")
+    assert (second["side"], second["because"]) == ("trained", None)
+
+
+def test_a_row_that_is_trained_too_says_so(folder, tokenizer):
+    (shown,) = show_rows(read_dataset(folder, tokenizer), tokenizer, places=["valid.jsonl:2"])
+    assert (shown.side, shown.pieces) == ("dropped", [])
+    assert "the same row is trained" in str(shown.because)
+
+
+def test_a_length_rule_without_a_context_is_refused(cli, tmp_path):
+    file = write_rows(tmp_path / "rows.jsonl", chats(0, 3))
+    called = cli("data", "check", file, "--long-rows", "drop")
+    assert (called.code, called.out) == (2, "")
+    assert "Give --context too" in called.err
+
+
 def test_a_missing_row_and_a_wrong_field_are_usage_errors(cli, tmp_path):
     file = write_rows(tmp_path / "rows.jsonl", chats(0, 3))
     assert cli("data", "check", file, "--show", "9").code == 2
