@@ -19,6 +19,7 @@ from edgetune.data.readers import JSON_LINES, READERS, Reader
 from edgetune.data.unpack import PACKED, unpacked
 from edgetune.errors import DataError
 
+_BLOCK = 1 << 16
 _KNOWN = f"{', '.join(READERS)}, also with {' or '.join(PACKED)} after it"
 
 
@@ -116,10 +117,19 @@ def _within(folder: Path) -> Iterator[Path]:
 
 
 def _reader_for(path: Path) -> Reader | None:
+    """Return how a file is read, None if it is of no known kind.
+
+    Raises:
+        DataError: if it is Parquet that was packed once more.
+    """
     name = path.name.lower()
     for packed in PACKED:
         name = name.removesuffix(packed)
     kind = Path(name).suffix
+    if kind == ".parquet" and name != path.name.lower():
+        raise DataError(
+            f"{path.name} is packed Parquet, which must be read from its end. Unpack it."
+        )
     return JSON_LINES if kind == ".json" and not _is_array(path) else READERS.get(kind)
 
 
@@ -127,7 +137,10 @@ def _is_array(path: Path) -> bool:
     """Whether a JSON file holds a list; JSON Lines under another name is common."""
     try:
         with path.open("rb") as stream:
-            start = unpacked(path.name, stream).read(256)
+            content = unpacked(path.name, stream)
+            start = content.read(_BLOCK).removeprefix(UTF8_MARK).lstrip()
+            while not start and (block := content.read(_BLOCK)):
+                start = block.lstrip()
     except (OSError, EOFError, zlib.error, DataError):
         return True
-    return start.removeprefix(UTF8_MARK).lstrip().startswith(b"[")
+    return start.startswith(b"[")

@@ -50,7 +50,7 @@ def _table(stream: BufferedReader, faults: Faults, *, delimiter: str) -> Numbere
     try:
         for record in records:
             if header is None:
-                header = _header(record)
+                header = _header(record, number)
             elif record and len(record) != len(header):
                 found = f"{len(record)} columns where the header has {len(header)}"
                 faults.add(number, f"Found {found}. Check quotes and commas.")
@@ -62,10 +62,13 @@ def _table(stream: BufferedReader, faults: Faults, *, delimiter: str) -> Numbere
         faults.add(number, f"The row that begins here cannot be read: {reason}.")
 
 
-def _header(record: list[str]) -> list[str]:
+def _header(record: list[str], number: int) -> list[str] | None:
+    """Return the names of the columns, None for a blank line before them."""
     names = [name.strip() for name in record]
+    if not any(names):
+        return None
     if len(set(names)) < len(names) or "" in names:
-        raise ReadingError(f"line 1 must name every column once; found {', '.join(names)}.")
+        raise ReadingError(f"line {number} must name every column once; found {', '.join(names)}.")
     return names
 
 

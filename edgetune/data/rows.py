@@ -20,6 +20,10 @@ from edgetune.data.problems import RowError
 from edgetune.data.tokenizer import Tokenizer
 
 _FIELDS_NAMED = 20
+_UNENDED = (
+    " The line ends before the row does. Put each row on one line, or all of them into a list in a"
+    " .json file."
+)
 
 
 @dataclass(slots=True)
@@ -124,7 +128,8 @@ def _parsed(json_: JsonReader, text: str) -> object:
     try:
         value = json_.value(text)
     except json.JSONDecodeError as error:
-        raise RowError(f"This is not JSON: {error.msg} at column {error.colno}.") from error
+        more = _UNENDED if _ends_early(text, error) else ""
+        raise RowError(f"This is not JSON: {error.msg} at column {error.colno}.{more}") from error
     except ValueError as error:
         raise RowError(f"This is not JSON: {error}.") from error
     except RecursionError as error:
@@ -132,3 +137,8 @@ def _parsed(json_: JsonReader, text: str) -> object:
     if problem := json_.problem():
         raise RowError(problem)
     return value
+
+
+def _ends_early(text: str, error: json.JSONDecodeError) -> bool:
+    """Whether a text is the beginning of JSON that goes on elsewhere."""
+    return error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
