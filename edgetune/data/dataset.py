@@ -105,8 +105,9 @@ def read_dataset(
     reading = read_rows(found.sources, options, report or _tell_nobody)
     sides = split(reading, found, validation, seed)
     train, validated = (reading.examples.take(rows) for rows in (sides.train, sides.validation))
+    split_into = found.validation, len(train), len(validated)
     fingerprint = _hash(
-        sha256(reading.digests.data).hexdigest(), loss_on, validation, found.validation, seed
+        sha256(reading.digests.data).hexdigest(), loss_on, validation, split_into, seed
     )
     dataset = Dataset(
         train=train,

@@ -54,15 +54,16 @@ def find_sides(data: Path, validation_data: Path | None, *, by_name: bool = True
         DataError: if there are none to train on.
     """
     sources, left = find_sources(data)
-    notes = [f"files not read: {_names(left)}"] if left else []
+    given, more_left = find_sources(validation_data) if validation_data is not None else ([], [])
+    taken = {source.path.resolve() for source in given}
+    sources = [source for source in sources if source.path.resolve() not in taken]
     validation: list[Source] = []
-    if data.is_dir() and by_name:
+    left += more_left
+    notes = [f"files not read: {_names(left)}"] if left else []
+    if sources and data.is_dir() and by_name:
         sources, validation, said = _by_name(sources)
         notes += said
-    if validation_data is not None:
-        given, left = find_sources(validation_data)
-        notes += [f"files not read: {_names(left)}"] if left else []
-        validation += given
+    validation += given
     if not sources:
         raise DataError(f"{data} has files for validation and none to train on.")
     if validation:

@@ -128,6 +128,25 @@ def test_validation_data_takes_the_place_of_a_share(tokenizer, tmp_path):
     assert [file.name for file in receipt.files] == ["mine.jsonl", "other.jsonl"]
 
 
+@pytest.mark.parametrize("name", ["held.jsonl", "valid.jsonl"])
+def test_a_file_for_validation_within_the_folder_is_read_once(name, tokenizer, tmp_path):
+    write_rows(tmp_path / "chats.jsonl", chats(0, 8))
+    held = write_rows(tmp_path / name, chats(8, 12))
+    receipt = read_dataset(tmp_path, tokenizer, validation_data=held).receipt
+    assert (receipt.rows_read, receipt.rows_trained, receipt.rows_validation) == (12, 8, 4)
+    with pytest.raises(DataError, match="none to train on"):
+        read_dataset(held, tokenizer, validation_data=held)
+
+
+def test_the_fingerprint_changes_with_the_side_of_a_row(tokenizer, tmp_path):
+    found = set()
+    for first in (4, 5):
+        write_rows(tmp_path / "train.jsonl", chats(0, first))
+        write_rows(tmp_path / "valid.jsonl", chats(first, 8))
+        found.add(read_dataset(tmp_path, tokenizer).fingerprint)
+    assert len(found) == 2
+
+
 def test_a_folder_for_validation_alone_is_refused(tokenizer, tmp_path):
     write_rows(tmp_path / "valid.jsonl", chats(0, 3))
     with pytest.raises(DataError, match="none to train on"):
