@@ -68,7 +68,7 @@ def plan_for(wish: Wish, report: Report | None = None) -> Planned:
         fixed=wish.choice, training=training, memory=wish.memory,
         measured=measured(device),
         facts=DataFacts(
-            path=str(wish.data.expanduser().absolute()),
+            path=_lasting_path(wish.data),
             rows=len(dataset.train),
             longest=int(lengths.max()),
             tokens=int(lengths.sum()),
@@ -115,14 +115,33 @@ def lasting_training(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a training so that they mean the same in any working directory."""
     lasting = dict(settings)
     if lasting.get("validation_data") is not None:
-        lasting["validation_data"] = str(Path(lasting["validation_data"]).expanduser().absolute())
+        lasting["validation_data"] = _lasting_path(Path(lasting["validation_data"]))
     return lasting
 
 
+def _lasting_path(path: Path) -> str:
+    whole = str(path.expanduser().absolute())
+    try:
+        whole.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{whole!a} is not UTF-8, so that a plan cannot name it. Rename it."
+        ) from error
+    return whole
+
+
 def read_rows(
-    source: ModelSource, data: Path, training: Training, report: Report | None = None
+    source: ModelSource,
+    data: Path,
+    training: Training,
+    report: Report | None = None,
+    *,
+    by_name: bool = True,
 ) -> tuple[Tokenizer, Dataset]:
-    """Return the model's tokenizer and the rows of a file, not fitted to a context yet."""
+    """Return the model's tokenizer and the rows of a file, not fitted to a context yet.
+
+    In a folder, ``by_name`` lets the names of files say which are for validation or tests.
+    """
     from edgetune.data import load_tokenizer, parse_fields, read_dataset
 
     if source.folder is None:
@@ -138,6 +157,7 @@ def read_rows(
         loss_on=training.loss_on,
         validation=training.validation,
         validation_data=Path(training.validation_data) if training.validation_data else None,
+        by_name=by_name,
         fields=parse_fields(training.fields) if training.fields else None,
         seed=training.seed,
         long_rows=training.long_rows,

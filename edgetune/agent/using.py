@@ -139,7 +139,8 @@ def rows_of(run: OpenedRun, data: Path) -> Examples:
     training = run.plan.training
     whole = {name: getattr(training, name) for name in ("loss_on", "seed", "long_rows")}
     source = resolve(run.plan.model.ref)
-    _, dataset = read_rows(source, data, type(training)(**whole, validation=0.0))
+    training = type(training)(**whole, validation=0.0)
+    _, dataset = read_rows(source, data, training, by_name=False)
     limit = max(run.plan.choice.context, int(dataset.lengths.max()))
     return dataset.fit(min(limit, run.model.shape.max_context)).train
 

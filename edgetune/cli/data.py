@@ -14,6 +14,7 @@ from edgetune.cli.options import Names, common_options, some_knob_options
 from edgetune.cli.reading import reading_bar
 from edgetune.cli.show import out, out_json
 from edgetune.data import ShownRow, show_rows
+from edgetune.errors import UsageError
 from edgetune.model import resolve
 from edgetune.spec import Training
 
@@ -47,6 +48,8 @@ def check(
     **settings: Any,
 ) -> None:
     """Print what becomes of every row of FILE, and show what is trained in some of them."""
+    if settings["long_rows"] is not None and context is None:
+        raise UsageError("--long-rows is a rule for a context. Give --context too.")
     training = Training(**{name: value for name, value in settings.items() if value is not None})
     with reading_bar() as report:
         tokenizer, dataset = read_rows(resolve(model), file, training, report)
@@ -68,6 +71,7 @@ def _as_json(shown: list[ShownRow]) -> dict[str, Any]:
         {
             "place": row.place,
             "side": row.side,
+            "because": row.because,
             "pieces": [{"text": text, "learned": learned} for text, learned in row.pieces],
         }
         for row in shown
@@ -80,6 +84,9 @@ def _may_color() -> bool:
 
 
 def _print_row(row: ShownRow, in_color: bool) -> None:
+    if row.because is not None:
+        out(f"\n{row.place}, {row.side}: {row.because}")
+        return
     text = "".join(_piece(_harmless(text), learned, in_color) for text, learned in row.pieces)
     marks = "in colour" if in_color else "in [brackets]"
     click.echo(f"\n{row.place}, {row.side} (learned text {marks})\n{text}", color=in_color)

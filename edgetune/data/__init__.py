@@ -5,8 +5,8 @@ from edgetune.data.batches import Batches, Step, evaluation_batches
 from edgetune.data.dataset import Dataset, read_dataset
 from edgetune.data.encode import LossOn
 from edgetune.data.examples import Examples
+from edgetune.data.fields import parse_fields
 from edgetune.data.fit import LongRows
-from edgetune.data.formats import parse_fields
 from edgetune.data.read import Progress, Report
 from edgetune.data.receipt import Receipt
 from edgetune.data.tokenizer import Tokenizer, load_tokenizer

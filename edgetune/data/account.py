@@ -78,6 +78,7 @@ def with_fit(
     """Return the receipt with what the length rule did to both sides."""
     train, validation = fitted
     dropped = (_dropped(*pair, context, rule) for pair in zip(whole, fitted, strict=True))
+    too_long, gone = (sum(side.long for side in fitted), sum(len(side.dropped) for side in fitted))
     return replace(
         with_split(receipt, train.examples, validation.examples),
         rows_trained=train.rows,
@@ -85,8 +86,10 @@ def with_fit(
         dropped=(*receipt.dropped, *(row for rows in dropped for row in rows)),
         context=context,
         long_rows=rule,
-        rows_too_long=sum(side.long for side in fitted),
-        tokens_cut=sum(side.tokens_cut for side in fitted),
+        rows_too_long=too_long,
+        rows_cut=too_long - gone if rule == "cut" else 0,
+        rows_too_long_dropped=gone,
+        tokens_lost=sum(side.tokens_lost for side in fitted),
     )
 
 

@@ -3,9 +3,9 @@
 They lie in ``$EDGETUNE_CACHE/tokens``, or in ``~/.cache/edgetune/tokens``: beside the run
 folders they would be copied and shared with them, although they can be made again from the
 file at any time; in the folder of the file there may be no right to write. One folder an entry
-is named by a hash of the files' content and everything else that decides the tokens, wherever
-the files lie and whatever the folders are called. It appears whole or not at all. All of it may
-be deleted at any time; an entry that nobody has used for a month is.
+is named by a hash of the files' content, their kinds and everything else that decides the
+tokens, wherever the files lie and whatever they are called. It appears whole or not at all. All
+of it may be deleted at any time; an entry that nobody has used for a month is.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from edgetune.data.columns import DTYPES, Columns, read_columns
 from edgetune.errors import DataError
 from edgetune.files import sha256_json, whole_folder, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised whenever the same file would become other tokens, masks or columns."""
 
 _LIBRARIES = ("tokenizers", "transformers", "Jinja2")

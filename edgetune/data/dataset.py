@@ -76,6 +76,7 @@ def read_dataset(
     loss_on: LossOn = "assistant",
     validation: float = 0.1,
     validation_data: Path | None = None,
+    by_name: bool = True,
     seed: int = 0,
     long_rows: LongRows | None = None,
     fields: Mapping[str, str] | None = None,
@@ -87,8 +88,9 @@ def read_dataset(
     Without a ``context`` no length rule is applied; ``Dataset.fit`` does it later. The rule is
     to split texts and to refuse other rows, unless ``long_rows`` says otherwise. ``fields``
     maps the fields of a format to the columns of the file. ``validation_data`` is a file or
-    folder to validate with, in place of a share. ``report`` is told how far reading has come,
-    ``processes`` do it (default: by the size of the files and the cores).
+    folder to validate with, in place of a share; so are the files of a folder whose names say so,
+    unless ``by_name`` is false. ``report`` is told how far reading has come, ``processes`` do it
+    (default: by the size of the files and the cores).
 
     Raises:
         DataError: with everything that is wrong with the file.
@@ -96,15 +98,16 @@ def read_dataset(
         UsageError: if the options make no sense together.
     """
     _check(validation, seed, loss_on, long_rows)
-    found = find_sides(path, validation_data)
+    found = find_sides(path, validation_data, by_name=by_name)
     options = Options(
         tokenizer=tokenizer, loss_on=loss_on, fields=fields or {}, processes=processes
     )
     reading = read_rows(found.sources, options, report or _tell_nobody)
     sides = split(reading, found, validation, seed)
     train, validated = (reading.examples.take(rows) for rows in (sides.train, sides.validation))
+    split_into = found.validation, len(train), len(validated)
     fingerprint = _hash(
-        sha256(reading.digests.data).hexdigest(), loss_on, validation, found.validation, seed
+        sha256(reading.digests.data).hexdigest(), loss_on, validation, split_into, seed
     )
     dataset = Dataset(
         train=train,

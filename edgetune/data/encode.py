@@ -63,6 +63,7 @@ class Encoder:
         """
         content = self._as_rendered(content)
         if isinstance(content, Chat):
+            self._refuse_weights(content)
             text, spans, altered = self._chats().mask(content, self._loss_on)
         else:
             (text, spans), altered = self._plain(content), False
@@ -96,6 +97,15 @@ class Encoder:
             own = self._tokenizer
             self._masker = ReplayingMasker(own.template, own.end_texts, own.controls)
         return self._masker
+
+    def _refuse_weights(self, chat: Chat) -> None:
+        """Refuse a message that is not to be learned where everything is."""
+        weightless = [n for n, each in enumerate(chat.messages, 1) if each.get("weight") == 0]
+        if weightless and self._loss_on == "all":
+            raise RowError(
+                f"Message {weightless[0]} has weight 0, and --loss-on all learns every message."
+                " Use --loss-on assistant, or remove the weight."
+            )
 
     def _needs_end(self, text: str, last: Span) -> bool:
         """Whether the text ends with something learned and no token says that it ends."""

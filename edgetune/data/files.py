@@ -5,6 +5,7 @@ A line that cannot be read is noted with its number, and reading goes on.
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from edgetune.data.readers import JSON_LINES, READERS, Reader
 from edgetune.data.unpack import PACKED, unpacked
 from edgetune.errors import DataError
 
+_BLOCK = 1 << 16
 _KNOWN = f"{', '.join(READERS)}, also with {' or '.join(PACKED)} after it"
 
 
@@ -33,6 +35,12 @@ class Source:
     def prefix(self) -> str:
         """What comes before a row's number when it is named (``chats.jsonl:``)."""
         return f"{self.name}{self.reader.separator}"
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """What the bytes are read as, and how they are packed (``""`` if not at all)."""
+        suffix = self.path.suffix.lower()
+        return self.reader.kind, suffix if suffix in PACKED else ""
 
     def size(self) -> int:
         """Return the bytes of the file as it lies on disk."""
@@ -58,13 +66,18 @@ class Source:
 def find_sources(path: Path) -> tuple[list[Source], list[str]]:
     """Return the files at ``path`` (a file or a folder), and the names of those left out.
 
+    In a folder those are hidden files and folders, links to folders, what is no regular file,
+    and files of no known kind.
+
     Raises:
-        DataError: if there are none.
+        DataError: if there are none, or ``path`` is neither.
     """
     if path.is_dir():
         return _folder(path)
     if not path.exists():
         raise DataError(f"There is no file {path}. Check the name and the folder.")
+    if not path.is_file():
+        raise DataError(f"{path} is a pipe, a socket or a device. Save the rows in a file.")
     reader = _reader_for(path)
     if reader is None:
         raise DataError(f"{path.name} is not of a known kind. Known: {_KNOWN}.")
@@ -72,20 +85,51 @@ def find_sources(path: Path) -> tuple[list[Source], list[str]]:
 
 
 def _folder(folder: Path) -> tuple[list[Source], list[str]]:
-    found = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*"))
-             if file.is_file() and not file.name.startswith(".")}  # fmt: skip
-    readers = {name: _reader_for(file) for name, file in found.items()}
-    sources = [Source(found[name], name, reader) for name, reader in readers.items() if reader]
+    sources, left = [], []
+    for path in sorted(_within(folder)):
+        name = path.relative_to(folder).as_posix()
+        is_open = path.is_file() and not path.name.startswith(".")
+        reader = _reader_for(path) if is_open else None
+        if reader is None:
+            left.append(f"{name}/" if path.is_dir() else name)
+        else:
+            sources.append(Source(path, name, reader))
     if not sources:
         raise DataError(f"The folder {folder} has no file of a known kind. Known: {_KNOWN}.")
-    return sources, [name for name, reader in readers.items() if reader is None]
+    return sources, left
+
+
+def _within(folder: Path) -> Iterator[Path]:
+    """Yield all that is not a folder, and folders that are hidden or links instead of their files.
+
+    Raises:
+        DataError: if a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"The folder {error.filename} cannot be read: {error.strerror}.")
+
+    for place, folders, files in os.walk(folder, onerror=refuse):
+        here = Path(place)
+        closed = {name for name in folders if name.startswith(".") or (here / name).is_symlink()}
+        folders[:] = [name for name in folders if name not in closed]
+        yield from (here / name for name in (*closed, *files))
 
 
 def _reader_for(path: Path) -> Reader | None:
+    """Return how a file is read, None if it is of no known kind.
+
+    Raises:
+        DataError: if it is Parquet that was packed once more.
+    """
     name = path.name.lower()
     for packed in PACKED:
         name = name.removesuffix(packed)
     kind = Path(name).suffix
+    if kind == ".parquet" and name != path.name.lower():
+        raise DataError(
+            f"{path.name} is packed Parquet, which must be read from its end. Unpack it."
+        )
     return JSON_LINES if kind == ".json" and not _is_array(path) else READERS.get(kind)
 
 
@@ -93,7 +137,10 @@ def _is_array(path: Path) -> bool:
     """Whether a JSON file holds a list; JSON Lines under another name is common."""
     try:
         with path.open("rb") as stream:
-            start = unpacked(path.name, stream).read(256)
+            content = unpacked(path.name, stream)
+            start = content.read(_BLOCK).removeprefix(UTF8_MARK).lstrip()
+            while not start and (block := content.read(_BLOCK)):
+                start = block.lstrip()
     except (OSError, EOFError, zlib.error, DataError):
         return True
-    return start.removeprefix(UTF8_MARK).lstrip().startswith(b"[")
+    return start.startswith(b"[")

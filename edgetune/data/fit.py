@@ -20,14 +20,15 @@ class Fitted:
     """Examples within the context, and what that cost.
 
     ``dropped`` are the indices of rows that are gone, ``rows`` how many are left (a split row
-    is one row and several examples), ``long`` how many were over the context.
+    is one row and several examples), ``long`` how many were over the context. ``tokens_lost``
+    are those of dropped rows and those cut off others.
     """
 
     examples: Examples
     dropped: Integers
     rows: int
     long: int
-    tokens_cut: int
+    tokens_lost: int
 
 
 def fit(examples: Examples, context: int, rule: LongRows) -> Fitted:
@@ -91,7 +92,6 @@ def _fitted(whole: Examples, cut: Examples, origins: Integers, long: int) -> Fit
         cut, origins = cut.take(np.flatnonzero(useful)), origins[useful]
     kept = np.unique(origins)
     dropped = np.setdiff1d(np.arange(len(whole)), kept, assume_unique=True)
-    lost = int(whole.lengths[dropped].sum(dtype=np.int64))
     shared = len(origins) - len(kept)
-    tokens_cut = whole.token_count - lost - (cut.token_count - shared)
-    return Fitted(cut, dropped, len(kept), long, tokens_cut)
+    tokens_lost = whole.token_count - (cut.token_count - shared)
+    return Fitted(cut, dropped, len(kept), long, tokens_lost)

@@ -8,12 +8,12 @@
 | instruction/input/output  | instruction, output (and input)  | Completion |
 | text                      | text                             | Text       |
 
-A row with the fields of several is the first of them.
+A row with the fields of several is the first of them that has those of ``--fields``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,7 +21,6 @@ from typing import Any
 from edgetune.data.content import Chat, Completion, Content, Text
 from edgetune.data.messages import read_messages, read_tools
 from edgetune.data.problems import RowError
-from edgetune.errors import UsageError
 
 Fields = Mapping[str, Any]
 
@@ -45,15 +44,15 @@ class Format:
         return all(row.get(name) is not None for name in self.needs)
 
 
-def detect(row: Fields) -> Format:
-    """Return the format of a row.
+def detect(row: Fields, asked: Set[str] = frozenset()) -> Format:
+    """Return the format of a row, one that has the ``asked`` fields if there is such a one.
 
     Raises:
         RowError: if it has the fields of none.
     """
-    for format_ in FORMATS:
-        if format_.matches(row):
-            return format_
+    matching = [format_ for format_ in FORMATS if format_.matches(row)]
+    if matching:
+        return next((format_ for format_ in matching if asked <= format_.fields), matching[0])
     known = "; ".join(" and ".join(format_.needs) for format_ in FORMATS)
     found = ", ".join(sorted(str(name) for name in row)[:12]) or "none"
     raise RowError(f"Found the fields {found}. A row needs one of: {known}.")
@@ -62,41 +61,6 @@ def detect(row: Fields) -> Format:
 def format_named(name: str) -> Format:
     """Return the format of a name that ``detect`` gave."""
     return next(format_ for format_ in FORMATS if format_.name == name)
-
-
-def parse_fields(text: str) -> dict[str, str]:
-    """Return our names of fields and those of the file, from ``ours=theirs,…``.
-
-    Raises:
-        UsageError: if a part of it is no such pair, or names a field that no format has.
-    """
-    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
-    fields = {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
-    known = sorted({name for format_ in FORMATS for name in format_.fields})
-    for ours, theirs in fields.items():
-        if ours not in known or not theirs:
-            raise UsageError(
-                f"--fields is made of FIELD=COLUMN; found {ours}={theirs}. Fields:"
-                f" {', '.join(known)}."
-            )
-    if len(fields) < len(pairs) or not fields:
-        raise UsageError(f"--fields must name each field once; found {text}.")
-    return fields
-
-
-def renamed(row: Any, fields: Mapping[str, str]) -> Fields:
-    """Return the row with its columns under the names of ``fields`` (ours to theirs).
-
-    Raises:
-        RowError: if the row is not an object with named fields.
-    """
-    if not isinstance(row, dict):
-        raise RowError(f"A row is an object with named fields; found {_kind(row)}.")
-    if not fields:
-        return row
-    given = {name: row[column] for name, column in fields.items() if column in row}
-    taken = set(fields.values()) | set(given)
-    return {**{name: value for name, value in row.items() if name not in taken}, **given}
 
 
 def _messages(row: Fields) -> Content:
@@ -130,13 +94,14 @@ def _string(row: Fields, name: str, *, empty: bool = False) -> str:
     if value is None and empty:
         return ""
     if not isinstance(value, str):
-        raise RowError(f"The field {name} must be text; found {_kind(value)}.")
+        raise RowError(f"The field {name} must be text; found {kind_of(value)}.")
     if not empty and not value.strip():
         raise RowError(f"The field {name} is empty. Fill it in or remove the row.")
     return value
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """Return what a message calls a value in place of a row or a field."""
     kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false",
              int: "a number", float: "a number", type(None): "nothing"}  # fmt: skip
     return kinds.get(type(value), type(value).__name__)

@@ -15,6 +15,7 @@ from edgetune.data.blocks import Block
 from edgetune.data.columns import Columns, ColumnsWriter
 from edgetune.data.encode import LossOn
 from edgetune.data.examples import Examples, Places
+from edgetune.data.fields import Mapped, refuse_unknown
 from edgetune.data.files import Source
 from edgetune.data.problems import Problems, printable
 from edgetune.data.receipt import FileRead
@@ -75,15 +76,14 @@ def read_rows(sources: Sequence[Source], options: Options, report: Report) -> Re
 
     Raises:
         DataError: if there are no rows, or with everything that is wrong with them.
+        UsageError: if ``fields`` names what the rows do not have.
     """
     hashes = [_hashed(source) for source in sources]
     if sum(source.size() for source in sources) < CACHED_FROM:
         writer = ColumnsWriter()
         facts = _Pass(sources, hashes, options, report).run(writer)
         return _reading(writer.finish(), facts, sources)
-    named = [
-        [source.reader.separator, hashed] for source, hashed in zip(sources, hashes, strict=True)
-    ]
+    named = [[*source.kind, hashed] for source, hashed in zip(sources, hashes, strict=True)]
     key = cache.key_of(
         named, options.tokenizer.fingerprint, options.loss_on, sorted(options.fields.items())
     )
@@ -118,6 +118,7 @@ class _Pass:
         self._format: str | None = None
         self._is_chat = False
         self._unused: set[str] = set()
+        self._mapped = Mapped()
         self._altered = 0
         self._first_altered: list[int] | None = None
         self._done = 0
@@ -137,6 +138,7 @@ class _Pass:
             "format": self._format,
             "is_chat": self._is_chat,
             "unused": sorted(self._unused),
+            "shadowed": sorted(self._mapped.shadowed),
             "altered": self._altered,
             "first_altered": self._first_altered,
             "without_template": self._is_chat and not self._options.tokenizer.has_template,
@@ -178,11 +180,13 @@ class _Pass:
         self._format = self._format or outcome.format
         self._is_chat |= outcome.is_chat
         self._unused |= outcome.unused
+        self._mapped.join(outcome.mapped)
         self._altered += len(outcome.altered)
         if outcome.altered and self._first_altered is None:
             self._first_altered = [outcome.file, outcome.altered[0]]
 
     def _refuse_problems(self) -> None:
+        self._mapped.refuse_missing(self._options.fields)
         changed = [s.name for s, h in zip(self._sources, self._sizes, strict=True) if s.size() != h]
         for name in changed:
             self._problems.add(name, "The file changed while it was read. Read it again.")
@@ -190,6 +194,7 @@ class _Pass:
         if self._format is None:
             names = ", ".join(source.name for source in self._sources)
             raise DataError(printable(f"{names} has no rows in it."))
+        refuse_unknown(self._options.fields, self._format)
 
 
 def _hashed(source: Source) -> str:
@@ -218,6 +223,9 @@ def _reading(columns: Columns, facts: Mapping[str, Any], sources: Sequence[Sourc
 def _notes(facts: Mapping[str, Any], sources: Sequence[Source]) -> Iterator[str]:
     if facts["unused"]:
         yield printable(f"fields not used: {', '.join(facts['unused'])}")
+    if facts["shadowed"]:
+        names = ", ".join(facts["shadowed"])
+        yield printable(f"columns not used, as --fields gives their names to others: {names}")
     if facts["altered"]:
         file, line = facts["first_altered"]
         yield (

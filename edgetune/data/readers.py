@@ -12,7 +12,7 @@ from typing import Any
 from edgetune.data.blocks import Faults, ReadingError
 from edgetune.data.json_array import read_array
 from edgetune.data.lines import LINE_LIMIT, read_lines
-from edgetune.data.unpack import needed
+from edgetune.data.parquet import read_parquet
 
 NumberedRows = Iterator[tuple[int, Any]]
 
@@ -24,6 +24,7 @@ class Reader:
     The rows are values, or, if ``is_json``, the JSON of values, to be parsed where it is cheap.
     """
 
+    kind: str
     rows: Callable[[BufferedReader, Faults], NumberedRows]
     separator: str = ":"
     is_json: bool = False
@@ -32,10 +33,6 @@ class Reader:
 def _jsonl(stream: BufferedReader, faults: Faults) -> NumberedRows:
     return ((number, text) for number, text in read_lines(stream, faults)
             if text and not text.isspace())  # fmt: skip
-
-
-def _json(stream: BufferedReader, faults: Faults) -> NumberedRows:  # noqa: ARG001
-    return read_array(stream)
 
 
 def _table(stream: BufferedReader, faults: Faults, *, delimiter: str) -> NumberedRows:
@@ -53,7 +50,7 @@ def _table(stream: BufferedReader, faults: Faults, *, delimiter: str) -> Numbere
     try:
         for record in records:
             if header is None:
-                header = _header(record)
+                header = _header(record, number)
             elif record and len(record) != len(header):
                 found = f"{len(record)} columns where the header has {len(header)}"
                 faults.add(number, f"Found {found}. Check quotes and commas.")
@@ -61,13 +58,17 @@ def _table(stream: BufferedReader, faults: Faults, *, delimiter: str) -> Numbere
                 yield number, dict(zip(header, record, strict=True))
             number = last + 1
     except csv.Error as error:
-        faults.add(number, f"The row that begins here cannot be read: {error}.")
+        reason = "a CR is not in quotes" if "new-line" in str(error) else error
+        faults.add(number, f"The row that begins here cannot be read: {reason}.")
 
 
-def _header(record: list[str]) -> list[str]:
+def _header(record: list[str], number: int) -> list[str] | None:
+    """Return the names of the columns, None for a blank line before them."""
     names = [name.strip() for name in record]
+    if not any(names):
+        return None
     if len(set(names)) < len(names) or "" in names:
-        raise ReadingError(f"line 1 must name every column once; found {', '.join(names)}.")
+        raise ReadingError(f"line {number} must name every column once; found {', '.join(names)}.")
     return names
 
 
@@ -88,25 +89,13 @@ def _text(stream: BufferedReader, faults: Faults) -> NumberedRows:
         yield first, {"text": "\n".join(block)}
 
 
-def _parquet(stream: BufferedReader, faults: Faults) -> NumberedRows:  # noqa: ARG001
-    parquet: Any = needed("pyarrow.parquet")
-    arrow: Any = needed("pyarrow")
-    number = 0
-    try:
-        for batch in parquet.ParquetFile(stream).iter_batches(batch_size=256):
-            for number, row in enumerate(batch.to_pylist(), number + 1):  # noqa: B020
-                yield number, row
-    except (arrow.ArrowException, UnicodeDecodeError) as error:
-        raise ReadingError(f"it is not whole after row {number}: {error}") from error
-
-
-JSON_LINES = Reader(_jsonl, is_json=True)
+JSON_LINES = Reader("JSON Lines", _jsonl, is_json=True)
 READERS = {
     ".jsonl": JSON_LINES,
     ".ndjson": JSON_LINES,
-    ".json": Reader(_json, " row "),
-    ".csv": Reader(partial(_table, delimiter=",")),
-    ".tsv": Reader(partial(_table, delimiter="\t")),
-    ".txt": Reader(_text),
-    ".parquet": Reader(_parquet, " row "),
+    ".json": Reader("JSON", read_array, " row "),
+    ".csv": Reader("CSV", partial(_table, delimiter=",")),
+    ".tsv": Reader("TSV", partial(_table, delimiter="\t")),
+    ".txt": Reader("text", _text),
+    ".parquet": Reader("Parquet", read_parquet, " row "),
 }

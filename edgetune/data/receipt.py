@@ -44,8 +44,10 @@ class Receipt:
 
     ``rows_read = rows_trained + rows_validation + len(dropped)``. ``tokens`` and
     ``loss_tokens`` count what is trained, ``lengths`` are percentiles of the rows as they came.
-    ``context`` is None before a length rule was applied; ``padding`` is the share of positions
-    that are padding, None before batches are known.
+    ``context`` is None before a length rule was applied. ``rows_too_long`` are over it, of which
+    ``rows_cut`` are left with fewer tokens and ``rows_too_long_dropped`` are gone; ``tokens_lost``
+    counts the tokens of both. ``padding`` is the share of positions that are padding, None before
+    batches are known.
     """
 
     files: tuple[FileRead, ...]
@@ -68,7 +70,9 @@ class Receipt:
     context: int | None = None
     long_rows: str | None = None
     rows_too_long: int = 0
-    tokens_cut: int = 0
+    rows_cut: int = 0
+    rows_too_long_dropped: int = 0
+    tokens_lost: int = 0
     notes: tuple[str, ...]
     padding: float | None = None
 
@@ -115,15 +119,18 @@ class Receipt:
     def _long(self) -> Iterator[tuple[str, str]]:
         if self.context is None:
             return
-        what = {"cut": "cut", "split": "split into pieces", "drop": "dropped"}.get(
-            self.long_rows or ""
-        )
         if not self.rows_too_long:
             yield "Context", f"{self.context:,}; every row fits"
         else:
-            cost = f"; {self.tokens_cut:,} tokens lost" if self.tokens_cut else ""
-            rows = _count(self.rows_too_long, "longer row")
-            yield "Context", f"{self.context:,}; {rows} {what}{cost}"
+            cost = f"; {self.tokens_lost:,} tokens lost" if self.tokens_lost else ""
+            yield "Context", f"{self.context:,}; {self._too_long()}{cost}"
+
+    def _too_long(self) -> str:
+        rows, cut, gone = self.rows_too_long, self.rows_cut, self.rows_too_long_dropped
+        longer = _count(rows, "longer row")
+        if cut and gone:
+            return f"{longer}: {cut:,} cut, {gone:,} dropped"
+        return f"{longer} {'cut' if cut else 'dropped' if gone else 'split into pieces'}"
 
     def _on(self) -> str:
         return {"assistant": "what the assistant says", "completion": "the last answer",

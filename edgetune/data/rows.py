@@ -13,11 +13,17 @@ from typing import Any
 from edgetune.data.blocks import Block
 from edgetune.data.columns import Columns, columns_of
 from edgetune.data.encode import Encoder, Learned, LossOn, Marked
-from edgetune.data.formats import Format, detect, format_named, renamed
+from edgetune.data.fields import Mapped, renamed
+from edgetune.data.formats import Format, detect, format_named
+from edgetune.data.json_text import JsonReader
 from edgetune.data.problems import RowError
 from edgetune.data.tokenizer import Tokenizer
 
 _FIELDS_NAMED = 20
+_UNENDED = (
+    " The line ends before the row does. Put each row on one line, or all of them into a list in a"
+    " .json file."
+)
 
 
 @dataclass(slots=True)
@@ -34,6 +40,7 @@ class Outcome:
     problems: list[tuple[int | None, str]] = field(default_factory=list)
     unused: set[str] = field(default_factory=set)
     altered: list[int] = field(default_factory=list)
+    mapped: Mapped = field(default_factory=Mapped)
 
 
 class BlockEncoder:
@@ -49,6 +56,7 @@ class BlockEncoder:
         """Prepare; ``fields`` maps our field names to the file's, ``format_`` is found if None."""
         self._encoder, self._fields = Encoder(tokenizer, loss_on), fields
         self._format: Format | None = format_named(format_) if format_ else None
+        self._json = JsonReader()
 
     @property
     def format(self) -> str | None:
@@ -71,7 +79,7 @@ class BlockEncoder:
 
     def _accepted(self, number: int, value: Any, is_json: bool, outcome: Outcome) -> Marked | None:
         try:
-            return self._mark(number, _parsed(value) if is_json else value, outcome)
+            return self._mark(number, _parsed(self._json, value) if is_json else value, outcome)
         except RowError as error:
             outcome.problems.append((number, str(error)))
         except RecursionError:
@@ -80,10 +88,12 @@ class BlockEncoder:
 
     def _mark(self, number: int, value: object, outcome: Outcome) -> Marked:
         row = renamed(value, self._fields)
-        format_ = self._format or detect(row)
+        if self._fields and isinstance(value, dict):
+            outcome.mapped.add(value, self._fields)
+        format_ = self._format or detect(row, self._fields.keys())
         if not format_.matches(row):
             raise RowError(
-                f"This row has the fields of {detect(row).name}, the rows before it those of"
+                f"This row has the fields of {detect(row, self._fields.keys()).name}, the rows before it those of"
                 f" {format_.name}. Put rows of different formats in different files."
             )
         self._format = format_
@@ -109,17 +119,26 @@ class BlockEncoder:
         outcome.columns = columns_of(rows, lines)
 
 
-def _parsed(text: str) -> object:
+def _parsed(json_: JsonReader, text: str) -> object:
     """Return the value of a JSON text.
 
     Raises:
-        RowError: if it is none.
+        RowError: if it is none, or names a key twice.
     """
     try:
-        return json.loads(text)
+        value = json_.value(text)
     except json.JSONDecodeError as error:
-        raise RowError(f"This is not JSON: {error.msg} at column {error.colno}.") from error
+        more = _UNENDED if _ends_early(text, error) else ""
+        raise RowError(f"This is not JSON: {error.msg} at column {error.colno}.{more}") from error
     except ValueError as error:
         raise RowError(f"This is not JSON: {error}.") from error
     except RecursionError as error:
         raise RowError("This is not JSON: it is nested too deeply.") from error
+    if problem := json_.problem():
+        raise RowError(problem)
+    return value
+
+
+def _ends_early(text: str, error: json.JSONDecodeError) -> bool:
+    """Whether a text is the beginning of JSON that goes on elsewhere."""
+    return error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")

@@ -1,6 +1,7 @@
 """Which rows are trained and which are for validation: by file where files say so, else by hash.
 
 A folder with ``train.jsonl`` and ``valid.jsonl`` has said so, and so has ``--validation-data``.
+A file that is named for tests is not trained while there are others.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,13 @@ from edgetune.data.read import Reading
 from edgetune.data.split import Hashes, held_out, seeded
 from edgetune.errors import DataError
 
-_VALIDATION = re.compile(r"(valid|validation|val|dev|eval)([-_.\d]|$)", re.IGNORECASE)
-_TEST = re.compile(r"test([-_.\d]|$)", re.IGNORECASE)
+_WORD = re.compile("[a-z]+")
+_SAID = {
+    "test": {"test"},
+    "validation": {"valid", "validation", "val", "dev", "eval"},
+    "train": {"train", "training"},
+}
+_NAMED = 10
 Sides = NDArray[np.bool_]
 
 
@@ -41,26 +47,27 @@ class Split:
     repeated: NDArray[np.int64]
 
 
-def find_sides(data: Path, validation_data: Path | None) -> Found:
-    """Return the files of both sides.
+def find_sides(data: Path, validation_data: Path | None, *, by_name: bool = True) -> Found:
+    """Return the files of both sides, those of a folder ``by_name`` or all to train on.
 
     Raises:
         DataError: if there are none to train on.
     """
-    sources, ignored = find_sources(data)
-    notes = [f"files not read: {', '.join(ignored)}"] if ignored else []
+    sources, left = find_sources(data)
+    given, more_left = find_sources(validation_data) if validation_data is not None else ([], [])
+    taken = {source.path.resolve() for source in given}
+    sources = [source for source in sources if source.path.resolve() not in taken]
     validation: list[Source] = []
-    if data.is_dir():
+    left += more_left
+    notes = [f"files not read: {_names(left)}"] if left else []
+    if sources and data.is_dir() and by_name:
         sources, validation, said = _by_name(sources)
         notes += said
-    if validation_data is not None:
-        given, ignored = find_sources(validation_data)
-        notes += [f"files not read: {', '.join(ignored)}"] if ignored else []
-        validation += given
+    validation += given
     if not sources:
         raise DataError(f"{data} has files for validation and none to train on.")
     if validation:
-        names = ", ".join(source.name for source in validation)
+        names = _names([source.name for source in validation])
         notes.append(f"validation rows are those of {names}; no others are held back")
     return Found([*sources, *validation], len(validation), tuple(notes))
 
@@ -81,11 +88,27 @@ def _occurs_in(some: Hashes, others: Hashes) -> Sides:
 
 
 def _by_name(sources: Sequence[Source]) -> tuple[list[Source], list[Source], list[str]]:
-    """Sort the files of a folder by what their names say; all are to train on if none does."""
-    validation = [s for s in sources if _VALIDATION.match(s.path.name)]
-    if not validation:
-        return list(sources), [], []
-    tests = [s for s in sources if _TEST.match(s.path.name)]
-    rest = [s for s in sources if s not in validation and s not in tests]
-    names = ", ".join(source.name for source in tests)
-    return rest, validation, [f"files not read, as they are for tests: {names}"] if tests else []
+    """Sort the files of a folder by what their names say: to train on, for validation, notes."""
+    files: dict[str, list[Source]] = {"train": [], "validation": [], "test": []}
+    for source in sources:
+        files[_said(source)].append(source)
+    train, validation, tests = files.values()
+    if not (train or validation):
+        return tests, [], ["all files are named for tests, and they are trained"]
+    names = _names([source.name for source in tests])
+    return train, validation, [f"files not read, as they are for tests: {names}"] if tests else []
+
+
+def _said(source: Source) -> str:
+    """Return what a file is for by the words of its name, or else of the folders it is in."""
+    for part in reversed(PurePosixPath(source.name).parts):
+        words = set(_WORD.findall(part.lower()))
+        for side, known in _SAID.items():
+            if words & known:
+                return side
+    return "train"
+
+
+def _names(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")

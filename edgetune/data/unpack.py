@@ -27,9 +27,14 @@ def unpacked(name: str, stream: BufferedReader) -> BufferedReader:
         case ".gz":
             return BufferedReader(cast("Any", gzip.GzipFile(fileobj=stream)))
         case ".zst":
-            return BufferedReader(_Blocks(_unpacked(stream, needed("zstandard"))))
+            return stream_of(_unpacked(stream, needed("zstandard")))
         case _:
             return stream
+
+
+def stream_of(blocks: Iterator[bytes]) -> BufferedReader:
+    """Return blocks of bytes, one after another, as a stream."""
+    return BufferedReader(_Blocks(blocks))
 
 
 def needed(package: str) -> ModuleType:

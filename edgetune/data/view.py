@@ -15,11 +15,16 @@ from edgetune.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class ShownRow:
-    """A row's place, its side (``trained`` or ``validation``) and its (text, is learned) pieces."""
+    """A row's place, its side and its (text, is learned) pieces.
+
+    The side is ``trained``, ``validation`` or ``dropped``; then there are no pieces, and
+    ``because`` says why.
+    """
 
     place: str
     side: str
     pieces: list[tuple[str, bool]]
+    because: str | None = None
 
 
 def show_rows(
@@ -27,7 +32,7 @@ def show_rows(
 ) -> list[ShownRow]:
     """Return the ``first`` rows, and those at places such as ``12`` or ``chats.jsonl:12``.
 
-    A row that was split is shown as all its pieces.
+    A row that was split is shown as all its pieces, one that was dropped as the reason alone.
 
     Raises:
         UsageError: if there is no such row.
@@ -42,6 +47,11 @@ def _shown(dataset: Dataset, tokenizer: Tokenizer, row: int) -> Iterator[ShownRo
             tokens, mask = examples[index]
             pieces = view_row((tokens.tolist(), mask.tolist()), tokenizer)
             yield ShownRow(examples.place(index), side, pieces)
+    if 0 <= row < dataset.receipt.rows_read:
+        place = dataset.train.places[row]
+        for dropped in dataset.receipt.dropped:
+            if dropped.place == place:
+                yield ShownRow(place, "dropped", [], dropped.because)
 
 
 def _rows_at(dataset: Dataset, place: str) -> list[int]:

@@ -339,6 +339,36 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert "Traceback" in loud.stderr
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_letters_that_a_terminal_lacks_are_escaped(tmp_path: Path, encoding: str) -> None:
+    write_rows(tmp_path / "rows.jsonl", [{"text": "hello \u4e2d"}])
+    command = [sys.executable, "-m", "edgetune", "data", "check", "rows.jsonl"]
+    environment = {**os.environ, "PYTHONIOENCODING": f"{encoding}:strict"}
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, check=False
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (0, b"")
+    shown = b"\\u4e2d" if encoding == "latin-1" else "\u4e2d".encode()
+    assert shown in result.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode elsewhere")
+def test_a_file_name_that_is_not_utf8(tmp_path: Path) -> None:
+    write_rows(tmp_path / os.fsdecode(b"caf\xe9.jsonl"))
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    checked, planned = (
+        subprocess.run(
+            [sys.executable, "-m", "edgetune", *command, b"caf\xe9.jsonl"],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+        )
+        for command in (("data", "check"), (*PLAN, "--data"))
+    )  # fmt: skip
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert "caf\\udce9.jsonl: 20 rows" in checked.stdout
+    assert planned.returncode == 2
+    assert "is not UTF-8, so that a plan cannot name it" in planned.stderr
+
+
 @pytest.mark.skipif(os.name == "nt", reason="pipes of a shell")
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     result = subprocess.run(

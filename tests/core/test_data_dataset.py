@@ -99,6 +99,8 @@ def test_a_length_rule_accounts_for_every_row_and_token(rows, context, rule):
     assert fitted.long == long.sum()
     short = [row for row, is_long in zip(plain(examples), long, strict=True) if not is_long]
     assert [row for row in plain(fitted.examples) if row in short] or not short
+    if rule != "split":
+        assert fitted.tokens_lost == examples.token_count - fitted.examples.token_count
     match rule:
         case "split":
             assert fitted.examples.loss_tokens.sum() == examples.loss_tokens.sum()
@@ -106,12 +108,8 @@ def test_a_length_rule_accounts_for_every_row_and_token(rows, context, rule):
         case "cut":
             expected = [(tokens[:context], mask[:context]) for tokens, mask in plain(examples)]
             assert plain(fitted.examples) == [row for row in expected if any(row[1])]
-            lost = examples.lengths[fitted.dropped].sum()
-            kept = fitted.examples.token_count
-            assert fitted.tokens_cut == examples.token_count - lost - kept
         case "drop":
             assert plain(fitted.examples) == short
-            assert fitted.tokens_cut == 0
 
 
 def test_pieces_of_a_row_share_one_token():
@@ -122,7 +120,7 @@ def test_pieces_of_a_row_share_one_token():
         ([3, 4, 5, 6], [False, True, True, True]),
         ([6, 7, 8], [False, True, True]),
     ]
-    assert (fitted.rows, fitted.long, fitted.tokens_cut) == (1, 1, 0)
+    assert (fitted.rows, fitted.long, fitted.tokens_lost) == (1, 1, 0)
 
 
 WORDS = ("house", "garden", "weather", "answer", "Paris")
@@ -177,9 +175,23 @@ def test_one_reading_serves_any_context(rule, tokenizer, tmp_path):
     receipt = fitted.receipt
     assert receipt.rows_trained + receipt.rows_validation + len(receipt.dropped) == 40
     assert receipt.rows_too_long == (dataset.lengths > context).sum()
-    assert (receipt.tokens_cut > 0) == (rule == "cut")
+    assert receipt.tokens_lost == sum(dataset.lengths) - sum(
+        part.token_count for part in (fitted.train, fitted.validation)
+    )
+    assert receipt.rows_cut + receipt.rows_too_long_dropped == receipt.rows_too_long
+    assert (receipt.rows_cut > 0) == (rule == "cut")
     assert (len(receipt.dropped) > 0) == (rule == "drop")
     assert all(row.place.startswith("chats.jsonl:") for row in receipt.dropped)
+
+
+def test_the_receipt_says_how_many_rows_were_cut_and_how_many_dropped(tokenizer, tmp_path):
+    rows = [chat("a", "b"), chat("a", "word " * 60), chat("word " * 60, "b"), chat("c " * 90, "d")]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    dataset = read_dataset(path, tokenizer, validation=0, context=48, long_rows="cut")
+    lost = sum(dataset.lengths) - dataset.train.token_count
+    assert f"Context     48; 3 longer rows: 1 cut, 2 dropped; {lost} tokens lost" in (
+        dataset.receipt.lines()
+    )
 
 
 def test_texts_are_split(tokenizer, tmp_path):

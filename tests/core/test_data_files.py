@@ -30,12 +30,19 @@ CONTENTS = {
     "rows.jsonl": JSONL.encode(),
     "rows.ndjson": JSONL.encode(),
     "crlf.jsonl": b"\xef\xbb\xbf" + JSONL.replace("\n", "\r\n").encode(),
+    "old_mac.jsonl": b"\xef\xbb\xbf" + JSONL.replace("\n", "\r").encode(),
+    "old_mac.csv": TABLE.replace("\n", "\r").encode(),
+    "old_mac.json": json.dumps(ROWS, indent=2).replace("\n", "\r").encode(),
+    "old_mac.jsonl.gz": gzip.compress(JSONL.replace("\n", "\r").encode()),
     "unended.jsonl": JSONL.rstrip("\n").encode(),
     "blank.jsonl": ("\n  \n" + JSONL + "\n\n").encode(),
     "rows.json": json.dumps(ROWS, indent=2).encode(),
     "lines.json": JSONL.encode(),
     "rows.csv": TABLE.encode(),
     "excel.csv": b"\xef\xbb\xbf" + TABLE.replace("\n", "\r\n").encode(),
+    "blank.csv": b"\n" + b" \r\n\n" + TABLE.encode(),
+    "padded.json": b" \n" * 100_000 + json.dumps(ROWS).encode(),
+    "padded_lines.json": b" \n" * 100_000 + JSONL.encode(),
     "rows.tsv": b"prompt\tcompletion\nhello\tfine, thank you\n" + "é🎉\tok\n".encode(),
     "ROWS.JSONL.GZ": gzip.compress(JSONL.encode()),
 }
@@ -117,8 +124,9 @@ def test_a_cell_of_a_table_can_have_lines(tokenizer, tmp_path):
     assert [dataset.train.place(index) for index in (0, 1)] == ["rows.csv:2", "rows.csv:4"]
 
 
-def test_a_text_file_has_a_document_between_blank_lines(tokenizer, tmp_path):
-    (tmp_path / "book.txt").write_bytes(b"one\r\ntwo\r\n\r\n \r\nthree\r\n")
+@pytest.mark.parametrize("ends", [b"\n", b"\r\n", b"\r"])
+def test_a_text_file_has_a_document_between_blank_lines(ends, tokenizer, tmp_path):
+    (tmp_path / "book.txt").write_bytes(b"one\r\ntwo\r\n\r\n \r\nthree\r\n".replace(b"\r\n", ends))
     dataset = read_dataset(tmp_path / "book.txt", tokenizer, validation=0)
     texts = ["".join(text for text, _ in view_row(row, tokenizer)) for row in dataset.train]
     assert texts == ["one\ntwo<|im_end|>", "three<|im_end|>"]
@@ -154,6 +162,7 @@ BAD_LINES = {
     "no fields": (b"{}", "Found the fields none"),
     "unknown fields": (b'{"question": "a"}', "Found the fields question"),
     "other format": (b'{"text": "a"}', "has the fields of text, the rows before it those of"),
+    "NUL": (b'{"text": "a\0"}', "NUL bytes in this line"),
     "not UTF-8": (b'{"text": "\xff\xfe"}', "not UTF-8"),
     "half a character": (
         json.dumps(chat("a\ud800", "b")).encode(),
@@ -178,6 +187,12 @@ BAD_LINES = {
         b'{"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}',
         "neither 0 nor 1",
     ),
+    "a key twice": (b'{"text": "a", "text": "b"}', "The key 'text' is there twice"),
+    "a key twice, spaced": (b'{"x":1, "text" : "a", "text"\t:"b"}', "'text' is there twice"),
+    "a key twice within": (
+        b'{"messages": [{"role": "user", "role": "assistant", "content": "a"}]}',
+        "The key 'role' is there twice",
+    ),
     "tools no list": (
         b'{"tools": 3, "messages": [{"role": "assistant", "content": "a"}]}',
         "tools must be a list",
@@ -196,6 +211,20 @@ def test_a_bad_line_is_named(name, tokenizer, tmp_path):
     assert "rows.jsonl:2: " in str(caught.value)
     assert expected in str(caught.value)
     assert "rows.jsonl:3" not in str(caught.value)
+
+
+def test_a_weight_that_loss_on_all_would_ignore_is_refused(tokenizer, tmp_path):
+    row = chat("hello", "bad", "hello", "good")
+    row["messages"][1]["weight"] = 0
+    path = write_rows(tmp_path / "rows.jsonl", [chat("hello", "fine"), row])
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl:2: Message 2 has weight 0, and --loss-on all"
+    ):
+        read_dataset(path, tokenizer, loss_on="all")
+    assert read_dataset(path, tokenizer).receipt.rows_read == 2
+    row["messages"][1]["weight"] = 1
+    write_rows(path, [row])
+    assert read_dataset(path, tokenizer, loss_on="all").receipt.rows_read == 1
 
 
 ODD_ROWS = [
@@ -236,15 +265,52 @@ BAD_FILES = {
     "empty.jsonl": (b"", "has no rows"),
     "blank.jsonl": (b"\n\n", "has no rows"),
     "utf16.jsonl": ("\ufeff{}".encode("utf-16-le"), "UTF-16. Save it as UTF-8"),
+    "utf16.txt": ("hello".encode("utf-16-le"), "utf16.txt:1: The file is full of NUL bytes"),
+    "utf16.csv": (
+        "text\nhello\n".encode("utf-16-be"),
+        "The file is full of NUL bytes: it is UTF-16",
+    ),
+    "utf16.json": ('[{"text": "hello"}]'.encode("utf-16-le"), "there are NUL bytes in row 1"),
+    "nul.json": (b'[{"text": "a"}, {"text": "\0b"}]', "there are NUL bytes in row 2"),
+    "nul.txt": (b"hello\n\nhe\0llo\n", "nul.txt:3: There are NUL bytes in this line"),
+    "nul.csv": (b"text\nhello\nhe\0llo\n", "nul.csv:3: There are NUL bytes in this line"),
+    "row.json": (
+        b"[" + b'{"text": "a"},\n' * 9000 + b'{"text": "\xff"}]',
+        "is not UTF-8 in row 9001",
+    ),
     "cut.jsonl.gz": (gzip.compress(GOOD * 1000)[:60], "cannot be read to its end"),
     "fake.jsonl.gz": (GOOD, "cannot be read to its end"),
     "broken.json": (b'[{"text": "a"},\n{', "not JSON: Expecting property name"),
     "deep.json": (DEEP, "nested too deeply"),
-    "binary.json": (b"[\xff", "not JSON"),
+    "binary.json": (b"[\xff", "is not UTF-8 in row 1"),
     "empty.json": (b"[]", "has no rows"),
+    "twice.json": (
+        b'[{"text": "a"},\n{"text": "b", "text": "c"}, {"text": "d"}]',
+        "twice.json row 2: The key 'text' is there twice",
+    ),
     "quote.csv": (b'prompt,completion\na,b\n"c,d\n', "quote.csv:3: The row that begins here"),
+    "cr.csv": (
+        b"text\nhello\nhe\rllo\n",
+        "cr.csv:3: The row that begins here cannot be read: a CR is",
+    ),
     "columns.csv": (b"prompt,completion\na,b\nc\n", "columns.csv:3: Found 1 columns where"),
-    "header.csv": (b"prompt,prompt\na,b\n", "must name every column once"),
+    "header.csv": (b"prompt,prompt\na,b\n", "line 1 must name every column once"),
+    "late.csv": (b"\n\nprompt,prompt\na,b\n", "line 3 must name every column once"),
+    "pretty.jsonl": (
+        b'{\n  "text": "a"\n}\n',
+        "quotes at column 2. The line ends before the row does. Put each row on one line,",
+    ),
+    "list.jsonl": (
+        b'[\n  {"text": "a"}\n]\n',
+        "list.jsonl:1: This is not JSON: Expecting value at",
+    ),
+    "string.jsonl": (b'{"text": "a\n', "column 10. The line ends before the row does"),
+    "twice.jsonl": (
+        b'{"text": "a"} {"text": "b"}',
+        "twice.jsonl:1: This is not JSON: Extra data at",
+    ),
+    "rows.parquet.gz": (gzip.compress(b"PAR1"), "rows.parquet.gz is packed Parquet"),
+    "rows.Parquet.ZST": (b"PAR1", "rows.Parquet.ZST is packed Parquet"),
     "only.csv": (b"prompt,completion\n", "has no rows"),
     "wide.csv": (b"prompt,completion\na," + b"b" * (LINE_LIMIT // 2) * 3, "longer than"),
     "rows.parquet": (b"PAR1", "rows.parquet"),

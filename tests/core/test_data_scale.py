@@ -74,11 +74,20 @@ def test_what_decides_the_tokens_decides_the_entry(tokenizer, file, tmp_path, en
     read_dataset(file, tokenizer)
     read_dataset(file, tokenizer, loss_on="all")
     read_dataset(file, other)
-    read_dataset(file, tokenizer, fields={"text": "id"})
+    read_dataset(file, tokenizer, fields={"messages": "messages"})
     with (tmp_path / "more.jsonl").open("w") as stream:
         stream.write(file.read_text() + json.dumps(chat("a", "b")))
     read_dataset(tmp_path / "more.jsonl", tokenizer)
     assert len(list(entries.iterdir())) == 5
+
+
+@pytest.mark.parametrize(("name", "rows"), [("rows.txt", 1), ("rows.jsonl", 2)])
+def test_the_kind_of_a_file_decides_the_entry(name, rows, tokenizer, tmp_path):
+    for each in ("rows.txt", "rows.jsonl"):
+        (tmp_path / each).write_text('{"text": "hello"}\n{"text": "you"}\n')
+    read_dataset(tmp_path / "rows.txt", tokenizer)
+    read_dataset(tmp_path / "rows.jsonl", tokenizer)
+    assert read_dataset(tmp_path / name, tokenizer).receipt.rows_read == rows
 
 
 @pytest.mark.parametrize("name", ["tokens", "reading.json", "lengths"])

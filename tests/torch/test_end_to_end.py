@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -228,6 +229,12 @@ def test_evaluation(run: Path, cli: Cli) -> None:
     table = cli("eval", run, "--data", "few.jsonl", "--exact-match", "--verbose")
     assert "exact match" in table.out
     assert "Opened" in table.err
+    folder = Path("scored")
+    folder.mkdir()
+    for name in ("few.jsonl", "test.jsonl", "valid.jsonl"):
+        shutil.copy("few.jsonl", folder / name)
+    scores = json.loads(cli("eval", run, "--data", folder, "--json", "--quiet").out)
+    assert scores["tuned"]["rows"] == 18
 
 
 @pytest.fixture(scope="module")
