@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,14 @@ class Chat:
             for index, message in enumerate(self.messages)
             if message["role"] == "assistant" and message.get("weight") != 0
         ]
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Yield every text that the template may write, each after what a message calls its place."""
+        for number, message in enumerate(self.messages, 1):
+            for field, value in message.items():
+                place = f"Message {number}" + (f" ({field})" if field != "content" else "")
+                yield from ((place, text) for text in _strings([field, value]))
+        yield from (("The list of tools", text) for text in _strings(self.tools))
 
     def is_in(self, text: str) -> bool:
         """Whether a text has all that is said in it, but for space around a message."""
@@ -62,3 +71,14 @@ class Text:
 
 
 Content = Chat | Completion | Text
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield all texts in a JSON value, the names of fields too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _strings([*value, *value.values()])
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)

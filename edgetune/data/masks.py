@@ -7,11 +7,11 @@ that cannot be placed beyond doubt is refused: a wrong mask trains the wrong thi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from edgetune.data.content import Chat
+from edgetune.data.controls import any_of, refuse_controls
 from edgetune.data.problems import RowError
 from edgetune.data.template import Message, Span
 
@@ -53,7 +53,7 @@ class ChatMasker:
         Raises:
             RowError: if nothing is to be learned, or what is cannot be told for certain.
         """
-        self._refuse_controls(chat)
+        refuse_controls(chat, self._controls)
         learned = chat.learned()
         if not learned:
             raise RowError("No message is the assistant's, so there is nothing to learn.")
@@ -68,7 +68,7 @@ class ChatMasker:
 
     def whole(self, chat: Chat) -> tuple[str, list[Span]]:
         """Return the rendered chat and all of it as one span."""
-        self._refuse_controls(chat)
+        refuse_controls(chat, self._controls)
         text = self._template.render(chat.messages, tools=chat.tools)
         return text, [(0, len(text))]
 
@@ -120,21 +120,6 @@ class ChatMasker:
         blank = stop + len(text[stop:]) - len(text[stop:].lstrip())
         end = self._ends.match(text, blank)
         return end.end() if end else stop
-
-    def _refuse_controls(self, chat: Chat) -> None:
-        for number, message in enumerate(chat.messages, 1):
-            found = self._controls.search(message["content"])
-            if found:
-                raise RowError(
-                    f"Message {number} contains {found.group()!r}, which the model reads as"
-                    " structure and not as text. Write it differently or remove the row."
-                )
-
-
-def any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """Return a pattern that finds any of the texts, the longest first; nothing if there are none."""
-    longest_first = sorted(texts, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
 def _assistant_turns(chat: Chat) -> int:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from edgetune.data.content import Chat
-from edgetune.data.masks import ChatMasker, any_of
+from edgetune.data.controls import any_of
+from edgetune.data.masks import ChatMasker
 from edgetune.data.problems import RowError
 from edgetune.data.symbols import Part, Question, Slot, Trace, UntraceableError, answer, mark_of
 from edgetune.data.template import ChatTemplate, Span

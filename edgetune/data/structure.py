@@ -7,7 +7,8 @@ and looked at, and the model's generation settings are asked.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from edgetune.data.problems import RowError
@@ -15,6 +16,8 @@ from edgetune.data.template import ChatTemplate
 from edgetune.errors import ModelError
 
 _ANSWER = "edgetune"
+# How templates write structure that is no token of its own, such as [INST] and <<SYS>>.
+_MARKUP = re.compile(r"<\|[^<>|\s]+\|>|<</?[A-Z]+>>|\[/?[A-Z_]+\]")
 _SYSTEM = [{"role": "system", "content": "a"}]
 _CHAT = [{"role": "user", "content": "b"}, {"role": "assistant", "content": _ANSWER}]
 
@@ -47,12 +50,9 @@ def listed_ends(folder: Path) -> frozenset[int]:
     return frozenset(token for token in listed if isinstance(token, int))
 
 
-def control_texts(
-    template: ChatTemplate | None, chats: list[str], special: Iterable[str]
-) -> frozenset[str]:
-    """Return the special tokens that the template writes, as texts."""
-    places = [*chats, template.source if template else ""]
-    return frozenset(text for text in special if any(text in place for place in places))
+def markup(chats: list[str]) -> frozenset[str]:
+    """Return the texts in sample chats that read as structure although they may be no tokens."""
+    return frozenset(text for chat in chats for text in _MARKUP.findall(chat))
 
 
 def _sample(template: ChatTemplate | None, chat: list[dict[str, str]]) -> str:

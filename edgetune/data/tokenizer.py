@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.data.encoded import Encoded, Ids, Locator
-from edgetune.data.structure import control_texts, listed_ends, sample_chats, turn_ends
+from edgetune.data.structure import listed_ends, markup, sample_chats, turn_ends
 from edgetune.data.template import ChatTemplate, Message, default_template
 from edgetune.errors import ModelError
 
@@ -38,16 +38,16 @@ class Tokenizer:
         self.pad_id: int | None = inner.pad_token_id
         added = inner.added_tokens_decoder.items()
         self._added = {token.content: id_ for id_, token in added}
-        self._special = frozenset(token.content for _, token in added if token.special)
+        special = {token.content for _, token in added if token.special}
         self.is_special: NDArray[np.bool_] = np.zeros(len(inner), dtype=np.bool_)
-        self.is_special[[self._added[text] for text in self._special]] = True
+        self.is_special[[self._added[text] for text in special]] = True
         self.has_template, self._template = self._find_template(inner)
         chats = sample_chats(self._template)
         eos = frozenset() if self.eos_id is None else frozenset({self.eos_id})
         self.end_tokens = eos | listed_ends(folder) | turn_ends(chats, self._added)
         limits = {text for text, token in self._added.items()
                   if token == self.bos_id or token in self.end_tokens}  # fmt: skip
-        self.controls = limits | control_texts(self._template, chats, self._special)
+        self.controls = frozenset(filter(str.strip, limits | special | markup(chats)))
 
     def __len__(self) -> int:
         """Return the number of tokens in the vocabulary."""

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from data_support import SHAPES, Shape, chat, tokens_and_mask, write_model, write_rows
+from data_support import SHAPES, WITH_TOOLS, Shape, chat, tokens_and_mask, write_model, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -288,17 +288,8 @@ def test_structure_inside_a_message_is_refused(content, name, tokenizers):
         Encoder(tokenizers[name], "all").mark(Chat(chat(content, "fine")["messages"]))
 
 
-TOOLS = (
-    "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-    "{% for call in m.tool_calls or [] %}{{ call | tojson }}{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
 def test_calls_of_tools_are_learned_and_their_results_read(tmp_path):
-    shape = Shape(TOOLS, SHAPES["chatml"].special, "<|im_end|>")
-    tokenizer = load_tokenizer(write_model(tmp_path / "model", shape))
+    tokenizer = load_tokenizer(write_model(tmp_path / "model", WITH_TOOLS))
     row = {
         "tools": [{"name": "clock"}],
         "messages": [
