@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,14 +27,27 @@ class Chat:
     def texts(self) -> Iterator[tuple[str, str]]:
         """Yield every text that the template may write, each after what a message calls its place."""
         for number, message in enumerate(self.messages, 1):
+            yield f"Message {number}", message["content"]
             for field, value in message.items():
-                place = f"Message {number}" + (f" ({field})" if field != "content" else "")
-                yield from ((place, text) for text in _strings([field, value]))
+                if field not in ("role", "content"):
+                    place = f"Message {number} ({field})"
+                    yield from ((place, text) for text in _strings([field, value]))
         yield from (("The list of tools", text) for text in _strings(self.tools))
 
-    def is_in(self, text: str) -> bool:
-        """Whether a text has all that is said in it, but for space around a message."""
-        return all(message["content"].strip() in text for message in self.messages)
+    def calls(self, index: int) -> list[str]:
+        """Return the names of the tools that a message calls."""
+        calls = self.messages[index].get("tool_calls") or []
+        return [(call.get("function") or call)["name"] for call in calls]
+
+    def is_in(self, text: str, unwritten: Collection[str] = ()) -> bool:
+        """Whether a text has all that is said in it, but for space around and fields unwritten."""
+        passed_over = {"role", *unwritten}
+        return all(
+            value.strip() in text
+            for message in self.messages
+            for field, value in message.items()
+            if isinstance(value, str) and field not in passed_over
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,13 +22,15 @@ LossOn = Literal["assistant", "completion", "all"]
 class Marked:
     """A text, the spans of it that are learned, and whether EOS must be put after it.
 
-    ``altered`` says that the template left out or changed some of what the row says.
+    ``altered`` says that the template left out or changed some of what the row says,
+    ``unwritten`` which fields of its messages made no difference.
     """
 
     text: str
     spans: list[Span]
     needs_end: bool
     altered: bool = False
+    unwritten: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +65,9 @@ class Encoder:
         """
         content = self._as_rendered(content)
         if isinstance(content, Chat):
-            text, spans, altered = self._chats().mask(content, self._loss_on)
+            text, spans, altered, unwritten = self._chats().mask(content, self._loss_on)
         else:
-            (text, spans), altered = self._plain(content), False
+            (text, spans), altered, unwritten = self._plain(content), False, frozenset()
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -74,7 +76,7 @@ class Encoder:
         needs_end = self._needs_end(text, spans[-1])
         if needs_end:
             spans = [*spans[:-1], (spans[-1][0], len(text))]
-        return Marked(text, spans, needs_end, altered)
+        return Marked(text, spans, needs_end, altered, unwritten)
 
     def encode(self, rows: Sequence[Marked]) -> list[Learned]:
         """Return the tokens of each row: BOS at most once in front, its end learned."""

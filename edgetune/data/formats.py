@@ -111,6 +111,8 @@ def _prompt(row: Fields) -> Content:
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
         return Chat(read_messages(prompt + completion), read_tools(row.get("tools")))
+    if row.get("tools"):
+        raise RowError("Tools need a prompt and a completion that are lists of messages.")
     return Completion(_string(row, "prompt", empty=True), _string(row, "completion"))
 
 

@@ -13,6 +13,7 @@ _ROLES = {
     "tool": "tool", "observation": "tool", "function": "tool",
 }  # fmt: skip
 _READ = {"role", "from", "content", "value"}
+_SAME = (("role", "from"), ("content", "value"))
 
 
 def read_messages(value: Any) -> list[Message]:
@@ -42,9 +43,10 @@ def read_tools(value: Any) -> list[Any] | None:
 def _message(value: Any, number: int) -> Message:
     if not isinstance(value, dict):
         raise RowError(f"Message {number} is not an object with role and content.")
-    role = _role(value.get("role", value.get("from")), number)
-    content = _content(value.get("content", value.get("value")), number)
-    if not content.strip() and role in ("user", "assistant") and not value.get("tool_calls"):
+    role, content = (_either(value, *names, number) for names in _SAME)
+    role, content = _role(role, number), _content(content, number)
+    calls = _calls(value.get("tool_calls"), number)
+    if not content.strip() and role in ("user", "assistant") and not calls:
         raise RowError(f"Message {number} ({role}) is empty. Fill it in or remove the row.")
     if value.get("weight") not in (None, 0, 1):
         raise RowError(f"Message {number} has a weight that is neither 0 nor 1.")
@@ -52,6 +54,34 @@ def _message(value: Any, number: int) -> Message:
     if value.keys() - _READ:
         message |= {k: item for k, item in value.items() if item is not None and k not in _READ}
     return message
+
+
+def _either(value: Message, name: str, other: str, number: int) -> Any:
+    """Return a field that has two names."""
+    found = [value[key] for key in (name, other) if value.get(key) is not None]
+    if len(found) == 2 and _ROLES.get(str(found[0]), found[0]) != _ROLES.get(
+        str(found[1]), found[1]
+    ):
+        raise RowError(f"Message {number} has both {name} and {other}. Keep one of them.")
+    return found[0] if found else None
+
+
+def _calls(calls: Any, number: int) -> list[Any]:
+    """Return the tool calls of a message, each with a name."""
+    if calls is None:
+        return []
+    if not isinstance(calls, list) or not all(map(_has_name, calls)):
+        raise RowError(
+            f"Message {number} has tool_calls that are no list of objects with the name of a"
+            " function."
+        )
+    return calls
+
+
+def _has_name(call: Any) -> bool:
+    function = call.get("function") or call if isinstance(call, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    return isinstance(name, str) and bool(name.strip())
 
 
 def _role(role: Any, number: int) -> str:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 from edgetune.data.content import Chat
 from edgetune.data.controls import any_of
@@ -29,8 +30,16 @@ _STRUCTURES = 1024
 # On odd templates and messages a trace can fail like any program; the chat then goes the long way.
 _FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
-Rendered = tuple[str, list[Span], bool]
 Structure = tuple[object, ...]
+
+
+class Rendered(NamedTuple):
+    """A chat as text, its learned spans, whether anything said is missing, and fields unwritten."""
+
+    text: str
+    spans: list[Span]
+    altered: bool
+    unwritten: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +83,7 @@ class ReplayingMasker:
             self._tracer = None
 
     def mask(self, chat: Chat, loss_on: str) -> Rendered:
-        """Return the rendered chat, the learned spans, and whether anything said is missing.
+        """Return the rendered chat and what is learned of it.
 
         Raises:
             RowError: if nothing is to be learned, or what is cannot be told for certain.
@@ -87,15 +96,16 @@ class ReplayingMasker:
         for pattern in patterns:
             filled = pattern.fill(contents)
             if filled and len(self._controls.findall(filled[0])) == pattern.controls:
-                return *filled, not pattern.is_whole and not chat.is_in(filled[0])
+                return Rendered(*filled, not pattern.is_whole and not chat.is_in(filled[0]))
         rendered = self._whole_way(chat, loss_on)
         if len(patterns) < _PATTERNS_A_STRUCTURE and len(self._patterns) < _STRUCTURES:
             self._learn(structure, chat, loss_on, rendered)
         return rendered
 
     def _whole_way(self, chat: Chat, loss_on: str) -> Rendered:
+        unwritten = self._masker.unwritten(chat)
         text, spans = _masked(self._masker, chat, loss_on)
-        return text, spans, not chat.is_in(text)
+        return Rendered(text, spans, not chat.is_in(text, unwritten), unwritten)
 
     def _learn(self, structure: Structure, chat: Chat, loss_on: str, rendered: Rendered) -> None:
         """Keep the pattern of a chat, if there is one that gives the same again."""

@@ -6,6 +6,7 @@ This is what runs in every worker process, and in the main one while the format 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,14 +18,16 @@ from edgetune.data.formats import Format, detect, format_named, renamed
 from edgetune.data.problems import RowError
 from edgetune.data.tokenizer import Tokenizer
 
-_FIELDS_NAMED = 20
+FIELDS_NAMED = 20
+"""As many fields as are of no use are told by name."""
 
 
 @dataclass(slots=True)
 class Outcome:
     """What became of a block: its rows as columns, or what is wrong, in the order of the file.
 
-    ``altered`` are the rows of which the template leaves out or changes a part.
+    ``altered`` are the rows of which the template leaves out or changes a part; ``unwritten``
+    counts the rows with a field of messages that it passes over.
     """
 
     file: int
@@ -34,6 +37,7 @@ class Outcome:
     problems: list[tuple[int | None, str]] = field(default_factory=list)
     unused: set[str] = field(default_factory=set)
     altered: list[int] = field(default_factory=list)
+    unwritten: Counter[str] = field(default_factory=Counter)
 
 
 class BlockEncoder:
@@ -87,13 +91,16 @@ class BlockEncoder:
                 f" {format_.name}. Put rows of different formats in different files."
             )
         self._format = format_
-        if len(outcome.unused) < _FIELDS_NAMED:
+        if len(outcome.unused) < FIELDS_NAMED:
             outcome.unused |= row.keys() - format_.fields
         content = format_.read(row)
         outcome.is_chat |= self._encoder.is_chat(content)
         marked = self._encoder.mark(content)
         if marked.altered:
             outcome.altered.append(number)
+        for name in sorted(marked.unwritten):
+            if name in outcome.unwritten or len(outcome.unwritten) < FIELDS_NAMED:
+                outcome.unwritten[name] += 1
         return marked
 
     def _tokenize(self, accepted: list[tuple[int, Marked]], outcome: Outcome) -> None:

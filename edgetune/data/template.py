@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from edgetune.data.problems import RowError
 
@@ -32,6 +32,24 @@ _CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+
+
+class Renders(Protocol):
+    """What a masker needs of a :class:`ChatTemplate`."""
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = False,
+        tools: list[Any] | None = None,
+    ) -> str:
+        """Return a conversation as text."""
+
+    def render_marked(
+        self, messages: Sequence[Message], tools: list[Any] | None = None
+    ) -> tuple[str, list[Span]]:
+        """Return the text and the parts of it that are marked as the assistant's."""
 
 
 @dataclass(frozen=True)
