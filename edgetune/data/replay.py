@@ -20,15 +20,12 @@ from edgetune.data.controls import any_of
 from edgetune.data.masks import ChatMasker
 from edgetune.data.problems import RowError
 from edgetune.data.symbols import Part, Question, Slot, Trace, UntraceableError, answer, mark_of
-from edgetune.data.template import ChatTemplate, Span
+from edgetune.data.template import FAULTS, ChatTemplate, Span
 from edgetune.data.tracing import TracedTemplate, Tracer
 
 _MARK = re.compile("\ue000(\\d+)\ue001(?:\ue002(\\d+)\ue003)?|\ue002(\\d+)\ue003")
 _PATTERNS_A_STRUCTURE = 8
 _STRUCTURES = 1024
-
-# On odd templates and messages a trace can fail like any program; the chat then goes the long way.
-_FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 Structure = tuple[object, ...]
 
@@ -79,7 +76,7 @@ class ReplayingMasker:
         self._patterns: dict[Structure, list[Pattern]] = {}
         try:
             self._tracer: Tracer | None = Tracer(template)
-        except UntraceableError:
+        except (UntraceableError, *FAULTS):  # every chat then goes the whole way
             self._tracer = None
 
     def mask(self, chat: Chat, loss_on: str) -> Rendered:
@@ -111,7 +108,7 @@ class ReplayingMasker:
         """Keep the pattern of a chat, if there is one that gives the same again."""
         try:
             pattern = self._pattern(chat, loss_on)
-        except (UntraceableError, RowError, *_FAULTS):
+        except (UntraceableError, RowError, *FAULTS):
             pattern = None
         contents = [message["content"] for message in chat.messages]
         if pattern and pattern.fill(contents) == rendered[:2]:

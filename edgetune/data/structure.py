@@ -28,7 +28,9 @@ def sample_chats(template: ChatTemplate | None) -> list[str]:
     Raises:
         ModelError: if the template is not even a template.
     """
-    return [text for chat in (_CHAT, _SYSTEM + _CHAT) if (text := _sample(template, chat))]
+    templates = template.all if template else ()
+    chats = (_CHAT, _SYSTEM + _CHAT)
+    return [text for own in templates for chat in chats if (text := _sample(own, chat))]
 
 
 def turn_ends(chats: list[str], added: Mapping[str, int]) -> frozenset[int]:
@@ -55,12 +57,12 @@ def markup(chats: list[str]) -> frozenset[str]:
     return frozenset(text for chat in chats for text in _MARKUP.findall(chat))
 
 
-def _sample(template: ChatTemplate | None, chat: list[dict[str, str]]) -> str:
+def _sample(template: ChatTemplate, chat: list[dict[str, str]]) -> str:
     from jinja2 import TemplateSyntaxError
 
     try:
-        return template.render(chat) if template else ""
+        return template.render(chat)
     except RowError as error:
-        if isinstance(error.__cause__, TemplateSyntaxError):
+        if isinstance(error.__cause__, (TemplateSyntaxError, SyntaxError)):
             raise ModelError(f"The model's chat template is broken: {error.__cause__}") from error
         return ""

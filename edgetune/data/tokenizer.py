@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from hashlib import sha256
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgetune.data.encoded import Encoded, Ids, Locator
 from edgetune.data.structure import listed_ends, markup, sample_chats, turn_ends
-from edgetune.data.template import ChatTemplate, Message, default_template
+from edgetune.data.template import ChatTemplate, Message, default_template, own_template
 from edgetune.errors import ModelError
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
@@ -126,7 +127,10 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of everything that decides which tokens a chat or a text becomes."""
-        template = self._template and (self._template.source, dict(self._template.special_tokens))
+        template = self._template and (
+            [own.source for own in self._template.all],
+            dict(self._template.special_tokens),
+        )
         parts = (self._inner.to_str(), template, self.has_template, self.adds_bos, self.bos_id,
                  self.eos_id, sorted(self.end_texts), sorted(self.controls))  # fmt: skip
         return sha256(repr(parts).encode()).hexdigest()
@@ -135,7 +139,7 @@ class Tokenizer:
         named = inner.special_tokens_map.items()
         texts = {str(name): str(text) for name, text in named if isinstance(text, str)}
         if inner.chat_template:
-            return True, ChatTemplate(inner.get_chat_template(), "the model's own", texts)
+            return True, own_template(inner.chat_template, texts)
         end = "<|im_end|>" if "<|im_end|>" in self._added else self.text_of(self.eos_id)
         return False, default_template(end, texts) if end else None
 
@@ -176,3 +180,16 @@ def _check_files(folder: Path) -> None:
             f"{folder} has no tokenizer. Looked for {', '.join(_FILES)}; found"
             f" {', '.join(sorted(entry.name for entry in folder.iterdir())) or 'nothing'}."
         )
+    _check_named_templates(folder / "tokenizer_config.json")
+
+
+def _check_named_templates(path: Path) -> None:
+    """Refuse a list of templates that transformers would stumble over without saying why."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["chat_template"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return
+    named = found if isinstance(found, list) else []
+    if not all(isinstance(entry, dict) and {"name", "template"} <= entry.keys() for entry in named):
+        raise ModelError(f"The chat_template in {path} must be a text, or a list of objects with"
+                         " name and template.")  # fmt: skip
