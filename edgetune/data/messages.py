@@ -95,8 +95,25 @@ def _content(content: Any, number: int) -> str:
     """Return the text of a message; a list of text parts is joined."""
     if isinstance(content, str):
         return content
-    parts = content if isinstance(content, list) else [{"text": "" if content is None else content}]
-    texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
-    if not all(isinstance(text, str) for text in texts):
-        raise RowError(f"Message {number} has content that is not text. Only text can be trained.")
-    return "".join(str(text) for text in texts)
+    if content is None:
+        return ""
+    if not isinstance(content, list):
+        raise _not_text(number, type(content).__name__)
+    return "".join(_part(part, number) for part in content)
+
+
+def _part(part: Any, number: int) -> str:
+    if not isinstance(part, dict):
+        raise _not_text(number, type(part).__name__)
+    fields = {name for name, value in part.items() if value is not None} - {"text"}
+    kind = part["type"] if "type" in fields else ", ".join(sorted(fields)) or "text"
+    text = part.get("text")
+    if kind != "text" or not isinstance(text, str):
+        raise _not_text(number, kind)
+    return text
+
+
+def _not_text(number: int, kind: object) -> RowError:
+    return RowError(
+        f"Message {number} has content that is not text ({kind!s:.40}). Only text can be trained."
+    )

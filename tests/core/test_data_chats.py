@@ -214,6 +214,31 @@ def test_a_message_may_say_the_same_twice(tokenizers):
     assert mark(tokenizers["chatml"], row) == mark(tokenizers["chatml"], chat("hello", "fine"))
 
 
+PARTS = {
+    "an image": {"type": "image", "image": "x.png"},
+    "an image with a text": {"type": "image", "text": "a cat", "image": "x.png"},
+    "an address": {"type": "image_url", "image_url": {"url": "x.png"}},
+    "sound": {"type": "input_audio", "input_audio": {}},
+    "an image without type": {"image": "x.png", "text": "a cat"},
+    "a type that is no text": {"type": ["text"], "text": "hello"},
+    "a text without type": "hello",
+}
+
+
+@pytest.mark.parametrize("name", list(PARTS))
+def test_content_beside_text_is_refused(name, tokenizers):
+    parts = [{"type": "text", "text": "hello"}, PARTS[name]]
+    with pytest.raises(RowError, match="Message 1 has content that is not text"):
+        mark(tokenizers["chatml"], {"messages": [{"role": "user", "content": parts}]})
+
+
+def test_parts_of_text_may_have_fields_that_are_null(tokenizers):
+    parts = [{"type": None, "text": "hel", "image": None}, {"text": "lo"}]
+    row = chat("hello", "fine")
+    same = {"messages": [{"role": "user", "content": parts}, row["messages"][1]]}
+    assert mark(tokenizers["chatml"], same) == mark(tokenizers["chatml"], row)
+
+
 def test_tools_beside_two_texts_are_refused(tokenizers):
     row = {"prompt": "hello", "completion": "fine", "tools": called()["tools"]}
     with pytest.raises(RowError, match="lists of messages"):
