@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from edgetune.data.problems import RowError
 from edgetune.data.template import Message
 
 
@@ -59,7 +60,16 @@ class Completion:
     system: str = ""
 
     def as_chat(self) -> Chat:
-        """Return the same as an exchange between a user and the assistant."""
+        """Return the same as an exchange between a user and the assistant.
+
+        Raises:
+            RowError: if the user would say nothing.
+        """
+        if not self.prompt.strip():
+            raise RowError(
+                "The prompt is empty, and in a chat the user must say something. Fill it in, or"
+                " put the completion into a text field."
+            )
         opening = [{"role": "system", "content": self.system}] if self.system.strip() else []
         turns = [
             {"role": "user", "content": self.prompt},

@@ -110,6 +110,9 @@ def _conversations(row: Fields) -> Content:
 def _prompt(row: Fields) -> Content:
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
+        if not prompt or not completion:
+            empty = "completion" if prompt else "prompt"
+            raise RowError(f"The {empty} has no messages. Fill it in or remove the row.")
         return Chat(read_messages(prompt + completion), read_tools(row.get("tools")))
     if row.get("tools"):
         raise RowError("Tools need a prompt and a completion that are lists of messages.")

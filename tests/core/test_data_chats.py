@@ -239,6 +239,22 @@ def test_parts_of_text_may_have_fields_that_are_null(tokenizers):
     assert mark(tokenizers["chatml"], same) == mark(tokenizers["chatml"], row)
 
 
+@pytest.mark.parametrize("prompt", ["", " \n"])
+def test_a_chat_needs_a_prompt(prompt, tokenizers):
+    row = {"prompt": prompt, "completion": "fine"}
+    with pytest.raises(RowError, match="The prompt is empty, and in a chat"):
+        mark(tokenizers["chatml"], row)
+    assert mark(tokenizers["none"], row).text == prompt + "fine"
+
+
+@pytest.mark.parametrize("empty", ["prompt", "completion"])
+def test_lists_of_messages_are_not_empty(empty, tokenizers):
+    user, assistant = chat("hello", "fine")["messages"]
+    row = {"prompt": [user], "completion": [assistant], empty: []}
+    with pytest.raises(RowError, match=f"The {empty} has no messages"):
+        mark(tokenizers["chatml"], row)
+
+
 def test_tools_beside_two_texts_are_refused(tokenizers):
     row = {"prompt": "hello", "completion": "fine", "tools": called()["tools"]}
     with pytest.raises(RowError, match="lists of messages"):
