@@ -12,6 +12,7 @@ _ROLES = {
     "assistant": "assistant", "gpt": "assistant", "model": "assistant",
     "tool": "tool", "observation": "tool", "function": "tool",
 }  # fmt: skip
+_MOST = 1_000  # finding what is learned takes time by the square of the messages: then seconds
 _READ = {"role", "from", "content", "value"}
 _SAME = (("role", "from"), ("content", "value"))
 
@@ -24,6 +25,10 @@ def read_messages(value: Any) -> list[Message]:
     """
     if not isinstance(value, list) or not value:
         raise RowError("The messages must be a list with at least one message in it.")
+    if len(value) > _MOST:
+        raise RowError(
+            f"A chat may have {_MOST:,} messages; found {len(value):,}. Cut it into several rows."
+        )
     return [_message(message, number) for number, message in enumerate(value, 1)]
 
 

@@ -120,7 +120,7 @@ class ReplayingMasker:
         marked = Chat([{**m, "content": mark_of(i)} for i, m in enumerate(chat.messages)])
         masker = ChatMasker(TracedTemplate(self._tracer, trace), *self._texts)
         text, spans = _masked(masker, marked, loss_on)
-        parts, starts = _parts(text, trace.slots)
+        parts, starts = _parts(text, list(trace.slots))
         whole = {part.message for part in parts if isinstance(part, Slot) and part.is_whole}
         return Pattern(
             parts=parts,

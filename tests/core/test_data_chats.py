@@ -255,6 +255,13 @@ def test_lists_of_messages_are_not_empty(empty, tokenizers):
         mark(tokenizers["chatml"], row)
 
 
+def test_a_chat_of_very_many_messages_is_refused(tokenizers):
+    most = chat(*["a"] * 1_000)
+    assert mark(tokenizers["chatml"], most).text.count("<|im_start|>") == 1_000
+    with pytest.raises(RowError, match="may have 1,000 messages; found 1,001"):
+        mark(tokenizers["chatml"], chat(*["a"] * 1_001))
+
+
 def test_tools_beside_two_texts_are_refused(tokenizers):
     row = {"prompt": "hello", "completion": "fine", "tools": called()["tools"]}
     with pytest.raises(RowError, match="lists of messages"):
