@@ -44,6 +44,16 @@ class Format:
         """Whether the row has the fields of this format."""
         return all(row.get(name) is not None for name in self.needs)
 
+    def refuse_null(self, row: Fields) -> None:
+        """Refuse a row that has all fields of this format, but null in one.
+
+        Raises:
+            RowError: naming the field.
+        """
+        nulls = [name for name in self.needs if row.get(name) is None]
+        if nulls and all(name in row for name in self.needs):
+            raise RowError(f"The field {nulls[0]} is null. Fill it in or remove the row.")
+
 
 def detect(row: Fields) -> Format:
     """Return the format of a row.
@@ -54,8 +64,11 @@ def detect(row: Fields) -> Format:
     for format_ in FORMATS:
         if format_.matches(row):
             return format_
+    for format_ in FORMATS:
+        format_.refuse_null(row)
     known = "; ".join(" and ".join(format_.needs) for format_ in FORMATS)
-    found = ", ".join(sorted(str(name) for name in row)[:12]) or "none"
+    names = (f"{name} (null)" if value is None else str(name) for name, value in row.items())
+    found = ", ".join(sorted(names)[:12]) or "none"
     raise RowError(f"Found the fields {found}. A row needs one of: {known}.")
 
 
@@ -143,7 +156,7 @@ def _string(row: Fields, name: str, *, empty: bool = False) -> str:
 
 def _kind(value: object) -> str:
     kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false",
-             int: "a number", float: "a number", type(None): "nothing"}  # fmt: skip
+             int: "a number", float: "a number", type(None): "null"}  # fmt: skip
     return kinds.get(type(value), type(value).__name__)
 
 

@@ -13,8 +13,8 @@ _ROLES = {
     "tool": "tool", "observation": "tool", "function": "tool",
 }  # fmt: skip
 _MOST = 1_000  # finding what is learned takes time by the square of the messages: then seconds
-_READ = {"role", "from", "content", "value"}
-_SAME = (("role", "from"), ("content", "value"))
+_ROLE, _CONTENT = ("role", "from"), ("content", "value")  # each has two names
+_READ = {*_ROLE, *_CONTENT}
 
 
 def read_messages(value: Any) -> list[Message]:
@@ -48,11 +48,12 @@ def read_tools(value: Any) -> list[Any] | None:
 def _message(value: Any, number: int) -> Message:
     if not isinstance(value, dict):
         raise RowError(f"Message {number} is not an object with role and content.")
-    role, content = (_either(value, *names, number) for names in _SAME)
-    role, content = _role(role, number), _content(content, number)
+    role = _role(_either(value, _ROLE, number), _is_null(value, _ROLE), number)
+    content = _content(_either(value, _CONTENT, number), number)
     calls = _calls(value.get("tool_calls"), number)
     if not content.strip() and role in ("user", "assistant") and not calls:
-        raise RowError(f"Message {number} ({role}) is empty. Fill it in or remove the row.")
+        found = "null" if _is_null(value, _CONTENT) else "empty"
+        raise RowError(f"Message {number} ({role}) is {found}. Fill it in or remove the row.")
     if value.get("weight") not in (None, 0, 1):
         raise RowError(f"Message {number} has a weight that is neither 0 nor 1.")
     message = {"role": role, "content": content}
@@ -61,14 +62,18 @@ def _message(value: Any, number: int) -> Message:
     return message
 
 
-def _either(value: Message, name: str, other: str, number: int) -> Any:
-    """Return a field that has two names."""
-    found = [value[key] for key in (name, other) if value.get(key) is not None]
-    if len(found) == 2 and _ROLES.get(str(found[0]), found[0]) != _ROLES.get(
-        str(found[1]), found[1]
-    ):
-        raise RowError(f"Message {number} has both {name} and {other}. Keep one of them.")
+def _either(value: Message, names: tuple[str, str], number: int) -> Any:
+    """Return what a message has under one of two names."""
+    found = [value[name] for name in names if value.get(name) is not None]
+    meant = [_ROLES.get(str(item), item) for item in found]
+    if meant[1:] and meant[0] != meant[1]:
+        raise RowError(f"Message {number} has both {' and '.join(names)}. Keep one of them.")
     return found[0] if found else None
+
+
+def _is_null(value: Message, names: tuple[str, str]) -> bool:
+    found = [value[name] for name in names if name in value]
+    return bool(found) and all(item is None for item in found)
 
 
 def _calls(calls: Any, number: int) -> list[Any]:
@@ -89,11 +94,13 @@ def _has_name(call: Any) -> bool:
     return isinstance(name, str) and bool(name.strip())
 
 
-def _role(role: Any, number: int) -> str:
-    if not isinstance(role, str) or role not in _ROLES:
-        known = ", ".join(_ROLES)
-        raise RowError(f"Message {number} has the role {role!r:.40}. Known roles: {known}.")
-    return _ROLES[role]
+def _role(role: Any, is_null: bool, number: int) -> str:
+    if isinstance(role, str) and role in _ROLES:
+        return _ROLES[role]
+    found = "null as its role" if is_null else "no role"
+    if role is not None:
+        found = f"the role {role!r:.40}"
+    raise RowError(f"Message {number} has {found}. Known roles: {', '.join(_ROLES)}.")
 
 
 def _content(content: Any, number: int) -> str:

@@ -86,6 +86,7 @@ class BlockEncoder:
         row = renamed(value, self._fields)
         format_ = self._format or detect(row)
         if not format_.matches(row):
+            format_.refuse_null(row)
             raise RowError(
                 f"This row has the fields of {detect(row).name}, the rows before it those of"
                 f" {format_.name}. Put rows of different formats in different files."
