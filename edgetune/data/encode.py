@@ -109,7 +109,7 @@ class Encoder:
         tokens = self._tokenizer.with_bos(encoded.ids)
         shift = len(tokens) - len(encoded.ids)
         found = [encoded.tokens_of(span, self._tokenizer.is_special) for span in row.spans]
-        ranges = [(start + shift, stop + shift) for start, stop in found]
+        ranges = [(max(start + shift, 0), stop + shift) for start, stop in found]
         if row.needs_end and self._tokenizer.eos_id is not None:
             ranges.append((len(tokens), len(tokens) + 1))
             tokens = np.append(tokens, np.int32(self._tokenizer.eos_id))

@@ -90,10 +90,14 @@ class Tokenizer:
         return self._locator.encode(texts)
 
     def with_bos(self, tokens: Ids) -> Ids:
-        """Return the tokens with exactly one BOS in front, if the tokenizer adds one."""
-        if self.bos_id is None or not self.adds_bos or tokens[:1].tolist() == [self.bos_id]:
+        """Return the tokens with one BOS in front, if the text has any there or the tokenizer
+        adds one.
+        """
+        others = np.flatnonzero(tokens != self.bos_id)[:1]
+        own = int(others[0]) if len(others) else len(tokens)
+        if self.bos_id is None or own == 1 or not (own or self.adds_bos):
             return tokens
-        return np.concatenate([np.array([self.bos_id], np.int32), tokens])
+        return np.concatenate([np.array([self.bos_id], np.int32), tokens[own:]])
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, special tokens included."""

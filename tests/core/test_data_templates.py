@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from data_support import CHATML, SHAPES, TOOLS, Shape, chat, write_model, write_rows
 
-from edgetune.data import Tokenizer, load_tokenizer, read_dataset
+from edgetune.data import Tokenizer, load_tokenizer, read_dataset, view_row
 from edgetune.errors import DataError, ModelError
 
 IM = SHAPES["chatml"].special
@@ -73,6 +73,25 @@ def test_templates_that_cannot_be_used_are_explained(name, tmp_path):
     templates, expected = UNUSABLE[name]
     with pytest.raises(ModelError, match=expected):
         load_tokenizer(write_named(tmp_path, templates))
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+@pytest.mark.parametrize("written", [0, 1, 2, 3])
+@pytest.mark.parametrize("loss_on", ["assistant", "all"])
+def test_bos_is_there_once_however_often_it_is_written(written, adds_bos, loss_on, tmp_path):
+    shape = Shape("{{ bos_token }}" * written + CHATML, (*IM, "<s>"), "<|im_end|>", "<s>", adds_bos)
+    tokenizer = load_tokenizer(write_model(tmp_path / "model", shape))
+    path = write_rows(tmp_path / "rows.jsonl", [chat("hello", "fine")])
+    example = read_dataset(path, tokenizer, validation=0, loss_on=loss_on).train[0]
+    text = ("<s>" if written or adds_bos else "") + (
+        "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\nfine<|im_end|>\n"
+    )
+    assert tokenizer.decode(example[0]) == text
+    learned = "".join(text for text, on in view_row(example, tokenizer) if on)
+    first = text.removeprefix("<s>") if written or adds_bos else text.removeprefix("<|im_start|>")
+    assert learned == ("fine<|im_end|>" if loss_on == "assistant" else first)
+    prompt = tokenizer.prompt_tokens([{"role": "user", "content": "hello"}])
+    assert example[0].tolist()[: len(prompt)] == prompt
 
 
 FAILING = {
