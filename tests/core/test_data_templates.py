@@ -75,6 +75,15 @@ def test_templates_that_cannot_be_used_are_explained(name, tmp_path):
         load_tokenizer(write_named(tmp_path, templates))
 
 
+@pytest.mark.parametrize(("special", "end"), [((*IM, "</s>"), "<|im_end|>"), (("</s>",), "</s>")])
+def test_the_default_ends_turns_with_im_end_where_there_is_one(special, end, tmp_path):
+    tokenizer = load_tokenizer(write_model(tmp_path / "model", Shape(None, special, "</s>")))
+    dataset = read_dataset(write_rows(tmp_path / "rows.jsonl", [chat("hello", "fine")]), tokenizer)
+    learned = [text for text, on in view_row(dataset.train[0], tokenizer) if on]
+    assert learned == [f"fine{end}"]
+    assert dataset.receipt.template == f"chatml, ending {end}"
+
+
 @pytest.mark.parametrize("adds_bos", [False, True])
 @pytest.mark.parametrize("written", [0, 1, 2, 3])
 @pytest.mark.parametrize("loss_on", ["assistant", "all"])
