@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from edgetune.data.problems import RowError
 from edgetune.data.template import Message
 
 
@@ -23,9 +25,30 @@ class Chat:
             if message["role"] == "assistant" and message.get("weight") != 0
         ]
 
-    def is_in(self, text: str) -> bool:
-        """Whether a text has all that is said in it, but for space around a message."""
-        return all(message["content"].strip() in text for message in self.messages)
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Yield every text that the template may write, each after what a message calls its place."""
+        for number, message in enumerate(self.messages, 1):
+            yield f"Message {number}", message["content"]
+            for field, value in message.items():
+                if field not in ("role", "content"):
+                    place = f"Message {number} ({field})"
+                    yield from ((place, text) for text in _strings([field, value]))
+        yield from (("The list of tools", text) for text in _strings(self.tools))
+
+    def calls(self, index: int) -> list[str]:
+        """Return the names of the tools that a message calls."""
+        calls = self.messages[index].get("tool_calls") or []
+        return [(call.get("function") or call)["name"] for call in calls]
+
+    def is_in(self, text: str, unwritten: Collection[str] = ()) -> bool:
+        """Whether a text has all that is said in it, but for space around and fields unwritten."""
+        passed_over = {"role", *unwritten}
+        return all(
+            value.strip() in text
+            for message in self.messages
+            for field, value in message.items()
+            if isinstance(value, str) and field not in passed_over
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +60,16 @@ class Completion:
     system: str = ""
 
     def as_chat(self) -> Chat:
-        """Return the same as an exchange between a user and the assistant."""
+        """Return the same as an exchange between a user and the assistant.
+
+        Raises:
+            RowError: if the user would say nothing.
+        """
+        if not self.prompt.strip():
+            raise RowError(
+                "The prompt is empty, and in a chat the user must say something. Fill it in, or"
+                " put the completion into a text field."
+            )
         opening = [{"role": "system", "content": self.system}] if self.system.strip() else []
         turns = [
             {"role": "user", "content": self.prompt},
@@ -62,3 +94,14 @@ class Text:
 
 
 Content = Chat | Completion | Text
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield all texts in a JSON value, the names of fields too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _strings([*value, *value.values()])
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)

@@ -22,13 +22,15 @@ LossOn = Literal["assistant", "completion", "all"]
 class Marked:
     """A text, the spans of it that are learned, and whether EOS must be put after it.
 
-    ``altered`` says that the template left out or changed some of what the row says.
+    ``altered`` says that the template left out or changed some of what the row says,
+    ``unwritten`` which fields of its messages made no difference.
     """
 
     text: str
     spans: list[Span]
     needs_end: bool
     altered: bool = False
+    unwritten: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +66,9 @@ class Encoder:
         content = self._as_rendered(content)
         if isinstance(content, Chat):
             self._refuse_weights(content)
-            text, spans, altered = self._chats().mask(content, self._loss_on)
+            text, spans, altered, unwritten = self._chats().mask(content, self._loss_on)
         else:
-            (text, spans), altered = self._plain(content), False
+            (text, spans), altered, unwritten = self._plain(content), False, frozenset()
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -75,7 +77,7 @@ class Encoder:
         needs_end = self._needs_end(text, spans[-1])
         if needs_end:
             spans = [*spans[:-1], (spans[-1][0], len(text))]
-        return Marked(text, spans, needs_end, altered)
+        return Marked(text, spans, needs_end, altered, unwritten)
 
     def encode(self, rows: Sequence[Marked]) -> list[Learned]:
         """Return the tokens of each row: BOS at most once in front, its end learned."""
@@ -117,7 +119,7 @@ class Encoder:
         tokens = self._tokenizer.with_bos(encoded.ids)
         shift = len(tokens) - len(encoded.ids)
         found = [encoded.tokens_of(span, self._tokenizer.is_special) for span in row.spans]
-        ranges = [(start + shift, stop + shift) for start, stop in found]
+        ranges = [(max(start + shift, 0), stop + shift) for start, stop in found]
         if row.needs_end and self._tokenizer.eos_id is not None:
             ranges.append((len(tokens), len(tokens) + 1))
             tokens = np.append(tokens, np.int32(self._tokenizer.eos_id))

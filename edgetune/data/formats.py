@@ -43,6 +43,16 @@ class Format:
         """Whether the row has the fields of this format."""
         return all(row.get(name) is not None for name in self.needs)
 
+    def refuse_null(self, row: Fields) -> None:
+        """Refuse a row that has all fields of this format, but null in one.
+
+        Raises:
+            RowError: naming the field.
+        """
+        nulls = [name for name in self.needs if row.get(name) is None]
+        if nulls and all(name in row for name in self.needs):
+            raise RowError(f"The field {nulls[0]} is null. Fill it in or remove the row.")
+
 
 def detect(row: Fields, asked: Set[str] = frozenset()) -> Format:
     """Return the format of a row, one that has the ``asked`` fields if there is such a one.
@@ -53,8 +63,11 @@ def detect(row: Fields, asked: Set[str] = frozenset()) -> Format:
     matching = [format_ for format_ in FORMATS if format_.matches(row)]
     if matching:
         return next((format_ for format_ in matching if asked <= format_.fields), matching[0])
+    for format_ in FORMATS:
+        format_.refuse_null(row)
     known = "; ".join(" and ".join(format_.needs) for format_ in FORMATS)
-    found = ", ".join(sorted(str(name) for name in row)[:12]) or "none"
+    names = (f"{name} (null)" if value is None else str(name) for name, value in row.items())
+    found = ", ".join(sorted(names)[:12]) or "none"
     raise RowError(f"Found the fields {found}. A row needs one of: {known}.")
 
 
@@ -74,7 +87,12 @@ def _conversations(row: Fields) -> Content:
 def _prompt(row: Fields) -> Content:
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
+        if not prompt or not completion:
+            empty = "completion" if prompt else "prompt"
+            raise RowError(f"The {empty} has no messages. Fill it in or remove the row.")
         return Chat(read_messages(prompt + completion), read_tools(row.get("tools")))
+    if row.get("tools"):
+        raise RowError("Tools need a prompt and a completion that are lists of messages.")
     return Completion(_string(row, "prompt", empty=True), _string(row, "completion"))
 
 
@@ -103,7 +121,7 @@ def _string(row: Fields, name: str, *, empty: bool = False) -> str:
 def kind_of(value: object) -> str:
     """Return what a message calls a value in place of a row or a field."""
     kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false",
-             int: "a number", float: "a number", type(None): "nothing"}  # fmt: skip
+             int: "a number", float: "a number", type(None): "null"}  # fmt: skip
     return kinds.get(type(value), type(value).__name__)
 
 

@@ -7,36 +7,18 @@ that cannot be placed beyond doubt is refused: a wrong mask trains the wrong thi
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable
 
 from edgetune.data.content import Chat
+from edgetune.data.controls import any_of, refuse_controls
 from edgetune.data.problems import RowError
-from edgetune.data.template import Message, Span
+from edgetune.data.template import Renders, Span
+from edgetune.data.unwritten import unwritten_fields
 
 _STAND_IN = "edgetuneXanswer"
 _ALTERED = (
     "The chat template does not write message {} ({}) as it stands, so what to learn is unclear."
 )
-
-
-class Renders(Protocol):
-    """What a masker needs of a :class:`ChatTemplate`."""
-
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        add_generation_prompt: bool = False,
-        tools: list[Any] | None = None,
-    ) -> str:
-        """Return a conversation as text."""
-
-    def render_marked(
-        self, messages: Sequence[Message], tools: list[Any] | None = None
-    ) -> tuple[str, list[Span]]:
-        """Return the text and the parts of it that are marked as the assistant's."""
 
 
 class ChatMasker:
@@ -53,7 +35,7 @@ class ChatMasker:
         Raises:
             RowError: if nothing is to be learned, or what is cannot be told for certain.
         """
-        self._refuse_controls(chat)
+        refuse_controls(chat, self._controls)
         learned = chat.learned()
         if not learned:
             raise RowError("No message is the assistant's, so there is nothing to learn.")
@@ -68,13 +50,21 @@ class ChatMasker:
 
     def whole(self, chat: Chat) -> tuple[str, list[Span]]:
         """Return the rendered chat and all of it as one span."""
-        self._refuse_controls(chat)
+        refuse_controls(chat, self._controls)
         text = self._template.render(chat.messages, tools=chat.tools)
         return text, [(0, len(text))]
 
+    def unwritten(self, chat: Chat) -> frozenset[str]:
+        """Return the fields of messages that the template passes over.
+
+        Raises:
+            RowError: if it passes over tools or their calls.
+        """
+        return unwritten_fields(self._template, chat)
+
     def _marked(self, chat: Chat, text: str, index: int, span: Span) -> Span:
         start, stop = span
-        if _content(chat, index) not in text[start:stop]:
+        if not _holds(chat, index, text[start:stop]):
             return self._turn(chat, text, index)
         inside = list(self._ends.finditer(text, start, stop))
         return start, inside[-1].end() if inside else self._closed(text, stop)
@@ -84,12 +74,14 @@ class ChatMasker:
         if prompt is None:
             return self._substituted(chat, text, index)
         end = self._ends.search(text, prompt)
-        if end and text[prompt : end.start()].rstrip().endswith(_content(chat, index)):
+        if end and _is_all(chat, index, text[prompt : end.start()]):
             return prompt, end.end()
         upto = self._prefix(chat, text, index + 1, add_generation_prompt=False)
-        if upto is None or _content(chat, index) not in text[prompt:upto]:
+        if upto is None or not _holds(chat, index, text[prompt:upto]):
             return self._substituted(chat, text, index)
-        return prompt, end.end() if end and end.end() <= upto else upto
+        ends = self._ends.finditer(text, prompt, upto)
+        holding = (end.end() for end in ends if _holds(chat, index, text[prompt : end.start()]))
+        return prompt, next(holding, upto)
 
     def _prefix(
         self, chat: Chat, text: str, count: int, *, add_generation_prompt: bool
@@ -111,30 +103,18 @@ class ChatMasker:
         start, stop = len(head), len(text) - len(tail)
         answer = text[start:stop].strip()
         same = bool(found) and start <= stop and text.startswith(head) and text.endswith(tail)
+        closed = self._closed(text, stop)
         if not same or not answer or answer not in chat.messages[index]["content"]:
             raise RowError(_ALTERED.format(index + 1, "assistant"))
-        return start, self._closed(text, stop)
+        if not _holds_calls(chat, index, text[start:closed]):
+            raise RowError(_ALTERED.format(index + 1, "assistant, with its tool calls"))
+        return start, closed
 
     def _closed(self, text: str, stop: int) -> int:
         """Return where a turn ends that stops at ``stop``, its end-of-turn token included."""
         blank = stop + len(text[stop:]) - len(text[stop:].lstrip())
         end = self._ends.match(text, blank)
         return end.end() if end else stop
-
-    def _refuse_controls(self, chat: Chat) -> None:
-        for number, message in enumerate(chat.messages, 1):
-            found = self._controls.search(message["content"])
-            if found:
-                raise RowError(
-                    f"Message {number} contains {found.group()!r}, which the model reads as"
-                    " structure and not as text. Write it differently or remove the row."
-                )
-
-
-def any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """Return a pattern that finds any of the texts, the longest first; nothing if there are none."""
-    longest_first = sorted(texts, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
 def _assistant_turns(chat: Chat) -> int:
@@ -143,3 +123,29 @@ def _assistant_turns(chat: Chat) -> int:
 
 def _content(chat: Chat, index: int) -> str:
     return str(chat.messages[index]["content"]).strip()
+
+
+def _is_all(chat: Chat, index: int, part: str) -> bool:
+    """Whether a part of the text ends with what a message says; calls may stand in any order."""
+    if chat.calls(index):
+        return _holds(chat, index, part)
+    return _said(chat, index, part).rstrip().endswith(_content(chat, index))
+
+
+def _holds(chat: Chat, index: int, part: str) -> bool:
+    said = _said(chat, index, part)
+    return _content(chat, index) in said and _holds_calls(chat, index, part)
+
+
+def _holds_calls(chat: Chat, index: int, part: str) -> bool:
+    calls = chat.calls(index)
+    said = _said(chat, index, part).replace(_content(chat, index), "", 1) if calls else ""
+    return all(said.count(name) >= calls.count(name) for name in calls)
+
+
+def _said(chat: Chat, index: int, part: str) -> str:
+    """Return a part of the text without what is thought: it may hold the same words."""
+    for field, value in chat.messages[index].items():
+        if field not in ("role", "content") and isinstance(value, str) and value.strip():
+            part = part.replace(value.strip(), "", 1)
+    return part

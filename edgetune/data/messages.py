@@ -12,7 +12,9 @@ _ROLES = {
     "assistant": "assistant", "gpt": "assistant", "model": "assistant",
     "tool": "tool", "observation": "tool", "function": "tool",
 }  # fmt: skip
-_READ = {"role", "from", "content", "value"}
+_MOST = 1_000  # finding what is learned takes time by the square of the messages: then seconds
+_ROLE, _CONTENT = ("role", "from"), ("content", "value")  # each has two names
+_READ = {*_ROLE, *_CONTENT}
 
 
 def read_messages(value: Any) -> list[Message]:
@@ -23,6 +25,10 @@ def read_messages(value: Any) -> list[Message]:
     """
     if not isinstance(value, list) or not value:
         raise RowError("The messages must be a list with at least one message in it.")
+    if len(value) > _MOST:
+        raise RowError(
+            f"A chat may have {_MOST:,} messages; found {len(value):,}. Cut it into several rows."
+        )
     return [_message(message, number) for number, message in enumerate(value, 1)]
 
 
@@ -42,10 +48,12 @@ def read_tools(value: Any) -> list[Any] | None:
 def _message(value: Any, number: int) -> Message:
     if not isinstance(value, dict):
         raise RowError(f"Message {number} is not an object with role and content.")
-    role = _role(value.get("role", value.get("from")), number)
-    content = _content(value.get("content", value.get("value")), number)
-    if not content.strip() and role in ("user", "assistant") and not value.get("tool_calls"):
-        raise RowError(f"Message {number} ({role}) is empty. Fill it in or remove the row.")
+    role = _role(_either(value, _ROLE, number), _is_null(value, _ROLE), number)
+    content = _content(_either(value, _CONTENT, number), number)
+    calls = _calls(value.get("tool_calls"), number)
+    if not content.strip() and role in ("user", "assistant") and not calls:
+        found = "null" if _is_null(value, _CONTENT) else "empty"
+        raise RowError(f"Message {number} ({role}) is {found}. Fill it in or remove the row.")
     if value.get("weight") not in (None, 0, 1):
         raise RowError(f"Message {number} has a weight that is neither 0 nor 1.")
     message = {"role": role, "content": content}
@@ -54,19 +62,70 @@ def _message(value: Any, number: int) -> Message:
     return message
 
 
-def _role(role: Any, number: int) -> str:
-    if not isinstance(role, str) or role not in _ROLES:
-        known = ", ".join(_ROLES)
-        raise RowError(f"Message {number} has the role {role!r:.40}. Known roles: {known}.")
-    return _ROLES[role]
+def _either(value: Message, names: tuple[str, str], number: int) -> Any:
+    """Return what a message has under one of two names."""
+    found = [value[name] for name in names if value.get(name) is not None]
+    meant = [_ROLES.get(str(item), item) for item in found]
+    if meant[1:] and meant[0] != meant[1]:
+        raise RowError(f"Message {number} has both {' and '.join(names)}. Keep one of them.")
+    return found[0] if found else None
+
+
+def _is_null(value: Message, names: tuple[str, str]) -> bool:
+    found = [value[name] for name in names if name in value]
+    return bool(found) and all(item is None for item in found)
+
+
+def _calls(calls: Any, number: int) -> list[Any]:
+    """Return the tool calls of a message, each with a name."""
+    if calls is None:
+        return []
+    if not isinstance(calls, list) or not all(map(_has_name, calls)):
+        raise RowError(
+            f"Message {number} has tool_calls that are no list of objects with the name of a"
+            " function."
+        )
+    return calls
+
+
+def _has_name(call: Any) -> bool:
+    function = call.get("function") or call if isinstance(call, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    return isinstance(name, str) and bool(name.strip())
+
+
+def _role(role: Any, is_null: bool, number: int) -> str:
+    if isinstance(role, str) and role in _ROLES:
+        return _ROLES[role]
+    found = "null as its role" if is_null else "no role"
+    if role is not None:
+        found = f"the role {role!r:.40}"
+    raise RowError(f"Message {number} has {found}. Known roles: {', '.join(_ROLES)}.")
 
 
 def _content(content: Any, number: int) -> str:
     """Return the text of a message; a list of text parts is joined."""
     if isinstance(content, str):
         return content
-    parts = content if isinstance(content, list) else [{"text": "" if content is None else content}]
-    texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
-    if not all(isinstance(text, str) for text in texts):
-        raise RowError(f"Message {number} has content that is not text. Only text can be trained.")
-    return "".join(str(text) for text in texts)
+    if content is None:
+        return ""
+    if not isinstance(content, list):
+        raise _not_text(number, type(content).__name__)
+    return "".join(_part(part, number) for part in content)
+
+
+def _part(part: Any, number: int) -> str:
+    if not isinstance(part, dict):
+        raise _not_text(number, type(part).__name__)
+    fields = {name for name, value in part.items() if value is not None} - {"text"}
+    kind = part["type"] if "type" in fields else ", ".join(sorted(fields)) or "text"
+    text = part.get("text")
+    if kind != "text" or not isinstance(text, str):
+        raise _not_text(number, kind)
+    return text
+
+
+def _not_text(number: int, kind: object) -> RowError:
+    return RowError(
+        f"Message {number} has content that is not text ({kind!s:.40}). Only text can be trained."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +20,7 @@ from edgetune.data.fields import Mapped, refuse_unknown
 from edgetune.data.files import Source
 from edgetune.data.problems import Problems, printable
 from edgetune.data.receipt import FileRead
-from edgetune.data.rows import BlockEncoder, Outcome
+from edgetune.data.rows import FIELDS_NAMED, BlockEncoder, Outcome
 from edgetune.data.split import Hashes
 from edgetune.data.tokenizer import Tokenizer
 from edgetune.data.workers import MOST, encode_in_processes, usable_cores
@@ -121,6 +122,7 @@ class _Pass:
         self._mapped = Mapped()
         self._altered = 0
         self._first_altered: list[int] | None = None
+        self._unwritten: Counter[str] = Counter()
         self._done = 0
 
     def run(self, writer: ColumnsWriter) -> dict[str, Any]:
@@ -141,6 +143,7 @@ class _Pass:
             "shadowed": sorted(self._mapped.shadowed),
             "altered": self._altered,
             "first_altered": self._first_altered,
+            "unwritten": dict(self._unwritten.most_common(FIELDS_NAMED)),
             "without_template": self._is_chat and not self._options.tokenizer.has_template,
             "dated": self._is_chat and self._options.tokenizer.template.writes_dates,
         }
@@ -182,6 +185,7 @@ class _Pass:
         self._unused |= outcome.unused
         self._mapped.join(outcome.mapped)
         self._altered += len(outcome.altered)
+        self._unwritten.update(outcome.unwritten)
         if outcome.altered and self._first_altered is None:
             self._first_altered = [outcome.file, outcome.altered[0]]
 
@@ -232,6 +236,9 @@ def _notes(facts: Mapping[str, Any], sources: Sequence[Source]) -> Iterator[str]
             f"rows of which the template leaves out or changes a part: {facts['altered']:,},"
             f" the first is {sources[file].prefix}{line}"
         )
+    if facts["unwritten"]:
+        named = ", ".join(f"{name} in {rows:,} rows" for name, rows in facts["unwritten"].items())
+        yield printable(f"fields of messages that the template does not write: {named}")
     if facts["without_template"]:
         yield "the model has no chat template, so a default stands in; export carries it along"
     if facts["dated"]:

@@ -13,23 +13,30 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 from edgetune.data.content import Chat
-from edgetune.data.masks import ChatMasker, any_of
+from edgetune.data.controls import any_of
+from edgetune.data.masks import ChatMasker
 from edgetune.data.problems import RowError
 from edgetune.data.symbols import Part, Question, Slot, Trace, UntraceableError, answer, mark_of
-from edgetune.data.template import ChatTemplate, Span
+from edgetune.data.template import FAULTS, ChatTemplate, Span
 from edgetune.data.tracing import TracedTemplate, Tracer
 
 _MARK = re.compile("\ue000(\\d+)\ue001(?:\ue002(\\d+)\ue003)?|\ue002(\\d+)\ue003")
 _PATTERNS_A_STRUCTURE = 8
 _STRUCTURES = 1024
 
-# On odd templates and messages a trace can fail like any program; the chat then goes the long way.
-_FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-
-Rendered = tuple[str, list[Span], bool]
 Structure = tuple[object, ...]
+
+
+class Rendered(NamedTuple):
+    """A chat as text, its learned spans, whether anything said is missing, and fields unwritten."""
+
+    text: str
+    spans: list[Span]
+    altered: bool
+    unwritten: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +76,11 @@ class ReplayingMasker:
         self._patterns: dict[Structure, list[Pattern]] = {}
         try:
             self._tracer: Tracer | None = Tracer(template)
-        except UntraceableError:
+        except (UntraceableError, *FAULTS):  # every chat then goes the whole way
             self._tracer = None
 
     def mask(self, chat: Chat, loss_on: str) -> Rendered:
-        """Return the rendered chat, the learned spans, and whether anything said is missing.
+        """Return the rendered chat and what is learned of it.
 
         Raises:
             RowError: if nothing is to be learned, or what is cannot be told for certain.
@@ -86,21 +93,22 @@ class ReplayingMasker:
         for pattern in patterns:
             filled = pattern.fill(contents)
             if filled and len(self._controls.findall(filled[0])) == pattern.controls:
-                return *filled, not pattern.is_whole and not chat.is_in(filled[0])
+                return Rendered(*filled, not pattern.is_whole and not chat.is_in(filled[0]))
         rendered = self._whole_way(chat, loss_on)
         if len(patterns) < _PATTERNS_A_STRUCTURE and len(self._patterns) < _STRUCTURES:
             self._learn(structure, chat, loss_on, rendered)
         return rendered
 
     def _whole_way(self, chat: Chat, loss_on: str) -> Rendered:
+        unwritten = self._masker.unwritten(chat)
         text, spans = _masked(self._masker, chat, loss_on)
-        return text, spans, not chat.is_in(text)
+        return Rendered(text, spans, not chat.is_in(text, unwritten), unwritten)
 
     def _learn(self, structure: Structure, chat: Chat, loss_on: str, rendered: Rendered) -> None:
         """Keep the pattern of a chat, if there is one that gives the same again."""
         try:
             pattern = self._pattern(chat, loss_on)
-        except (UntraceableError, RowError, *_FAULTS):
+        except (UntraceableError, RowError, *FAULTS):
             pattern = None
         contents = [message["content"] for message in chat.messages]
         if pattern and pattern.fill(contents) == rendered[:2]:
@@ -112,7 +120,7 @@ class ReplayingMasker:
         marked = Chat([{**m, "content": mark_of(i)} for i, m in enumerate(chat.messages)])
         masker = ChatMasker(TracedTemplate(self._tracer, trace), *self._texts)
         text, spans = _masked(masker, marked, loss_on)
-        parts, starts = _parts(text, trace.slots)
+        parts, starts = _parts(text, list(trace.slots))
         whole = {part.message for part in parts if isinstance(part, Slot) and part.is_whole}
         return Pattern(
             parts=parts,

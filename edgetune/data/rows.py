@@ -6,6 +6,7 @@ This is what runs in every worker process, and in the main one while the format 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,8 @@ from edgetune.data.json_text import JsonReader
 from edgetune.data.problems import RowError
 from edgetune.data.tokenizer import Tokenizer
 
-_FIELDS_NAMED = 20
+FIELDS_NAMED = 20
+"""As many fields as are of no use are told by name."""
 _UNENDED = (
     " The line ends before the row does. Put each row on one line, or all of them into a list in a"
     " .json file."
@@ -30,7 +32,8 @@ _UNENDED = (
 class Outcome:
     """What became of a block: its rows as columns, or what is wrong, in the order of the file.
 
-    ``altered`` are the rows of which the template leaves out or changes a part.
+    ``altered`` are the rows of which the template leaves out or changes a part; ``unwritten``
+    counts the rows with a field of messages that it passes over.
     """
 
     file: int
@@ -41,6 +44,7 @@ class Outcome:
     unused: set[str] = field(default_factory=set)
     altered: list[int] = field(default_factory=list)
     mapped: Mapped = field(default_factory=Mapped)
+    unwritten: Counter[str] = field(default_factory=Counter)
 
 
 class BlockEncoder:
@@ -92,18 +96,22 @@ class BlockEncoder:
             outcome.mapped.add(value, self._fields)
         format_ = self._format or detect(row, self._fields.keys())
         if not format_.matches(row):
+            format_.refuse_null(row)
             raise RowError(
-                f"This row has the fields of {detect(row, self._fields.keys()).name}, the rows before it those of"
-                f" {format_.name}. Put rows of different formats in different files."
+                f"This row has the fields of {detect(row, self._fields.keys()).name}, the rows"
+                f" before it those of {format_.name}. Put rows of different formats in different files."
             )
         self._format = format_
-        if len(outcome.unused) < _FIELDS_NAMED:
+        if len(outcome.unused) < FIELDS_NAMED:
             outcome.unused |= row.keys() - format_.fields
         content = format_.read(row)
         outcome.is_chat |= self._encoder.is_chat(content)
         marked = self._encoder.mark(content)
         if marked.altered:
             outcome.altered.append(number)
+        for name in sorted(marked.unwritten):
+            if name in outcome.unwritten or len(outcome.unwritten) < FIELDS_NAMED:
+                outcome.unwritten[name] += 1
         return marked
 
     def _tokenize(self, accepted: list[tuple[int, Marked]], outcome: Outcome) -> None:

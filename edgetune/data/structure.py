@@ -7,7 +7,8 @@ and looked at, and the model's generation settings are asked.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from edgetune.data.problems import RowError
@@ -15,6 +16,8 @@ from edgetune.data.template import ChatTemplate
 from edgetune.errors import ModelError
 
 _ANSWER = "edgetune"
+# How templates write structure that is no token of its own, such as [INST] and <<SYS>>.
+_MARKUP = re.compile(r"<\|[^<>|\s]+\|>|<</?[A-Z]+>>|\[/?[A-Z_]+\]")
 _SYSTEM = [{"role": "system", "content": "a"}]
 _CHAT = [{"role": "user", "content": "b"}, {"role": "assistant", "content": _ANSWER}]
 
@@ -25,7 +28,9 @@ def sample_chats(template: ChatTemplate | None) -> list[str]:
     Raises:
         ModelError: if the template is not even a template.
     """
-    return [text for chat in (_CHAT, _SYSTEM + _CHAT) if (text := _sample(template, chat))]
+    templates = template.all if template else ()
+    chats = (_CHAT, _SYSTEM + _CHAT)
+    return [text for own in templates for chat in chats if (text := _sample(own, chat))]
 
 
 def turn_ends(chats: list[str], added: Mapping[str, int]) -> frozenset[int]:
@@ -47,20 +52,17 @@ def listed_ends(folder: Path) -> frozenset[int]:
     return frozenset(token for token in listed if isinstance(token, int))
 
 
-def control_texts(
-    template: ChatTemplate | None, chats: list[str], special: Iterable[str]
-) -> frozenset[str]:
-    """Return the special tokens that the template writes, as texts."""
-    places = [*chats, template.source if template else ""]
-    return frozenset(text for text in special if any(text in place for place in places))
+def markup(chats: list[str]) -> frozenset[str]:
+    """Return the texts in sample chats that read as structure although they may be no tokens."""
+    return frozenset(text for chat in chats for text in _MARKUP.findall(chat))
 
 
-def _sample(template: ChatTemplate | None, chat: list[dict[str, str]]) -> str:
+def _sample(template: ChatTemplate, chat: list[dict[str, str]]) -> str:
     from jinja2 import TemplateSyntaxError
 
     try:
-        return template.render(chat) if template else ""
+        return template.render(chat)
     except RowError as error:
-        if isinstance(error.__cause__, TemplateSyntaxError):
+        if isinstance(error.__cause__, (TemplateSyntaxError, SyntaxError)):
             raise ModelError(f"The model's chat template is broken: {error.__cause__}") from error
         return ""

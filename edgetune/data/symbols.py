@@ -52,11 +52,13 @@ Part = str | Slot
 
 @dataclass(slots=True)
 class Trace:
-    """One chat being followed: its contents, and the questions that were asked about them."""
+    """One chat being followed: its contents, the questions that were asked about them, and a
+    number for each slot that was written.
+    """
 
     contents: Sequence[str]
     answers: dict[Question, bool] = field(default_factory=dict)
-    slots: list[Slot] = field(default_factory=list)
+    slots: dict[Slot, int] = field(default_factory=dict)
 
     def said(self, message: int) -> Said:
         """Return the stand-in for what a message says."""
@@ -73,9 +75,7 @@ class Trace:
 
         The mark of the whole message is in it if all that is said is, but for space around it.
         """
-        if slot not in self.slots:
-            self.slots.append(slot)
-        own = f"\ue002{self.slots.index(slot)}\ue003"
+        own = f"\ue002{self.slots.setdefault(slot, len(self.slots))}\ue003"
         if slot.is_whole or self.ask(slot, "has all", ()):
             return mark_of(slot.message) + (own if slot.steps else "")
         return own

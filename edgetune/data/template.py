@@ -11,9 +11,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from edgetune.data.problems import RowError
+from edgetune.errors import ModelError
 
 Message = dict[str, Any]
 Span = tuple[int, int]
@@ -21,8 +22,10 @@ Span = tuple[int, int]
 PINNED_DATE = datetime.date(2024, 7, 26)
 """What a template that asks for today's date is told, so that a run repeats on another day."""
 
-# A template is someone else's program: on odd data it can fail in any of these ways.
-_FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError,
+          SyntaxError, TypeError, ValueError)  # fmt: skip
+"""How a template can fail, as someone else's program, on odd data or when it is compiled."""
+
 _DATES = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PINNED = "{%- macro strftime_now(format) %}{{ pinned_dates[format] }}{% endmacro %}{{ '' }}"  # no newline
@@ -34,18 +37,45 @@ _CHATML = (
 )
 
 
+class Renders(Protocol):
+    """What a masker needs of a :class:`ChatTemplate`."""
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = False,
+        tools: list[Any] | None = None,
+    ) -> str:
+        """Return a conversation as text."""
+
+    def render_marked(
+        self, messages: Sequence[Message], tools: list[Any] | None = None
+    ) -> tuple[str, list[Span]]:
+        """Return the text and the parts of it that are marked as the assistant's."""
+
+
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A template's source, what it is called in the receipt, and the tokens it may write."""
+    """A template's source, what it is called in the receipt, and the tokens it may write.
+
+    ``with_tools`` is the template for chats with tools, None if it is the same.
+    """
 
     source: str
     name: str
     special_tokens: Mapping[str, str]
+    with_tools: ChatTemplate | None = None
 
     @cached_property
     def writes_dates(self) -> bool:
-        """Whether the template asks for today's date."""
-        return bool(_DATES.search(self.source))
+        """Whether the template, or that for tools, asks for today's date."""
+        return any(_DATES.search(template.source) for template in self.all)
+
+    @property
+    def all(self) -> tuple[ChatTemplate, ...]:
+        """This template, and that for tools if it is another."""
+        return (self, self.with_tools) if self.with_tools else (self,)
 
     @cached_property
     def is_marked(self) -> bool:
@@ -75,6 +105,8 @@ class ChatTemplate:
     def _render(
         self, messages: Sequence[Message], tools: list[Any] | None, prompt: bool
     ) -> tuple[str, list[Span]]:
+        if tools and self.with_tools:
+            return self.with_tools._render(messages, tools, prompt)
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -88,19 +120,44 @@ class ChatTemplate:
                 pinned_dates=self.dates,
                 **self.special_tokens,
             )
-        except (TemplateError, *_FAULTS) as error:
+        except (TemplateError, *FAULTS) as error:
             raise RowError(f"The chat template refuses these messages: {_reason(error)}") from error
         return texts[0], [(int(start), int(stop)) for start, stop in (spans or [[]])[0]]
 
     @cached_property
     def _pinned(self) -> str:
-        return _PINNED + self.source if self.writes_dates else self.source
+        return _PINNED + self.source if self.dates else self.source
 
     @cached_property
     def dates(self) -> dict[str, str]:
         """What the template is told for each format in which it asks for the date."""
         formats = {match.group(2) for match in _DATES.finditer(self.source)}
         return {text: PINNED_DATE.strftime(text) for text in formats}
+
+
+def own_template(found: Any, special_tokens: Mapping[str, str]) -> ChatTemplate:
+    """Return a model's own template: a text, or texts by name, of which ``tool_use`` is for tools.
+
+    Raises:
+        ModelError: if it is neither, or no text is named ``default``.
+    """
+    named = found if isinstance(found, dict) else {"default": found}
+    if "default" not in named:
+        raise ModelError(
+            f"The model has the chat templates {', '.join(map(str, named))}, but none that is named"
+            " default. Add one as chat_template.jinja."
+        )
+    own = {name: named[name] for name in ("default", "tool_use") if name in named}
+    for name, source in own.items():
+        if not isinstance(source, str):
+            kind = type(source).__name__
+            raise ModelError(f"The model's chat template {name} is no text; found a {kind}.")
+    name = "the model's own"
+    if "tool_use" not in own:
+        return ChatTemplate(own["default"], name, special_tokens)
+    with_tools = ChatTemplate(own["tool_use"], name, special_tokens)
+    name += ", tool_use for chats with tools"
+    return ChatTemplate(own["default"], name, special_tokens, with_tools)
 
 
 def default_template(end: str, special_tokens: Mapping[str, str]) -> ChatTemplate:

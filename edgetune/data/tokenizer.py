@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from hashlib import sha256
@@ -12,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.data.encoded import Encoded, Ids, Locator
-from edgetune.data.structure import control_texts, listed_ends, sample_chats, turn_ends
-from edgetune.data.template import ChatTemplate, Message, default_template
+from edgetune.data.structure import listed_ends, markup, sample_chats, turn_ends
+from edgetune.data.template import ChatTemplate, Message, default_template, own_template
 from edgetune.errors import ModelError
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
@@ -38,16 +39,16 @@ class Tokenizer:
         self.pad_id: int | None = inner.pad_token_id
         added = inner.added_tokens_decoder.items()
         self._added = {token.content: id_ for id_, token in added}
-        self._special = frozenset(token.content for _, token in added if token.special)
+        special = {token.content for _, token in added if token.special}
         self.is_special: NDArray[np.bool_] = np.zeros(len(inner), dtype=np.bool_)
-        self.is_special[[self._added[text] for text in self._special]] = True
+        self.is_special[[self._added[text] for text in special]] = True
         self.has_template, self._template = self._find_template(inner)
         chats = sample_chats(self._template)
         eos = frozenset() if self.eos_id is None else frozenset({self.eos_id})
         self.end_tokens = eos | listed_ends(folder) | turn_ends(chats, self._added)
         limits = {text for text, token in self._added.items()
                   if token == self.bos_id or token in self.end_tokens}  # fmt: skip
-        self.controls = limits | control_texts(self._template, chats, self._special)
+        self.controls = frozenset(filter(str.strip, limits | special | markup(chats)))
 
     def __len__(self) -> int:
         """Return the number of tokens in the vocabulary."""
@@ -89,10 +90,14 @@ class Tokenizer:
         return self._locator.encode(texts)
 
     def with_bos(self, tokens: Ids) -> Ids:
-        """Return the tokens with exactly one BOS in front, if the tokenizer adds one."""
-        if self.bos_id is None or not self.adds_bos or tokens[:1].tolist() == [self.bos_id]:
+        """Return the tokens with one BOS in front, if the text has any there or the tokenizer
+        adds one.
+        """
+        others = np.flatnonzero(tokens != self.bos_id)[:1]
+        own = int(others[0]) if len(others) else len(tokens)
+        if self.bos_id is None or own == 1 or not (own or self.adds_bos):
             return tokens
-        return np.concatenate([np.array([self.bos_id], np.int32), tokens])
+        return np.concatenate([np.array([self.bos_id], np.int32), tokens[own:]])
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, special tokens included."""
@@ -126,7 +131,10 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of everything that decides which tokens a chat or a text becomes."""
-        template = self._template and (self._template.source, dict(self._template.special_tokens))
+        template = self._template and (
+            [own.source for own in self._template.all],
+            dict(self._template.special_tokens),
+        )
         parts = (self._inner.to_str(), template, self.has_template, self.adds_bos, self.bos_id,
                  self.eos_id, sorted(self.end_texts), sorted(self.controls))  # fmt: skip
         return sha256(repr(parts).encode()).hexdigest()
@@ -135,7 +143,7 @@ class Tokenizer:
         named = inner.special_tokens_map.items()
         texts = {str(name): str(text) for name, text in named if isinstance(text, str)}
         if inner.chat_template:
-            return True, ChatTemplate(inner.get_chat_template(), "the model's own", texts)
+            return True, own_template(inner.chat_template, texts)
         end = "<|im_end|>" if "<|im_end|>" in self._added else self.text_of(self.eos_id)
         return False, default_template(end, texts) if end else None
 
@@ -176,3 +184,16 @@ def _check_files(folder: Path) -> None:
             f"{folder} has no tokenizer. Looked for {', '.join(_FILES)}; found"
             f" {', '.join(sorted(entry.name for entry in folder.iterdir())) or 'nothing'}."
         )
+    _check_named_templates(folder / "tokenizer_config.json")
+
+
+def _check_named_templates(path: Path) -> None:
+    """Refuse a list of templates that transformers would stumble over without saying why."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["chat_template"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return
+    named = found if isinstance(found, list) else []
+    if not all(isinstance(entry, dict) and {"name", "template"} <= entry.keys() for entry in named):
+        raise ModelError(f"The chat_template in {path} must be a text, or a list of objects with"
+                         " name and template.")  # fmt: skip

@@ -88,6 +88,14 @@ THINKING = (
     "{{ m.content.split('</think>')[-1].lstrip('\n') }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# Writes tools and their calls, what is thought, and names.
+TOOLS = (
+    "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}{{ ' ' + m.name if m.name }}\n"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}{{ call | tojson }}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 _IM = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 SHAPES = {
@@ -113,6 +121,8 @@ SHAPES = {
     "pieces": Shape(LLAMA2, ("<unk>", "<s>", "</s>"), "</s>", "<s>", adds_bos=True, pieces=True),
     "none": Shape(None, ("<s>", "</s>"), "</s>", "<s>", adds_bos=True),
 }  # fmt: skip
+
+WITH_TOOLS = Shape(TOOLS, _IM, "<|im_end|>")
 
 
 def write_model(folder: Path, shape: Shape) -> Path:

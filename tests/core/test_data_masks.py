@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
-from data_support import SHAPES, Shape, chat, tokens_and_mask, write_model, write_rows
+from data_support import SHAPES, WITH_TOOLS, Shape, chat, tokens_and_mask, write_model, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mask_support import Messages, Piece, encoded, reference_mask
 
 from edgetune.data import Tokenizer, load_tokenizer, read_dataset, view_row
 from edgetune.data.content import Chat, Completion, Text
 from edgetune.data.encode import Encoder
 from edgetune.data.problems import RowError
 from edgetune.errors import DataError
-
-Piece = tuple[str, bool]  # a text and whether it is learned
-Messages = list[dict[str, str]]
 
 
 def chatml(messages: Messages, end: str = "<|im_end|>") -> Iterator[Piece]:
@@ -115,36 +112,14 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]
     return {name: load_tokenizer(write_model(folder / name, s)) for name, s in SHAPES.items()}
 
 
-def reference_mask(pieces: list[Piece], tokenizer: Tokenizer) -> list[bool]:
-    """Walk through the tokens byte by byte; a token is learned if any of its bytes is."""
-    flags = [learned for text, learned in pieces for _ in text.encode()]
-    mask, at = [], 0
-    for token in tokenizer.encode("".join(text for text, _ in pieces)):
-        width = len(tokenizer.text_of(token) or "")  # byte-level: a letter a byte
-        mask.append(any(flags[at : at + width]))
-        at += width
-    assert at == len(flags)
-    return mask
-
-
-@cache
-def encoder_of(tokenizer: Tokenizer) -> Encoder:
-    """One encoder for all examples of a test, as one reads a whole file."""
-    return Encoder(tokenizer, "assistant")
-
-
-def encoded(tokenizer: Tokenizer, messages: Messages) -> tuple[list[int], list[bool]]:
-    encoder = encoder_of(tokenizer)
-    return tokens_and_mask(encoder.encode([encoder.mark(Chat(messages))])[0])
-
-
 @settings(derandomize=True, deadline=None, max_examples=40)
 @given(data=st.data())
 @pytest.mark.parametrize("name", list(REFERENCES))
 def test_masks_equal_the_reference(name, data, tokenizers):
     tokenizer, shape = tokenizers[name], SHAPES[name]
     turns = 2 * data.draw(st.integers(1, 3), "exchanges")
-    system = data.draw(st.none() | contents, "system") if shape.system else None
+    systems = st.none() | st.sampled_from(["", " \n"]) | contents
+    system = data.draw(systems, "system") if shape.system else None
     row = chat(*(data.draw(contents) for _ in range(turns)), system=system)
     tokens, mask = encoded(tokenizer, row["messages"])
     again = encoded(tokenizer, row["messages"])  # replayed, where the template can be followed
@@ -288,17 +263,8 @@ def test_structure_inside_a_message_is_refused(content, name, tokenizers):
         Encoder(tokenizers[name], "all").mark(Chat(chat(content, "fine")["messages"]))
 
 
-TOOLS = (
-    "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-    "{% for call in m.tool_calls or [] %}{{ call | tojson }}{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
 def test_calls_of_tools_are_learned_and_their_results_read(tmp_path):
-    shape = Shape(TOOLS, SHAPES["chatml"].special, "<|im_end|>")
-    tokenizer = load_tokenizer(write_model(tmp_path / "model", shape))
+    tokenizer = load_tokenizer(write_model(tmp_path / "model", WITH_TOOLS))
     row = {
         "tools": [{"name": "clock"}],
         "messages": [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from data_support import SHAPES, Shape, chat, write_model
+from data_support import SHAPES, WITH_TOOLS, Shape, chat, write_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -112,7 +112,7 @@ def test_what_cannot_be_followed_goes_the_whole_way(name, tokenizers, monkeypatc
 
 
 def test_a_chat_with_tools_goes_the_whole_way(tmp_path: Path):
-    tokenizer = load_tokenizer(write_model(tmp_path / "m", SHAPES["chatml"]))
+    tokenizer = load_tokenizer(write_model(tmp_path / "m", WITH_TOOLS))
     masker = masker_of(tokenizer)
     messages = chat("hello", "fine")["messages"]
     assert masker.mask(Chat(messages, [{"name": "clock"}]), "assistant")[0].count("fine") == 1
