@@ -54,7 +54,8 @@ def detect(row: Fields, asked: Set[str] = frozenset()) -> Format:
     if matching:
         return next((format_ for format_ in matching if asked <= format_.fields), matching[0])
     known = "; ".join(" and ".join(format_.needs) for format_ in FORMATS)
-    found = ", ".join(sorted(str(name) for name in row)[:12]) or "none"
+    names = sorted(f"{name} (null)" if row[name] is None else str(name) for name in row)
+    found = ", ".join(names[:12]) or "none"
     raise RowError(f"Found the fields {found}. A row needs one of: {known}.")
 
 
