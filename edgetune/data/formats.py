@@ -66,8 +66,8 @@ def detect(row: Fields, asked: Set[str] = frozenset()) -> Format:
     for format_ in FORMATS:
         format_.refuse_null(row)
     known = "; ".join(" and ".join(format_.needs) for format_ in FORMATS)
-    names = (f"{name} (null)" if value is None else str(name) for name, value in row.items())
-    found = ", ".join(sorted(names)[:12]) or "none"
+    names = sorted(f"{name} (null)" if row[name] is None else str(name) for name in row)
+    found = ", ".join(names[:12]) or "none"
     raise RowError(f"Found the fields {found}. A row needs one of: {known}.")
 
 

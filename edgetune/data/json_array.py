@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from codecs import getincrementaldecoder
 from collections.abc import Iterator
 from io import BufferedReader
 
 from edgetune.data.blocks import Faults, ReadingError
-from edgetune.data.json_text import JsonReader
+from edgetune.data.json_text import JsonReader, reason_of
 from edgetune.data.lines import LINE_LIMIT
 from edgetune.units import format_bytes
 
@@ -89,8 +88,9 @@ class _Text:
                     return value
             except ValueError as error:
                 if self._ended:
-                    reason = error.msg if isinstance(error, json.JSONDecodeError) else error
-                    raise ReadingError(f"it is not JSON: {reason} in row {self.row}.") from error
+                    raise ReadingError(
+                        f"it is not JSON: {reason_of(error)} in row {self.row}."
+                    ) from error
             except RecursionError as error:
                 raise ReadingError(f"it is nested too deeply in row {self.row}.") from error
             if len(self._text) - self._at > self._limit:

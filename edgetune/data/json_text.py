@@ -50,3 +50,8 @@ class JsonReader:
         if len(found) < len(pairs):
             self.repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
         return found
+
+
+def reason_of(error: ValueError) -> str:
+    """Return what is wrong with a JSON text, to be followed by where."""
+    return error.msg.removesuffix(" at") if isinstance(error, json.JSONDecodeError) else str(error)

@@ -16,7 +16,7 @@ from edgetune.data.columns import Columns, columns_of
 from edgetune.data.encode import Encoder, Learned, LossOn, Marked
 from edgetune.data.fields import Mapped, renamed
 from edgetune.data.formats import Format, detect, format_named
-from edgetune.data.json_text import JsonReader
+from edgetune.data.json_text import JsonReader, reason_of
 from edgetune.data.problems import RowError
 from edgetune.data.tokenizer import Tokenizer
 
@@ -137,7 +137,9 @@ def _parsed(json_: JsonReader, text: str) -> object:
         value = json_.value(text)
     except json.JSONDecodeError as error:
         more = _UNENDED if _ends_early(text, error) else ""
-        raise RowError(f"This is not JSON: {error.msg} at column {error.colno}.{more}") from error
+        raise RowError(
+            f"This is not JSON: {reason_of(error)} at column {error.colno}.{more}"
+        ) from error
     except ValueError as error:
         raise RowError(f"This is not JSON: {error}.") from error
     except RecursionError as error:

@@ -65,7 +65,7 @@ def find_sides(data: Path, validation_data: Path | None, *, by_name: bool = True
         notes += said
     validation += given
     if not sources:
-        raise DataError(f"{data} has files for validation and none to train on.")
+        raise DataError(f"All of {data} is for validation, and there is none to train on.")
     if validation:
         names = _names([source.name for source in validation])
         notes.append(f"validation rows are those of {names}; no others are held back")

@@ -166,6 +166,7 @@ BAD_LINES = {
     "null content": (b'{"messages": [{"role": "user", "content": null}]}', "Message 1 (user) is null"),
     "null role": (b'{"messages": [{"role": null, "content": "a"}]}', "Message 1 has null as its role"),
     "no fields": (b"{}", "Found the fields none"),
+    "null fields": (b'{"text": null, "id": 1}', "Found the fields id, text (null). A row needs"),
     "unknown fields": (b'{"question": "a"}', "Found the fields question"),
     "other format": (b'{"text": "a"}', "has the fields of text, the rows before it those of"),
     "NUL": (b'{"text": "a\0"}', "NUL bytes in this line"),
@@ -272,6 +273,7 @@ BAD_FILES = {
     "blank.jsonl": (b"\n\n", "has no rows"),
     "utf16.jsonl": ("\ufeff{}".encode("utf-16-le"), "UTF-16. Save it as UTF-8"),
     "utf16.txt": ("hello".encode("utf-16-le"), "utf16.txt:1: The file is full of NUL bytes"),
+    "cut.json": (b'[{"text": "a"}, {"text": "b', "not JSON: Unterminated string starting in row 2"),
     "utf16.csv": (
         "text\nhello\n".encode("utf-16-be"),
         "The file is full of NUL bytes: it is UTF-16",
@@ -310,7 +312,7 @@ BAD_FILES = {
         b'[\n  {"text": "a"}\n]\n',
         "list.jsonl:1: This is not JSON: Expecting value at",
     ),
-    "string.jsonl": (b'{"text": "a\n', "column 10. The line ends before the row does"),
+    "string.jsonl": (b'{"text": "a\n', "string starting at column 10. The line ends before"),
     "twice.jsonl": (
         b'{"text": "a"} {"text": "b"}',
         "twice.jsonl:1: This is not JSON: Extra data at",
