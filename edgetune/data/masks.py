@@ -73,15 +73,20 @@ class ChatMasker:
         prompt = self._prefix(chat, text, index, add_generation_prompt=True)
         if prompt is None:
             return self._substituted(chat, text, index)
-        end = self._ends.search(text, prompt)
-        if end and _is_all(chat, index, text[prompt : end.start()]):
+        calls, end = chat.calls(index), self._ends.search(text, prompt)
+        said = text[prompt : end.start()] if end else ""
+        if end and not calls and _ends_with_content(chat, index, said):
             return prompt, end.end()
         upto = self._prefix(chat, text, index + 1, add_generation_prompt=False)
-        if upto is None or not _holds(chat, index, text[prompt:upto]):
+        if upto is not None and _holds(chat, index, text[prompt:upto]):
+            ends = self._ends.finditer(text, prompt, upto)
+            holding = (end.end() for end in ends if _holds(chat, index, text[prompt : end.start()]))
+            return prompt, next(holding, upto)
+        if not (end and calls and _holds(chat, index, said)):
             return self._substituted(chat, text, index)
-        ends = self._ends.finditer(text, prompt, upto)
-        holding = (end.end() for end in ends if _holds(chat, index, text[prompt : end.start()]))
-        return prompt, next(holding, upto)
+        if not self._is_written_alike(chat, text[: end.end()], index + 1):
+            raise RowError(_ALTERED.format(index + 1, "assistant, with its tool calls"))
+        return prompt, end.end()
 
     def _prefix(
         self, chat: Chat, text: str, count: int, *, add_generation_prompt: bool
@@ -97,9 +102,7 @@ class ChatMasker:
 
     def _substituted(self, chat: Chat, text: str, index: int) -> Span:
         """Find a turn by rendering the chat once more with another answer in its place."""
-        messages = list(chat.messages)
-        messages[index] = {**messages[index], "content": _STAND_IN}
-        head, found, tail = self._template.render(messages, tools=chat.tools).partition(_STAND_IN)
+        head, found, tail = self._with_stand_in(chat, index).partition(_STAND_IN)
         start, stop = len(head), len(text) - len(tail)
         answer = text[start:stop].strip()
         same = bool(found) and start <= stop and text.startswith(head) and text.endswith(tail)
@@ -109,6 +112,18 @@ class ChatMasker:
         if not _holds_calls(chat, index, text[start:closed]):
             raise RowError(_ALTERED.format(index + 1, "assistant, with its tool calls"))
         return start, closed
+
+    def _is_written_alike(self, chat: Chat, start: str, index: int) -> bool:
+        """Whether the text still starts so when a message, if there is one, says something else."""
+        try:
+            return index == len(chat.messages) or self._with_stand_in(chat, index).startswith(start)
+        except RowError:
+            return False
+
+    def _with_stand_in(self, chat: Chat, index: int) -> str:
+        messages = list(chat.messages)
+        messages[index] = {**messages[index], "content": _STAND_IN}
+        return self._template.render(messages, tools=chat.tools)
 
     def _closed(self, text: str, stop: int) -> int:
         """Return where a turn ends that stops at ``stop``, its end-of-turn token included."""
@@ -125,10 +140,7 @@ def _content(chat: Chat, index: int) -> str:
     return str(chat.messages[index]["content"]).strip()
 
 
-def _is_all(chat: Chat, index: int, part: str) -> bool:
-    """Whether a part of the text ends with what a message says; calls may stand in any order."""
-    if chat.calls(index):
-        return _holds(chat, index, part)
+def _ends_with_content(chat: Chat, index: int, part: str) -> bool:
     return _said(chat, index, part).rstrip().endswith(_content(chat, index))
 
 

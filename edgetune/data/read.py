@@ -237,7 +237,7 @@ def _notes(facts: Mapping[str, Any], sources: Sequence[Source]) -> Iterator[str]
             f" the first is {sources[file].prefix}{line}"
         )
     if facts["unwritten"]:
-        named = ", ".join(f"{name} in {rows:,} rows" for name, rows in facts["unwritten"].items())
+        named = ", ".join(f"{name} (rows: {rows:,})" for name, rows in facts["unwritten"].items())
         yield printable(f"fields of messages that the template does not write: {named}")
     if facts["without_template"]:
         yield "the model has no chat template, so a default stands in; export carries it along"

@@ -170,10 +170,10 @@ def test_fields_that_the_template_passes_over_are_counted(tokenizers, tmp_path):
     empty["messages"][1] |= {"reasoning_content": "", "tool_calls": [], "name": None}
     path = write_rows(tmp_path / "rows.jsonl", [row, row, thought, empty])
     notes = read_dataset(path, tokenizers["chatml"]).receipt.notes
-    expected = "name in 2 rows, stars in 2 rows, reasoning_content in 1 rows"
+    expected = "name (rows: 2), stars (rows: 2), reasoning_content (rows: 1)"
     assert notes == (f"fields of messages that the template does not write: {expected}",)
     notes = read_dataset(path, tokenizers["tools"]).receipt.notes
-    assert notes == ("fields of messages that the template does not write: stars in 2 rows",)
+    assert notes == ("fields of messages that the template does not write: stars (rows: 2)",)
 
 
 def test_thoughts_of_which_some_are_left_out_are_told(tokenizers):

@@ -40,6 +40,16 @@ QWEN = (
     "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# As Qwen 3: the last turn begins with a thought, so that earlier ones are no prefix of the whole.
+THOUGHT = "<think>\n\n</think>\n\n"
+QWEN3 = QWEN.replace(
+    "m.role + '\n' + m.content",
+    "m.role + '\n' + (thought if loop.last and m.role == 'assistant' else '') + m.content",
+).replace(
+    "{% if m.content %}{{ '\n' + m.content }}",
+    "{% if loop.last %}{{ '\n' + thought }}{% endif %}{% if m.content %}{{ '\n' + m.content }}",
+)
+QWEN3 = "{% set thought = '<think>\n\n</think>\n\n' %}" + QWEN3
 # As Llama 3.1: tools before the first question, a call ends with a token of its own.
 LLAMA31 = (
     "{{ bos_token }}{% if messages[0].role == 'system' %}{% set rest = messages[1:] %}"
@@ -117,6 +127,11 @@ def qwen(messages: Messages, tools: Tools) -> Iterator[Piece]:
         before = role
 
 
+def qwen3(messages: Messages, tools: Tools) -> Iterator[Piece]:
+    *pieces, (answer, _), newline = qwen(messages, tools)
+    yield from [*pieces, (THOUGHT + answer, True), newline]
+
+
 def llama31(messages: Messages, tools: Tools) -> Iterator[Piece]:
     has_system = messages[0]["role"] == "system"
     system = messages[0]["content"].strip() if has_system else ""
@@ -160,16 +175,21 @@ MISTRAL_TOKENS = ("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RES
 SHAPES_HERE = {
     "simple": WITH_TOOLS,
     "qwen": Shape(QWEN, WITH_TOOLS.special, "<|im_end|>"),
+    "qwen3": Shape(QWEN3, WITH_TOOLS.special, "<|im_end|>"),
     "llama31": Shape(
+        LLAMA31, (*LLAMA3.special, "<|eom_id|>"), "<|eot_id|>", LLAMA3.bos, adds_bos=True
+    ),
+    "llama31, its end unknown": Shape(
         LLAMA31, (*LLAMA3.special, "<|eom_id|>"), "<|eot_id|>", LLAMA3.bos, adds_bos=True
     ),
     "mistral": Shape(MISTRAL, MISTRAL_TOKENS, "</s>", "<s>", adds_bos=True),
 }
 REFERENCES: dict[str, Callable[[Messages, Tools], Iterator[Piece]]] = {
-    "simple": simple, "qwen": qwen, "llama31": llama31, "mistral": mistral,
+    "simple": simple, "qwen": qwen, "qwen3": qwen3, "llama31": llama31,
+    "llama31, its end unknown": llama31, "mistral": mistral,
 }  # fmt: skip
-TALKS_WHILE_CALLING = {"simple", "qwen"}
-CALLS_SEVERAL = {"simple", "qwen", "mistral"}
+TALKS_WHILE_CALLING = {"simple", "qwen", "qwen3"}
+CALLS_SEVERAL = {"simple", "qwen", "qwen3", "mistral"}
 EXCHANGES = {"mistral": 1}  # a call before the last question cannot be placed beyond doubt
 
 said = st.text("ab \n.é🎉<|[]/", min_size=1, max_size=8).filter(str.strip)
@@ -224,16 +244,29 @@ def test_masks_of_chats_with_tools_equal_the_reference(name, data, tokenizers):
     assert mask == reference_mask(pieces, tokenizer)
 
 
+CALLED = [
+    {"role": "user", "content": "what time is it?"},
+    {"role": "assistant", "content": "", "tool_calls": [
+        {"type": "function", "function": {"name": "clock", "arguments": {}}},
+    ]},
+    {"role": "tool", "content": "noon"},
+    {"role": "assistant", "content": "it is noon"},
+    {"role": "user", "content": "thanks"},
+    {"role": "assistant", "content": "you are welcome"},
+]  # fmt: skip
+
+
 def test_a_call_that_cannot_be_placed_is_refused(tokenizers):
-    call = {"type": "function", "function": {"name": "clock", "arguments": {}}}
-    messages = [
-        {"role": "user", "content": "what time is it?"},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "content": "noon"},
-        {"role": "assistant", "content": "noon"},
-        {"role": "user", "content": "thanks"},
-        {"role": "assistant", "content": "you are welcome"},
-    ]
     with pytest.raises(RowError, match="does not write message 2"):
-        encoded(tokenizers["mistral"], messages, tools)
-    assert any(encoded(tokenizers["mistral"], messages)[1])
+        encoded(tokenizers["mistral"], CALLED, tools)
+    assert any(encoded(tokenizers["mistral"], CALLED)[1])
+
+
+def test_what_a_tool_says_is_not_learned_for_want_of_an_end(tmp_path):
+    """No token ends a call, and the turn is no prefix: all up to the next end would be learned."""
+    endless = QWEN3.replace("{% endfor %}{{ '<|im_end|>\n' }}{% elif", "{% endfor %}{% elif")
+    assert endless != QWEN3
+    shape = Shape(endless, WITH_TOOLS.special, "<|im_end|>")
+    tokenizer = load_tokenizer(write_model(tmp_path / "model", shape))
+    with pytest.raises(RowError, match="does not write message 2"):
+        encoded(tokenizer, CALLED)
