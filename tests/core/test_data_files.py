@@ -166,7 +166,7 @@ BAD_LINES = {
     "null content": (b'{"messages": [{"role": "user", "content": null}]}', "Message 1 (user) is null"),
     "null role": (b'{"messages": [{"role": null, "content": "a"}]}', "Message 1 has null as its role"),
     "no fields": (b"{}", "Found the fields none"),
-    "null fields": (b'{"text": null, "id": 1}', "Found the fields id, text (null). A row needs"),
+    "null fields": (b'{"text": null, "id": 1}', "The field text is null"),
     "unknown fields": (b'{"question": "a"}', "Found the fields question"),
     "other format": (b'{"text": "a"}', "has the fields of text, the rows before it those of"),
     "NUL": (b'{"text": "a\0"}', "NUL bytes in this line"),
