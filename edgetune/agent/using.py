@@ -21,6 +21,7 @@ from edgetune.memory.generation import rows_at_once
 from edgetune.model import LocalModel, resolve
 from edgetune.plan import Plan
 from edgetune.record import RunFolder
+from edgetune.spec import Training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,12 +136,19 @@ def answers(
 
 
 def rows_of(run: OpenedRun, data: Path) -> Examples:
-    """Return all rows of a file as the run would read them, none held back."""
+    """Return all rows of a file as the run would read them, none held back.
+
+    Its columns may have the names that the run's file had, or those that the formats know.
+    """
     training = run.plan.training
-    whole = {name: getattr(training, name) for name in ("loss_on", "seed", "long_rows")}
-    source = resolve(run.plan.model.ref)
-    training = type(training)(**whole, validation=0.0)
-    _, dataset = read_rows(source, data, training, by_name=False)
+    kept = {name: getattr(training, name) for name in ("loss_on", "seed", "long_rows", "fields")}
+    source, whole = resolve(run.plan.model.ref), Training(**kept, validation=0.0)
+    try:
+        _, dataset = read_rows(source, data, whole, by_name=False)
+    except UsageError:
+        if whole.fields is None:
+            raise
+        _, dataset = read_rows(source, data, replace(whole, fields=None), by_name=False)
     limit = max(run.plan.choice.context, int(dataset.lengths.max()))
     return dataset.fit(min(limit, run.model.shape.max_context)).train
 

@@ -217,6 +217,31 @@ def test_json_and_verbosity_of_training(cli: Cli, tmp_path: Path) -> None:
     assert json.loads(quiet.out)["loss"] == result["loss"]
 
 
+def test_evaluation_knows_the_columns_that_the_run_had(folder: Path, cli: Cli) -> None:
+    asked = {"question": "Is it on?", "answer": "It is."}
+    write_rows(folder / "mapped.jsonl", [asked] * 2)
+    write_rows(folder / "plain.jsonl", [{"prompt": "Is it on?", "completion": "It is."}] * 2)
+    fields = ("--fields", "prompt=question,completion=answer", "--validation", "0")
+    train = (
+        "train",
+        "--model",
+        "tiny",
+        "--device",
+        "cpu",
+        "--data",
+        "mapped.jsonl",
+        "--steps",
+        "1",
+    )
+    assert cli(*train, *fields, "--output", "mapped", "-q").code == 0
+    scored = [
+        cli("eval", "mapped", "--data", f"{name}.jsonl", "--json", "-q").out
+        for name in ("mapped", "plain")
+    ]
+    assert scored[0] == scored[1]
+    assert cli("eval", "mapped", "--data", "absent.jsonl", "-q").code == 4
+
+
 def test_evaluation(run: Path, cli: Cli) -> None:
     called = cli("eval", run, "--data", "few.jsonl", "--json", "--quiet")
     assert (called.code, called.err) == (0, "")
