@@ -13,7 +13,7 @@ from edgetune.data.content import Chat
 from edgetune.data.controls import any_of, refuse_controls
 from edgetune.data.problems import RowError
 from edgetune.data.template import Renders, Span
-from edgetune.data.unwritten import unwritten_fields
+from edgetune.data.unwritten import Unwritten
 
 _STAND_IN = "edgetuneXanswer"
 _ALTERED = (
@@ -26,7 +26,7 @@ class ChatMasker:
 
     def __init__(self, template: Renders, ends: Iterable[str], controls: Iterable[str]) -> None:
         """Take the texts of the tokens that end a turn, and of all that structure a chat."""
-        self._template = template
+        self._template, self._unwritten = template, Unwritten(template)
         self._ends, self._controls = any_of(ends), any_of(controls)
 
     def spans(self, chat: Chat, *, last_only: bool = False) -> tuple[str, list[Span]]:
@@ -60,7 +60,7 @@ class ChatMasker:
         Raises:
             RowError: if it passes over tools or their calls.
         """
-        return unwritten_fields(self._template, chat)
+        return self._unwritten.fields(chat)
 
     def _marked(self, chat: Chat, text: str, index: int, span: Span) -> Span:
         start, stop = span
@@ -157,7 +157,8 @@ def _holds_calls(chat: Chat, index: int, part: str) -> bool:
 
 def _said(chat: Chat, index: int, part: str) -> str:
     """Return a part of the text without what is thought: it may hold the same words."""
-    for field, value in chat.messages[index].items():
-        if field not in ("role", "content") and isinstance(value, str) and value.strip():
-            part = part.replace(value.strip(), "", 1)
+    fields = chat.messages[index].items()
+    beside = [value for field, value in fields if field not in ("role", "content")]
+    for text in dict.fromkeys(value.strip() for value in beside if isinstance(value, str)):
+        part = part.replace(text, "", 1)
     return part

@@ -15,17 +15,41 @@ from edgetune.data.template import Message, Renders
 
 _ALWAYS_READ = {"role", "content", "weight"}
 _MOST = 20  # fields of a row that are tried one by one, when not all of them are dropped
+_KINDS = 1024
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
 _CALLS = "tool_calls"
+_REASONING = {"reasoning_content", "thinking", "reasoning"}  # transformers takes any for another
 _ADVICE = "Use a model whose template writes them, or remove the row."
 
 
-def unwritten_fields(template: Renders, chat: Chat) -> frozenset[str]:
-    """Return the fields of messages that make no difference to what the template writes.
+class Unwritten:
+    """Finds the fields that one template passes over.
 
-    Raises:
-        RowError: if these are tool calls, or if the tools make no difference.
+    What was found for a chat holds for others with the same fields and roles, so that few are
+    rendered again; a refusal is always found anew.
     """
+
+    def __init__(self, template: Renders) -> None:
+        """Know nothing yet."""
+        self._template = template
+        self._found: dict[object, frozenset[str]] = {}
+
+    def fields(self, chat: Chat) -> frozenset[str]:
+        """Return the fields of messages that make no difference to what the template writes.
+
+        Raises:
+            RowError: if these are tool calls, or if the tools make no difference.
+        """
+        roles = frozenset((m["role"], *sorted(_extra(m))) for m in chat.messages)
+        key = roles, bool(chat.tools)
+        if key not in self._found:
+            if len(self._found) == _KINDS:
+                self._found.clear()
+            self._found[key] = _unwritten(self._template, chat)
+        return self._found[key]
+
+
+def _unwritten(template: Renders, chat: Chat) -> frozenset[str]:
     found = {name for message in chat.messages for name in _extra(message)}
     if not found and not chat.tools:
         return frozenset()
@@ -38,9 +62,9 @@ def unwritten_fields(template: Renders, chat: Chat) -> frozenset[str]:
         tried = sorted(found, key=lambda name: (name != _CALLS, name))[:_MOST]
         unwritten = {name for name in tried if _is_same(template, _without(chat, [name]), text)}
     if _CALLS in unwritten:
-        numbers = [number for number, m in enumerate(chat.messages, 1) if m.get(_CALLS)]
+        number = next(n for n, message in enumerate(chat.messages, 1) if message.get(_CALLS))
         raise RowError(
-            f"The chat template does not write the tool calls of message {numbers[0]}. {_ADVICE}"
+            f"The chat template does not write the tool calls of message {number}. {_ADVICE}"
         )
     return frozenset(unwritten)
 
@@ -52,6 +76,7 @@ def _extra(message: Message) -> Iterable[str]:
 
 def _without(chat: Chat, names: Iterable[str]) -> Chat:
     left_out = set(names)
+    left_out |= _REASONING if left_out & _REASONING else set()
     kept = [{k: v for k, v in message.items() if k not in left_out} for message in chat.messages]
     return Chat(kept, chat.tools)
 

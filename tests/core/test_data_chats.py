@@ -176,6 +176,29 @@ def test_fields_that_the_template_passes_over_are_counted(tokenizers, tmp_path):
     assert notes == ("fields of messages that the template does not write: stars (rows: 2)",)
 
 
+def test_thoughts_may_have_any_of_their_names(tokenizers):
+    row = chat("hello", "fine")
+    row["messages"][1] |= {"reasoning": "fine", "reasoning_content": "fine"}
+    marked = mark(tokenizers["segments"], row)
+    assert learned(marked) == ["fine<|im_end|>fine<|im_end|>"]
+    assert not marked.unwritten
+    row["messages"][1] |= {"reasoning": "well"}
+    assert mark(tokenizers["segments"], row).altered
+
+
+def test_alike_chats_are_told_alike_and_others_are_not(tokenizers):
+    encoder = Encoder(tokenizers["tools"], "assistant")
+    row = chat("hello", "fine")
+    row["messages"][1]["stars"] = 3
+    for _ in range(2):
+        assert encoder.mark(detect(row).read(row)).unwritten == {"stars"}
+    assert not encoder.mark(detect(row).read(chat("hello", "fine"))).unwritten
+    encoder = Encoder(tokenizers["chatml"], "assistant")
+    for _ in range(2):
+        with pytest.raises(RowError, match="the tool calls of message 2"):
+            encoder.mark(detect(row).read({**called(), "tools": None}))
+
+
 def test_thoughts_of_which_some_are_left_out_are_told(tokenizers):
     row = chat("hello", "fine", "so", "good")
     row["messages"][1]["reasoning_content"], row["messages"][3]["reasoning_content"] = "one", "two"
