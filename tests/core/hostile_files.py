@@ -1,10 +1,12 @@
 """Broken and hostile files of examples, each from a seed, and what reading one must come to.
 
-As a program: reads the files of a range of seeds and prints, as JSON, what went wrong, how many
-were accepted, how much memory it took over the start, and the longest time that one took.
+As a program: writes the files of a range of seeds, or reads them and prints, as JSON, what went
+wrong, how many were accepted, how much memory it took over the start, and the longest processor
+time that one took. Writing some takes more memory than reading any.
 
-    python tests/core/hostile_files.py MODEL_FOLDER FIRST STOP
-    python tests/core/hostile_files.py MODEL_FOLDER long NUMBER FOLDER
+    python tests/core/hostile_files.py write FOLDER FIRST STOP
+    python tests/core/hostile_files.py read FOLDER FIRST STOP MODEL_FOLDER
+    python tests/core/hostile_files.py read-long FOLDER NUMBER MODEL_FOLDER
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import json
 import random
 import resource
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -197,11 +198,11 @@ def hostile_file(seed: int) -> tuple[str, bytes]:
 def outcome(seed: int, folder: Path, tokenizer: Tokenizer) -> str:
     """Read the file of a seed; return ``accepted`` or ``refused``, or what is wrong with that."""
     draw = random.Random(-seed - 1)
-    name, content = hostile_file(seed)
-    (folder / name).write_bytes(content)
+    (file,) = (folder / str(seed)).iterdir()
+    name = file.name
     loss_on = draw.choice(("assistant", "assistant", "completion", "all"))
     try:
-        dataset = read_dataset(folder / name, tokenizer, loss_on=loss_on, seed=seed)
+        dataset = read_dataset(file, tokenizer, loss_on=loss_on, seed=seed)
     except DataError as error:
         return "refused" if f"{name}" in str(error) else f"the file is not named: {error}"
     if fault := fault_of(dataset):
@@ -260,15 +261,20 @@ def long_outcome(number: int, folder: Path, tokenizer: Tokenizer) -> str:
 
 
 def main() -> None:
-    """Read the files of a range of seeds, or a long file that was written before."""
-    tokenizer = load_tokenizer(Path(sys.argv[1]))
-    if sys.argv[2] == "long":
-        number = int(sys.argv[3])
-        report([number], partial(long_outcome, folder=Path(sys.argv[4]), tokenizer=tokenizer))
+    """Write or read the files of a range of seeds, or read a long file that is there."""
+    what, folder, number = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    if what == "write":
+        for seed in range(number, int(sys.argv[4])):
+            name, content = hostile_file(seed)
+            (folder / str(seed)).mkdir()
+            (folder / str(seed) / name).write_bytes(content)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        numbers = range(*map(int, sys.argv[2:]))
-        report(numbers, partial(outcome, folder=Path(folder), tokenizer=tokenizer))
+    tokenizer = load_tokenizer(Path(sys.argv[-1]))
+    if what == "read":
+        numbers = range(number, int(sys.argv[4]))
+        report(numbers, partial(outcome, folder=folder, tokenizer=tokenizer))
+    else:
+        report([number], partial(long_outcome, folder=folder, tokenizer=tokenizer))
 
 
 def report(numbers: Iterable[int], read: Callable[[int], str]) -> None:
