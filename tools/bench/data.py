@@ -51,7 +51,8 @@ def main() -> None:
         facts = {"bytes": file.stat().st_size, "rows": rows, "cores": usable_cores(),
                  "model": arguments.model, "tokenizers": version("tokenizers")}  # fmt: skip
         for _ in range(arguments.repeat):
-            results = {name: _measured(name, file, arguments) for name in CONTENDERS}
+            taking_part = ["bare", *(name for name in arguments.against if name != "bare")]
+            results = {name: _measured(name, file, arguments) for name in taking_part}
             for name, result in results.items():
                 ratios = {
                     f"{kind}_times_bare": round(result[kind] / results["bare"][kind], 3)
@@ -67,6 +68,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=usable_cores())
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--against", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
