@@ -68,7 +68,7 @@ class Wanted:
         flat = targets.reshape(-1)
         at = np.flatnonzero(flat != IGNORED)
         unit = max(1, chunk // STEPS)
-        padding = max(unit, -(-len(at) // unit) * unit) - len(at)
+        padding = min(flat.size, max(unit, -(-len(at) // unit) * unit)) - len(at)
         filled = np.pad(at, (0, padding))
         weights = np.pad(np.ones(len(at), np.float32), (0, padding))
         tokens = np.where(weights > 0, flat[filled], 0)
