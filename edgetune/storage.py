@@ -14,17 +14,23 @@ WIDE = 4
 WEIGHT_BYTES = {
     "nf4": 0.5 + 1 / 64 + 4 / (64 * 256),
     "int8": 1.0,
-    "q8": 1 + 4 / 64,
-    "q4": 0.5 + 4 / 64,
+    "q8": 1.0,
+    "q4": 0.5,
     "mxfp4": 0.5 + 1 / 32,
+    "nvfp4": 0.5 + 1 / 16,
 }
-"""Bytes a quantized weight takes, its scales included.
+"""Bytes a quantized weight takes, its scales included where they do not depend on the file's type.
 
 NF4 (Dettmers 2023, section 3): blocks of 64 with 8-bit scales, which have one float32 for 256 of
-them. int8: one float32 for a row, counted apart. MLX: groups of 64 with a 16-bit scale and bias; mxfp4: groups of 32 with an 8-bit scale.
+them. int8: one float32 for a row, counted apart. MLX: q8 and q4 have groups of 64 with a scale and
+a bias in the file's type, counted apart; mxfp4 groups of 32 and nvfp4 groups of 16 with an 8-bit
+scale.
 """
 
-QUANTIZED_OUTER = frozenset({"q8", "q4", "mxfp4"})
+AFFINE = frozenset({"q8", "q4"})
+AFFINE_GROUP = 64
+
+QUANTIZED_OUTER = frozenset({"q8", "q4", "mxfp4", "nvfp4"})
 """Formats that MLX also stores embedding and head in."""
 
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw-8bit": 2.03, "paged-adamw-8bit": 2.03}
@@ -37,6 +43,8 @@ def matrix_bytes(outputs: int, inputs: int, quantization: str, stored: int) -> i
     if quantization == "none":
         return size * stored
     scales = WIDE * outputs if quantization == "int8" else 0
+    if quantization in AFFINE:
+        scales = 2 * stored * -(-size // AFFINE_GROUP)
     return ceil(size * WEIGHT_BYTES[quantization]) + scales
 
 

@@ -209,7 +209,7 @@ class Engine:
         for found in arrays:
             if isinstance(found, dict):
                 for grad in reversed(found.values()):
-                    mx.async_eval(grad)
+                    mx.async_eval(grad)  # type: ignore[no-untyped-call]
         mx.eval(*arrays)
         self.guard.check()
 

@@ -2,7 +2,7 @@
 
 N loss tokens, D hidden size, V vocabulary, C tokens of a chunk. The gradient of the hidden
 states is computed in the forward pass, so no logits are kept: the peak is the (C, V) float32
-logits and their gradient, and (N, D).
+logits, whose place their gradient takes, and (N, D).
 """
 
 from __future__ import annotations
@@ -115,6 +115,8 @@ def _chunk(
     x: mx.array, tokens: mx.array, weights: mx.array, head: Head, scale: float
 ) -> tuple[mx.array, mx.array, mx.array]:
     logits, log_z, losses, correct = _losses(x, tokens, weights, head)
+    # all else that reads the logits comes first, so that their gradient takes their place
+    (logits,) = mx.depends([logits], [losses, correct])
     factor = weights * scale
     probability = mx.exp(logits - log_z) * factor[:, None]
     grad = probability.at[mx.arange(len(tokens)), tokens].subtract(factor)

@@ -84,6 +84,10 @@ class Backward:
         heads = Heads.of(self.shape, self.block.rule)
         out = self._project("o")
         ledger.drop(grad)
+        if rows.mlx:  # whose attention goes back without its output
+            done = min(saved.attended, rows.numbers(heads.queries))
+            saved.attended -= done
+            ledger.drop(done)
         prefix, prompt = self.block.traces.prefix, self.block.traces.prompt
         if not self.block.reached(READING, ATTEND):
             return 0

@@ -79,5 +79,11 @@ def capability_of(device: Device) -> Capability:
 
 def platform_of(device: Device) -> Platform:
     """Return what of a device decides bytes."""
-    faster = device.rate_16bit > device.rate_32bit
-    return Platform(kind=device.kind, multiplies_16bit=device.kind != "cpu" or faster)
+    match device.kind:
+        case "cpu":
+            multiplies = device.rate_16bit > device.rate_32bit
+        case "mlx":  # slower only where MLX runs on a processor
+            multiplies = device.rate_16bit >= device.rate_32bit
+        case "cuda":
+            multiplies = True
+    return Platform(kind=device.kind, multiplies_16bit=multiplies)
