@@ -16,8 +16,8 @@ QUERY_CHUNK = 256
 """Queries whose scores are held at once where attention is not fused."""
 
 
-MASK = 5
-"""Bytes of an element of MLX's mask: a distance, and whether it is seen."""
+SEEN, DISTANCE = 1, 4
+"""Bytes of an element of MLX's mask, and of what it is made from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,10 +105,11 @@ def _piece(heads: Heads, rows: Rows, copies: int) -> int:
         score = 2 * copies * WIDE if capped else copies * rows.width
         seen = rows.batch * queries * keys
         scores = seen * heads.count * score
-        mask = (seen if rows.documents > 1 else queries * keys) * MASK
+        masked = seen if rows.documents > 1 else queries * keys
+        mask = masked * (SEEN + (DISTANCE if len(ends) > 1 else 0))  # that of the next piece
         own = rows.batch * heads.queries * rows.width
         made = end - queries  # by the pieces before
-        held.append(scores + mask + own * (copies * queries + made))
+        held.append(scores + mask + own * (max(1, copies - 1) * queries + made))
     return max(held)
 
 

@@ -155,7 +155,12 @@ class MemoryModel:
 
 
 def place_bytes(shape: ModelShape, rows: Rows) -> int:
-    """Return what lives through a pass: tokens, targets, positions, tables of the rotation."""
+    """Return what lives through a pass: tokens, targets, positions, tables of the rotation.
+
+    MLX makes the tables inside of its kernel.
+    """
+    if rows.mlx:
+        return rows.tokens * INDICES
     tables = {rule.rotary for rule in shape.attention if rule.rotary is not None}
     turned = sum(2 * rotary.dimensions for rotary in tables)
     return rows.tokens * INDICES + rows.numbers(turned)
