@@ -29,6 +29,8 @@ scale.
 
 AFFINE = frozenset({"q8", "q4"})
 AFFINE_GROUP = 64
+GROUPS = {"q8": AFFINE_GROUP, "q4": AFFINE_GROUP, "mxfp4": 32, "nvfp4": 16}
+"""Inputs that share a scale, where rows of a matrix must be whole groups."""
 
 QUANTIZED_OUTER = frozenset({"q8", "q4", "mxfp4", "nvfp4"})
 """Formats that MLX also stores embedding and head in."""
@@ -48,6 +50,13 @@ def matrix_bytes(outputs: int, inputs: int, quantization: str, stored: int) -> i
     return ceil(size * WEIGHT_BYTES[quantization]) + scales
 
 
+def broken_rows(shape: ModelShape, quantization: str) -> int | None:
+    """Return the inputs of a matrix that are not whole groups of a format, None if all are."""
+    group = GROUPS.get(quantization, 1)
+    inputs = {shape.hidden_size, *(linear.inputs for linear in shape.linears)}
+    return min((size for size in inputs if size % group), default=None)
+
+
 def block_bytes(shape: ModelShape, quantization: str) -> int:
     """Return the bytes of one block's frozen tensors."""
     stored = BYTES[shape.dtype]
@@ -61,6 +70,8 @@ def outer_bytes(shape: ModelShape, quantization: str) -> int:
     stored = BYTES[shape.dtype]
     outer = quantization if quantization in QUANTIZED_OUTER else "none"
     return sum(
-        matrix_bytes(tensor.shape[0], tensor.size // tensor.shape[0], outer, stored)
+        matrix_bytes(tensor.shape[0], tensor.shape[1], outer, stored)
+        if tensor.kind in {"embedding", "head"}
+        else tensor.size * stored
         for tensor in shape.outer_tensors()
     )

@@ -47,6 +47,10 @@ class Backward:
         if not block.reached(*block.before_mlp, GATES):
             ledger.drop(active + saved.gates + beside)
             return 0
+        if rows.mlx:
+            ledger.passing(
+                pointwise.plain_activation(self.shape.activation, rows, self.shape.ffn_size)
+            )
         if gated:
             grads = pointwise.gated_backward(ledger, rows, self.shape.ffn_size)
         else:

@@ -32,8 +32,12 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 6000,
         "max_position_embeddings": 1024, "tie_word_embeddings": True,
     },
+    "gpt2": {
+        "model_type": "gpt2", "n_embd": 128, "n_layer": 3, "n_head": 4, "n_positions": 512,
+        "vocab_size": 3000,
+    },
 }  # fmt: skip
-"""Llamas by what their head is: a matrix of its own, or the embedding."""
+"""Llamas by what their head is: a matrix of its own, or the embedding. And a GPT-2."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +74,9 @@ CASES = (
     Case(model="tied", context=192, checkpointed=True, fixed={"method": "dora"}),
     Case(model="tied", context=128, fixed={"quantization": "q4"}),
     Case(model="tied", context=128, fixed={"method": "prompt"}),
+    Case(model="gpt2", context=128),
+    Case(model="gpt2", context=192, checkpointed=True),
+    Case(model="untied", context=128, checkpointed=True, fixed={"quantization": "mxfp4"}),
 )
 
 
@@ -107,16 +114,22 @@ def measure(case: Case, folder: Path) -> Measured:
     return Measured(plan.memory.phases.train - plan.memory.parts.runtime, peak)
 
 
-def main() -> None:
-    """Print the table."""
+def make(name: str, folder: Path) -> Path:
+    """Write one of the models."""
     from models import make_model
 
+    settings = dict(MODELS[name])
+    return make_model(folder / name, settings.pop("model_type", "llama"), **settings)
+
+
+def main() -> None:
+    """Print the table."""
     sys.stdout.write(
         "| model | method | base | rows | checkpointed | planned | measured | plan over it |\n"
     )
     sys.stdout.write("|---|---|---|---|---|---|---|---|\n")
     with tempfile.TemporaryDirectory() as folder:
-        made = {name: make_model(Path(folder) / name, "llama", **MODELS[name]) for name in MODELS}
+        made = {name: make(name, Path(folder)) for name in MODELS}
         for case in CASES:
             found = measure(case, made[case.model])
             figures = f"{found.planned / 1e6:.2f} MB | {found.peak / 1e6:.2f} MB"

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from models import make_model
-from plan_memory import CASES, MODELS, Case, measure
+from plan_memory import CASES, MODELS, Case, make, measure
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
-    return {name: make_model(folder / name, "llama", **MODELS[name]) for name in MODELS}
+    return {name: make(name, folder) for name in MODELS}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
