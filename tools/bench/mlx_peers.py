@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 VOCABULARIES = (32_000, 128_256)
-ROWS, CONTEXT, STEPS, RANK, CHUNK = 2, 64, 4, 8, 16
+ROWS, CONTEXT, STEPS, RANK = 2, 64, 4, 8
 KEYS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
         "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]  # fmt: skip
 
@@ -62,7 +62,7 @@ def ours(folder: Path) -> dict[str, Any]:
     fixed = {
         "rank": RANK, "quantization": "none", "checkpointing": Checkpointing(layers=4),
         "placement": "resident", "compute_dtype": "float32", "context": CONTEXT,
-        "micro_batch": ROWS, "accumulation": 1, "loss_chunk": CHUNK,
+        "micro_batch": ROWS, "accumulation": 1,
     }  # fmt: skip
     plan = make_plan(read_device("mlx"), str(folder), model.shape, fixed=fixed, training={})
     session = load_backend("mlx").open(plan, model)
