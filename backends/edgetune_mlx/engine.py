@@ -132,7 +132,8 @@ class Engine:
         return x
 
     def _head_alone(self, run: Pass, _: range, x: mx.array) -> tuple[Sums, mx.array]:
-        losses, correct, grad, found = self._head(run, x, now=True)
+        with self.guard.in_order():
+            losses, correct, grad, found = self._head(run, x, now=True)
         self._evaluate(losses, correct, grad, _added(run.grads, found))
         return Sums.of(losses, correct, run.wanted.count), grad
 

@@ -106,7 +106,9 @@ def losses_and_gradient(
             (part,) = mx.depends([part], list(parts[-1]))
         parts.append(_chunk(part, wanted.tokens[span], wanted.weights[span], head, scale))
         if now:
-            mx.eval(parts[-1])
+            losses, correct, grad = parts[-1]
+            mx.eval(losses, correct)  # nothing but the gradient has use for the logits then
+            mx.eval(grad)
     losses, correct, grads = (mx.concatenate(list(found)) for found in zip(*parts, strict=True))
     return losses, correct, grads
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import mlx.core as mx
@@ -38,7 +40,8 @@ class Guard:
         self.limit = limit
         self._peak = 0
         mx.reset_peak_memory()
-        self._memory_limit = mx.set_memory_limit(min(waiting, limit))
+        self._waiting = min(waiting, limit)
+        self._memory_limit = mx.set_memory_limit(self._waiting)
         self._cache_limit = mx.set_cache_limit(cache)
 
     @classmethod
@@ -56,6 +59,18 @@ class Guard:
         """Measure the peak of what comes next by itself."""
         self._peak = max(self._peak, mx.get_peak_memory())
         mx.reset_peak_memory()
+
+    @contextmanager
+    def in_order(self) -> Iterator[None]:
+        """Wait for nothing while what is evaluated is evaluated one part after the other.
+
+        Waiting for the last operation keeps a processor busy (MLX 0.32).
+        """
+        mx.set_memory_limit(self.limit)
+        try:
+            yield
+        finally:
+            mx.set_memory_limit(self._waiting)
 
     def check(self) -> None:
         """Compare the peak since :meth:`begin` with the limit.
