@@ -83,4 +83,4 @@ def gated_backward(ledger: Ledger, rows: Rows, columns: int) -> int:
 
 def plain_activation(name: str, rows: Rows, columns: int) -> int:
     """Return the bytes of what MLX makes an activation and its gradient of, one array a term."""
-    return (6 if name == "gelu_tanh" else 3) * rows.numbers(columns)
+    return (5 if name == "gelu_tanh" else 3) * rows.numbers(columns)

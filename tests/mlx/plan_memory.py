@@ -62,7 +62,7 @@ CASES = (
     Case(model="untied", context=128),
     Case(model="untied", context=128, checkpointed=True),
     Case(model="untied", context=320),
-    Case(model="untied", context=160, checkpointed=True, fixed={"micro_batch": 2}),
+    Case(model="untied", context=64, checkpointed=True, fixed={"micro_batch": 2}),
     Case(model="untied", context=128, checkpointed=True, fixed={"quantization": "q4"}),
     Case(model="untied", context=128, fixed={"quantization": "q8"}),
     Case(model="untied", context=128, checkpointed=True, fixed={"method": "adapter"}),
@@ -75,8 +75,8 @@ CASES = (
     Case(model="tied", context=128, fixed={"quantization": "q4"}),
     Case(model="tied", context=128, fixed={"method": "prompt"}),
     Case(model="gpt2", context=128),
-    Case(model="gpt2", context=192, checkpointed=True),
-    Case(model="untied", context=128, checkpointed=True, fixed={"quantization": "mxfp4"}),
+    Case(model="gpt2", context=64, checkpointed=True, fixed={"micro_batch": 2}),
+    Case(model="untied", context=128, fixed={"quantization": "mxfp4"}),
 )
 
 
