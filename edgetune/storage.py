@@ -14,17 +14,25 @@ WIDE = 4
 WEIGHT_BYTES = {
     "nf4": 0.5 + 1 / 64 + 4 / (64 * 256),
     "int8": 1.0,
-    "q8": 1 + 4 / 64,
-    "q4": 0.5 + 4 / 64,
+    "q8": 1.0,
+    "q4": 0.5,
     "mxfp4": 0.5 + 1 / 32,
+    "nvfp4": 0.5 + 1 / 16,
 }
-"""Bytes a quantized weight takes, its scales included.
+"""Bytes a quantized weight takes, its scales included where they do not depend on the file's type.
 
 NF4 (Dettmers 2023, section 3): blocks of 64 with 8-bit scales, which have one float32 for 256 of
-them. int8: one float32 for a row, counted apart. MLX: groups of 64 with a 16-bit scale and bias; mxfp4: groups of 32 with an 8-bit scale.
+them. int8: one float32 for a row, counted apart. MLX: q8 and q4 have groups of 64 with a scale and
+a bias in the file's type, counted apart; mxfp4 groups of 32 and nvfp4 groups of 16 with an 8-bit
+scale.
 """
 
-QUANTIZED_OUTER = frozenset({"q8", "q4", "mxfp4"})
+AFFINE = frozenset({"q8", "q4"})
+AFFINE_GROUP = 64
+GROUPS = {"q8": AFFINE_GROUP, "q4": AFFINE_GROUP, "mxfp4": 32, "nvfp4": 16}
+"""Inputs that share a scale, where rows of a matrix must be whole groups."""
+
+QUANTIZED_OUTER = frozenset({"q8", "q4", "mxfp4", "nvfp4"})
 """Formats that MLX also stores embedding and head in."""
 
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw-8bit": 2.03, "paged-adamw-8bit": 2.03}
@@ -37,7 +45,16 @@ def matrix_bytes(outputs: int, inputs: int, quantization: str, stored: int) -> i
     if quantization == "none":
         return size * stored
     scales = WIDE * outputs if quantization == "int8" else 0
+    if quantization in AFFINE:
+        scales = 2 * stored * -(-size // AFFINE_GROUP)
     return ceil(size * WEIGHT_BYTES[quantization]) + scales
+
+
+def broken_rows(shape: ModelShape, quantization: str) -> int | None:
+    """Return the inputs of a matrix that are not whole groups of a format, None if all are."""
+    group = GROUPS.get(quantization, 1)
+    inputs = {shape.hidden_size, *(linear.inputs for linear in shape.linears)}
+    return min((size for size in inputs if size % group), default=None)
 
 
 def block_bytes(shape: ModelShape, quantization: str) -> int:
@@ -53,6 +70,8 @@ def outer_bytes(shape: ModelShape, quantization: str) -> int:
     stored = BYTES[shape.dtype]
     outer = quantization if quantization in QUANTIZED_OUTER else "none"
     return sum(
-        matrix_bytes(tensor.shape[0], tensor.size // tensor.shape[0], outer, stored)
+        matrix_bytes(tensor.shape[0], tensor.shape[1], outer, stored)
+        if tensor.kind in {"embedding", "head"}
+        else tensor.size * stored
         for tensor in shape.outer_tensors()
     )

@@ -17,7 +17,7 @@ from edgetune.shape import ModelShape, Rotary
 from edgetune_mlx.adaptation import BASE, Adaptation, Attended
 from edgetune_mlx.attention import Keys
 from edgetune_mlx.load import BlockWeights, Weights
-from edgetune_mlx.pointwise import activation, gated_activation, rotate
+from edgetune_mlx.pointwise import gated_activation, plain_activation, rotate
 from edgetune_mlx.precision import DTYPES
 from edgetune_mlx.rotary import frequencies
 
@@ -160,7 +160,7 @@ class _Block:
         elif "gate" in roles:
             x = gated_activation(self._project("gate", x), self._project("up", x), name)
         else:
-            x = activation(self._project("up", x), name)
+            x = plain_activation(self._project("up", x), name)
         out = self._norm("mlp_output", self._project("down", x))
         return self.method.sublayer(self.layer, "mlp", entry, out)
 

@@ -37,6 +37,8 @@ class Pass:
     wanted: Wanted
     method: Adapted
     scale: float
+    grads: Gradients
+    """The gradients of a step, to which those of this micro-batch are added as they are found."""
 
 
 class Engine:
@@ -63,12 +65,12 @@ class Engine:
         self.entries = entries
 
     def gradients(
-        self, batch: MicroBatch, method: Adapted, *, scale: float
-    ) -> tuple[Sums, Gradients]:
-        """Return the summed loss and ``scale`` times its gradient by each trained tensor."""
+        self, batch: MicroBatch, method: Adapted, *, scale: float, into: Gradients
+    ) -> Sums:
+        """Return the summed loss; add ``scale`` times its gradient by each trained tensor."""
         batch, place = placed(batch, method)
         wanted = Wanted.of(batch.targets, self.chunk)
-        run = Pass(mx.array(batch.tokens), place, wanted, method, scale)
+        run = Pass(mx.array(batch.tokens), place, wanted, method, scale, into)
         first, last = method.first_layer, self.decoder.shape.layers
         cut = max(first, min(self.islands, last))
         x = self._through(run, range(first), self.decoder.embed(run.tokens, run.place, method))
@@ -77,13 +79,13 @@ class Engine:
                 entries.push(x)
                 x = self._through(run, (layer,), x)
             closed = self._head_alone if cut == last else self._open_blocks
-            sums, grad, grads = closed(run, range(cut, last), x)
+            sums, grad = closed(run, range(cut, last), x)
             del x
             for layer in reversed(range(first, cut)):
-                grad = self._island(run, layer, entries.pop(), grad, grads)
+                grad = self._island(run, layer, entries.pop(), grad)
         if method.trains_input:
-            self._input(run, grad, grads)
-        return sums, grads
+            self._input(run, grad)
+        return sums
 
     def evaluate(self, batch: MicroBatch, method: Adaptation) -> Sums:
         """Return the summed loss of a micro-batch."""
@@ -129,15 +131,14 @@ class Engine:
             self._evaluate(x)
         return x
 
-    def _head_alone(self, run: Pass, _: range, x: mx.array) -> tuple[Sums, mx.array, Gradients]:
-        losses, correct, grad, grads = self._head(run, x, now=True)
-        self._evaluate(losses, correct, grad, grads)
-        return Sums.of(losses, correct, run.wanted.count), grad, grads
+    def _head_alone(self, run: Pass, _: range, x: mx.array) -> tuple[Sums, mx.array]:
+        with self.guard.in_order():
+            losses, correct, grad, found = self._head(run, x, now=True)
+        self._evaluate(losses, correct, grad, _added(run.grads, found))
+        return Sums.of(losses, correct, run.wanted.count), grad
 
-    def _open_blocks(
-        self, run: Pass, layers: range, x: mx.array
-    ) -> tuple[Sums, mx.array, Gradients]:
-        """Return the loss, the gradient of x and those of the tensors behind it.
+    def _open_blocks(self, run: Pass, layers: range, x: mx.array) -> tuple[Sums, mx.array]:
+        """Return the loss and the gradient of x; add those of the tensors behind it.
 
         The function that is differentiated has the right gradient, not the right value: the
         last output times its gradient, which the head computed without autograd.
@@ -151,14 +152,13 @@ class Engine:
 
         own = [run.method.of_block(layer) for layer in layers]
         (_, found), (x_grad, of_blocks) = mx.value_and_grad(product, argnums=(0, 1))(x, own)
-        losses, correct, grads = found
-        self._evaluate(losses, correct, grads)
+        losses, correct, of_head = found
+        self._evaluate(losses, correct, _added(run.grads, of_head))
         while of_blocks:
-            _add(grads, of_blocks.pop())
-            self._evaluate(grads)
+            self._evaluate(_added(run.grads, of_blocks.pop()))
         if self._goes_on(run, layers.start):
             self._evaluate(x_grad)
-        return Sums.of(losses, correct, run.wanted.count), x_grad, grads
+        return Sums.of(losses, correct, run.wanted.count), x_grad
 
     def _head(
         self, run: Pass, x: mx.array, *, now: bool
@@ -179,16 +179,14 @@ class Engine:
         spread = mx.zeros_like(flat).at[wanted.at].add(grad).reshape(x.shape)
         return losses, correct, spread, dict(zip(own, grads, strict=True))
 
-    def _island(
-        self, run: Pass, layer: int, entry: mx.array, grad: mx.array, grads: Gradients
-    ) -> mx.array:
-        """Return the gradient of a block's input; add those of its tensors to ``grads``."""
+    def _island(self, run: Pass, layer: int, entry: mx.array, grad: mx.array) -> mx.array:
+        """Return the gradient of a block's input; add those of its tensors."""
         x_grad, found = self.blocks.backward(layer, entry, grad, run.place, run.method)
-        _add(grads, found)
-        self._evaluate(grads, *([x_grad] if self._goes_on(run, layer) else []))
+        goes_on = [x_grad] if self._goes_on(run, layer) else []
+        self._evaluate(_added(run.grads, found), *goes_on)
         return x_grad
 
-    def _input(self, run: Pass, grad: mx.array, grads: Gradients) -> None:
+    def _input(self, run: Pass, grad: mx.array) -> None:
         """Add the gradients of what the method does to the embeddings."""
         own = run.method.of_input()
 
@@ -197,18 +195,28 @@ class Engine:
             return self.decoder.embed(run.tokens, run.place, method)
 
         found = mx.vjp(embed, list(own.values()), [grad])[1]
-        _add(grads, dict(zip(own, found, strict=True)))
-        self._evaluate(grads)
+        self._evaluate(_added(run.grads, dict(zip(own, found, strict=True))))
 
     def _goes_on(self, run: Pass, layer: int) -> bool:
         """Tell whether the gradient of a block's input is needed."""
         return run.method.trains_input or layer > run.method.first_layer
 
     def _evaluate(self, *arrays: mx.array | Gradients) -> None:
+        """Evaluate arrays; of gradients those first whose tensors come last in a block.
+
+        Asked for all at once, MLX makes them at the very end, and keeps what they are products
+        of until then.
+        """
+        for found in arrays:
+            if isinstance(found, dict):
+                for grad in reversed(found.values()):
+                    mx.async_eval(grad)  # type: ignore[no-untyped-call]
         mx.eval(*arrays)
         self.guard.check()
 
 
-def _add(grads: Gradients, found: Gradients) -> None:
+def _added(grads: Gradients, found: Gradients) -> Gradients:
+    """Add what was found and return the sums that it changed."""
     for name, grad in found.items():
         grads[name] = grads[name] + grad if name in grads else grad
+    return {name: grads[name] for name in found}

@@ -2,7 +2,7 @@
 
 N loss tokens, D hidden size, V vocabulary, C tokens of a chunk. The gradient of the hidden
 states is computed in the forward pass, so no logits are kept: the peak is the (C, V) float32
-logits and their gradient, and (N, D).
+logits, whose place their gradient takes, and (N, D).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Wanted:
         flat = targets.reshape(-1)
         at = np.flatnonzero(flat != IGNORED)
         unit = max(1, chunk // STEPS)
-        padding = max(unit, -(-len(at) // unit) * unit) - len(at)
+        padding = min(flat.size, max(unit, -(-len(at) // unit) * unit)) - len(at)
         filled = np.pad(at, (0, padding))
         weights = np.pad(np.ones(len(at), np.float32), (0, padding))
         tokens = np.where(weights > 0, flat[filled], 0)
@@ -106,7 +106,9 @@ def losses_and_gradient(
             (part,) = mx.depends([part], list(parts[-1]))
         parts.append(_chunk(part, wanted.tokens[span], wanted.weights[span], head, scale))
         if now:
-            mx.eval(parts[-1])
+            losses, correct, grad = parts[-1]
+            mx.eval(losses, correct)  # nothing but the gradient has use for the logits then
+            mx.eval(grad)
     losses, correct, grads = (mx.concatenate(list(found)) for found in zip(*parts, strict=True))
     return losses, correct, grads
 
@@ -115,6 +117,8 @@ def _chunk(
     x: mx.array, tokens: mx.array, weights: mx.array, head: Head, scale: float
 ) -> tuple[mx.array, mx.array, mx.array]:
     logits, log_z, losses, correct = _losses(x, tokens, weights, head)
+    # all else that reads the logits comes first, so that their gradient takes their place
+    (logits,) = mx.depends([logits], [losses, correct])
     factor = weights * scale
     probability = mx.exp(logits - log_z) * factor[:, None]
     grad = probability.at[mx.arange(len(tokens)), tokens].subtract(factor)

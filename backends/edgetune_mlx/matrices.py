@@ -7,7 +7,7 @@ become numbers, so that the parts can be handed to a compiled function.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +17,9 @@ from edgetune.errors import UsageError
 from edgetune_mlx.precision import multiplies_quantized
 
 Parts = Mapping[str, mx.array]
+
+PACKED_AT_ONCE: Final = 1 << 14
+"""Numbers that are quantized at a time without a kernel for it."""
 
 
 class Packing(ABC):
@@ -55,6 +58,10 @@ class Plain(Packing):
         return parts["values"].astype(dtype)
 
 
+def _joined(pieces: Sequence[mx.array]) -> mx.array:
+    return pieces[0] if len(pieces) == 1 else mx.concatenate(list(pieces))
+
+
 @dataclass(frozen=True, slots=True)
 class Quantized(Packing):
     """One of MLX's formats: ``bits`` a number, and scales for every ``group`` of inputs."""
@@ -74,8 +81,20 @@ class Quantized(Packing):
                 f"This model has a matrix with {values.shape[-1]} inputs; {self.bits} bits on MLX "
                 f"need a multiple of {self.group}. --quantization none works."
             )
-        found = mx.quantize(values, self.group, self.bits, self.mode)
+        rows = len(values)
+        if self.mode != "affine" and not multiplies_quantized():
+            # a processor has no kernel for it: every number is compared with every code at once
+            rows = max(1, PACKED_AT_ONCE // values.shape[-1])
+        pieces = [
+            self._packed(values[start : start + rows]) for start in range(0, len(values), rows)
+        ]
+        found = map(_joined, zip(*pieces, strict=True))
         return dict(zip(("codes", "scales", "biases"), found, strict=False))
+
+    def _packed(self, values: mx.array) -> Sequence[mx.array]:
+        found: Sequence[mx.array] = mx.quantize(values, self.group, self.bits, self.mode)
+        mx.eval(*found)
+        return found
 
     def dense(self, parts: Parts, dtype: mx.Dtype) -> mx.array:
         """Return the dequantized values."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import mlx.core as mx
 
 from edgetune.backend import DeviceOutOfMemoryError, MemoryReading
+from edgetune.choice import Choice
 from edgetune.plan import Plan
+from edgetune.shape import ModelShape
+from edgetune.storage import BYTES, WIDE
 from edgetune.units import format_bytes
-
-WAIT_SHARE: Final = 7 / 8
-"""Share of the memory from which on MLX waits for what runs."""
+from edgetune_mlx.attention import QUERY_CHUNK
 
 LEAST_CACHE: Final = 32 * 2**20
 MOST_CACHE: Final = 2**30
@@ -21,31 +24,53 @@ class Guard:
     """Keeps MLX within a plan's memory.
 
     MLX prepares operations ahead of those that run, and waits only while it holds more than its
-    memory limit; it never refuses what the system grants, and on unified memory the system then
-    swaps. What a step took is therefore held against the plan after each evaluation. Nothing is
-    wired: a maximal wired limit is linked to kernel panics on small Macs. Not yet seen on a Mac:
-    the limits' effect on Metal's allocator.
+    memory limit. That is what the plan says that training takes, less the largest array that one
+    operation may add: what is prepared stays within the plan, and the gradient of the logits,
+    which waits for all that reads them, takes their place. MLX never refuses what the system
+    grants, and on unified memory the system then swaps. What a step took is therefore held
+    against the plan after each evaluation. Nothing is wired: a maximal wired limit is linked to
+    kernel panics on small Macs. Not yet seen on a Mac: the limits' effect on Metal's allocator.
     """
 
-    def __init__(self, limit: int, cache: int) -> None:
-        """Set MLX's limits, in bytes, until :meth:`close`."""
+    def __init__(self, limit: int, *, waiting: int, cache: int) -> None:
+        """Set MLX's limits until :meth:`close`; all in bytes.
+
+        Beyond ``waiting`` MLX waits for what runs, beyond ``limit`` a step has failed.
+        """
         self.limit = limit
         self._peak = 0
         mx.reset_peak_memory()
-        self._memory_limit = mx.set_memory_limit(int(limit * WAIT_SHARE))
+        self._waiting = min(waiting, limit)
+        self._memory_limit = mx.set_memory_limit(self._waiting)
         self._cache_limit = mx.set_cache_limit(cache)
 
     @classmethod
-    def of(cls, plan: Plan) -> Guard:
+    def of(cls, plan: Plan, shape: ModelShape) -> Guard:
         """Return the guard of a plan: freed buffers are kept where the plan leaves room."""
         left = plan.device.budget_bytes - plan.memory.peak_bytes
-        limit = plan.device.budget_bytes - plan.memory.parts.runtime
-        return cls(limit, min(MOST_CACHE, max(LEAST_CACHE, left)))
+        runtime = plan.memory.parts.runtime
+        return cls(
+            plan.device.budget_bytes - runtime,
+            waiting=max(0, plan.memory.phases.train - runtime - largest_array(plan.choice, shape)),
+            cache=min(MOST_CACHE, max(LEAST_CACHE, left)),
+        )
 
     def begin(self) -> None:
         """Measure the peak of what comes next by itself."""
         self._peak = max(self._peak, mx.get_peak_memory())
         mx.reset_peak_memory()
+
+    @contextmanager
+    def in_order(self) -> Iterator[None]:
+        """Wait for nothing while what is evaluated is evaluated one part after the other.
+
+        Waiting for the last operation keeps a processor busy (MLX 0.32).
+        """
+        mx.set_memory_limit(self.limit)
+        try:
+            yield
+        finally:
+            mx.set_memory_limit(self._waiting)
 
     def check(self) -> None:
         """Compare the peak since :meth:`begin` with the limit.
@@ -74,6 +99,17 @@ class Guard:
         mx.clear_cache()
         mx.set_memory_limit(self._memory_limit)
         mx.set_cache_limit(self._cache_limit)
+
+
+def largest_array(choice: Choice, shape: ModelShape) -> int:
+    """Return the bytes of the largest array of a step: of an MLP, of logits, or of scores."""
+    width = BYTES[choice.compute_dtype]
+    queries = min(QUERY_CHUNK, choice.context)
+    return max(
+        choice.tokens * shape.ffn_size * width,
+        min(choice.loss_chunk, choice.tokens) * shape.vocabulary * WIDE,
+        choice.micro_batch * shape.heads * queries * choice.context * width,
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

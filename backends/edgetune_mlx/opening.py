@@ -28,7 +28,7 @@ def open_session(plan: Plan, model: LocalModel) -> MlxSession:
     _check(plan)
     choice, shape = plan.choice, model.shape
     loader = Loader(model, packing_of(choice.quantization))
-    guard = Guard.of(plan)
+    guard = Guard.of(plan, shape)
     try:
         weights = loader.load(StreamedBlocks(loader) if choice.placement == "disk" else None)
         head = Head(

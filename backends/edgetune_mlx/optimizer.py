@@ -6,7 +6,7 @@ torch backend writes, so that a run can go on with either.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from math import sqrt
 
 import mlx.core as mx
@@ -30,17 +30,16 @@ class AdamW:
         self._moments: dict[str, mx.array] = {}
 
     def updated(
-        self, tensors: Mapping[str, mx.array], grads: Mapping[str, mx.array], rate: float, step: int
-    ) -> Iterator[tuple[str, mx.array]]:
-        """Yield each trained tensor after step ``step``, counted from 1, one after the other."""
-        for name, size in self.sizes.items():
-            mean, square = self._advanced(name, size, grads[name].reshape(-1))
-            flat = tensors[name].reshape(-1) * (1 - rate * self.rates[name] * self.decay)
-            deviation = mx.sqrt(square) / sqrt(1 - ADAMW.beta2**step) + ADAMW.eps
-            share = rate * self.rates[name] / (1 - ADAMW.beta1**step)
-            tensor = (flat - share * (mean / deviation)).reshape(tensors[name].shape)
-            mx.eval(tensor, mean, square)
-            yield name, tensor
+        self, name: str, tensor: mx.array, grad: mx.array, rate: float, step: int
+    ) -> mx.array:
+        """Return a trained tensor after step ``step``, counted from 1."""
+        mean, square = self._advanced(name, grad.reshape(-1))
+        flat = tensor.reshape(-1) * (1 - rate * self.rates[name] * self.decay)
+        deviation = mx.sqrt(square) / sqrt(1 - ADAMW.beta2**step) + ADAMW.eps
+        share = rate * self.rates[name] / (1 - ADAMW.beta1**step)
+        found = (flat - share * (mean / deviation)).reshape(tensor.shape)
+        mx.eval(found, mean, square)
+        return found
 
     def state(self) -> dict[str, NDArray[np.generic]]:
         """Return the state as ``<tensor name>.<part>``; nothing before the first step."""
@@ -63,8 +62,8 @@ class AdamW:
             raise ModelError(f"The optimizer state does not fit the plan: {', '.join(wrong[:8])}.")
         self._moments = {name: mx.array(np.asarray(x)) for name, x in state.items()}
 
-    def _advanced(self, name: str, size: int, grad: mx.array) -> tuple[mx.array, mx.array]:
-        zeros = mx.zeros(size, mx.float32)
+    def _advanced(self, name: str, grad: mx.array) -> tuple[mx.array, mx.array]:
+        zeros = mx.zeros(self.sizes[name], mx.float32)
         mean = self._moments.get(f"{name}.exp_avg", zeros)
         square = self._moments.get(f"{name}.exp_avg_sq", zeros)
         mean = ADAMW.beta1 * mean + (1 - ADAMW.beta1) * grad

@@ -23,6 +23,11 @@ def gated_activation(gate: mx.array, up: mx.array, name: str) -> mx.array:
     return recomputed(lambda gate, up: activation(gate, name) * up)(gate, up)
 
 
+def plain_activation(x: mx.array, name: str) -> mx.array:
+    """Return ``activation(x)``."""
+    return recomputed(lambda x: activation(x, name))(x)
+
+
 def activation(x: mx.array, name: str) -> mx.array:
     """Return the named activation of x."""
     match name:

@@ -68,8 +68,10 @@ class MlxSession:
             if not (isfinite(loss) and isfinite(norm)):
                 raise DivergedError(f"loss {loss}, gradient norm {norm}")
         self.steps += 1
-        updated = self.optimizer.updated(self.method.parameters, grads, learning_rate, self.steps)
-        self.method = self.method.over(dict(updated))
+        for name in self.method.trained:  # what was there before is gone when the next one comes
+            before, grad = self.method.parameters[name], grads.pop(name)
+            after = self.optimizer.updated(name, before, grad, learning_rate, self.steps)
+            self.method = self.method.over({name: after})
         return StepResult(loss=loss, grad_norm=norm)
 
     def attach(self, name: str, method: Method, tensors: Tensors) -> None:
@@ -159,12 +161,7 @@ class MlxSession:
         loss, total = 0.0, Gradients()
         for index, batch in enumerate(micro_batches):
             method = self.method.drawing(f"{self.plan.training.seed}:{self.steps}", index)
-            sums, grads = self.engine.gradients(batch, method, scale=scale)
-            loss += sums.loss
-            for name in self.method.trained:
-                grad = grads.pop(name)
-                total[name] = total[name] + grad if name in total else grad
-            mx.eval(total)
+            loss += self.engine.gradients(batch, method, scale=scale, into=total).loss
         return loss, total
 
     @contextmanager

@@ -20,6 +20,8 @@ from edgetune.backend import OWN, Session
 from edgetune.errors import CheckFailedError, UsageError
 from edgetune.export import Exported, ExportRequest, export
 from edgetune.export.check import MergeCheck, compare, require
+from edgetune.export.folder import folder_bytes, new_folder
+from edgetune.export.mlx_quantized import Bits, quantize_folder, refuse_unquantizable
 from edgetune.export.truncate import truncated
 from edgetune.model import LocalModel, resolve
 from edgetune.plan import Plan
@@ -51,17 +53,31 @@ def export_run(
     shard_bytes: int | None = None,
     data: Path | None = None,
     rank: int | None = None,
+    quantize: Bits | None = None,
 ) -> ExportResult:
     """Export a run; merged weights are compared with base and adapter on rows of its data.
 
-    With ``rank`` an adapter that DyLoRA trained is cut to its first components.
+    With ``rank`` an adapter that DyLoRA trained is cut to its first components. With ``quantize``
+    the merged model is stored in MLX's bits, after it was compared.
 
     Raises:
         CheckFailedError: if the merged model is not the trained one; it is removed then.
         EdgetuneError: if the run, its model, its data or the output cannot be had.
     """
-    folder, plan, model = open_planned(path)
-    adapter = load_adapter(folder.finished_adapter(), model.shape)
+    run, plan, model = open_planned(path)
+    if quantize is not None:
+        if to != "mlx":
+            raise UsageError(f"--quantize is MLX's: it goes with --to mlx, not --to {to}.")
+        refuse_unquantizable(model, quantize)
+        with new_folder(output, 0) as folder, tempfile.TemporaryDirectory(dir=folder.parent) as by:
+            whole = Path(by) / "model"
+            result = export_run(
+                path, to, whole, dtype=dtype, shard_bytes=shard_bytes, data=data, rank=rank
+            )
+            quantize_folder(whole, folder, quantize)
+            nbytes = folder_bytes(folder)
+        return ExportResult(exported=Exported(folder=output, nbytes=nbytes), check=result.check)
+    adapter = load_adapter(run.finished_adapter(), model.shape)
     if rank is not None:
         adapter = truncated(adapter, rank, plan.choice.method)
     request = ExportRequest(

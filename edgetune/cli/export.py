@@ -32,6 +32,11 @@ from edgetune.units import format_bytes
     help="Rows to check a merge on. [default: the run's own]",
 )
 @click.option("--rank", type=int, help="Cut an adapter that dylora trained to this rank.")
+@click.option(
+    "--quantize",
+    type=click.Choice(["q8", "q4"]),
+    help="Store merged weights in 8 or 4 bits, for --to mlx.",
+)
 @common_options
 def command(
     run: Path,
@@ -41,6 +46,7 @@ def command(
     shard_size: int | None,
     data: Path | None,
     rank: int | None,
+    quantize: Any,
     as_json: bool,
 ) -> None:
     """Write the adapter of a RUN (peft), the model with the adapter merged in (hf), or both
@@ -49,7 +55,10 @@ def command(
     A merged model is compared with base and adapter on rows of the run, and refused if it
     differs.
     """
-    result = export_run(run, to, output, dtype=dtype, shard_bytes=shard_size, data=data, rank=rank)
+    result = export_run(
+        run, to, output, dtype=dtype, shard_bytes=shard_size, data=data, rank=rank,
+        quantize=quantize,
+    )  # fmt: skip
     if result.check is not None:
         say(
             f"KL of the merge {result.check.kl_max:.2e} at most, of the base without the adapter "

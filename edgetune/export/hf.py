@@ -65,7 +65,7 @@ class Merged:
         merge = merge_of(request.adapter, model)
         tensors = merged_tensors(request, merge)
         limit = SHARD_BYTES if request.shard_bytes is None else request.shard_bytes
-        copied = _companions(model.folder)
+        copied = companions(model.folder)
         dtype = request.dtype or model.shape.dtype
         return cls(
             shards=_named(list(_split(tensors, limit))),
@@ -138,7 +138,8 @@ def _config(config: Mapping[str, object], dtype: FloatName) -> dict[str, object]
     return written
 
 
-def _companions(folder: Path) -> list[Path]:
+def companions(folder: Path) -> list[Path]:
+    """Return the files of a model's folder that a copy of it needs besides config and weights."""
     return sorted({path for pattern in _COPIED for path in folder.glob(pattern) if path.is_file()})
 
 

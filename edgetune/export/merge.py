@@ -71,7 +71,7 @@ def _in_file_order(tensors: Mapping[str, StoredTensor]) -> list[StoredTensor]:
 
 
 def _chunks(stored: StoredTensor, change: Update | None, dtype: str) -> Chunks:
-    for start, stop in _row_spans(stored.shape):
+    for start, stop in row_spans(stored.shape):
         values = read_rows(stored, start, stop)
         if change is None and stored.dtype == dtype:
             yield values
@@ -82,7 +82,8 @@ def _chunks(stored: StoredTensor, change: Update | None, dtype: str) -> Chunks:
             yield _rounded(values, dtype, stored.name)
 
 
-def _row_spans(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+def row_spans(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Yield where runs of rows begin and end that are worked on at once."""
     count = max(1, CHUNK_ELEMENTS // max(1, prod(shape[1:])))
     rows = shape[0] if shape else 1
     for start in range(0, rows, count):

@@ -16,6 +16,10 @@ QUERY_CHUNK = 256
 """Queries whose scores are held at once where attention is not fused."""
 
 
+SEEN, DISTANCE = 1, 4
+"""Bytes of an element of MLX's mask, and of what it is made from."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heads:
     """Columns of queries and of keys (or values), and the rule of a layer."""
@@ -38,7 +42,11 @@ class Heads:
     def fused(self, rows: Rows) -> bool:
         """Tell whether one kernel does it."""
         window = self.rule.window
-        return self.rule.softcap is None and (window is None or window >= rows.context)
+        return (
+            not rows.mlx
+            and self.rule.softcap is None
+            and (window is None or window >= rows.context)
+        )
 
     @property
     def all(self) -> int:
@@ -49,6 +57,10 @@ class Heads:
 def attend_forward(ledger: Ledger, heads: Heads, rows: Rows) -> int:
     """Attend; return the bytes that stay beside the output: a float32 a query if fused."""
     out = ledger.take(rows.numbers(heads.queries))
+    if rows.mlx:
+        ledger.passing(_piece(heads, rows, copies=1))
+        ledger.passing(out)  # the pieces, and the whole that they become
+        return 0
     if not heads.fused(rows):
         ledger.passing(_chunk(heads, rows, copies=3))
         ledger.passing(out)
@@ -62,6 +74,12 @@ def attend_forward(ledger: Ledger, heads: Heads, rows: Rows) -> int:
 
 def attend_backward(ledger: Ledger, heads: Heads, rows: Rows) -> int:
     """Go back; return the bytes of the gradients of queries, keys and values, which stay."""
+    if rows.mlx:
+        grads = ledger.take(2 * rows.numbers(heads.keys))
+        ledger.passing(_piece(heads, rows, copies=3))
+        grads += ledger.take(rows.numbers(heads.queries))
+        ledger.passing(rows.numbers(heads.queries))
+        return grads
     grads = ledger.take(rows.numbers(heads.all))
     if not heads.fused(rows):
         ledger.passing(_chunk(heads, rows, copies=6), rows.numbers(heads.all))
@@ -70,6 +88,29 @@ def attend_backward(ledger: Ledger, heads: Heads, rows: Rows) -> int:
     wide = (heads.all + 2 * heads.queries) * rows.tokens * rows.product if rows.widened else 0
     ledger.passing(parts, wide)
     return grads
+
+
+def _piece(heads: Heads, rows: Rows, copies: int) -> int:
+    """Return the bytes of MLX's largest piece: copies of its scores, its mask, its queries.
+
+    Scores that are capped are made by plain operations, in float32.
+    """
+    window = rows.context if heads.rule.window is None else heads.rule.window
+    ends = [*range(QUERY_CHUNK, rows.context, QUERY_CHUNK), rows.context]
+    held: list[int] = []
+    for end in ends:
+        queries = min(QUERY_CHUNK, end - (end - 1) // QUERY_CHUNK * QUERY_CHUNK)
+        keys = min(end, window + queries)
+        capped = heads.rule.softcap is not None
+        score = 2 * copies * WIDE if capped else copies * rows.width
+        seen = rows.batch * queries * keys
+        scores = seen * heads.count * score
+        masked = seen if rows.documents > 1 else queries * keys
+        mask = masked * (SEEN + (DISTANCE if len(ends) > 1 else 0))  # that of the next piece
+        own = rows.batch * heads.queries * rows.width
+        made = end - queries  # by the pieces before
+        held.append(scores + mask + own * (max(1, copies - 1) * queries + made))
+    return max(held)
 
 
 def _chunk(heads: Heads, rows: Rows, copies: int) -> int:

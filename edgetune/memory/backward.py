@@ -47,6 +47,10 @@ class Backward:
         if not block.reached(*block.before_mlp, GATES):
             ledger.drop(active + saved.gates + beside)
             return 0
+        if rows.mlx:
+            ledger.passing(
+                pointwise.plain_activation(self.shape.activation, rows, self.shape.ffn_size)
+            )
         if gated:
             grads = pointwise.gated_backward(ledger, rows, self.shape.ffn_size)
         else:
@@ -84,6 +88,10 @@ class Backward:
         heads = Heads.of(self.shape, self.block.rule)
         out = self._project("o")
         ledger.drop(grad)
+        if rows.mlx:  # whose attention goes back without its output
+            done = min(saved.attended, rows.numbers(heads.queries))
+            saved.attended -= done
+            ledger.drop(done)
         prefix, prompt = self.block.traces.prefix, self.block.traces.prompt
         if not self.block.reached(READING, ATTEND):
             return 0

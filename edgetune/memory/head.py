@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from edgetune.memory.ledger import Ledger
 from edgetune.memory.pointwise import norm_backward, norm_forward
+from edgetune.memory.products import UNPACKING
 from edgetune.memory.rows import Rows
 from edgetune.memory.scratch import HEAD_SLICE
 from edgetune.shape import ModelShape
@@ -17,14 +18,16 @@ INDEX = 8
 """Bytes of a position."""
 
 
-def loss_bytes(shape: ModelShape, rows: Rows, chunk: int, head: str) -> int:
+def loss_bytes(
+    shape: ModelShape, rows: Rows, chunk: int, head: str, *, quantized: bool = False
+) -> int:
     """Return the peak of the loss with its gradient, over the last block's output."""
     ledger, hidden = Ledger(), rows.numbers(shape.hidden_size)
     ledger.take(rows.tokens * (INDEX + 4))
     ledger.take(hidden)  # the selected states
     gain = norm_forward(ledger, shape.norm, shape.hidden_size, rows, shape.hidden_size)
     ledger.take(hidden)  # the gradient behind the norm
-    ledger.passing(_chunk(shape, rows, chunk, head, gradient=True))
+    ledger.passing(_chunk(shape, rows, chunk, head, quantized=quantized, gradient=True))
     ledger.passing(hidden, 0)
     ledger.drop(norm_backward(ledger, shape.norm, shape.hidden_size, rows, shape.hidden_size))
     ledger.drop(hidden + gain)
@@ -32,19 +35,25 @@ def loss_bytes(shape: ModelShape, rows: Rows, chunk: int, head: str) -> int:
     return ledger.peak
 
 
-def evaluation_bytes(shape: ModelShape, rows: Rows, chunk: int, head: str) -> int:
+def evaluation_bytes(
+    shape: ModelShape, rows: Rows, chunk: int, head: str, *, quantized: bool = False
+) -> int:
     """Return the peak of the loss without its gradient."""
     ledger, hidden = Ledger(), rows.numbers(shape.hidden_size)
     ledger.take(rows.tokens * (INDEX + 4) + hidden)
     gain = norm_forward(ledger, shape.norm, shape.hidden_size, rows, shape.hidden_size)
     ledger.drop(hidden + gain)
-    ledger.passing(_chunk(shape, rows, chunk, head, gradient=False))
+    ledger.passing(_chunk(shape, rows, chunk, head, quantized=quantized, gradient=False))
     return ledger.peak
 
 
-def _chunk(shape: ModelShape, rows: Rows, chunk: int, head: str, *, gradient: bool) -> int:
+def _chunk(
+    shape: ModelShape, rows: Rows, chunk: int, head: str, *, quantized: bool, gradient: bool
+) -> int:
     """Return the peak of one chunk: its tiles of logits, and copies of one of them."""
     tokens = min(chunk, rows.tokens)
+    if rows.mlx:
+        return _whole_chunk(shape, rows, tokens, quantized=quantized, gradient=gradient)
     height = min(HEAD_SLICE if rows.keeps_scratch else CARD_SLICE, shape.vocabulary)
     tile = WIDE * tokens * height
     kept = WIDE * tokens * shape.vocabulary if gradient and head != "disk" else tile
@@ -60,3 +69,19 @@ def _chunk(shape: ModelShape, rows: Rows, chunk: int, head: str, *, gradient: bo
     if gradient and shape.logit_softcap is not None:
         back += 3 * tile
     return wide + statistics + max(going, back if gradient else 0)
+
+
+def _whole_chunk(
+    shape: ModelShape, rows: Rows, tokens: int, *, quantized: bool, gradient: bool
+) -> int:
+    """Return the peak of one chunk where MLX holds all of its logits, and unpacks the head."""
+    logits, size = tokens * shape.vocabulary, shape.vocabulary * shape.hidden_size
+    unpacked = rows.unpacks if quantized else rows.recast
+    dense = size * rows.product if unpacked else 0
+    unpacking = (UNPACKING - 1) * WIDE * size if quantized and rows.unpacks else dense
+    narrow = 0 if rows.width == WIDE else logits * rows.width
+    going = max(dense + logits * rows.width, narrow + WIDE * logits)
+    capped = shape.logit_softcap is not None
+    back = WIDE * logits * (3 if capped else 1) + narrow
+    states = 2 * tokens * shape.hidden_size * rows.width
+    return states + max(unpacking, going, back + unpacking if gradient else 0)

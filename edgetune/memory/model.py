@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache, partial
+from itertools import accumulate
 
 from edgetune.choice import Choice
 from edgetune.memory.block import Block
@@ -17,7 +18,7 @@ from edgetune.memory.step import StepModel
 from edgetune.memory.weights import load_bytes, weight_bytes
 from edgetune.methods.base import Method, Ranks, Traces
 from edgetune.shape import Attention, ModelShape
-from edgetune.storage import WIDE
+from edgetune.storage import QUANTIZED_OUTER, WIDE
 
 INDICES = 28
 """Bytes a token of its number, its target, its position, and their copies in other formats."""
@@ -48,7 +49,14 @@ class MemoryModel:
         self.first = method.first_layer(shape)
         self.trains_input = method.trains_input
         tensors = method.tensors(shape)
-        self.sizes = [tensor.size for tensor in tensors if tensor.trained]
+        trained = [tensor for tensor in tensors if tensor.trained]
+        self.sizes = [tensor.size for tensor in trained]
+        self.by_block = [
+            WIDE * sum(x.size for x in trained if x.name.startswith(shape.block(layer)))
+            for layer in range(shape.layers)
+        ]
+        final = f"{shape.final_norm.module}."
+        self.of_head = WIDE * sum(x.size for x in trained if x.name.startswith(final))
         numbers = sum(tensor.size for tensor in tensors) + method.constants(shape)
         self.adapter = WIDE * numbers
         self._weights = cache(partial(weight_bytes, shape))
@@ -63,42 +71,44 @@ class MemoryModel:
         self._step = cache(self._make_step)
 
     def resting(self, choice: Choice) -> int:
-        """Return the bytes between steps: weights, adapter, its gradients, optimizer, runtime."""
-        trained = self.adapter + WIDE * sum(self.sizes) + self._state(choice.optimizer)
+        """Return the bytes between steps: weights, adapter, optimizer, runtime, gradients if kept."""
+        trained = self.adapter + self._state(choice.optimizer)
+        trained += 0 if self.platform.kind == "mlx" else WIDE * sum(self.sizes)
         places = (choice.quantization, choice.placement, choice.embedding, choice.head)
         return self._weights(*places) + trained + RUNTIME_BYTES[self.platform.kind]
 
     def estimate(self, choice: Choice) -> MemoryEstimate:
         """Return what a run of ``choice`` needs."""
         rows = rows_of(self.shape, choice, self.platform, self.documents)
-        step = self._step(rows, choice.quantization)
-        loss = self._loss(rows, choice.loss_chunk, choice.head)
+        step = self._step(rows, choice.quantization, summed=choice.accumulation > 1)
+        quantized = choice.quantization in QUANTIZED_OUTER
+        loss = self._loss(rows, choice.loss_chunk, choice.head, quantized=quantized)
         kept = choice.checkpointing
-        moment = step.peak(kept.layers, offloaded=kept.offload != "none", loss=loss)
+        update = self._update(choice.optimizer)
+        moment = step.peak(kept.layers, offloaded=kept.offload != "none", loss=loss, update=update)
         scratch = self._scratch(rows, choice.quantization, choice.head)
         places = (choice.quantization, choice.placement, choice.embedding, choice.head)
         parts = Parts(
             weights=self._weights(*places),
             adapter=self.adapter,
-            gradients=WIDE * sum(self.sizes),
+            gradients=moment.gradients,
             optimizer=self._state(choice.optimizer),
             activations=moment.activations,
             loss=moment.loss,
-            workspace=scratch
-            + max(
-                moment.workspace, self._update(choice.optimizer) - moment.activations - moment.loss
-            ),
+            workspace=scratch + moment.workspace,
             runtime=RUNTIME_BYTES[self.platform.kind],
         )
         return _estimate(
             parts,
             load=self._load(choice.quantization),
             evaluation=scratch
-            + step.evaluation(self._evaluated(rows, choice.loss_chunk, choice.head)),
+            + step.evaluation(
+                self._evaluated(rows, choice.loss_chunk, choice.head, quantized=quantized)
+            ),
         )
 
-    def _make_step(self, rows: Rows, quantization: str) -> StepModel:
-        shape, quantized = self.shape, quantization == "nf4"
+    def _make_step(self, rows: Rows, quantization: str, *, summed: bool) -> StepModel:
+        shape, quantized = self.shape, quantization == "nf4" or quantization in QUANTIZED_OUTER
 
         @cache
         def passes(rule: Attention, ranks: Ranks, traces: Traces, goes_on: bool) -> BlockPass:
@@ -116,7 +126,23 @@ class MemoryModel:
             first=self.first,
             entry=rows.numbers(shape.hidden_size),
             place=place_bytes(shape, rows),
+            grown=self._grown(whole=summed or self.platform.kind != "mlx"),
         )
+
+    def _grown(self, *, whole: bool) -> list[int]:
+        """Return the bytes of gradients once the blocks from each one on have given theirs.
+
+        ``whole``: all have their place from the first micro-batch on. On MLX those of a block are
+        new arrays, which are added to what there is.
+        """
+        every = WIDE * sum(self.sizes)
+        if whole and self.platform.kind != "mlx":
+            return [every] * (self.shape.layers + 1)
+        if whole:
+            return [*(every + block for block in self.by_block), every]
+        shared = every - sum(self.by_block)
+        after = [shared + given for given in accumulate(reversed(self.by_block))]
+        return [*reversed(after), self.of_head]
 
     def _goes_on(self, layer: int) -> bool:
         """Tell whether gradients go all the way through a block.
@@ -129,7 +155,12 @@ class MemoryModel:
 
 
 def place_bytes(shape: ModelShape, rows: Rows) -> int:
-    """Return what lives through a pass: tokens, targets, positions, tables of the rotation."""
+    """Return what lives through a pass: tokens, targets, positions, tables of the rotation.
+
+    MLX makes the tables inside of its kernel.
+    """
+    if rows.mlx:
+        return rows.tokens * INDICES
     tables = {rule.rotary for rule in shape.attention if rule.rotary is not None}
     turned = sum(2 * rotary.dimensions for rotary in tables)
     return rows.tokens * INDICES + rows.numbers(turned)

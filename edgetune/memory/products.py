@@ -12,6 +12,10 @@ from edgetune.memory.ledger import Ledger
 from edgetune.memory.rows import PIECE, Rows
 from edgetune.storage import WIDE
 
+UNPACKING = 3
+"""Arrays of 32-bit numbers that MLX holds of matrices on their way: two matrices may be unpacked
+at a time."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Product:
@@ -27,13 +31,16 @@ class Product:
         """Return the bytes of the dense weights where no scratch keeps them."""
         if self.trained:
             return 0 if rows.width == WIDE else self.inputs * self.outputs * rows.width
-        if not rows.dense or rows.keeps_scratch:
+        needed = rows.dense
+        if rows.mlx:
+            needed = rows.unpacks if self.quantized else rows.recast
+        if not needed or rows.keeps_scratch:
             return 0
         return self.inputs * self.outputs * rows.product
 
     def low(self, rows: Rows) -> int:
-        """Return the bytes of ``x A^T``, which the backward pass needs."""
-        return rows.tokens * self.rank * rows.product
+        """Return the bytes of ``x A^T``, which the backward pass needs; MLX makes it again."""
+        return 0 if rows.mlx else rows.tokens * self.rank * rows.product
 
 
 def forward(ledger: Ledger, product: Product, rows: Rows, *, training: bool) -> int:
@@ -43,6 +50,8 @@ def forward(ledger: Ledger, product: Product, rows: Rows, *, training: bool) -> 
     ledger.take(copies + held)
     ledger.take(rows.numbers(product.outputs))
     low = ledger.take(product.low(rows))
+    if product.rank and rows.mlx:
+        ledger.passing(rows.numbers(product.outputs))
     if product.rank and rows.dropout and training:
         ledger.passing(_mask(product, rows), _dropped(product, rows))
     ledger.drop(copies + held)
@@ -52,11 +61,13 @@ def forward(ledger: Ledger, product: Product, rows: Rows, *, training: bool) -> 
 def backward(ledger: Ledger, product: Product, rows: Rows, *, needed: bool = True) -> int:
     """Go back; return the bytes of the input's gradient, which stay, 0 if not ``needed``."""
     copies = ledger.take(_copies(product, rows))
-    own = ledger.take(WIDE * product.rank * (product.inputs + product.outputs))
+    own = 0
+    if not rows.mlx:  # where gradients are counted as they grow
+        own = ledger.take(WIDE * product.rank * (product.inputs + product.outputs))
     unpack(ledger, product, rows)
     if product.trained:
         wide = WIDE * product.inputs * product.outputs
-        own += ledger.take(wide)
+        own += 0 if rows.mlx else ledger.take(wide)
         ledger.passing(0 if rows.width == WIDE else wide // WIDE * rows.width)
     held = ledger.take(product.dense(rows))
     entry = ledger.take(rows.numbers(product.inputs)) if needed else 0
@@ -73,10 +84,15 @@ def backward(ledger: Ledger, product: Product, rows: Rows, *, needed: bool = Tru
 
 
 def unpack(ledger: Ledger, product: Product, rows: Rows) -> None:
-    """Hold what unpacking 4-bit weights needs beside scratch: scales, twice while decoded."""
+    """Hold what unpacking 4-bit weights needs beside scratch: scales, twice while decoded.
+
+    MLX on a processor holds the codes as integers of 32 bits, shifted and put together.
+    """
+    size = product.inputs * product.outputs
     if product.quantized and rows.keeps_scratch:
-        blocks = -(-product.inputs * product.outputs // 64)
-        ledger.passing(3 * WIDE * blocks)
+        ledger.passing(3 * WIDE * -(-size // 64))
+    if product.quantized and rows.unpacks:
+        ledger.passing(UNPACKING * WIDE * size)
 
 
 def _copies(product: Product, rows: Rows) -> int:

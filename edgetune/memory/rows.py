@@ -22,12 +22,17 @@ class Platform:
 
     kind: Kind
     multiplies_16bit: bool
-    """False: a processor that widens 16-bit activations to multiply them."""
+    """False: a processor, on which torch widens 16-bit activations to multiply them."""
 
     @property
     def keeps_scratch(self) -> bool:
         """Whether buffers of products are kept instead of given back to an allocator."""
         return self.kind == "cpu"
+
+    @property
+    def unpacks(self) -> bool:
+        """Whether MLX unpacks quantized matrices by plain operations: on a processor."""
+        return self.kind == "mlx" and not self.multiplies_16bit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +53,10 @@ class Rows:
     """Whether stored numbers are of another type than those multiplied."""
     dropout: bool
     keeps_scratch: bool
+    mlx: bool = False
+    """Whether MLX computes: what is pointwise keeps its inputs only, attention is in pieces."""
+    unpacks: bool = False
+    """Whether quantized matrices are unpacked by plain operations, one array each."""
     documents: int = 1
     """Documents in the fullest row."""
 
@@ -88,5 +97,7 @@ def rows_of(
         recast=multiplied != shape.dtype,
         dropout=getattr(choice.method, "dropout", 0) > 0,
         keeps_scratch=platform.keeps_scratch,
+        mlx=platform.kind == "mlx",
+        unpacks=platform.unpacks,
         documents=sharing,
     )

@@ -25,11 +25,12 @@ class Moment:
     activations: int
     loss: int
     workspace: int
+    gradients: int
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.activations + self.loss + self.workspace
+        return self.activations + self.loss + self.workspace + self.gradients
 
 
 class StepModel:
@@ -42,21 +43,28 @@ class StepModel:
         first: int,
         entry: int,
         place: int,
+        grown: Sequence[int],
     ) -> None:
         """Sum over the blocks once, so that a number of checkpointed ones is looked up.
 
         ``first`` is the first adapted block, ``entry`` the bytes of a block's input, ``place``
-        what lives through a whole pass.
+        what lives through a whole pass, ``grown`` the bytes of the gradients that are there when
+        a block has given its own, and of all before any has.
         """
         self.blocks, self.first, self.entry, self.place = blocks, first, entry, place
+        self.grown = grown
         self._kept = list(accumulate((block.kept for block in blocks), initial=0))
         self._alike: dict[BlockPass, list[int]] = {}
         for layer, block in enumerate(blocks):
             self._alike.setdefault(block, []).append(layer)
 
-    def peak(self, checkpointed: int, *, offloaded: bool, loss: int) -> Moment:
+    def peak(self, checkpointed: int, *, offloaded: bool, loss: int, update: int) -> Moment:
         """Return the moment of a step at which most bytes live."""
-        return max(self._moments(checkpointed, offloaded, loss), key=lambda moment: moment.total)
+        moments = [
+            *self._moments(checkpointed, offloaded, loss),
+            Moment(0, 0, update, max(self.grown)),
+        ]
+        return max(moments, key=lambda moment: moment.total)
 
     def evaluation(self, loss: int) -> int:
         """Return the peak of a pass without gradients and of its loss."""
@@ -66,19 +74,20 @@ class StepModel:
         first, last = self.first, len(self.blocks)
         cut = min(max(checkpointed, first), last)
         held = self.place + self._inputs(cut, offloaded)
-        yield Moment(held + self._kept[last] - self._kept[cut] + self.entry, loss, 0)
+        none = self.grown[last]
+        yield Moment(held + self._kept[last] - self._kept[cut] + self.entry, loss, 0, none)
         for layer in self._extremes(0, first):
-            yield Moment(self.place + self.entry, 0, self.blocks[layer].plain)
+            yield Moment(self.place + self.entry, 0, self.blocks[layer].plain, none)
         for layer in self._extremes(first, cut):
             block, inputs = self.blocks[layer], self.place + self._inputs(layer + 1, offloaded)
-            yield Moment(inputs, 0, block.plain)
-            yield Moment(inputs, 0, self.entry + block.forward)
-            yield Moment(inputs, 0, self.entry + block.backward)
+            yield Moment(inputs, 0, block.plain, none)
+            yield Moment(inputs, 0, self.entry + block.forward, self.grown[layer + 1])
+            yield Moment(inputs, 0, self.entry + block.backward, self.grown[layer])
         for layer in self._extremes(cut, last):
             block = self.blocks[layer]
             inputs = held + self._kept[layer] - self._kept[cut] + self.entry
-            yield Moment(inputs, 0, block.forward)
-            yield Moment(inputs, 0, self.entry + block.backward)
+            yield Moment(inputs, 0, block.forward, none)
+            yield Moment(inputs, 0, self.entry + block.backward, self.grown[layer])
 
     def _inputs(self, stop: int, offloaded: bool) -> int:
         """Return the bytes of the inputs kept by the checkpointed blocks before ``stop``."""

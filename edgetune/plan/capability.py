@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from edgetune.device import Device
 from edgetune.memory import Platform
+from edgetune.shape import ModelShape
 from edgetune.spec import (
     ComputeDtype,
     EmbeddingPlace,
@@ -15,6 +16,7 @@ from edgetune.spec import (
     Placement,
     Quantization,
 )
+from edgetune.storage import broken_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,8 @@ class Capability:
     embeddings: tuple[EmbeddingPlace, ...] = ("resident",)
     heads: tuple[HeadPlace, ...] = ("resident",)
     """Places that change nothing but memory and time; others may be asked for."""
+    on_request: tuple[Quantization, ...] = ()
+    """Formats that are never chosen: no smaller at the same error, but there for who names them."""
     keeps_streamed: bool = True
     """Whether blocks that are not resident may keep activations for the backward pass."""
 
@@ -54,6 +58,7 @@ CPU = Capability(
 )
 MLX = Capability(
     quantizations=("none", "q8", "q4"),
+    on_request=("mxfp4", "nvfp4"),
     placements=("resident", "disk"),
     offloads=("none", "disk"),
     optimizers=("adamw",),
@@ -79,7 +84,22 @@ def capability_of(device: Device) -> Capability:
             return CPU
 
 
+def fitting(capability: Capability, shape: ModelShape) -> Capability:
+    """Return what can be chosen for a model: formats in groups need inputs that are whole groups."""
+    return replace(
+        capability,
+        quantizations=tuple(x for x in capability.quantizations if not broken_rows(shape, x)),
+        on_request=tuple(x for x in capability.on_request if not broken_rows(shape, x)),
+    )
+
+
 def platform_of(device: Device) -> Platform:
     """Return what of a device decides bytes."""
-    faster = device.rate_16bit > device.rate_32bit
-    return Platform(kind=device.kind, multiplies_16bit=device.kind != "cpu" or faster)
+    match device.kind:
+        case "cpu":
+            multiplies = device.rate_16bit > device.rate_32bit
+        case "mlx":  # slower only where MLX runs on a processor
+            multiplies = device.rate_16bit >= device.rate_32bit
+        case "cuda":
+            multiplies = True
+    return Platform(kind=device.kind, multiplies_16bit=multiplies)

@@ -13,7 +13,7 @@ from edgetune.spec import Checkpointing
 from edgetune.units import format_seconds, precise_bytes
 
 BITS = {"none": "16-bit", "int8": "8-bit", "q8": "8-bit", "nf4": "4-bit", "q4": "4-bit",
-        "mxfp4": "4-bit"}  # fmt: skip
+        "mxfp4": "4-bit", "nvfp4": "4-bit"}  # fmt: skip
 
 PLACES = {
     "resident": "in memory",

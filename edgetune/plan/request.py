@@ -11,11 +11,12 @@ from edgetune.choice import Choice
 from edgetune.device import Device
 from edgetune.errors import UsageError
 from edgetune.methods import Method
-from edgetune.plan.capability import Capability, capability_of
+from edgetune.plan.capability import Capability, capability_of, fitting
 from edgetune.plan.defaults import context_for, rank_for, training_for
 from edgetune.plan.record import DataFacts
 from edgetune.shape import ModelShape
 from edgetune.spec import Checkpointing, Training, knobs, refuse_outside
+from edgetune.storage import GROUPS, broken_rows
 from edgetune.units import precise_bytes
 
 LEAST_ROW = 2
@@ -72,9 +73,10 @@ def make_request(
     Raises:
         UsageError: with everything that makes no sense for this model and device.
     """
-    capability, reasons = capability_of(device), []
-    own = _resolved(fixed, shape)
+    own, reasons = _resolved(fixed, shape), []
+    capability = capability_of(device)
     problems = [*_impossible(own, shape, device, capability)]
+    capability = fitting(capability, shape)
     if problems:
         raise UsageError(" ".join(problems))
     refuse_outside(knobs(Choice), own)
@@ -153,7 +155,7 @@ def _impossible(
 ) -> Iterator[str]:
     """Name what the model or the device cannot do."""
     offered = {
-        "quantization": capability.quantizations,
+        "quantization": (*capability.quantizations, *capability.on_request),
         "placement": capability.placements,
         "optimizer": capability.optimizers,
         "compute_dtype": capability.compute_dtypes,
@@ -161,6 +163,14 @@ def _impossible(
     for name, known in offered.items():
         if name in own and own[name] not in known:
             yield _unsupported(f"--{name.replace('_', '-')} {own[name]}", device, known)
+    quantization = own.get("quantization", "none")
+    broken = broken_rows(shape, quantization)
+    if broken is not None:
+        yield (
+            f"--quantization {quantization} stores inputs in groups, and this model has a matrix "
+            f"with {broken} inputs, which is no multiple of {GROUPS[quantization]}. "
+            "--quantization none works."
+        )
     kept = own.get("checkpointing")
     if kept is not None and kept.offload not in capability.offloads:
         yield _unsupported(f"--checkpointing …:{kept.offload}", device, capability.offloads)

@@ -20,7 +20,7 @@ from edgetune.storage import BYTES, block_bytes
 OPTIMIZER_COST = {"adamw": 1.0, "adamw-8bit": 1.5, "paged-adamw-8bit": 1.6}
 """Time of an update against plain AdamW's."""
 
-DEQUANTIZE_COST = {"int8": 0.5, "q8": 0.5, "nf4": 1.0, "q4": 1.0, "mxfp4": 1.0}
+DEQUANTIZE_COST = {"int8": 0.5, "q8": 0.5, "nf4": 1.0, "q4": 1.0, "mxfp4": 1.0, "nvfp4": 1.0}
 """Time of a weight against one of four bits: the codes of eight bits need no lookup."""
 
 LOGIT_PASSES = 10

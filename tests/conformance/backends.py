@@ -34,7 +34,7 @@ class Ways:
 WAYS = {
     "torch": Ways(
         "cpu",
-        {"8-bit": "int8", "4-bit": "nf4"},
+        {"8-bit": "int8", "4-bit": "nf4", "4-bit, by name": "nf4"},
         {
             "checkpointed": {"checkpointing": Checkpointing(layers=2)},
             "streamed": {"checkpointing": Checkpointing(layers=1), "placement": "disk"},
@@ -46,7 +46,7 @@ WAYS = {
     ),
     "mlx": Ways(
         "mlx",
-        {"8-bit": "q8", "4-bit": "q4"},
+        {"8-bit": "q8", "4-bit": "q4", "4-bit, by name": "mxfp4"},
         {
             "checkpointed": {"checkpointing": Checkpointing(layers=2)},
             "streamed": {"checkpointing": Checkpointing(layers=2), "placement": "disk"},

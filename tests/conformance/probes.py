@@ -125,7 +125,8 @@ class MlxProbe:
         return {name: np.array(method.parameters[name]) for name in method.trained}
 
     def gradients(self, batch: MicroBatch) -> Arrays:
-        _, grads = self.session.engine.gradients(batch, self.session.method, scale=1.0)
+        grads: dict[str, Any] = {}
+        self.session.engine.gradients(batch, self.session.method, scale=1.0, into=grads)
         assert grads.keys() == self.session.method.trained.keys()
         return {name: np.array(grad) for name, grad in grads.items()}
 

@@ -19,7 +19,7 @@ every_method = pytest.mark.parametrize("case", KINDS, ids=lambda case: case.name
 
 
 @every_method
-@pytest.mark.parametrize("bits", ["8-bit", "4-bit"])
+@pytest.mark.parametrize("bits", ["8-bit", "4-bit", "4-bit, by name"])
 def test_a_quantized_base_is_adapted_and_stays(
     case: Case, bits: str, bench: Bench, wide: LocalModel
 ) -> None:

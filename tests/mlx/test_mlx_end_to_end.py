@@ -61,3 +61,27 @@ def test_the_commands(
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
     assert refused.code == 2
     assert "Supported: resident, disk" in refused.err
+
+
+def test_a_run_is_exported_quantized(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cli = Cli(capsys)
+    write_rows(tmp_path / "rows.jsonl")
+    cli(
+        "train", "--device", "mlx", "--model", "tiny", "--data", "rows.jsonl", "--steps", "1",
+        "--micro-batch", "1", "--accumulation", "1", "--rank", "2", "--targets", "q_proj",
+        "--output", "run",
+    )  # fmt: skip
+
+    exported = cli("export", "run", "--to", "mlx", "--quantize", "q4", "--output", "out")
+    refused = cli("export", "run", "--to", "hf", "--quantize", "q4", "--output", "other")
+
+    assert exported.code == 0, exported.err
+    assert "Checked on" in exported.out
+    config = json.loads((tmp_path / "out" / "config.json").read_text("utf-8"))
+    assert config["quantization"] == {"group_size": 64, "bits": 4, "mode": "affine"}
+    assert refused.code == 2
+    assert "--to mlx" in refused.err
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "run", "out"}

@@ -21,6 +21,13 @@ from edgetune.data import load_tokenizer
 from edgetune.errors import UsageError
 from edgetune.export import ExportRequest, export
 from edgetune.export.mlx import readable_config
+from edgetune.export.mlx_quantized import (
+    BITS,
+    Bits,
+    quantize_folder,
+    quantized,
+    refuse_unquantizable,
+)
 from edgetune.methods import build
 from edgetune.model import LocalModel, open_model
 
@@ -77,6 +84,67 @@ def test_the_same_greedy_text(tmp_path: Path) -> None:
     for loaded in (load(str(model.folder), adapter_path=str(out)), load(str(out))):
         responses = stream_generate(*loaded, prompt=prompt, max_tokens=6)
         assert [response.token for response in responses] == wanted
+
+
+@pytest.mark.parametrize("quantization", ["q8", "q4"])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_codes_are_those_of_mlx(quantization: str, dtype: mx.Dtype) -> None:
+    bits, name = BITS[quantization], str(dtype).removeprefix("mlx.core.")
+    values = mx.random.normal((8, 256), key=mx.random.key(1)).astype(dtype)
+    values[0, :64] = 0
+    values[1, :64] = mx.abs(values[1, :64])
+    wide = np.array(values.astype(mx.float32))
+
+    codes, scales, biases = quantized(wide, bits, name)
+    found = mx.dequantize(
+        mx.array(codes), mx.array(scales.astype(np.float32)).astype(dtype),
+        mx.array(biases.astype(np.float32)).astype(dtype), 64, bits,
+    )  # fmt: skip
+    expected = mx.dequantize(*mx.quantize(values, 64, bits), 64, bits)
+
+    np.testing.assert_allclose(
+        np.array(found.astype(mx.float32)), np.array(expected.astype(mx.float32)), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("quantization", ["q8", "q4"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_mlx_lm_loads_the_quantized_model_and_writes_its_text(
+    quantization: Bits, tied: bool, tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+    folder = make_model(tmp_path / "base", "llama", tie_word_embeddings=tied, **sizes)
+    model = LocalModel.open(folder)
+    adapter = random_adapter(build("lora", {"rank": 4}), model.shape)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    export("mlx", ExportRequest(adapter=adapter, model=model, output=whole))
+    out.mkdir()
+    quantize_folder(whole, out, quantization)
+    session = open_session(whole, quantization=quantization)  # what MLX itself makes of it
+    wanted = continued(session, ROW[:9], GenerateOptions(max_tokens=6))
+
+    loaded, config = load_model(out)
+    text = list(ROW[:9])
+    for _ in wanted:
+        text.append(int(mx.argmax(loaded(mx.array([text]))[0, -1])))
+
+    assert config["quantization"]["bits"] == BITS[quantization]
+    assert text[9:] == wanted
+    logits = np.array(loaded(mx.array([ROW])))[0]
+    np.testing.assert_allclose(logits, session.logits(ROW), atol=1e-3)
+    assert (out / "model.safetensors").stat().st_size < 0.4 * (
+        whole / "model.safetensors"
+    ).stat().st_size
+
+
+def test_what_mlx_lm_could_not_load_is_not_quantized(tmp_path: Path) -> None:
+    turned = LocalModel.open(make_model(tmp_path / "gpt2", "gpt2"))
+    narrow = LocalModel.open(make_model(tmp_path / "llama", "llama"))
+
+    with pytest.raises(UsageError, match=r"mlx_lm\.convert -q"):
+        refuse_unquantizable(turned, "q4")
+    with pytest.raises(UsageError, match="groups of 64"):
+        refuse_unquantizable(narrow, "q4")
 
 
 def test_a_method_that_mlx_lm_does_not_know_is_refused(tmp_path: Path) -> None:

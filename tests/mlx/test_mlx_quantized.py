@@ -12,8 +12,11 @@ from mlx_sessions import VOCABULARY, open_session, plan_of, take_steps
 from models import make_model
 from transformers import AutoModelForCausalLM
 
+from edgetune.device import read_device
 from edgetune.errors import UsageError
 from edgetune.model import LocalModel
+from edgetune.plan.capability import capability_of, fitting
+from edgetune.storage import block_bytes, outer_bytes
 from edgetune_mlx.matrices import PACKINGS, Matrix, packing_of
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
@@ -22,7 +25,7 @@ STORED = {"q8": 1 + 4 / 64, "q4": 0.5 + 4 / 64, "mxfp4": 0.5 + 1 / 32, "nvfp4": 
 """Bytes a weight of a 16-bit checkpoint."""
 
 
-@pytest.mark.parametrize("quantization", ["q8", "q4"])
+@pytest.mark.parametrize("quantization", STORED)
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_are_those_of_the_dequantized_model(
     quantization: str, tied: bool, tmp_path: Path
@@ -40,7 +43,7 @@ def test_logits_are_those_of_the_dequantized_model(
     session.close()
 
 
-@pytest.mark.parametrize("quantization", ["q8", "q4"])
+@pytest.mark.parametrize("quantization", STORED)
 def test_a_quantized_base_streams_from_disk_unchanged(quantization: str, tmp_path: Path) -> None:
     folder = make_model(tmp_path, "llama", **WIDE)
     resident = open_session(folder, quantization=quantization)
@@ -73,17 +76,38 @@ def test_every_format_multiplies_forward_and_back(quantization: str) -> None:
     assert stored == values.size * STORED[quantization]
 
 
-def test_sizes_that_are_not_whole_groups_are_refused(tmp_path: Path) -> None:
-    folder = make_model(tmp_path, "llama")
+@pytest.mark.parametrize("quantization", STORED)
+def test_the_plan_counts_the_bytes_of_every_format(quantization: str, tmp_path: Path) -> None:
+    model = LocalModel.open(make_model(tmp_path, "llama", **WIDE, tie_word_embeddings=False))
+    session = open_session(model.folder, quantization=quantization)
+    weights = session.engine.decoder.weights  # type: ignore[attr-defined]
+    matrices = [weights.embedding, weights.head]
+    matrices += [matrix for block in weights.blocks for matrix in block.matrices.values()]
+    stored = sum(part.nbytes for matrix in matrices for part in matrix.parts.values())
+    norms = sum(4 * tensor.size for tensor in model.shape.tensors() if tensor.kind == "norm")
+    shape = model.shape
 
-    with pytest.raises(UsageError, match="multiple of 64"):
-        open_session(folder, quantization="q4")
+    planned = outer_bytes(shape, quantization) + shape.layers * block_bytes(shape, quantization)
+
+    assert planned == stored + norms
+    session.close()
+
+
+def test_sizes_that_are_not_whole_groups_are_refused_when_planning(tmp_path: Path) -> None:
+    model = LocalModel.open(make_model(tmp_path, "llama"))  # matrices of 32 and 48 inputs
+
+    for quantization, group in (("q4", 64), ("mxfp4", 32)):
+        with pytest.raises(UsageError, match=f"no multiple of {group}"):
+            plan_of(model, "mlx", quantization=quantization)
+    assert plan_of(model, "mlx", quantization="nvfp4").choice.quantization == "nvfp4"
+    assert capability_of(read_device("mlx")).quantizations == ("none", "q8", "q4")
+    assert fitting(capability_of(read_device("mlx")), model.shape).quantizations == ("none",)
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     model = LocalModel.open(make_model(tmp_path, "llama"))
 
-    with pytest.raises(UsageError, match="q8"):
+    with pytest.raises(UsageError, match="none, q8, q4, mxfp4, nvfp4"):
         plan_of(model, "mlx", quantization="nf4")
     with pytest.raises(UsageError, match=", ".join(PACKINGS)):
         packing_of("nf4")

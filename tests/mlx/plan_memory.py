@@ -1,0 +1,141 @@
+"""Runs whose memory is planned and then measured: small models, every kind of choice.
+
+`python tests/mlx/plan_memory.py` prints the table of `docs/mlx.md`.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from edgetune.backend import load_backend
+from edgetune.data.batch import full_batch
+from edgetune.device import read_device
+from edgetune.model import LocalModel
+from edgetune.plan import make_plan
+from edgetune.spec import Checkpointing
+
+MODELS: Mapping[str, Mapping[str, Any]] = {
+    "untied": {
+        "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "head_dim": 16,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 2048,
+        "max_position_embeddings": 1024, "tie_word_embeddings": False,
+    },
+    "tied": {
+        "hidden_size": 192, "intermediate_size": 256, "num_hidden_layers": 3, "head_dim": 32,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 6000,
+        "max_position_embeddings": 1024, "tie_word_embeddings": True,
+    },
+    "gpt2": {
+        "model_type": "gpt2", "n_embd": 128, "n_layer": 3, "n_head": 4, "n_positions": 512,
+        "vocab_size": 3000,
+    },
+}  # fmt: skip
+"""Llamas by what their head is: a matrix of its own, or the embedding. And a GPT-2."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One run: a model, how many of its blocks are checkpointed, and what else is fixed."""
+
+    model: str
+    context: int
+    checkpointed: bool = False
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Return the row of the table, up to the figures."""
+        method = self.fixed.get("method", "lora")
+        base = self.fixed.get("quantization", "none")
+        rows = f"{self.fixed.get('micro_batch', 1)} x {self.context}"
+        kept = "all" if self.checkpointed else "none"
+        return f"{self.model} | {method} | {base} | {rows} | {kept}"
+
+
+CASES = (
+    Case(model="untied", context=128),
+    Case(model="untied", context=128, checkpointed=True),
+    Case(model="untied", context=320),
+    Case(model="untied", context=64, checkpointed=True, fixed={"micro_batch": 2}),
+    Case(model="untied", context=128, checkpointed=True, fixed={"quantization": "q4"}),
+    Case(model="untied", context=128, fixed={"quantization": "q8"}),
+    Case(model="untied", context=128, checkpointed=True, fixed={"method": "adapter"}),
+    Case(model="untied", context=128, fixed={"method": "bitfit"}),
+    Case(model="untied", context=192, fixed={"method": "ia3"}),
+    Case(model="untied", context=192, checkpointed=True, fixed={"method": "full"}),
+    Case(model="untied", context=128, checkpointed=True, fixed={"method": "mam"}),
+    Case(model="tied", context=96, fixed={"micro_batch": 2}),
+    Case(model="tied", context=192, checkpointed=True, fixed={"method": "dora"}),
+    Case(model="tied", context=128, fixed={"quantization": "q4"}),
+    Case(model="tied", context=128, fixed={"method": "prompt"}),
+    Case(model="gpt2", context=128),
+    Case(model="gpt2", context=64, checkpointed=True, fixed={"micro_batch": 2}),
+    Case(model="untied", context=128, fixed={"quantization": "mxfp4"}),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Bytes of training as planned, without the interpreter, and as MLX counted them."""
+
+    planned: int
+    peak: int
+
+    @property
+    def over(self) -> float:
+        """Return by which share of the peak the plan is above it."""
+        return self.planned / self.peak - 1
+
+
+def measure(case: Case, folder: Path) -> Measured:
+    """Take two steps on full rows: the second has the optimizer's state."""
+    model = LocalModel.open(folder)
+    layers = model.shape.layers if case.checkpointed else 0
+    fixed = {
+        "method": "lora", "quantization": "none", "placement": "resident", "optimizer": "adamw",
+        "compute_dtype": "float32", "context": case.context, "micro_batch": 1, "accumulation": 1,
+        "checkpointing": Checkpointing(layers=layers),
+    }  # fmt: skip
+    device = read_device("mlx")
+    plan = make_plan(device, model.ref, model.shape, fixed=fixed | case.fixed, training={})
+    batch = full_batch(plan.choice.micro_batch, case.context, model.shape.vocabulary)
+    mx.clear_cache()
+    session = load_backend("mlx").open(plan, model)
+    for _ in range(2):
+        session.step((batch,), loss_tokens=batch.loss_tokens, learning_rate=1e-4)
+    peak = session.memory().peak_bytes
+    session.close()
+    return Measured(plan.memory.phases.train - plan.memory.parts.runtime, peak)
+
+
+def make(name: str, folder: Path) -> Path:
+    """Write one of the models."""
+    from models import make_model
+
+    settings = dict(MODELS[name])
+    return make_model(folder / name, settings.pop("model_type", "llama"), **settings)
+
+
+def main() -> None:
+    """Print the table."""
+    sys.stdout.write(
+        "| model | method | base | rows | checkpointed | planned | measured | plan over it |\n"
+    )
+    sys.stdout.write("|---|---|---|---|---|---|---|---|\n")
+    with tempfile.TemporaryDirectory() as folder:
+        made = {name: make(name, Path(folder)) for name in MODELS}
+        for case in CASES:
+            found = measure(case, made[case.model])
+            figures = f"{found.planned / 1e6:.2f} MB | {found.peak / 1e6:.2f} MB"
+            sys.stdout.write(f"| {case} | {figures} | {found.over:+.1%} |\n")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    main()

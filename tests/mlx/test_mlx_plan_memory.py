@@ -1,0 +1,21 @@
+"""What a plan says that training takes on MLX, against what MLX's allocator held."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from plan_memory import CASES, MODELS, Case, make, measure
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {name: make(name, folder) for name in MODELS}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_plan_is_what_training_takes(case: Case, folders: dict[str, Path]) -> None:
+    found = measure(case, folders[case.model])
+
+    assert -0.01 <= found.over <= 0.05
