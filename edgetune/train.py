@@ -77,7 +77,16 @@ class Recovered:
     because: str
 
 
-Event = Stepped | Evaluated | SaveDue | Recovered
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strained:
+    """The machine came under strain; the next step waits if ``paused``."""
+
+    step: int
+    because: str
+    paused: bool
+
+
+Event = Stepped | Evaluated | SaveDue | Recovered | Strained
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

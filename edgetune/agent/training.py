@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgetune.adapter_file import load_adapter, save_adapter
+from edgetune.agent.manners import considerate
 from edgetune.agent.opening import open_planned, open_session
 from edgetune.agent.planning import Planned, read_rows
 from edgetune.agent.work import Work
@@ -48,8 +49,12 @@ class Run:
         """When what happens."""
         return self.work.facts.schedule
 
-    def events(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+    def events(
+        self, stop: Callable[[], bool] = lambda: False, *, pause: bool = False
+    ) -> Iterator[Event]:
         """Train to the end, recording and passing on what happens.
+
+        With ``pause`` steps wait while the machine is on battery or short of memory.
 
         Raises:
             StoppedError: if ``stop`` said so; the state is saved then.
@@ -58,7 +63,8 @@ class Run:
         """
         work, session = self.work, self.session
         recorder = Recorder(folder=self.folder, session=session, plan=work.plan, facts=work.facts)
-        events = train(session, work.batches.step, work.evaluation, self.schedule, self.start, stop)
+        steps = train(session, work.batches.step, work.evaluation, self.schedule, self.start, stop)
+        events = considerate(steps, pause=pause, stop=stop)
         try:
             for event in events:
                 recorder.handle(event)

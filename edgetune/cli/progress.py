@@ -9,7 +9,7 @@ from typing import Any
 
 from edgetune.agent.training import Run
 from edgetune.cli.show import NORMAL, VERBOSE, say, verbosity
-from edgetune.train import Evaluated, Event, Recovered, SaveDue, Stepped
+from edgetune.train import Evaluated, Event, Recovered, SaveDue, Stepped, Strained
 from edgetune.units import format_bytes, format_seconds
 
 SMOOTHING = 0.9
@@ -60,6 +60,9 @@ class Progress:
                 self._line(
                     f"step {event.step}: out of memory; going on with {event.rows} rows at once"
                 )
+            case Strained():
+                then = "waiting until that is over" if event.paused else "--pause would wait"
+                self._line(f"step {event.step}: the machine is {event.because}; {then}")
             case SaveDue():
                 self._line(f"step {event.state.step}: checkpoint saved", level=VERBOSE)
 

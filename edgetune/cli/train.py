@@ -42,6 +42,9 @@ from edgetune.record import RunFolder
     "--resume", is_flag=True, help="Go on with the run in --output; --data if its rows moved."
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and the receipt, train nothing.")
+@click.option(
+    "--pause", is_flag=True, help="Wait while the machine is on battery or short of memory."
+)
 @device_option
 @memory_option
 @knob_options
@@ -53,6 +56,7 @@ def command(
     output: Path | None,
     resume: bool,
     dry_run: bool,
+    pause: bool,
     device: str,
     memory: int | None,
     as_json: bool,
@@ -67,7 +71,7 @@ def command(
     if resume:
         others = {"model": model, "plan": plan_file, "dry-run": dry_run, "memory": memory}
         _refuse_with_resume(fixed, device=device != "auto", **others)
-        _train(resume_run(_resumed(output), data), as_json)
+        _train(resume_run(_resumed(output), data), as_json, pause=pause)
         return
     if output is not None:
         RunFolder.check(output)
@@ -84,7 +88,7 @@ def command(
     if not dry_run:
         _require_here(planned, device)
         _show(planned, say)
-        _train(start_run(planned, output or _fresh_name(planned)), as_json)
+        _train(start_run(planned, output or _fresh_name(planned)), as_json, pause=pause)
     elif as_json:
         out_json(planned.plan.to_json())
     else:
@@ -152,7 +156,7 @@ def _show(planned: Planned, show: Callable[[str], None]) -> None:
         show("\n" + "\n".join(planned.dataset.receipt.lines()) + "\n")
 
 
-def _train(run: Run, as_json: bool) -> None:
+def _train(run: Run, as_json: bool, *, pause: bool) -> None:
     """Train to the end and print where the adapter is."""
     folder = run.folder
     say(f"Run folder {folder.path}")
@@ -160,7 +164,7 @@ def _train(run: Run, as_json: bool) -> None:
         say(f"Going on after step {run.start.step} of {run.schedule.steps}")
     with closing(run), Progress(run) as progress, _interrupts() as interrupts:
         try:
-            for event in run.events(lambda: bool(interrupts)):
+            for event in run.events(lambda: bool(interrupts), pause=pause):
                 progress.show(event)
         except StoppedError as error:
             raise StoppedError(f"{error} Go on with: {folder.resume_command}") from None

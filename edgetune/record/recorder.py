@@ -13,7 +13,7 @@ from edgetune.record.facts import RunFacts
 from edgetune.record.folder import RunFolder
 from edgetune.record.lines import append_line
 from edgetune.record.shelf import mark_best, prune
-from edgetune.train import Evaluated, Event, Progress, Recovered, SaveDue, Stepped
+from edgetune.train import Evaluated, Event, Progress, Recovered, SaveDue, Stepped, Strained
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +48,9 @@ class Recorder:
             case Recovered():
                 facts = {"step": event.step, "rows": event.rows}
                 self.folder.note("smaller micro-batches", event.because, **facts)
+            case Strained():
+                what = "paused" if event.paused else "the machine is under strain"
+                self.folder.note(what, event.because, step=event.step)
             case SaveDue():
                 self._save(event.state)
 

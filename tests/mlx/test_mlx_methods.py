@@ -55,7 +55,7 @@ def test_gradients_agree_with_torch(name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(found["mlx"][1][tensor], expected, atol=1e-3 * scale + 1e-9)
 
 
-@pytest.mark.parametrize("kind", ["adapter", "prompt", "bitfit"])
+@pytest.mark.parametrize("kind", SETTINGS)
 def test_fifty_losses_agree_with_torch(kind: str, tmp_path: Path) -> None:
     folder = make_model(tmp_path, "llama", num_hidden_layers=2)
     losses = {}

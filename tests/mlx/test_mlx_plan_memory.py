@@ -18,4 +18,4 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_the_plan_is_what_training_takes(case: Case, folders: dict[str, Path]) -> None:
     found = measure(case, folders[case.model])
 
-    assert -0.01 <= found.over <= 0.05
+    assert -0.02 <= found.over <= 0.05
