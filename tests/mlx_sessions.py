@@ -16,6 +16,7 @@ from edgetune.spec import Checkpointing
 
 DEVICES = {"torch": "cpu", "mlx": "mlx"}
 VOCABULARY = 97
+_OPENED: list[Session] = []
 
 
 def plan_of(model: LocalModel, backend: str, **changes: Any) -> Plan:
@@ -43,9 +44,19 @@ def plan_of(model: LocalModel, backend: str, **changes: Any) -> Plan:
 
 
 def open_session(folder: Path, backend: str = "mlx", **changes: Any) -> Session:
-    """Open a model's folder."""
+    """Open a model's folder; what the test does not close is closed after it."""
     model = LocalModel.open(folder)
-    return load_backend(backend).open(plan_of(model, backend, **changes), model)
+    session = load_backend(backend).open(plan_of(model, backend, **changes), model)
+    _OPENED.append(session)
+    return session
+
+
+def close_all() -> None:
+    """Close the sessions that are still open: they have threads, files and memory limits."""
+    while _OPENED:
+        session = _OPENED.pop()
+        if hasattr(session, "engine"):
+            session.close()
 
 
 def batch_of(lengths: tuple[tuple[int, ...], ...], *, width: int = 32, seed: int = 0) -> MicroBatch:
