@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from threading import Event, Thread
+from weakref import ref
 
 import psutil
 import torch
@@ -22,7 +23,7 @@ INTERVAL = 0.01
 
 
 class MemoryWatch:
-    """Watches the memory of one device from opening to closing."""
+    """Watches the memory of one device from opening to closing, or until nobody holds it."""
 
     def __init__(self, device: torch.device, limit: int) -> None:
         """Begin to watch; ``limit`` is in bytes and only passed on."""
@@ -34,7 +35,9 @@ class MemoryWatch:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         else:
-            self._thread = Thread(target=self._watch, name="edgetune-memory", daemon=True)
+            self._thread = Thread(
+                target=_watch, args=(ref(self), self._stop), name="edgetune-memory", daemon=True
+            )
             self._thread.start()
 
     def read(self) -> MemoryReading:
@@ -59,9 +62,16 @@ class MemoryWatch:
         if self._thread is not None:
             self._thread.join()
 
-    def _watch(self) -> None:
-        while not self._stop.wait(INTERVAL):
-            self._peak = max(self._peak, anonymous_bytes())
+    def look(self) -> None:
+        """Note the memory of this moment."""
+        self._peak = max(self._peak, anonymous_bytes())
+
+
+def _watch(held: ref[MemoryWatch], stop: Event) -> None:
+    """Look again and again; the thread must not keep alive what it watches for."""
+    while not stop.wait(INTERVAL) and (watch := held()) is not None:
+        watch.look()
+        del watch
 
 
 def anonymous_bytes() -> int:

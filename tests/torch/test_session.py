@@ -6,6 +6,8 @@ import gc
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -170,8 +172,10 @@ def test_closing_gives_everything_back(
 
 
 def _open_files() -> Counter[str]:
+    """Return what is open, but for what the session reads of the kernel at any time."""
     links = Path("/proc/self/fd").iterdir()
-    return Counter(str(link.readlink()) for link in links if link.is_symlink())
+    names = (str(link.readlink()) for link in links if link.is_symlink())
+    return Counter(name for name in names if not name.startswith("/proc/"))
 
 
 def _entries(folder: str) -> int:
@@ -193,11 +197,11 @@ def test_nothing_grows_in_200_steps(tmp_path: Path, places: dict[str, Any]) -> N
     ) as session:
         for seed in range(20):
             _step(session, seed)
-        files, memory = _entries("/proc/self/fd"), session.memory().current_bytes
+        files, memory = _open_files().total(), session.memory().current_bytes
         for seed in range(180):
             _step(session, seed)
 
-        assert _entries("/proc/self/fd") == files
+        assert _open_files().total() == files
         assert session.memory().current_bytes < 1.01 * memory
 
 
@@ -208,6 +212,8 @@ def test_a_page_of_state_needs_a_card(llama: LocalModel) -> None:
 
 WALLED = """
 import sys
+import threading
+import time
 from pathlib import Path
 sys.path.insert(0, "tests")
 from engines import micro_batch
@@ -246,3 +252,16 @@ def test_memory_is_a_wall(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("stopped:")
     assert run.stdout.endswith("without a wall\n")
+
+
+def test_a_session_that_is_forgotten_is_watched_no_more(llama: LocalModel) -> None:
+    def watching() -> int:
+        gc.collect()
+        time.sleep(0.1)
+        return sum(thread.name == "edgetune-memory" for thread in threading.enumerate())
+
+    before = watching()
+    session = open_session(plan_for(llama), llama)
+    assert watching() == before + 1
+    del session
+    assert watching() == before
