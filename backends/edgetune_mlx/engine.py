@@ -22,7 +22,7 @@ from edgetune_mlx.adaptation import Adaptation, Adapted
 from edgetune_mlx.blocks import Blocks
 from edgetune_mlx.decoder import Decoder, Place, placed
 from edgetune_mlx.islands import Entries
-from edgetune_mlx.loss import Head, Sums, Wanted, losses_and_gradient, losses_only
+from edgetune_mlx.loss import Head, Loss, Sums, Wanted, losses_only
 from edgetune_mlx.memory import Guard
 
 Gradients = dict[str, mx.array]
@@ -132,10 +132,11 @@ class Engine:
         return x
 
     def _head_alone(self, run: Pass, _: range, x: mx.array) -> tuple[Sums, mx.array]:
+        loss, grad, found = self._head(run, x)
         with self.guard.in_order():
-            losses, correct, grad, found = self._head(run, x, now=True)
-        self._evaluate(losses, correct, grad, _added(run.grads, found))
-        return Sums.of(losses, correct, run.wanted.count), grad
+            loss.evaluate()
+        self._evaluate(grad, _added(run.grads, found))
+        return Sums.of(loss.losses, run.wanted.count), grad
 
     def _open_blocks(self, run: Pass, layers: range, x: mx.array) -> tuple[Sums, mx.array]:
         """Return the loss and the gradient of x; add those of the tensors behind it.
@@ -147,23 +148,27 @@ class Engine:
         def product(x: mx.array, own: list[Gradients]) -> tuple[mx.array, Any]:
             for layer, tensors in zip(layers, own, strict=True):
                 x = self.decoder.block(layer, x, run.place, run.method.over(tensors))
-            losses, correct, grad, grads = self._head(run, mx.stop_gradient(x), now=False)
-            return (x * grad).sum(), (losses, correct, grads)
+            last = mx.stop_gradient(x)
+            loss, grad, grads = self._head(run, last)
+            return (x * grad).sum(), (last, (loss.losses, loss.grad, loss.stages), grads)
 
         own = [run.method.of_block(layer) for layer in layers]
         (_, found), (x_grad, of_blocks) = mx.value_and_grad(product, argnums=(0, 1))(x, own)
-        losses, correct, of_head = found
-        self._evaluate(losses, correct, _added(run.grads, of_head))
+        last, parts, of_head = found
+        self._evaluate(last)
+        del last, found
+        loss = Loss(*parts)
+        with self.guard.in_order():
+            loss.evaluate()
+        self._evaluate(_added(run.grads, of_head))
         while of_blocks:
             self._evaluate(_added(run.grads, of_blocks.pop()))
         if self._goes_on(run, layers.start):
             self._evaluate(x_grad)
-        return Sums.of(losses, correct, run.wanted.count), x_grad
+        return Sums.of(loss.losses, run.wanted.count), x_grad
 
-    def _head(
-        self, run: Pass, x: mx.array, *, now: bool
-    ) -> tuple[mx.array, mx.array, mx.array, Gradients]:
-        """Return losses (N,), correctness (N,), the gradient (B, S, D) of x, and the final norm's."""
+    def _head(self, run: Pass, x: mx.array) -> tuple[Loss, mx.array, Gradients]:
+        """Return the loss, the gradient (B, S, D) of x, and those of the final norm."""
         flat, wanted = x.flatten(0, 1), run.wanted
         selected, own = flat[wanted.at], run.method.of_head()
 
@@ -172,12 +177,10 @@ class Engine:
             return self.decoder.final_norm(x, method)
 
         inputs = [selected, *own.values()]
-        losses, correct, grad = losses_and_gradient(
-            final(*inputs), wanted, self.head, chunk=self.chunk, scale=run.scale, now=now
-        )
-        grad, *grads = mx.vjp(final, inputs, [grad])[1]
+        loss = Loss.of(final(*inputs), wanted, self.head, chunk=self.chunk, scale=run.scale)
+        grad, *grads = mx.vjp(final, inputs, [loss.grad])[1]
         spread = mx.zeros_like(flat).at[wanted.at].add(grad).reshape(x.shape)
-        return losses, correct, spread, dict(zip(own, grads, strict=True))
+        return loss, spread, dict(zip(own, grads, strict=True))
 
     def _island(self, run: Pass, layer: int, entry: mx.array, grad: mx.array) -> mx.array:
         """Return the gradient of a block's input; add those of its tensors."""

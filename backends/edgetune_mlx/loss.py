@@ -77,73 +77,74 @@ class Wanted:
 
 @dataclass(slots=True)
 class Sums:
-    """Summed loss, loss tokens, and how many of them were predicted as the most probable."""
+    """Summed loss, loss tokens, and how many of them were predicted as the most probable.
+
+    Training does not count the last.
+    """
 
     loss: float = 0.0
     tokens: int = 0
     correct: int = 0
 
     @classmethod
-    def of(cls, losses: mx.array, correct: mx.array, count: int) -> Sums:
+    def of(cls, losses: mx.array, count: int, correct: mx.array | None = None) -> Sums:
         """Return the sums over the losses (N,), added up in float64."""
         loss = float(np.asarray(losses, np.float64).sum())
-        return cls(loss, count, int(np.asarray(correct).sum()))
+        return cls(loss, count, 0 if correct is None else int(np.asarray(correct).sum()))
 
 
-def losses_and_gradient(
-    x: mx.array, wanted: Wanted, head: Head, *, chunk: int, scale: float, now: bool
-) -> tuple[mx.array, mx.array, mx.array]:
-    """Return losses (N,), correctness (N,) and ``scale`` times the gradient (N, D) for x (N, D).
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Losses (N,) and the gradient (N, D) of the hidden states, not yet evaluated.
 
-    ``now`` evaluates each chunk by itself: one buffer of logits and one of their gradients live.
-    Otherwise chunks are ordered, but MLX may prepare some operations ahead.
+    After each of the ``stages`` the (C, V) numbers of a chunk have one reader left, whose result
+    takes their place, if it is not yet asked for.
     """
-    parts: list[tuple[mx.array, mx.array, mx.array]] = []
-    for start in range(0, len(x), chunk):
-        span = slice(start, start + chunk)
-        part = x[span]
-        if parts and not now:
-            (part,) = mx.depends([part], list(parts[-1]))
-        parts.append(_chunk(part, wanted.tokens[span], wanted.weights[span], head, scale))
-        if now:
-            losses, correct, grad = parts[-1]
-            mx.eval(losses, correct)  # nothing but the gradient has use for the logits then
-            mx.eval(grad)
-    losses, correct, grads = (mx.concatenate(list(found)) for found in zip(*parts, strict=True))
-    return losses, correct, grads
+
+    losses: mx.array
+    grad: mx.array
+    stages: list[mx.array]
+
+    @classmethod
+    def of(cls, x: mx.array, wanted: Wanted, head: Head, *, chunk: int, scale: float) -> Loss:
+        """Return the losses of x (N, D), and ``scale`` times the gradient of their sum."""
+        starts = range(0, len(x), chunk)
+        chunks = [_chunk(x, wanted, head, slice(start, start + chunk), scale) for start in starts]
+        losses, grads = (mx.concatenate([part[i] for part in chunks]) for i in (-2, -1))
+        return cls(losses, grads, [stage for part in chunks for stage in part])
+
+    def evaluate(self) -> None:
+        """Evaluate losses and gradient with the logits of one chunk alive."""
+        for stage in (*self.stages, self.losses, self.grad):
+            mx.eval(stage)
 
 
-def _chunk(
-    x: mx.array, tokens: mx.array, weights: mx.array, head: Head, scale: float
-) -> tuple[mx.array, mx.array, mx.array]:
-    logits, log_z, losses, correct = _losses(x, tokens, weights, head)
-    # all else that reads the logits comes first, so that their gradient takes their place
-    (logits,) = mx.depends([logits], [losses, correct])
-    factor = weights * scale
-    probability = mx.exp(logits - log_z) * factor[:, None]
-    grad = probability.at[mx.arange(len(tokens)), tokens].subtract(factor)
-    return losses, correct, head.input_gradient(grad, logits, x.dtype)
+def _chunk(x: mx.array, wanted: Wanted, head: Head, span: slice, scale: float) -> list[mx.array]:
+    """Return the stages of some tokens, of which the last are losses (C,) and gradient (C, D)."""
+    x, tokens, weights = x[span], wanted.tokens[span], wanted.weights[span]
+    logits = head.logits(x)
+    highest = logits.max(axis=-1, keepdims=True)
+    picked = mx.take_along_axis(logits, tokens[:, None], axis=-1)
+    # taken once: they are most of what a processor does here beside the products
+    exponentials = mx.exp(logits - highest)
+    total = exponentials.sum(axis=-1, keepdims=True)
+    losses = (highest + mx.log(total) - picked)[:, 0] * weights
+    grad = (exponentials / total).at[mx.arange(len(tokens)), tokens].subtract(1.0)
+    found = head.input_gradient(grad, logits, x.dtype)
+    # the weights come behind the head, where rows are short
+    found = (found * (weights * scale)[:, None]).astype(x.dtype)
+    return [highest, picked, losses, found]
 
 
 def losses_only(x: mx.array, wanted: Wanted, head: Head, *, chunk: int) -> Sums:
-    """Return the summed loss of x (N, D), without a gradient."""
+    """Return the summed loss of x (N, D) and how many targets were the most probable token."""
     losses, correct = [], []
     for start in range(0, len(x), chunk):
         span = slice(start, start + chunk)
-        _, _, loss, right = _losses(x[span], wanted.tokens[span], wanted.weights[span], head)
-        mx.eval(loss, right)
-        losses.append(loss)
-        correct.append(right)
-    return Sums.of(mx.concatenate(losses), mx.concatenate(correct), wanted.count)
-
-
-def _losses(
-    x: mx.array, tokens: mx.array, weights: mx.array, head: Head
-) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-    """Return logits (C, V), their log-sum (C, 1), losses (C,) and correctness (C,) in {0, 1}."""
-    logits = head.logits(x)
-    log_z = mx.logsumexp(logits, axis=-1, keepdims=True)
-    picked = mx.take_along_axis(logits, tokens[:, None], axis=-1)
-    losses = (log_z - picked)[:, 0] * weights
-    correct = (mx.argmax(logits, axis=-1) == tokens) * weights
-    return logits, log_z, losses, correct
+        tokens, weights = wanted.tokens[span], wanted.weights[span]
+        logits = head.logits(x[span])
+        picked = mx.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+        losses.append((mx.logsumexp(logits, axis=-1) - picked) * weights)
+        correct.append((mx.argmax(logits, axis=-1) == tokens) * weights)
+        mx.eval(losses[-1], correct[-1])
+    return Sums.of(mx.concatenate(losses), wanted.count, mx.concatenate(correct))

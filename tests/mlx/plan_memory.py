@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -105,11 +106,13 @@ def measure(case: Case, folder: Path) -> Measured:
     device = read_device("mlx")
     plan = make_plan(device, model.ref, model.shape, fixed=fixed | case.fixed, training={})
     batch = full_batch(plan.choice.micro_batch, case.context, model.shape.vocabulary)
+    gc.collect()
     mx.clear_cache()
+    held = mx.get_active_memory()  # by who was here before
     session = load_backend("mlx").open(plan, model)
     for _ in range(2):
         session.step((batch,), loss_tokens=batch.loss_tokens, learning_rate=1e-4)
-    peak = session.memory().peak_bytes
+    peak = session.memory().peak_bytes - held
     session.close()
     return Measured(plan.memory.phases.train - plan.memory.parts.runtime, peak)
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from peer_work import ALPHA, LEARNING_RATE, RANK, SEED, Result, Work, loading, measured
+from peer_work import ALPHA, RANK, SEED, Result, Work, loading, measured
 
 from edgetune.agent.training import open_session
 from edgetune.backend import Session
@@ -38,7 +38,7 @@ def plan_for(work: Work, model: LocalModel, places: dict[str, str]) -> Plan:
         accumulation=1,
         **{"placement": "resident", "loss_chunk": 256, **places},  # type: ignore[arg-type]
     )
-    training = {"learning_rate": LEARNING_RATE, "steps": work.steps, "seed": SEED}
+    training = {"learning_rate": work.learning_rate, "steps": work.steps, "seed": SEED}
     device = read_device(work.device)
     if work.cap:
         fixed = {"method": "lora", "rank": RANK, "alpha": ALPHA, "context": work.tokens}
@@ -55,7 +55,7 @@ def train(session: Session, work: Work, result: Result) -> None:
         targets = np.append(row[1:], IGNORED).astype(np.int32)
         batch = MicroBatch(tokens=row[None], targets=targets[None], documents=((work.tokens,),))
         begun = time.perf_counter()
-        step = session.step([batch], loss_tokens=work.tokens - 1, learning_rate=LEARNING_RATE)
+        step = session.step([batch], loss_tokens=work.tokens - 1, learning_rate=work.learning_rate)
         result.seconds.append(time.perf_counter() - begun)
         result.losses.append(step.loss)
 

@@ -15,18 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peer_work import (
-    ALPHA,
-    LEARNING_RATE,
-    RANK,
-    SEED,
-    TARGETS,
-    Result,
-    Work,
-    capped,
-    loading,
-    measured,
-)
+from peer_work import ALPHA, RANK, SEED, TARGETS, Result, Work, capped, loading, measured
 
 from edgetune.methods.base import AdapterTensor, initial_value
 from edgetune.methods.lora import Lora
@@ -83,7 +72,7 @@ def loop(work: Work, result: Result) -> None:
     with loading(result):
         model = load(work)
     trained = [x for x in model.parameters() if x.requires_grad]
-    optimizer = AdamW8bit(trained, lr=LEARNING_RATE, weight_decay=0.0)
+    optimizer = AdamW8bit(trained, lr=work.learning_rate, weight_decay=0.0)
     model.train()
     for row in work.rows():
         begun = time.perf_counter()
@@ -120,7 +109,7 @@ def trl(work: Work, result: Result) -> None:
     with tempfile.TemporaryDirectory() as folder:
         options = SFTConfig(
             output_dir=folder, max_steps=work.steps, per_device_train_batch_size=1,
-            learning_rate=LEARNING_RATE, lr_scheduler_type="constant", weight_decay=0.0,
+            learning_rate=work.learning_rate, lr_scheduler_type="constant", weight_decay=0.0,
             max_grad_norm=1.0, optim="adamw_8bit", gradient_checkpointing=True,
             gradient_checkpointing_kwargs={"use_reentrant": False}, bf16=work.dtype == "bfloat16",
             logging_steps=1, save_strategy="no", report_to=[], use_cpu=work.device == "cpu", seed=SEED,

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 RANK = 16
 ALPHA = 32
-LEARNING_RATE = 1e-4
 SEED = 0
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -35,6 +34,7 @@ class Work:
     steps: int
     vocabulary: int
     dtype: str = "bfloat16"
+    learning_rate: float = 1e-4
     device: str = "cpu"
     cap: int = 0
     """Bytes of a card's memory that may be used; 0 for all. Includes no CUDA context."""

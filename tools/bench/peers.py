@@ -147,6 +147,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048])
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--trl", metavar="FOLDER", help="where TRL and what it needs lie")
@@ -156,7 +157,7 @@ def main() -> None:
     for tokens in given.tokens:
         work = Work(
             model=str(given.model.resolve()), tokens=tokens, steps=given.steps,
-            vocabulary=shape.vocabulary, dtype=given.dtype,
+            vocabulary=shape.vocabulary, dtype=given.dtype, learning_rate=given.learning_rate,
         )  # fmt: skip
         lines = compare(work, given.contenders, given.rounds, given.trl)
         show(lines)
