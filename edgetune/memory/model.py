@@ -12,7 +12,7 @@ from edgetune.memory.head import evaluation_bytes, loss_bytes
 from edgetune.memory.optimizer import state_bytes, update_bytes
 from edgetune.memory.passes import BlockPass, block_pass
 from edgetune.memory.rows import Platform, Rows, rows_of
-from edgetune.memory.runtime import RUNTIME_BYTES
+from edgetune.memory.runtime import runtime_bytes
 from edgetune.memory.scratch import scratch_bytes
 from edgetune.memory.step import StepModel
 from edgetune.memory.weights import load_bytes, weight_bytes
@@ -59,6 +59,7 @@ class MemoryModel:
         self.of_head = WIDE * sum(x.size for x in trained if x.name.startswith(final))
         numbers = sum(tensor.size for tensor in tensors) + method.constants(shape)
         self.adapter = WIDE * numbers
+        self.runtime = runtime_bytes(platform.kind, shape.vocabulary)
         self._weights = cache(partial(weight_bytes, shape))
         self._load = cache(partial(load_bytes, shape))
         roles = {linear.role for linear in shape.linears}
@@ -75,7 +76,7 @@ class MemoryModel:
         trained = self.adapter + self._state(choice.optimizer)
         trained += 0 if self.platform.kind == "mlx" else WIDE * sum(self.sizes)
         places = (choice.quantization, choice.placement, choice.embedding, choice.head)
-        return self._weights(*places) + trained + RUNTIME_BYTES[self.platform.kind]
+        return self._weights(*places) + trained + self.runtime
 
     def estimate(self, choice: Choice) -> MemoryEstimate:
         """Return what a run of ``choice`` needs."""
@@ -96,7 +97,7 @@ class MemoryModel:
             activations=moment.activations,
             loss=moment.loss,
             workspace=scratch + moment.workspace,
-            runtime=RUNTIME_BYTES[self.platform.kind],
+            runtime=self.runtime,
         )
         return _estimate(
             parts,
