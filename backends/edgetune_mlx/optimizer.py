@@ -74,7 +74,14 @@ class AdamW:
 
 def clipped(grads: Mapping[str, mx.array], limit: float) -> tuple[dict[str, mx.array], float]:
     """Return gradients scaled down to a global norm of ``limit``, and the norm before."""
-    squares = [grad.square().sum() for grad in grads.values()]
+    squares, waiting = [], 0
+    largest = max(grad.nbytes for grad in grads.values())
+    for grad in grads.values():
+        squares.append(grad.square().sum())
+        waiting += grad.nbytes
+        if waiting >= 2 * largest:  # all at once, MLX would hold the squares of all of them
+            mx.eval(squares)
+            waiting = 0
     norm = float(np.sqrt(np.array(mx.stack(squares), np.float64).sum()))
     share = limit / (norm + 1e-6)
     if not share < 1:

@@ -15,7 +15,7 @@ from edgetune.memory.rows import Platform, Rows, rows_of
 from edgetune.memory.runtime import runtime_bytes
 from edgetune.memory.scratch import scratch_bytes
 from edgetune.memory.step import StepModel
-from edgetune.memory.weights import load_bytes, weight_bytes
+from edgetune.memory.weights import load_bytes, passing_bytes, weight_bytes
 from edgetune.methods.base import Method, Ranks, Traces
 from edgetune.shape import Attention, ModelShape
 from edgetune.storage import QUANTIZED_OUTER, WIDE
@@ -60,7 +60,8 @@ class MemoryModel:
         numbers = sum(tensor.size for tensor in tensors) + method.constants(shape)
         self.adapter = WIDE * numbers
         self.runtime = runtime_bytes(platform.kind, shape.vocabulary)
-        self._weights = cache(partial(weight_bytes, shape))
+        self._weights = cache(partial(weight_bytes, shape, mlx=platform.kind == "mlx"))
+        self._passing = cache(partial(passing_bytes, shape, mlx=platform.kind == "mlx"))
         self._load = cache(partial(load_bytes, shape))
         roles = {linear.role for linear in shape.linears}
         frozen = any(traces.matrices != roles for traces in self.traces)
@@ -68,7 +69,7 @@ class MemoryModel:
         self._loss = cache(partial(loss_bytes, shape))
         self._evaluated = cache(partial(evaluation_bytes, shape))
         self._state = cache(partial(state_bytes, self.sizes))
-        self._update = cache(partial(update_bytes, self.sizes))
+        self._update = cache(partial(update_bytes, self.sizes, mlx=platform.kind == "mlx"))
         self._step = cache(self._make_step)
 
     def resting(self, choice: Choice) -> int:
@@ -86,7 +87,14 @@ class MemoryModel:
         loss = self._loss(rows, choice.loss_chunk, choice.head, quantized=quantized)
         kept = choice.checkpointing
         update = self._update(choice.optimizer)
-        moment = step.peak(kept.layers, offloaded=kept.offload != "none", loss=loss, update=update)
+        passing = self._passing(choice.quantization, choice.placement)
+        moment = step.peak(
+            kept.layers,
+            offloaded=kept.offload != "none",
+            loss=loss,
+            update=update,
+            passing=passing,
+        )
         scratch = self._scratch(rows, choice.quantization, choice.head)
         places = (choice.quantization, choice.placement, choice.embedding, choice.head)
         parts = Parts(
@@ -101,10 +109,10 @@ class MemoryModel:
         )
         return _estimate(
             parts,
-            load=self._load(choice.quantization),
+            load=self._load(choice.quantization) + passing,
             evaluation=scratch
             + step.evaluation(
-                self._evaluated(rows, choice.loss_chunk, choice.head, quantized=quantized)
+                self._evaluated(rows, choice.loss_chunk, choice.head, quantized=quantized), passing
             ),
         )
 

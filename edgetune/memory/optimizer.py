@@ -15,14 +15,19 @@ BLOCK = 256
 CHUNK = 1 << 20
 """Elements that are updated at a time."""
 
+MLX_COPIES = 4
+"""Arrays of a tensor's size in its update on MLX, which waits for more of them to be freed."""
+
 
 def state_bytes(sizes: Sequence[int], optimizer: str) -> int:
     """Return the bytes of both averages of tensors of these sizes."""
     return sum(2 * _average(size, optimizer) for size in sizes)
 
 
-def update_bytes(sizes: Sequence[int], optimizer: str) -> int:
+def update_bytes(sizes: Sequence[int], optimizer: str, *, mlx: bool) -> int:
     """Return the bytes that an update holds for a moment."""
+    if mlx:
+        return MLX_COPIES * WIDE * max(sizes)
     return max(_update(size, optimizer) for size in sizes)
 
 

@@ -58,31 +58,40 @@ class StepModel:
         for layer, block in enumerate(blocks):
             self._alike.setdefault(block, []).append(layer)
 
-    def peak(self, checkpointed: int, *, offloaded: bool, loss: int, update: int) -> Moment:
-        """Return the moment of a step at which most bytes live."""
+    def peak(
+        self, checkpointed: int, *, offloaded: bool, loss: int, update: int, passing: int
+    ) -> Moment:
+        """Return the moment of a step at which most bytes live.
+
+        ``passing`` are the weights that come and go with a block; only checkpointed blocks do.
+        """
         moments = [
-            *self._moments(checkpointed, offloaded, loss),
+            *self._moments(checkpointed, offloaded, loss, passing),
             Moment(0, 0, update, max(self.grown)),
         ]
         return max(moments, key=lambda moment: moment.total)
 
-    def evaluation(self, loss: int) -> int:
+    def evaluation(self, loss: int, passing: int) -> int:
         """Return the peak of a pass without gradients and of its loss."""
-        return self.place + self.entry + max(loss, *(block.inference for block in self._alike))
+        blocks = (passing + block.inference for block in self._alike)
+        return self.place + self.entry + max(loss, *blocks)
 
-    def _moments(self, checkpointed: int, offloaded: bool, loss: int) -> Iterator[Moment]:
+    def _moments(
+        self, checkpointed: int, offloaded: bool, loss: int, passing: int
+    ) -> Iterator[Moment]:
         first, last = self.first, len(self.blocks)
         cut = min(max(checkpointed, first), last)
         held = self.place + self._inputs(cut, offloaded)
         none = self.grown[last]
         yield Moment(held + self._kept[last] - self._kept[cut] + self.entry, loss, 0, none)
         for layer in self._extremes(0, first):
-            yield Moment(self.place + self.entry, 0, self.blocks[layer].plain, none)
+            yield Moment(self.place + self.entry, 0, passing + self.blocks[layer].plain, none)
         for layer in self._extremes(first, cut):
             block, inputs = self.blocks[layer], self.place + self._inputs(layer + 1, offloaded)
-            yield Moment(inputs, 0, block.plain, none)
-            yield Moment(inputs, 0, self.entry + block.forward, self.grown[layer + 1])
-            yield Moment(inputs, 0, self.entry + block.backward, self.grown[layer])
+            there = passing + self.entry
+            yield Moment(inputs, 0, passing + block.plain, none)
+            yield Moment(inputs, 0, there + block.forward, self.grown[layer + 1])
+            yield Moment(inputs, 0, there + block.backward, self.grown[layer])
         for layer in self._extremes(cut, last):
             block = self.blocks[layer]
             inputs = held + self._kept[layer] - self._kept[cut] + self.entry

@@ -17,22 +17,39 @@ ALIGNMENT, PAGE = 64, 4096
 """Parts of a block's matrices begin at multiples of the one, blocks at those of the other."""
 
 STREAMED_BLOCKS = 2
-"""Blocks present when streaming: the one that is computed and the one on its way."""
+"""Blocks present when torch streams: the one that is computed and the one on its way."""
 
 
 def weight_bytes(
-    shape: ModelShape, quantization: str, placement: str, embedding: str, head: str
+    shape: ModelShape, quantization: str, placement: str, embedding: str, head: str, *, mlx: bool
 ) -> int:
-    """Return the bytes of the frozen weights that are in the device's memory at one time."""
-    present = shape.layers if placement == "resident" else STREAMED_BLOCKS
-    small = sum(x.size for x in shape.block_tensors(0)) - shape.block_linear_parameters
-    matrices = block_bytes(shape, quantization) - small * BYTES[shape.dtype]
-    aligned = matrices + ALIGNMENT * len(shape.linears) * 4 + PAGE
+    """Return the bytes of the frozen weights that are in the device's memory all the time.
+
+    MLX reads a streamed block when it is computed and drops it then: :func:`passing_bytes`.
+    """
+    streamed = 0 if mlx else STREAMED_BLOCKS
+    present = shape.layers if placement == "resident" else streamed
     return (
-        present * aligned
-        + shape.layers * small * BYTES[shape.dtype]
+        present * _matrices(shape, quantization)
+        + shape.layers * _small(shape) * BYTES[shape.dtype]
         + _vocabulary(shape, quantization, embedding, head)
     )
+
+
+def passing_bytes(shape: ModelShape, quantization: str, placement: str, *, mlx: bool) -> int:
+    """Return the bytes of weights that are there only while a block is computed."""
+    return _matrices(shape, quantization) if mlx and placement != "resident" else 0
+
+
+def _matrices(shape: ModelShape, quantization: str) -> int:
+    """Return the bytes of a block's matrices."""
+    matrices = block_bytes(shape, quantization) - _small(shape) * BYTES[shape.dtype]
+    return matrices + ALIGNMENT * len(shape.linears) * 4 + PAGE
+
+
+def _small(shape: ModelShape) -> int:
+    """Return how many numbers of a block are in none of its matrices."""
+    return sum(x.size for x in shape.block_tensors(0)) - shape.block_linear_parameters
 
 
 def _vocabulary(shape: ModelShape, quantization: str, embedding: str, head: str) -> int:

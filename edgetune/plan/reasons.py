@@ -82,8 +82,9 @@ def _placement(found: Found, request: Request, search: Search) -> Iterator[str]:
     least = search.least(_kept_resident(choice))
     needed = (resident if least is None else least).memory.peak_bytes
     place = "the host's memory" if choice.placement == "host" else "the disk"
+    blocks = "one block" if request.device.kind == "mlx" else "two blocks"
     yield (
-        f"weights streamed from {place}, two blocks at a time: "
+        f"weights streamed from {place}, {blocks} at a time: "
         + (
             f"resident they would need {precise_bytes(needed)} at the least"
             if needed > request.budget

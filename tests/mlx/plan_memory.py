@@ -56,8 +56,15 @@ class Case:
         base = self.fixed.get("quantization", "none")
         rows = f"{self.fixed.get('micro_batch', 1)} x {self.context}"
         kept = "all" if self.checkpointed else "none"
-        return f"{self.model} | {method} | {base} | {rows} | {kept}"
+        return f"{self.model} | {method} | {base} | {rows} | {kept}{', streamed' * self.streamed}"
 
+    @property
+    def streamed(self) -> bool:
+        """Tell whether the blocks are on disk."""
+        return self.fixed.get("placement") == "disk"
+
+
+DISK = {"placement": "disk"}
 
 CASES = (
     Case(model="untied", context=128),
@@ -70,6 +77,8 @@ CASES = (
     Case(model="untied", context=128, fixed={"method": "bitfit"}),
     Case(model="untied", context=192, fixed={"method": "ia3"}),
     Case(model="untied", context=192, checkpointed=True, fixed={"method": "full"}),
+    Case(model="untied", context=32, checkpointed=True, fixed={"method": "full"}),
+    Case(model="untied", context=32, checkpointed=True, fixed={"method": "prefix"}),
     Case(model="untied", context=128, checkpointed=True, fixed={"method": "mam"}),
     Case(model="tied", context=96, fixed={"micro_batch": 2}),
     Case(model="tied", context=192, checkpointed=True, fixed={"method": "dora"}),
@@ -78,6 +87,10 @@ CASES = (
     Case(model="gpt2", context=128),
     Case(model="gpt2", context=64, checkpointed=True, fixed={"micro_batch": 2}),
     Case(model="untied", context=128, fixed={"quantization": "mxfp4"}),
+    Case(model="untied", context=64, checkpointed=True, fixed=DISK | {"quantization": "q8"}),
+    Case(model="untied", context=128, checkpointed=True, fixed=DISK | {"micro_batch": 2}),
+    Case(model="tied", context=64, checkpointed=True, fixed=DISK),
+    Case(model="gpt2", context=128, checkpointed=True, fixed=DISK | {"quantization": "q4"}),
 )
 
 
