@@ -18,6 +18,7 @@ import mlx.core as mx
 from edgetune.backend import load_backend
 from edgetune.data.batch import full_batch
 from edgetune.device import read_device
+from edgetune.memory.weights import passing_bytes
 from edgetune.model import LocalModel
 from edgetune.plan import make_plan
 from edgetune.spec import Checkpointing
@@ -56,12 +57,8 @@ class Case:
         base = self.fixed.get("quantization", "none")
         rows = f"{self.fixed.get('micro_batch', 1)} x {self.context}"
         kept = "all" if self.checkpointed else "none"
-        return f"{self.model} | {method} | {base} | {rows} | {kept}{', streamed' * self.streamed}"
-
-    @property
-    def streamed(self) -> bool:
-        """Tell whether the blocks are on disk."""
-        return self.fixed.get("placement") == "disk"
+        kept += ", streamed" if self.fixed.get("placement") == "disk" else ""
+        return f"{self.model} | {method} | {base} | {rows} | {kept}"
 
 
 DISK = {"placement": "disk"}
@@ -100,6 +97,8 @@ class Measured:
 
     planned: int
     peak: int
+    passing: int
+    """What the plan counts for the matrices of a streamed block."""
 
     @property
     def over(self) -> float:
@@ -127,7 +126,9 @@ def measure(case: Case, folder: Path) -> Measured:
         session.step((batch,), loss_tokens=batch.loss_tokens, learning_rate=1e-4)
     peak = session.memory().peak_bytes - held
     session.close()
-    return Measured(plan.memory.phases.train - plan.memory.parts.runtime, peak)
+    choice = plan.choice
+    passing = passing_bytes(model.shape, choice.quantization, choice.placement, mlx=True)
+    return Measured(plan.memory.phases.train - plan.memory.parts.runtime, peak, passing)
 
 
 def make(name: str, folder: Path) -> Path:
