@@ -2,7 +2,7 @@
 
 N loss tokens, D hidden size, V vocabulary, C tokens of a chunk. The gradient of the hidden
 states is computed in the forward pass, so no logits are kept: the peak is the (C, V) float32
-logits, whose place their gradient takes, and (N, D).
+logits, whose place their gradient takes (not where they are capped), and (N, D).
 """
 
 from __future__ import annotations

@@ -102,13 +102,19 @@ class Guard:
 
 
 def largest_array(choice: Choice, shape: ModelShape) -> int:
-    """Return the bytes of the largest array of a step: of an MLP, of logits, or of scores."""
+    """Return the bytes of the largest array of a step.
+
+    Of an MLP, logits, scores, the update of a trained tensor, or a matrix that is converted.
+    """
     width = BYTES[choice.compute_dtype]
     queries = min(QUERY_CHUNK, choice.context)
+    trained = (tensor.size for tensor in choice.method.tensors(shape) if tensor.trained)
     return max(
         choice.tokens * shape.ffn_size * width,
         min(choice.loss_chunk, choice.tokens) * shape.vocabulary * WIDE,
         choice.micro_batch * shape.heads * queries * choice.context * width,
+        WIDE * max(trained),
+        WIDE * max(linear.inputs * linear.outputs for linear in shape.linears),
     )
 
 

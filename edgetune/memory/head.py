@@ -82,6 +82,6 @@ def _whole_chunk(
     narrow = 0 if rows.width == WIDE else logits * rows.width
     going = max(dense + logits * rows.width, narrow + WIDE * logits)
     capped = shape.logit_softcap is not None
-    back = WIDE * logits * (3 if capped else 1) + narrow
+    back = WIDE * logits * (2 if capped else 1) + narrow
     states = 2 * tokens * shape.hidden_size * rows.width
     return states + max(unpacking, going, back + unpacking if gradient else 0)

@@ -38,8 +38,14 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "model_type": "gpt2", "n_embd": 128, "n_layer": 3, "n_head": 4, "n_positions": 512,
         "vocab_size": 3000,
     },
+    "capped": {
+        "model_type": "gemma2", "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2,
+        "head_dim": 16, "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 8000,
+        "max_position_embeddings": 1024,
+    },
 }  # fmt: skip
-"""Llamas by what their head is: a matrix of its own, or the embedding. And a GPT-2."""
+"""Llamas by what their head is: a matrix of its own, or the embedding. And a GPT-2 and a
+Gemma 2, whose logits are capped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +81,8 @@ CASES = (
     Case(model="untied", context=192, fixed={"method": "ia3"}),
     Case(model="untied", context=192, checkpointed=True, fixed={"method": "full"}),
     Case(model="untied", context=32, checkpointed=True, fixed={"method": "full"}),
-    Case(model="untied", context=32, checkpointed=True, fixed={"method": "prefix"}),
+    Case(model="untied", context=16, checkpointed=True, fixed={"method": "prefix"}),
+    Case(model="capped", context=64, checkpointed=True),
     Case(model="untied", context=128, checkpointed=True, fixed={"method": "mam"}),
     Case(model="tied", context=96, fixed={"micro_batch": 2}),
     Case(model="tied", context=192, checkpointed=True, fixed={"method": "dora"}),
