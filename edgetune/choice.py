@@ -19,11 +19,9 @@ from edgetune.spec import (
     OptimizerName,
     Placement,
     Quantization,
+    check_numbers,
     knob,
-    knobs,
-    refuse_outside,
     to_plain,
-    values,
 )
 from edgetune.typed import checked, from_plain
 
@@ -55,7 +53,7 @@ class Choice:
 
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing."""
-        refuse_outside(knobs(Choice), values(self))
+        check_numbers(self)
 
     @property
     def tokens(self) -> int:

@@ -120,6 +120,23 @@ def refuse_outside(settings: Iterable[Knob], given: Mapping[str, Any]) -> None:
         raise UsageError(" ".join(problems))
 
 
+def check_numbers(spec: object) -> None:
+    """Check the numbers of a spec object against what its settings allow.
+
+    Raises:
+        UsageError: naming every number that makes no sense.
+    """
+    spec_class: type = type(spec)
+    bounded = _bounded(spec_class)
+    refuse_outside(bounded, {item.name: getattr(spec, item.name) for item in bounded})
+
+
+@cache
+def _bounded(spec: type) -> tuple[Knob, ...]:
+    """Return the settings that not every number makes sense for."""
+    return tuple(item for item in knobs(spec) if item.interval is not None)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpointing:
     """How many of the blocks, from the first on, keep only their input for the backward pass."""
@@ -187,7 +204,7 @@ class Training:
 
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing."""
-        refuse_outside(knobs(Training), values(self))
+        check_numbers(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgetune.methods.initial import Base, Initial, start
 from edgetune.shape import LinearRole, ModelShape
-from edgetune.spec import knobs, refuse_outside, values
+from edgetune.spec import check_numbers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +86,7 @@ class Method(ABC):
 
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing."""
-        refuse_outside(knobs(type(self)), values(self))
+        check_numbers(self)
 
     @abstractmethod
     def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:

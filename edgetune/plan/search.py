@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -57,12 +58,13 @@ class Search:
 
     def least(self, rung: Rung) -> Found | None:
         """Return the choice of a rung that needs the fewest bytes."""
-        candidates = (
-            self.weigh(replace(start, checkpointing=kept))
+        choices = (
+            replace(start, checkpointing=kept)
             for start in self.space.starts(rung)
             for kept in self.space.ends(start)
         )
-        return min(candidates, key=lambda found: found.memory.peak_bytes, default=None)
+        least = min(choices, key=self._peak, default=None)
+        return None if least is None else self.weigh(least)
 
     def weigh(self, choice: Choice) -> Found:
         """Return a choice with its bytes and seconds."""
@@ -71,8 +73,11 @@ class Search:
 
     def fits(self, choice: Choice) -> bool:
         """Tell whether a choice stays within the budget."""
-        memory = self._memory(choice.method).estimate(choice)
-        return memory.peak_bytes <= self.request.budget
+        return self._peak(choice) <= self.request.budget
+
+    def _peak(self, choice: Choice) -> int:
+        """Return the most bytes that a run of a choice takes."""
+        return self._memory(choice.method).estimate(choice).peak_bytes
 
     def _resting(self, start: Choice) -> int:
         """Return the bytes that a choice takes before anything is computed."""
@@ -91,35 +96,42 @@ class Search:
 
         Those that would take more than ``limit`` seconds are left out.
         """
-        least, _ = self.space.ends(start)
-        layers = least.layers
+        low, high = (kept.layers for kept in self.space.ends(start))
+        high = self._most(replace(start, loss_chunk=self.space.chunks[0]), low, high, limit)
         for chunk in reversed(self.space.chunks):
             choice = replace(start, loss_chunk=chunk)
-            if self._seconds(self.space.with_layers(choice, layers)) > limit:
-                continue
-            found = self._fewest(choice, layers)
-            if found is None:
+            if low > high or not self.fits(self.space.with_layers(choice, high)):
                 return  # a larger chunk would not fit either
-            layers = found
-            yield self.weigh(self.space.with_layers(choice, layers))
+            if self._seconds(self.space.with_layers(choice, low)) > limit:
+                continue
+            low = self._fewest(choice, low, high)
+            yield self.weigh(self.space.with_layers(choice, low))
 
-    def _fewest(self, choice: Choice, known: int) -> int | None:
+    def _most(self, choice: Choice, low: int, high: int, limit: float) -> int:
+        """Return the most checkpointed blocks within ``limit`` seconds, ``low - 1`` if none is.
+
+        Every further block takes time.
+        """
+        if limit == inf:
+            return high
+        within = bisect_right(
+            range(low, high + 1),
+            limit,
+            key=lambda layers: self._seconds(self.space.with_layers(choice, layers)),
+        )
+        return low - 1 + within
+
+    def _fewest(self, choice: Choice, low: int, high: int) -> int:
         """Return the fewest checkpointed blocks that fit; every further one frees memory.
 
-        Fewer than ``known`` do not.
+        ``high`` are known to.
         """
-        low, high = known, self.space.ends(choice)[1].layers
-        if self.fits(self.space.with_layers(choice, low)):
-            return low
-        if not self.fits(self.space.with_layers(choice, high)):
-            return None
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self.fits(self.space.with_layers(choice, middle)):
-                high = middle
-            else:
-                low = middle
-        return high
+        short = bisect_left(
+            range(low, high),
+            True,
+            key=lambda layers: self.fits(self.space.with_layers(choice, layers)),
+        )
+        return low + short
 
     def _memory_model(self, method: Method) -> MemoryModel:
         request = self.request

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from itertools import product
 
 from edgetune.choice import Choice
@@ -24,6 +24,7 @@ class Space:
     def __init__(self, request: Request) -> None:
         """Keep what the user fixed."""
         self.request = request
+        self._block = cache(partial(block_bytes, request.shape))
 
     @property
     def chunks(self) -> tuple[int, ...]:
@@ -115,6 +116,6 @@ class Space:
     def _host_bytes(self, choice: Choice) -> int:
         """Return what streaming and offloading keep in the host's memory."""
         shape, kept = self.request.shape, choice.checkpointing
-        weights = shape.layers * block_bytes(shape, choice.quantization)
+        weights = shape.layers * self._block(choice.quantization)
         inputs = kept.layers * choice.tokens * shape.hidden_size * BYTES[choice.compute_dtype]
         return weights * (choice.placement == "host") + inputs * (kept.offload == "host")

@@ -7,7 +7,7 @@ projections, V vocabulary. A product of T tokens with N weights costs 2 T N oper
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from math import ceil
 from typing import Literal
 
@@ -58,6 +58,7 @@ class TimeModel:
         self.rates = rates
         self.trained = method.parameters(shape)
         self.first = method.first_layer(shape)
+        self._block = cache(partial(block_bytes, shape))
 
     def estimate(self, choice: Choice) -> TimeEstimate:
         """Return the time of an optimizer step; zero if the device's rates are not known."""
@@ -131,7 +132,7 @@ class TimeModel:
     def _transfer(self, choice: Choice) -> float:
         if choice.placement == "resident":
             return 0.0
-        return block_bytes(self.shape, choice.quantization) / self._bandwidth(choice.placement)
+        return self._block(choice.quantization) / self._bandwidth(choice.placement)
 
     def head(self, choice: Choice) -> float:
         """Return the seconds of the loss: logits, their gradient and that of the states."""
