@@ -17,6 +17,7 @@ from edgetune.shape import ModelShape, Rotary
 from edgetune_mlx.adaptation import BASE, Adaptation, Attended
 from edgetune_mlx.attention import Keys
 from edgetune_mlx.load import BlockWeights, Weights
+from edgetune_mlx.matrices import Turns
 from edgetune_mlx.pointwise import gated_activation, plain_activation, rotate
 from edgetune_mlx.precision import DTYPES
 from edgetune_mlx.rotary import frequencies
@@ -136,6 +137,7 @@ class _Block:
     weights: BlockWeights
     place: Place
     method: Adaptation
+    turns: Turns = field(default_factory=Turns)
 
     def attention(self, x: mx.array) -> mx.array:
         rule, place = self.shape.attention[self.layer], self.place
@@ -202,7 +204,7 @@ class _Block:
 
     def _project(self, role: str, x: mx.array) -> mx.array:
         linear, weights = self.shape.linear_by_role[role], self.weights
-        matrix, bias = weights.matrices[role], weights.biases.get(role)
+        matrix, bias = weights.matrices[role].in_turn(self.turns), weights.biases.get(role)
         return self.method.project(self.layer, linear, x, matrix, bias)
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import mlx.core as mx
 
 from edgetune.errors import UsageError
 from edgetune_mlx.precision import multiplies_quantized
+from edgetune_mlx.unpack import unpack_affine, unpack_float
 
 Parts = Mapping[str, mx.array]
 
@@ -99,7 +100,12 @@ class Quantized(Packing):
     def dense(self, parts: Parts, dtype: mx.Dtype) -> mx.array:
         """Return the dequantized values."""
         codes, scales, biases = parts["codes"], parts["scales"], parts.get("biases")
-        found = mx.dequantize(codes, scales, biases, self.group, self.bits, self.mode)
+        if multiplies_quantized():
+            found = mx.dequantize(codes, scales, biases, self.group, self.bits, self.mode)
+        elif biases is None:
+            found = unpack_float(codes, scales, group=self.group, dtype=dtype)
+        else:
+            found = unpack_affine(codes, scales, biases, group=self.group, bits=self.bits)
         return found.astype(dtype)
 
     def times(self, x: mx.array, parts: Parts) -> mx.array:
@@ -133,12 +139,51 @@ PACKINGS: Final[Mapping[str, Packing]] = {
 }
 
 
+class Turns:
+    """Keeps products that make a matrix to multiply with in turn.
+
+    MLX begins with what waits for nothing: it would make the matrices of many products at once.
+    Here each is made when the product before it is done, whose result is needed by then anyway.
+    The first one on the way back follows the last but one on the way forward: the last is often
+    not computed again.
+    """
+
+    def __init__(self) -> None:
+        """Begin with no product."""
+        self._forward: list[mx.array] = []
+        self._back: mx.array | None = None
+
+    def before_next(self) -> list[mx.array]:
+        """Return what the next product on the way forward waits for."""
+        return self._forward[-1:]
+
+    def done(self, y: mx.array) -> mx.array:
+        """Return the result of a product on the way forward, once it is noted."""
+        y, sign = mx.depends([y, mx.zeros(1)], [y])
+        self._forward = [*self._forward[-1:], sign]
+        return y
+
+    def before_next_back(self) -> list[mx.array]:
+        """Return what the next product on the way back waits for."""
+        return self._forward[-2:-1] if self._back is None else [self._back]
+
+    def done_back(self, grad: mx.array) -> mx.array:
+        """Return the result of a product on the way back, once it is noted."""
+        grad, self._back = mx.depends([grad, mx.zeros(1)], [grad])
+        return grad
+
+
 @dataclass(frozen=True, slots=True)
 class Matrix:
     """A frozen matrix (N, K)."""
 
     packing: Packing
     parts: Parts
+    turns: Turns | None = None
+
+    def in_turn(self, turns: Turns) -> Matrix:
+        """Return the same matrix, whose products keep to an order."""
+        return replace(self, turns=turns)
 
     def dense(self, dtype: mx.Dtype) -> mx.array:
         """Return the matrix as plain numbers (N, K)."""
@@ -150,11 +195,29 @@ class Matrix:
 
     def times(self, x: mx.array) -> mx.array:
         """Return ``x W^T`` (..., N) for x (..., K)."""
-        return self.packing.times(x, self.parts)
+        turns = self.turns
+        if turns is None or not self._converts(x.dtype):
+            return self.packing.times(x, self.parts)
+        y = self.packing.times(x, self._behind([x, *turns.before_next()]))
+        return turns.done(y)
 
     def back(self, grad: mx.array) -> mx.array:
         """Return ``grad W`` (..., K) for grad (..., N)."""
-        return self.packing.back(grad, self.parts)
+        turns = self.turns
+        if turns is None or not self._converts(grad.dtype):
+            return self.packing.back(grad, self.parts)
+        found = self.packing.back(grad, self._behind([grad, *turns.before_next_back()]))
+        return turns.done_back(found)
+
+    def _converts(self, dtype: mx.Dtype) -> bool:
+        """Tell whether a product with numbers of a type makes a matrix to multiply with."""
+        if isinstance(self.packing, Plain):
+            return bool(self.parts["values"].dtype != dtype)
+        return not multiplies_quantized()
+
+    def _behind(self, others: list[mx.array]) -> Parts:
+        """Return the parts, to be read when other arrays are there."""
+        return dict(zip(self.parts, mx.depends(list(self.parts.values()), others), strict=True))
 
 
 def packing_of(quantization: str) -> Packing:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 from math import pi, sqrt
+from typing import Any, Final
 
 import mlx.core as mx
 
 from edgetune.shape import NormKind, Rotary
 from edgetune_mlx.linear import recomputed
+
+CUBIC: Final = sqrt(2 / pi), 0.044715
+"""Of GELU by tanh (Hendrycks & Gimpel 2016): ``tanh(a * (x + b * x^3))``."""
 
 
 def norm(x: mx.array, kind: NormKind, weight: mx.array, bias: mx.array | None) -> mx.array:
@@ -20,12 +24,28 @@ def norm(x: mx.array, kind: NormKind, weight: mx.array, bias: mx.array | None) -
 
 def gated_activation(gate: mx.array, up: mx.array, name: str) -> mx.array:
     """Return ``activation(gate) * up``."""
-    return recomputed(lambda gate, up: activation(gate, name) * up)(gate, up)
+    custom: Any = mx.custom_function(lambda gate, up: activation(gate, name) * up)
+
+    @custom.vjp  # type: ignore[untyped-decorator]
+    def backward(primals: Any, cotangent: mx.array, _: Any) -> tuple[mx.array, mx.array]:
+        gate, up = mx.depends(list(primals), [cotangent])
+        value, slope = with_slope(gate, name)
+        return slope * up * cotangent, value * cotangent
+
+    out: mx.array = custom(gate, up)
+    return out
 
 
 def plain_activation(x: mx.array, name: str) -> mx.array:
     """Return ``activation(x)``."""
-    return recomputed(lambda x: activation(x, name))(x)
+    custom: Any = mx.custom_function(lambda x: activation(x, name))
+
+    @custom.vjp  # type: ignore[untyped-decorator]
+    def backward(x: mx.array, cotangent: mx.array, _: Any) -> mx.array:
+        return with_slope(mx.depends([x], [cotangent])[0], name)[1] * cotangent
+
+    out: mx.array = custom(x)
+    return out
 
 
 def activation(x: mx.array, name: str) -> mx.array:
@@ -33,15 +53,39 @@ def activation(x: mx.array, name: str) -> mx.array:
     match name:
         case "silu":
             return x * mx.sigmoid(x)
-        case "gelu":
-            return x * (1 + mx.erf(x / sqrt(2))) / 2
-        case "gelu_tanh":
-            inner = sqrt(2 / pi) * (x + 0.044715 * x * x * x)
-            return x * (1 + mx.tanh(inner)) / 2
+        case "gelu" | "gelu_tanh":
+            return x * _share(x, name)
         case "relu":
             return mx.maximum(x, 0)
         case other:
             raise ValueError(f"the model's shape should have refused the activation {other!r}")
+
+
+def with_slope(x: mx.array, name: str) -> tuple[mx.array, mx.array]:
+    """Return the named activation of x and its derivative.
+
+    By hand, because MLX's own way makes an array for every term: each line here ends in one that
+    takes the place of another.
+    """
+    if name == "relu":
+        return mx.maximum(x, 0), (x > 0).astype(x.dtype)
+    share = mx.sigmoid(x) if name == "silu" else _share(x, name)
+    value = x * share
+    if name == "silu":
+        return value, (1 - share) * value + share
+    if name == "gelu":
+        density = mx.exp(x * x * -0.5) * (1 / sqrt(2 * pi))
+        return value, density * x + share
+    growth = 2 * CUBIC[0] * (1 + 3 * CUBIC[1] * (x * x))
+    return value, (1 - share) * growth * value + share
+
+
+def _share(x: mx.array, name: str) -> mx.array:
+    """Return what GELU takes of x: the normal distribution, or tanh's likeness of it."""
+    if name == "gelu":
+        return (1 + mx.erf(x / sqrt(2))) / 2
+    scale, cubic = CUBIC
+    return (1 + mx.tanh((x * x * cubic + 1) * x * scale)) / 2
 
 
 def rotate(

@@ -43,20 +43,25 @@ class Backward:
         entry = self._norm("mlp_output", entry, saved.last_norm)
         active = self._project("down")
         ledger.drop(entry + saved.active)
-        gated = block.linear("gate_up") is not None or block.linear("gate") is not None
+        fused = block.linear("gate_up") is not None
+        gated = fused or block.linear("gate") is not None
         if not block.reached(*block.before_mlp, GATES):
             ledger.drop(active + saved.gates + beside)
             return 0
         if rows.mlx:
+            down = block.linear("down")
             ledger.passing(
-                pointwise.plain_activation(self.shape.activation, rows, self.shape.ffn_size)
+                pointwise.activation_backward(
+                    self.shape.activation, rows, self.shape.ffn_size, gated=gated, fused=fused
+                ),
+                0 if down is None else down.dense(rows),  # not yet let go of
             )
         if gated:
             grads = pointwise.gated_backward(ledger, rows, self.shape.ffn_size)
         else:
             grads = ledger.take(rows.numbers(self.shape.ffn_size))
         ledger.drop(active + saved.gates)
-        if block.linear("gate_up") is not None:
+        if fused:
             ledger.passing(grads)
             out = self._project("gate_up")
             ledger.drop(grads + beside)

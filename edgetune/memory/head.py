@@ -5,9 +5,10 @@ N loss tokens, D hidden size, V vocabulary, C tokens of a chunk, W rows of a sli
 
 from __future__ import annotations
 
+from math import ceil
+
 from edgetune.memory.ledger import Ledger
 from edgetune.memory.pointwise import norm_backward, norm_forward
-from edgetune.memory.products import UNPACKING
 from edgetune.memory.rows import Rows
 from edgetune.memory.scratch import HEAD_SLICE
 from edgetune.shape import ModelShape
@@ -78,10 +79,12 @@ def _whole_chunk(
     logits, size = tokens * shape.vocabulary, shape.vocabulary * shape.hidden_size
     unpacked = rows.unpacks if quantized else rows.recast
     dense = size * rows.product if unpacked else 0
-    unpacking = (UNPACKING - 1) * WIDE * size if quantized and rows.unpacks else dense
+    unpacking = dense + (ceil(rows.unpacking * size) if quantized else 0)
     narrow = 0 if rows.width == WIDE else logits * rows.width
-    going = max(dense + logits * rows.width, narrow + WIDE * logits)
+    going = max(unpacking + logits * rows.width, narrow + WIDE * logits)
     capped = shape.logit_softcap is not None
     back = WIDE * logits * (2 if capped else 1) + narrow
     states = 2 * tokens * shape.hidden_size * rows.width
+    if rows.width != WIDE:
+        states += WIDE * tokens * shape.hidden_size  # as the norm made them
     return states + max(unpacking, going, back + unpacking if gradient else 0)

@@ -18,7 +18,7 @@ class BlockPass:
     output, but not the input, which the block before made. ``forward`` is that pass's peak,
     ``plain`` that of one without gradients (dropout and all), ``inference`` the same in an
     evaluation, ``backward`` that of the backward pass, what was
-    kept included.
+    kept included, ``again`` the same where the block is computed again for it.
     """
 
     kept: int
@@ -26,6 +26,7 @@ class BlockPass:
     plain: int
     inference: int
     backward: int
+    again: int
 
 
 def block_pass(block: Block) -> BlockPass:
@@ -42,4 +43,5 @@ def block_pass(block: Block) -> BlockPass:
         plain=plain.peak,
         inference=inference.peak,
         backward=back.peak,
+        again=back.peak - (saved.exit if block.rows.mlx else 0),  # which MLX leaves out
     )

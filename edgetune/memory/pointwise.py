@@ -81,6 +81,13 @@ def gated_backward(ledger: Ledger, rows: Rows, columns: int) -> int:
     return ledger.take(2 * one)
 
 
-def plain_activation(name: str, rows: Rows, columns: int) -> int:
-    """Return the bytes of what MLX makes an activation and its gradient of, one array a term."""
-    return (5 if name == "gelu_tanh" else 3) * rows.numbers(columns)
+ARRAYS = {"silu": 2, "gelu": 2, "gelu_tanh": 3, "relu": 1}
+"""Arrays that MLX holds of an activation's derivative, the gradient among them."""
+
+
+def activation_backward(name: str, rows: Rows, columns: int, *, gated: bool, fused: bool) -> int:
+    """Return the bytes that MLX holds on the way back through an activation, its inputs apart.
+
+    A gate has a gradient of its own; ``fused``: both become one array, which is as large as both.
+    """
+    return max(ARRAYS[name] + gated, 4 * fused) * rows.numbers(columns)

@@ -7,14 +7,11 @@ T tokens, K inputs, N outputs, R rank. Scratch that outlives a product is counte
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from edgetune.memory.ledger import Ledger
 from edgetune.memory.rows import PIECE, Rows
 from edgetune.storage import WIDE
-
-UNPACKING = 3
-"""Arrays of 32-bit numbers that MLX holds of matrices on their way: two matrices may be unpacked
-at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,13 +83,14 @@ def backward(ledger: Ledger, product: Product, rows: Rows, *, needed: bool = Tru
 def unpack(ledger: Ledger, product: Product, rows: Rows) -> None:
     """Hold what unpacking 4-bit weights needs beside scratch: scales, twice while decoded.
 
-    MLX on a processor holds the codes as integers of 32 bits, shifted and put together.
+    MLX may hold the dense weights of the product before, too. On a processor it unpacks to the
+    type of the scales, which may be another one.
     """
     size = product.inputs * product.outputs
     if product.quantized and rows.keeps_scratch:
         ledger.passing(3 * WIDE * -(-size // 64))
-    if product.quantized and rows.unpacks:
-        ledger.passing(UNPACKING * WIDE * size)
+    if rows.mlx and not product.trained:
+        ledger.passing(2 * product.dense(rows), ceil(rows.unpacking * size))
 
 
 def _copies(product: Product, rows: Rows) -> int:

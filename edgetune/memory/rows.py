@@ -8,7 +8,7 @@ from typing import Literal
 
 from edgetune.choice import Choice
 from edgetune.shape import ModelShape
-from edgetune.storage import BYTES, WIDE
+from edgetune.storage import AFFINE, BYTES, GROUPS, WIDE
 
 Kind = Literal["cuda", "cpu", "mlx"]
 
@@ -31,7 +31,7 @@ class Platform:
 
     @property
     def unpacks(self) -> bool:
-        """Whether MLX unpacks quantized matrices by plain operations: on a processor."""
+        """Whether MLX unpacks quantized matrices to multiply them: on a processor."""
         return self.kind == "mlx" and not self.multiplies_16bit
 
 
@@ -56,7 +56,9 @@ class Rows:
     mlx: bool = False
     """Whether MLX computes: what is pointwise keeps its inputs only, attention is in pieces."""
     unpacks: bool = False
-    """Whether quantized matrices are unpacked by plain operations, one array each."""
+    """Whether MLX multiplies quantized matrices as plain numbers."""
+    unpacking: float = 0.0
+    """Bytes a weight takes beside them while it is unpacked."""
     documents: int = 1
     """Documents in the fullest row."""
 
@@ -99,5 +101,14 @@ def rows_of(
         keeps_scratch=platform.keeps_scratch,
         mlx=platform.kind == "mlx",
         unpacks=platform.unpacks,
+        unpacking=_unpacking(choice, shape) if platform.unpacks else 0.0,
         documents=sharing,
     )
+
+
+def _unpacking(choice: Choice, shape: ModelShape) -> float:
+    """Return the bytes a weight takes on its way: in the type of its scales, or its scales."""
+    if choice.quantization in AFFINE:
+        return 0.0 if choice.compute_dtype == shape.dtype else BYTES[shape.dtype]
+    group = GROUPS.get(choice.quantization)
+    return 0.0 if group is None else BYTES[choice.compute_dtype] / group

@@ -91,7 +91,7 @@ class StepModel:
             there = passing + self.entry
             yield Moment(inputs, 0, passing + block.plain, none)
             yield Moment(inputs, 0, there + block.forward, self.grown[layer + 1])
-            yield Moment(inputs, 0, there + block.backward, self.grown[layer])
+            yield Moment(inputs, 0, there + block.again, self.grown[layer])
         for layer in self._extremes(cut, last):
             block = self.blocks[layer]
             inputs = held + self._kept[layer] - self._kept[cut] + self.entry

@@ -72,8 +72,11 @@ def load_bytes(shape: ModelShape, quantization: str) -> int:
     """Return the most bytes over the weights themselves while they are loaded.
 
     One projection as the file has it, and what quantizing it takes beside it; everything else
-    goes from the mapped file to its place.
+    goes from the mapped file to its place. MLX's formats take the embedding, too.
     """
-    matrix = max(linear.inputs * linear.outputs for linear in shape.linears)
+    sizes = [linear.inputs * linear.outputs for linear in shape.linears]
+    if quantization in QUANTIZED_OUTER:
+        sizes.append(shape.vocabulary * shape.hidden_size)
+    matrix = max(sizes)
     scales = 0 if quantization == "none" else 4 * matrix // 64
     return matrix * BYTES[shape.dtype] + scales

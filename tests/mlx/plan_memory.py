@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import torch
 
 from edgetune.backend import load_backend
 from edgetune.data.batch import full_batch
@@ -43,9 +44,19 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "head_dim": 16, "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 8000,
         "max_position_embeddings": 1024,
     },
+    "narrow": {
+        "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 3, "head_dim": 32,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 5000,
+        "max_position_embeddings": 1024, "tie_word_embeddings": False, "dtype": torch.bfloat16,
+    },
+    "fused": {
+        "model_type": "phi3", "hidden_size": 64, "intermediate_size": 768, "num_hidden_layers": 2,
+        "head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 1, "vocab_size": 2048,
+        "max_position_embeddings": 1024,
+    },
 }  # fmt: skip
-"""Llamas by what their head is: a matrix of its own, or the embedding. And a GPT-2 and a
-Gemma 2, whose logits are capped."""
+"""Llamas by what their head is: a matrix of its own, or the embedding; and one whose file is in
+bfloat16. A GPT-2, a Gemma 2, whose logits are capped, and a Phi-3, whose gate and up are one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +75,13 @@ class Case:
         rows = f"{self.fixed.get('micro_batch', 1)} x {self.context}"
         kept = "all" if self.checkpointed else "none"
         kept += ", streamed" if self.fixed.get("placement") == "disk" else ""
+        kept += ", bfloat16" if "compute_dtype" in self.fixed else ""
         return f"{self.model} | {method} | {base} | {rows} | {kept}"
 
 
 DISK = {"placement": "disk"}
+NARROW = {"compute_dtype": "bfloat16"}
+STEPS = 6
 
 CASES = (
     Case(model="untied", context=128),
@@ -91,6 +105,11 @@ CASES = (
     Case(model="gpt2", context=128),
     Case(model="gpt2", context=64, checkpointed=True, fixed={"micro_batch": 2}),
     Case(model="untied", context=128, fixed={"quantization": "mxfp4"}),
+    Case(model="narrow", context=128),
+    Case(model="narrow", context=64, checkpointed=True, fixed={"quantization": "q8"}),
+    Case(model="narrow", context=128, checkpointed=True, fixed=NARROW | {"quantization": "q4"}),
+    Case(model="fused", context=200, fixed={"method": "llama-adapter"}),
+    Case(model="fused", context=128, checkpointed=True, fixed={"quantization": "q4"}),
     Case(model="untied", context=64, checkpointed=True, fixed=DISK | {"quantization": "q8"}),
     Case(model="untied", context=128, checkpointed=True, fixed=DISK | {"micro_batch": 2}),
     Case(model="tied", context=64, checkpointed=True, fixed=DISK),
@@ -100,7 +119,7 @@ CASES = (
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Bytes of training as planned, without the interpreter, and as MLX counted them."""
+    """Bytes of loading and training as planned, without the interpreter, and as MLX counted them."""
 
     planned: int
     peak: int
@@ -114,7 +133,10 @@ class Measured:
 
 
 def measure(case: Case, folder: Path) -> Measured:
-    """Take two steps on full rows: the second has the optimizer's state."""
+    """Take steps on full rows: the second has the optimizer's state, a later one the peak.
+
+    How far MLX prepares operations ahead of those that run differs from step to step.
+    """
     model = LocalModel.open(folder)
     layers = model.shape.layers if case.checkpointed else 0
     fixed = {
@@ -129,13 +151,15 @@ def measure(case: Case, folder: Path) -> Measured:
     mx.clear_cache()
     held = mx.get_active_memory()  # by who was here before
     session = load_backend("mlx").open(plan, model)
-    for _ in range(2):
+    for _ in range(STEPS):
         session.step((batch,), loss_tokens=batch.loss_tokens, learning_rate=1e-4)
     peak = session.memory().peak_bytes - held
     session.close()
     choice = plan.choice
     passing = passing_bytes(model.shape, choice.quantization, choice.placement, mlx=True)
-    return Measured(plan.memory.phases.train - plan.memory.parts.runtime, peak, passing)
+    phases = plan.memory.phases
+    planned = max(phases.load, phases.train) - plan.memory.parts.runtime
+    return Measured(planned, peak, passing)
 
 
 def make(name: str, folder: Path) -> Path:

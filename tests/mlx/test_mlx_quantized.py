@@ -113,6 +113,34 @@ def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
         packing_of("nf4")
 
 
+@pytest.mark.parametrize("quantization", STORED)
+@pytest.mark.parametrize("stored", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_matrices_are_unpacked_to_the_values_of_mlx(
+    quantization: str, stored: mx.Dtype, dtype: mx.Dtype
+) -> None:
+    packing = packing_of(quantization)
+    parts = packing.pack(mx.random.normal((96, 128), key=mx.random.key(1)).astype(stored))
+    codes, scales, biases = parts["codes"], parts["scales"], parts.get("biases")
+    mode = "affine" if biases is not None else quantization
+
+    expected = mx.dequantize(codes, scales, biases, packing.group, packing.bits, mode)
+
+    assert mx.array_equal(packing.dense(parts, dtype), expected.astype(dtype))
+
+
+def test_unpacking_holds_nothing_but_the_result() -> None:
+    packing = packing_of("q4")
+    parts = packing.pack(mx.random.normal((512, 1024), key=mx.random.key(1)))
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+
+    dense = packing.dense(parts, mx.float32)
+    mx.eval(dense)
+
+    assert mx.get_peak_memory() - before < 1.02 * dense.nbytes
+
+
 def _dequantized(values: torch.Tensor, quantization: str) -> torch.Tensor:
     packing = PACKINGS[quantization]
     parts = packing.pack(mx.array(values.numpy()))
