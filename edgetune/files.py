@@ -13,13 +13,15 @@ from typing import Any
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, partial: Path | None = None) -> Iterator[Path]:
     """Yield an empty file that takes the place of ``path`` when the block succeeds.
+
+    ``partial`` is the file that is yielded, where several processes may write ``path`` at once.
 
     Raises:
         OSError: if it cannot be written; nothing of it stays then.
     """
-    partial = partial_path(path)
+    partial = partial or partial_path(path)
     try:
         partial.write_bytes(b"")
         mode = partial.stat().st_mode

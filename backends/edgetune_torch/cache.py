@@ -5,20 +5,23 @@ One file a model and format, in ``$EDGETUNE_CACHE``, else ``$XDG_CACHE_HOME/edge
 ``~/.cache/edgetune``: it is shared by all runs of a model, which is why it does not lie beside a
 run. The file holds the blocks one after the other, each laid out as in memory, then a JSON footer
 and the footer's length as a little-endian u64. Its name is a hash of everything that its content
-depends on. It is written to a temporary name and renamed; any file here may be deleted at any
-time that no run is using it.
+depends on. It is written to a temporary name of the process's own and renamed, so that processes
+that begin together do not write into each other's file; any file here may be deleted at any time
+that no run is using it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from torch import Tensor
 
 from edgetune.errors import ModelError, UsageError
@@ -119,9 +122,22 @@ class CacheWriter:
 
 
 def room_for(path: Path, nbytes: int) -> bool:
-    """Return whether the disk has room for a cache, and as much again for everything else."""
+    """Return whether the disk has room for a cache, and as much again for everything else.
+
+    Raises:
+        OSError: if there is no folder for it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path.parent)
     return shutil.disk_usage(path.parent).free >= 2 * nbytes
+
+
+def unwritable(what: str, folder: Path, error: OSError) -> UsageError:
+    """Return the error for something that has to be in the cache's folder and cannot be."""
+    return UsageError(
+        f"{what} cannot be written to {folder}: {error.strerror or error}. "
+        "Make room, or set EDGETUNE_CACHE to a folder elsewhere."
+    )
 
 
 def build(path: Path, source: BlockSource, layers: int, blocks: list[Tensor] | None = None) -> None:
@@ -129,6 +145,7 @@ def build(path: Path, source: BlockSource, layers: int, blocks: list[Tensor] | N
 
     Raises:
         UsageError: if the disk has no room.
+        OSError: if the file cannot be written; nothing of it stays then.
     """
     nbytes = sum(source.layout(layer).nbytes for layer in range(layers))
     if not room_for(path, nbytes):
@@ -136,8 +153,26 @@ def build(path: Path, source: BlockSource, layers: int, blocks: list[Tensor] | N
             f"The quantized weights take {format_bytes(nbytes)} in {path.parent}, and its disk has "
             f"less than twice that free. Make room, or set EDGETUNE_CACHE to a folder elsewhere."
         )
-    with replacing(path) as temporary:
+    with replacing(path, _own_partial(path)) as temporary:
         _write(temporary, source, layers, blocks)
+
+
+def _own_partial(path: Path) -> Path:
+    """Return where this process builds a cache."""
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}.partial")
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what processes of this machine that were killed left half written."""
+    for partial in folder.glob(f".*.blocks.{_host()}-*.partial"):
+        number = partial.name.removesuffix(".partial").rpartition("-")[2]
+        if number.isdecimal() and not psutil.pid_exists(int(number)):
+            partial.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    """Return the name of this machine: a folder may be shared by several."""
+    return "".join(c if c.isalnum() else "_" for c in platform.node())
 
 
 def _write(path: Path, source: BlockSource, layers: int, blocks: list[Tensor] | None) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from edgetune.errors import UsageError
 from edgetune.spec import Offload
-from edgetune_torch.cache import cache_folder
+from edgetune_torch.cache import cache_folder, unwritable
 from edgetune_torch.pages import bytes_of
 
 
@@ -67,20 +67,34 @@ class DiskCheckpoints(Checkpoints):
     """
 
     def __init__(self, device: torch.device, folder: Path | None = None) -> None:
-        """Open the file."""
+        """Open the file.
+
+        Raises:
+            UsageError: if there is no place for it.
+        """
         self.device = device
-        folder = folder or cache_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        # kept open from step to step
-        self._file = tempfile.TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115
+        self._folder = folder or cache_folder()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            # kept open from step to step
+            self._file = tempfile.TemporaryFile(buffering=0, dir=self._folder)  # noqa: SIM115
+        except OSError as error:
+            raise unwritable("Checkpoints of blocks", self._folder, error) from None
         self._kept: list[tuple[torch.Size, torch.dtype]] = []
 
     def put(self, x: Tensor) -> None:
-        """Write x behind those that are there."""
+        """Write x behind those that are there.
+
+        Raises:
+            UsageError: if the disk is full.
+        """
         memory, done = bytes_of(x.cpu().contiguous()), 0
-        self._file.seek(len(self._kept) * len(memory))
-        while done < len(memory):
-            done += self._file.write(memory[done:])
+        try:
+            self._file.seek(len(self._kept) * len(memory))
+            while done < len(memory):
+                done += self._file.write(memory[done:])
+        except OSError as error:
+            raise unwritable("Checkpoints of blocks", self._folder, error) from None
         self._kept.append((x.shape, x.dtype))
 
     def take(self) -> Tensor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 
 from edgetune.spec import Placement
 from edgetune_torch.blocks import Blocks, BlockWeights, ResidentBlocks
-from edgetune_torch.cache import build, cache_folder, cache_key, find, room_for
+from edgetune_torch.cache import build, cache_folder, cache_key, find, room_for, unwritable
 from edgetune_torch.sources import BlockSource, Checkpoint
 from edgetune_torch.stream import HostSlot, Slot, StreamedBlocks
 from edgetune_torch.workspace import Workspace
@@ -45,7 +46,10 @@ def _on_disk(checkpoint: Checkpoint) -> BlockSource:
     path = cache_folder() / f"{cache_key(checkpoint.model, checkpoint.quantization)}.blocks"
     found = find(path, checkpoint, layers, checkpoint.files)
     if found is None:
-        build(path, checkpoint, layers)
+        try:
+            build(path, checkpoint, layers)
+        except OSError as error:
+            raise unwritable("The quantized weights", path.parent, error) from None
         found = find(path, checkpoint, layers, checkpoint.files)
     if found is None:
         raise RuntimeError(f"{path} was written and cannot be opened")
@@ -53,7 +57,10 @@ def _on_disk(checkpoint: Checkpoint) -> BlockSource:
 
 
 def _on_host(checkpoint: Checkpoint, *, pinned: bool) -> list[Tensor]:
-    """Return a buffer a block, filled: from the cache if there is one, which is made if not."""
+    """Return a buffer a block, filled: from the cache if there is one, which is made if it can be.
+
+    Nothing is streamed from it here, so that a disk which cannot be written is no reason to stop.
+    """
     layers = checkpoint.model.shape.layers
     sizes = [checkpoint.layout(layer).nbytes for layer in range(layers)]
     buffers = [torch.zeros(size, dtype=torch.uint8, pin_memory=pinned) for size in sizes]
@@ -61,9 +68,10 @@ def _on_host(checkpoint: Checkpoint, *, pinned: bool) -> list[Tensor]:
     if checkpoint.quantization != "none":
         path = cache_folder() / f"{cache_key(checkpoint.model, checkpoint.quantization)}.blocks"
         cached = find(path, checkpoint, layers, checkpoint.files)
-        if cached is None and room_for(path, sum(sizes)):
-            build(path, checkpoint, layers, buffers)
-            return buffers
+        with suppress(OSError):
+            if cached is None and room_for(path, sum(sizes)):
+                build(path, checkpoint, layers, buffers)
+                return buffers
         source = cached or checkpoint
     for layer, buffer in enumerate(buffers):
         source.read(layer, buffer)

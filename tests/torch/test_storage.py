@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from models import make_model
 from edgetune.errors import ModelError, UsageError
 from edgetune.model import LocalModel
 from edgetune_torch import cache
+from edgetune_torch.checkpoints import DiskCheckpoints
 from edgetune_torch.load import Loader, Places, Weights
 from edgetune_torch.matrices import store
 
@@ -153,10 +157,80 @@ def test_a_cache_is_written_whole_or_not_at_all(
 
     with monkeypatch.context() as patched:
         patched.setattr(cache.CacheWriter, "finish", fail)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(UsageError, match="no space"):
             _load(llama, "disk")
+        _load(llama).close()
 
     assert list(folder.iterdir()) == []
+
+
+TOGETHER = """
+import sys
+from pathlib import Path
+import torch
+from edgetune.model import LocalModel
+from edgetune_torch.load import Loader, Places
+model = LocalModel.open(Path(sys.argv[1]))
+Loader(model, torch.device("cpu"), "nf4", Places(blocks=sys.argv[2])).load().close()
+"""
+
+
+@pytest.mark.parametrize("blocks", ["resident", "disk"])
+def test_processes_that_begin_together_make_one_cache(
+    llama: LocalModel, folder: Path, monkeypatch: pytest.MonkeyPatch, blocks: str
+) -> None:
+    finish = cache.CacheWriter.finish
+
+    def when_another_has_finished(writer: cache.CacheWriter) -> None:
+        subprocess.run([sys.executable, "-c", TOGETHER, llama.folder, blocks], check=True)
+        finish(writer)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cache.CacheWriter, "finish", when_another_has_finished)
+        first = _dense(_load(llama, blocks))
+
+    (file,) = folder.iterdir()
+    assert file.suffix == ".blocks"
+    assert all(map(torch.equal, first, _dense(_load(llama, "disk"))))
+
+
+def test_what_a_killed_process_left_is_deleted(llama: LocalModel, folder: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    living, left = (
+        folder / f".other.blocks.{cache._host()}-{pid}.partial" for pid in (os.getppid(), gone.pid)
+    )
+    folder.mkdir(parents=True)
+    for file in (living, left):
+        file.write_bytes(b"half")
+
+    _load(llama).close()
+    assert living.exists()
+    assert not left.exists()
+
+
+def test_a_folder_that_cannot_be_written_stops_only_what_is_on_disk(
+    llama: LocalModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv("EDGETUNE_CACHE", str(file))
+
+    _load(llama).close()
+    with pytest.raises(UsageError, match="EDGETUNE_CACHE"):
+        _load(llama, "disk")
+    with pytest.raises(UsageError, match="EDGETUNE_CACHE"):
+        DiskCheckpoints(CPU)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
+def test_checkpoints_on_a_full_disk_are_refused(tmp_path: Path) -> None:
+    checkpoints = DiskCheckpoints(CPU, tmp_path)
+    checkpoints._file.close()
+    checkpoints._file = Path("/dev/full").open("r+b", buffering=0)  # noqa: SIM115
+    with pytest.raises(UsageError, match=r"No space left.*EDGETUNE_CACHE"):
+        checkpoints.put(torch.zeros(1, 2, 3))
+    checkpoints.close()
 
 
 def test_a_disk_without_room_is_said(llama: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
