@@ -160,9 +160,14 @@ class ModelShape:
 
     @cached_property
     def rotates_by_length(self) -> bool:
-        """Whether a batch's longest row changes the rotation of all its rows (LongRoPE)."""
-        rotaries = (rule.rotary for rule in self.attention)
-        return any(rotary is not None and rotary.scaling == "longrope" for rotary in rotaries)
+        """Whether the length of a document changes the rotation of all its tokens (LongRoPE)."""
+        return bool(self.rotation_changes)
+
+    @cached_property
+    def rotation_changes(self) -> frozenset[int]:
+        """The lengths beyond which the rotation of a document is another one."""
+        rotaries = {rule.rotary for rule in self.attention if rule.rotary is not None}
+        return frozenset(r.original_context for r in rotaries if r.scaling == "longrope")
 
     def block(self, layer: int) -> str:
         """Return the module path of a block, ending in a dot."""

@@ -22,6 +22,11 @@ SMALL = {
     "eos_token_id": 2,
 }
 WINDOWS = {"sliding_window": 5}
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 16,
+    "factor": 8.0, "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 3.0, 5.0, 8.0],
+}  # fmt: skip
+"""Settings of a rotation that documents of more than 16 tokens change."""
 GPT2 = {
     "vocab_size": 97, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128,
     "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2,

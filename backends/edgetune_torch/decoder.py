@@ -40,6 +40,7 @@ class Cache:
 class Place:
     """Where the tokens of a micro-batch stand: positions (B, S) and documents a row.
 
+    ``lengths`` (B, S) are those of the tokens' documents, where the rotation depends on them.
     In generation each row is one document and has a cache, which is empty in the first pass;
     in those after it, each row has one token.
     """
@@ -47,14 +48,14 @@ class Place:
     positions: Tensor
     documents: Documents
     dtype: torch.dtype
-    context: int
+    lengths: Tensor | None = None
     caches: Sequence[Cache] = ()
     _tables: dict[Rotary, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def cos_sin(self, rotary: Rotary) -> tuple[Tensor, Tensor]:
         """Return the rotation of these positions, computed once for all layers."""
         if rotary not in self._tables:
-            self._tables[rotary] = cos_sin(rotary, self.positions, self.dtype, self.context)
+            self._tables[rotary] = cos_sin(rotary, self.positions, self.dtype, self.lengths)
         return self._tables[rotary]
 
 
@@ -64,12 +65,13 @@ def placed(
     """Return a micro-batch with the placeholders that its rows want, and where its tokens stand."""
     each = method.of_rows(len(batch.tokens))
     batch = with_virtual_tokens(batch, [one.virtual_tokens for one in each])
-    before = np.array([[one.positions] for one in each], np.int32)
+    before, device = np.array([[one.positions] for one in each], np.int32), decoder.weights.device
+    lengths = batch.lengths() + before if decoder.shape.rotates_by_length else None
     return batch, Place(
-        positions=torch.from_numpy(batch.positions() + before).to(decoder.weights.device),
+        positions=torch.from_numpy(batch.positions() + before).to(device),
         documents=batch.documents,
         dtype=decoder.dtype,
-        context=batch.tokens.shape[1] + int(before.max()),
+        lengths=None if lengths is None else torch.from_numpy(lengths).to(device),
         caches=caches,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,13 +18,19 @@ from edgetune_torch.mixed import mixed
 
 @dataclass(slots=True)
 class Row:
-    """A prompt that is being continued, and the last token that was found for it."""
+    """A prompt that is being continued, and the tokens that were found for it."""
 
     number: int
+    prompt: Sequence[int]
     method: Adaptation
     cache: Cache
     draws: torch.Generator
-    token: int = 0
+    found: list[int] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Positions that a pass with the last token found will have seen."""
+        return self.cache.length + self.method.positions + 1
 
 
 def generate(
@@ -42,25 +48,29 @@ def generate(
         return
     order = sorted(range(len(prompts)), key=lambda number: id(methods[number]))
     rows = [new_row(decoder, number, prompts[number], methods[number], options) for number in order]
-    logits = _first(decoder, head, [prompts[number] for number in order], rows)
+    logits = _first(decoder, head, rows)
     for count in range(1, options.max_tokens + 1):
         for row, found in zip(rows, logits, strict=True):
-            row.token = _choose(found, options, row.draws)
-            yield row.number, row.token
-        rows = [row for row in rows if row.token not in options.end_tokens]
+            row.found.append(_choose(found, options, row.draws))
+            yield row.number, row.found[-1]
+        rows = [row for row in rows if row.found[-1] not in options.end_tokens]
         if not rows or count == options.max_tokens:
             return
-        logits = _next(decoder, head, rows)
+        # one more token and LongRoPE would have rotated all that is cached otherwise
+        anew = any(row.length - 1 in decoder.shape.rotation_changes for row in rows)
+        logits = (_first if anew else _next)(decoder, head, rows)
 
 
 @torch.no_grad()
-def _first(
-    decoder: Decoder, head: Head, prompts: Sequence[Sequence[int]], rows: Sequence[Row]
-) -> Tensor:
-    """Return the logits (B, V) after the prompts, which join the caches."""
+def _first(decoder: Decoder, head: Head, rows: Sequence[Row]) -> Tensor:
+    """Return the logits (B, V) after prompts and what was found, which join the caches anew."""
+    for row in rows:
+        row.cache.length = 0
     method = mixed([row.method for row in rows])
     caches = [row.cache for row in rows]
-    batch, place = placed(decoder, prompt_batch(prompts), method, caches)
+    batch, place = placed(
+        decoder, prompt_batch([[*row.prompt, *row.found] for row in rows]), method, caches
+    )
     tokens = torch.from_numpy(batch.tokens).to(decoder.weights.device).long()
     x = decoder.hidden(tokens, place, method)
     for cache, (length,) in zip(caches, batch.documents, strict=True):
@@ -73,15 +83,15 @@ def _first(
 def _next(decoder: Decoder, head: Head, rows: Sequence[Row]) -> Tensor:
     """Return the logits (B, V) after each row's last token, which joins its cache."""
     method, device = mixed([row.method for row in rows]), decoder.weights.device
-    positions = [row.cache.length + row.method.positions for row in rows]
+    lengths = torch.tensor([[row.length] for row in rows], device=device)
     place = Place(
-        positions=torch.tensor(positions, device=device)[:, None],
+        positions=lengths - 1,
         documents=((1,),) * len(rows),
         dtype=decoder.dtype,
-        context=max(positions) + 1,
+        lengths=lengths,
         caches=[row.cache for row in rows],
     )
-    tokens = torch.tensor([[row.token] for row in rows], device=device)
+    tokens = torch.tensor([[row.found[-1]] for row in rows], device=device)
     x = decoder.hidden(tokens, place, method)
     for row in rows:
         row.cache.length += 1
@@ -113,4 +123,4 @@ def new_row(
         return [torch.empty(size, dtype=decoder.dtype, device=device) for _ in range(shape.layers)]
 
     draws = torch.Generator(device).manual_seed(options.seed)
-    return Row(number, method, Cache(tensors(), tensors()), draws)
+    return Row(number, prompt, method, Cache(tensors(), tensors()), draws)

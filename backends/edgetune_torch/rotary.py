@@ -15,21 +15,29 @@ from edgetune.shape import Rotary
 
 
 def cos_sin(
-    rotary: Rotary, positions: Tensor, dtype: torch.dtype, context: int
+    rotary: Rotary, positions: Tensor, dtype: torch.dtype, lengths: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return cosine and sine (B, 1, S, d) for positions (B, S).
 
-    ``context`` is the longest length in use: LongRoPE changes its factors with it.
+    ``lengths`` (B, S) are those of the tokens' documents: LongRoPE changes its factors with
+    them. Other rules do without.
     """
-    frequencies = inverse_frequencies(rotary, context).to(positions.device)
+    frequencies = inverse_frequencies(rotary).to(positions.device)
+    if rotary.scaling == "longrope" and lengths is not None:
+        stretched = inverse_frequencies(rotary, long=True).to(positions.device)
+        long = lengths[:, None, :, None] > rotary.original_context
+        frequencies = torch.where(long, stretched, frequencies)  # (B, 1, S, d/2)
     angles = positions[:, None, :, None].float() * frequencies  # (B, 1, S, d/2)
     angles = torch.cat((angles, angles), dim=-1)
     factor = rotary.attention_factor
     return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
 
 
-def inverse_frequencies(rotary: Rotary, context: int) -> Tensor:
-    """Return the angle per position of each pair of channels, (d/2,) float32."""
+def inverse_frequencies(rotary: Rotary, *, long: bool = False) -> Tensor:
+    """Return the angle per position of each pair of channels, (d/2,) float32.
+
+    ``long`` is for documents beyond the length that LongRoPE leaves as it was.
+    """
     exponents = torch.arange(0, rotary.dimensions, 2, dtype=torch.int64).float()
     plain = 1.0 / (rotary.theta ** (exponents / rotary.dimensions))
     match rotary.scaling:
@@ -42,7 +50,6 @@ def inverse_frequencies(rotary: Rotary, context: int) -> Tensor:
         case "yarn":
             return _yarn(rotary, plain)
         case "longrope":
-            long = context > rotary.original_context
             factors = rotary.long_factors if long else rotary.short_factors
             return plain / torch.tensor(factors)
 

@@ -50,6 +50,13 @@ class MicroBatch:
                 start += length
         return positions
 
+    def lengths(self) -> NDArray[np.int32]:
+        """Return the length of every token's document, (B, S) int32; 0 for padding."""
+        lengths = np.zeros_like(self.tokens)
+        for row, sizes in zip(lengths, self.documents, strict=True):
+            row[: sum(sizes)] = np.repeat(sizes, sizes)
+        return lengths
+
     def rows(self, start: int, stop: int) -> MicroBatch:
         """Return some rows as a micro-batch; the losses of all parts add up to the whole's."""
         return MicroBatch(

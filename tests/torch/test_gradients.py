@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from engines import BATCH, LORA, micro_batch, opened
-from models import make_model
+from models import LONGROPE, make_model
 from reference import Reference, relative_error
 
 from edgetune.errors import UsageError
@@ -115,6 +115,20 @@ def test_packed_documents_do_not_see_each_other(model: LocalModel) -> None:
     )
     assert evaluated[0].loss == pytest.approx(sum(part.loss for part in evaluated[1:]), rel=1e-6)
     assert evaluated[0].correct == sum(part.correct for part in evaluated[1:])
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_longrope_turns_each_document_by_its_own_length(
+    tmp_path: Path, quantization: Quantization
+) -> None:
+    folder = make_model(tmp_path / "base", "llama", rope_parameters=LONGROPE)
+    with opened(LocalModel.open(folder), quantization, checkpointed=2) as ours:
+        reference = Reference(folder, ours.engine, LORA)
+        loss, grads = ours.gradients(BATCH)
+        expected_loss, expected = reference.gradients(BATCH, ours.method.parameters)
+
+    assert loss == pytest.approx(expected_loss, rel=TOLERANCE)
+    assert all(relative_error(grads[name], expected[name]) < TOLERANCE for name in grads)
 
 
 def test_accumulation_equals_the_big_batch(model: LocalModel) -> None:

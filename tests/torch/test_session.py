@@ -17,13 +17,17 @@ import pytest
 import torch
 from answers import continued
 from engines import BATCH, micro_batch
-from models import make_model
+from models import LONGROPE, make_model
 from sessions import plan_for, session_for
 from transformers import AutoModelForCausalLM
 
 from edgetune.backend import DeviceOutOfMemoryError, GenerateOptions, Tensors
 from edgetune.errors import UsageError
 from edgetune.memory.generation import cache_bytes
+from edgetune.methods.base import Method
+from edgetune.methods.lora import Lora
+from edgetune.methods.prefix import Prefix
+from edgetune.methods.prompt import Prompt
 from edgetune.model import LocalModel
 from edgetune.spec import Checkpointing
 from edgetune_torch.adaptation import BASE
@@ -68,6 +72,22 @@ def test_generation_is_greedy_as_in_transformers(
         found = continued(session, prompt, GenerateOptions(max_tokens=12), adapter=None)
 
     assert found == expected
+
+
+@pytest.mark.parametrize("method", [Lora(rank=3), Prefix(prefix_length=3), Prompt(prompt_length=3)])
+def test_generation_goes_on_beyond_what_longrope_leaves_as_it_was(
+    method: Method, tmp_path: Path
+) -> None:
+    folder = make_model(tmp_path / "base", "llama", rope_parameters=LONGROPE)
+    with session_for(LocalModel.open(folder), method=method) as session:
+        _step(session)
+        for start in (3, 9, 14, 18):
+            prompt = list(range(3, 3 + start))
+            found = continued(session, prompt, GenerateOptions(max_tokens=9))
+            alone = [
+                session.logits(prompt + found[:count])[-1].argmax() for count in range(len(found))
+            ]
+            assert found == alone
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
