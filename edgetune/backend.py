@@ -142,7 +142,8 @@ class Session(Protocol):
 
         They come as pairs: the number of the prompt and its next token. ``adapters`` names one
         for each prompt (None: the base alone); without it all are continued with ``OWN``. A
-        prompt gets the tokens that it would get alone, but for rounding.
+        prompt gets the tokens that it would get alone, but for rounding. Where positions are
+        learned, the last one ends it.
         """
 
     def logits(self, tokens: Sequence[int], *, adapter: str | None = OWN) -> NDArray[np.float32]:

@@ -158,6 +158,11 @@ class ModelShape:
         """The block's norms by role."""
         return {norm.role: norm for norm in self.norms}
 
+    @property
+    def last_length(self) -> int | None:
+        """Positions that a document has at the most; None where they are not a table's rows."""
+        return self.max_context if self.positions else None
+
     @cached_property
     def rotates_by_length(self) -> bool:
         """Whether the length of a document changes the rotation of all its tokens (LongRoPE)."""

@@ -48,7 +48,7 @@ def generate(
             row.key, now = mx.random.split(row.key)
             row.token = _choose(found, options, now)
             yield row.number, row.token
-        rows = [row for row in rows if row.token not in options.end_tokens]
+        rows = [row for row in rows if _goes_on(row, decoder.shape.last_length, options)]
         if not rows or count == options.max_tokens:
             return
         logits = _next(decoder, head, rows)
@@ -94,6 +94,12 @@ def _hidden(decoder: Decoder, tokens: mx.array, place: Place, method: Adaptation
     for cache in place.caches:
         cache.length += cache.arriving
     return x
+
+
+def _goes_on(row: Row, last: int | None, options: GenerateOptions) -> bool:
+    """Tell whether a prompt gets a further token; ``last`` is the model's last position."""
+    length = row.cache.length + row.method.positions + 1
+    return row.token not in options.end_tokens and (last is None or length <= last)
 
 
 def _choose(logits: mx.array, options: GenerateOptions, key: mx.array) -> int:

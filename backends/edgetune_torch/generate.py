@@ -53,7 +53,7 @@ def generate(
         for row, found in zip(rows, logits, strict=True):
             row.found.append(_choose(found, options, row.draws))
             yield row.number, row.found[-1]
-        rows = [row for row in rows if row.found[-1] not in options.end_tokens]
+        rows = [row for row in rows if _goes_on(row, decoder.shape.last_length, options)]
         if not rows or count == options.max_tokens:
             return
         # one more token and LongRoPE would have rotated all that is cached otherwise
@@ -96,6 +96,11 @@ def _next(decoder: Decoder, head: Head, rows: Sequence[Row]) -> Tensor:
     for row in rows:
         row.cache.length += 1
     return head.logits(decoder.final_norm(x[:, -1], method))
+
+
+def _goes_on(row: Row, last: int | None, options: GenerateOptions) -> bool:
+    """Tell whether a prompt gets a further token; ``last`` is the model's last position."""
+    return row.found[-1] not in options.end_tokens and (last is None or row.length <= last)
 
 
 def _choose(logits: Tensor, options: GenerateOptions, generator: torch.Generator) -> int:

@@ -6,6 +6,8 @@ from contextlib import ExitStack
 
 import torch
 
+from edgetune.backend import DeviceOutOfMemoryError
+from edgetune.errors import OutOfMemoryError
 from edgetune.model import LocalModel
 from edgetune.plan import Plan
 from edgetune.spec import Offload
@@ -17,7 +19,7 @@ from edgetune_torch.loss import Head
 from edgetune_torch.malloc import limit_heap, trim
 from edgetune_torch.memory import MemoryWatch
 from edgetune_torch.methods import adapt
-from edgetune_torch.session import TorchSession
+from edgetune_torch.session import TorchSession, out_of_memory
 from edgetune_torch.tensors import LoadedBase, new_parameters
 from edgetune_torch.wall import Wall
 
@@ -25,7 +27,22 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def open_session(plan: Plan, model: LocalModel) -> TorchSession:
-    """Load the model as planned, with a new adapter."""
+    """Load the model as planned, with a new adapter.
+
+    Raises:
+        OutOfMemoryError: if memory runs out before the first step.
+    """
+    try:
+        with out_of_memory():
+            return _opened(plan, model)
+    except DeviceOutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"The model does not fit while it is opened: {error}. Close other programs, or plan "
+            "again with a smaller --memory."
+        ) from None
+
+
+def _opened(plan: Plan, model: LocalModel) -> TorchSession:
     limit_heap()
     device = torch.device("cuda" if plan.device.kind == "cuda" else "cpu")
     with ExitStack() as held:

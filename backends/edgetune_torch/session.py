@@ -79,7 +79,7 @@ class TorchSession:
         self, micro_batches: Sequence[MicroBatch], *, loss_tokens: int, learning_rate: float
     ) -> StepResult:
         """Take one optimizer step; see :class:`edgetune.backend.Session`."""
-        with _out_of_memory():
+        with out_of_memory():
             gradients = self._prepared()
             try:
                 loss = self._accumulate(micro_batches, 1.0 / loss_tokens) / loss_tokens
@@ -108,7 +108,7 @@ class TorchSession:
     ) -> EvalResult:
         """Return summed losses; see :class:`edgetune.backend.Session`."""
         method, total = self._inference(adapter), EvalResult()
-        with _out_of_memory():
+        with out_of_memory():
             for batch in micro_batches:
                 total += _result(self.engine.evaluate(batch, method), batch)
         return total
@@ -118,7 +118,7 @@ class TorchSession:
     ) -> Sequence[EvalResult]:
         """Return the loss of each row; see :class:`edgetune.backend.Session`."""
         method = mixed([self._inference(adapter) for adapter in adapters])
-        with _out_of_memory():
+        with out_of_memory():
             found = self.engine.evaluate_rows(batch, method)
         return [_result(sums, batch.rows(i, i + 1)) for i, sums in enumerate(found)]
 
@@ -132,7 +132,7 @@ class TorchSession:
         """Yield the tokens after prompts; see :class:`edgetune.backend.Session`."""
         methods = [self._inference(name) for name in adapters or (OWN,) * len(prompts)]
         engine = self.engine
-        with _out_of_memory():
+        with out_of_memory():
             yield from generate(engine.decoder, engine.head, prompts, methods, options)
 
     def logits(self, tokens: Sequence[int], *, adapter: str | None = OWN) -> NDArray[np.float32]:
@@ -204,7 +204,7 @@ def _result(sums: Sums, batch: MicroBatch) -> EvalResult:
 
 
 @contextmanager
-def _out_of_memory() -> Iterator[None]:
+def out_of_memory() -> Iterator[None]:
     """Turn an allocation that failed into the protocol's error.
 
     On CPU torch raises a RuntimeError, whichever library asked for the memory.

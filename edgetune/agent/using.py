@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import exp, isfinite
 from pathlib import Path
@@ -13,15 +14,23 @@ from numpy.typing import NDArray
 from edgetune.adapter_file import load_adapter
 from edgetune.agent.opening import open_adapted, open_planned
 from edgetune.agent.planning import read_rows
-from edgetune.backend import OWN, GenerateOptions, Session
-from edgetune.data import Examples, Tokenizer, evaluation_batches, load_tokenizer
+from edgetune.backend import (
+    OWN,
+    DeviceOutOfMemoryError,
+    EvalResult,
+    GenerateOptions,
+    Session,
+)
+from edgetune.data import Examples, MicroBatch, Tokenizer, evaluation_batches, load_tokenizer
 from edgetune.data.template import Message
-from edgetune.errors import CheckFailedError, UsageError
-from edgetune.memory.generation import rows_at_once
+from edgetune.errors import CheckFailedError, OutOfMemoryError, UsageError
+from edgetune.memory.generation import cache_bytes, rows_at_once
 from edgetune.model import LocalModel, resolve
 from edgetune.plan import Plan
 from edgetune.record import RunFolder
 from edgetune.spec import Training
+from edgetune.train import split
+from edgetune.units import format_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,18 +51,35 @@ class OpenedRun:
 
     def generate(self, prompt: str | Sequence[Message], options: GenerateOptions) -> Iterator[str]:
         """Yield the continuation piece by piece, without the token that ends it."""
-        tokens = self.tokenizer.prompt_tokens(prompt)
+        tokens = self.prompt_tokens(prompt)
         done: list[int] = []
         shown = ""
-        for _, token in self.session.generate([tokens], options, adapters=[self.adapter]):
-            if token in options.end_tokens:
-                break
-            done.append(token)
-            text = self.tokenizer.decode(done)
-            if not text.endswith("\ufffd"):  # half of a character is shown with its other half
-                yield text[len(shown) :]
-                shown = text
+        with _fitting(self, len(tokens), options):
+            for _, token in self.session.generate([tokens], options, adapters=[self.adapter]):
+                if token in options.end_tokens:
+                    break
+                done.append(token)
+                text = self.tokenizer.decode(done)
+                if not text.endswith("\ufffd"):  # half of a character waits for its other half
+                    yield text[len(shown) :]
+                    shown = text
         yield self.tokenizer.decode(done)[len(shown) :]
+
+    def prompt_tokens(self, prompt: str | Sequence[Message]) -> list[int]:
+        """Return the tokens of a prompt.
+
+        Raises:
+            UsageError: if the model has no positions for so many.
+        """
+        tokens, last = self.tokenizer.prompt_tokens(prompt), self.model.shape.last_length
+        method = None if self.adapter is None else self.plan.choice.method
+        before = 0 if method is None else method.virtual_tokens + method.positions
+        if last is not None and before + len(tokens) > last:
+            raise UsageError(
+                f"The prompt has {len(tokens)} tokens, and {self.plan.model.ref} has positions "
+                f"for {last - before}. Give a shorter one."
+            )
+        return tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,10 +155,9 @@ def answers(
 
     Prompts and runs are computed together, as many as the first run's plan has memory for.
     """
-    tokenizer = runs[0].tokenizer
-    asked = [(run, tokenizer.prompt_tokens(prompt)) for prompt in prompts for run in runs]
+    asked = [(run, run.prompt_tokens(prompt)) for prompt in prompts for run in runs]
     for tokens in _continued(asked, options):
-        yield tokenizer.decode(tokens)
+        yield runs[0].tokenizer.decode(tokens)
 
 
 def rows_of(run: OpenedRun, data: Path) -> Examples:
@@ -157,7 +182,9 @@ def score(run: OpenedRun, rows: Examples, *, exact_match: bool) -> Scores:
     """Return how well rows are predicted."""
     context = int(rows.lengths.max())
     batches = evaluation_batches(rows, context=context, micro_batch=run.plan.choice.micro_batch)
-    result = run.session.evaluate(batches, adapter=run.adapter)
+    result = EvalResult()
+    for batch in batches:
+        result += _evaluated(run, batch)
     loss = result.loss_sum / result.loss_tokens
     if not isfinite(loss):
         which = "of the base model" if run.adapter is None else f"of {run.folder.path}"
@@ -169,6 +196,40 @@ def score(run: OpenedRun, rows: Examples, *, exact_match: bool) -> Scores:
         rows=result.rows,
         exact_match=_exact_match(run, rows) if exact_match else None,
     )
+
+
+def _evaluated(run: OpenedRun, batch: MicroBatch) -> EvalResult:
+    """Return the loss of a micro-batch, a few of its rows at a time.
+
+    These rows may be longer than those of the plan: fewer of them are as many tokens. Where even
+    they run out of memory, there are fewer still.
+    """
+    width, planned = batch.tokens.shape[1], run.plan.choice.micro_batch * run.plan.choice.context
+    rows = max(1, min(len(batch.tokens), planned // width))
+    while True:
+        try:
+            return run.session.evaluate(split((batch,), rows), adapter=run.adapter)
+        except DeviceOutOfMemoryError as error:
+            if rows == 1:
+                raise OutOfMemoryError(
+                    f"A row of {width} tokens does not fit: {error}. Close other programs, or "
+                    "leave out what is longer than the rows that the run was planned for."
+                ) from None
+            rows //= 2
+
+
+@contextmanager
+def _fitting(run: OpenedRun, prompt: int, options: GenerateOptions) -> Iterator[None]:
+    """Say what took the memory when a prompt cannot be continued in it."""
+    try:
+        yield
+    except DeviceOutOfMemoryError as error:
+        size = cache_bytes(run.model.shape, run.plan.choice, prompt + options.max_tokens)
+        raise OutOfMemoryError(
+            f"A prompt of {prompt} tokens with an answer of up to {options.max_tokens} keeps "
+            f"{format_bytes(size)} of keys and values, which do not fit: {error}. Close other "
+            "programs, or ask for less with --max-tokens."
+        ) from None
 
 
 def _exact_match(run: OpenedRun, rows: Examples) -> float:
@@ -207,9 +268,9 @@ def _continued(
     for start in range(0, len(asked), count):
         part = asked[start : start + count]
         found: list[list[int]] = [[] for _ in part]
-        for row, token in run.session.generate(
-            [prompt for _, prompt in part], options, adapters=[one.adapter for one, _ in part]
-        ):
-            if token not in options.end_tokens:
-                found[row].append(token)
+        prompts, adapters = [prompt for _, prompt in part], [one.adapter for one, _ in part]
+        with _fitting(run, longest, options):
+            for row, token in run.session.generate(prompts, options, adapters=adapters):
+                if token not in options.end_tokens:
+                    found[row].append(token)
         yield from found

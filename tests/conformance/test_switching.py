@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from models import make_model
 
 from conformance.cases import CASES, Case
 from conformance.sessions import ROW, Bench, rows, step
@@ -94,6 +97,17 @@ def test_prompts_end_one_by_one_and_draw_as_they_do_alone(bench: Bench, llama: L
         stop = next(i for i, token in enumerate(whole) if token in ends)
         assert tokens == whole[: stop + 1]
     assert len({len(tokens) for tokens in found}) > 1
+
+
+def test_answers_end_one_by_one_with_the_last_learned_position(
+    bench: Bench, tmp_path: Path
+) -> None:
+    model = LocalModel.open(make_model(tmp_path / "base", "gpt2", n_positions=16))
+    session = bench.open(LORA, model)
+    prompts = [ROW[:4], ROW[:9]]
+    counts = Counter(row for row, _ in session.generate(prompts, GenerateOptions(max_tokens=30)))
+
+    assert counts == {row: 16 - len(prompt) + 1 for row, prompt in enumerate(prompts)}
 
 
 def test_names_and_tensors_that_do_not_fit_are_refused(bench: Bench, llama: LocalModel) -> None:

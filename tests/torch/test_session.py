@@ -274,6 +274,38 @@ def test_memory_is_a_wall(tmp_path: Path) -> None:
     assert run.stdout.endswith("without a wall\n")
 
 
+TOO_LOW = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+from sessions import session_for
+from edgetune.errors import OutOfMemoryError
+from edgetune.model import LocalModel
+from edgetune_torch.memory import anonymous_bytes
+
+model = LocalModel.open(Path(sys.argv[1]))
+try:
+    with session_for(model, quantization="nf4", wall=anonymous_bytes() + 5_000_000):
+        print("opened")
+except OutOfMemoryError as error:
+    print("refused:", error)
+with session_for(model):
+    print("without a wall")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the data limit is Linux's")
+def test_a_model_beyond_the_wall_is_said(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "base", "llama", hidden_size=512, intermediate_size=4096)
+    run = subprocess.run(
+        [sys.executable, "-c", TOO_LOW, str(folder)], capture_output=True, text=True, check=False
+    )
+
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("refused: The model does not fit while it is opened")
+    assert run.stdout.endswith("without a wall\n")
+
+
 def test_a_session_that_is_forgotten_is_watched_no_more(llama: LocalModel) -> None:
     def watching() -> int:
         gc.collect()
