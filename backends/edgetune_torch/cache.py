@@ -47,8 +47,8 @@ def cache_folder() -> Path:
 def cache_key(model: LocalModel, quantization: str) -> str:
     """Return the hash of everything that the cached bytes depend on.
 
-    A model's weights are known by what its headers say and by the size and the time of the last
-    change of each of its files.
+    A model's weights are known by its fingerprint, and by the size and the time of the last change
+    of each of its files. The time alone does not tell: archives and images set it to one value.
     """
     files = sorted({tensor.file for tensor in model.tensors.values()})
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]

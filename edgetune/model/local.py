@@ -19,7 +19,7 @@ from edgetune.errors import ModelError
 from edgetune.model.config import FloatName
 from edgetune.model.families import shape_of
 from edgetune.model.names import match_names, tied_heads
-from edgetune.model.safetensors import StoredTensor, same_sample
+from edgetune.model.safetensors import StoredTensor, same_sample, sample_digest
 from edgetune.model.weights import listing, read_json, stored_tensors
 from edgetune.shape import ModelShape
 
@@ -61,12 +61,13 @@ class LocalModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the config and of what the headers say; the weights are not read."""
+        """SHA-256 of the config, of what the headers say and of samples of every tensor."""
         headers = [
             (name, tensor.file.name, tensor.name, tensor.dtype, tensor.shape, tensor.start)
             for name, tensor in sorted(self.tensors.items())
         ]
-        text = json.dumps([self.config, headers], sort_keys=True)
+        samples = sample_digest(self.tensors[name] for name, *_ in headers)
+        text = json.dumps([self.config, headers, samples], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property

@@ -1,4 +1,4 @@
-"""Headers of safetensors files: where each tensor lies, without reading one.
+"""Headers of safetensors files: where each tensor lies, without reading one whole.
 
 A file is a little-endian u64 with the length of a JSON header, the header, then the bytes of
 all tensors without gaps. Nothing of what a header claims is believed before it is checked.
@@ -6,12 +6,14 @@ all tensors without gaps. Nothing of what a header claims is believed before it 
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Final, TypeGuard
+from typing import BinaryIO, Final, TypeGuard
 
 from edgetune.errors import ModelError
 
@@ -35,6 +37,10 @@ _TYPES: Final[Mapping[str, tuple[str, int]]] = {
     "I64": ("int64", 8),
     "F64": ("float64", 8),
 }
+
+
+SAMPLE: Final = 4096
+"""Bytes of a tensor that are read at once to tell it from another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +89,36 @@ def same_sample(one: StoredTensor, other: StoredTensor) -> bool:
         for offset in range(0, one.nbytes, max(one.nbytes // 64, 1)):
             first.seek(one.start + offset)
             second.seek(other.start + offset)
-            length = min(4096, one.nbytes - offset)
+            length = min(SAMPLE, one.nbytes - offset)
             if first.read(length) != second.read(length):
                 return False
     return True
+
+
+def sample_digest(tensors: Iterable[StoredTensor]) -> str:
+    """Return the SHA-256 of two pages from within each tensor: other weights, another digest.
+
+    Small tensors are read whole. Training changes some of every few hundred numbers.
+
+    Raises:
+        ModelError: if a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with ExitStack() as held:
+        streams: dict[Path, BinaryIO] = {}
+        for tensor in tensors:
+            try:
+                if tensor.file not in streams:
+                    streams[tensor.file] = held.enter_context(tensor.file.open("rb"))
+                for offset in (tensor.nbytes // 3, 2 * tensor.nbytes // 3):
+                    first = max(0, min(offset, tensor.nbytes - SAMPLE))
+                    streams[tensor.file].seek(tensor.start + first)
+                    digest.update(streams[tensor.file].read(min(SAMPLE, tensor.nbytes)))
+            except OSError as error:
+                raise ModelError(
+                    f"{tensor.file} cannot be read: {error.strerror or error}."
+                ) from error
+    return digest.hexdigest()
 
 
 def _parse(file: Path, text: bytes, base: int) -> dict[str, StoredTensor]:

@@ -245,5 +245,12 @@ def test_the_fingerprint_is_of_the_model_not_of_its_place(tmp_path: Path) -> Non
     sharded = LocalModel.open(write_folder(tmp_path / "d", shards=2))
 
     assert first.fingerprint == moved.fingerprint
-    assert len({model.fingerprint for model in (first, other, sharded)}) == 3
+    file = first.tensors["model.norm.weight"]
+    tuned = write_folder(tmp_path / "e") / file.file.name
+    with tuned.open("r+b") as stream:
+        stream.seek(file.start)
+        stream.write(bytes(2))
+
+    models = (first, other, sharded, LocalModel.open(tuned.parent))
+    assert len({model.fingerprint for model in models}) == 4
     assert len(first.fingerprint) == 64

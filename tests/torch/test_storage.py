@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from models import make_model
+from safetensors.torch import load_file, save_file
 
 from edgetune.errors import ModelError, UsageError
 from edgetune.model import LocalModel
@@ -121,6 +123,22 @@ def test_another_model_is_another_file(llama: LocalModel, folder: Path) -> None:
     _load(LocalModel.open(llama.folder)).close()
 
     assert len(list(folder.iterdir())) == 2
+
+
+def test_other_weights_of_the_same_age_are_another_file(
+    llama: LocalModel, folder: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(llama.folder, other)
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.layers.1.self_attn.q_proj.weight"] *= -1
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    for each in (llama.folder, other):
+        os.utime(each / "model.safetensors", (0, 0))
+    first, second = (_dense(_load(LocalModel.open(each))) for each in (llama.folder, other))
+
+    assert len(list(folder.iterdir())) == 2
+    assert [torch.equal(*pair) for pair in zip(first, second, strict=True)] == [True, False, True]
 
 
 @pytest.mark.parametrize("harm", ["cut", "emptied", "deleted"])
