@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from edgetune.backend import Session
-from edgetune.errors import UsageError
+from edgetune.errors import OutOfMemoryError, UsageError
 from edgetune.files import sync
 from edgetune.plan import Plan
 from edgetune.record.checkpoint import save_checkpoint
@@ -30,6 +30,7 @@ class Recorder:
 
         Raises:
             UsageError: if the disk is full or gone; the checkpoints before it are whole.
+            OutOfMemoryError: if there is no memory to write with; the same holds.
         """
         try:
             self._write(event)
@@ -37,6 +38,11 @@ class Recorder:
             raise UsageError(
                 f"The run cannot be recorded in {self.folder.path}: {error.strerror or error}. "
                 f"When that is mended, go on with: {self.folder.resume_command}"
+            ) from error
+        except MemoryError as error:
+            raise OutOfMemoryError(
+                f"There is no memory left to save the run in {self.folder.path}: {error}. Close "
+                f"other programs and go on with: {self.folder.resume_command}"
             ) from error
 
     def _write(self, event: Event) -> None:

@@ -16,13 +16,13 @@ from safetensors.numpy import load_file
 from softmax import TRAINED
 
 from edgetune import __version__
-from edgetune.errors import ModelError, UsageError
+from edgetune.errors import ModelError, OutOfMemoryError, UsageError
 from edgetune.plan import Plan
 from edgetune.record import RunFolder, best, latest, load_checkpoint, rewind
 from edgetune.record.facts import RANDOM
 from edgetune.record.lines import append_line, keep_lines, read_lines
 from edgetune.record.shelf import checkpoints, mark_best, prune
-from edgetune.train import Evaluated, Recovered, Stepped
+from edgetune.train import Evaluated, Progress, Recovered, SaveDue, Stepped
 
 HERE = Path(__file__).parent
 FILES = ["adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "state.json"]
@@ -327,6 +327,22 @@ def test_a_disk_that_fails_is_named_and_costs_no_checkpoint(run: Recorded) -> No
     assert f"cannot be recorded in {run.folder.path}: Is a directory" in str(caught.value)
     assert run.folder.resume_command in str(caught.value)
     run.folder.metrics.rmdir()
+    assert run.end()["newest"] == before["newest"]
+
+
+def test_no_memory_to_save_with_is_said_and_costs_no_checkpoint(
+    run: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = run.end()
+
+    def fail() -> None:
+        raise MemoryError("Unable to allocate 48.0 KiB")
+
+    monkeypatch.setattr(run.session, "optimizer_tensors", fail)
+    with pytest.raises(OutOfMemoryError, match=r"no memory left to save .* Unable to") as caught:
+        run.recorder.handle(SaveDue(state=Progress(step=7)))
+    assert run.folder.resume_command in str(caught.value)
+    assert names(run.folder.checkpoints) == ["best", "step-000002", "step-000004", "step-000006"]
     assert run.end()["newest"] == before["newest"]
 
 
