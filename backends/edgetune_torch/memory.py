@@ -9,6 +9,7 @@ what the system calls private, else resident, memory is meant.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 from weakref import ref
@@ -70,7 +71,8 @@ class MemoryWatch:
 def _watch(held: ref[MemoryWatch], stop: Event) -> None:
     """Look again and again; the thread must not keep alive what it watches for."""
     while not stop.wait(INTERVAL) and (watch := held()) is not None:
-        watch.look()
+        with suppress(MemoryError):  # when there is none left, the next look counts
+            watch.look()
         del watch
 
 

@@ -44,8 +44,12 @@ from edgetune_torch.tensors import (
     unsaved_tensors,
 )
 
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "could not create")
-"""What an allocation on CPU that failed says: torch's, the C++ library's, oneDNN's."""
+OUT_OF_MEMORY = (
+    "can't allocate memory", "not enough memory", "bad_alloc", "could not create",
+    "can't start new thread",
+)  # fmt: skip
+"""What an allocation on CPU that failed says: torch's, the C++ library's, oneDNN's, and that of a
+thread's stack."""
 
 STEP = "step"
 """Name of the step counter among the optimizer's tensors."""

@@ -30,10 +30,11 @@ from edgetune.methods.prefix import Prefix
 from edgetune.methods.prompt import Prompt
 from edgetune.model import LocalModel
 from edgetune.spec import Checkpointing
+from edgetune_torch import memory
 from edgetune_torch.adaptation import BASE
 from edgetune_torch.generate import new_row
 from edgetune_torch.opening import open_session
-from edgetune_torch.session import TorchSession
+from edgetune_torch.session import OUT_OF_MEMORY, TorchSession, out_of_memory
 
 FAMILIES = ("llama", "qwen3", "gemma2", "phi3", "gpt2", "gpt_neox")
 DISK = {"placement": "disk", "embedding": "disk", "head": "disk"}
@@ -153,6 +154,37 @@ def test_a_step_that_runs_out_of_memory_changes_nothing(
         assert _same(before[0], after[0])
         assert _same(before[1], after[1])
         assert _step(session) == _step(undisturbed)
+
+
+@pytest.mark.parametrize(
+    "error", [*map(RuntimeError, OUT_OF_MEMORY), MemoryError(), torch.OutOfMemoryError("no memory")]
+)
+def test_every_way_to_run_out_of_memory_is_known(error: Exception) -> None:
+    with pytest.raises(DeviceOutOfMemoryError), out_of_memory():
+        raise error
+    with pytest.raises(RuntimeError, match="another"), out_of_memory():
+        raise RuntimeError("another")
+
+
+def test_a_look_at_the_memory_without_memory_is_not_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: list[int] = []
+
+    def look() -> int:
+        looks.append(0)
+        if len(looks) < 3:
+            raise MemoryError
+        return 7
+
+    monkeypatch.setattr(memory, "anonymous_bytes", look)
+    watch = memory.MemoryWatch(torch.device("cpu"), 0)
+    deadline = time.monotonic() + 20
+    while len(looks) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    watch.close()
+    assert watch.read().peak_bytes == 7
+    assert len(looks) >= 5
 
 
 def _fail_in_the_second_block(session: TorchSession, patched: pytest.MonkeyPatch) -> None:
