@@ -174,6 +174,10 @@ class ModelShape:
         rotaries = {rule.rotary for rule in self.attention if rule.rotary is not None}
         return frozenset(r.original_context for r in rotaries if r.scaling == "longrope")
 
+    def reached(self, length: int) -> int:
+        """Return the shortest length of a document that is rotated as one of this length is."""
+        return max((change + 1 for change in self.rotation_changes if length > change), default=1)
+
     def block(self, layer: int) -> str:
         """Return the module path of a block, ending in a dot."""
         return self.block_prefix.format(layer)

@@ -18,6 +18,9 @@ from edgetune_mlx.decoder import Decoder, Place
 
 Function = Callable[..., Any]
 
+PLACES = ("positions", "documents", "lengths")
+"""The arrays that say where tokens stand."""
+
 
 class Blocks:
     """Runs blocks forward and back."""
@@ -47,11 +50,11 @@ class Blocks:
     ) -> tuple[Function, tuple[Any, ...]]:
         """Return a block's function of arrays, and what it wants after the first of them."""
         own = method.of_block(layer)
-        places = [place.positions] + ([] if place.documents is None else [place.documents])
+        places = {name: array for name in PLACES if (array := getattr(place, name)) is not None}
         inputs = (places, list(own.values()))
         if not self.compiled or method.draws:
             return self._make(way, layer, place, method, tuple(own)), inputs
-        form = (way, layer, place.context, place.first, len(places))
+        form = (way, layer, place.context, place.first, *places)
         if form not in self._made:
             function = self._make(way, layer, place, method.without_tensors(), tuple(own))
             self._made[form] = mx.compile(function)
@@ -61,15 +64,19 @@ class Blocks:
         self, way: str, layer: int, place: Place, method: Adapted, names: Sequence[str]
     ) -> Function:
         def forward(
-            given: list[mx.array], places: list[mx.array], tensors: list[mx.array]
+            given: list[mx.array], places: dict[str, mx.array], tensors: list[mx.array]
         ) -> mx.array:
-            documents = places[1] if len(places) > 1 else None
-            here = replace(place, positions=places[0], documents=documents)
+            here = replace(
+                place,
+                positions=places["positions"],
+                documents=places.get("documents"),
+                lengths=places.get("lengths"),
+            )
             own = method.over(dict(zip(names, tensors, strict=True)))
             return self.decoder.block(layer, given[0], here, own)
 
         def backward(
-            given: list[mx.array], places: list[mx.array], tensors: list[mx.array]
+            given: list[mx.array], places: dict[str, mx.array], tensors: list[mx.array]
         ) -> list[mx.array]:
             x, grad = given
             function = lambda x, *tensors: forward([x], places, list(tensors))  # noqa: E731

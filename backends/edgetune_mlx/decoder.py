@@ -44,26 +44,39 @@ class Place:
     ``positions`` (B, S) start again with each document, ``documents`` (B, S) numbers the
     documents of a row and is None if no row has several. In generation each row is one document
     and has a cache, which is empty in the first pass; in those after it, each row has one token.
+
+    ``context`` is a length that stands for those of all documents, as far as the rotation depends
+    on them; ``lengths`` (B, S) has each token's, where one cannot stand for all.
     """
 
     positions: mx.array
     documents: mx.array | None
     context: int
+    lengths: mx.array | None = None
     first: int | None = 0
     """Position of the first token of every row; None if they differ."""
     caches: Sequence[Cache] = ()
     _angles: dict[Rotary, mx.array] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, batch: MicroBatch, method: Adaptation, caches: Sequence[Cache] = ()) -> Place:
+    def of(
+        cls,
+        shape: ModelShape,
+        batch: MicroBatch,
+        method: Adaptation,
+        caches: Sequence[Cache] = (),
+    ) -> Place:
         """Return where the tokens of a micro-batch stand, its placeholders included."""
         before = np.array([[row.positions] for row in method.of_rows(len(batch.tokens))], np.int32)
         several = any(len(row) > 1 for row in batch.documents)
         alike = not several and len(np.unique(before)) == 1
+        lengths = batch.lengths() + before
+        reached = {shape.reached(int(length)) for length in np.unique(lengths[batch.lengths() > 0])}
         return cls(
             positions=mx.array(batch.positions() + before),
             documents=_numbered(batch) if several else None,
-            context=batch.tokens.shape[1] + int(before.max()),
+            context=max(reached, default=1),
+            lengths=mx.array(lengths) if len(reached) > 1 else None,
             first=int(before[0, 0]) if alike else None,
             caches=caches,
         )
@@ -75,6 +88,11 @@ class Place:
 
     def rotate(self, x: mx.array, rotary: Rotary) -> mx.array:
         """Return x (B, heads, S, h) rotated by position."""
+        if rotary.scaling == "longrope" and self.lengths is not None:
+            lengths = self.lengths[:, None, :, None]  # (B, 1, S, 1)
+            short, long = (frequencies(rotary, rotary.original_context + i) for i in (0, 1))
+            each = mx.where(lengths > rotary.original_context, long, short)
+            return rotate(x, each, rotary, self.positions)
         if rotary not in self._angles:
             self._angles[rotary] = frequencies(rotary, self.context)
         positions = self.positions if self.first is None else self.first
@@ -82,12 +100,12 @@ class Place:
 
 
 def placed(
-    batch: MicroBatch, method: Adaptation, caches: Sequence[Cache] = ()
+    decoder: Decoder, batch: MicroBatch, method: Adaptation, caches: Sequence[Cache] = ()
 ) -> tuple[MicroBatch, Place]:
     """Return a micro-batch with the placeholders that its rows want, and where its tokens stand."""
     each = method.of_rows(len(batch.tokens))
     batch = with_virtual_tokens(batch, [row.virtual_tokens for row in each])
-    return batch, Place.of(batch, method, caches)
+    return batch, Place.of(decoder.shape, batch, method, caches)
 
 
 class Decoder:

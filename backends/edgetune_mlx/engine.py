@@ -68,7 +68,7 @@ class Engine:
         self, batch: MicroBatch, method: Adapted, *, scale: float, into: Gradients
     ) -> Sums:
         """Return the summed loss; add ``scale`` times its gradient by each trained tensor."""
-        batch, place = placed(batch, method)
+        batch, place = placed(self.decoder, batch, method)
         wanted = Wanted.of(batch.targets, self.chunk)
         run = Pass(mx.array(batch.tokens), place, wanted, method, scale, into)
         first, last = method.first_layer, self.decoder.shape.layers
@@ -89,13 +89,13 @@ class Engine:
 
     def evaluate(self, batch: MicroBatch, method: Adaptation) -> Sums:
         """Return the summed loss of a micro-batch."""
-        batch, place = placed(batch, method)
+        batch, place = placed(self.decoder, batch, method)
         x = self._hidden(mx.array(batch.tokens), place, method)
         return self._loss(x, batch.targets, method)
 
     def evaluate_rows(self, batch: MicroBatch, method: Adaptation) -> list[Sums]:
         """Return the summed loss of each row of a micro-batch."""
-        batch, place = placed(batch, method)
+        batch, place = placed(self.decoder, batch, method)
         x = self._hidden(mx.array(batch.tokens), place, method)
         each = method.of_rows(len(batch.tokens))
         return [
@@ -104,7 +104,7 @@ class Engine:
 
     def logits(self, row: Sequence[int], method: Adaptation) -> NDArray[np.float32]:
         """Return float32 logits (S, V) after each token of one row."""
-        batch, place = placed(prompt_batch([row]), method)
+        batch, place = placed(self.decoder, prompt_batch([row]), method)
         x = self._hidden(mx.array(batch.tokens), place, method)[0, method.virtual_tokens :]
         return np.array(self.head.logits(self.decoder.final_norm(x, method)))
 

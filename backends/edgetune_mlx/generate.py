@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 import numpy as np
@@ -18,13 +18,19 @@ from edgetune_mlx.mixed import mixed
 
 @dataclass(slots=True)
 class Row:
-    """A prompt that is being continued, and the last token that was found for it."""
+    """A prompt that is being continued, and the tokens that were found for it."""
 
     number: int
+    prompt: Sequence[int]
     method: Adaptation
     cache: Cache
     key: mx.array
-    token: int = 0
+    found: list[int] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Positions that a pass with the last token found will have seen."""
+        return self.cache.length + self.method.positions + 1
 
 
 def generate(
@@ -42,24 +48,27 @@ def generate(
         return
     order = sorted(range(len(prompts)), key=lambda number: id(methods[number]))
     rows = [new_row(decoder, number, prompts[number], methods[number], options) for number in order]
-    logits = _first(decoder, head, [prompts[number] for number in order], rows)
+    logits = _first(decoder, head, rows)
     for count in range(1, options.max_tokens + 1):
         for row, found in zip(rows, logits, strict=True):
             row.key, now = mx.random.split(row.key)
-            row.token = _choose(found, options, now)
-            yield row.number, row.token
+            row.found.append(_choose(found, options, now))
+            yield row.number, row.found[-1]
         rows = [row for row in rows if _goes_on(row, decoder.shape.last_length, options)]
         if not rows or count == options.max_tokens:
             return
-        logits = _next(decoder, head, rows)
+        # one more token and LongRoPE would have rotated all that is cached otherwise
+        anew = any(row.length - 1 in decoder.shape.rotation_changes for row in rows)
+        logits = (_first if anew else _next)(decoder, head, rows)
 
 
-def _first(
-    decoder: Decoder, head: Head, prompts: Sequence[Sequence[int]], rows: Sequence[Row]
-) -> mx.array:
-    """Return the logits (B, V) after the prompts, which join the caches."""
+def _first(decoder: Decoder, head: Head, rows: Sequence[Row]) -> mx.array:
+    """Return the logits (B, V) after prompts and what was found, which join the caches anew."""
+    for row in rows:
+        row.cache.length = 0
     method, caches = mixed([row.method for row in rows]), [row.cache for row in rows]
-    batch, place = placed(prompt_batch(prompts), method, caches)
+    told = prompt_batch([[*row.prompt, *row.found] for row in rows])
+    batch, place = placed(decoder, told, method, caches)
     for cache, (length,) in zip(caches, batch.documents, strict=True):
         cache.arriving = length
     x = _hidden(decoder, mx.array(batch.tokens), place, method)
@@ -76,11 +85,11 @@ def _next(decoder: Decoder, head: Head, rows: Sequence[Row]) -> mx.array:
     place = Place(
         positions=mx.array(positions)[:, None],
         documents=None,
-        context=max(positions) + 1,
+        context=decoder.shape.reached(max(positions) + 1),
         first=positions[0] if len(set(positions)) == 1 else None,
         caches=[row.cache for row in rows],
     )
-    tokens = mx.array([[row.token] for row in rows], mx.int32)
+    tokens = mx.array([[row.found[-1]] for row in rows], mx.int32)
     x = _hidden(decoder, tokens, place, method)
     return head.logits(decoder.final_norm(x[:, -1], method))
 
@@ -98,8 +107,7 @@ def _hidden(decoder: Decoder, tokens: mx.array, place: Place, method: Adaptation
 
 def _goes_on(row: Row, last: int | None, options: GenerateOptions) -> bool:
     """Tell whether a prompt gets a further token; ``last`` is the model's last position."""
-    length = row.cache.length + row.method.positions + 1
-    return row.token not in options.end_tokens and (last is None or length <= last)
+    return row.found[-1] not in options.end_tokens and (last is None or row.length <= last)
 
 
 def _choose(logits: mx.array, options: GenerateOptions, key: mx.array) -> int:
@@ -127,4 +135,4 @@ def new_row(
     def arrays() -> list[mx.array]:
         return [mx.zeros(size, decoder.dtype) for _ in range(shape.layers)]
 
-    return Row(number, method, Cache(arrays(), arrays()), mx.random.key(options.seed))
+    return Row(number, prompt, method, Cache(arrays(), arrays()), mx.random.key(options.seed))

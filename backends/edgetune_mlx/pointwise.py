@@ -94,7 +94,8 @@ def rotate(
     """Return x (B, heads, S, h) with its leading channels rotated by position.
 
     ``frequencies`` (d/2,) are angles per position; channel i pairs with i + d/2. ``positions``
-    is that of the first token, or (B, S) where rows hold several documents.
+    is that of the first token, or (B, S) where rows hold several documents; the frequencies can
+    be (B, 1, S, d/2) then.
     """
     size, factor = rotary.dimensions, rotary.attention_factor
     if not isinstance(positions, int):

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from models import make_model
+from engines import micro_batch
+from models import LONGROPE, make_model
 
 from conformance.cases import CASES, Case
 from conformance.sessions import ROW, Bench, rows, step
 from edgetune.backend import OWN, GenerateOptions, Session
 from edgetune.errors import ModelError, UsageError
+from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
+from edgetune.spec import Checkpointing
 
 LORA = CASES[0]
 NAMES = (OWN, None, "other", "other", OWN)
@@ -108,6 +112,40 @@ def test_answers_end_one_by_one_with_the_last_learned_position(
     counts = Counter(row for row, _ in session.generate(prompts, GenerateOptions(max_tokens=30)))
 
     assert counts == {row: 16 - len(prompt) + 1 for row, prompt in enumerate(prompts)}
+
+
+def test_longrope_turns_each_document_by_its_own_length(bench: Bench, tmp_path: Path) -> None:
+    model = LocalModel.open(make_model(tmp_path / "base", "llama", rope_parameters=LONGROPE))
+    session = bench.open(Lora(rank=3), model, context=40, checkpointing=Checkpointing(layers=1))
+    together = micro_batch((9, 6, 2), (21,), width=23)
+    spans = [(0, slice(0, 9)), (0, slice(9, 15)), (0, slice(15, 17)), (1, slice(0, 21))]
+    alone = [
+        replace(
+            together, tokens=together.tokens[row : row + 1, span],
+            targets=together.targets[row : row + 1, span], documents=((span.stop - span.start,),),
+        )
+        for row, span in spans
+    ]  # fmt: skip
+    assert session.evaluate([together]).loss_sum == pytest.approx(
+        session.evaluate(alone).loss_sum, rel=1e-5
+    )
+    results = [
+        session.step(batches, loss_tokens=together.loss_tokens, learning_rate=0.0)
+        for batches in ([together], alone)
+    ]
+    assert results[0].grad_norm == pytest.approx(results[1].grad_norm, rel=1e-4)
+
+
+def test_generation_goes_on_beyond_what_longrope_leaves_as_it_was(
+    bench: Bench, tmp_path: Path
+) -> None:
+    model = LocalModel.open(make_model(tmp_path / "base", "llama", rope_parameters=LONGROPE))
+    session = bench.open(LORA, model, context=40)
+    for start in (3, 9, 14, 18):
+        prompt = list(range(3, 3 + start))
+        found = [token for _, token in session.generate([prompt], GenerateOptions(max_tokens=9))]
+        counts = range(len(found))
+        assert found == [session.logits(prompt + found[:i])[-1].argmax() for i in counts]
 
 
 def test_names_and_tensors_that_do_not_fit_are_refused(bench: Bench, llama: LocalModel) -> None:

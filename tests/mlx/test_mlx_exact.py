@@ -8,8 +8,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from engines import micro_batch
 from mlx_sessions import batch_of, one_document, open_session, plan_of, take_steps
-from models import make_model
+from models import LONGROPE, make_model
 
 from edgetune.backend import DeviceOutOfMemoryError, Session
 from edgetune.errors import DivergedError, ModelError, UsageError
@@ -50,6 +51,25 @@ def test_compiled_blocks_get_all_that_changes_as_inputs(folder: Path, method: st
 
     mx.enable_compile()
     assert losses[0] == losses[1]
+    _assert_same(plain, compiled)
+
+
+def test_compiled_blocks_get_the_lengths_that_longrope_wants(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model", "llama", rope_parameters=LONGROPE)
+    plain, compiled = (open_session(folder, checkpointing=LAYERS) for _ in range(2))
+    compiled.engine.blocks.compiled = True  # type: ignore[attr-defined]
+    rows = [((9, 6, 2), (21,)), ((21,), (2, 6, 9)), ((9,), (21,)), ((20,), (21,)), ((9,), (4,))]
+    batches = [micro_batch(*row, width=23, seed=seed) for seed, row in enumerate(rows)]
+
+    def losses(session: Session) -> list[float]:
+        return [
+            session.step([x], loss_tokens=x.loss_tokens, learning_rate=1e-2).loss for x in batches
+        ]
+
+    mx.disable_compile()
+    found = losses(plain), losses(compiled)
+    mx.enable_compile()
+    assert found[0] == found[1]
     _assert_same(plain, compiled)
 
 
