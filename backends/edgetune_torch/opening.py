@@ -44,7 +44,7 @@ def open_session(plan: Plan, model: LocalModel) -> TorchSession:
 
 def _opened(plan: Plan, model: LocalModel) -> TorchSession:
     limit_heap()
-    device = torch.device("cuda" if plan.device.kind == "cuda" else "cpu")
+    device = _place(plan)
     with ExitStack() as held:
         watch = MemoryWatch(device, plan.device.budget_bytes)
         held.callback(watch.close)
@@ -59,6 +59,13 @@ def _opened(plan: Plan, model: LocalModel) -> TorchSession:
         method = adapt(plan.choice.method, model.shape, parameters)
         trim()
         return TorchSession(plan, engine, method, watch, held.pop_all())
+
+
+def _place(plan: Plan) -> torch.device:
+    """Return where the plan computes; a card by its number, which the allocator's cap asks for."""
+    if plan.device.kind != "cuda":
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def open_engine(plan: Plan, model: LocalModel, device: torch.device) -> Engine:
