@@ -46,10 +46,10 @@ from edgetune_torch.tensors import (
 
 OUT_OF_MEMORY = (
     "can't allocate memory", "not enough memory", "bad_alloc", "could not create",
-    "can't start new thread",
+    "can't start new thread", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
 )  # fmt: skip
-"""What an allocation on CPU that failed says: torch's, the C++ library's, oneDNN's, and that of a
-thread's stack."""
+"""What an allocation says that failed outside of a card's allocator: torch's on CPU, the C++
+library's, oneDNN's, that of a thread's stack; that of pinned memory or of CUDA itself, cuBLAS'."""
 
 STEP = "step"
 """Name of the step counter among the optimizer's tensors."""
@@ -211,7 +211,8 @@ def _result(sums: Sums, batch: MicroBatch) -> EvalResult:
 def out_of_memory() -> Iterator[None]:
     """Turn an allocation that failed into the protocol's error.
 
-    On CPU torch raises a RuntimeError, whichever library asked for the memory.
+    On CPU torch raises a RuntimeError, whichever library asked for the memory; on a card so do
+    CUDA's libraries and pinned memory.
     """
     try:
         yield
