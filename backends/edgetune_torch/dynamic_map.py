@@ -29,6 +29,12 @@ def dynamic_map(signed: bool = True) -> Tensor:
     return torch.tensor(sorted(values), dtype=torch.float32)
 
 
+@cache
+def _table(signed: bool, device: torch.device) -> Tensor:
+    """Return the values on a device; a copy at every use would stop a card each time."""
+    return dynamic_map(signed).to(device)
+
+
 def encode_blocks(
     values: Tensor, codes: Tensor, scales: Tensor, block: int, *, signed: bool = True
 ) -> None:
@@ -36,7 +42,7 @@ def encode_blocks(
     padded = F.pad(values, (0, -len(values) % block)).view(-1, block)
     torch.amax(padded.abs(), dim=1, out=scales)
     unit = padded / scales.clamp(min=1e-38)[:, None]
-    table = dynamic_map(signed).to(values.device)
+    table = _table(signed, values.device)
     borders = (table[1:] + table[:-1]) / 2
     found = torch.bucketize(unit.view(-1), borders, out_int32=True)
     codes.copy_(found[: len(values)])
@@ -44,7 +50,7 @@ def encode_blocks(
 
 def decode_blocks(codes: Tensor, scales: Tensor, block: int, *, signed: bool = True) -> Tensor:
     """Return the float32 values (N,) that the codes (N,) stand for."""
-    table = dynamic_map(signed).to(codes.device)
+    table = _table(signed, codes.device)
     values = torch.index_select(table, 0, codes.int())
     padded = F.pad(values, (0, -len(values) % block)).view(-1, block)
     return padded.mul_(scales[:, None]).view(-1)[: len(values)]

@@ -17,7 +17,7 @@ from edgetune_torch.adaptation import Adapted
 from edgetune_torch.blocks import Blocks, BlockWeights, ResidentBlocks
 from edgetune_torch.checkpoints import Checkpoints, KeptCheckpoints
 from edgetune_torch.decoder import Decoder
-from edgetune_torch.dynamic_map import dynamic_map
+from edgetune_torch.dynamic_map import decode_blocks, encode_blocks
 from edgetune_torch.engine import Engine
 from edgetune_torch.int8 import Int8Matrix
 from edgetune_torch.layout import Layout
@@ -107,8 +107,11 @@ class PassingCheckpoints(Checkpoints):
 
 def warm_up(quantization: str) -> None:
     """Fill the tables that are computed once a process: they must be real."""
-    dynamic_map(signed=True)
-    dynamic_map(signed=False)
+    for signed in (True, False):
+        codes, scales = torch.zeros(64, dtype=torch.uint8), torch.zeros(1)
+        encode_blocks(
+            decode_blocks(codes, scales, 64, signed=signed), codes, scales, 64, signed=signed
+        )
     store(torch.zeros(64, 64), quantization).dense(torch.float32)
 
 
