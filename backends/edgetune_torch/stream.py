@@ -142,8 +142,10 @@ class StreamedBlocks(Blocks):
             slot.wait()
             if index + 1 < len(layers):
                 self._load(layers[index + 1])
-            yield layer
-            slot.release()
+            try:
+                yield layer
+            finally:  # a walk that is broken off has queued work as well
+                slot.release()
 
     @property
     def matrix_bytes(self) -> int:

@@ -17,8 +17,10 @@ from edgetune.errors import ModelError, UsageError
 from edgetune.model import LocalModel
 from edgetune_torch import cache
 from edgetune_torch.checkpoints import DiskCheckpoints
+from edgetune_torch.int8 import product
 from edgetune_torch.load import Loader, Places, Weights
 from edgetune_torch.matrices import store
+from edgetune_torch.stream import HostSlot
 
 SHAPES = [(64, 128), (33, 70), (300, 2048)]
 CPU = torch.device("cpu")
@@ -85,6 +87,16 @@ def test_a_dense_matrix_in_bfloat16_is_the_rounded_one(quantization: str) -> Non
     wide = matrix.dense(torch.float32).clone()
 
     assert torch.equal(matrix.dense(torch.bfloat16), wide.bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_in_one_product_is_int8_by_rows(dtype: torch.dtype) -> None:
+    matrix = store(_values((300, 70), torch.float32), "int8")
+    out = torch.empty(300, 70, dtype=dtype)
+
+    assert torch.equal(
+        product(matrix.parts["codes"], matrix.parts["scales"], out), matrix.dense(dtype)
+    )
 
 
 def test_an_unknown_format_is_refused() -> None:
@@ -267,4 +279,18 @@ def test_a_block_outside_of_its_turn_is_a_bug(llama: LocalModel) -> None:
 
     with pytest.raises(RuntimeError, match="outside of its turn"):
         weights.blocks[2].matrices["q"].dense(torch.float32)
+    weights.close()
+
+
+def test_a_walk_that_is_broken_off_releases_its_slot(
+    llama: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released: list[int | None] = []
+    monkeypatch.setattr(HostSlot, "release", lambda slot: released.append(slot.layer))
+    weights = _load(llama, "disk")
+    walk = weights.blocks.walk([0, 1, 2])
+    next(walk)
+    walk.close()
+
+    assert released == [0]
     weights.close()
