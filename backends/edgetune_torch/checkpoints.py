@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from abc import ABC, abstractmethod
+from collections import deque
 from math import prod
 from pathlib import Path
 
@@ -117,11 +118,17 @@ class DiskCheckpoints(Checkpoints):
         self._file.close()
 
 
+LEAVING = 2
+"""Checkpoints that a card holds while they are copied out."""
+
+
 class PinnedCheckpoints(Checkpoints):
     """Checkpoints of a card in pinned host memory, copied beside the computation.
 
-    The host buffers are kept from step to step; on the way back the next one is on its way
-    while the current one is used.
+    The processor runs far ahead of the card. It therefore waits for a copy before it asks for a
+    third one, or all checkpoints would be on the card until it catches up. On the way back the
+    next one is on its way while the current one is used; all memory is the computing stream's,
+    which waits for every copy. The host buffers are kept from step to step.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -130,29 +137,38 @@ class PinnedCheckpoints(Checkpoints):
         self._copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._host: list[Tensor] = []
         self._count = 0
+        self._leaving: deque[tuple[Tensor, torch.cuda.Event]] = deque()
         self._coming: Tensor | None = None
 
     def put(self, x: Tensor) -> None:
-        """Begin to copy x out; its memory is free for others when that is done."""
-        host = self._buffer(x)
+        """Begin to copy x out; it is let go of when a later one is put and the copy is done."""
+        if len(self._leaving) == LEAVING:
+            _, copied = self._leaving.popleft()
+            copied.synchronize()
+        host, copied = self._buffer(x), torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._copying.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._copying):
             host.copy_(x, non_blocking=True)
-        x.record_stream(self._copying)
+            copied.record(self._copying)
+        self._leaving.append((x, copied))
         self._count += 1
 
     def take(self) -> Tensor:
-        """Return the newest and begin to copy the one before."""
-        x = self._fetch() if self._coming is None else self._coming
+        """Return the newest and begin to copy the one before, unless they are still there."""
         self._count -= 1
-        current = torch.cuda.current_stream(self.device)
-        current.wait_stream(self._copying)
-        x.record_stream(current)
-        self._coming = self._fetch() if self._count else None
+        if self._leaving:
+            x, _ = self._leaving.pop()
+        else:
+            x = self._begun(self._count) if self._coming is None else self._coming
+            torch.cuda.current_stream(self.device).wait_stream(self._copying)
+        away = self._count > 0 and not self._leaving
+        self._coming = self._begun(self._count - 1) if away else None
         return x
 
     def clear(self) -> None:
-        """Forget everything; the host buffers stay."""
+        """Forget everything, once it is copied; the host buffers stay."""
+        torch.cuda.current_stream(self.device).wait_stream(self._copying)
+        self._leaving.clear()
         self._count, self._coming = 0, None
 
     def close(self) -> None:
@@ -161,9 +177,13 @@ class PinnedCheckpoints(Checkpoints):
         self._copying.synchronize()
         self._host.clear()
 
-    def _fetch(self) -> Tensor:
+    def _begun(self, index: int) -> Tensor:
+        """Return a checkpoint that is on its way back, over memory that is no longer computed on."""
+        host = self._host[index]
+        x = torch.empty(host.shape, dtype=host.dtype, device=self.device)
+        self._copying.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._copying):
-            return self._host[self._count - 1].to(self.device, non_blocking=True)
+            return x.copy_(host, non_blocking=True)
 
     def _buffer(self, x: Tensor) -> Tensor:
         """Return the host buffer of the next checkpoint, anew if the shape has changed."""

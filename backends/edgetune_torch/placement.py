@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -28,11 +29,13 @@ def place_blocks(
     if placement == "disk":
         source = _on_disk(checkpoint)
         return _streamed(source, blocks, _file_slots(source, len(blocks), workspace, reader))
-    host = _on_host(checkpoint, pinned=workspace.device.type == "cuda" and placement == "host")
     if placement == "host":
-        slots = _pinned_slots(checkpoint, workspace, host)
+        slots = _pinned_slots(checkpoint, workspace, _on_host(checkpoint, pinned=True))
         return _streamed(checkpoint, blocks, slots)
-    buffers = list(_moved(host, workspace.device))
+    if workspace.device.type == "cpu":
+        buffers = _on_host(checkpoint, pinned=False)
+    else:
+        buffers = list(_moved(checkpoint, workspace.device))
     for layer, (block, buffer) in enumerate(zip(blocks, buffers, strict=True)):
         block.matrices = checkpoint.layout(layer).bind(buffer, workspace)
     return ResidentBlocks(blocks, buffers)
@@ -43,7 +46,7 @@ def _on_disk(checkpoint: Checkpoint) -> BlockSource:
     if checkpoint.quantization == "none":
         return checkpoint
     layers = checkpoint.model.shape.layers
-    path = cache_folder() / f"{cache_key(checkpoint.model, checkpoint.quantization)}.blocks"
+    path = _cache_path(checkpoint)
     found = find(path, checkpoint, layers, checkpoint.files)
     if found is None:
         try:
@@ -56,6 +59,10 @@ def _on_disk(checkpoint: Checkpoint) -> BlockSource:
     return found
 
 
+def _cache_path(checkpoint: Checkpoint) -> Path:
+    return cache_folder() / f"{cache_key(checkpoint.model, checkpoint.quantization)}.blocks"
+
+
 def _on_host(checkpoint: Checkpoint, *, pinned: bool) -> list[Tensor]:
     """Return a buffer a block, filled: from the cache if there is one, which is made if it can be.
 
@@ -63,10 +70,10 @@ def _on_host(checkpoint: Checkpoint, *, pinned: bool) -> list[Tensor]:
     """
     layers = checkpoint.model.shape.layers
     sizes = [checkpoint.layout(layer).nbytes for layer in range(layers)]
-    buffers = [torch.zeros(size, dtype=torch.uint8, pin_memory=pinned) for size in sizes]
+    buffers = _pinned(sizes) if pinned else [torch.zeros(x, dtype=torch.uint8) for x in sizes]
     source: BlockSource = checkpoint
     if checkpoint.quantization != "none":
-        path = cache_folder() / f"{cache_key(checkpoint.model, checkpoint.quantization)}.blocks"
+        path = _cache_path(checkpoint)
         cached = find(path, checkpoint, layers, checkpoint.files)
         with suppress(OSError):
             if cached is None and room_for(path, sum(sizes)):
@@ -78,11 +85,52 @@ def _on_host(checkpoint: Checkpoint, *, pinned: bool) -> list[Tensor]:
     return buffers
 
 
-def _moved(buffers: list[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """Yield the buffers on a device; each leaves the host as it goes."""
-    buffers.reverse()
-    while buffers:
-        yield buffers.pop().to(device)
+def _pinned(sizes: list[int]) -> list[Tensor]:
+    """Return pinned buffers of these sizes, several cut from one allocation."""
+    buffers: list[Tensor] = []
+    for group in grouped(sizes):
+        whole = torch.zeros(sum(group), dtype=torch.uint8, pin_memory=True)
+        buffers += torch.split(whole, group)
+    return buffers
+
+
+def grouped(sizes: list[int]) -> list[list[int]]:
+    """Return sizes in groups that are the least once each is a power of two.
+
+    torch allocates pinned memory so: a block of 105 MB alone would take 134.
+
+    >>> grouped([5, 5, 5, 5])
+    [[5], [5, 5, 5]]
+    """
+    best: list[tuple[int, list[list[int]]]] = [(0, [])]
+    for stop in range(1, len(sizes) + 1):
+        ways = (
+            (best[start][0] + (1 << (sum(sizes[start:stop]) - 1).bit_length()), start)
+            for start in range(stop)
+        )
+        taken, start = min(ways)
+        best.append((taken, [*best[start][1], sizes[start:stop]]))
+    return best[-1][1]
+
+
+def _moved(checkpoint: Checkpoint, device: torch.device) -> Iterator[Tensor]:
+    """Yield the blocks on a card; the host holds one of them at a time."""
+    layers = checkpoint.model.shape.layers
+    source: BlockSource = checkpoint
+    if checkpoint.quantization != "none":
+        path = _cache_path(checkpoint)
+        total = sum(checkpoint.layout(layer).nbytes for layer in range(layers))
+        cached = find(path, checkpoint, layers, checkpoint.files)
+        with suppress(OSError):  # a disk that cannot be written is no reason to stop
+            if cached is None and room_for(path, total):
+                build(path, checkpoint, layers)
+                cached = find(path, checkpoint, layers, checkpoint.files)
+        source = cached or checkpoint
+    host = torch.zeros(_largest(checkpoint, layers), dtype=torch.uint8)
+    for layer in range(layers):
+        block = host[: checkpoint.layout(layer).nbytes]
+        source.read(layer, block)
+        yield block.to(device)
 
 
 def _streamed(
