@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from edgetune.shape import Attention
-from edgetune_torch.precision import product_dtype
+from edgetune_torch.precision import attends, product_dtype
 
 QUERY_CHUNK = 256
 
@@ -30,7 +30,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rule: Attention, documents: Document
     Attention restarts with each document; padding behind the documents gets zeros if a row
     holds several of them, and values that nobody reads otherwise.
     """
-    if _fused(rule, q.shape[2]) and q.device.type == "cpu":
+    if _fused(rule, q.shape[2], q) and q.device.type == "cpu":
         out: Tensor = FusedOnCpu.apply(q, k, v, rule.scale, documents)  # type: ignore[no-untyped-call]
         return out
     if all(len(row) <= 1 for row in documents):
@@ -45,7 +45,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rule: Attention, documents: Document
 def causal(q: Tensor, k: Tensor, v: Tensor, rule: Attention) -> Tensor:
     """Return causal attention; with fewer queries than keys, the queries are the last ones."""
     queries, keys = q.shape[2], k.shape[2]
-    if _fused(rule, keys) and queries in {1, keys}:
+    if _fused(rule, keys, q) and queries in {1, keys}:
         return F.scaled_dot_product_attention(
             q, k, v, is_causal=queries > 1, scale=rule.scale, enable_gqa=True
         )
@@ -91,8 +91,9 @@ class FusedOnCpu(torch.autograd.Function):
         return (*results, None, None)
 
 
-def _fused(rule: Attention, keys: int) -> bool:
-    return rule.softcap is None and (rule.window is None or rule.window >= keys)
+def _fused(rule: Attention, keys: int, q: Tensor) -> bool:
+    plain = rule.softcap is None and (rule.window is None or rule.window >= keys)
+    return plain and attends(q.dtype, q.device)
 
 
 def _pieces(documents: Documents) -> list[Piece]:

@@ -24,6 +24,17 @@ def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 @cache
+def attends(dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether torch has an attention kernel in ``dtype`` that keeps no scores.
+
+    A card before Ampere has none in bfloat16: torch would hold the scores of all queries at once.
+    """
+    if device.type != "cuda" or dtype != torch.bfloat16:
+        return True
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@cache
 def cpu_multiplies_bf16() -> bool:
     """Return whether the processor says that it multiplies bfloat16; False where it is mute."""
     return bool(BF16_FLAGS & _flags(Path("/proc/cpuinfo")))

@@ -43,7 +43,8 @@ class Heads:
         """Tell whether one kernel does it."""
         window = self.rule.window
         return (
-            not rows.mlx
+            rows.fuses
+            and not rows.mlx
             and self.rule.softcap is None
             and (window is None or window >= rows.context)
         )

@@ -23,6 +23,8 @@ class Platform:
     kind: Kind
     multiplies_16bit: bool
     """False: a processor, on which torch widens 16-bit activations to multiply them."""
+    attends_16bit: bool = True
+    """False: a card before Ampere, for which torch has no fused attention in bfloat16."""
 
     @property
     def keeps_scratch(self) -> bool:
@@ -61,6 +63,8 @@ class Rows:
     """Bytes a weight takes beside them while it is unpacked."""
     documents: int = 1
     """Documents in the fullest row."""
+    fuses: bool = True
+    """Whether there is a kernel for attention that keeps no scores."""
 
     @property
     def tokens(self) -> int:
@@ -103,6 +107,7 @@ def rows_of(
         unpacks=platform.unpacks,
         unpacking=_unpacking(choice, shape) if platform.unpacks else 0.0,
         documents=sharing,
+        fuses=platform.attends_16bit or not narrow,
     )
 
 

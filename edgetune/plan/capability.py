@@ -102,4 +102,6 @@ def platform_of(device: Device) -> Platform:
             multiplies = device.rate_16bit >= device.rate_32bit
         case "cuda":
             multiplies = True
-    return Platform(kind=device.kind, multiplies_16bit=multiplies)
+    known = device.rate_32bit > 0
+    slow = device.kind == "cuda" and known and device.rate_16bit <= device.rate_32bit
+    return Platform(kind=device.kind, multiplies_16bit=multiplies, attends_16bit=not slow)

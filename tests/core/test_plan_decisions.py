@@ -9,8 +9,10 @@ from planning import GB, card, plan_of, processor, shape_of, sized
 
 from edgetune.device.profiles import profile_device
 from edgetune.errors import NothingFitsError, UsageError
+from edgetune.memory import estimate
 from edgetune.methods import build
 from edgetune.plan import DataFacts, Plan
+from edgetune.plan.capability import platform_of
 from edgetune.plan.defaults import context_for, rank_for, training_for
 from edgetune.spec import Checkpointing
 
@@ -160,3 +162,15 @@ def test_streaming_says_whether_resident_weights_would_fit() -> None:
 def test_training_the_last_norm_alone_is_timed() -> None:
     plan = plan_of("llama-3.2-1b", card(), method="norm", norms=("norm",))
     assert plan.time.seconds_per_step > 0
+
+
+def test_a_card_without_bfloat16_attends_in_chunks() -> None:
+    shape = shape_of("llama-3.2-1b")
+    kept = Checkpointing(layers=shape.layers)
+    choice = plan_of("llama-3.2-1b", card(), context=8192, checkpointing=kept).choice
+    peaks = [
+        estimate(shape, choice, platform_of(profile_device(name))).peak_bytes
+        for name in ("rtx-3060", "rtx-2060")
+    ]
+
+    assert peaks[1] > peaks[0]
