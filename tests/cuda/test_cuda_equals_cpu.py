@@ -50,6 +50,12 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> LocalModel:
 
 
 @pytest.fixture
+def calm(tmp_path: Path) -> LocalModel:
+    """Return a model whose gradients do not multiply rounding: its weights are small."""
+    return LocalModel.open(make_model(tmp_path / "base", "llama", **WIDE, initializer_range=0.05))
+
+
+@pytest.fixture
 def wide(tmp_path: Path) -> LocalModel:
     return LocalModel.open(make_model(tmp_path / "base", "llama", **WIDE))
 
@@ -92,12 +98,14 @@ def test_where_things_live_changes_no_bit(model: LocalModel, places: str) -> Non
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_bfloat16_is_close(wide: LocalModel, dropout: float) -> None:
+def test_bfloat16_is_close(calm: LocalModel, dropout: float) -> None:
     lora, card = Lora(rank=3, dropout=dropout), torch.device("cuda")
     options: dict[str, Any] = {"lora": lora, "checkpointed": 3}
-    with opened(wide, device=card, **options) as plain:
+    with opened(calm, device=card, **options) as plain:
+        plain.method.seed("0")
         loss, grads = plain.gradients(BATCH)
-    with opened(wide, device=card, dtype=torch.bfloat16, **options) as narrow:
+    with opened(calm, device=card, dtype=torch.bfloat16, **options) as narrow:
+        narrow.method.seed("0")
         close, found = narrow.gradients(BATCH)
 
     assert close == pytest.approx(loss, rel=0.01)
@@ -116,10 +124,10 @@ def test_generation_equals_the_cpu(wide: LocalModel, placement: str) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw-8bit", "paged-adamw-8bit"])
 def test_optimizers_equal_the_cpu(wide: LocalModel, optimizer: str) -> None:
-    batch = micro_batch((9, 6), (17,), width=19)
+    batch, method = micro_batch((9, 6), (17,), width=19), Lora(rank=64)  # more than stays 32-bit
     results = []
     for device, name in (("cpu", optimizer.removeprefix("paged-")), ("cuda", optimizer)):
-        with session_for(wide, device=device, optimizer=name) as session:
+        with session_for(wide, device=device, optimizer=name, method=method) as session:
             for _ in range(4):
                 step = session.step([batch], loss_tokens=batch.loss_tokens, learning_rate=1e-2)
             results.append(step.loss)
@@ -127,10 +135,25 @@ def test_optimizers_equal_the_cpu(wide: LocalModel, optimizer: str) -> None:
     assert results[0] == pytest.approx(results[1], rel=1e-3)
 
 
+def test_offloaded_checkpoints_leave_the_card(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "base", "llama", **WIDE, num_hidden_layers=24)
+    model, batch = LocalModel.open(folder), micro_batch(*[(128,)] * 16, width=128)
+    peaks = []
+    for offload in ("none", "host"):
+        card = torch.device("cuda")
+        with opened(model, device=card, checkpointed=24, offload=offload) as one:
+            for _ in range(2):
+                torch.cuda.reset_peak_memory_stats(card)
+                one.gradients(batch)
+            peaks.append(torch.cuda.max_memory_allocated(card))
+
+    assert peaks[1] < peaks[0] - 20 * batch.tokens.size * 128 * 4
+
+
 def test_memory_is_a_wall(wide: LocalModel) -> None:
     from sessions import plan_for
 
-    plan = plan_for(wide, device="cuda", wall=700_000_000)
+    plan = plan_for(wide, device="cuda", wall=800_000_000)
     session = open_session(plan, wide)
     large = micro_batch(*[(128,)] * 2048, width=128)
     small = micro_batch((9, 6), (17,), width=19)

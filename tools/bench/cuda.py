@@ -27,17 +27,20 @@ ROOT = Path(__file__).parents[2]
 CAPS = (4, 6, 8, 12, 16, 24)
 
 CONTEXT = """
-import json, torch
-free, total = torch.cuda.mem_get_info()
+import json
+from edgetune.device import read_device
+free = read_device("cuda").free_bytes  # by the driver, before there is a context
+import torch
 torch.zeros(1, device="cuda")
 x = torch.randn(1024, 1024, device="cuda", dtype=torch.bfloat16)
 x @ x
 torch.cuda.synchronize()
-left, _ = torch.cuda.mem_get_info()
+left = read_device("cuda").free_bytes
 print(json.dumps({
-    "name": torch.cuda.get_device_name(), "total": total, "free": free,
-    "context": total - left - torch.cuda.memory_reserved(),
-    "workspace": torch.cuda.memory_allocated() - 2 * x.nbytes - 512,
+    "name": torch.cuda.get_device_name(), "free": free,
+    "total": torch.cuda.get_device_properties(0).total_memory,
+    "context": free - left - torch.cuda.memory_reserved(),
+    "workspace": torch.cuda.memory_allocated() - x.nbytes,
     "reserved": torch.cuda.memory_reserved(),
 }))
 """

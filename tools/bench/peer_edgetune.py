@@ -41,7 +41,10 @@ def plan_for(work: Work, model: LocalModel, places: dict[str, str]) -> Plan:
     training = {"learning_rate": work.learning_rate, "steps": work.steps, "seed": SEED}
     device = read_device(work.device)
     if work.cap:
-        fixed = {"method": "lora", "rank": RANK, "alpha": ALPHA, "context": work.tokens}
+        fixed = {
+            "method": "lora", "rank": RANK, "alpha": ALPHA, "context": work.tokens,
+            "micro_batch": 1, "accumulation": 1,
+        }  # fmt: skip
         return make_plan(
             device, work.model, model.shape, fixed=fixed, training=training, memory=work.cap
         )
