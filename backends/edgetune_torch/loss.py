@@ -127,10 +127,11 @@ def loss_and_gradient(
     for start in range(0, len(x), chunk):
         span = slice(start, start + chunk)
         softmax, kept = _Softmax(targets[span]), []
-        for at, tile, _ in head.tiles(x[span]):
+        for at, tile, rows in head.tiles(x[span]):
             softmax.add(at, tile)
             if not head.rows.streamed:
                 kept.append(tile)
+            del rows  # the last slice is not needed any more
         softmax.add_to(sums)
         grad[span] = _gradient(x[span], head, softmax, kept, scale)
     return sums, grad

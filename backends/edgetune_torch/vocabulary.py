@@ -19,8 +19,9 @@ from edgetune_torch.pages import Extent, Files, bytes_of
 from edgetune_torch.sources import dtype_of
 from edgetune_torch.workspace import Workspace
 
-CPU_SLICE, CARD_SLICE = 2048, 16384
-"""Rows of the head multiplied at a time. A CPU widens them first; a card needs no copy."""
+CPU_SLICE, CARD_SLICE = 2048, 4096
+"""Rows of the head multiplied at a time. A CPU widens them first; a card holds two slices of a head
+that is elsewhere or in another format."""
 
 Slice = tuple[slice, Tensor]
 

@@ -14,7 +14,7 @@ from edgetune.memory.scratch import HEAD_SLICE
 from edgetune.shape import ModelShape
 from edgetune.storage import WIDE
 
-CARD_SLICE = 16384
+CARD_SLICE = 4096
 INDEX = 8
 """Bytes of a position."""
 
@@ -60,7 +60,7 @@ def _chunk(
     kept = WIDE * tokens * shape.vocabulary if gradient and head != "disk" else tile
     wide = tokens * shape.hidden_size * rows.product if rows.widened else 0
     narrow = 0 if rows.product == WIDE else tokens * height * rows.product
-    statistics = 10 * WIDE * tokens
+    statistics = 10 * WIDE * tokens + _slices(shape, rows, height, head)
     going = kept + max(tile, narrow)
     again = 0
     if head == "disk":  # the last tile of the way forward, and the one before the one that comes
@@ -70,6 +70,18 @@ def _chunk(
     if gradient and shape.logit_softcap is not None:
         back += 3 * tile
     return wide + statistics + max(going, back if gradient else 0)
+
+
+def _slices(shape: ModelShape, rows: Rows, height: int, head: str) -> int:
+    """Return the bytes of slices of the head that are not there anyway, on a card.
+
+    One is in use while the next is made; one that is read and cast is there twice.
+    """
+    if rows.keeps_scratch or (head == "resident" and not rows.recast):
+        return 0
+    made = min(2 * height, shape.vocabulary) * rows.product
+    read = height * rows.stored if head == "disk" and rows.recast else 0
+    return (made + read) * shape.hidden_size
 
 
 def _whole_chunk(
