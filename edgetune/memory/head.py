@@ -66,7 +66,8 @@ def _chunk(
     if head == "disk":  # the last tile of the way forward, and the one before the one that comes
         last = shape.vocabulary % height or height
         again = WIDE * tokens * last + (tile if shape.vocabulary > height else 0)
-    back = WIDE * tokens * shape.hidden_size + kept + again + narrow
+    summand = 0 if rows.product == WIDE else tokens * shape.hidden_size * rows.product
+    back = WIDE * tokens * shape.hidden_size + kept + again + narrow + summand
     if gradient and shape.logit_softcap is not None:
         back += 3 * tile
     return wide + statistics + max(going, back if gradient else 0)
