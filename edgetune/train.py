@@ -261,8 +261,8 @@ def _fewer(batches: Sequence[MicroBatch], rows: int, error: DeviceOutOfMemoryErr
     if smaller == 0:
         raise OutOfMemoryError(
             f"One row of {batches[0].tokens.shape[1]} tokens does not fit: {error}. The state is "
-            "saved: close other programs and --resume, or plan again with a smaller --memory or "
-            "--context."
+            "saved: close other programs and --resume, with more --memory if that was given, or "
+            "plan again with a smaller --memory or --context."
         ) from None
     return smaller
 

@@ -62,10 +62,24 @@ def _opened(plan: Plan, model: LocalModel) -> TorchSession:
 
 
 def _place(plan: Plan) -> torch.device:
-    """Return where the plan computes; a card by its number, which the allocator's cap asks for."""
+    """Return where the plan computes; a card by its number, which the allocator's cap asks for.
+
+    It is the one that was planned for, if it is still here, and made the current one.
+    """
     if plan.device.kind != "cuda":
         return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
+    device = torch.device("cuda", card_number(plan.device.uuid))
+    torch.cuda.set_device(device)
+    return device
+
+
+def card_number(uuid: str | None) -> int:
+    """Return torch's number of a card; that of the current one if none has this name."""
+    for number in range(torch.cuda.device_count()):
+        # without the "GPU-" that the driver's tools put before it
+        if uuid and uuid.endswith(str(torch.cuda.get_device_properties(number).uuid)):
+            return number
+    return torch.cuda.current_device()
 
 
 def open_engine(plan: Plan, model: LocalModel, device: torch.device) -> Engine:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgetune.adapter_file import load_adapter, save_adapter
@@ -29,6 +29,7 @@ from edgetune.record import (
     write_report,
 )
 from edgetune.train import Event, Progress, Schedule, train
+from edgetune.units import format_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,12 +121,15 @@ def start_run(planned: Planned, output: Path) -> Run:
     return Run(work=work, folder=folder, session=session, start=Progress(), held=held)
 
 
-def resume_run(path: Path, data: Path | None = None) -> Run:
-    """Open a run where its newest checkpoint left it; ``data`` is where its rows lie now.
+def resume_run(path: Path, data: Path | None = None, memory: int | None = None) -> Run:
+    """Open a run where its newest checkpoint left it.
+
+    ``data`` is where its rows lie now, ``memory`` the bytes that it may use from now on: the
+    result does not depend on them.
 
     Raises:
-        UsageError: if there is nothing to resume, another process is at work on it, or the
-            rows, the plan or the model are not the same.
+        UsageError: if there is nothing to resume, another process is at work on it, the rows, the
+            plan or the model are not the same, or the plan needs more than ``memory``.
         ModelError: if the checkpoint is damaged.
     """
     folder, plan, model = open_planned(path)
@@ -135,12 +139,25 @@ def resume_run(path: Path, data: Path | None = None) -> Run:
         _, dataset = read_rows(resolve(plan.model.ref), rows, plan.training)
         work = Work.of(plan, dataset.fit(plan.choice.context), model)
         checkpoint = _checkpoint(folder, work)
-        session = open_session(plan, model)
+        session = open_session(_allowed(plan, memory), model)
         stack.callback(session.close)
         session.restore(checkpoint.adapter, checkpoint.optimizer)
         _rewound(folder, checkpoint, work.facts)
         held = stack.pop_all()
     return Run(work=work, folder=folder, session=session, start=checkpoint.progress, held=held)
+
+
+def _allowed(plan: Plan, memory: int | None) -> Plan:
+    """Return the plan of a run with another limit, if one is given."""
+    if memory is None:
+        return plan
+    needed = plan.memory.peak_bytes
+    if memory < needed:
+        raise UsageError(
+            f"This run needs {format_bytes(needed)}, and --memory allows {format_bytes(memory)}. "
+            "Allow more, or train with a new plan into another --output."
+        )
+    return replace(plan, device=replace(plan.device, wall_bytes=memory, budget_bytes=memory))
 
 
 def _rows_of(plan: Plan, data: Path | None) -> Path:

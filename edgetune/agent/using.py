@@ -174,8 +174,14 @@ def rows_of(run: OpenedRun, data: Path) -> Examples:
         if whole.fields is None:
             raise
         _, dataset = read_rows(source, data, replace(whole, fields=None), by_name=False)
-    limit = max(run.plan.choice.context, int(dataset.lengths.max()))
-    return dataset.fit(min(limit, run.model.shape.max_context)).train
+    longest, positions = int(dataset.lengths.max()), run.model.shape.max_context
+    if longest > positions and dataset.long_rows == "refuse":
+        raise UsageError(
+            f"A row of {data} has {longest} tokens, and {run.plan.model.ref} has positions for "
+            f"{positions}. Leave out rows that long."
+        )
+    limit = max(run.plan.choice.context, longest)
+    return dataset.fit(min(limit, positions)).train
 
 
 def score(run: OpenedRun, rows: Examples, *, exact_match: bool) -> Scores:

@@ -39,7 +39,9 @@ from edgetune.record import RunFolder
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="A plan file.")
 @click.option("--output", type=click.Path(path_type=Path), help="The run folder.")
 @click.option(
-    "--resume", is_flag=True, help="Go on with the run in --output; --data if its rows moved."
+    "--resume",
+    is_flag=True,
+    help="Go on with the run in --output; --data if its rows moved, --memory for another limit.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and the receipt, train nothing.")
 @click.option(
@@ -69,9 +71,9 @@ def command(
     """
     fixed = Fixed.of(flags)
     if resume:
-        others = {"model": model, "plan": plan_file, "dry-run": dry_run, "memory": memory}
+        others = {"model": model, "plan": plan_file, "dry-run": dry_run}
         _refuse_with_resume(fixed, device=device != "auto", **others)
-        _train(resume_run(_resumed(output), data), as_json, pause=pause)
+        _train(resume_run(_resumed(output), data, memory), as_json, pause=pause)
         return
     if output is not None:
         RunFolder.check(output)

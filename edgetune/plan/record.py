@@ -30,6 +30,8 @@ class DeviceSummary:
     budget_bytes: int
     wall_bytes: int | None = None
     """What the user allows with ``--memory``; an allocation beyond it fails."""
+    uuid: str | None = None
+    """Of a card, where a machine may have several."""
 
     @classmethod
     def of(cls, device: Device, budget: int, wall: int | None) -> DeviceSummary:
@@ -42,6 +44,7 @@ class DeviceSummary:
             free_bytes=device.free_bytes,
             budget_bytes=budget,
             wall_bytes=wall,
+            uuid=device.uuid,
         )
 
 

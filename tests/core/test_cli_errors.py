@@ -179,7 +179,7 @@ COMBINATIONS: list[tuple[tuple[str, ...], list[str]]] = [
     *(
         (("train", "--resume", "--output", "run", *given), ["--resume", given[0]])
         for given in [
-            ("--model", "tiny"), ("--rank", "4"), ("--steps", "3"), ("--memory", "4GB"),
+            ("--model", "tiny"), ("--rank", "4"), ("--steps", "3"),
             ("--device", "cpu"), ("--plan", "plan.yaml"), ("--dry-run",), ("--no-packing",),
             ("--seed", "0"),
         ]

@@ -189,7 +189,11 @@ def test_killed_moved_and_resumed_is_uninterrupted(run: Path, tmp_path: Path, cl
     other = cli("train", "--resume", "--output", killed, "--data", changed)
     assert other.code == 2
     assert "The data changed" in other.err
-    resume(killed, "--data", "moved.jsonl")
+    small = cli("train", "--resume", "--output", killed, "--data", moved, "--memory", "50MB")
+    assert small.code == 2
+    assert "This run needs" in small.err
+    assert "--memory allows 50.0 MB" in small.err
+    resume(killed, "--data", "moved.jsonl", "--memory", "3GB")
     assert learned(killed) == learned(run)
 
 

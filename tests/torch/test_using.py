@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 from models import make_model
 from sessions import session_for
 
-from edgetune.agent.using import OpenedRun, answers, score
+from edgetune.agent.using import OpenedRun, answers, rows_of, score
 from edgetune.backend import DeviceOutOfMemoryError, GenerateOptions
 from edgetune.data import Examples, load_tokenizer
 from edgetune.data.columns import columns_of
@@ -101,6 +102,15 @@ def test_an_answer_ends_with_the_last_learned_position(run: OpenedRun, count: in
     assert next(answers([run], [prompt, "Turn"][:count], options)) == alone
     found = list(run.session.generate([run.prompt_tokens(prompt)], options))
     assert len(found) == POSITIONS - length + 1
+
+
+def test_rows_beyond_the_positions_of_the_model_are_refused(run: OpenedRun, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "Turn on the lamp.", "completion": "lamp " * n} for n in (1, POSITIONS)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    named = replace(run.plan.model, ref=str(run.model.folder))
+    with pytest.raises(UsageError, match=rf"has positions for {POSITIONS}\. Leave out rows"):
+        rows_of(replace(run, plan=replace(run.plan, model=named)), data)
 
 
 def test_a_prompt_beyond_the_learned_positions_is_refused(run: OpenedRun) -> None:
