@@ -17,10 +17,13 @@ class Backward:
         self.block, self.ledger, self.saved = block, ledger, saved
         self.rows, self.shape = block.rows, block.shape
         self.hidden = block.rows.numbers(block.shape.hidden_size)
+        self.mlp_peak = 0
+        """Of the way through the MLP; the ledger's is that of the way from there on."""
 
     def run(self) -> None:
         ledger, saved = self.ledger, self.saved
         grad = self._mlp()
+        self.mlp_peak, ledger.peak = ledger.peak, ledger.live
         if not self.block.reached(*FIRST_HALF):
             return
         grad = self._norm("mlp_input", grad, saved.middle_norm)

@@ -99,5 +99,5 @@ def _whole_chunk(
     back = WIDE * logits * (2 if capped else 1) + narrow
     states = 2 * tokens * shape.hidden_size * rows.width
     if rows.width != WIDE:
-        states += WIDE * tokens * shape.hidden_size  # as the norm made them
+        states += 2 * WIDE * tokens * shape.hidden_size  # as the norm read and made them
     return states + max(unpacking, going, back + unpacking if gradient else 0)

@@ -109,10 +109,11 @@ class MemoryModel:
         )
         return _estimate(
             parts,
-            load=self._load(choice.quantization) + passing,
+            load=self._load(choice.quantization) + passing.whole,
             evaluation=scratch
             + step.evaluation(
-                self._evaluated(rows, choice.loss_chunk, choice.head, quantized=quantized), passing
+                self._evaluated(rows, choice.loss_chunk, choice.head, quantized=quantized),
+                passing.whole,
             ),
         )
 

@@ -18,7 +18,8 @@ class BlockPass:
     output, but not the input, which the block before made. ``forward`` is that pass's peak,
     ``plain`` that of one without gradients (dropout and all), ``inference`` the same in an
     evaluation, ``backward`` that of the backward pass, what was
-    kept included, ``again`` the same where the block is computed again for it.
+    kept included. ``again`` is the latter where the block is computed again for it, while the
+    MLP goes back, ``after_mlp`` from then on.
     """
 
     kept: int
@@ -27,6 +28,7 @@ class BlockPass:
     inference: int
     backward: int
     again: int
+    after_mlp: int
 
 
 def block_pass(block: Block) -> BlockPass:
@@ -36,12 +38,15 @@ def block_pass(block: Block) -> BlockPass:
     Forward(block, inference, grad=False, training=False).run()
     saved = Forward(block, graded, grad=True).run()
     back = Ledger(graded.live)
-    Backward(block, back, saved).run()
+    way = Backward(block, back, saved)
+    way.run()
+    not_made = saved.exit if block.rows.mlx else 0  # the output, when the block is computed again
     return BlockPass(
         kept=graded.live,
         forward=graded.peak,
         plain=plain.peak,
         inference=inference.peak,
-        backward=back.peak,
-        again=back.peak - (saved.exit if block.rows.mlx else 0),  # which MLX leaves out
+        backward=max(way.mlp_peak, back.peak),
+        again=way.mlp_peak - not_made,
+        after_mlp=back.peak - not_made,
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from edgetune.memory.passes import BlockPass
+from edgetune.memory.weights import Passing
 
 SLOTS = 2
 """Offloaded inputs that are on their way at one time."""
@@ -59,7 +60,7 @@ class StepModel:
             self._alike.setdefault(block, []).append(layer)
 
     def peak(
-        self, checkpointed: int, *, offloaded: bool, loss: int, update: int, passing: int
+        self, checkpointed: int, *, offloaded: bool, loss: int, update: int, passing: Passing
     ) -> Moment:
         """Return the moment of a step at which most bytes live.
 
@@ -77,7 +78,7 @@ class StepModel:
         return self.place + self.entry + max(loss, *blocks)
 
     def _moments(
-        self, checkpointed: int, offloaded: bool, loss: int, passing: int
+        self, checkpointed: int, offloaded: bool, loss: int, passing: Passing
     ) -> Iterator[Moment]:
         first, last = self.first, len(self.blocks)
         cut = min(max(checkpointed, first), last)
@@ -85,13 +86,14 @@ class StepModel:
         none = self.grown[last]
         yield Moment(held + self._kept[last] - self._kept[cut] + self.entry, loss, 0, none)
         for layer in self._extremes(0, first):
-            yield Moment(self.place + self.entry, 0, passing + self.blocks[layer].plain, none)
+            yield Moment(self.place + self.entry, 0, passing.whole + self.blocks[layer].plain, none)
         for layer in self._extremes(first, cut):
             block, inputs = self.blocks[layer], self.place + self._inputs(layer + 1, offloaded)
-            there = passing + self.entry
-            yield Moment(inputs, 0, passing + block.plain, none)
+            there = passing.whole + self.entry
+            yield Moment(inputs, 0, passing.whole + block.plain, none)
             yield Moment(inputs, 0, there + block.forward, self.grown[layer + 1])
             yield Moment(inputs, 0, there + block.again, self.grown[layer])
+            yield Moment(inputs, 0, there - passing.mlp + block.after_mlp, self.grown[layer])
         for layer in self._extremes(cut, last):
             block = self.blocks[layer]
             inputs = held + self._kept[layer] - self._kept[cut] + self.entry

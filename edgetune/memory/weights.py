@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from edgetune.memory.scratch import HEAD_SLICE
 from edgetune.shape import ModelShape
 from edgetune.storage import (
@@ -36,9 +38,31 @@ def weight_bytes(
     )
 
 
-def passing_bytes(shape: ModelShape, quantization: str, placement: str, *, mlx: bool) -> int:
-    """Return the bytes of weights that are there only while a block is computed."""
-    return _matrices(shape, quantization) if mlx and placement != "resident" else 0
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """Bytes of weights that are there only while a block is computed, by its halves."""
+
+    attention: int = 0
+    mlp: int = 0
+
+    @property
+    def whole(self) -> int:
+        """Both halves."""
+        return self.attention + self.mlp
+
+
+def passing_bytes(shape: ModelShape, quantization: str, placement: str, *, mlx: bool) -> Passing:
+    """Return what comes and goes with a block: all of it is read, and dropped after its use."""
+    if not mlx or placement == "resident":
+        return Passing()
+    whole = _matrices(shape, quantization)
+    roles = {"gate", "up", "gate_up", "down"}
+    mlp = sum(
+        matrix_bytes(x.outputs, x.inputs, quantization, BYTES[shape.dtype])
+        for x in shape.linears
+        if x.role in roles
+    )
+    return Passing(whole - mlp, mlp)
 
 
 def _matrices(shape: ModelShape, quantization: str) -> int:

@@ -18,6 +18,4 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_the_plan_is_what_training_takes(case: Case, folders: dict[str, Path]) -> None:
     found = measure(case, folders[case.model])
 
-    assert found.over >= -0.02
-    # of a streamed block MLX drops each matrix after its last use, the plan counts them all
-    assert (found.planned - found.passing) / found.peak - 1 <= 0.05
+    assert -0.02 <= found.over <= 0.05
