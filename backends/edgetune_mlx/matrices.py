@@ -159,8 +159,9 @@ class Turns:
 
     def done(self, y: mx.array) -> mx.array:
         """Return the result of a product on the way forward, once it is noted."""
-        y, sign = mx.depends([y, mx.zeros(1)], [y])
-        self._forward = [*self._forward[-1:], sign]
+        # what waits holds on to one number: y itself would be kept, or not be built upon in place
+        y, mark = mx.depends([y, mx.zeros(1)], [y])
+        self._forward = [*self._forward[-1:], mark]
         return y
 
     def before_next_back(self) -> list[mx.array]:

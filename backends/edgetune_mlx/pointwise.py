@@ -29,7 +29,7 @@ def gated_activation(gate: mx.array, up: mx.array, name: str) -> mx.array:
     @custom.vjp  # type: ignore[untyped-decorator]
     def backward(primals: Any, cotangent: mx.array, _: Any) -> tuple[mx.array, mx.array]:
         gate, up = mx.depends(list(primals), [cotangent])
-        value, slope = with_slope(gate, name)
+        value, slope = _with_slope(gate, name)
         return slope * up * cotangent, value * cotangent
 
     out: mx.array = custom(gate, up)
@@ -42,7 +42,7 @@ def plain_activation(x: mx.array, name: str) -> mx.array:
 
     @custom.vjp  # type: ignore[untyped-decorator]
     def backward(x: mx.array, cotangent: mx.array, _: Any) -> mx.array:
-        return with_slope(mx.depends([x], [cotangent])[0], name)[1] * cotangent
+        return _with_slope(mx.depends([x], [cotangent])[0], name)[1] * cotangent
 
     out: mx.array = custom(x)
     return out
@@ -61,7 +61,7 @@ def activation(x: mx.array, name: str) -> mx.array:
             raise ValueError(f"the model's shape should have refused the activation {other!r}")
 
 
-def with_slope(x: mx.array, name: str) -> tuple[mx.array, mx.array]:
+def _with_slope(x: mx.array, name: str) -> tuple[mx.array, mx.array]:
     """Return the named activation of x and its derivative.
 
     By hand, because MLX's own way makes an array for every term: each line here ends in one that

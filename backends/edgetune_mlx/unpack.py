@@ -13,24 +13,8 @@ from typing import Final
 import mlx.core as mx
 
 INTEGERS: Final = range(16)
-FLOATS: Final = (
-    0.0,
-    0.5,
-    1.0,
-    1.5,
-    2.0,
-    3.0,
-    4.0,
-    6.0,
-    -0.0,
-    -0.5,
-    -1.0,
-    -1.5,
-    -2.0,
-    -3.0,
-    -4.0,
-    -6.0,
-)
+MAGNITUDES: Final = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+FLOATS: Final = (*MAGNITUDES, *(-x for x in MAGNITUDES))
 """The numbers of four bits: one for the sign, two for the exponent, one for the mantissa."""
 BIAS: Final = 127
 """Of the exponents that are scales."""

@@ -45,14 +45,23 @@ def _on_disk(checkpoint: Checkpoint) -> BlockSource:
     """Return the files that hold the blocks as they are stored in memory."""
     if checkpoint.quantization == "none":
         return checkpoint
-    layers = checkpoint.model.shape.layers
     path = _cache_path(checkpoint)
+    try:
+        return _cached(checkpoint, path)
+    except OSError as error:
+        raise unwritable("The quantized weights", path.parent, error) from None
+
+
+def _cached(checkpoint: Checkpoint, path: Path) -> BlockSource:
+    """Return the cache at a path, which is built if there is none.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    layers = checkpoint.model.shape.layers
     found = find(path, checkpoint, layers, checkpoint.files)
     if found is None:
-        try:
-            build(path, checkpoint, layers)
-        except OSError as error:
-            raise unwritable("The quantized weights", path.parent, error) from None
+        build(path, checkpoint, layers)
         found = find(path, checkpoint, layers, checkpoint.files)
     if found is None:
         raise RuntimeError(f"{path} was written and cannot be opened")
@@ -120,12 +129,9 @@ def _moved(checkpoint: Checkpoint, device: torch.device) -> Iterator[Tensor]:
     if checkpoint.quantization != "none":
         path = _cache_path(checkpoint)
         total = sum(checkpoint.layout(layer).nbytes for layer in range(layers))
-        cached = find(path, checkpoint, layers, checkpoint.files)
         with suppress(OSError):  # a disk that cannot be written is no reason to stop
-            if cached is None and room_for(path, total):
-                build(path, checkpoint, layers)
-                cached = find(path, checkpoint, layers, checkpoint.files)
-        source = cached or checkpoint
+            if path.exists() or room_for(path, total):
+                source = _cached(checkpoint, path)
     host = torch.zeros(_largest(checkpoint, layers), dtype=torch.uint8)
     for layer in range(layers):
         block = host[: checkpoint.layout(layer).nbytes]
