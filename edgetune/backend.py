@@ -19,8 +19,8 @@ from edgetune.device import Device
 from edgetune.errors import OutOfMemoryError, UsageError
 from edgetune.methods.base import Method
 from edgetune.model import LocalModel
-from edgetune.plan import Plan
-from edgetune.spec import Decision
+from edgetune.planning import Plan
+from edgetune.settings.spec import Decision
 from edgetune.speed import Measurements
 
 GROUP = "edgetune.backends"
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 Tensors = Mapping[str, NDArray[np.generic]]
 
-OWN = "own"
+DEFAULT_ADAPTER = "own"
 """Name of the adapter that a session is opened with, the one that it trains."""
 
 
@@ -114,7 +114,7 @@ class Session(Protocol):
         """Let go of an adapter that was attached."""
 
     def evaluate(
-        self, micro_batches: Iterable[MicroBatch], *, adapter: str | None = OWN
+        self, micro_batches: Iterable[MicroBatch], *, adapter: str | None = DEFAULT_ADAPTER
     ) -> EvalResult:
         """Return the loss over micro-batches, with an adapter or (None) of the base alone.
 
@@ -146,7 +146,9 @@ class Session(Protocol):
         learned, the last one ends it.
         """
 
-    def logits(self, tokens: Sequence[int], *, adapter: str | None = OWN) -> NDArray[np.float32]:
+    def logits(
+        self, tokens: Sequence[int], *, adapter: str | None = DEFAULT_ADAPTER
+    ) -> NDArray[np.float32]:
         """Return the logits (T, V) after each of T tokens of one row."""
 
     def adapter_tensors(self) -> Tensors:
@@ -202,7 +204,7 @@ class Attached(Generic[T]):
         Raises:
             UsageError: if the name is taken.
         """
-        if name == OWN or name in self._held:
+        if name == DEFAULT_ADAPTER or name in self._held:
             raise UsageError(f"There is an adapter named {name!r} already. Give another name.")
         self._held[name] = make()
 
@@ -222,7 +224,7 @@ class Attached(Generic[T]):
             UsageError: if there is none of that name.
         """
         if name not in self._held:
-            known = ", ".join(map(repr, (OWN, *self._held)))
+            known = ", ".join(map(repr, (DEFAULT_ADAPTER, *self._held)))
             raise UsageError(f"There is no adapter named {name!r}. There are: {known}.")
         return self._held[name]
 

@@ -9,8 +9,8 @@ from typing import Any
 from edgetune import methods
 from edgetune.methods.base import Method
 from edgetune.methods.targets import names
-from edgetune.shape import ModelShape
-from edgetune.spec import (
+from edgetune.settings.parse import checked, from_plain
+from edgetune.settings.spec import (
     Checkpointing,
     ComputeDtype,
     EmbeddingPlace,
@@ -23,7 +23,7 @@ from edgetune.spec import (
     knob,
     to_plain,
 )
-from edgetune.typed import checked, from_plain
+from edgetune.shape import ModelShape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from edgetune.shape import ModelShape
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-WIDE = 4
+FLOAT32_BYTES = 4
 """Bytes of a float32: trained tensors, their gradients, logits, statistics."""
 
 WEIGHT_BYTES = {
@@ -44,7 +44,7 @@ def matrix_bytes(outputs: int, inputs: int, quantization: str, stored: int) -> i
     size = outputs * inputs
     if quantization == "none":
         return size * stored
-    scales = WIDE * outputs if quantization == "int8" else 0
+    scales = FLOAT32_BYTES * outputs if quantization == "int8" else 0
     if quantization in AFFINE:
         scales = 2 * stored * -(-size // AFFINE_GROUP)
     return ceil(size * WEIGHT_BYTES[quantization]) + scales

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.adapter_file import LoadedAdapter
+from edgetune.adapters import LoadedAdapter
 from edgetune.methods.base import Method
 from edgetune.shape import ModelShape
 

@@ -16,10 +16,10 @@ from torch.nn import Parameter
 from edgetune.data.batch import IGNORED, MicroBatch
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
-from edgetune.spec import Quantization
+from edgetune.settings.spec import Quantization
 from edgetune_torch.adaptation import Adapted
 from edgetune_torch.engine import Engine
-from edgetune_torch.load import Loader, Places
+from edgetune_torch.load import Loader, Placements
 from edgetune_torch.methods import adapt
 from edgetune_torch.opening import build_engine
 
@@ -59,8 +59,8 @@ def opened(
     **options: Any,
 ) -> Iterator[Opened]:
     """Yield an engine; ``options`` are those of :func:`edgetune_torch.opening.build_engine`."""
-    places = Places(blocks=blocks, embedding=embedding, head=head)
-    weights = Loader(model, device, quantization, places).load()
+    placements = Placements(blocks=blocks, embedding=embedding, head=head)
+    weights = Loader(model, device, quantization, placements).load()
     engine = build_engine(model, weights, dtype, **options)
     tensors = random_tensors(lora, model.shape)
     parameters = {n: Parameter(torch.from_numpy(x).to(device)) for n, x in tensors.items()}

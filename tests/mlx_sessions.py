@@ -11,8 +11,8 @@ from edgetune.backend import Session, load_backend
 from edgetune.data.batch import IGNORED, MicroBatch
 from edgetune.device import read_device
 from edgetune.model import LocalModel
-from edgetune.plan import Plan, make_plan
-from edgetune.spec import Checkpointing
+from edgetune.planning import Plan, make_plan
+from edgetune.settings.spec import Checkpointing
 
 DEVICES = {"torch": "cpu", "mlx": "mlx"}
 VOCABULARY = 97

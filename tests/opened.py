@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from edgetune.model import LocalModel
-from edgetune.spec import Quantization
+from edgetune.settings.spec import Quantization
 from edgetune_torch.engine import Engine
 from edgetune_torch.load import Loader
 from edgetune_torch.opening import build_engine

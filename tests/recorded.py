@@ -10,10 +10,10 @@ from typing import Any
 
 from softmax import CONFIG, HELD_OUT, METHOD, TRAINED, SoftmaxSession
 
-from edgetune.agent.planning import Wish, plan_for
 from edgetune.files import sha256_file
-from edgetune.plan import Plan
-from edgetune.record import (
+from edgetune.loop import Event, RunState, schedule_of, train
+from edgetune.planning import Plan
+from edgetune.runs import (
     Checkpoint,
     Recorder,
     RunFacts,
@@ -24,9 +24,9 @@ from edgetune.record import (
     plan_hash,
     rewind,
 )
-from edgetune.record.lines import read_lines
-from edgetune.spec import values
-from edgetune.train import Event, Progress, schedule_of, train
+from edgetune.runs.lines import read_lines
+from edgetune.settings.spec import values
+from edgetune.workflows.planning import PlanRequest, plan_for
 
 
 def make_plan(model: Path, **training: Any) -> Plan:
@@ -35,8 +35,8 @@ def make_plan(model: Path, **training: Any) -> Plan:
     (model / "config.json").write_text(json.dumps(CONFIG))
     choice = {**values(METHOD), "method": METHOD.kind, "context": 16}
     training = {"steps": 6, "eval_every": 2, "save_every": 2, **training}
-    wish = Wish(model=str(model), device="cpu", choice=choice, training=training)
-    return plan_for(wish).plan
+    request = PlanRequest(model=str(model), device="cpu", choice=choice, training=training)
+    return plan_for(request).plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +63,13 @@ class Recorded:
         return cls(plan=plan, folder=folder, session=session, recorder=recorder)
 
     def events(
-        self, start: Progress | None = None, stop: Callable[[], bool] = lambda: False
+        self, start: RunState | None = None, stop: Callable[[], bool] = lambda: False
     ) -> Iterator[Event]:
         """Train without recording."""
         schedule = self.recorder.facts.schedule
         return train(self.session, TRAINED.step, HELD_OUT.evaluation, schedule, start, stop)
 
-    def train(self, start: Progress | None = None) -> Recorded:
+    def train(self, start: RunState | None = None) -> Recorded:
         """Train to the end, recording everything."""
         for event in self.events(start):
             self.recorder.handle(event)

@@ -11,8 +11,8 @@ from edgetune.choice import Choice
 from edgetune.device import read_device
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
-from edgetune.plan import Plan, make_plan
-from edgetune.spec import Checkpointing
+from edgetune.planning import Plan, make_plan
+from edgetune.settings.spec import Checkpointing
 from edgetune_torch.opening import open_session
 from edgetune_torch.session import TorchSession
 
@@ -20,7 +20,7 @@ TRAINING = {"learning_rate": 1e-2, "steps": 10}
 
 
 def plan_for(
-    model: LocalModel, *, device: str = "cpu", wall: int | None = None, **knobs: Any
+    model: LocalModel, *, device: str = "cpu", limit: int | None = None, **knobs: Any
 ) -> Plan:
     """Return a plan whose choice is given; what is not given is small and plain."""
     choice = Choice(
@@ -39,7 +39,7 @@ def plan_for(
         }
     )
     plan = make_plan(read_device(device), "test", model.shape, fixed={}, training=TRAINING)
-    return replace(plan, choice=choice, device=replace(plan.device, wall_bytes=wall))
+    return replace(plan, choice=choice, device=replace(plan.device, limit_bytes=limit))
 
 
 @contextmanager

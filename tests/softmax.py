@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.backend import (
-    OWN,
+    DEFAULT_ADAPTER,
     Attached,
     DeviceOutOfMemoryError,
     EvalResult,
@@ -28,7 +28,7 @@ from edgetune.errors import DivergedError
 from edgetune.methods import Method, initial_value
 from edgetune.methods.lora import Lora
 from edgetune.model import shape_of
-from edgetune.spec import ADAMW
+from edgetune.settings.spec import ADAMW
 
 VOCABULARY = 16
 CONFIG: dict[str, Any] = {
@@ -87,7 +87,7 @@ class SoftmaxSession:
         self.attached.remove(name)
 
     def evaluate(
-        self, micro_batches: Iterable[MicroBatch], *, adapter: str | None = OWN
+        self, micro_batches: Iterable[MicroBatch], *, adapter: str | None = DEFAULT_ADAPTER
     ) -> EvalResult:
         """Return summed losses."""
         total = EvalResult()
@@ -121,14 +121,16 @@ class SoftmaxSession:
     ) -> Iterator[tuple[int, int]]:
         """Yield the most probable successors."""
         for row, prompt in enumerate(prompts):
-            token, adapter = prompt[-1], adapters[row] if adapters else OWN
+            token, adapter = prompt[-1], adapters[row] if adapters else DEFAULT_ADAPTER
             for _ in range(options.max_tokens):
                 token = int(self.logits([token], adapter=adapter)[0].argmax())
                 yield row, token
                 if token in options.end_tokens:
                     break
 
-    def logits(self, tokens: Sequence[int], *, adapter: str | None = OWN) -> NDArray[np.float32]:
+    def logits(
+        self, tokens: Sequence[int], *, adapter: str | None = DEFAULT_ADAPTER
+    ) -> NDArray[np.float32]:
         """Return the logits (T, V) after each of T tokens."""
         return (self.base[:, list(tokens)] + self._added(adapter, tokens)).T.astype(np.float32)
 
@@ -160,7 +162,7 @@ class SoftmaxSession:
         """Hold nothing that must be given back."""
 
     def _probabilities(
-        self, inputs: NDArray[Any], adapter: str | None = OWN
+        self, inputs: NDArray[Any], adapter: str | None = DEFAULT_ADAPTER
     ) -> NDArray[np.float64]:
         with np.errstate(all="ignore"):
             logits = (self.base[:, inputs] + self._added(adapter, inputs)).T
@@ -171,7 +173,7 @@ class SoftmaxSession:
         """Return what an adapter adds to the logits (V, T) after tokens (T)."""
         if adapter is None:
             return np.zeros(())
-        tensors = self.adapter if adapter == OWN else self.attached.named(adapter)
+        tensors = self.adapter if adapter == DEFAULT_ADAPTER else self.attached.named(adapter)
         found: NDArray[Any] = tensors[B].astype(float) @ tensors[A][:, list(inputs)]
         return found
 

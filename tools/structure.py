@@ -18,16 +18,16 @@ One sentence a module, as the module itself says it (`python tools/structure.py`
 page). The core imports in one direction only, from the bottom of this list of stages to its top:
 
 ```
-errors, units, files -> spec, shape -> methods -> profile -> device -> model -> choice
-  -> memory, speed -> plan -> data -> backend -> train -> adapter_file -> record -> export
-  -> agent -> cli
+errors, units, files -> settings, shape -> methods -> profile -> device -> model -> choice
+  -> memory, speed -> planning -> data -> backend -> loop -> adapters -> runs -> exporters
+  -> workflows -> cli
 ```
 
-A run goes the same way: `cli.train` turns flags into a wish; `agent.planning` reads the model's
-shape, the machine and the rows, and asks `plan` for a choice; `agent.training` opens a session of
-a backend and hands it to the loop in `train`, whose events `record` writes down and
+A run goes the same way: `cli.train` turns flags into a request; `workflows.planning` reads the model's
+shape, the machine and the rows, and asks `planning` for a choice; `workflows.training` opens a session of
+a backend and hands it to the loop in `loop`, whose events `runs` writes down and
 `cli.progress` shows. The core never imports torch or mlx. The backends never import the loop, the
-record or the command line; they are found by entry points.
+run folder or the command line; they are found by entry points.
 """
 
 

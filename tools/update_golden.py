@@ -21,7 +21,7 @@ from edgetune.device.profiles import profile_device
 from edgetune.errors import EdgetuneError
 from edgetune.methods import METHODS
 from edgetune.model import resolve
-from edgetune.plan import make_plan
+from edgetune.planning import make_plan
 from edgetune.units import parse_bytes
 
 FOLDER = Path(__file__).parent.parent / "tests" / "golden"

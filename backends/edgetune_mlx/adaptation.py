@@ -20,7 +20,7 @@ from edgetune_mlx.linear import frozen_linear
 from edgetune_mlx.matrices import Matrix
 from edgetune_mlx.pointwise import norm
 
-Half = Literal["attention", "mlp"]
+Sublayer = Literal["attention", "mlp"]
 Self = TypeVar("Self", bound="Adapted")
 Arrays = Mapping[str, mx.array]
 
@@ -92,7 +92,7 @@ class Adaptation:
         """Return the output (B, H, S, h) of a layer's attention."""
         return attended.out()
 
-    def sublayer(self, layer: int, half: Half, x: mx.array, out: mx.array) -> mx.array:
+    def sublayer(self, layer: int, which: Sublayer, x: mx.array, out: mx.array) -> mx.array:
         """Return what one half of a block adds to the stream (B, S, D).
 
         ``x`` is the half's normalised input and ``out`` what it computed from it.

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from edgetune.device import Device
 from edgetune.errors import UsageError
 from edgetune.model import LocalModel
-from edgetune.plan import Plan
-from edgetune.spec import Decision
+from edgetune.planning import Plan
+from edgetune.settings.spec import Decision
 from edgetune.speed import Measurements
 
 if TYPE_CHECKING:

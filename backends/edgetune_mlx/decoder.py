@@ -17,7 +17,7 @@ from edgetune.shape import ModelShape, Rotary
 from edgetune_mlx.adaptation import BASE, Adaptation, Attended
 from edgetune_mlx.attention import Keys
 from edgetune_mlx.load import BlockWeights, Weights
-from edgetune_mlx.matrices import Turns
+from edgetune_mlx.matrices import Sequencer
 from edgetune_mlx.pointwise import gated_activation, plain_activation, rotate
 from edgetune_mlx.precision import DTYPES
 from edgetune_mlx.rotary import frequencies
@@ -38,7 +38,7 @@ class Cache:
 
 
 @dataclass(slots=True, kw_only=True)
-class Place:
+class TokenLayout:
     """Where the tokens of a micro-batch stand.
 
     ``positions`` (B, S) start again with each document, ``documents`` (B, S) numbers the
@@ -65,7 +65,7 @@ class Place:
         batch: MicroBatch,
         method: Adaptation,
         caches: Sequence[Cache] = (),
-    ) -> Place:
+    ) -> TokenLayout:
         """Return where the tokens of a micro-batch stand, its placeholders included."""
         before = np.array([[row.positions] for row in method.of_rows(len(batch.tokens))], np.int32)
         several = any(len(row) > 1 for row in batch.documents)
@@ -101,11 +101,11 @@ class Place:
 
 def placed(
     decoder: Decoder, batch: MicroBatch, method: Adaptation, caches: Sequence[Cache] = ()
-) -> tuple[MicroBatch, Place]:
+) -> tuple[MicroBatch, TokenLayout]:
     """Return a micro-batch with the placeholders that its rows want, and where its tokens stand."""
     each = method.of_rows(len(batch.tokens))
     batch = with_virtual_tokens(batch, [row.virtual_tokens for row in each])
-    return batch, Place.of(decoder.shape, batch, method, caches)
+    return batch, TokenLayout.of(decoder.shape, batch, method, caches)
 
 
 class Decoder:
@@ -117,20 +117,20 @@ class Decoder:
         self.weights = weights
         self.dtype = dtype
 
-    def embed(self, tokens: mx.array, place: Place, method: Adaptation) -> mx.array:
+    def embed(self, tokens: mx.array, layout: TokenLayout, method: Adaptation) -> mx.array:
         """Return the input of the first block (B, S, D) for tokens (B, S)."""
         x = self.weights.embedding.rows(tokens, self.dtype)
         if self.shape.embedding_scale != 1.0:
             # transformers rounds this factor to the model's own number format
             x = x * mx.array(self.shape.embedding_scale, DTYPES[self.shape.dtype]).item()
-        x = method.embed(x, place.positions)
+        x = method.embed(x, layout.positions)
         if self.weights.positions is not None:
-            x = x + self.weights.positions[place.positions].astype(self.dtype)
+            x = x + self.weights.positions[layout.positions].astype(self.dtype)
         return x
 
-    def block(self, layer: int, x: mx.array, place: Place, method: Adaptation) -> mx.array:
+    def block(self, layer: int, x: mx.array, layout: TokenLayout, method: Adaptation) -> mx.array:
         """Return the output of one block (B, S, D)."""
-        part = _Block(self.shape, layer, self.weights.blocks[layer], place, method)
+        part = _Block(self.shape, layer, self.weights.blocks[layer], layout, method)
         attended = part.attention(x)
         if self.shape.parallel:
             return x + attended + part.mlp(x)
@@ -139,8 +139,8 @@ class Decoder:
 
     def final_norm(self, x: mx.array, method: Adaptation) -> mx.array:
         """Return the input of the head (..., D)."""
-        gain, shift = self.weights.final_norm, self.weights.final_norm_bias
-        return method.norm(None, "final", x, self.shape.norm, gain, shift)
+        weight, bias = self.weights.final_norm, self.weights.final_norm_bias
+        return method.norm(None, "final", x, self.shape.norm, weight, bias)
 
     def _scaled(self, x: mx.array) -> mx.array:
         return x if self.shape.residual_scale == 1.0 else x * self.shape.residual_scale
@@ -153,26 +153,26 @@ class _Block:
     shape: ModelShape
     layer: int
     weights: BlockWeights
-    place: Place
+    layout: TokenLayout
     method: Adaptation
-    turns: Turns = field(default_factory=Turns)
+    sequencer: Sequencer = field(default_factory=Sequencer)
 
     def attention(self, x: mx.array) -> mx.array:
-        rule, place = self.shape.attention[self.layer], self.place
+        rule, layout = self.shape.attention[self.layer], self.layout
         x = self._norm("attention_input", x)
         q, k, v = self._queries_keys_values(x)
         if rule.rotary is not None:
-            q, k = place.rotate(q, rule.rotary), place.rotate(k, rule.rotary)
+            q, k = layout.rotate(q, rule.rotary), layout.rotate(k, rule.rotary)
         attended = Attended(
-            layer=self.layer, q=q, k=k, v=v, rule=rule, keys=place.keys,
+            layer=self.layer, q=q, k=k, v=v, rule=rule, keys=layout.keys,
             keys_values=self._keys_values,
         )  # fmt: skip
-        out = _attend(attended, place, self.method).swapaxes(1, 2)  # (B, S, H, h)
+        out = _attend(attended, layout, self.method).swapaxes(1, 2)  # (B, S, H, h)
         out = self._project("o", out.reshape(*out.shape[:2], -1))
         return self.method.sublayer(self.layer, "attention", x, self._norm("attention_output", out))
 
     def mlp(self, x: mx.array) -> mx.array:
-        entry = x = self._norm("mlp_input", x)
+        mlp_input = x = self._norm("mlp_input", x)
         roles, name = self.shape.linear_by_role, self.shape.activation
         if "gate_up" in roles:
             gate, up = mx.split(self._project("gate_up", x), 2, axis=-1)
@@ -182,7 +182,7 @@ class _Block:
         else:
             x = plain_activation(self._project("up", x), name)
         out = self._norm("mlp_output", self._project("down", x))
-        return self.method.sublayer(self.layer, "mlp", entry, out)
+        return self.method.sublayer(self.layer, "mlp", mlp_input, out)
 
     def _keys_values(self, x: mx.array) -> tuple[mx.array, mx.array]:
         """Return the frozen model's keys and values (1, G, S, h) of other hidden states."""
@@ -217,22 +217,22 @@ class _Block:
         weights = self.weights
         if role not in weights.norms:
             return x
-        gain, shift = weights.norms[role], weights.norm_biases.get(role)
-        return self.method.norm(self.layer, role, x, self.shape.norm, gain, shift)
+        weight, bias = weights.norms[role], weights.norm_biases.get(role)
+        return self.method.norm(self.layer, role, x, self.shape.norm, weight, bias)
 
     def _project(self, role: str, x: mx.array) -> mx.array:
         linear, weights = self.shape.linear_by_role[role], self.weights
-        matrix, bias = weights.matrices[role].in_turn(self.turns), weights.biases.get(role)
+        matrix, bias = weights.matrices[role].serialized(self.sequencer), weights.biases.get(role)
         return self.method.project(self.layer, linear, x, matrix, bias)
 
 
-def _attend(attended: Attended, place: Place, method: Adaptation) -> mx.array:
+def _attend(attended: Attended, layout: TokenLayout, method: Adaptation) -> mx.array:
     """Return the output (B, H, S, h) of attention, also to what is cached of each row."""
-    if not place.caches:
+    if not layout.caches:
         return method.attend(attended)
-    rows = [attended.of_rows(slice(i, i + 1)) for i in range(len(place.caches))]
-    cached = [_extended(row, cache) for row, cache in zip(rows, place.caches, strict=True)]
-    if place.caches[0].length == 0:
+    rows = [attended.of_rows(slice(i, i + 1)) for i in range(len(layout.caches))]
+    cached = [_extended(row, cache) for row, cache in zip(rows, layout.caches, strict=True)]
+    if layout.caches[0].length == 0:
         return method.attend(attended)
     each = method.of_rows(len(cached))
     return mx.concatenate([one.attend(row) for one, row in zip(each, cached, strict=True)])

@@ -1,8 +1,8 @@
 """Loss and gradients, block by block.
 
-A checkpointed block is an island: it keeps its input and is computed again for its gradients,
+A checkpointed block keeps its input and is computed again for its gradients,
 one evaluation a block from the last to the first, so that only one block's activations exist.
-The blocks behind the last island are one graph, of which the forward part is evaluated first and
+The blocks behind the last checkpointed one are one graph, of which the forward part is evaluated first and
 then each block's gradients, from the last block to the first: MLX's own order, all at once,
 keeps far more alive.
 """
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from edgetune.data.batch import MicroBatch, prompt_batch
 from edgetune_mlx.adaptation import Adaptation, Adapted
-from edgetune_mlx.blocks import Blocks
-from edgetune_mlx.decoder import Decoder, Place, placed
-from edgetune_mlx.islands import Entries
+from edgetune_mlx.checkpoints import Entries
+from edgetune_mlx.compiled import Blocks
+from edgetune_mlx.decoder import Decoder, TokenLayout, placed
 from edgetune_mlx.loss import Head, Loss, Sums, Wanted, losses_only
 from edgetune_mlx.memory import Guard
 
@@ -33,7 +33,7 @@ class Pass:
     """A micro-batch on its way through the blocks, to be differentiated."""
 
     tokens: mx.array
-    place: Place
+    layout: TokenLayout
     wanted: Wanted
     method: Adapted
     scale: float
@@ -50,17 +50,17 @@ class Engine:
         head: Head,
         guard: Guard,
         *,
-        islands: int,
+        checkpointed: int,
         chunk: int,
         entries: Entries,
         compiled: bool = False,
     ) -> None:
-        """Make the first blocks islands; hold ``chunk`` tokens' logits at once."""
+        """Checkpoint the first blocks; hold ``chunk`` tokens' logits at once."""
         self.decoder = decoder
         self.blocks = Blocks(decoder, compiled=compiled)
         self.head = head
         self.guard = guard
-        self.islands = islands
+        self.checkpointed = checkpointed
         self.chunk = chunk
         self.entries = entries
 
@@ -68,12 +68,12 @@ class Engine:
         self, batch: MicroBatch, method: Adapted, *, scale: float, into: Gradients
     ) -> Sums:
         """Return the summed loss; add ``scale`` times its gradient by each trained tensor."""
-        batch, place = placed(self.decoder, batch, method)
+        batch, layout = placed(self.decoder, batch, method)
         wanted = Wanted.of(batch.targets, self.chunk)
-        run = Pass(mx.array(batch.tokens), place, wanted, method, scale, into)
+        run = Pass(mx.array(batch.tokens), layout, wanted, method, scale, into)
         first, last = method.first_layer, self.decoder.shape.layers
-        cut = max(first, min(self.islands, last))
-        x = self._through(run, range(first), self.decoder.embed(run.tokens, run.place, method))
+        cut = max(first, min(self.checkpointed, last))
+        x = self._through(run, range(first), self.decoder.embed(run.tokens, run.layout, method))
         with self.entries as entries:
             for layer in range(first, cut):
                 entries.push(x)
@@ -82,21 +82,21 @@ class Engine:
             sums, grad = closed(run, range(cut, last), x)
             del x
             for layer in reversed(range(first, cut)):
-                grad = self._island(run, layer, entries.pop(), grad)
+                grad = self._checkpointed(run, layer, entries.pop(), grad)
         if method.trains_input:
             self._input(run, grad)
         return sums
 
     def evaluate(self, batch: MicroBatch, method: Adaptation) -> Sums:
         """Return the summed loss of a micro-batch."""
-        batch, place = placed(self.decoder, batch, method)
-        x = self._hidden(mx.array(batch.tokens), place, method)
+        batch, layout = placed(self.decoder, batch, method)
+        x = self._hidden(mx.array(batch.tokens), layout, method)
         return self._loss(x, batch.targets, method)
 
     def evaluate_rows(self, batch: MicroBatch, method: Adaptation) -> list[Sums]:
         """Return the summed loss of each row of a micro-batch."""
-        batch, place = placed(self.decoder, batch, method)
-        x = self._hidden(mx.array(batch.tokens), place, method)
+        batch, layout = placed(self.decoder, batch, method)
+        x = self._hidden(mx.array(batch.tokens), layout, method)
         each = method.of_rows(len(batch.tokens))
         return [
             self._loss(x[i : i + 1], batch.targets[i : i + 1], one) for i, one in enumerate(each)
@@ -104,8 +104,8 @@ class Engine:
 
     def logits(self, row: Sequence[int], method: Adaptation) -> NDArray[np.float32]:
         """Return float32 logits (S, V) after each token of one row."""
-        batch, place = placed(self.decoder, prompt_batch([row]), method)
-        x = self._hidden(mx.array(batch.tokens), place, method)[0, method.virtual_tokens :]
+        batch, layout = placed(self.decoder, prompt_batch([row]), method)
+        x = self._hidden(mx.array(batch.tokens), layout, method)[0, method.virtual_tokens :]
         return np.array(self.head.logits(self.decoder.final_norm(x, method)))
 
     def _loss(self, x: mx.array, targets: NDArray[np.int32], method: Adaptation) -> Sums:
@@ -116,18 +116,18 @@ class Engine:
         self.guard.check()
         return sums
 
-    def _hidden(self, tokens: mx.array, place: Place, method: Adaptation) -> mx.array:
+    def _hidden(self, tokens: mx.array, layout: TokenLayout, method: Adaptation) -> mx.array:
         """Return the output of the last block (B, S, D)."""
-        x = self.decoder.embed(tokens, place, method)
+        x = self.decoder.embed(tokens, layout, method)
         for layer in range(self.decoder.shape.layers):
-            x = self.decoder.block(layer, x, place, method)
+            x = self.decoder.block(layer, x, layout, method)
             self._evaluate(x)
         return x
 
     def _through(self, run: Pass, layers: Iterable[int], x: mx.array) -> mx.array:
         """Return the output of blocks of which nothing is kept."""
         for layer in layers:
-            x = self.blocks.forward(layer, x, run.place, run.method)
+            x = self.blocks.forward(layer, x, run.layout, run.method)
             self._evaluate(x)
         return x
 
@@ -147,7 +147,7 @@ class Engine:
 
         def product(x: mx.array, own: list[Gradients]) -> tuple[mx.array, Any]:
             for layer, tensors in zip(layers, own, strict=True):
-                x = self.decoder.block(layer, x, run.place, run.method.over(tensors))
+                x = self.decoder.block(layer, x, run.layout, run.method.over(tensors))
             last = mx.stop_gradient(x)
             loss, grad, grads = self._head(run, last)
             return (x * grad).sum(), (last, (loss.losses, loss.grad, loss.stages), grads)
@@ -182,9 +182,11 @@ class Engine:
         spread = mx.zeros_like(flat).at[wanted.at].add(grad).reshape(x.shape)
         return loss, spread, dict(zip(own, grads, strict=True))
 
-    def _island(self, run: Pass, layer: int, entry: mx.array, grad: mx.array) -> mx.array:
+    def _checkpointed(
+        self, run: Pass, layer: int, block_input: mx.array, grad: mx.array
+    ) -> mx.array:
         """Return the gradient of a block's input; add those of its tensors."""
-        x_grad, found = self.blocks.backward(layer, entry, grad, run.place, run.method)
+        x_grad, found = self.blocks.backward(layer, block_input, grad, run.layout, run.method)
         goes_on = [x_grad] if self._goes_on(run, layer) else []
         self._evaluate(_added(run.grads, found), *goes_on)
         return x_grad
@@ -195,7 +197,7 @@ class Engine:
 
         def embed(*tensors: mx.array) -> mx.array:
             method = run.method.over(dict(zip(own, tensors, strict=True)))
-            return self.decoder.embed(run.tokens, run.place, method)
+            return self.decoder.embed(run.tokens, run.layout, method)
 
         found = mx.vjp(embed, list(own.values()), [grad])[1]
         self._evaluate(_added(run.grads, dict(zip(own, found, strict=True))))

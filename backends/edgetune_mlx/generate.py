@@ -11,7 +11,7 @@ import numpy as np
 from edgetune.backend import GenerateOptions
 from edgetune.data.batch import prompt_batch
 from edgetune_mlx.adaptation import Adaptation
-from edgetune_mlx.decoder import Cache, Decoder, Place, placed
+from edgetune_mlx.decoder import Cache, Decoder, TokenLayout, placed
 from edgetune_mlx.loss import Head
 from edgetune_mlx.mixed import mixed
 
@@ -68,10 +68,10 @@ def _first(decoder: Decoder, head: Head, rows: Sequence[Row]) -> mx.array:
         row.cache.length = 0
     method, caches = mixed([row.method for row in rows]), [row.cache for row in rows]
     told = prompt_batch([[*row.prompt, *row.found] for row in rows])
-    batch, place = placed(decoder, told, method, caches)
+    batch, layout = placed(decoder, told, method, caches)
     for cache, (length,) in zip(caches, batch.documents, strict=True):
         cache.arriving = length
-    x = _hidden(decoder, mx.array(batch.tokens), place, method)
+    x = _hidden(decoder, mx.array(batch.tokens), layout, method)
     last = mx.array([cache.length - 1 for cache in caches])
     return head.logits(decoder.final_norm(x[mx.arange(len(caches)), last], method))
 
@@ -82,7 +82,7 @@ def _next(decoder: Decoder, head: Head, rows: Sequence[Row]) -> mx.array:
     positions = [row.cache.length + row.method.positions for row in rows]
     for row in rows:
         row.cache.arriving = 1
-    place = Place(
+    layout = TokenLayout(
         positions=mx.array(positions)[:, None],
         documents=None,
         context=decoder.shape.reached(max(positions) + 1),
@@ -90,17 +90,19 @@ def _next(decoder: Decoder, head: Head, rows: Sequence[Row]) -> mx.array:
         caches=[row.cache for row in rows],
     )
     tokens = mx.array([[row.found[-1]] for row in rows], mx.int32)
-    x = _hidden(decoder, tokens, place, method)
+    x = _hidden(decoder, tokens, layout, method)
     return head.logits(decoder.final_norm(x[:, -1], method))
 
 
-def _hidden(decoder: Decoder, tokens: mx.array, place: Place, method: Adaptation) -> mx.array:
+def _hidden(
+    decoder: Decoder, tokens: mx.array, layout: TokenLayout, method: Adaptation
+) -> mx.array:
     """Return the output of the last block (B, S, D); the caches hold what arrived."""
-    x = decoder.embed(tokens, place, method)
+    x = decoder.embed(tokens, layout, method)
     for layer in range(decoder.shape.layers):
-        x = decoder.block(layer, x, place, method)
+        x = decoder.block(layer, x, layout, method)
         mx.eval(x)  # a streamed block is gone before the next one comes
-    for cache in place.caches:
+    for cache in layout.caches:
         cache.length += cache.arriving
     return x
 

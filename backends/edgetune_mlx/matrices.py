@@ -139,7 +139,7 @@ PACKINGS: Final[Mapping[str, Packing]] = {
 }
 
 
-class Turns:
+class Sequencer:
     """Keeps products that make a matrix to multiply with in turn.
 
     MLX begins with what waits for nothing: it would make the matrices of many products at once.
@@ -180,11 +180,11 @@ class Matrix:
 
     packing: Packing
     parts: Parts
-    turns: Turns | None = None
+    sequencer: Sequencer | None = None
 
-    def in_turn(self, turns: Turns) -> Matrix:
+    def serialized(self, sequencer: Sequencer) -> Matrix:
         """Return the same matrix, whose products keep to an order."""
-        return replace(self, turns=turns)
+        return replace(self, sequencer=sequencer)
 
     def dense(self, dtype: mx.Dtype) -> mx.array:
         """Return the matrix as plain numbers (N, K)."""
@@ -196,19 +196,19 @@ class Matrix:
 
     def times(self, x: mx.array) -> mx.array:
         """Return ``x W^T`` (..., N) for x (..., K)."""
-        turns = self.turns
-        if turns is None or not self._converts(x.dtype):
+        sequencer = self.sequencer
+        if sequencer is None or not self._converts(x.dtype):
             return self.packing.times(x, self.parts)
-        y = self.packing.times(x, self._behind([x, *turns.before_next()]))
-        return turns.done(y)
+        y = self.packing.times(x, self._behind([x, *sequencer.before_next()]))
+        return sequencer.done(y)
 
     def back(self, grad: mx.array) -> mx.array:
         """Return ``grad W`` (..., K) for grad (..., N)."""
-        turns = self.turns
-        if turns is None or not self._converts(grad.dtype):
+        sequencer = self.sequencer
+        if sequencer is None or not self._converts(grad.dtype):
             return self.packing.back(grad, self.parts)
-        found = self.packing.back(grad, self._behind([grad, *turns.before_next_back()]))
-        return turns.done_back(found)
+        found = self.packing.back(grad, self._behind([grad, *sequencer.before_next_back()]))
+        return sequencer.done_back(found)
 
     def _converts(self, dtype: mx.Dtype) -> bool:
         """Tell whether a product with numbers of a type makes a matrix to multiply with."""

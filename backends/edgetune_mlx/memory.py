@@ -10,9 +10,9 @@ import mlx.core as mx
 
 from edgetune.backend import DeviceOutOfMemoryError, MemoryReading
 from edgetune.choice import Choice
-from edgetune.plan import Plan
+from edgetune.planning import Plan
 from edgetune.shape import ModelShape
-from edgetune.storage import BYTES, WIDE
+from edgetune.storage import BYTES, FLOAT32_BYTES
 from edgetune.units import format_bytes
 from edgetune_mlx.attention import QUERY_CHUNK
 
@@ -111,10 +111,10 @@ def largest_array(choice: Choice, shape: ModelShape) -> int:
     trained = (tensor.size for tensor in choice.method.tensors(shape) if tensor.trained)
     return max(
         choice.tokens * shape.ffn_size * width,
-        min(choice.loss_chunk, choice.tokens) * shape.vocabulary * WIDE,
+        min(choice.loss_chunk, choice.tokens) * shape.vocabulary * FLOAT32_BYTES,
         choice.micro_batch * shape.heads * queries * choice.context * width,
-        WIDE * max(trained),
-        WIDE * max(linear.inputs * linear.outputs for linear in shape.linears),
+        FLOAT32_BYTES * max(trained),
+        FLOAT32_BYTES * max(linear.inputs * linear.outputs for linear in shape.linears),
     )
 
 

@@ -13,7 +13,7 @@ from itertools import groupby
 import mlx.core as mx
 
 from edgetune.shape import Linear, NormKind
-from edgetune_mlx.adaptation import Adaptation, Attended, Half
+from edgetune_mlx.adaptation import Adaptation, Attended, Sublayer
 from edgetune_mlx.matrices import Matrix
 
 
@@ -70,8 +70,8 @@ class Mixed(Adaptation):
         """Return the output (B, H, S, h) of a layer's attention."""
         return mx.concatenate([one.attend(attended.of_rows(at)) for at, one in self._parts])
 
-    def sublayer(self, layer: int, half: Half, x: mx.array, out: mx.array) -> mx.array:
+    def sublayer(self, layer: int, which: Sublayer, x: mx.array, out: mx.array) -> mx.array:
         """Return what one half of a block adds to the stream (B, S, D)."""
         return mx.concatenate(
-            [one.sublayer(layer, half, x[at], out[at]) for at, one in self._parts]
+            [one.sublayer(layer, which, x[at], out[at]) for at, one in self._parts]
         )

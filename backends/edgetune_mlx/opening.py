@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from edgetune.errors import UsageError
 from edgetune.model import LocalModel
-from edgetune.plan import Plan
+from edgetune.planning import Plan
+from edgetune_mlx.checkpoints import InMemory, OnDisk
 from edgetune_mlx.decoder import Decoder
 from edgetune_mlx.engine import Engine
-from edgetune_mlx.islands import InMemory, OnDisk
 from edgetune_mlx.load import Loader
 from edgetune_mlx.loss import Head
 from edgetune_mlx.matrices import packing_of
@@ -41,7 +41,7 @@ def open_session(plan: Plan, model: LocalModel) -> MlxSession:
             Decoder(shape, weights, DTYPES[choice.compute_dtype]),
             head,
             guard,
-            islands=choice.checkpointing.layers,
+            checkpointed=choice.checkpointing.layers,
             chunk=choice.loss_chunk,
             entries=OnDisk() if choice.checkpointing.offload == "disk" else InMemory(),
             compiled=compiles(),

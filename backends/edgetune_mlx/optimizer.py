@@ -1,4 +1,4 @@
-"""AdamW as :class:`edgetune.spec.AdamW` pins it, with its state as named tensors.
+"""AdamW as :class:`edgetune.settings.spec.AdamW` pins it, with its state as named tensors.
 
 MLX's own AdamW corrects no bias by default. Names and numbers of the state are those that the
 torch backend writes, so that a run can go on with either.
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.errors import ModelError
-from edgetune.spec import ADAMW
+from edgetune.settings.spec import ADAMW
 
 Arrays = Mapping[str, NDArray[np.generic]]
 

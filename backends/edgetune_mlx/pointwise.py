@@ -114,8 +114,8 @@ def _rotated(x: mx.array, angles: mx.array, size: int, factor: float) -> mx.arra
     """Return x rotated by angles (B, 1, S, d/2)."""
     cos, sin = (part.astype(x.dtype) for part in (mx.cos(angles) * factor, mx.sin(angles) * factor))
     first, second = x[..., : size // 2], x[..., size // 2 : size]
-    turned = [first * cos - second * sin, second * cos + first * sin]
-    return mx.concatenate([*turned, x[..., size:]], axis=-1)
+    rotated = [first * cos - second * sin, second * cos + first * sin]
+    return mx.concatenate([*rotated, x[..., size:]], axis=-1)
 
 
 def _norm(

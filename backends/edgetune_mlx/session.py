@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.backend import (
-    OWN,
+    DEFAULT_ADAPTER,
     Attached,
     DeviceOutOfMemoryError,
     EvalResult,
@@ -23,7 +23,7 @@ from edgetune.backend import (
 from edgetune.data.batch import MicroBatch
 from edgetune.errors import DivergedError
 from edgetune.methods.base import Method
-from edgetune.plan import Plan
+from edgetune.planning import Plan
 from edgetune_mlx.adaptation import BASE, Adaptation, Adapted
 from edgetune_mlx.engine import Engine, Gradients
 from edgetune_mlx.generate import generate
@@ -86,7 +86,7 @@ class MlxSession:
         self._attached.remove(name)
 
     def evaluate(
-        self, micro_batches: Iterable[MicroBatch], *, adapter: str | None = OWN
+        self, micro_batches: Iterable[MicroBatch], *, adapter: str | None = DEFAULT_ADAPTER
     ) -> EvalResult:
         """Return summed losses; see :class:`edgetune.backend.Session`."""
         method, total = self._inference(adapter), EvalResult()
@@ -112,12 +112,14 @@ class MlxSession:
         adapters: Sequence[str | None] | None = None,
     ) -> Iterator[tuple[int, int]]:
         """Yield the tokens after prompts; see :class:`edgetune.backend.Session`."""
-        methods = [self._inference(name) for name in adapters or (OWN,) * len(prompts)]
+        methods = [self._inference(name) for name in adapters or (DEFAULT_ADAPTER,) * len(prompts)]
         engine = self.engine
         with self._within_memory():
             yield from generate(engine.decoder, engine.head, prompts, methods, options)
 
-    def logits(self, tokens: Sequence[int], *, adapter: str | None = OWN) -> NDArray[np.float32]:
+    def logits(
+        self, tokens: Sequence[int], *, adapter: str | None = DEFAULT_ADAPTER
+    ) -> NDArray[np.float32]:
         """Return the logits (T, V) after each of T tokens."""
         return self.engine.logits(tokens, self._inference(adapter))
 
@@ -182,7 +184,7 @@ class MlxSession:
     def _inference(self, adapter: str | None) -> Adaptation:
         if adapter is None:
             return BASE
-        return self.method if adapter == OWN else self._attached.named(adapter)
+        return self.method if adapter == DEFAULT_ADAPTER else self._attached.named(adapter)
 
 
 def _result(sums: Sums, batch: MicroBatch) -> EvalResult:

@@ -48,5 +48,5 @@ def trained_norm(
     trained copies.
     """
     name = f"{dict(norm_modules(method.shape))[layer, role]}{part}"
-    gain = method.parameters.get(f"{name}.weight", weight)
-    return norm(x, kind, gain, method.parameters.get(f"{name}.bias", bias))
+    weight = method.parameters.get(f"{name}.weight", weight)
+    return norm(x, kind, weight, method.parameters.get(f"{name}.bias", bias))

@@ -19,7 +19,7 @@ from edgetune_torch.linear import frozen_linear
 from edgetune_torch.matrices import Matrix
 from edgetune_torch.pointwise import norm
 
-Half = Literal["attention", "mlp"]
+Sublayer = Literal["attention", "mlp"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +102,7 @@ class Adaptation:
         """Return the output (B, H, S, h) of a layer's attention."""
         return attended.out()
 
-    def sublayer(self, layer: int, half: Half, x: Tensor, out: Tensor) -> Tensor:
+    def sublayer(self, layer: int, which: Sublayer, x: Tensor, out: Tensor) -> Tensor:
         """Return what one half of a block adds to the stream (B, S, D).
 
         ``x`` is the half's normalised input and ``out`` what it computed from it.

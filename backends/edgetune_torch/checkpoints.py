@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from edgetune.errors import UsageError
-from edgetune.spec import Offload
+from edgetune.settings.spec import Offload
 from edgetune_torch.cache import cache_folder, unwritable
 from edgetune_torch.pages import bytes_of
 

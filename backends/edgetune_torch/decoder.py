@@ -18,10 +18,10 @@ from edgetune.data.virtual import with_virtual_tokens
 from edgetune.shape import ModelShape, Rotary
 from edgetune_torch.adaptation import BASE, Adaptation, Attended
 from edgetune_torch.attention import Documents
-from edgetune_torch.blocks import BlockWeights
 from edgetune_torch.load import Weights
 from edgetune_torch.pointwise import activation, gated_activation, rotate
 from edgetune_torch.rotary import cos_sin
+from edgetune_torch.weights import BlockWeights
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class Cache:
 
 
 @dataclass(slots=True, kw_only=True)
-class Place:
+class TokenLayout:
     """Where the tokens of a micro-batch stand: positions (B, S) and documents a row.
 
     ``lengths`` (B, S) are those of the tokens' documents, where the rotation depends on them.
@@ -61,13 +61,13 @@ class Place:
 
 def placed(
     decoder: Decoder, batch: MicroBatch, method: Adaptation, caches: Sequence[Cache] = ()
-) -> tuple[MicroBatch, Place]:
+) -> tuple[MicroBatch, TokenLayout]:
     """Return a micro-batch with the placeholders that its rows want, and where its tokens stand."""
     each = method.of_rows(len(batch.tokens))
     batch = with_virtual_tokens(batch, [one.virtual_tokens for one in each])
     before, device = np.array([[one.positions] for one in each], np.int32), decoder.weights.device
     lengths = batch.lengths() + before if decoder.shape.rotates_by_length else None
-    return batch, Place(
+    return batch, TokenLayout(
         positions=torch.from_numpy(batch.positions() + before).to(device),
         documents=batch.documents,
         dtype=decoder.dtype,
@@ -85,29 +85,29 @@ class Decoder:
         self.weights = weights
         self.dtype = dtype
 
-    def embed(self, tokens: Tensor, place: Place, method: Adaptation = BASE) -> Tensor:
+    def embed(self, tokens: Tensor, layout: TokenLayout, method: Adaptation = BASE) -> Tensor:
         """Return the input of the first block (B, S, D) for tokens (B, S)."""
         x = self.weights.embedding.rows(tokens).to(self.dtype)
         if self.shape.embedding_scale != 1.0:
             # transformers rounds this factor to the model's own number format
             stored = self.weights.embedding.dtype
             x = x * float(torch.tensor(self.shape.embedding_scale, dtype=stored))
-        x = method.embed(x, place.positions)
+        x = method.embed(x, layout.positions)
         if self.weights.positions is not None:
-            x = x + self.weights.positions[place.positions].to(self.dtype)
+            x = x + self.weights.positions[layout.positions].to(self.dtype)
         return x
 
-    def hidden(self, tokens: Tensor, place: Place, method: Adaptation) -> Tensor:
+    def hidden(self, tokens: Tensor, layout: TokenLayout, method: Adaptation) -> Tensor:
         """Return the output of the last block (B, S, D) for tokens (B, S)."""
-        x = self.embed(tokens, place, method)
+        x = self.embed(tokens, layout, method)
         for layer in self.weights.blocks.walk(range(self.shape.layers)):
-            x = self.block(layer, x, place, method)
+            x = self.block(layer, x, layout, method)
         return x
 
-    def block(self, layer: int, x: Tensor, place: Place, method: Adaptation) -> Tensor:
+    def block(self, layer: int, x: Tensor, layout: TokenLayout, method: Adaptation) -> Tensor:
         """Return the output of one block (B, S, D)."""
         weights = self.weights.blocks[layer]
-        attended = self._attention(layer, weights, x, place, method)
+        attended = self._attention(layer, weights, x, layout, method)
         if self.shape.parallel:
             return x + attended + self._mlp(layer, weights, x, method)
         x = x + self._scaled(attended)
@@ -115,8 +115,8 @@ class Decoder:
 
     def final_norm(self, x: Tensor, method: Adaptation = BASE) -> Tensor:
         """Return the input of the head (..., D)."""
-        gain, shift = self.weights.final_norm, self.weights.final_norm_bias
-        return method.norm(None, "final", x, self.shape.norm, gain, shift)
+        weight, bias = self.weights.final_norm, self.weights.final_norm_bias
+        return method.norm(None, "final", x, self.shape.norm, weight, bias)
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x if self.shape.residual_scale == 1.0 else x * self.shape.residual_scale
@@ -126,8 +126,8 @@ class Decoder:
     ) -> Tensor:
         if role not in weights.norms:
             return x
-        gain, shift = weights.norms[role], weights.norm_biases.get(role)
-        return method.norm(layer, role, x, self.shape.norm, gain, shift)
+        weight, bias = weights.norms[role], weights.norm_biases.get(role)
+        return method.norm(layer, role, x, self.shape.norm, weight, bias)
 
     def _project(
         self, role: str, layer: int, weights: BlockWeights, x: Tensor, method: Adaptation
@@ -136,19 +136,19 @@ class Decoder:
         return method.project(layer, linear, x, weights.matrices[role], weights.biases.get(role))
 
     def _attention(
-        self, layer: int, weights: BlockWeights, x: Tensor, place: Place, method: Adaptation
+        self, layer: int, weights: BlockWeights, x: Tensor, layout: TokenLayout, method: Adaptation
     ) -> Tensor:
         x = self._norm("attention_input", layer, weights, x, method)
         q, k, v = self._queries_keys_values(layer, weights, x, method)
         rule = self.shape.attention[layer]
         if rule.rotary is not None:
-            cos, sin = place.cos_sin(rule.rotary)
+            cos, sin = layout.cos_sin(rule.rotary)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         attended = Attended(
-            layer=layer, q=q, k=k, v=v, rule=rule, documents=place.documents, cached=False,
+            layer=layer, q=q, k=k, v=v, rule=rule, documents=layout.documents, cached=False,
             keys_values=partial(self._keys_values, layer, weights),
         )  # fmt: skip
-        out = _attend(attended, place, method).transpose(1, 2).flatten(2)  # (B, S, H h)
+        out = _attend(attended, layout, method).transpose(1, 2).flatten(2)  # (B, S, H h)
         out = self._project("o", layer, weights, out, method)
         out = self._norm("attention_output", layer, weights, out, method)
         return method.sublayer(layer, "attention", x, out)
@@ -193,7 +193,7 @@ class Decoder:
         return x.transpose(1, 2)
 
     def _mlp(self, layer: int, weights: BlockWeights, x: Tensor, method: Adaptation) -> Tensor:
-        entry = x = self._norm("mlp_input", layer, weights, x, method)
+        mlp_input = x = self._norm("mlp_input", layer, weights, x, method)
         roles = self.shape.linear_by_role
         name = self.shape.activation
         if "gate_up" in roles:
@@ -206,16 +206,16 @@ class Decoder:
             x = activation(self._project("up", layer, weights, x, method), name)
         x = self._project("down", layer, weights, x, method)
         x = self._norm("mlp_output", layer, weights, x, method)
-        return method.sublayer(layer, "mlp", entry, x)
+        return method.sublayer(layer, "mlp", mlp_input, x)
 
 
-def _attend(attended: Attended, place: Place, method: Adaptation) -> Tensor:
+def _attend(attended: Attended, layout: TokenLayout, method: Adaptation) -> Tensor:
     """Return the output (B, H, S, h) of attention, also to what is cached of each row."""
-    if not place.caches:
+    if not layout.caches:
         return method.attend(attended)
-    rows = [attended.of_rows(slice(i, i + 1)) for i in range(len(place.caches))]
-    cached = [_extended(row, cache) for row, cache in zip(rows, place.caches, strict=True)]
-    if place.caches[0].length == 0:
+    rows = [attended.of_rows(slice(i, i + 1)) for i in range(len(layout.caches))]
+    cached = [_extended(row, cache) for row, cache in zip(rows, layout.caches, strict=True)]
+    if layout.caches[0].length == 0:
         return method.attend(attended)
     each = method.of_rows(len(cached))
     return torch.cat([one.attend(row) for one, row in zip(each, cached, strict=True)])

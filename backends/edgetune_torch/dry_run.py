@@ -19,10 +19,10 @@ from torch.utils._pytree import tree_leaves
 from edgetune.choice import Choice
 from edgetune.data.batch import full_batch
 from edgetune.errors import UsageError
-from edgetune.plan import Plan
+from edgetune.planning import Plan
 from edgetune.shape import ModelShape
+from edgetune_torch.fake import fake_engine, fake_method, warm_up
 from edgetune_torch.gradients import Gradients
-from edgetune_torch.hollow import hollow_engine, hollow_method, warm_up
 from edgetune_torch.optimizer import AdamW
 
 
@@ -94,7 +94,7 @@ def live_peaks(
     warm_up(choice.quantization)
     live = live or LiveBytes()
     with FakeTensorMode(allow_non_fake_inputs=True), live:
-        engine, method = hollow_engine(shape, choice), hollow_method(shape, choice)
+        engine, method = fake_engine(shape, choice), fake_method(shape, choice)
         batch = full_batch(choice.micro_batch, choice.context, shape.vocabulary, documents)
         gradients = Gradients(method.trained)
         optimizer = AdamW(choice.optimizer, method.trained, method.rates, 0.0)

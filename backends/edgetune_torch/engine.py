@@ -1,6 +1,6 @@
-"""Loss and gradients, block by block: each block is an autograd island of its own.
+"""Loss and gradients, block by block: each block is an autograd graph of its own.
 
-Between islands only the hidden states (B, S, D) and their gradients pass, so which blocks are
+Between blocks only the hidden states (B, S, D) and their gradients pass, so which blocks are
 checkpointed, where checkpoints live and when a block's weights are present are matters of this
 file and of the objects that it is given.
 
@@ -35,16 +35,16 @@ from torch import Tensor
 from edgetune.data.batch import MicroBatch, prompt_batch
 from edgetune_torch.adaptation import Adaptation
 from edgetune_torch.checkpoints import Checkpoints, KeptCheckpoints
-from edgetune_torch.decoder import Decoder, Place, placed
+from edgetune_torch.decoder import Decoder, TokenLayout, placed
 from edgetune_torch.loss import Head, Sums, loss_and_gradient, loss_only, loss_positions
 
 
 @dataclass(slots=True)
-class Island:
+class SavedBlock:
     """What a block that is not checkpointed keeps for the backward pass."""
 
-    entry: Tensor
-    exit: Tensor
+    block_input: Tensor
+    output: Tensor
 
 
 class Engine:
@@ -68,35 +68,35 @@ class Engine:
 
     def gradients(self, batch: MicroBatch, method: Adaptation, *, scale: float) -> Sums:
         """Add ``scale`` times the gradient of the summed loss to the parameters' ``grad``."""
-        place, tokens, targets = self._place(batch, method)
+        layout, tokens, targets = self._layout(batch, method)
         self.checkpoints.clear()
-        islands, x = self._forward(tokens, place, method)
+        saved, x = self._forward(tokens, layout, method)
         sums, grad = self._head_gradient(x, targets, method, scale)
         del x
-        grad = self._backward(islands, grad, place, method)
+        grad = self._backward(saved, grad, layout, method)
         if method.trains_input:
-            torch.autograd.backward(self.decoder.embed(tokens, place, method), grad)
+            torch.autograd.backward(self.decoder.embed(tokens, layout, method), grad)
         return sums
 
     @torch.no_grad()
     def evaluate(self, batch: MicroBatch, method: Adaptation) -> Sums:
         """Return the summed loss of a micro-batch."""
-        place, tokens, targets = self._place(batch, method)
-        return self._loss(self.decoder.hidden(tokens, place, method), targets, method)
+        layout, tokens, targets = self._layout(batch, method)
+        return self._loss(self.decoder.hidden(tokens, layout, method), targets, method)
 
     @torch.no_grad()
     def evaluate_rows(self, batch: MicroBatch, method: Adaptation) -> list[Sums]:
         """Return the summed loss of each row of a micro-batch."""
-        place, tokens, targets = self._place(batch, method)
-        x = self.decoder.hidden(tokens, place, method)
+        layout, tokens, targets = self._layout(batch, method)
+        x = self.decoder.hidden(tokens, layout, method)
         each = method.of_rows(len(x))
         return [self._loss(x[i : i + 1], targets[i : i + 1], one) for i, one in enumerate(each)]
 
     @torch.no_grad()
     def logits(self, row: Sequence[int], method: Adaptation) -> Tensor:
         """Return float32 logits (S, V) after each token of one row."""
-        place, tokens, _ = self._place(prompt_batch([row]), method)
-        x = self.decoder.hidden(tokens, place, method)[0, method.virtual_tokens :]
+        layout, tokens, _ = self._layout(prompt_batch([row]), method)
+        x = self.decoder.hidden(tokens, layout, method)[0, method.virtual_tokens :]
         return self.head.logits(self.decoder.final_norm(x, method))
 
     def close(self) -> None:
@@ -109,11 +109,11 @@ class Engine:
         """Where the model is."""
         return self.decoder.weights.device
 
-    def _place(self, batch: MicroBatch, method: Adaptation) -> tuple[Place, Tensor, Tensor]:
+    def _layout(self, batch: MicroBatch, method: Adaptation) -> tuple[TokenLayout, Tensor, Tensor]:
         """Return where a micro-batch's tokens stand, the tokens and the targets (B, S)."""
-        batch, place = placed(self.decoder, batch, method)
+        batch, layout = placed(self.decoder, batch, method)
         tokens = torch.from_numpy(batch.tokens).to(self.device).long()
-        return place, tokens, torch.from_numpy(batch.targets).to(self.device)
+        return layout, tokens, torch.from_numpy(batch.targets).to(self.device)
 
     def _loss(self, x: Tensor, targets: Tensor, method: Adaptation) -> Sums:
         """Return the summed loss of the last block's output (B, S, D)."""
@@ -122,23 +122,23 @@ class Engine:
         return loss_only(selected, targets.reshape(-1)[at], self.head, chunk=self.chunk)
 
     def _forward(
-        self, tokens: Tensor, place: Place, method: Adaptation
-    ) -> tuple[list[Island], Tensor]:
-        """Return an island for each block that keeps what it saved, and the last output."""
-        first, islands = method.first_layer(), []
+        self, tokens: Tensor, layout: TokenLayout, method: Adaptation
+    ) -> tuple[list[SavedBlock], Tensor]:
+        """Return each block that keeps what it saved for its backward pass, and the last output."""
+        first, saved = method.first_layer(), []
         with torch.no_grad():
-            x = self.decoder.embed(tokens, place, method)
+            x = self.decoder.embed(tokens, layout, method)
         for layer in self.decoder.weights.blocks.walk(range(self.decoder.shape.layers)):
             if layer >= max(first, self.checkpointed):
-                entry = _leaf(x, layer, method)
-                x = self.decoder.block(layer, entry, place, method)
-                islands.append(Island(entry, x))
+                block_input = _leaf(x, layer, method)
+                x = self.decoder.block(layer, block_input, layout, method)
+                saved.append(SavedBlock(block_input, x))
                 continue
             if layer >= first:
                 self.checkpoints.put(x)
             with torch.no_grad():
-                x = self.decoder.block(layer, x, place, method)
-        return islands, x.detach()
+                x = self.decoder.block(layer, x, layout, method)
+        return saved, x.detach()
 
     def _head_gradient(
         self, x: Tensor, targets: Tensor, method: Adaptation, scale: float
@@ -156,25 +156,25 @@ class Engine:
         return sums, grad
 
     def _backward(
-        self, islands: list[Island], grad: Tensor, place: Place, method: Adaptation
+        self, saved: list[SavedBlock], grad: Tensor, layout: TokenLayout, method: Adaptation
     ) -> Tensor:
-        """Go through the blocks from the last to the first; each island is dropped when done.
+        """Go through the blocks from the last to the first; each saved block is dropped when done.
 
-        Returns the gradient of the first island's input, if that is wanted.
+        Returns the gradient of the first adapted block's input, if that is wanted.
         """
         order = range(self.decoder.shape.layers - 1, method.first_layer() - 1, -1)
         for layer in self.decoder.weights.blocks.walk(order):
             if layer >= self.checkpointed:
-                island = islands.pop()
-                entry, out = island.entry, island.exit
-                del island
+                saved_block = saved.pop()
+                block_input, out = saved_block.block_input, saved_block.output
+                del saved_block
             else:
-                entry = _leaf(self.checkpoints.take(), layer, method)
-                out = self.decoder.block(layer, entry, place, method)
+                block_input = _leaf(self.checkpoints.take(), layer, method)
+                out = self.decoder.block(layer, block_input, layout, method)
             torch.autograd.backward(out, grad)
-            if entry.grad is not None:
-                grad = entry.grad
-            del out, entry
+            if block_input.grad is not None:
+                grad = block_input.grad
+            del out, block_input
         return grad
 
 

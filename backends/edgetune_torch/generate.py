@@ -11,7 +11,7 @@ from torch import Tensor
 from edgetune.backend import GenerateOptions
 from edgetune.data.batch import prompt_batch
 from edgetune_torch.adaptation import Adaptation
-from edgetune_torch.decoder import Cache, Decoder, Place, placed
+from edgetune_torch.decoder import Cache, Decoder, TokenLayout, placed
 from edgetune_torch.loss import Head
 from edgetune_torch.mixed import mixed
 
@@ -68,11 +68,11 @@ def _first(decoder: Decoder, head: Head, rows: Sequence[Row]) -> Tensor:
         row.cache.length = 0
     method = mixed([row.method for row in rows])
     caches = [row.cache for row in rows]
-    batch, place = placed(
+    batch, layout = placed(
         decoder, prompt_batch([[*row.prompt, *row.found] for row in rows]), method, caches
     )
     tokens = torch.from_numpy(batch.tokens).to(decoder.weights.device).long()
-    x = decoder.hidden(tokens, place, method)
+    x = decoder.hidden(tokens, layout, method)
     for cache, (length,) in zip(caches, batch.documents, strict=True):
         cache.length = length
     last = torch.tensor([cache.length - 1 for cache in caches], device=x.device)
@@ -84,7 +84,7 @@ def _next(decoder: Decoder, head: Head, rows: Sequence[Row]) -> Tensor:
     """Return the logits (B, V) after each row's last token, which joins its cache."""
     method, device = mixed([row.method for row in rows]), decoder.weights.device
     lengths = torch.tensor([[row.length] for row in rows], device=device)
-    place = Place(
+    layout = TokenLayout(
         positions=lengths - 1,
         documents=((1,),) * len(rows),
         dtype=decoder.dtype,
@@ -92,7 +92,7 @@ def _next(decoder: Decoder, head: Head, rows: Sequence[Row]) -> Tensor:
         caches=[row.cache for row in rows],
     )
     tokens = torch.tensor([[row.found[-1]] for row in rows], device=device)
-    x = decoder.hidden(tokens, place, method)
+    x = decoder.hidden(tokens, layout, method)
     for row in rows:
         row.cache.length += 1
     return head.logits(decoder.final_norm(x[:, -1], method))

@@ -34,7 +34,7 @@ class FrozenLinear(torch.autograd.Function):
         y = rows.empty(len(dense))
         for span in rows.spans():
             part = rows.part(y, span, "outputs")
-            torch.mm(rows.widened(x.flatten(0, -2), span, "inputs"), dense.T, out=part)
+            torch.mm(rows.upcast(x.flatten(0, -2), span, "inputs"), dense.T, out=part)
             if bias is not None:
                 part += bias
             rows.store(y, span, part)
@@ -49,7 +49,7 @@ class FrozenLinear(torch.autograd.Function):
         x_grad = rows.empty(dense.shape[1])
         for span in rows.spans():
             part = rows.part(x_grad, span, "inputs")
-            torch.mm(rows.widened(grad.flatten(0, -2), span, "outputs"), dense, out=part)
+            torch.mm(rows.upcast(grad.flatten(0, -2), span, "outputs"), dense, out=part)
             rows.store(x_grad, span, part)
         return x_grad.view(*grad.shape[:-1], -1), None, None
 
@@ -79,7 +79,7 @@ class LoraLinear(torch.autograd.Function):
         y, low = rows.empty(len(dense)), flat.new_empty((len(flat), len(a)), dtype=rows.dtype)
         mask = None if dropout is None else dropout.mask(flat)
         for span in rows.spans():
-            part, wide = rows.part(y, span, "outputs"), rows.widened(flat, span, "inputs")
+            part, wide = rows.part(y, span, "outputs"), rows.upcast(flat, span, "inputs")
             torch.mm(wide, dense.T, out=part)
             torch.mm(_dropped(wide, mask, span, dropout), wide_a.T, out=low[span])
             part.addmm_(low[span], wide_b.T, alpha=scale)
@@ -102,10 +102,10 @@ class LoraLinear(torch.autograd.Function):
         x_grad = None if dense is None else rows.empty(a.shape[1])
         mask = None if ctx.dropout is None else ctx.dropout.mask(flat)
         for span in rows.spans():
-            wide = rows.widened(grad, span, "outputs")
+            wide = rows.upcast(grad, span, "outputs")
             low_grad = (wide @ wide_b).mul_(ctx.scale)  # (T, R)
             b_grad += (wide.T @ low[span]).mul_(ctx.scale)
-            inputs = _dropped(rows.widened(flat, span, "inputs"), mask, span, ctx.dropout)
+            inputs = _dropped(rows.upcast(flat, span, "inputs"), mask, span, ctx.dropout)
             a_grad += low_grad.T @ inputs
             if x_grad is not None and dense is not None:
                 part = rows.part(x_grad, span, "inputs")
@@ -182,7 +182,7 @@ class _Rows:
         for start in range(0, self.count, max(step, 1)):
             yield slice(start, min(start + step, self.count))
 
-    def widened(self, rows: Tensor, span: slice, name: str) -> Tensor:
+    def upcast(self, rows: Tensor, span: slice, name: str) -> Tensor:
         part = rows[span]
         if part.dtype == self.dtype:
             return part

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from edgetune.errors import UsageError
 from edgetune.model import LocalModel, StoredTensor
-from edgetune.spec import EmbeddingPlace, HeadPlace, Placement, Quantization
-from edgetune_torch.blocks import Blocks, BlockWeights
+from edgetune.settings.spec import EmbeddingPlace, HeadPlace, Placement, Quantization
 from edgetune_torch.int8 import Int8Matrix
 from edgetune_torch.matrices import store
 from edgetune_torch.pages import Files
@@ -31,6 +30,7 @@ from edgetune_torch.vocabulary import (
     ResidentEmbedding,
     ResidentHead,
 )
+from edgetune_torch.weights import Blocks, BlockWeights
 from edgetune_torch.workspace import Workspace
 
 
@@ -66,7 +66,7 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
+class Placements:
     """Where the frozen weights live; the names are those of the plan's knobs."""
 
     blocks: Placement = "resident"
@@ -82,13 +82,13 @@ class Loader:
         model: LocalModel,
         device: torch.device,
         quantization: Quantization,
-        places: Places | None = None,
+        placements: Placements | None = None,
     ) -> None:
         """Prepare to read ``model``; nothing is read yet."""
         self.model = model
         self.device = device
-        self.places = places or Places()
-        if self.places.blocks == "host" and device.type != "cuda":
+        self.placements = placements or Placements()
+        if self.placements.blocks == "host" and device.type != "cuda":
             raise UsageError(
                 "The weights of a CPU run are in host memory already: --placement disk or resident."
             )
@@ -118,7 +118,7 @@ class Loader:
             final_norm=self._read(f"{final.module}.weight"),
             final_norm_bias=self._read(f"{final.module}.bias") if final.bias else None,
             blocks=place_blocks(
-                self.places.blocks,
+                self.placements.blocks,
                 self._source,
                 [self._small(layer) for layer in range(shape.layers)],
                 self._workspace,
@@ -130,14 +130,14 @@ class Loader:
 
     def _embedding(self) -> Embedding:
         name = f"{self.model.shape.embedding}.weight"
-        if self.places.embedding == "disk":
+        if self.placements.embedding == "disk":
             return FileEmbedding(self.model.tensors[name], self._files)
         return ResidentEmbedding(self._read(name))
 
     def _head(self, embedding: Embedding) -> HeadRows:
         shape = self.model.shape
         name = f"{shape.embedding if shape.tied else shape.head}.weight"
-        match self.places.head:
+        match self.placements.head:
             case "disk":
                 stored: StoredTensor = self.model.tensors[name]
                 return FileHead(stored, self._files, self._reader, self._workspace)

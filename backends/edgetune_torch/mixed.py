@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from edgetune.shape import Linear, NormKind
-from edgetune_torch.adaptation import Adaptation, Attended, Half
+from edgetune_torch.adaptation import Adaptation, Attended, Sublayer
 from edgetune_torch.matrices import Matrix
 from edgetune_torch.workspace import Workspace
 
@@ -71,9 +71,9 @@ class Mixed(Adaptation):
         """Return the output (B, H, S, h) of a layer's attention."""
         return torch.cat([one.attend(attended.of_rows(at)) for at, one in self._parts])
 
-    def sublayer(self, layer: int, half: Half, x: Tensor, out: Tensor) -> Tensor:
+    def sublayer(self, layer: int, which: Sublayer, x: Tensor, out: Tensor) -> Tensor:
         """Return what one half of a block adds to the stream (B, S, D)."""
-        return torch.cat([one.sublayer(layer, half, x[at], out[at]) for at, one in self._parts])
+        return torch.cat([one.sublayer(layer, which, x[at], out[at]) for at, one in self._parts])
 
 
 class _Once:

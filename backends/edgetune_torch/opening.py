@@ -9,19 +9,19 @@ import torch
 from edgetune.backend import DeviceOutOfMemoryError
 from edgetune.errors import OutOfMemoryError
 from edgetune.model import LocalModel
-from edgetune.plan import Plan
-from edgetune.spec import Offload
+from edgetune.planning import Plan
+from edgetune.settings.spec import Offload
 from edgetune_torch.checkpoints import make_checkpoints
 from edgetune_torch.decoder import Decoder
 from edgetune_torch.engine import Engine
-from edgetune_torch.load import Loader, Places, Weights
+from edgetune_torch.load import Loader, Placements, Weights
 from edgetune_torch.loss import Head
 from edgetune_torch.malloc import limit_heap, trim
 from edgetune_torch.memory import MemoryWatch
+from edgetune_torch.memory_limit import MemoryLimit
 from edgetune_torch.methods import adapt
 from edgetune_torch.session import TorchSession, out_of_memory
 from edgetune_torch.tensors import LoadedBase, new_parameters
-from edgetune_torch.wall import Wall
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -48,8 +48,8 @@ def _opened(plan: Plan, model: LocalModel) -> TorchSession:
     with ExitStack() as held:
         watch = MemoryWatch(device, plan.device.budget_bytes)
         held.callback(watch.close)
-        wall = Wall(device, plan.device.wall_bytes, plan.memory.parts.runtime)
-        held.callback(wall.close)
+        limit = MemoryLimit(device, plan.device.limit_bytes, plan.memory.parts.runtime)
+        held.callback(limit.close)
         engine = open_engine(plan, model, device)
         held.callback(engine.close)
         base = LoadedBase(model.shape, engine.decoder.weights, model.folder)
@@ -85,8 +85,8 @@ def card_number(uuid: str | None) -> int:
 def open_engine(plan: Plan, model: LocalModel, device: torch.device) -> Engine:
     """Load the frozen model as planned."""
     choice = plan.choice
-    places = Places(blocks=choice.placement, embedding=choice.embedding, head=choice.head)
-    weights = Loader(model, device, choice.quantization, places).load()
+    placements = Placements(blocks=choice.placement, embedding=choice.embedding, head=choice.head)
+    weights = Loader(model, device, choice.quantization, placements).load()
     return build_engine(
         model,
         weights,

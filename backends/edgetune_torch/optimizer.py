@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from edgetune.errors import UsageError
-from edgetune.spec import ADAMW, OptimizerName
+from edgetune.settings.spec import ADAMW, OptimizerName
 from edgetune_torch.moments import Moment, make_moment, restore, spans, state_of
 
 
 class AdamW:
-    """The optimizer that :class:`edgetune.spec.AdamW` describes."""
+    """The optimizer that :class:`edgetune.settings.spec.AdamW` describes."""
 
     def __init__(
         self,

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from edgetune.spec import Placement
-from edgetune_torch.blocks import Blocks, BlockWeights, ResidentBlocks
+from edgetune.settings.spec import Placement
 from edgetune_torch.cache import build, cache_folder, cache_key, find, room_for, unwritable
 from edgetune_torch.sources import BlockSource, Checkpoint
-from edgetune_torch.stream import HostSlot, Slot, StreamedBlocks
+from edgetune_torch.streaming import HostSlot, Slot, StreamedBlocks
+from edgetune_torch.weights import Blocks, BlockWeights, ResidentBlocks
 from edgetune_torch.workspace import Workspace
 
 

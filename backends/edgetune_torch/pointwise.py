@@ -102,10 +102,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     ``cos`` and ``sin`` are (B, 1, S, d), d <= h; channel i pairs with i + d/2.
     """
     size = cos.shape[-1]
-    turned, still = x[..., :size], x[..., size:]
-    first, second = turned.chunk(2, dim=-1)
-    rotated = turned * cos + torch.cat((-second, first), dim=-1) * sin
-    return torch.cat((rotated, still), dim=-1) if still.shape[-1] else rotated
+    part, pass_through = x[..., :size], x[..., size:]
+    first, second = part.chunk(2, dim=-1)
+    rotated = part * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.cat((rotated, pass_through), dim=-1) if pass_through.shape[-1] else rotated
 
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:

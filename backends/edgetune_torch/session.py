@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.nn import Parameter
 
 from edgetune.backend import (
-    OWN,
+    DEFAULT_ADAPTER,
     Attached,
     DeviceOutOfMemoryError,
     EvalResult,
@@ -25,7 +25,7 @@ from edgetune.backend import (
 from edgetune.data.batch import MicroBatch
 from edgetune.errors import DivergedError
 from edgetune.methods.base import Method
-from edgetune.plan import Plan
+from edgetune.planning import Plan
 from edgetune_torch.adaptation import BASE, Adaptation, Adapted
 from edgetune_torch.engine import Engine
 from edgetune_torch.generate import generate
@@ -108,7 +108,7 @@ class TorchSession:
         self._attached.remove(name)
 
     def evaluate(
-        self, micro_batches: Iterable[MicroBatch], *, adapter: str | None = OWN
+        self, micro_batches: Iterable[MicroBatch], *, adapter: str | None = DEFAULT_ADAPTER
     ) -> EvalResult:
         """Return summed losses; see :class:`edgetune.backend.Session`."""
         method, total = self._inference(adapter), EvalResult()
@@ -134,12 +134,14 @@ class TorchSession:
         adapters: Sequence[str | None] | None = None,
     ) -> Iterator[tuple[int, int]]:
         """Yield the tokens after prompts; see :class:`edgetune.backend.Session`."""
-        methods = [self._inference(name) for name in adapters or (OWN,) * len(prompts)]
+        methods = [self._inference(name) for name in adapters or (DEFAULT_ADAPTER,) * len(prompts)]
         engine = self.engine
         with out_of_memory():
             yield from generate(engine.decoder, engine.head, prompts, methods, options)
 
-    def logits(self, tokens: Sequence[int], *, adapter: str | None = OWN) -> NDArray[np.float32]:
+    def logits(
+        self, tokens: Sequence[int], *, adapter: str | None = DEFAULT_ADAPTER
+    ) -> NDArray[np.float32]:
         """Return the logits (T, V) after each of T tokens."""
         logits: NDArray[np.float32] = (
             self.engine.logits(tokens, self._inference(adapter)).cpu().numpy()
@@ -197,7 +199,7 @@ class TorchSession:
     def _inference(self, adapter: str | None) -> Adaptation:
         if adapter is None:
             return BASE
-        method = self.method if adapter == OWN else self._attached.named(adapter)
+        method = self.method if adapter == DEFAULT_ADAPTER else self._attached.named(adapter)
         method.seed(None)
         return method
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from edgetune_torch.sources import BlockSource
-from edgetune_torch.stream import Slot
+from edgetune_torch.streaming import Slot
 from edgetune_torch.workspace import Workspace
 
 

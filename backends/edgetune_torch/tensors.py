@@ -16,8 +16,8 @@ from edgetune.errors import ModelError
 from edgetune.methods import Method, initial_value
 from edgetune.shape import ModelShape
 from edgetune_torch.adaptation import Adapted
-from edgetune_torch.blocks import BlockWeights
 from edgetune_torch.load import Weights
+from edgetune_torch.weights import BlockWeights
 
 TRAINED = "trained."
 """What the names of tensors begin with that are trained but not part of the adapter."""

@@ -86,8 +86,8 @@ class TrainedNorms:
     ) -> Tensor:
         """Return x normalised, with what is trained in place of what is frozen."""
         name = f"{self._modules[layer, role]}{self._part}"
-        gain = self._parameters.get(f"{name}.weight", weight)
-        return norm(x, kind, gain, self._parameters.get(f"{name}.bias", bias))
+        weight = self._parameters.get(f"{name}.weight", weight)
+        return norm(x, kind, weight, self._parameters.get(f"{name}.bias", bias))
 
 
 def _norm_modules(shape: ModelShape) -> dict[tuple[int | None, str], str]:

@@ -9,14 +9,14 @@ from typing import Any
 
 import click
 
-from edgetune.agent.planning import read_rows
 from edgetune.cli.options import Names, common_options, some_knob_options
 from edgetune.cli.reading import reading_bar
 from edgetune.cli.show import out, out_json
 from edgetune.data import ShownRow, show_rows
 from edgetune.errors import UsageError
 from edgetune.model import resolve
-from edgetune.spec import Training
+from edgetune.settings.spec import Training
+from edgetune.workflows.planning import read_rows
 
 
 @click.group("data", short_help="Look at a file of examples.")
@@ -56,7 +56,7 @@ def check(
     if context is not None:
         dataset = dataset.fit(context)
     first = rows if rows is not None else 0 if show or as_json else 2
-    shown = show_rows(dataset, tokenizer, first=first, places=show or ())
+    shown = show_rows(dataset, tokenizer, first=first, locations=show or ())
     if as_json:
         out_json({**dataset.receipt.to_json(), **_as_json(shown)})
         return

@@ -11,7 +11,7 @@ from edgetune.device import read_device, read_machine
 from edgetune.device.profiles import profile_device
 from edgetune.errors import UsageError
 from edgetune.profile import names
-from edgetune.spec import to_plain
+from edgetune.settings.spec import to_plain
 from edgetune.units import format_bytes
 
 
@@ -68,7 +68,7 @@ def command(everything: bool, measure: bool, device: str, as_json: bool) -> None
 
 
 def _measure(name: str, as_json: bool) -> None:
-    from edgetune.agent.measuring import measure
+    from edgetune.workflows.measuring import measure
 
     device = read_device(name)
     found = measure(device, lambda what: say(f"Measuring {what}"))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from edgetune.agent.using import Scores, open_runs, rows_of, score
 from edgetune.cli.options import common_options
 from edgetune.cli.show import VERBOSE, out, out_json, say, table
-from edgetune.spec import to_plain
+from edgetune.settings.spec import to_plain
+from edgetune.workflows.inference import Scores, open_runs, rows_of, score
 
 
 @click.command("eval", short_help="Score runs on rows, beside their base model.")

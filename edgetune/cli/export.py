@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from edgetune.agent.exporting import export_run
 from edgetune.cli.options import Size, common_options
 from edgetune.cli.show import VERBOSE, out, out_json, say
-from edgetune.export import EXPORTERS
-from edgetune.spec import to_plain
+from edgetune.exporters import EXPORTERS
+from edgetune.settings.spec import to_plain
 from edgetune.units import format_bytes
+from edgetune.workflows.exporting import export_run
 
 
 @click.command("export", short_help="Write a run as files that other tools load.")

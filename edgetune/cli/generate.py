@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from edgetune.agent.using import OpenedRun, answers, open_runs
 from edgetune.backend import GenerateOptions
 from edgetune.cli.options import common_options
 from edgetune.cli.show import VERBOSE, out, out_json, say
 from edgetune.errors import UsageError
+from edgetune.workflows.inference import OpenedRun, answers, open_runs
 
 Question = str | list[dict[str, str]]
 

@@ -1,4 +1,4 @@
-"""Flags, made from the settings in :mod:`edgetune.spec`, and those that every command has."""
+"""Flags, made from the settings in :mod:`edgetune.settings.spec`, and those that every command has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgetune.choice import Choice
 from edgetune.cli.show import NORMAL, QUIET, VERBOSE, set_verbosity, verbosity
 from edgetune.errors import UsageError
 from edgetune.methods import METHODS, Method, method_class
-from edgetune.spec import Checkpointing, Knob, Training, knobs, refuse_outside
+from edgetune.settings.spec import Checkpointing, Knob, Training, knobs, refuse_outside
 from edgetune.units import parse_bytes
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from edgetune.agent.planning import Wish, plan_for
 from edgetune.cli.options import (
     Fixed,
     common_options,
@@ -21,8 +20,9 @@ from edgetune.cli.plan_text import plan_text, verified_text
 from edgetune.cli.reading import reading_bar
 from edgetune.cli.show import out, out_json, say
 from edgetune.errors import UsageError
-from edgetune.plan import FILE_NAME, Plan
-from edgetune.spec import to_plain
+from edgetune.planning import FILE_NAME, Plan
+from edgetune.settings.spec import to_plain
+from edgetune.workflows.planning import PlanRequest, plan_for
 
 
 @click.command("plan", short_help="Print what would run, its memory, its time, and why.")
@@ -57,7 +57,7 @@ def command(
     if model is None:
         raise UsageError("Which model? Give --model REF; `edgetune models` lists what is known.")
     fixed = Fixed.of(flags)
-    wish = Wish(
+    request = PlanRequest(
         model=model,
         data=data,
         device=device,
@@ -66,7 +66,7 @@ def command(
         training=fixed.training,
     )
     with reading_bar() as report:
-        plan = plan_for(wish, report).plan
+        plan = plan_for(request, report).plan
     try:
         plan.save(output)
     except OSError as error:
@@ -82,6 +82,6 @@ def command(
 
 
 def _verified(plan: Plan) -> list[Any]:
-    from edgetune.agent.verifying import verify
+    from edgetune.workflows.verifying import verify
 
     return verify(plan)

@@ -7,13 +7,13 @@ from math import ceil
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from edgetune.plan import Plan, Rejected
-from edgetune.plan.reasons import PLACES
-from edgetune.spec import values
+from edgetune.planning import Alternative, Plan
+from edgetune.planning.reasons import PLACES
+from edgetune.settings.spec import values
 from edgetune.units import format_bytes, format_count, format_seconds, precise_bytes
 
 if TYPE_CHECKING:
-    from edgetune.agent.verifying import Verified
+    from edgetune.workflows.verifying import Verified
 
 COLUMNS = 80
 BAR = 44
@@ -125,13 +125,16 @@ def _reasons(plan: Plan) -> list[str]:
 
 
 def _others(plan: Plan) -> list[str]:
-    if not plan.rejected:
+    if not plan.alternatives:
         return []
-    return ["Not taken", *(line for x in plan.rejected for line in _wrapped("- ", _rejected(x)))]
+    return [
+        "Alternatives",
+        *(line for x in plan.alternatives for line in _wrapped("- ", _alternative(x))),
+    ]
 
 
-def _rejected(neighbour: Rejected) -> str:
-    return f"{_words(neighbour.choice)}: {neighbour.because}"
+def _alternative(alternative: Alternative) -> str:
+    return f"{_words(alternative.choice)}: {alternative.because}"
 
 
 def _words(changes: Mapping[str, Any]) -> str:

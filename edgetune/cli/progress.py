@@ -7,16 +7,16 @@ from shutil import get_terminal_size
 from types import TracebackType
 from typing import Any
 
-from edgetune.agent.training import Run
 from edgetune.cli.show import NORMAL, VERBOSE, say, verbosity
-from edgetune.train import Evaluated, Event, Recovered, SaveDue, Stepped, Strained
+from edgetune.loop import Evaluated, Event, Recovered, SaveDue, Stepped, UnderPressure
 from edgetune.units import format_bytes, format_seconds
+from edgetune.workflows.training import Run
 
 SMOOTHING = 0.9
 """Weight of the past in the shown loss and speed."""
 
 
-class Progress:
+class ProgressBar:
     """Prints loss, tokens a second, memory and the time that is left."""
 
     def __init__(self, run: Run) -> None:
@@ -30,7 +30,7 @@ class Progress:
         self._last: Stepped | None = None
         self._evaluated: Evaluated | None = None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         """Begin to show."""
         return self
 
@@ -60,7 +60,7 @@ class Progress:
                 self._line(
                     f"step {event.step}: out of memory; going on with {event.rows} rows at once"
                 )
-            case Strained():
+            case UnderPressure():
                 then = "waiting until that is over" if event.paused else "--pause would wait"
                 self._line(f"step {event.step}: the machine is {event.because}; {then}")
             case SaveDue():

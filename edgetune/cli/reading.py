@@ -12,7 +12,7 @@ from edgetune.cli.show import NORMAL, verbosity
 from edgetune.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from edgetune.data import Progress, Report
+    from edgetune.data import ReadProgress, Report
 
 _BAR = 24
 _QUICK_SECONDS = 1.0
@@ -40,7 +40,7 @@ class _Bar:
         self._next = self._begun + _QUICK_SECONDS
         self._width = 0
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: ReadProgress) -> None:
         now = time.monotonic()
         if now < self._next or not progress.done:
             return

@@ -12,8 +12,6 @@ from typing import Any
 
 import click
 
-from edgetune.agent.planning import Planned, Wish, plan_for, planned_model, replanned
-from edgetune.agent.training import Run, resume_run, start_run
 from edgetune.cli.options import (
     Fixed,
     common_options,
@@ -24,13 +22,21 @@ from edgetune.cli.options import (
     model_option,
 )
 from edgetune.cli.plan_text import plan_text
-from edgetune.cli.progress import Progress
+from edgetune.cli.progress import ProgressBar
 from edgetune.cli.reading import reading_bar
 from edgetune.cli.show import NORMAL, out, out_json, say, verbosity
 from edgetune.errors import StoppedError, UsageError
 from edgetune.model import resolve
-from edgetune.plan import FILE_NAME, plan_from_json, read_plan_file
-from edgetune.record import RunFolder
+from edgetune.planning import FILE_NAME, plan_from_json, read_plan_file
+from edgetune.runs import RunFolder
+from edgetune.workflows.planning import (
+    PlanRequest,
+    PreparedPlan,
+    plan_for,
+    planned_model,
+    replanned,
+)
+from edgetune.workflows.training import Run, resume_run, start_run
 
 
 @click.command("train", short_help="Train on a file of examples.")
@@ -77,7 +83,7 @@ def command(
         return
     if output is not None:
         RunFolder.check(output)
-    wish = Wish(
+    request = PlanRequest(
         model=model or "",
         data=data,
         device=device,
@@ -86,7 +92,7 @@ def command(
         training=fixed.training,
     )
     with reading_bar() as report:
-        planned = plan_for(_complete(wish, plan_file), report)
+        planned = plan_for(_complete(request, plan_file), report)
     if not dry_run:
         _require_here(planned, device)
         _show(planned, say)
@@ -97,11 +103,11 @@ def command(
         _show(planned, out)
 
 
-def _complete(wish: Wish, plan_file: Path | None) -> Wish:
-    """Return the wish with what a plan file says, if one is to be taken."""
-    if wish.model and plan_file:
+def _complete(request: PlanRequest, plan_file: Path | None) -> PlanRequest:
+    """Return the request with what a plan file says, if one is to be taken."""
+    if request.model and plan_file:
         raise UsageError("--plan already names the model. Give --plan or --model, not both.")
-    if not wish.model:
+    if not request.model:
         path = plan_file or Path(FILE_NAME)
         if plan_file is None and not path.is_file():
             raise UsageError(
@@ -109,13 +115,13 @@ def _complete(wish: Wish, plan_file: Path | None) -> Wish:
             )
         plain = read_plan_file(path)
         plan = plan_from_json(plain, resolve(planned_model(plain, path)).shape)
-        wish = replanned(plan, wish)
-    if wish.data is None:
+        request = replanned(plan, request)
+    if request.data is None:
         raise UsageError("Train on what? Give --data FILE.")
-    return wish
+    return request
 
 
-def _require_here(planned: Planned, device: str) -> None:
+def _require_here(planned: PreparedPlan, device: str) -> None:
     if not planned.here:
         raise UsageError(
             f"--device {device} is another machine's profile, to plan for. "
@@ -142,7 +148,7 @@ def _resumed(output: Path | None) -> Path:
     return output
 
 
-def _fresh_name(planned: Planned) -> Path:
+def _fresh_name(planned: PreparedPlan) -> Path:
     assert planned.plan.data is not None
     stem = f"{Path(planned.plan.data.path).name.split('.')[0]}-{Path(planned.plan.model.ref).name}"
     path, number = Path("runs") / stem, 1
@@ -152,7 +158,7 @@ def _fresh_name(planned: Planned) -> Path:
     return path
 
 
-def _show(planned: Planned, show: Callable[[str], None]) -> None:
+def _show(planned: PreparedPlan, show: Callable[[str], None]) -> None:
     show(plan_text(planned.plan))
     if planned.dataset is not None:
         show("\n" + "\n".join(planned.dataset.receipt.lines()) + "\n")
@@ -164,7 +170,7 @@ def _train(run: Run, as_json: bool, *, pause: bool) -> None:
     say(f"Run folder {folder.path}")
     if run.start.step:
         say(f"Going on after step {run.start.step} of {run.schedule.steps}")
-    with closing(run), Progress(run) as progress, _interrupts() as interrupts:
+    with closing(run), ProgressBar(run) as progress, _interrupts() as interrupts:
         try:
             for event in run.events(lambda: bool(interrupts), pause=pause):
                 progress.show(event)

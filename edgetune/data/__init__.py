@@ -7,7 +7,7 @@ from edgetune.data.encode import LossOn
 from edgetune.data.examples import Examples
 from edgetune.data.fields import parse_fields
 from edgetune.data.fit import LongRows
-from edgetune.data.read import Progress, Report
+from edgetune.data.read import ReadProgress, Report
 from edgetune.data.receipt import Receipt
 from edgetune.data.tokenizer import Tokenizer, load_tokenizer
 from edgetune.data.view import ShownRow, show_rows, view_row
@@ -20,7 +20,7 @@ __all__ = [
     "LongRows",
     "LossOn",
     "MicroBatch",
-    "Progress",
+    "ReadProgress",
     "Receipt",
     "Report",
     "ShownRow",

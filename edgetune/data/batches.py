@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgetune.data.batch import IGNORED, MicroBatch
-from edgetune.data.columns import Integers
 from edgetune.data.examples import Examples
 from edgetune.data.schedule import PackedSchedules, PaddedSchedules, Schedule, random_keys
+from edgetune.data.token_store import Integers
 from edgetune.errors import DataError
 
 

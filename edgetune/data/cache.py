@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from edgetune.data.columns import DTYPES, Columns, read_columns
+from edgetune.data.token_store import DTYPES, TokenStore, read_token_store
 from edgetune.errors import DataError
 from edgetune.files import sha256_json, whole_folder, write_json
 
@@ -37,7 +37,7 @@ _UNUSED_SECONDS = 30 * 24 * 3600
 class Entry:
     """One cached reading: its columns, and the facts about the files as plain values."""
 
-    columns: Columns
+    columns: TokenStore
     facts: dict[str, Any]
 
 
@@ -59,7 +59,7 @@ def find(key: str) -> Entry | None:
         facts = json.loads((folder / _FACTS).read_text("utf-8"))
         if any((folder / name).stat().st_size != facts["bytes"][name] for name in DTYPES):
             return None
-        columns = read_columns(folder)
+        columns = read_token_store(folder)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     with suppress(OSError):

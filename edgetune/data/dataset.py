@@ -12,14 +12,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import get_args
 
-from edgetune.data.account import receipt_of, with_fit
-from edgetune.data.columns import Counts
 from edgetune.data.encode import LossOn
 from edgetune.data.examples import Examples
 from edgetune.data.fit import LongRows, fit, refuse_long
-from edgetune.data.read import Options, Progress, Report, read_rows
+from edgetune.data.read import Options, ReadProgress, Report, read_rows
 from edgetune.data.receipt import Receipt
-from edgetune.data.sides import find_sides, split
+from edgetune.data.receipt_builder import receipt_of, with_fit
+from edgetune.data.splits import find_splits, split
+from edgetune.data.token_store import Counts
 from edgetune.data.tokenizer import Tokenizer
 from edgetune.errors import DataError, UsageError
 
@@ -98,13 +98,13 @@ def read_dataset(
         UsageError: if the options make no sense together.
     """
     _check(validation, seed, loss_on, long_rows)
-    found = find_sides(path, validation_data, by_name=by_name)
+    found = find_splits(path, validation_data, by_name=by_name)
     options = Options(
         tokenizer=tokenizer, loss_on=loss_on, fields=fields or {}, processes=processes
     )
     reading = read_rows(found.sources, options, report or _tell_nobody)
-    sides = split(reading, found, validation, seed)
-    train, validated = (reading.examples.take(rows) for rows in (sides.train, sides.validation))
+    splits = split(reading, found, validation, seed)
+    train, validated = (reading.examples.take(rows) for rows in (splits.train, splits.validation))
     split_into = found.validation, len(train), len(validated)
     fingerprint = _hash(
         sha256(reading.digests.data).hexdigest(), loss_on, validation, split_into, seed
@@ -112,7 +112,7 @@ def read_dataset(
     dataset = Dataset(
         train=train,
         validation=validated,
-        receipt=receipt_of(reading, found, sides, tokenizer, loss_on=loss_on, seed=seed),
+        receipt=receipt_of(reading, found, splits, tokenizer, loss_on=loss_on, seed=seed),
         lengths=reading.examples.lengths,
         fingerprint=fingerprint,
         long_rows=_rule(long_rows, reading.format),
@@ -140,7 +140,7 @@ def _rule(asked: LongRows | None, format_: str) -> LongRows:
     return asked or ("split" if format_ == "text" else "refuse")
 
 
-def _tell_nobody(_: Progress) -> None:
+def _tell_nobody(_: ReadProgress) -> None:
     pass
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from edgetune.data.content import Chat, Completion, Content, Text
-from edgetune.data.encoded import Encoded, Ids
+from edgetune.data.offsets import Encoded, Ids
 from edgetune.data.problems import RowError
 from edgetune.data.replay import ReplayingMasker
 from edgetune.data.template import Span

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.data.columns import Columns, Counts, Integers
+from edgetune.data.token_store import Counts, Integers, TokenStore
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class RowLocations:
     """Where each row comes from; ``places[row]`` is what a message calls it.
 
     ``prefixes`` has one text a file (``"chats.jsonl:"``), ``bounds`` (files + 1,) the row with
@@ -50,10 +50,10 @@ class Examples:
     lengths: Counts
     loss_tokens: Counts
     rows: Counts
-    places: Places
+    locations: RowLocations
 
     @classmethod
-    def of(cls, columns: Columns, places: Places) -> Examples:
+    def of(cls, columns: TokenStore, locations: RowLocations) -> Examples:
         """Return all rows as examples."""
         stops = np.cumsum(columns.lengths, dtype=np.int64)
         return cls(
@@ -63,7 +63,7 @@ class Examples:
             columns.lengths,
             columns.loss_tokens,
             np.arange(len(columns), dtype=np.int32),
-            places,
+            locations,
         )
 
     def __len__(self) -> int:
@@ -90,7 +90,7 @@ class Examples:
 
     def place(self, index: int) -> str:
         """Return what a message calls one example, such as ``chats.jsonl:12``."""
-        return self.places[int(self.rows[index])]
+        return self.locations[int(self.rows[index])]
 
     def take(self, order: Integers) -> Examples:
         """Return the examples in ``order`` (indices); no token is copied."""

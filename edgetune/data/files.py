@@ -13,7 +13,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from edgetune.data.blocks import Block, Faults, ReadingError, blocks_of
+from edgetune.data.chunks import Chunk, Faults, ReadingError, chunks_of
 from edgetune.data.lines import UTF8_MARK
 from edgetune.data.readers import JSON_LINES, READERS, Reader
 from edgetune.data.unpack import PACKED, unpacked
@@ -46,11 +46,11 @@ class Source:
         """Return the bytes of the file as it lies on disk."""
         return self.path.stat().st_size
 
-    def blocks(self, file: int, position: Callable[[int], None]) -> Iterator[Block]:
+    def blocks(self, file: int, position: Callable[[int], None]) -> Iterator[Chunk]:
         """Yield the rows as the ``file``-th file; ``position`` is told how far reading has come."""
         faults = Faults()
         with self.path.open("rb") as stream:
-            for block in blocks_of(file, self.reader.is_json, self._rows(stream, faults), faults):
+            for block in chunks_of(file, self.reader.is_json, self._rows(stream, faults), faults):
                 position(stream.tell())
                 yield block
 

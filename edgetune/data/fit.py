@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-from edgetune.data.columns import Integers
 from edgetune.data.examples import Examples
 from edgetune.data.problems import Problems
+from edgetune.data.token_store import Integers
 
 LongRows = Literal["refuse", "split", "cut", "drop"]
 

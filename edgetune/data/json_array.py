@@ -7,7 +7,7 @@ from codecs import getincrementaldecoder
 from collections.abc import Iterator
 from io import BufferedReader
 
-from edgetune.data.blocks import Faults, ReadingError
+from edgetune.data.chunks import Faults, ReadingError
 from edgetune.data.json_text import JsonReader, reason_of
 from edgetune.data.lines import LINE_LIMIT
 from edgetune.units import format_bytes

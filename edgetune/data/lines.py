@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from io import BufferedReader
 from itertools import chain, count
 
-from edgetune.data.blocks import Faults
+from edgetune.data.chunks import Faults
 from edgetune.data.unpack import stream_of
 from edgetune.units import format_bytes
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from edgetune.data.content import Chat
-from edgetune.data.controls import any_of, refuse_controls
+from edgetune.data.control_tokens import any_of, refuse_control_tokens
+from edgetune.data.ignored_fields import IgnoredFields
 from edgetune.data.problems import RowError
 from edgetune.data.template import Renders, Span
-from edgetune.data.unwritten import Unwritten
 
 _STAND_IN = "edgetuneXanswer"
 _ALTERED = (
@@ -26,7 +26,7 @@ class ChatMasker:
 
     def __init__(self, template: Renders, ends: Iterable[str], controls: Iterable[str]) -> None:
         """Take the texts of the tokens that end a turn, and of all that structure a chat."""
-        self._template, self._unwritten = template, Unwritten(template)
+        self._template, self._ignored = template, IgnoredFields(template)
         self._ends, self._controls = any_of(ends), any_of(controls)
 
     def spans(self, chat: Chat, *, last_only: bool = False) -> tuple[str, list[Span]]:
@@ -35,7 +35,7 @@ class ChatMasker:
         Raises:
             RowError: if nothing is to be learned, or what is cannot be told for certain.
         """
-        refuse_controls(chat, self._controls)
+        refuse_control_tokens(chat, self._controls)
         learned = chat.learned()
         if not learned:
             raise RowError("No message is the assistant's, so there is nothing to learn.")
@@ -50,7 +50,7 @@ class ChatMasker:
 
     def whole(self, chat: Chat) -> tuple[str, list[Span]]:
         """Return the rendered chat and all of it as one span."""
-        refuse_controls(chat, self._controls)
+        refuse_control_tokens(chat, self._controls)
         text = self._template.render(chat.messages, tools=chat.tools)
         return text, [(0, len(text))]
 
@@ -60,7 +60,7 @@ class ChatMasker:
         Raises:
             RowError: if it passes over tools or their calls.
         """
-        return self._unwritten.fields(chat)
+        return self._ignored.fields(chat)
 
     def _marked(self, chat: Chat, text: str, index: int, span: Span) -> Span:
         start, stop = span

@@ -9,7 +9,7 @@ from bisect import bisect_left, insort
 
 import numpy as np
 
-from edgetune.data.columns import Counts, Integers
+from edgetune.data.token_store import Counts, Integers
 
 
 def pack(lengths: Counts, context: int) -> Integers:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from io import BufferedReader
 from typing import Any
 
-from edgetune.data.blocks import Faults, ReadingError
+from edgetune.data.chunks import Faults, ReadingError
 from edgetune.data.unpack import needed
 
 _ROWS = 256

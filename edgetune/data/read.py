@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from edgetune.data import cache
-from edgetune.data.blocks import Block
-from edgetune.data.columns import Columns, ColumnsWriter
+from edgetune.data.chunks import Chunk
 from edgetune.data.encode import LossOn
-from edgetune.data.examples import Examples, Places
+from edgetune.data.examples import Examples, RowLocations
 from edgetune.data.fields import Mapped, refuse_unknown
 from edgetune.data.files import Source
 from edgetune.data.problems import Problems, printable
 from edgetune.data.receipt import FileRead
+from edgetune.data.row_digests import Hashes
 from edgetune.data.rows import FIELDS_NAMED, BlockEncoder, Outcome
-from edgetune.data.split import Hashes
+from edgetune.data.token_store import TokenStore, TokenStoreWriter
 from edgetune.data.tokenizer import Tokenizer
 from edgetune.data.workers import MOST, encode_in_processes, usable_cores
 from edgetune.errors import DataError
@@ -35,7 +35,7 @@ _PROCESSES_FROM = 1 << 23  # below, they would not have started before the work 
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class ReadProgress:
     """How far reading has come: bytes of all files, and rows."""
 
     done: int
@@ -43,7 +43,7 @@ class Progress:
     rows: int
 
 
-Report = Callable[[Progress], None]
+Report = Callable[[ReadProgress], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,7 @@ def read_rows(sources: Sequence[Source], options: Options, report: Report) -> Re
     """
     hashes = [_hashed(source) for source in sources]
     if sum(source.size() for source in sources) < CACHED_FROM:
-        writer = ColumnsWriter()
+        writer = TokenStoreWriter()
         facts = _Pass(sources, hashes, options, report).run(writer)
         return _reading(writer.finish(), facts, sources)
     named = [[*source.kind, hashed] for source, hashed in zip(sources, hashes, strict=True)]
@@ -98,7 +98,7 @@ def read_rows(sources: Sequence[Source], options: Options, report: Report) -> Re
 
 def _read_into_cache(key: str, run: _Pass) -> None:
     with cache.new_entry(key) as folder:
-        writer = ColumnsWriter(folder)
+        writer = TokenStoreWriter(folder)
         try:
             facts = run.run(writer)
         finally:
@@ -122,16 +122,16 @@ class _Pass:
         self._mapped = Mapped()
         self._altered = 0
         self._first_altered: list[int] | None = None
-        self._unwritten: Counter[str] = Counter()
+        self._ignored: Counter[str] = Counter()
         self._done = 0
 
-    def run(self, writer: ColumnsWriter) -> dict[str, Any]:
+    def run(self, writer: TokenStoreWriter) -> dict[str, Any]:
         """Write every row; return the facts about them as plain values."""
         for outcome in self._outcomes():
             self._note(outcome)
             if not self._problems.count:
                 writer.append(outcome.columns)
-            self._report(Progress(self._done, sum(self._sizes), sum(self._rows)))
+            self._report(ReadProgress(self._done, sum(self._sizes), sum(self._rows)))
             if self._problems.count > _MOST_PROBLEMS:
                 break
         self._refuse_problems()
@@ -143,7 +143,7 @@ class _Pass:
             "shadowed": sorted(self._mapped.shadowed),
             "altered": self._altered,
             "first_altered": self._first_altered,
-            "unwritten": dict(self._unwritten.most_common(FIELDS_NAMED)),
+            "unwritten": dict(self._ignored.most_common(FIELDS_NAMED)),
             "without_template": self._is_chat and not self._options.tokenizer.has_template,
             "dated": self._is_chat and self._options.tokenizer.template.writes_dates,
         }
@@ -158,7 +158,7 @@ class _Pass:
                 make = partial(self._options.encoder, encoder.format)
                 yield from encode_in_processes(make, blocks, self._processes(), self._has_problems)
 
-    def _blocks(self) -> Iterator[Block]:
+    def _blocks(self) -> Iterator[Chunk]:
         before = [0, *accumulate(self._sizes)]
         for number, source in enumerate(self._sources):
             yield from source.blocks(number, partial(self._set_done, before[number]))
@@ -185,7 +185,7 @@ class _Pass:
         self._unused |= outcome.unused
         self._mapped.join(outcome.mapped)
         self._altered += len(outcome.altered)
-        self._unwritten.update(outcome.unwritten)
+        self._ignored.update(outcome.unwritten)
         if outcome.altered and self._first_altered is None:
             self._first_altered = [outcome.file, outcome.altered[0]]
 
@@ -208,11 +208,11 @@ def _hashed(source: Source) -> str:
         raise DataError(f"{source.path} cannot be read: {error}.") from error
 
 
-def _reading(columns: Columns, facts: Mapping[str, Any], sources: Sequence[Source]) -> Reading:
+def _reading(columns: TokenStore, facts: Mapping[str, Any], sources: Sequence[Source]) -> Reading:
     bounds = np.array([0, *accumulate(rows for rows, _ in facts["files"])], np.int64)
-    places = Places(tuple(source.prefix for source in sources), bounds, columns.lines)
+    locations = RowLocations(tuple(source.prefix for source in sources), bounds, columns.lines)
     return Reading(
-        examples=Examples.of(columns, places),
+        examples=Examples.of(columns, locations),
         digests=columns.digests,
         files=tuple(
             FileRead(name=source.name, rows=rows, sha256=sha256)

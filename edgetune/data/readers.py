@@ -9,7 +9,7 @@ from functools import partial
 from io import BufferedReader
 from typing import Any
 
-from edgetune.data.blocks import Faults, ReadingError
+from edgetune.data.chunks import Faults, ReadingError
 from edgetune.data.json_array import read_array
 from edgetune.data.lines import LINE_LIMIT, read_lines
 from edgetune.data.parquet import read_parquet

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgetune.data.columns import Counts
+from edgetune.data.token_store import Counts
 
 _PERCENTILES = (
     ("shortest", 0),

@@ -16,12 +16,12 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from edgetune.data.content import Chat
-from edgetune.data.controls import any_of
+from edgetune.data.control_tokens import any_of
 from edgetune.data.masks import ChatMasker
 from edgetune.data.problems import RowError
-from edgetune.data.symbols import Part, Question, Slot, Trace, UntraceableError, answer, mark_of
+from edgetune.data.symbolic import Part, Question, Slot, Trace, UntraceableError, answer, mark_of
 from edgetune.data.template import FAULTS, ChatTemplate, Span
-from edgetune.data.tracing import TracedTemplate, Tracer
+from edgetune.data.trace import TracedTemplate, Tracer
 
 _MARK = re.compile("\ue000(\\d+)\ue001(?:\ue002(\\d+)\ue003)?|\ue002(\\d+)\ue003")
 _PATTERNS_A_STRUCTURE = 8
@@ -59,8 +59,8 @@ class Pattern:
             return None
         pieces = [part if isinstance(part, str) else part.value(contents) for part in self.parts]
         starts = list(accumulate(map(len, pieces), initial=0))
-        places = [starts[number] + offset for number, offset in self.bounds]
-        return "".join(pieces), list(zip(places[::2], places[1::2], strict=True))
+        locations = [starts[number] + offset for number, offset in self.bounds]
+        return "".join(pieces), list(zip(locations[::2], locations[1::2], strict=True))
 
 
 class ReplayingMasker:

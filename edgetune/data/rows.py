@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgetune.data.blocks import Block
-from edgetune.data.columns import Columns, columns_of
+from edgetune.data.chunks import Chunk
 from edgetune.data.encode import Encoder, Learned, LossOn, Marked
 from edgetune.data.fields import Mapped, renamed
 from edgetune.data.formats import Format, detect, format_named
 from edgetune.data.json_text import JsonReader, reason_of
 from edgetune.data.problems import RowError
+from edgetune.data.token_store import TokenStore, token_store_of
 from edgetune.data.tokenizer import Tokenizer
 
 FIELDS_NAMED = 20
@@ -37,7 +37,7 @@ class Outcome:
     """
 
     file: int
-    columns: Columns
+    columns: TokenStore
     format: str | None = None
     is_chat: bool = False
     problems: list[tuple[int | None, str]] = field(default_factory=list)
@@ -67,9 +67,9 @@ class BlockEncoder:
         """The name of the format, None before a row told it."""
         return self._format.name if self._format else None
 
-    def encode(self, block: Block, *, only_check: bool = False) -> Outcome:
+    def encode(self, block: Chunk, *, only_check: bool = False) -> Outcome:
         """Return the rows of a block as tokens, or, with ``only_check``, what is wrong alone."""
-        outcome = Outcome(block.file, columns_of([], []), problems=list(block.faults))
+        outcome = Outcome(block.file, token_store_of([], []), problems=list(block.faults))
         accepted = [
             (number, marked)
             for number, value in block.rows
@@ -124,7 +124,7 @@ class BlockEncoder:
                 lines.append(number)
             else:
                 outcome.problems.append((number, "No token of this row can be learned. Remove it."))
-        outcome.columns = columns_of(rows, lines)
+        outcome.columns = token_store_of(rows, lines)
 
 
 def _parsed(json_: JsonReader, text: str) -> object:

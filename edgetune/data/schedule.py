@@ -11,10 +11,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from edgetune.data.columns import Counts, Integers
 from edgetune.data.examples import ranges
+from edgetune.data.length_buckets import row_widths
 from edgetune.data.pack import pack
-from edgetune.data.shapes import row_widths
+from edgetune.data.token_store import Counts, Integers
 
 
 @dataclass(frozen=True, slots=True)

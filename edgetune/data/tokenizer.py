@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.data.encoded import Encoded, Ids, Locator
-from edgetune.data.structure import listed_ends, markup, sample_chats, turn_ends
+from edgetune.data.offsets import Encoded, Ids, Locator
 from edgetune.data.template import ChatTemplate, Message, default_template, own_template
+from edgetune.data.turn_tokens import listed_ends, markup, sample_chats, turn_ends
 from edgetune.errors import ModelError
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")

@@ -28,7 +28,7 @@ class ShownRow:
 
 
 def show_rows(
-    dataset: Dataset, tokenizer: Tokenizer, *, first: int = 0, places: Sequence[str] = ()
+    dataset: Dataset, tokenizer: Tokenizer, *, first: int = 0, locations: Sequence[str] = ()
 ) -> list[ShownRow]:
     """Return the ``first`` rows, and those at places such as ``12`` or ``chats.jsonl:12``.
 
@@ -37,7 +37,7 @@ def show_rows(
     Raises:
         UsageError: if there is no such row.
     """
-    rows = [*range(first), *(row for place in places for row in _rows_at(dataset, place))]
+    rows = [*range(first), *(row for place in locations for row in _rows_at(dataset, place))]
     return [shown for row in rows for shown in _shown(dataset, tokenizer, row)]
 
 
@@ -48,7 +48,7 @@ def _shown(dataset: Dataset, tokenizer: Tokenizer, row: int) -> Iterator[ShownRo
             pieces = view_row((tokens.tolist(), mask.tolist()), tokenizer)
             yield ShownRow(examples.place(index), side, pieces)
     if 0 <= row < dataset.receipt.rows_read:
-        place = dataset.train.places[row]
+        place = dataset.train.locations[row]
         for dropped in dataset.receipt.dropped:
             if dropped.place == place:
                 yield ShownRow(place, "dropped", [], dropped.because)
@@ -56,12 +56,12 @@ def _shown(dataset: Dataset, tokenizer: Tokenizer, row: int) -> Iterator[ShownRo
 
 def _rows_at(dataset: Dataset, place: str) -> list[int]:
     """Return the rows at a place: the line alone names it in every file."""
-    places = dataset.train.places
+    locations = dataset.train.locations
     number = place.replace(":", " ").split(" ")[-1]
     if not number.isdecimal():
         raise UsageError(f"--show takes lines such as 12 or chats.jsonl:12; found {place}.")
-    rows = np.flatnonzero(places.lines == int(number)).tolist()
-    found = [row for row in rows if place in (number, places[row])]
+    rows = np.flatnonzero(locations.lines == int(number)).tolist()
+    found = [row for row in rows if place in (number, locations[row])]
     if not found:
         raise UsageError(f"There is no row at {place}.")
     return found

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
-from edgetune.data.blocks import Block
+from edgetune.data.chunks import Chunk
 from edgetune.data.rows import BlockEncoder, Outcome
 from edgetune.errors import DataError
 
@@ -36,7 +36,7 @@ def usable_cores() -> int:
 
 def encode_in_processes(
     make: Callable[[], BlockEncoder],
-    blocks: Iterable[Block],
+    blocks: Iterable[Chunk],
     processes: int,
     only_check: Callable[[], bool],
 ) -> Iterator[Outcome]:
@@ -79,7 +79,7 @@ def _is_ready() -> bool:
     return _encoder is not None
 
 
-def _encode(block: Block, only_check: bool) -> Outcome:
+def _encode(block: Chunk, only_check: bool) -> Outcome:
     assert _encoder is not None
     return _encoder.encode(block, only_check=only_check)
 

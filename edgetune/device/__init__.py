@@ -10,7 +10,7 @@ False
 from __future__ import annotations
 
 from edgetune.device.base import Device, Reading
+from edgetune.device.pressure import read_pressure
 from edgetune.device.read import list_devices, read_device, read_machine
-from edgetune.device.strain import read_strain
 
-__all__ = ["Device", "Reading", "list_devices", "read_device", "read_machine", "read_strain"]
+__all__ = ["Device", "Reading", "list_devices", "read_device", "read_machine", "read_pressure"]

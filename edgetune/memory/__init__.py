@@ -6,8 +6,8 @@ of the loss, :mod:`~edgetune.memory.weights` what is stored, :mod:`~edgetune.mem
 :mod:`~edgetune.memory.model` put them together for each phase of a run.
 """
 
+from edgetune.memory.batch_shape import Platform
 from edgetune.memory.estimate import MemoryEstimate, Parts, Phases
 from edgetune.memory.model import MemoryModel, estimate
-from edgetune.memory.rows import Platform
 
 __all__ = ["MemoryEstimate", "MemoryModel", "Parts", "Phases", "Platform", "estimate"]

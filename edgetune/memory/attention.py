@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.ledger import Ledger
-from edgetune.memory.rows import Rows
 from edgetune.shape import Attention, ModelShape
-from edgetune.storage import WIDE
+from edgetune.storage import FLOAT32_BYTES
 
 QUERY_CHUNK = 256
 """Queries whose scores are held at once where attention is not fused."""
@@ -39,7 +39,7 @@ class Heads:
             rule=rule,
         )
 
-    def fused(self, rows: Rows) -> bool:
+    def fused(self, rows: BatchShape) -> bool:
         """Tell whether one kernel does it."""
         window = self.rule.window
         return (
@@ -55,43 +55,43 @@ class Heads:
         return self.queries + 2 * self.keys
 
 
-def attend_forward(ledger: Ledger, heads: Heads, rows: Rows) -> int:
+def attend_forward(ledger: Ledger, heads: Heads, rows: BatchShape) -> int:
     """Attend; return the bytes that stay beside the output: a float32 a query if fused."""
-    out = ledger.take(rows.numbers(heads.queries))
+    out = ledger.alloc(rows.activation_bytes(heads.queries))
     if rows.mlx:
-        ledger.passing(_piece(heads, rows, copies=1))
-        ledger.passing(out)  # the pieces, and the whole that they become
+        ledger.transient(_piece(heads, rows, copies=1))
+        ledger.transient(out)  # the pieces, and the whole that they become
         return 0
     if not heads.fused(rows):
-        ledger.passing(_chunk(heads, rows, copies=3))
-        ledger.passing(out)
+        ledger.transient(_chunk(heads, rows, copies=3))
+        ledger.transient(out)
         return 0
-    sums = ledger.take(WIDE * rows.tokens * heads.count)
+    sums = ledger.alloc(FLOAT32_BYTES * rows.tokens * heads.count)
     part = heads.queries * rows.tokens * rows.product
-    wide = heads.all * rows.tokens * rows.product if rows.widened else 0
-    ledger.passing(part, wide)
+    wide = heads.all * rows.tokens * rows.product if rows.upcast else 0
+    ledger.transient(part, wide)
     return sums
 
 
-def attend_backward(ledger: Ledger, heads: Heads, rows: Rows) -> int:
+def attend_backward(ledger: Ledger, heads: Heads, rows: BatchShape) -> int:
     """Go back; return the bytes of the gradients of queries, keys and values, which stay."""
     if rows.mlx:
-        grads = ledger.take(2 * rows.numbers(heads.keys))
-        ledger.passing(_piece(heads, rows, copies=3))
-        grads += ledger.take(rows.numbers(heads.queries))
-        ledger.passing(rows.numbers(heads.queries))
+        grads = ledger.alloc(2 * rows.activation_bytes(heads.keys))
+        ledger.transient(_piece(heads, rows, copies=3))
+        grads += ledger.alloc(rows.activation_bytes(heads.queries))
+        ledger.transient(rows.activation_bytes(heads.queries))
         return grads
-    grads = ledger.take(rows.numbers(heads.all))
+    grads = ledger.alloc(rows.activation_bytes(heads.all))
     if not heads.fused(rows):
-        ledger.passing(_chunk(heads, rows, copies=6), rows.numbers(heads.all))
+        ledger.transient(_chunk(heads, rows, copies=6), rows.activation_bytes(heads.all))
         return grads
     parts = heads.all * rows.tokens * rows.product
-    wide = (heads.all + 2 * heads.queries) * rows.tokens * rows.product if rows.widened else 0
-    ledger.passing(parts, wide)
+    wide = (heads.all + 2 * heads.queries) * rows.tokens * rows.product if rows.upcast else 0
+    ledger.transient(parts, wide)
     return grads
 
 
-def _piece(heads: Heads, rows: Rows, copies: int) -> int:
+def _piece(heads: Heads, rows: BatchShape, copies: int) -> int:
     """Return the bytes of MLX's largest piece: copies of its scores, its mask, its queries.
 
     Scores that are capped are made by plain operations, in float32.
@@ -103,7 +103,7 @@ def _piece(heads: Heads, rows: Rows, copies: int) -> int:
         queries = min(QUERY_CHUNK, end - (end - 1) // QUERY_CHUNK * QUERY_CHUNK)
         keys = min(end, window + queries)
         capped = heads.rule.softcap is not None
-        score = 2 * copies * WIDE if capped else copies * rows.width
+        score = 2 * copies * FLOAT32_BYTES if capped else copies * rows.width
         seen = rows.batch * queries * keys
         scores = seen * heads.count * score
         masked = seen if rows.documents > 1 else queries * keys
@@ -114,11 +114,11 @@ def _piece(heads: Heads, rows: Rows, copies: int) -> int:
     return max(held)
 
 
-def _chunk(heads: Heads, rows: Rows, copies: int) -> int:
+def _chunk(heads: Heads, rows: BatchShape, copies: int) -> int:
     """Return the bytes of a chunk's scores, some copies of them, and of the keys it sees."""
     queries = min(QUERY_CHUNK, rows.context)
     window = rows.context if heads.rule.window is None else heads.rule.window + queries
     keys = min(window, rows.context)
-    scores = rows.batch * heads.count * queries * keys * WIDE
+    scores = rows.batch * heads.count * queries * keys * FLOAT32_BYTES
     spread = 2 * rows.batch * keys * heads.queries * rows.product
     return copies * scores + spread

@@ -7,7 +7,7 @@ from edgetune.memory.attention import Heads
 from edgetune.memory.block import ATTEND, FIRST_HALF, GATES, READING, Block
 from edgetune.memory.forward import Saved
 from edgetune.memory.ledger import Ledger
-from edgetune.methods.base import Half
+from edgetune.methods.base import Sublayer
 
 
 class Backward:
@@ -16,7 +16,7 @@ class Backward:
     def __init__(self, block: Block, ledger: Ledger, saved: Saved) -> None:
         self.block, self.ledger, self.saved = block, ledger, saved
         self.rows, self.shape = block.rows, block.shape
-        self.hidden = block.rows.numbers(block.shape.hidden_size)
+        self.hidden = block.rows.activation_bytes(block.shape.hidden_size)
         self.mlp_peak = 0
         """Of the way through the MLP; the ledger's is that of the way from there on."""
 
@@ -27,8 +27,8 @@ class Backward:
         if not self.block.reached(*FIRST_HALF):
             return
         grad = self._norm("mlp_input", grad, saved.middle_norm)
-        ledger.passing(self.hidden)
-        ledger.drop(saved.middle)
+        ledger.transient(self.hidden)
+        ledger.free(saved.middle)
         residual = grad
         grad = self._adapted("attention")
         grad = self._norm("attention_output", grad, saved.output_norm)
@@ -36,24 +36,24 @@ class Backward:
         grad = made
         if self.block.goes_on:
             grad = self._norm("attention_input", made, saved.entry_norm)
-        ledger.drop(grad + residual)
+        ledger.free(grad + residual)
 
     def _mlp(self) -> int:
         ledger, saved, rows, block = self.ledger, self.saved, self.rows, self.block
         beside = self._adapted("mlp")
-        entry = 0 if block.traces.beside else beside
+        entry = 0 if block.footprint.beside else beside
         beside -= entry
         entry = self._norm("mlp_output", entry, saved.last_norm)
         active = self._project("down")
-        ledger.drop(entry + saved.active)
+        ledger.free(entry + saved.active)
         fused = block.linear("gate_up") is not None
         gated = fused or block.linear("gate") is not None
         if not block.reached(*block.before_mlp, GATES):
-            ledger.drop(active + saved.gates + beside)
+            ledger.free(active + saved.gates + beside)
             return 0
         if rows.mlx:
             down = block.linear("down")
-            ledger.passing(
+            ledger.transient(
                 pointwise.activation_backward(
                     self.shape.activation, rows, self.shape.ffn_size, gated=gated, fused=fused
                 ),
@@ -62,32 +62,32 @@ class Backward:
         if gated:
             grads = pointwise.gated_backward(ledger, rows, self.shape.ffn_size)
         else:
-            grads = ledger.take(rows.numbers(self.shape.ffn_size))
-        ledger.drop(active + saved.gates)
+            grads = ledger.alloc(rows.activation_bytes(self.shape.ffn_size))
+        ledger.free(active + saved.gates)
         if fused:
-            ledger.passing(grads)
+            ledger.transient(grads)
             out = self._project("gate_up")
-            ledger.drop(grads + beside)
+            ledger.free(grads + beside)
         else:
             out = self._project("up")
-            ledger.drop(beside)  # both gradients become one
+            ledger.free(beside)  # both gradients become one
             if gated:
-                ledger.drop(grads // 2)
+                ledger.free(grads // 2)
                 again = self._project("gate")
-                ledger.drop(again + grads // 2)
+                ledger.free(again + grads // 2)
             else:
-                ledger.drop(grads)
-        ledger.drop(saved.mlp_reading)
+                ledger.free(grads)
+        ledger.free(saved.mlp_reading)
         return out
 
-    def _adapted(self, half: Half) -> int:
+    def _adapted(self, which: Sublayer) -> int:
         """Return the bytes of the gradient before a bottleneck, 0 where there is none."""
-        traces = self.block.traces
-        if half not in traces.halves:
+        footprint = self.block.footprint
+        if which not in footprint.sublayers:
             return 0
         hidden = self.shape.hidden_size
-        entry = additions.bottleneck_backward(self.ledger, self.rows, hidden, traces.width)
-        self.ledger.drop(self.saved.adapters[half])
+        entry = additions.bottleneck_backward(self.ledger, self.rows, hidden, footprint.width)
+        self.ledger.free(self.saved.adapters[which])
         return entry
 
     def _attention(self, grad: int) -> int:
@@ -95,74 +95,74 @@ class Backward:
         ledger, saved, rows = self.ledger, self.saved, self.rows
         heads = Heads.of(self.shape, self.block.rule)
         out = self._project("o")
-        ledger.drop(grad)
+        ledger.free(grad)
         if rows.mlx:  # whose attention goes back without its output
-            done = min(saved.attended, rows.numbers(heads.queries))
+            done = min(saved.attended, rows.activation_bytes(heads.queries))
             saved.attended -= done
-            ledger.drop(done)
-        prefix, prompt = self.block.traces.prefix, self.block.traces.prompt
+            ledger.free(done)
+        prefix, prompt = self.block.footprint.prefix, self.block.footprint.prompt
         if not self.block.reached(READING, ATTEND):
             return 0
         turned = 0
         if prompt:
             turned = additions.prompt_backward(ledger, rows, heads.queries, heads.count, prompt)
-            ledger.drop(saved.prompt)
+            ledger.free(saved.prompt)
         if not self.block.reached(READING) and not prefix:
-            ledger.drop(out + turned)
+            ledger.free(out + turned)
             return 0
         if prefix:
             rows = additions.preceded(rows, prefix)
-            ledger.take(rows.numbers(heads.queries))
-            ledger.drop(out)
-            out = rows.numbers(heads.queries)
+            ledger.alloc(rows.activation_bytes(heads.queries))
+            ledger.free(out)
+            out = rows.activation_bytes(heads.queries)
         grads = attention.attend_backward(ledger, heads, rows)
-        ledger.drop(out + saved.attended + turned)
+        ledger.free(out + saved.attended + turned)
         if not self.block.reached(READING):
-            ledger.drop(grads)
+            ledger.free(grads)
             return 0
         rotary = self.block.rule.rotary
         if rotary is not None:
             for columns in (heads.keys, heads.queries):
                 turned = columns // self.shape.head_dim * rotary.dimensions
-                ledger.drop(pointwise.rotate_backward(ledger, rows, turned, columns))
+                ledger.free(pointwise.rotate_backward(ledger, rows, turned, columns))
         for role, columns in (("k", heads.keys), ("q", heads.queries)):
             norm = self.shape.norm_by_role.get(role)
             if norm is not None:
-                ledger.drop(
+                ledger.free(
                     pointwise.norm_backward(ledger, self.shape.norm, norm.size, rows, columns)
                 )
-        ledger.drop(saved.heads_norm)
+        ledger.free(saved.heads_norm)
         if "qkv" in self.shape.linear_by_role:
-            ledger.passing(grads)
+            ledger.transient(grads)
             made = self._project("qkv")
-            ledger.drop(grads)
+            ledger.free(grads)
         else:
             made = self._project("v")
-            ledger.drop(rows.numbers(heads.keys))
-            ledger.drop(self._project("k") + rows.numbers(heads.keys))
-            ledger.drop(self._project("q") + rows.numbers(heads.queries))
-        ledger.drop(saved.reading)
+            ledger.free(rows.activation_bytes(heads.keys))
+            ledger.free(self._project("k") + rows.activation_bytes(heads.keys))
+            ledger.free(self._project("q") + rows.activation_bytes(heads.queries))
+        ledger.free(saved.reading)
         return made
 
     def _project(self, role: str) -> int:
         product = self.block.linear(role)
         if product is None:
             return 0
-        traces, scaled = self.block.traces, 0
+        footprint, scaled = self.block.footprint, 0
         needed = self.block.reached(*self.block.before(role))
-        if role in traces.outputs:
+        if role in footprint.outputs:
             scaled = additions.scale_backward(self.ledger, self.rows, product.outputs)
-            self.ledger.drop(self.saved.scaled[role])
+            self.ledger.free(self.saved.scaled[role])
             if role not in ("o", "down"):  # whose output's gradient is the residual's too
-                self.ledger.drop(scaled)  # the caller lets go of the gradient it replaces
+                self.ledger.free(scaled)  # the caller lets go of the gradient it replaces
                 scaled = 0
         entry = products.backward(
-            self.ledger, product, self.rows, needed=needed or role in traces.inputs
+            self.ledger, product, self.rows, needed=needed or role in footprint.inputs
         )
-        self.ledger.drop(self.saved.low.get(role, 0) + scaled)
-        if role in traces.inputs:
+        self.ledger.free(self.saved.low.get(role, 0) + scaled)
+        if role in footprint.inputs:
             made = additions.scale_backward(self.ledger, self.rows, product.inputs, needed=needed)
-            self.ledger.drop(entry)
+            self.ledger.free(entry)
             entry = made
         return entry
 
@@ -174,5 +174,5 @@ class Backward:
         made = pointwise.norm_backward(
             self.ledger, self.shape.norm, norm.size, self.rows, norm.size
         )
-        self.ledger.drop(grad + saved)
+        self.ledger.free(grad + saved)
         return made

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.products import Product
-from edgetune.memory.rows import Rows
-from edgetune.methods.base import Ranks, Traces
+from edgetune.methods.base import Footprint, Ranks
 from edgetune.shape import Attention, Linear, ModelShape
 
 READING: frozenset[str] = frozenset({"q", "k", "v", "qkv"})
@@ -27,8 +27,8 @@ class Block:
     shape: ModelShape
     rule: Attention
     ranks: Ranks
-    traces: Traces
-    rows: Rows
+    footprint: Footprint
+    rows: BatchShape
     quantized: bool
     goes_on: bool
     """Whether the gradient of the block's input is wanted: not in the first adapted block."""
@@ -36,7 +36,7 @@ class Block:
     def product(self, linear: Linear) -> Product:
         """Return a projection with its update's rank."""
         rank = dict(self.ranks).get(linear.role, 0)
-        trained = linear.role in self.traces.matrices
+        trained = linear.role in self.footprint.matrices
         return Product(
             inputs=linear.inputs,
             outputs=linear.outputs,
@@ -57,8 +57,10 @@ class Block:
     @property
     def adapted(self) -> frozenset[str]:
         """Roles of the projections whose gradient reads their input."""
-        besides = frozenset(role for role, _ in self.ranks) | self.traces.matrices
-        return besides | (GATES if self.traces.halves and self.traces.beside else frozenset())
+        besides = frozenset(role for role, _ in self.ranks) | self.footprint.matrices
+        return besides | (
+            GATES if self.footprint.sublayers and self.footprint.beside else frozenset()
+        )
 
     @property
     def before_mlp(self) -> tuple[frozenset[str], ...]:
@@ -83,5 +85,5 @@ class Block:
 
     def reached(self, *parts: frozenset[str]) -> bool:
         """Tell whether gradients are wanted behind these places of the block."""
-        trained = frozenset(role for role, _ in self.ranks) | self.traces.places
+        trained = frozenset(role for role, _ in self.ranks) | self.footprint.places
         return self.goes_on or any(trained & part for part in parts)

@@ -12,8 +12,8 @@ from edgetune.memory import additions, attention, pointwise, products
 from edgetune.memory.attention import Heads
 from edgetune.memory.block import DOWN, FIRST_HALF, GATES, OUTPUT, READING, Block
 from edgetune.memory.ledger import Ledger
-from edgetune.methods.base import Half
-from edgetune.storage import WIDE
+from edgetune.methods.base import Sublayer
+from edgetune.storage import FLOAT32_BYTES
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class Saved:
     gates: int = 0
     active: int = 0
     last_norm: int = 0
-    exit: int = 0
+    output: int = 0
 
 
 class Forward:
@@ -44,19 +44,19 @@ class Forward:
     def __init__(self, block: Block, ledger: Ledger, *, grad: bool, training: bool = True) -> None:
         self.block, self.ledger, self.grad, self.training = block, ledger, grad, training
         self.rows, self.shape = block.rows, block.shape
-        self.hidden = block.rows.numbers(block.shape.hidden_size)
+        self.hidden = block.rows.activation_bytes(block.shape.hidden_size)
         self.saved = Saved()
 
     def run(self) -> Saved:
         attended = self._attention()
-        middle = self.ledger.take(self.hidden)
+        middle = self.ledger.alloc(self.hidden)
         out = self._mlp()
-        self.saved.exit = self.ledger.take(self.hidden)
-        self.ledger.drop(attended + out)
+        self.saved.output = self.ledger.alloc(self.hidden)
+        self.ledger.free(attended + out)
         if self.grad and self._middle_is_saved():
             self.saved.middle = middle
         else:
-            self.ledger.drop(middle)
+            self.ledger.free(middle)
         return self.saved
 
     def _middle_is_saved(self) -> bool:
@@ -65,7 +65,7 @@ class Forward:
             return False
         if "mlp_input" not in self.shape.norm_by_role:
             return self.block.saves_input(GATES)
-        copied = self.shape.norm.kind == "layer" and self.rows.width != WIDE
+        copied = self.shape.norm.kind == "layer" and self.rows.width != FLOAT32_BYTES
         return not copied and self.block.reached(*self.block.before_mlp)
 
     def _attention(self) -> int:
@@ -74,25 +74,27 @@ class Forward:
         reading = self._norm("attention_input", "entry_norm")
         original, lent = self._projected()
         heads = Heads.of(self.shape, block.rule)
-        turned = self._rotated(heads)
-        ledger.drop(lent)
-        made = original - lent + turned
-        prefix, prompt = block.traces.prefix, block.traces.prompt
+        rotated = self._rotated(heads)
+        ledger.free(lent)
+        made = original - lent + rotated
+        prefix, prompt = block.footprint.prefix, block.footprint.prompt
         if prefix:
-            ledger.passing(prefix * heads.queries * rows.width)
+            ledger.transient(prefix * heads.queries * rows.width)
             before, rows = made, additions.preceded(rows, prefix)
-            made = ledger.take(rows.numbers(heads.all) + additions.prefix_bytes(heads.keys, prefix))
+            made = ledger.alloc(
+                rows.activation_bytes(heads.all) + additions.prefix_bytes(heads.keys, prefix)
+            )
         sums = attention.attend_forward(ledger, heads, rows)
-        out = rows.numbers(heads.queries)
+        out = rows.activation_bytes(heads.queries)
         if prefix:
-            ledger.drop(before)
+            ledger.free(before)
         added = 0
         if prompt:
             added = additions.prompt_forward(
                 ledger, rows, heads.queries, heads.count, prompt, grad=self.grad
             )
             if not self.grad:
-                ledger.drop(out)
+                ledger.free(out)
                 out = 0
         result = self._project("o")
         if "attention_output" in self.shape.norm_by_role:
@@ -100,23 +102,23 @@ class Forward:
             if self.grad and block.reached(*FIRST_HALF):
                 saved.output_norm += before
             else:
-                ledger.drop(before)
+                ledger.free(before)
         result = self._adapted("attention", result)
         keep = made + sums + out
         saved.prompt = added
         if prompt:
-            ledger.drop(rows.numbers(heads.queries))  # the sum
+            ledger.free(rows.activation_bytes(heads.queries))  # the sum
         if self.grad and (block.reached(READING) or prefix):
             saved.attended = keep
         elif self.grad and block.saves_input(OUTPUT):
             saved.attended = out
-            ledger.drop(keep - out)
+            ledger.free(keep - out)
         else:
-            ledger.drop(keep)
+            ledger.free(keep)
         if self.grad and block.saves_input(READING):
             saved.reading = reading
         else:
-            ledger.drop(reading)
+            ledger.free(reading)
         return result
 
     def _projected(self) -> tuple[int, int]:
@@ -128,22 +130,24 @@ class Forward:
         if "qkv" in made:
             if not shape.interleaved_qkv:
                 return made["qkv"], 0
-            apart = ledger.take(rows.numbers(heads.all))
-            ledger.drop(made["qkv"])
+            apart = ledger.alloc(rows.activation_bytes(heads.all))
+            ledger.free(made["qkv"])
             made = {
-                "q": rows.numbers(heads.queries),
-                "k": rows.numbers(heads.keys),
-                "v": apart - rows.numbers(heads.queries) - rows.numbers(heads.keys),
+                "q": rows.activation_bytes(heads.queries),
+                "k": rows.activation_bytes(heads.keys),
+                "v": apart
+                - rows.activation_bytes(heads.queries)
+                - rows.activation_bytes(heads.keys),
             }
         normed = [role for role in ("q", "k") if role in shape.norm_by_role]
         for role in normed:
             size = shape.norm_by_role[role].size
             columns = heads.queries if role == "q" else heads.keys
-            gain = pointwise.norm_forward(ledger, shape.norm, size, rows, columns)
+            weight_bytes = pointwise.norm_forward(ledger, shape.norm, size, rows, columns)
             if self.grad and self.block.reached(frozenset({role, "qkv"})):
-                self.saved.heads_norm += gain + made[role]
+                self.saved.heads_norm += weight_bytes + made[role]
             else:
-                ledger.drop(gain + made[role])
+                ledger.free(weight_bytes + made[role])
         total = sum(made.values())
         if self.block.rule.rotary is None:
             return total, 0
@@ -155,9 +159,9 @@ class Forward:
         if rotary is None:
             return 0
         for columns in (heads.queries, heads.keys):
-            turned = columns // size * rotary.dimensions
-            pointwise.rotate_forward(self.ledger, self.rows, turned, columns)
-        return self.rows.numbers(heads.queries + heads.keys)
+            rotated = columns // size * rotary.dimensions
+            pointwise.rotate_forward(self.ledger, self.rows, rotated, columns)
+        return self.rows.activation_bytes(heads.queries + heads.keys)
 
     def _mlp(self) -> int:
         """Return the bytes of the output."""
@@ -169,45 +173,45 @@ class Forward:
             gates = self._project("gate_up")
         else:
             gates = (self._project("gate") if gated else 0) + self._project("up")
-        active = ledger.take(rows.numbers(self.shape.ffn_size))
-        scaled = "down" in block.traces.inputs
+        active = ledger.alloc(rows.activation_bytes(self.shape.ffn_size))
+        scaled = "down" in block.footprint.inputs
         kept = self.grad and block.reached(*block.before_mlp, GATES)
         if not kept:
             late = gates // 2 if gated and fused is None else (gates if gated else 0)
-            ledger.drop(gates - late)
+            ledger.free(gates - late)
         result = self._project("down")
         if kept:
             saved.gates = gates
         else:
-            ledger.drop(late)
+            ledger.free(late)
         if self.grad and (block.saves_input(DOWN) or scaled):
             saved.active = active
         else:
-            ledger.drop(active)
+            ledger.free(active)
         if "mlp_output" in self.shape.norm_by_role:
             before, result = result, self._norm("mlp_output", "last_norm")
             if self.grad:
                 saved.last_norm += before
             else:
-                ledger.drop(before)
+                ledger.free(before)
         result = self._adapted("mlp", result)
         if self.grad and block.saves_input(GATES):
             saved.mlp_reading = reading
         else:
-            ledger.drop(reading)
+            ledger.free(reading)
         return result
 
-    def _adapted(self, half: Half, out: int) -> int:
+    def _adapted(self, which: Sublayer, out: int) -> int:
         """Return the bytes of a half's output with that of its bottleneck."""
-        traces = self.block.traces
-        if half not in traces.halves:
+        footprint = self.block.footprint
+        if which not in footprint.sublayers:
             return out
         hidden = self.shape.hidden_size
-        kept = additions.bottleneck_forward(self.ledger, self.rows, hidden, traces.width)
-        read = 0 if traces.beside else out
+        kept = additions.bottleneck_forward(self.ledger, self.rows, hidden, footprint.width)
+        read = 0 if footprint.beside else out
         if self.grad:
-            self.saved.adapters[half] = kept + read
-        self.ledger.drop(out - read if self.grad else kept + out)
+            self.saved.adapters[which] = kept + read
+        self.ledger.free(out - read if self.grad else kept + out)
         return out
 
     def _project(self, role: str) -> int:
@@ -215,24 +219,24 @@ class Forward:
         product = self.block.linear(role)
         if product is None:
             return 0
-        traces, scaled = self.block.traces, 0
-        if role in traces.inputs:
-            scaled = self.ledger.take(self.rows.numbers(product.inputs))
+        footprint, scaled = self.block.footprint, 0
+        if role in footprint.inputs:
+            scaled = self.ledger.alloc(self.rows.activation_bytes(product.inputs))
         low = products.forward(self.ledger, product, self.rows, training=self.training)
-        self.ledger.drop(scaled)
-        out = self.rows.numbers(product.outputs)
-        if role in traces.biases:
-            self.ledger.passing(out, product.outputs * self.rows.width)
-        if role in traces.outputs:
-            self.ledger.take(out)
+        self.ledger.free(scaled)
+        out = self.rows.activation_bytes(product.outputs)
+        if role in footprint.biases:
+            self.ledger.transient(out, product.outputs * self.rows.width)
+        if role in footprint.outputs:
+            self.ledger.alloc(out)
             if self.grad:
                 self.saved.scaled[role] = out
             else:
-                self.ledger.drop(out)
+                self.ledger.free(out)
         if self.grad:
             self.saved.low[role] = low
         else:
-            self.ledger.drop(low)
+            self.ledger.free(low)
         return out
 
     def _norm(self, role: str, slot: str) -> int:
@@ -240,9 +244,11 @@ class Forward:
         norm = self.shape.norm_by_role.get(role)
         if norm is None:
             return 0
-        gain = pointwise.norm_forward(self.ledger, self.shape.norm, norm.size, self.rows, norm.size)
+        weight_bytes = pointwise.norm_forward(
+            self.ledger, self.shape.norm, norm.size, self.rows, norm.size
+        )
         if self.grad and self.block.reached(*self.block.before(role)):
-            setattr(self.saved, slot, gain)
+            setattr(self.saved, slot, weight_bytes)
         else:
-            self.ledger.drop(gain)
-        return self.rows.numbers(norm.size)
+            self.ledger.free(weight_bytes)
+        return self.rows.activation_bytes(norm.size)

@@ -28,8 +28,8 @@ def rows_at_once(
     """
     parts, phases = memory.parts, memory.phases
     trained = parts.adapter + parts.gradients + parts.optimizer
-    passing = phases.evaluate - parts.weights - trained - parts.runtime
-    room = memory.peak_bytes - parts.weights - parts.adapter - parts.runtime - passing
+    transient = phases.evaluate - parts.weights - trained - parts.runtime
+    room = memory.peak_bytes - parts.weights - parts.adapter - parts.runtime - transient
     cached = room // cache_bytes(shape, choice, prompt + answer)
     passed = choice.micro_batch * choice.context // prompt
     return max(1, min(cached, passed, MOST_ROWS))

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from math import ceil
 
+from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.ledger import Ledger
 from edgetune.memory.pointwise import norm_backward, norm_forward
-from edgetune.memory.rows import Rows
 from edgetune.memory.scratch import HEAD_SLICE
 from edgetune.shape import ModelShape
-from edgetune.storage import WIDE
+from edgetune.storage import FLOAT32_BYTES
 
 CARD_SLICE = 4096
 INDEX = 8
@@ -20,60 +20,60 @@ INDEX = 8
 
 
 def loss_bytes(
-    shape: ModelShape, rows: Rows, chunk: int, head: str, *, quantized: bool = False
+    shape: ModelShape, rows: BatchShape, chunk: int, head: str, *, quantized: bool = False
 ) -> int:
     """Return the peak of the loss with its gradient, over the last block's output."""
-    ledger, hidden = Ledger(), rows.numbers(shape.hidden_size)
-    ledger.take(rows.tokens * (INDEX + 4))
-    ledger.take(hidden)  # the selected states
-    gain = norm_forward(ledger, shape.norm, shape.hidden_size, rows, shape.hidden_size)
-    ledger.take(hidden)  # the gradient behind the norm
-    ledger.passing(_chunk(shape, rows, chunk, head, quantized=quantized, gradient=True))
-    ledger.passing(hidden, 0)
-    ledger.drop(norm_backward(ledger, shape.norm, shape.hidden_size, rows, shape.hidden_size))
-    ledger.drop(hidden + gain)
-    ledger.passing(2 * hidden)
+    ledger, hidden = Ledger(), rows.activation_bytes(shape.hidden_size)
+    ledger.alloc(rows.tokens * (INDEX + 4))
+    ledger.alloc(hidden)  # the selected states
+    weight_bytes = norm_forward(ledger, shape.norm, shape.hidden_size, rows, shape.hidden_size)
+    ledger.alloc(hidden)  # the gradient behind the norm
+    ledger.transient(_chunk(shape, rows, chunk, head, quantized=quantized, gradient=True))
+    ledger.transient(hidden, 0)
+    ledger.free(norm_backward(ledger, shape.norm, shape.hidden_size, rows, shape.hidden_size))
+    ledger.free(hidden + weight_bytes)
+    ledger.transient(2 * hidden)
     return ledger.peak
 
 
 def evaluation_bytes(
-    shape: ModelShape, rows: Rows, chunk: int, head: str, *, quantized: bool = False
+    shape: ModelShape, rows: BatchShape, chunk: int, head: str, *, quantized: bool = False
 ) -> int:
     """Return the peak of the loss without its gradient."""
-    ledger, hidden = Ledger(), rows.numbers(shape.hidden_size)
-    ledger.take(rows.tokens * (INDEX + 4) + hidden)
-    gain = norm_forward(ledger, shape.norm, shape.hidden_size, rows, shape.hidden_size)
-    ledger.drop(hidden + gain)
-    ledger.passing(_chunk(shape, rows, chunk, head, quantized=quantized, gradient=False))
+    ledger, hidden = Ledger(), rows.activation_bytes(shape.hidden_size)
+    ledger.alloc(rows.tokens * (INDEX + 4) + hidden)
+    weight_bytes = norm_forward(ledger, shape.norm, shape.hidden_size, rows, shape.hidden_size)
+    ledger.free(hidden + weight_bytes)
+    ledger.transient(_chunk(shape, rows, chunk, head, quantized=quantized, gradient=False))
     return ledger.peak
 
 
 def _chunk(
-    shape: ModelShape, rows: Rows, chunk: int, head: str, *, quantized: bool, gradient: bool
+    shape: ModelShape, rows: BatchShape, chunk: int, head: str, *, quantized: bool, gradient: bool
 ) -> int:
     """Return the peak of one chunk: its tiles of logits, and copies of one of them."""
     tokens = min(chunk, rows.tokens)
     if rows.mlx:
         return _whole_chunk(shape, rows, tokens, quantized=quantized, gradient=gradient)
     height = min(HEAD_SLICE if rows.keeps_scratch else CARD_SLICE, shape.vocabulary)
-    tile = WIDE * tokens * height
-    kept = WIDE * tokens * shape.vocabulary if gradient and head != "disk" else tile
-    wide = tokens * shape.hidden_size * rows.product if rows.widened else 0
-    narrow = 0 if rows.product == WIDE else tokens * height * rows.product
-    statistics = 10 * WIDE * tokens + _slices(shape, rows, height, head)
+    tile = FLOAT32_BYTES * tokens * height
+    kept = FLOAT32_BYTES * tokens * shape.vocabulary if gradient and head != "disk" else tile
+    wide = tokens * shape.hidden_size * rows.product if rows.upcast else 0
+    narrow = 0 if rows.product == FLOAT32_BYTES else tokens * height * rows.product
+    statistics = 10 * FLOAT32_BYTES * tokens + _slices(shape, rows, height, head)
     going = kept + max(tile, narrow)
     again = 0
     if head == "disk":  # the last tile of the way forward, and the one before the one that comes
         last = shape.vocabulary % height or height
-        again = WIDE * tokens * last + (tile if shape.vocabulary > height else 0)
-    summand = 0 if rows.product == WIDE else tokens * shape.hidden_size * rows.product
-    back = WIDE * tokens * shape.hidden_size + kept + again + narrow + summand
+        again = FLOAT32_BYTES * tokens * last + (tile if shape.vocabulary > height else 0)
+    summand = 0 if rows.product == FLOAT32_BYTES else tokens * shape.hidden_size * rows.product
+    back = FLOAT32_BYTES * tokens * shape.hidden_size + kept + again + narrow + summand
     if gradient and shape.logit_softcap is not None:
         back += 3 * tile
     return wide + statistics + max(going, back if gradient else 0)
 
 
-def _slices(shape: ModelShape, rows: Rows, height: int, head: str) -> int:
+def _slices(shape: ModelShape, rows: BatchShape, height: int, head: str) -> int:
     """Return the bytes of slices of the head that are not there anyway, on a card.
 
     One is in use while the next is made; one that is read and cast is there twice.
@@ -86,18 +86,18 @@ def _slices(shape: ModelShape, rows: Rows, height: int, head: str) -> int:
 
 
 def _whole_chunk(
-    shape: ModelShape, rows: Rows, tokens: int, *, quantized: bool, gradient: bool
+    shape: ModelShape, rows: BatchShape, tokens: int, *, quantized: bool, gradient: bool
 ) -> int:
     """Return the peak of one chunk where MLX holds all of its logits, and unpacks the head."""
     logits, size = tokens * shape.vocabulary, shape.vocabulary * shape.hidden_size
     unpacked = rows.unpacks if quantized else rows.recast
     dense = size * rows.product if unpacked else 0
     unpacking = dense + (ceil(rows.unpacking * size) if quantized else 0)
-    narrow = 0 if rows.width == WIDE else logits * rows.width
-    going = max(unpacking + logits * rows.width, narrow + WIDE * logits)
+    narrow = 0 if rows.width == FLOAT32_BYTES else logits * rows.width
+    going = max(unpacking + logits * rows.width, narrow + FLOAT32_BYTES * logits)
     capped = shape.logit_softcap is not None
-    back = WIDE * logits * (2 if capped else 1) + narrow
+    back = FLOAT32_BYTES * logits * (2 if capped else 1) + narrow
     states = 2 * tokens * shape.hidden_size * rows.width
-    if rows.width != WIDE:
-        states += 2 * WIDE * tokens * shape.hidden_size  # as the norm read and made them
+    if rows.width != FLOAT32_BYTES:
+        states += 2 * FLOAT32_BYTES * tokens * shape.hidden_size  # as the norm read and made them
     return states + max(unpacking, going, back + unpacking if gradient else 0)

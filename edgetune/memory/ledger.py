@@ -7,10 +7,10 @@ class Ledger:
     """Live bytes now and at their most.
 
     >>> ledger = Ledger()
-    >>> ledger.take(3)
+    >>> ledger.alloc(3)
     3
-    >>> ledger.passing(5)
-    >>> ledger.drop(1)
+    >>> ledger.transient(5)
+    >>> ledger.free(1)
     >>> ledger.live, ledger.peak
     (2, 8)
     """
@@ -20,16 +20,16 @@ class Ledger:
         self.live = live
         self.peak = live
 
-    def take(self, size: int) -> int:
+    def alloc(self, size: int) -> int:
         """Count an allocation that stays, and return its size."""
         self.live += size
         self.peak = max(self.peak, self.live)
         return size
 
-    def drop(self, size: int) -> None:
+    def free(self, size: int) -> None:
         """Count a release."""
         self.live -= size
 
-    def passing(self, *sizes: int) -> None:
+    def transient(self, *sizes: int) -> None:
         """Count allocations that are released before anything else happens."""
         self.peak = max(self.peak, self.live + sum(sizes))

@@ -6,19 +6,19 @@ from functools import cache, partial
 from itertools import accumulate
 
 from edgetune.choice import Choice
+from edgetune.memory.batch_shape import BatchShape, Platform, batch_shape_of
 from edgetune.memory.block import Block
 from edgetune.memory.estimate import MemoryEstimate, Parts, Phases
 from edgetune.memory.head import evaluation_bytes, loss_bytes
 from edgetune.memory.optimizer import state_bytes, update_bytes
 from edgetune.memory.passes import BlockPass, block_pass
-from edgetune.memory.rows import Platform, Rows, rows_of
 from edgetune.memory.runtime import runtime_bytes
 from edgetune.memory.scratch import scratch_bytes
 from edgetune.memory.step import StepModel
-from edgetune.memory.weights import load_bytes, passing_bytes, weight_bytes
-from edgetune.methods.base import Method, Ranks, Traces
+from edgetune.memory.weights import load_bytes, transient_bytes, weight_bytes
+from edgetune.methods.base import Footprint, Method, Ranks
 from edgetune.shape import Attention, ModelShape
-from edgetune.storage import QUANTIZED_OUTER, WIDE
+from edgetune.storage import FLOAT32_BYTES, QUANTIZED_OUTER
 
 INDICES = 28
 """Bytes a token of its number, its target, its position, and their copies in other formats."""
@@ -45,26 +45,26 @@ class MemoryModel:
         self.documents = documents
         self.platform = platform
         self.ranks = method.ranks(shape)
-        self.traces = [method.traces(shape, layer) for layer in range(shape.layers)]
+        self.footprint = [method.footprint(shape, layer) for layer in range(shape.layers)]
         self.first = method.first_layer(shape)
         self.trains_input = method.trains_input
         tensors = method.tensors(shape)
         trained = [tensor for tensor in tensors if tensor.trained]
         self.sizes = [tensor.size for tensor in trained]
         self.by_block = [
-            WIDE * sum(x.size for x in trained if x.name.startswith(shape.block(layer)))
+            FLOAT32_BYTES * sum(x.size for x in trained if x.name.startswith(shape.block(layer)))
             for layer in range(shape.layers)
         ]
         final = f"{shape.final_norm.module}."
-        self.of_head = WIDE * sum(x.size for x in trained if x.name.startswith(final))
+        self.of_head = FLOAT32_BYTES * sum(x.size for x in trained if x.name.startswith(final))
         numbers = sum(tensor.size for tensor in tensors) + method.constants(shape)
-        self.adapter = WIDE * numbers
+        self.adapter = FLOAT32_BYTES * numbers
         self.runtime = runtime_bytes(platform.kind, shape.vocabulary)
         self._weights = cache(partial(weight_bytes, shape, mlx=platform.kind == "mlx"))
-        self._passing = cache(partial(passing_bytes, shape, mlx=platform.kind == "mlx"))
+        self._passing = cache(partial(transient_bytes, shape, mlx=platform.kind == "mlx"))
         self._load = cache(partial(load_bytes, shape))
         roles = {linear.role for linear in shape.linears}
-        frozen = any(traces.matrices != roles for traces in self.traces)
+        frozen = any(footprint.matrices != roles for footprint in self.footprint)
         self._scratch = cache(partial(scratch_bytes, shape, frozen=frozen))
         self._loss = cache(partial(loss_bytes, shape))
         self._evaluated = cache(partial(evaluation_bytes, shape))
@@ -72,28 +72,28 @@ class MemoryModel:
         self._update = cache(partial(update_bytes, self.sizes, mlx=platform.kind == "mlx"))
         self._step = cache(self._make_step)
 
-    def resting(self, choice: Choice) -> int:
+    def between_steps(self, choice: Choice) -> int:
         """Return the bytes between steps: weights, adapter, optimizer, runtime, gradients if kept."""
         trained = self.adapter + self._state(choice.optimizer)
-        trained += 0 if self.platform.kind == "mlx" else WIDE * sum(self.sizes)
+        trained += 0 if self.platform.kind == "mlx" else FLOAT32_BYTES * sum(self.sizes)
         places = (choice.quantization, choice.placement, choice.embedding, choice.head)
         return self._weights(*places) + trained + self.runtime
 
     def estimate(self, choice: Choice) -> MemoryEstimate:
         """Return what a run of ``choice`` needs."""
-        rows = rows_of(self.shape, choice, self.platform, self.documents)
+        rows = batch_shape_of(self.shape, choice, self.platform, self.documents)
         step = self._step(rows, choice.quantization, summed=choice.accumulation > 1)
         quantized = choice.quantization in QUANTIZED_OUTER
         loss = self._loss(rows, choice.loss_chunk, choice.head, quantized=quantized)
         kept = choice.checkpointing
         update = self._update(choice.optimizer)
-        passing = self._passing(choice.quantization, choice.placement)
+        transient = self._passing(choice.quantization, choice.placement)
         moment = step.peak(
             kept.layers,
             offloaded=kept.offload != "none",
             loss=loss,
             update=update,
-            passing=passing,
+            transient=transient,
         )
         scratch = self._scratch(rows, choice.quantization, choice.head)
         places = (choice.quantization, choice.placement, choice.embedding, choice.head)
@@ -109,32 +109,32 @@ class MemoryModel:
         )
         return _estimate(
             parts,
-            load=self._load(choice.quantization) + passing.whole,
+            load=self._load(choice.quantization) + transient.whole,
             evaluation=scratch
             + step.evaluation(
                 self._evaluated(rows, choice.loss_chunk, choice.head, quantized=quantized),
-                passing.whole,
+                transient.whole,
             ),
         )
 
-    def _make_step(self, rows: Rows, quantization: str, *, summed: bool) -> StepModel:
+    def _make_step(self, rows: BatchShape, quantization: str, *, summed: bool) -> StepModel:
         shape, quantized = self.shape, quantization == "nf4" or quantization in QUANTIZED_OUTER
 
         @cache
-        def passes(rule: Attention, ranks: Ranks, traces: Traces, goes_on: bool) -> BlockPass:
+        def passes(rule: Attention, ranks: Ranks, footprint: Footprint, goes_on: bool) -> BlockPass:
             return block_pass(
                 Block(
-                    shape=shape, rule=rule, ranks=ranks, traces=traces, rows=rows,
+                    shape=shape, rule=rule, ranks=ranks, footprint=footprint, rows=rows,
                     quantized=quantized, goes_on=goes_on,
                 )
             )  # fmt: skip
 
         goes_on = (self._goes_on(layer) for layer in range(shape.layers))
-        layers = zip(shape.attention, self.ranks, self.traces, goes_on, strict=True)
+        layers = zip(shape.attention, self.ranks, self.footprint, goes_on, strict=True)
         return StepModel(
             [passes(*layer) for layer in layers],
             first=self.first,
-            entry=rows.numbers(shape.hidden_size),
+            input_bytes=rows.activation_bytes(shape.hidden_size),
             place=place_bytes(shape, rows),
             grown=self._grown(whole=summed or self.platform.kind != "mlx"),
         )
@@ -145,7 +145,7 @@ class MemoryModel:
         ``whole``: all have their place from the first micro-batch on. On MLX those of a block are
         new arrays, which are added to what there is.
         """
-        every = WIDE * sum(self.sizes)
+        every = FLOAT32_BYTES * sum(self.sizes)
         if whole and self.platform.kind != "mlx":
             return [every] * (self.shape.layers + 1)
         if whole:
@@ -160,11 +160,11 @@ class MemoryModel:
         They do but in the first adapted one, where they end at the first thing that is trained.
         Trained norms are the first thing in a block: all of it is counted.
         """
-        begins = self.ranks[layer] or self.traces[layer].places
+        begins = self.ranks[layer] or self.footprint[layer].places
         return self.trains_input or layer > self.first or not begins
 
 
-def place_bytes(shape: ModelShape, rows: Rows) -> int:
+def place_bytes(shape: ModelShape, rows: BatchShape) -> int:
     """Return what lives through a pass: tokens, targets, positions, tables of the rotation.
 
     MLX makes the tables inside of its kernel.
@@ -173,16 +173,19 @@ def place_bytes(shape: ModelShape, rows: Rows) -> int:
         return rows.tokens * INDICES
     tables = {rule.rotary for rule in shape.attention if rule.rotary is not None}
     turned = sum(2 * rotary.dimensions for rotary in tables)
-    return rows.tokens * INDICES + rows.numbers(turned)
+    return rows.tokens * INDICES + rows.activation_bytes(turned)
 
 
 def _estimate(parts: Parts, load: int, evaluation: int) -> MemoryEstimate:
     """Return the peak of every phase; gradients and state are there from the first step on."""
-    resting = parts.weights + parts.adapter + parts.gradients + parts.optimizer + parts.runtime
+    between_steps = (
+        parts.weights + parts.adapter + parts.gradients + parts.optimizer + parts.runtime
+    )
     phases = Phases(
         load=parts.weights + load + parts.runtime + parts.adapter,
         train=parts.total,
-        evaluate=resting + evaluation,
-        save=resting + max(parts.adapter, 2 * parts.optimizer),  # a copy, and as bytes of a file
+        evaluate=between_steps + evaluation,
+        save=between_steps
+        + max(parts.adapter, 2 * parts.optimizer),  # a copy, and as bytes of a file
     )
     return MemoryEstimate(peak_bytes=phases.peak, phases=phases, parts=parts)

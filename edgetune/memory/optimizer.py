@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgetune.storage import WIDE
+from edgetune.storage import FLOAT32_BYTES
 
 SMALLEST = 4096
 """Tensors of fewer elements keep float32 averages."""
@@ -27,21 +27,21 @@ def state_bytes(sizes: Sequence[int], optimizer: str) -> int:
 def update_bytes(sizes: Sequence[int], optimizer: str, *, mlx: bool) -> int:
     """Return the bytes that an update holds for a moment."""
     if mlx:
-        return MLX_COPIES * WIDE * max(sizes)
+        return MLX_COPIES * FLOAT32_BYTES * max(sizes)
     return max(_update(size, optimizer) for size in sizes)
 
 
 def _update(size: int, optimizer: str) -> int:
     """Return the bytes of one tensor's update: copies of a chunk, in 8 bits more of them."""
     if optimizer != "adamw" and size >= SMALLEST:
-        return 13 * WIDE * min(size, CHUNK) // 2
+        return 13 * FLOAT32_BYTES * min(size, CHUNK) // 2
     second = min(max(size - CHUNK, 0), CHUNK)  # one copy of the first chunk is still there
-    return WIDE * max(2 * min(size, CHUNK), CHUNK + 2 * second if second else 0)
+    return FLOAT32_BYTES * max(2 * min(size, CHUNK), CHUNK + 2 * second if second else 0)
 
 
 def _average(size: int, optimizer: str) -> int:
     if optimizer == "adamw" or size < SMALLEST:
-        return WIDE * size
+        return FLOAT32_BYTES * size
     if optimizer.startswith("paged"):
         return 0
-    return size + WIDE * -(-size // BLOCK)
+    return size + FLOAT32_BYTES * -(-size // BLOCK)

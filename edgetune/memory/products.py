@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
+from edgetune.memory.batch_shape import PIECE, BatchShape
 from edgetune.memory.ledger import Ledger
-from edgetune.memory.rows import PIECE, Rows
-from edgetune.storage import WIDE
+from edgetune.storage import FLOAT32_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,10 +24,10 @@ class Product:
     quantized: bool
     trained: bool = False
 
-    def dense(self, rows: Rows) -> int:
+    def dense(self, rows: BatchShape) -> int:
         """Return the bytes of the dense weights where no scratch keeps them."""
         if self.trained:
-            return 0 if rows.width == WIDE else self.inputs * self.outputs * rows.width
+            return 0 if rows.width == FLOAT32_BYTES else self.inputs * self.outputs * rows.width
         needed = rows.dense
         if rows.mlx:
             needed = rows.unpacks if self.quantized else rows.recast
@@ -35,52 +35,52 @@ class Product:
             return 0
         return self.inputs * self.outputs * rows.product
 
-    def low(self, rows: Rows) -> int:
+    def low(self, rows: BatchShape) -> int:
         """Return the bytes of ``x A^T``, which the backward pass needs; MLX makes it again."""
         return 0 if rows.mlx else rows.tokens * self.rank * rows.product
 
 
-def forward(ledger: Ledger, product: Product, rows: Rows, *, training: bool) -> int:
+def forward(ledger: Ledger, product: Product, rows: BatchShape, *, training: bool) -> int:
     """Multiply; return the bytes of ``x A^T``. The output and these stay."""
     unpack(ledger, product, rows)
     copies, held = _copies(product, rows), product.dense(rows)
-    ledger.take(copies + held)
-    ledger.take(rows.numbers(product.outputs))
-    low = ledger.take(product.low(rows))
+    ledger.alloc(copies + held)
+    ledger.alloc(rows.activation_bytes(product.outputs))
+    low = ledger.alloc(product.low(rows))
     if product.rank and rows.mlx:
-        ledger.passing(rows.numbers(product.outputs))
+        ledger.transient(rows.activation_bytes(product.outputs))
     if product.rank and rows.dropout and training:
-        ledger.passing(_mask(product, rows), _dropped(product, rows))
-    ledger.drop(copies + held)
+        ledger.transient(_mask(product, rows), _dropped(product, rows))
+    ledger.free(copies + held)
     return low
 
 
-def backward(ledger: Ledger, product: Product, rows: Rows, *, needed: bool = True) -> int:
+def backward(ledger: Ledger, product: Product, rows: BatchShape, *, needed: bool = True) -> int:
     """Go back; return the bytes of the input's gradient, which stay, 0 if not ``needed``."""
-    copies = ledger.take(_copies(product, rows))
+    copies = ledger.alloc(_copies(product, rows))
     own = 0
     if not rows.mlx:  # where gradients are counted as they grow
-        own = ledger.take(WIDE * product.rank * (product.inputs + product.outputs))
+        own = ledger.alloc(FLOAT32_BYTES * product.rank * (product.inputs + product.outputs))
     unpack(ledger, product, rows)
     if product.trained:
-        wide = WIDE * product.inputs * product.outputs
-        own += 0 if rows.mlx else ledger.take(wide)
-        ledger.passing(0 if rows.width == WIDE else wide // WIDE * rows.width)
-    held = ledger.take(product.dense(rows))
-    entry = ledger.take(rows.numbers(product.inputs)) if needed else 0
+        wide = FLOAT32_BYTES * product.inputs * product.outputs
+        own += 0 if rows.mlx else ledger.alloc(wide)
+        ledger.transient(0 if rows.width == FLOAT32_BYTES else wide // FLOAT32_BYTES * rows.width)
+    held = ledger.alloc(product.dense(rows))
+    entry = ledger.alloc(rows.activation_bytes(product.inputs)) if needed else 0
     if product.rank:
-        low = ledger.take(_piece(rows) * product.rank * rows.product)
+        low = ledger.alloc(_piece(rows) * product.rank * rows.product)
         largest = max(product.inputs, product.outputs)
-        ledger.passing(product.rank * largest * rows.product)
+        ledger.transient(product.rank * largest * rows.product)
         if rows.dropout:
             pieces = 3 if needed else 2
-            ledger.passing(_mask(product, rows), pieces * _dropped(product, rows))
-        ledger.drop(low)
-    ledger.drop(copies + own + held)
+            ledger.transient(_mask(product, rows), pieces * _dropped(product, rows))
+        ledger.free(low)
+    ledger.free(copies + own + held)
     return entry
 
 
-def unpack(ledger: Ledger, product: Product, rows: Rows) -> None:
+def unpack(ledger: Ledger, product: Product, rows: BatchShape) -> None:
     """Hold what unpacking 4-bit weights needs beside scratch: scales, twice while decoded.
 
     MLX may hold the dense weights of the product before, too. On a processor it unpacks to the
@@ -88,26 +88,26 @@ def unpack(ledger: Ledger, product: Product, rows: Rows) -> None:
     """
     size = product.inputs * product.outputs
     if product.quantized and rows.keeps_scratch:
-        ledger.passing(3 * WIDE * -(-size // 64))
+        ledger.transient(3 * FLOAT32_BYTES * -(-size // 64))
     if rows.mlx and not product.trained:
-        ledger.passing(2 * product.dense(rows), ceil(rows.unpacking * size))
+        ledger.transient(2 * product.dense(rows), ceil(rows.unpacking * size))
 
 
-def _copies(product: Product, rows: Rows) -> int:
+def _copies(product: Product, rows: BatchShape) -> int:
     """Return the bytes of A and B in the type of the product, if that is not float32."""
-    if rows.product == WIDE:
+    if rows.product == FLOAT32_BYTES:
         return 0
     return product.rank * (product.inputs + product.outputs) * rows.product
 
 
-def _mask(product: Product, rows: Rows) -> int:
+def _mask(product: Product, rows: BatchShape) -> int:
     return rows.tokens * product.inputs
 
 
-def _dropped(product: Product, rows: Rows) -> int:
+def _dropped(product: Product, rows: BatchShape) -> int:
     """Return the bytes of a piece of the inputs without what is dropped."""
     return _piece(rows) * product.inputs * rows.product
 
 
-def _piece(rows: Rows) -> int:
-    return min(PIECE, rows.tokens) if rows.widened else rows.tokens
+def _piece(rows: BatchShape) -> int:
+    return min(PIECE, rows.tokens) if rows.upcast else rows.tokens

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from edgetune.memory.rows import PIECE, Rows
+from edgetune.memory.batch_shape import PIECE, BatchShape
 from edgetune.shape import ModelShape
-from edgetune.storage import WIDE
+from edgetune.storage import FLOAT32_BYTES
 
 HEAD_SLICE = 2048
 """Rows of the head that are multiplied at a time on a processor."""
@@ -14,7 +14,7 @@ UNPACKED = 1 << 20
 
 
 def scratch_bytes(
-    shape: ModelShape, rows: Rows, quantization: str, head: str, *, frozen: bool = True
+    shape: ModelShape, rows: BatchShape, quantization: str, head: str, *, frozen: bool = True
 ) -> int:
     """Return the bytes of all buffers once every product has been done.
 
@@ -37,26 +37,28 @@ def _largest(shape: ModelShape) -> int:
     return max(linear.inputs * linear.outputs for linear in shape.linears)
 
 
-def _dense(size: int, rows: Rows, stored: str) -> tuple[int, int]:
+def _dense(size: int, rows: BatchShape, stored: str) -> tuple[int, int]:
     """Return the bytes of the float32 and of the 16-bit form of a matrix of ``size`` weights."""
     if stored == "none" and not rows.recast:
         return 0, 0
-    narrow = 0 if rows.product == WIDE else size * rows.product
-    wide = WIDE * size if stored == "int8" or not narrow else 0
+    narrow = 0 if rows.product == FLOAT32_BYTES else size * rows.product
+    wide = FLOAT32_BYTES * size if stored == "int8" or not narrow else 0
     return wide, narrow
 
 
-def _unpacking(shape: ModelShape, rows: Rows, quantization: str) -> int:
+def _unpacking(shape: ModelShape, rows: BatchShape, quantization: str) -> int:
     """Return the bytes of indices, and of float32 values on their way to 16 bits."""
     if quantization != "nf4":
         return 0
     packed = min(UNPACKED, _largest(shape) // 2)
-    return WIDE * packed + (0 if rows.product == WIDE else 2 * WIDE * packed)
+    return FLOAT32_BYTES * packed + (
+        0 if rows.product == FLOAT32_BYTES else 2 * FLOAT32_BYTES * packed
+    )
 
 
-def _widened(shape: ModelShape, rows: Rows) -> int:
+def _widened(shape: ModelShape, rows: BatchShape) -> int:
     """Return the bytes of a piece of inputs and of outputs in the type of the product."""
-    if not rows.widened:
+    if not rows.upcast:
         return 0
     widest_in = max(linear.inputs for linear in shape.linears)
     widest_out = max(linear.outputs for linear in shape.linears)

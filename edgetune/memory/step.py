@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from edgetune.memory.passes import BlockPass
-from edgetune.memory.weights import Passing
+from edgetune.memory.weights import TransientWeights
 
 SLOTS = 2
 """Offloaded inputs that are on their way at one time."""
@@ -42,17 +42,17 @@ class StepModel:
         blocks: Sequence[BlockPass],
         *,
         first: int,
-        entry: int,
+        input_bytes: int,
         place: int,
         grown: Sequence[int],
     ) -> None:
         """Sum over the blocks once, so that a number of checkpointed ones is looked up.
 
-        ``first`` is the first adapted block, ``entry`` the bytes of a block's input, ``place``
+        ``first`` is the first adapted block, ``input_bytes`` those of a block's input, ``place``
         what lives through a whole pass, ``grown`` the bytes of the gradients that are there when
         a block has given its own, and of all before any has.
         """
-        self.blocks, self.first, self.entry, self.place = blocks, first, entry, place
+        self.blocks, self.first, self.input_bytes, self.place = blocks, first, input_bytes, place
         self.grown = grown
         self._kept = list(accumulate((block.kept for block in blocks), initial=0))
         self._alike: dict[BlockPass, list[int]] = {}
@@ -60,50 +60,58 @@ class StepModel:
             self._alike.setdefault(block, []).append(layer)
 
     def peak(
-        self, checkpointed: int, *, offloaded: bool, loss: int, update: int, passing: Passing
+        self,
+        checkpointed: int,
+        *,
+        offloaded: bool,
+        loss: int,
+        update: int,
+        transient: TransientWeights,
     ) -> Moment:
         """Return the moment of a step at which most bytes live.
 
-        ``passing`` are the weights that come and go with a block; only checkpointed blocks do.
+        ``transient`` are the weights that come and go with a block; only checkpointed blocks do.
         """
         moments = [
-            *self._moments(checkpointed, offloaded, loss, passing),
+            *self._moments(checkpointed, offloaded, loss, transient),
             Moment(0, 0, update, max(self.grown)),
         ]
         return max(moments, key=lambda moment: moment.total)
 
-    def evaluation(self, loss: int, passing: int) -> int:
+    def evaluation(self, loss: int, transient: int) -> int:
         """Return the peak of a pass without gradients and of its loss."""
-        blocks = (passing + block.inference for block in self._alike)
-        return self.place + self.entry + max(loss, *blocks)
+        blocks = (transient + block.inference for block in self._alike)
+        return self.place + self.input_bytes + max(loss, *blocks)
 
     def _moments(
-        self, checkpointed: int, offloaded: bool, loss: int, passing: Passing
+        self, checkpointed: int, offloaded: bool, loss: int, transient: TransientWeights
     ) -> Iterator[Moment]:
         first, last = self.first, len(self.blocks)
         cut = min(max(checkpointed, first), last)
         held = self.place + self._inputs(cut, offloaded)
         none = self.grown[last]
-        yield Moment(held + self._kept[last] - self._kept[cut] + self.entry, loss, 0, none)
+        yield Moment(held + self._kept[last] - self._kept[cut] + self.input_bytes, loss, 0, none)
         for layer in self._extremes(0, first):
-            yield Moment(self.place + self.entry, 0, passing.whole + self.blocks[layer].plain, none)
+            yield Moment(
+                self.place + self.input_bytes, 0, transient.whole + self.blocks[layer].plain, none
+            )
         for layer in self._extremes(first, cut):
             block, inputs = self.blocks[layer], self.place + self._inputs(layer + 1, offloaded)
-            there = passing.whole + self.entry
-            yield Moment(inputs, 0, passing.whole + block.plain, none)
+            there = transient.whole + self.input_bytes
+            yield Moment(inputs, 0, transient.whole + block.plain, none)
             yield Moment(inputs, 0, there + block.forward, self.grown[layer + 1])
             yield Moment(inputs, 0, there + block.again, self.grown[layer])
-            yield Moment(inputs, 0, there - passing.mlp + block.after_mlp, self.grown[layer])
+            yield Moment(inputs, 0, there - transient.mlp + block.after_mlp, self.grown[layer])
         for layer in self._extremes(cut, last):
             block = self.blocks[layer]
-            inputs = held + self._kept[layer] - self._kept[cut] + self.entry
+            inputs = held + self._kept[layer] - self._kept[cut] + self.input_bytes
             yield Moment(inputs, 0, block.forward, none)
-            yield Moment(inputs, 0, self.entry + block.backward, self.grown[layer])
+            yield Moment(inputs, 0, self.input_bytes + block.backward, self.grown[layer])
 
     def _inputs(self, stop: int, offloaded: bool) -> int:
         """Return the bytes of the inputs kept by the checkpointed blocks before ``stop``."""
         kept = stop - self.first
-        return self.entry * (min(kept, SLOTS) if offloaded else kept)
+        return self.input_bytes * (min(kept, SLOTS) if offloaded else kept)
 
     def _extremes(self, start: int, stop: int) -> Iterator[int]:
         """Yield the first and the last block of each kind: bytes in between lie in between."""

@@ -8,8 +8,8 @@ from edgetune.memory.scratch import HEAD_SLICE
 from edgetune.shape import ModelShape
 from edgetune.storage import (
     BYTES,
+    FLOAT32_BYTES,
     QUANTIZED_OUTER,
-    WIDE,
     block_bytes,
     matrix_bytes,
     outer_bytes,
@@ -39,7 +39,7 @@ def weight_bytes(
 
 
 @dataclass(frozen=True, slots=True)
-class Passing:
+class TransientWeights:
     """Bytes of weights that are there only while a block is computed, by its halves."""
 
     attention: int = 0
@@ -51,10 +51,12 @@ class Passing:
         return self.attention + self.mlp
 
 
-def passing_bytes(shape: ModelShape, quantization: str, placement: str, *, mlx: bool) -> Passing:
+def transient_bytes(
+    shape: ModelShape, quantization: str, placement: str, *, mlx: bool
+) -> TransientWeights:
     """Return what comes and goes with a block: all of it is read, and dropped after its use."""
     if not mlx or placement == "resident":
-        return Passing()
+        return TransientWeights()
     whole = _matrices(shape, quantization)
     roles = {"gate", "up", "gate_up", "down"}
     mlp = sum(
@@ -62,7 +64,7 @@ def passing_bytes(shape: ModelShape, quantization: str, placement: str, *, mlx: 
         for x in shape.linears
         if x.role in roles
     )
-    return Passing(whole - mlp, mlp)
+    return TransientWeights(whole - mlp, mlp)
 
 
 def _matrices(shape: ModelShape, quantization: str) -> int:
@@ -87,7 +89,7 @@ def _vocabulary(shape: ModelShape, quantization: str, embedding: str, head: str)
     if head == "disk":
         return others + kept + 2 * HEAD_SLICE * shape.hidden_size * stored
     if head == "int8":
-        return others + kept + matrix + WIDE * shape.vocabulary
+        return others + kept + matrix + FLOAT32_BYTES * shape.vocabulary
     shared = shape.tied and embedding == "resident"
     return others + kept + (0 if shared else one)
 

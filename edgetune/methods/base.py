@@ -13,8 +13,8 @@ from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgetune.methods.initial import Base, Initial, start
+from edgetune.settings.spec import check_numbers
 from edgetune.shape import LinearRole, ModelShape
-from edgetune.spec import check_numbers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,11 +44,11 @@ class AdapterTensor:
         return prod(self.shape)
 
 
-Half = Literal["attention", "mlp"]
+Sublayer = Literal["attention", "mlp"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Traces:
+class Footprint:
     """What a method does in a block besides low-rank updates, as far as memory sees it.
 
     ``matrices``: projections whose weights are trained; ``biases``: those to whose output a
@@ -62,7 +62,7 @@ class Traces:
     biases: frozenset[LinearRole] = frozenset()
     outputs: frozenset[LinearRole] = frozenset()
     inputs: frozenset[LinearRole] = frozenset()
-    halves: frozenset[Half] = frozenset()
+    sublayers: frozenset[Sublayer] = frozenset()
     width: int = 0
     beside: bool = False
     prompt: int = 0
@@ -72,7 +72,7 @@ class Traces:
     def places(self) -> frozenset[str]:
         """Where in a block something is trained: projections, halves, ``"attend"``."""
         attend = {"attend"} if self.prompt or self.prefix else set()
-        return frozenset[str](self.matrices | self.outputs | self.inputs | self.halves | attend)
+        return frozenset[str](self.matrices | self.outputs | self.inputs | self.sublayers | attend)
 
 
 class Method(ABC):
@@ -113,12 +113,12 @@ class Method(ABC):
         """Return for each block its adapted projections, with the rank of their updates."""
         return ((),) * shape.layers
 
-    def traces(self, shape: ModelShape, layer: int) -> Traces:
+    def footprint(self, shape: ModelShape, layer: int) -> Footprint:
         """Return what this method does in a block besides low-rank updates.
 
         Nothing where all that it trains are vectors that are added, or gains of norms.
         """
-        return Traces()
+        return Footprint()
 
     def constants(self, shape: ModelShape) -> int:
         """Return the float32 numbers that are kept beside the tensors, computed from the base."""

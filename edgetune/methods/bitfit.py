@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from edgetune.errors import UsageError
-from edgetune.methods.base import AdapterTensor, Method, Traces
+from edgetune.methods.base import AdapterTensor, Footprint, Method
 from edgetune.methods.initial import ZEROS, Copy
 from edgetune.methods.targets import Target, biased_norms, last_blocks, select
+from edgetune.settings.spec import Interval, knob
 from edgetune.shape import ModelShape
-from edgetune.spec import Interval, knob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +62,10 @@ class BitFit(Method):
         ]
         return (*projections, *norms)
 
-    def traces(self, shape: ModelShape, layer: int) -> Traces:
+    def footprint(self, shape: ModelShape, layer: int) -> Footprint:
         """Return the projections with a trained bias."""
         here = [target.linear for target in self.select(shape) if target.layer == layer]
-        return Traces(biases=frozenset(linear.role for linear in here))
+        return Footprint(biases=frozenset(linear.role for linear in here))
 
     def first_layer(self, shape: ModelShape) -> int:
         """Return the first block with a trained bias."""

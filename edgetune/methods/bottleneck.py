@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import ClassVar, Literal
 
-from edgetune.methods.base import AdapterTensor, Half, Method, Traces
+from edgetune.methods.base import AdapterTensor, Footprint, Method, Sublayer
 from edgetune.methods.initial import ZEROS, Copy, Uniform
 from edgetune.methods.targets import last_blocks, norms
+from edgetune.settings.spec import Interval, knob
 from edgetune.shape import ModelShape
-from edgetune.spec import Interval, knob
 
 DEFAULT_WIDTH = 64
 
@@ -59,7 +59,7 @@ class Bottleneck(Method):
         return 4.0 if self.adapter_kind == "parallel" else 1.0
 
     @property
-    def halves(self) -> tuple[Half, ...]:
+    def sublayers(self) -> tuple[Sublayer, ...]:
         """The halves of a block that have an adapter."""
         return ("attention", "mlp") if self.adapter_kind == "series" else ("mlp",)
 
@@ -77,8 +77,8 @@ class Bottleneck(Method):
         adapters = [
             tensor
             for layer in blocks
-            for half in self.halves
-            for tensor in self._adapter(shape, adapter_name(shape, layer, half))
+            for which in self.sublayers
+            for tensor in self._adapter(shape, adapter_name(shape, layer, which))
         ]
         return (*adapters, *self._norms(shape))
 
@@ -86,12 +86,14 @@ class Bottleneck(Method):
         """Return the first block with an adapter."""
         return last_blocks(shape, self.layers).start
 
-    def traces(self, shape: ModelShape, layer: int) -> Traces:
+    def footprint(self, shape: ModelShape, layer: int) -> Footprint:
         """Return the adapters of a block."""
         if layer < self.first_layer(shape):
-            return Traces()
+            return Footprint()
         beside = self.adapter_kind == "parallel"
-        return Traces(halves=frozenset(self.halves), width=self.width(shape), beside=beside)
+        return Footprint(
+            sublayers=frozenset(self.sublayers), width=self.width(shape), beside=beside
+        )
 
     def _adapter(self, shape: ModelShape, name: str) -> tuple[AdapterTensor, ...]:
         hidden, width = shape.hidden_size, self.width(shape)
@@ -112,6 +114,6 @@ class Bottleneck(Method):
                 yield AdapterTensor(name=name, shape=(norm.size,), initial=Copy(name))
 
 
-def adapter_name(shape: ModelShape, layer: int, half: Half) -> str:
+def adapter_name(shape: ModelShape, layer: int, which: Sublayer) -> str:
     """Return the name that an adapter's tensors begin with."""
-    return f"{shape.block(layer)}{half}_adapter"
+    return f"{shape.block(layer)}{which}_adapter"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from edgetune.methods.base import AdapterTensor, Traces
+from edgetune.methods.base import AdapterTensor, Footprint
 from edgetune.methods.initial import RowNorms
 from edgetune.methods.lora import LowRank
 from edgetune.methods.targets import Target
@@ -22,9 +22,9 @@ class Dora(LowRank):
         """Return A, B and m of every target: LoRA's parameters and ``outputs`` more."""
         return tuple(tensor for target in self.select(shape) for tensor in self._three(target))
 
-    def traces(self, shape: ModelShape, layer: int) -> Traces:
+    def footprint(self, shape: ModelShape, layer: int) -> Footprint:
         """Return that the outputs of the targets are scaled."""
-        return Traces(outputs=frozenset(role for role, _ in self.ranks(shape)[layer]))
+        return Footprint(outputs=frozenset(role for role, _ in self.ranks(shape)[layer]))
 
     def constants(self, shape: ModelShape) -> int:
         """Return the norms of the targets' rows, the frozen ones' squares, and the ratios to m."""

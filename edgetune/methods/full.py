@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from edgetune.methods.base import AdapterTensor, Method, Traces
+from edgetune.methods.base import AdapterTensor, Footprint, Method
 from edgetune.methods.initial import Copy
 from edgetune.methods.targets import last_blocks
+from edgetune.settings.spec import Interval, knob
 from edgetune.shape import ModelShape
-from edgetune.spec import Interval, knob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +52,13 @@ class Full(Method):
         """Return the first trained block."""
         return last_blocks(shape, self.layers).start
 
-    def traces(self, shape: ModelShape, layer: int) -> Traces:
+    def footprint(self, shape: ModelShape, layer: int) -> Footprint:
         """Return that all projections are trained."""
         if layer < self.first_layer(shape):
-            return Traces()
+            return Footprint()
         roles = frozenset(linear.role for linear in shape.linears)
         biases = frozenset(linear.role for linear in shape.linears if linear.bias)
-        return Traces(matrices=roles, biases=biases)
+        return Footprint(matrices=roles, biases=biases)
 
     def _named(self, shape: ModelShape) -> Iterator[tuple[str, tuple[int, ...]]]:
         for layer in last_blocks(shape, self.layers):

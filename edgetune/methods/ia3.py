@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from edgetune.methods.base import AdapterTensor, Method, Traces
+from edgetune.methods.base import AdapterTensor, Footprint, Method
 from edgetune.methods.initial import ONES
 from edgetune.methods.targets import Target, select
+from edgetune.settings.spec import Interval, knob
 from edgetune.shape import Linear, ModelShape
-from edgetune.spec import Interval, knob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +50,10 @@ class Ia3(Method):
         """Return the first block with a target."""
         return min(target.layer for target in self.select(shape))
 
-    def traces(self, shape: ModelShape, layer: int) -> Traces:
+    def footprint(self, shape: ModelShape, layer: int) -> Footprint:
         """Return what is scaled."""
         here = [target.linear for target in self.select(shape) if target.layer == layer]
-        return Traces(
+        return Footprint(
             outputs=frozenset(x.role for x in here if not scales_inputs(x)),
             inputs=frozenset(x.role for x in here if scales_inputs(x)),
         )

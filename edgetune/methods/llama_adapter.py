@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from edgetune.methods.base import AdapterTensor, Method, Traces
+from edgetune.methods.base import AdapterTensor, Footprint, Method
 from edgetune.methods.initial import ZEROS, Normal
 from edgetune.methods.targets import last_blocks
+from edgetune.settings.spec import Interval, knob
 from edgetune.shape import ModelShape
-from edgetune.spec import Interval, knob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +48,9 @@ class LlamaAdapter(Method):
         """Return the first block with a prompt."""
         return last_blocks(shape, self.layers).start
 
-    def traces(self, shape: ModelShape, layer: int) -> Traces:
+    def footprint(self, shape: ModelShape, layer: int) -> Footprint:
         """Return the length of a block's prompt."""
-        return Traces(prompt=0 if layer < self.first_layer(shape) else self.adaption_length)
+        return Footprint(prompt=0 if layer < self.first_layer(shape) else self.adaption_length)
 
     def _layer(self, shape: ModelShape, layer: int) -> Iterator[AdapterTensor]:
         name = attention_name(shape, layer)

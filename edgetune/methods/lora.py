@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from edgetune.methods.base import AdapterTensor, Method, Ranks
 from edgetune.methods.initial import ZEROS, Initial, Normal, Principal, Uniform
 from edgetune.methods.targets import Target, select
+from edgetune.settings.spec import Interval, knob
 from edgetune.shape import ModelShape
-from edgetune.spec import Interval, knob
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgetune.methods.base import AdapterTensor, Method, Traces
+from edgetune.methods.base import AdapterTensor, Footprint, Method
 from edgetune.methods.bottleneck import Bottleneck
 from edgetune.methods.prefix import Prefix
+from edgetune.settings.spec import Interval, knob
 from edgetune.shape import ModelShape
-from edgetune.spec import Interval, knob
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,10 +70,10 @@ class Mam(Method):
         """Refuse what the prefix refuses."""
         return self.prefix.refusals(shape, context=context, quantization=quantization)
 
-    def traces(self, shape: ModelShape, layer: int) -> Traces:
+    def footprint(self, shape: ModelShape, layer: int) -> Footprint:
         """Return what both parts do."""
-        before = self.prefix.traces(shape, layer)
-        beside = self.adapter.traces(shape, layer)
+        before = self.prefix.footprint(shape, layer)
+        beside = self.adapter.footprint(shape, layer)
         return replace(beside, prefix=before.prefix)
 
     def on_disk(self) -> Mam:

@@ -1,4 +1,4 @@
-"""Norm tuning: the gains (and shifts) of the norms and nothing else (Zhao et al. 2023)."""
+"""Norm tuning: the weights (and biases) of the norms and nothing else (Zhao et al. 2023)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import ClassVar
 from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.initial import Copy
 from edgetune.methods.targets import select_norms
+from edgetune.settings.spec import Interval, knob
 from edgetune.shape import ModelShape, Norm
-from edgetune.spec import Interval, knob
 
 PART = "ln_tuning_layers"
 """What PEFT calls the trained copy of a norm."""

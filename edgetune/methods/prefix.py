@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from math import sqrt
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgetune.methods.base import AdapterTensor, Method, Traces
+from edgetune.methods.base import AdapterTensor, Footprint, Method
 from edgetune.methods.initial import ZEROS, Normal, Uniform
 from edgetune.methods.prompt import NAME, too_long
+from edgetune.settings.spec import Interval, knob
 from edgetune.shape import ModelShape
-from edgetune.spec import Interval, knob
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,9 +80,9 @@ class Prefix(Method):
         """Refuse a prefix that leaves too few positions."""
         return too_long(shape, context, self.length, "--prefix-length")
 
-    def traces(self, shape: ModelShape, layer: int) -> Traces:
+    def footprint(self, shape: ModelShape, layer: int) -> Footprint:
         """Return the length of the prefix."""
-        return Traces(prefix=self.length)
+        return Footprint(prefix=self.length)
 
     def on_disk(self) -> Prefix:
         """Return the keys and values alone."""

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 from edgetune.errors import UsageError
 from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.initial import Initial, Tokens, Uniform
+from edgetune.settings.spec import Interval, knob
 from edgetune.shape import ModelShape
-from edgetune.spec import Interval, knob
 
 NAME = "prompt_embeddings"
 """PEFT's name of the one tensor."""

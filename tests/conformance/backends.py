@@ -17,7 +17,7 @@ import pytest
 
 from edgetune.backend import Backend, load_backend
 from edgetune.errors import EdgetuneError
-from edgetune.spec import Checkpointing
+from edgetune.settings.spec import Checkpointing
 
 SETTING = "EDGETUNE_TEST_BACKENDS"
 

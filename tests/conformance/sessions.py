@@ -10,13 +10,13 @@ import numpy as np
 
 from conformance.backends import WAYS, Ways
 from conformance.cases import Case
-from edgetune.backend import OWN, Backend, Session
+from edgetune.backend import DEFAULT_ADAPTER, Backend, Session
 from edgetune.data.batch import IGNORED, MicroBatch
 from edgetune.device import Device
 from edgetune.methods.base import Method
 from edgetune.model import LocalModel
-from edgetune.plan import Plan, make_plan
-from edgetune.spec import values
+from edgetune.planning import Plan, make_plan
+from edgetune.settings.spec import values
 
 CONTEXT = 12
 ROW = np.random.default_rng(1).integers(3, 97, CONTEXT - 2).tolist()
@@ -99,7 +99,7 @@ def step(session: Session, *batches: MicroBatch, rate: float = 1e-2) -> tuple[fl
     return result.loss, result.grad_norm
 
 
-def loss_of(session: Session, *batches: MicroBatch, adapter: str | None = OWN) -> float:
+def loss_of(session: Session, *batches: MicroBatch, adapter: str | None = DEFAULT_ADAPTER) -> float:
     """Return the mean loss."""
     result = session.evaluate(batches, adapter=adapter)
     return result.loss_sum / result.loss_tokens

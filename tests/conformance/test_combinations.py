@@ -10,7 +10,7 @@ from conformance.probes import probe
 from conformance.sessions import ROW, Bench, loss_of, rows, step
 from edgetune.errors import UsageError
 from edgetune.model import LocalModel
-from edgetune.spec import Checkpointing
+from edgetune.settings.spec import Checkpointing
 
 KINDS = tuple({case.kind: case for case in reversed(CASES)}.values())
 """One case a method."""

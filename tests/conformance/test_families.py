@@ -12,9 +12,9 @@ from models import FAMILIES, make_model
 from conformance.probes import probe
 from conformance.sessions import ROW, Bench, packed, rows, step
 from conformance.test_combinations import KINDS
-from edgetune.adapter_file import LoadedAdapter, load_adapter, save_adapter
+from edgetune.adapters import LoadedAdapter, load_adapter, save_adapter
 from edgetune.errors import UsageError
-from edgetune.export import ExportRequest, export
+from edgetune.exporters import ExportRequest, export
 from edgetune.model import LocalModel
 
 CANNOT_HAVE_BIASES = {

@@ -10,10 +10,10 @@ import pytest
 from conformance.cases import CASES, Case
 from conformance.probes import Arrays, probe
 from conformance.sessions import ROW, Bench, lesson, loss_of, packed, rows, step
-from edgetune.adapter_file import LoadedAdapter, load_adapter, save_adapter
+from edgetune.adapters import LoadedAdapter, load_adapter, save_adapter
 from edgetune.backend import GenerateOptions
 from edgetune.errors import UsageError
-from edgetune.export import ExportRequest, export
+from edgetune.exporters import ExportRequest, export
 from edgetune.methods import METHODS
 from edgetune.model import LocalModel
 

@@ -14,14 +14,14 @@ from models import LONGROPE, make_model
 
 from conformance.cases import CASES, Case
 from conformance.sessions import ROW, Bench, rows, step
-from edgetune.backend import OWN, GenerateOptions, Session
+from edgetune.backend import DEFAULT_ADAPTER, GenerateOptions, Session
 from edgetune.errors import ModelError, UsageError
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
-from edgetune.spec import Checkpointing
+from edgetune.settings.spec import Checkpointing
 
 LORA = CASES[0]
-NAMES = (OWN, None, "other", "other", OWN)
+NAMES = (DEFAULT_ADAPTER, None, "other", "other", DEFAULT_ADAPTER)
 """The adapters of the rows of a mixed batch: neighbours alike and not."""
 
 every_method = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -62,7 +62,7 @@ def test_rows_of_a_batch_may_have_different_adapters(
     found = mixed.evaluate_rows(batch, NAMES)
 
     for row, (name, result) in enumerate(zip(NAMES, found, strict=True)):
-        session, adapter = (alone, OWN) if name == "other" else (mixed, name)
+        session, adapter = (alone, DEFAULT_ADAPTER) if name == "other" else (mixed, name)
         expected = session.evaluate([batch.rows(row, row + 1)], adapter=adapter)
         assert (result.rows, result.loss_tokens) == (1, expected.loss_tokens)
         assert result.loss_sum == pytest.approx(expected.loss_sum, rel=1e-4)
@@ -81,7 +81,7 @@ def test_prompts_continued_together_get_what_they_get_alone(
         found[row].append(token)
 
     for prompt, name, tokens in zip(prompts, NAMES, found, strict=True):
-        session, adapter = (alone, OWN) if name == "other" else (mixed, name)
+        session, adapter = (alone, DEFAULT_ADAPTER) if name == "other" else (mixed, name)
         expected = session.generate([prompt], options, adapters=[adapter])
         assert tokens == [token for _, token in expected]
 
@@ -152,7 +152,7 @@ def test_names_and_tensors_that_do_not_fit_are_refused(bench: Bench, llama: Loca
     session = bench.open(LORA, llama)
     tensors = session.adapter_tensors()
     session.attach("other", LORA.method, tensors)
-    for name in (OWN, "other"):
+    for name in (DEFAULT_ADAPTER, "other"):
         with pytest.raises(UsageError, match="already"):
             session.attach(name, LORA.method, tensors)
     with pytest.raises(UsageError, match=r"no adapter named 'third'. There are: 'own', 'other'"):

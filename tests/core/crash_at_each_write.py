@@ -15,9 +15,9 @@ from pathlib import Path
 from recorded import Recorded, make_plan
 
 from edgetune.errors import ModelError
-from edgetune.record import best, latest, load_checkpoint
-from edgetune.record.shelf import checkpoints
-from edgetune.train import SaveDue
+from edgetune.loop import SaveDue
+from edgetune.runs import best, latest, load_checkpoint
+from edgetune.runs.retention import checkpoints
 
 WRITES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.symlink", "os.chmod"}
 KILLED = 9

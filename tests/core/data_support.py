@@ -10,9 +10,9 @@ import numpy as np
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Bpe
 
-from edgetune.data.columns import Columns, columns_of
 from edgetune.data.encode import Learned
-from edgetune.data.examples import Examples, Places
+from edgetune.data.examples import Examples, RowLocations
+from edgetune.data.token_store import TokenStore, token_store_of
 
 LINES = [
     "hello world, how are you today? I am fine, thank you.",
@@ -194,17 +194,17 @@ def tokens_and_mask(row: Learned) -> tuple[list[int], list[bool]]:
     return row.tokens.tolist(), [token in inside for token in range(len(row.tokens))]
 
 
-def columns_from(rows: list[tuple[list[int], list[bool]]]) -> Columns:
+def columns_from(rows: list[tuple[list[int], list[bool]]]) -> TokenStore:
     """Return rows of tokens and masks as columns."""
     learned = [
         Learned(np.array(tokens, np.int32), [(i, i + 1) for i, on in enumerate(mask) if on])
         for tokens, mask in rows
     ]
-    return columns_of(learned, list(range(1, len(rows) + 1)))
+    return token_store_of(learned, list(range(1, len(rows) + 1)))
 
 
 def examples_from(rows: list[tuple[list[int], list[bool]]]) -> Examples:
     """Return rows of tokens and masks as the examples of ``rows.jsonl``."""
     columns = columns_from(rows)
     bounds = np.array([0, len(rows)], np.int64)
-    return Examples.of(columns, Places(("rows.jsonl:",), bounds, columns.lines))
+    return Examples.of(columns, RowLocations(("rows.jsonl:",), bounds, columns.lines))

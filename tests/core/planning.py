@@ -9,7 +9,7 @@ from typing import Any
 from edgetune.device import Device
 from edgetune.device.profiles import profile_device
 from edgetune.model import resolve
-from edgetune.plan import DataFacts, Plan, make_plan
+from edgetune.planning import DataFacts, Plan, make_plan
 from edgetune.shape import ModelShape
 
 GB = 10**9

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from model_folders import TINY
 from safetensors.numpy import load_file, save_file
 
-from edgetune.adapter_file import CONFIG, WEIGHTS, load_adapter, save_adapter
-from edgetune.adapter_file.modules import adaptable, exact_names
+from edgetune.adapters import CONFIG, WEIGHTS, load_adapter, save_adapter
+from edgetune.adapters.modules import adaptable, exact_names
 from edgetune.errors import ModelError, UsageError
 from edgetune.methods.lora import Lora
 from edgetune.methods.targets import select
@@ -239,7 +239,7 @@ def test_a_failed_write_leaves_the_old_adapter(
     def fail(*_: object, **__: object) -> None:
         raise OSError("no space")
 
-    monkeypatch.setattr("edgetune.adapter_file.save.save_file", fail)
+    monkeypatch.setattr("edgetune.adapters.save.save_file", fail)
     with pytest.raises(OSError, match="no space"):
         save_adapter(tmp_path, LORA, LLAMA, random_tensors(LORA, LLAMA, 1), base="base")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgetune.data import IGNORED, Batches, Examples, MicroBatch, evaluation_batches
+from edgetune.data.length_buckets import WIDTHS, row_widths
 from edgetune.data.pack import pack
-from edgetune.data.shapes import WIDTHS, row_widths
 from edgetune.errors import DataError
 
 CONTEXT = 24

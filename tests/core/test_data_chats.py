@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.data import Tokenizer, load_tokenizer, read_dataset
-from edgetune.data.controls import any_of
+from edgetune.data.control_tokens import any_of
 from edgetune.data.encode import Encoder, Marked
 from edgetune.data.formats import detect
 from edgetune.data.problems import RowError

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from edgetune.data import Batches, Dataset, Examples, Tokenizer, load_tokenizer, read_dataset
 from edgetune.data.fit import fit
-from edgetune.data.split import Hashes, count_duplicates, held_out, seeded
+from edgetune.data.row_digests import Hashes, count_duplicates, held_out, seeded
 from edgetune.errors import DataError, UsageError
 
 checked = settings(derandomize=True, deadline=None, max_examples=60)
@@ -67,15 +67,15 @@ def test_duplicates_are_never_on_both_sides(rows, seed, share):
     examples = built(rows + rows[::2])
     hashes = hashes_of(rows + rows[::2], seed)
     held = held_out(hashes, share)
-    sides = [{str(row) for row, on in zip(plain(examples), held, strict=True) if on is np.bool_(s)}
+    splits = [{str(row) for row, on in zip(plain(examples), held, strict=True) if on is np.bool_(s)}
              for s in (True, False)]  # fmt: skip
     distinct = {str(row) for row in plain(examples)}
-    assert not sides[0] & sides[1]
+    assert not splits[0] & splits[1]
     assert count_duplicates(hashes) == len(examples) - len(distinct)
     if share and len(distinct) > 1:
-        assert len(sides[0]) == min(max(round(share * len(distinct)), 1), len(distinct) - 1)
+        assert len(splits[0]) == min(max(round(share * len(distinct)), 1), len(distinct) - 1)
     else:
-        assert not sides[0]
+        assert not splits[0]
 
 
 def test_the_split_depends_on_content_and_seed_alone():

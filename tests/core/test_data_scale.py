@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 from data_support import SHAPES, chat, write_model, write_rows
 
-from edgetune.data import Dataset, Progress, Tokenizer, cache, load_tokenizer, read, read_dataset
+from edgetune.data import (
+    Dataset,
+    ReadProgress,
+    Tokenizer,
+    cache,
+    load_tokenizer,
+    read,
+    read_dataset,
+)
 from edgetune.errors import DataError
 
 ROWS = 700  # several blocks
@@ -39,8 +47,8 @@ def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def content(dataset: Dataset) -> list[object]:
     """All that is trained, and what is said of it."""
     rows = [(tokens.tolist(), mask.tolist()) for tokens, mask in dataset.train]
-    places = [dataset.train.place(i) for i in range(len(dataset.train))]
-    return [rows, places, dataset.receipt.to_json(), dataset.fingerprint]
+    locations = [dataset.train.place(i) for i in range(len(dataset.train))]
+    return [rows, locations, dataset.receipt.to_json(), dataset.fingerprint]
 
 
 def test_processes_memory_and_disk_give_the_same(tokenizer, file, monkeypatch, entries):
@@ -158,7 +166,7 @@ def test_a_hopeless_file_is_not_read_to_its_end(tokenizer, tmp_path, monkeypatch
 
 
 def test_progress_rises_to_the_end(tokenizer, file):
-    told: list[Progress] = []
+    told: list[ReadProgress] = []
     read_dataset(file, tokenizer, report=told.append)
     size = file.stat().st_size
     assert [step.done for step in told] == sorted(step.done for step in told)

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgetune.errors import CheckFailedError, UsageError
-from edgetune.export.check import LIMITS, MergeCheck, compare, require
+from edgetune.exporters.check import LIMITS, MergeCheck, compare, require
 
 ROWS = [[1, 2, 3], list(range(150)), [], [4]]
 GOOD = MergeCheck(kl_mean=1e-4, kl_max=1e-2, top1_agreement=0.999, rows=3, tokens=154)

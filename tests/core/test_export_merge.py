@@ -17,10 +17,10 @@ from model_folders import TINY, Arrays, arrays_for, write_folder
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from edgetune.adapter_file.stored import number_type, read_tensor
+from edgetune.adapters.stored import number_type, read_tensor
 from edgetune.errors import CheckFailedError, UsageError
-from edgetune.export import EXPORTERS, Exported, ExportRequest, export
-from edgetune.export import merge as merge_module
+from edgetune.exporters import EXPORTERS, Exported, ExportRequest, export
+from edgetune.exporters import merge as merge_module
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel, StoredTensor, shape_of
 from edgetune.model.weights import stored_tensors

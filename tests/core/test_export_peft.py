@@ -9,9 +9,9 @@ import pytest
 from adapters import random_adapter
 from model_folders import write_folder
 
-from edgetune.adapter_file import load_adapter, save_adapter
+from edgetune.adapters import load_adapter, save_adapter
 from edgetune.errors import UsageError
-from edgetune.export import ExportRequest, export
+from edgetune.exporters import ExportRequest, export
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
 

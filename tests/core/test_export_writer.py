@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from edgetune.adapter_file.stored import number_type, read_tensor
-from edgetune.export.safetensors_writer import Outgoing, write_safetensors
+from edgetune.adapters.stored import number_type, read_tensor
+from edgetune.exporters.safetensors_writer import Outgoing, write_safetensors
 from edgetune.model.safetensors import read_header
 
 TYPES = ("bool", "uint8", "int64", "float8_e4m3fn", "float16", "bfloat16", "float32", "float64")

@@ -10,17 +10,17 @@ import pytest
 from adapters import random_tensors
 from numpy.typing import NDArray
 
-from edgetune.adapter_file import LoadedAdapter
+from edgetune.adapters import LoadedAdapter
 from edgetune.data.batch import IGNORED, MicroBatch
 from edgetune.data.virtual import PLACEHOLDER, with_virtual_tokens
 from edgetune.errors import UsageError
-from edgetune.export.truncate import truncated
+from edgetune.exporters.truncate import truncated
 from edgetune.methods import METHODS, build, initial_value, known_settings, method_class
 from edgetune.methods.base import AdapterTensor
 from edgetune.methods.initial import Principal, RowNorms, Tokens
 from edgetune.methods.lora import DyLora, Lora
 from edgetune.model.families import shape_of
-from edgetune.spec import knobs
+from edgetune.settings.spec import knobs
 
 SHAPE = shape_of(
     {

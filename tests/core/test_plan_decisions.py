@@ -11,10 +11,10 @@ from edgetune.device.profiles import profile_device
 from edgetune.errors import NothingFitsError, UsageError
 from edgetune.memory import estimate
 from edgetune.methods import build
-from edgetune.plan import DataFacts, Plan
-from edgetune.plan.capability import platform_of
-from edgetune.plan.defaults import context_for, rank_for, training_for
-from edgetune.spec import Checkpointing
+from edgetune.planning import DataFacts, Plan
+from edgetune.planning.capability import platform_of
+from edgetune.planning.defaults import context_for, rank_for, training_for
+from edgetune.settings.spec import Checkpointing
 
 
 def facts(rows: int = 500, longest: int = 300, **more: Any) -> DataFacts:
@@ -144,10 +144,10 @@ def test_all_nonsense_is_named_at_once() -> None:
 
 
 def test_neighbours_are_few_and_different() -> None:
-    rejected = plan_of("llama-7b", card()).rejected
-    assert 3 <= len(rejected) <= 6
-    assert len({str(item.choice) for item in rejected}) == len(rejected)
-    assert {"quantization": "int8"} in [item.choice for item in rejected]
+    alternatives = plan_of("llama-7b", card()).alternatives
+    assert 3 <= len(alternatives) <= 6
+    assert len({str(item.choice) for item in alternatives}) == len(alternatives)
+    assert {"quantization": "int8"} in [item.choice for item in alternatives]
 
 
 def test_streaming_says_whether_resident_weights_would_fit() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from planning import GB, plan_of, processor, shape_of, sized
 
 from edgetune.memory.generation import MOST_ROWS, cache_bytes, rows_at_once
-from edgetune.plan import Plan
+from edgetune.planning import Plan
 
 LENGTHS = st.integers(1, 4096)
 MODEL = "smollm2-360m"
@@ -29,9 +29,9 @@ def test_what_goes_together_fits_into_the_peak(prompt: int, answer: int, gigabyt
 
     assert 1 <= count <= MOST_ROWS
     if count > 1:
-        passing = phases.evaluate - parts.gradients - parts.optimizer
+        transient = phases.evaluate - parts.gradients - parts.optimizer
         cached = count * cache_bytes(shape_of(MODEL), choice, prompt + answer)
-        assert passing + cached <= plan.memory.peak_bytes
+        assert transient + cached <= plan.memory.peak_bytes
         assert count * prompt <= choice.micro_batch * choice.context
 
 

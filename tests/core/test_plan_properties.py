@@ -1,4 +1,4 @@
-"""What must hold for every device, model and wish."""
+"""What must hold for every device, model and request."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from edgetune.choice import Choice
 from edgetune.errors import NothingFitsError
 from edgetune.memory import Platform, estimate
 from edgetune.methods.lora import Lora
-from edgetune.plan import Plan, make_plan
-from edgetune.plan.capability import capability_of
-from edgetune.plan.ladder import rungs
-from edgetune.plan.request import make_request
-from edgetune.plan.search import Search
-from edgetune.plan.space import CHUNKS
-from edgetune.spec import Checkpointing
+from edgetune.planning import Plan, make_plan
+from edgetune.planning.capability import capability_of
+from edgetune.planning.ladder import rungs
+from edgetune.planning.problem import make_problem
+from edgetune.planning.search import Search
+from edgetune.planning.space import CHUNKS
+from edgetune.settings.spec import Checkpointing
 from edgetune.speed import rates_of
 
 MODELS = st.sampled_from(["smollm2-135m", "llama-3.2-1b", "qwen2.5-7b", "gemma-2-2b", "pythia-1b"])
@@ -88,7 +88,7 @@ def test_more_memory_is_never_worse_or_slower(
     rows=st.sampled_from([1, 3, 4]),
 )
 def test_nothing_that_fits_is_faster(model: str, device: Any, usable: int, rows: int) -> None:
-    request = make_request(
+    request = make_problem(
         sized(device, usable), shape_of(model), fixed={"micro_batch": rows}, training={},
         facts=None, memory=None,
     )  # fmt: skip

@@ -11,8 +11,8 @@ from planning import GB, card, plan_of, processor
 
 from edgetune.device.profiles import profile_device
 from edgetune.errors import NothingFitsError
-from edgetune.plan import Plan
-from edgetune.spec import Checkpointing
+from edgetune.planning import Plan
+from edgetune.settings.spec import Checkpointing
 from edgetune.units import precise_bytes
 
 FLAG = re.compile(r"would fit: (no )?--([a-z-]+)(?: (\S+))? \(([0-9.]+ [A-Z]?B),")

@@ -17,7 +17,7 @@ from sessions import session_for
 from edgetune.backend import DeviceOutOfMemoryError, GenerateOptions
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
-from edgetune.spec import Checkpointing, Quantization
+from edgetune.settings.spec import Checkpointing, Quantization
 from edgetune_torch.opening import open_session
 
 pytestmark = pytest.mark.cuda
@@ -150,10 +150,10 @@ def test_offloaded_checkpoints_leave_the_card(tmp_path: Path) -> None:
     assert peaks[1] < peaks[0] - 20 * batch.tokens.size * 128 * 4
 
 
-def test_memory_is_a_wall(wide: LocalModel) -> None:
+def test_memory_is_limited(wide: LocalModel) -> None:
     from sessions import plan_for
 
-    plan = plan_for(wide, device="cuda", wall=800_000_000)
+    plan = plan_for(wide, device="cuda", limit=800_000_000)
     session = open_session(plan, wide)
     large = micro_batch(*[(128,)] * 2048, width=128)
     small = micro_batch((9, 6), (17,), width=19)

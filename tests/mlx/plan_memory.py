@@ -20,8 +20,8 @@ from edgetune.backend import load_backend
 from edgetune.data.batch import full_batch
 from edgetune.device import read_device
 from edgetune.model import LocalModel
-from edgetune.plan import make_plan
-from edgetune.spec import Checkpointing
+from edgetune.planning import make_plan
+from edgetune.settings.spec import Checkpointing
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "untied": {

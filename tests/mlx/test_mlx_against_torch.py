@@ -10,7 +10,7 @@ from adapters import random_tensors
 from mlx_sessions import batch_of, open_session, plan_of, take_steps
 from models import FAMILIES, make_model
 
-from edgetune.adapter_file import load_adapter, save_adapter
+from edgetune.adapters import load_adapter, save_adapter
 from edgetune.backend import Session
 from edgetune.model import LocalModel
 

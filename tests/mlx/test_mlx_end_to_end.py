@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from rows import Cli, write_rows
 
-from edgetune.agent.planning import Wish, plan_for
-from edgetune.agent.training import resume_run, start_run
 from edgetune.errors import StoppedError
 from edgetune.files import sha256_file
-from edgetune.train import Stepped
+from edgetune.loop import Stepped
+from edgetune.workflows.planning import PlanRequest, plan_for
+from edgetune.workflows.training import resume_run, start_run
 
 CHOICE = {"micro_batch": 1, "accumulation": 1, "rank": 2, "targets": ("q_proj",), "layers": 1,
           "dropout": 0.2}  # fmt: skip
@@ -20,13 +20,13 @@ TRAINING = {"steps": 2, "eval_every": 2, "save_every": 1, "validation": 0.05}
 
 
 def test_stopped_and_resumed_equals_uninterrupted_in_every_file(tmp_path: Path) -> None:
-    wish = Wish(model="tiny", data=write_rows(tmp_path / "rows.jsonl"), device="mlx",
+    request = PlanRequest(model="tiny", data=write_rows(tmp_path / "rows.jsonl"), device="mlx",
                 choice=CHOICE, training=TRAINING)  # fmt: skip
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    run = start_run(plan_for(wish), whole)
+    run = start_run(plan_for(request), whole)
     losses = [event.loss for event in run.events() if isinstance(event, Stepped)]
     run.close()
-    run = start_run(plan_for(wish), halves)
+    run = start_run(plan_for(request), halves)
     with pytest.raises(StoppedError):
         list(run.events(stop=lambda: True))
     run.close()

@@ -202,7 +202,7 @@ def test_what_mlx_cannot_do_is_refused(folder: Path) -> None:
 
 
 def _on_disk() -> object:
-    from edgetune_mlx.islands import OnDisk
+    from edgetune_mlx.checkpoints import OnDisk
 
     return OnDisk()
 

@@ -19,9 +19,9 @@ from models import make_model
 from edgetune.backend import GenerateOptions
 from edgetune.data import load_tokenizer
 from edgetune.errors import UsageError
-from edgetune.export import ExportRequest, export
-from edgetune.export.mlx import readable_config
-from edgetune.export.mlx_quantized import (
+from edgetune.exporters import ExportRequest, export
+from edgetune.exporters.mlx import readable_config
+from edgetune.exporters.mlx_quantized import (
     BITS,
     Bits,
     quantize_folder,

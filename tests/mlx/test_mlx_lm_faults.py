@@ -16,13 +16,13 @@ from adapters import random_tensors
 from mlx_sessions import batch_of, one_document, open_session, plan_of
 from models import make_model
 
-from edgetune.adapter_file import LoadedAdapter
-from edgetune.agent.planning import Wish, plan_for
-from edgetune.agent.training import start_run
+from edgetune.adapters import LoadedAdapter
 from edgetune.data.batch import MicroBatch
-from edgetune.export import ExportRequest, export
+from edgetune.exporters import ExportRequest, export
+from edgetune.loop import Stepped
 from edgetune.model import LocalModel
-from edgetune.train import Stepped
+from edgetune.workflows.planning import PlanRequest, plan_for
+from edgetune.workflows.training import start_run
 
 EXAMPLES = Path("examples/home_commands.jsonl")
 
@@ -51,12 +51,12 @@ def test_every_row_is_trained_in_an_epoch(tmp_path: Path) -> None:
     """There, rows behind the last whole batch never are; and rows of one length are not together."""
     data = tmp_path / "rows.jsonl"
     data.write_text("\n".join(EXAMPLES.read_text("utf-8").splitlines()[:7]), "utf-8")
-    wish = Wish(
+    request = PlanRequest(
         model="tiny", data=data, device="mlx",
         choice={"micro_batch": 2, "accumulation": 1, "targets": ("q_proj",), "layers": 1},
         training={"epochs": 1.0, "validation": 0.0},
     )  # fmt: skip
-    run = start_run(plan_for(wish), tmp_path / "run")
+    run = start_run(plan_for(request), tmp_path / "run")
     steps = [event for event in run.events() if isinstance(event, Stepped)]
     run.close()
 

@@ -92,10 +92,10 @@ def test_the_backend_is_usable_and_says_on_what() -> None:
 
 def _peak(folder: Path, **changes: Any) -> int:
     session = open_session(folder, **changes)
-    resting = session.memory().current_bytes
+    between_steps = session.memory().current_bytes
     mx.reset_peak_memory()
     _step(session)
-    peak = session.memory().peak_bytes if resting else 0
+    peak = session.memory().peak_bytes if between_steps else 0
     session.close()
     return peak
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from edgetune.device import read_device
 from edgetune.errors import UsageError
 from edgetune.model import LocalModel
-from edgetune.plan.capability import capability_of, fitting
+from edgetune.planning.capability import capability_of, fitting
 from edgetune.storage import block_bytes, outer_bytes
 from edgetune_mlx.matrices import PACKINGS, Matrix, packing_of
 

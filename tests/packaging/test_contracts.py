@@ -23,7 +23,7 @@ VIOLATIONS = {
     "edgetune/units.py": ("import torch", NO_FRAMEWORK),
     "edgetune/shape.py": ("from edgetune.device import Device", DIRECTION),
     "backends/edgetune_mlx/backend.py": ("import edgetune_torch.backend", INDEPENDENT),
-    "backends/edgetune_torch/session.py": ("import edgetune.record", PROTOCOL),
+    "backends/edgetune_torch/session.py": ("import edgetune.runs", PROTOCOL),
     "profiles/edgetune_profiles/__init__.py": ("import edgetune.units", DATA_ONLY),
     "edgetune/stray.py": ("", DIRECTION),
 }

@@ -12,8 +12,8 @@ from edgetune.memory import Platform, estimate
 from edgetune.methods import METHODS, Method, build
 from edgetune.methods.lora import Lora
 from edgetune.model import resolve
+from edgetune.settings.spec import Checkpointing
 from edgetune.shape import ModelShape
-from edgetune.spec import Checkpointing
 
 MODELS = (
     "smollm2-135m", "qwen2.5-0.5b", "qwen3-0.6b", "gpt2", "pythia-160m", "gemma-3-1b",

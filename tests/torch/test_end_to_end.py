@@ -17,9 +17,9 @@ import torch
 from rows import Cli, call, chat, finish, start, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from edgetune.agent.using import open_run
 from edgetune.files import sha256_file
 from edgetune.model import open_model
+from edgetune.workflows.inference import open_run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STEPS = 8

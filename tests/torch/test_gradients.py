@@ -13,7 +13,7 @@ from reference import Reference, relative_error
 
 from edgetune.errors import UsageError
 from edgetune.model import LocalModel
-from edgetune.spec import Quantization
+from edgetune.settings.spec import Quantization
 
 FAMILIES = ("llama", "qwen3", "gemma2", "phi3", "gpt2", "gpt_neox")
 TOLERANCE = 1e-5

@@ -10,7 +10,7 @@ import torch
 from torch.nn import Parameter
 
 from edgetune.errors import ModelError
-from edgetune.spec import ADAMW
+from edgetune.settings.spec import ADAMW
 from edgetune_torch.dynamic_map import dynamic_map
 from edgetune_torch.gradients import Gradients
 from edgetune_torch.optimizer import AdamW

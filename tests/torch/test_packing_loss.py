@@ -10,9 +10,9 @@ from models import SMALL, make_model
 from sessions import session_for
 
 from edgetune.data import Batches, Examples, MicroBatch
-from edgetune.data.columns import columns_of
 from edgetune.data.encode import Learned
-from edgetune.data.examples import Places
+from edgetune.data.examples import RowLocations
+from edgetune.data.token_store import token_store_of
 from edgetune.model import LocalModel
 
 CONTEXT = 32
@@ -25,8 +25,8 @@ def examples(count: int = 12) -> Examples:
     rows = [
         Learned(draw.integers(3, SMALL["vocab_size"], n, np.int32), [(n // 2, n)]) for n in lengths
     ]
-    columns = columns_of(rows, range(count))
-    return Examples.of(columns, Places(("rows:",), np.array([0, count]), columns.lines))
+    columns = token_store_of(rows, range(count))
+    return Examples.of(columns, RowLocations(("rows:",), np.array([0, count]), columns.lines))
 
 
 def epoch(packing: bool) -> list[MicroBatch]:

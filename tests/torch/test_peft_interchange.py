@@ -17,10 +17,10 @@ from opened import open_decoder
 from torch.nn import Parameter
 from transformers import AutoModelForCausalLM
 
-from edgetune.adapter_file import LoadedAdapter, load_adapter, save_adapter
+from edgetune.adapters import LoadedAdapter, load_adapter, save_adapter
 from edgetune.errors import CheckFailedError
-from edgetune.export import ExportRequest, export
-from edgetune.export.check import compare, require
+from edgetune.exporters import ExportRequest, export
+from edgetune.exporters.check import compare, require
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
 from edgetune_torch.methods import adapt

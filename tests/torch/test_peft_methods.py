@@ -16,7 +16,7 @@ from opened import open_decoder
 from torch.nn import Parameter
 from transformers import AutoModelForCausalLM
 
-from edgetune.adapter_file import LoadedAdapter, load_adapter, save_adapter
+from edgetune.adapters import LoadedAdapter, load_adapter, save_adapter
 from edgetune.methods import build
 from edgetune.model import LocalModel
 from edgetune.shape import ModelShape

@@ -13,7 +13,7 @@ import pytest
 from oracle import Case, Compared, cases, compare
 
 from edgetune.methods import METHODS, build
-from edgetune.spec import Checkpointing
+from edgetune.settings.spec import Checkpointing
 
 DRAWN = 200
 WORST, USUAL = 0.04, 0.015

@@ -30,7 +30,7 @@ from edgetune.methods.lora import Lora
 from edgetune.methods.prefix import Prefix
 from edgetune.methods.prompt import Prompt
 from edgetune.model import LocalModel
-from edgetune.spec import Checkpointing
+from edgetune.settings.spec import Checkpointing
 from edgetune_torch import memory
 from edgetune_torch.adaptation import BASE
 from edgetune_torch.generate import new_row
@@ -291,22 +291,22 @@ def step(session, rows):
     session.step([batch], loss_tokens=batch.loss_tokens, learning_rate=1e-2)
 
 model = LocalModel.open(Path(sys.argv[1]))
-with session_for(model, wall=anonymous_bytes() + 150_000_000) as session:
+with session_for(model, limit=anonymous_bytes() + 150_000_000) as session:
     step(session, 1)
     try:
         step(session, 64)
     except DeviceOutOfMemoryError as error:
         print("stopped:", error)
     step(session, 1)
-    assert session.memory().peak_bytes < session.plan.device.wall_bytes
+    assert session.memory().peak_bytes < session.plan.device.limit_bytes
 with session_for(model) as session:
     step(session, 64)
-    print("without a wall")
+    print("without a limit")
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the data limit is Linux's")
-def test_memory_is_a_wall(tmp_path: Path) -> None:
+def test_memory_is_limited(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "base", "llama", **WIDE, max_position_embeddings=512)
     run = subprocess.run(
         [sys.executable, "-c", WALLED, str(folder)], capture_output=True, text=True, check=False
@@ -314,7 +314,7 @@ def test_memory_is_a_wall(tmp_path: Path) -> None:
 
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("stopped:")
-    assert run.stdout.endswith("without a wall\n")
+    assert run.stdout.endswith("without a limit\n")
 
 
 TOO_LOW = """
@@ -328,17 +328,17 @@ from edgetune_torch.memory import anonymous_bytes
 
 model = LocalModel.open(Path(sys.argv[1]))
 try:
-    with session_for(model, quantization="nf4", wall=anonymous_bytes() + 5_000_000):
+    with session_for(model, quantization="nf4", limit=anonymous_bytes() + 5_000_000):
         print("opened")
 except OutOfMemoryError as error:
     print("refused:", error)
 with session_for(model):
-    print("without a wall")
+    print("without a limit")
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the data limit is Linux's")
-def test_a_model_beyond_the_wall_is_said(tmp_path: Path) -> None:
+def test_a_model_beyond_the_limit_is_said(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "base", "llama", hidden_size=512, intermediate_size=4096)
     run = subprocess.run(
         [sys.executable, "-c", TOO_LOW, str(folder)], capture_output=True, text=True, check=False
@@ -346,7 +346,7 @@ def test_a_model_beyond_the_wall_is_said(tmp_path: Path) -> None:
 
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("refused: The model does not fit while it is opened")
-    assert run.stdout.endswith("without a wall\n")
+    assert run.stdout.endswith("without a limit\n")
 
 
 def test_a_session_that_is_forgotten_is_watched_no_more(llama: LocalModel) -> None:

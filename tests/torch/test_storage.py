@@ -18,9 +18,9 @@ from edgetune.model import LocalModel
 from edgetune_torch import cache
 from edgetune_torch.checkpoints import DiskCheckpoints
 from edgetune_torch.int8 import product
-from edgetune_torch.load import Loader, Places, Weights
+from edgetune_torch.load import Loader, Placements, Weights
 from edgetune_torch.matrices import store
-from edgetune_torch.stream import HostSlot
+from edgetune_torch.streaming import HostSlot
 
 SHAPES = [(64, 128), (33, 70), (300, 2048)]
 CPU = torch.device("cpu")
@@ -105,7 +105,7 @@ def test_an_unknown_format_is_refused() -> None:
 
 
 def _load(model: LocalModel, blocks: str = "resident") -> Weights:
-    return Loader(model, CPU, "nf4", Places(blocks=blocks)).load()  # type: ignore[arg-type]
+    return Loader(model, CPU, "nf4", Placements(blocks=blocks)).load()  # type: ignore[arg-type]
 
 
 def _dense(weights: Weights) -> list[torch.Tensor]:

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgetune.agent.training import open_session
 from edgetune.data.batch import MicroBatch
 from edgetune.device import read_device
 from edgetune.errors import EdgetuneError
 from edgetune.model import LocalModel
-from edgetune.plan import make_plan
-from edgetune.spec import Checkpointing
+from edgetune.planning import make_plan
+from edgetune.settings.spec import Checkpointing
+from edgetune.workflows.training import open_session
 
 CONTEXTS = (256, 1024, 4096)
 CHOICES = list(product(("none", "int8", "nf4"), ("resident", "host"), (0, 1)))

@@ -23,7 +23,7 @@ from peers import CONTENDERS, line, run, show
 from edgetune.device import read_device
 from edgetune.memory import estimate
 from edgetune.model import LocalModel
-from edgetune.plan.capability import platform_of
+from edgetune.planning.capability import platform_of
 from edgetune.units import format_bytes
 
 NEEDED = 22_000_000_000

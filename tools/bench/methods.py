@@ -23,9 +23,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from edgetune.agent.using import open_run, rows_of, score
 from edgetune.methods import METHODS, method_class
 from edgetune.units import format_bytes
+from edgetune.workflows.inference import open_run, rows_of, score
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "methods.md"

@@ -56,8 +56,8 @@ def ours(folder: Path) -> dict[str, Any]:
     from edgetune.data.batch import MicroBatch
     from edgetune.device import read_device
     from edgetune.model import LocalModel
-    from edgetune.plan import make_plan
-    from edgetune.spec import Checkpointing
+    from edgetune.planning import make_plan
+    from edgetune.settings.spec import Checkpointing
 
     model = LocalModel.open(folder)
     fixed = {

@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.export.safetensors_writer import Outgoing, write_safetensors
+from edgetune.exporters.safetensors_writer import Outgoing, write_safetensors
 from edgetune.model.families import shape_of
 from edgetune.profile import model_profile
 from edgetune.shape import ModelShape, TensorShape

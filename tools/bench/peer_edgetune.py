@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 from peer_work import ALPHA, RANK, SEED, Result, Work, loading, measured
 
-from edgetune.agent.training import open_session
 from edgetune.backend import Session
 from edgetune.choice import Choice
 from edgetune.data.batch import IGNORED, MicroBatch
 from edgetune.device import read_device
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
-from edgetune.plan import Plan, make_plan
-from edgetune.spec import Checkpointing
+from edgetune.planning import Plan, make_plan
+from edgetune.settings.spec import Checkpointing
+from edgetune.workflows.training import open_session
 
 
 def plan_for(work: Work, model: LocalModel, places: dict[str, str]) -> Plan:

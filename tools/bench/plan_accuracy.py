@@ -23,16 +23,16 @@ from statistics import median
 
 from models import write_model
 
-from edgetune.agent.opening import open_session
-from edgetune.agent.planning import measured
 from edgetune.data.batch import full_batch
 from edgetune.device import read_device
 from edgetune.memory.runtime import TOKEN
 from edgetune.methods import METHODS
 from edgetune.model import LocalModel
-from edgetune.plan import Plan, make_plan
-from edgetune.spec import Checkpointing
+from edgetune.planning import Plan, make_plan
+from edgetune.settings.spec import Checkpointing
 from edgetune.units import format_bytes
+from edgetune.workflows.opening import open_session
+from edgetune.workflows.planning import measured
 
 MODELS = ("smollm2-360m", "qwen2.5-0.5b")
 FAMILIES = ("lora", "adapter", "prompt", "bitfit")

@@ -43,5 +43,5 @@ class BitFitAdaptation(Adapted):
         weight: mx.array,
         bias: mx.array | None,
     ) -> mx.array:
-        """Return x normalised, with the trained shift if there is one."""
+        """Return x normalised, with the trained bias if there is one."""
         return trained_norm(self, layer, role, x, kind, weight, bias)

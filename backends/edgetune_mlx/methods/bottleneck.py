@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from edgetune.methods.bottleneck import Bottleneck, adapter_name
 from edgetune.shape import ModelShape, NormKind
-from edgetune_mlx.adaptation import Adapted, Half
+from edgetune_mlx.adaptation import Adapted, Sublayer
 from edgetune_mlx.linear import recomputed
 from edgetune_mlx.pointwise import activation
 from edgetune_mlx.trained import add_bias, trained_linear, trained_norm
@@ -24,9 +24,9 @@ class BottleneckAdaptation(Adapted):
         super().__init__(spec, shape, parameters)
         self._bottleneck = spec
 
-    def sublayer(self, layer: int, half: Half, x: mx.array, out: mx.array) -> mx.array:
+    def sublayer(self, layer: int, which: Sublayer, x: mx.array, out: mx.array) -> mx.array:
         """Return the half's output with that of its adapter, if it has one."""
-        name, spec = adapter_name(self.shape, layer, half), self._bottleneck
+        name, spec = adapter_name(self.shape, layer, which), self._bottleneck
         if f"{name}.down.weight" not in self.parameters:
             return out
         inner = self._linear(x if spec.adapter_kind == "parallel" else out, f"{name}.down")

@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from edgetune.methods.mam import Mam
 from edgetune.shape import ModelShape
-from edgetune_mlx.adaptation import Adapted, Arrays, Attended, Half
+from edgetune_mlx.adaptation import Adapted, Arrays, Attended, Sublayer
 from edgetune_mlx.methods.bottleneck import BottleneckAdaptation
 from edgetune_mlx.methods.prefix import PrefixAdaptation
 
@@ -44,6 +44,6 @@ class MamAdaptation(Adapted):
         """Return the attention with the prefix."""
         return self._prefix.attend(attended)
 
-    def sublayer(self, layer: int, half: Half, x: mx.array, out: mx.array) -> mx.array:
+    def sublayer(self, layer: int, which: Sublayer, x: mx.array, out: mx.array) -> mx.array:
         """Return a half's output with the adapter's."""
-        return self._adapter.sublayer(layer, half, x, out)
+        return self._adapter.sublayer(layer, which, x, out)

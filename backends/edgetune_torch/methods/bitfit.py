@@ -47,5 +47,5 @@ class BitFitAdaptation(Adapted):
         weight: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
-        """Return x normalised, with the trained shift if there is one."""
+        """Return x normalised, with the trained bias if there is one."""
         return self._norms(layer, role, x, kind, weight, bias)

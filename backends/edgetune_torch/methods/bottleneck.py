@@ -9,7 +9,7 @@ from torch.nn import Parameter
 
 from edgetune.methods.bottleneck import Bottleneck, adapter_name
 from edgetune.shape import ModelShape, NormKind
-from edgetune_torch.adaptation import Adapted, Half
+from edgetune_torch.adaptation import Adapted, Sublayer
 from edgetune_torch.pointwise import activation
 from edgetune_torch.trained import TrainedNorms, add_bias
 
@@ -25,9 +25,9 @@ class BottleneckAdaptation(Adapted):
         self._bottleneck = spec
         self._norms = TrainedNorms(self)
 
-    def sublayer(self, layer: int, half: Half, x: Tensor, out: Tensor) -> Tensor:
+    def sublayer(self, layer: int, which: Sublayer, x: Tensor, out: Tensor) -> Tensor:
         """Return the half's output with that of its adapter, if it has one."""
-        name = adapter_name(self.shape, layer, half)
+        name = adapter_name(self.shape, layer, which)
         if f"{name}.down.weight" not in self.parameters:
             return out
         source = x if self._bottleneck.adapter_kind == "parallel" else out

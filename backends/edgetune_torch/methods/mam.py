@@ -9,7 +9,7 @@ from torch.nn import Parameter
 
 from edgetune.methods.mam import Mam
 from edgetune.shape import ModelShape
-from edgetune_torch.adaptation import Adapted, Attended, Half
+from edgetune_torch.adaptation import Adapted, Attended, Sublayer
 from edgetune_torch.methods.bottleneck import BottleneckAdaptation
 from edgetune_torch.methods.prefix import PrefixAdaptation
 
@@ -27,6 +27,6 @@ class MamAdaptation(Adapted):
         """Return the attention with the prefix."""
         return self._prefix.attend(attended)
 
-    def sublayer(self, layer: int, half: Half, x: Tensor, out: Tensor) -> Tensor:
+    def sublayer(self, layer: int, which: Sublayer, x: Tensor, out: Tensor) -> Tensor:
         """Return a half's output with the adapter's."""
-        return self._adapter.sublayer(layer, half, x, out)
+        return self._adapter.sublayer(layer, which, x, out)

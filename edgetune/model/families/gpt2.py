@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgetune.model.config import Fields
-from edgetune.model.families.blocks import MOST_LAYERS
+from edgetune.model.families.common import MOST_LAYERS
 from edgetune.shape import Attention, Linear, LinearRole, ModelShape, Norm, NormKind
 
 

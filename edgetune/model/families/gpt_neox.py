@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgetune.model.config import Fields
-from edgetune.model.families.blocks import Sizes, pre_norms, read_sizes, same_attention
+from edgetune.model.families.common import Sizes, pre_norms, read_sizes, same_attention
 from edgetune.model.rotary import rope_table, rotary
 from edgetune.shape import Linear, ModelShape, Norm, NormKind, Rotary
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from edgetune.model.config import Fields
-from edgetune.model.families.blocks import (
+from edgetune.model.families.common import (
     Sizes,
     decoder,
     gated_mlp,

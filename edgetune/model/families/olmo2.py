@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgetune.model.config import Fields
-from edgetune.model.families.blocks import (
+from edgetune.model.families.common import (
     decoder,
     gated_mlp,
     head_norms,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edgetune.model.config import Fields
-from edgetune.model.families.blocks import (
+from edgetune.model.families.common import (
     Sizes,
     decoder,
     gated_mlp,

@@ -1,9 +1,0 @@
-"""The adapter on disk, in PEFT's layout, from every backend: a folder with two files."""
-
-from __future__ import annotations
-
-from edgetune.adapter_file.base import CONFIG, WEIGHTS, LoadedAdapter
-from edgetune.adapter_file.load import load_adapter
-from edgetune.adapter_file.save import save_adapter
-
-__all__ = ["CONFIG", "WEIGHTS", "LoadedAdapter", "load_adapter", "save_adapter"]

@@ -1,0 +1,9 @@
+"""The adapter on disk, in PEFT's layout, from every backend: a folder with two files."""
+
+from __future__ import annotations
+
+from edgetune.adapters.base import CONFIG, WEIGHTS, LoadedAdapter
+from edgetune.adapters.load import load_adapter
+from edgetune.adapters.save import save_adapter
+
+__all__ = ["CONFIG", "WEIGHTS", "LoadedAdapter", "load_adapter", "save_adapter"]

@@ -1,0 +1,140 @@
+"""What an adapter file is, and which formats there are; a method's format is one file beside this.
+
+``adapter_config.json`` says what the adapter is, ``adapter_model.safetensors`` holds its tensors.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, ClassVar, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune.errors import ModelError, UsageError
+from edgetune.methods.base import Method
+from edgetune.model.weights import listing
+from edgetune.shape import ModelShape
+
+CONFIG: Final = "adapter_config.json"
+WEIGHTS: Final = "adapter_model.safetensors"
+
+EDGETUNE: Final = "EDGETUNE"
+"""What ``peft_type`` says of methods that PEFT does not know."""
+
+FORMATS: Final[Mapping[str, str]] = {
+    "lora": "edgetune.adapters.lora:LoraFormat",
+    "dora": "edgetune.adapters.lora:LoraFormat",
+    "prompt": "edgetune.adapters.prompt:PromptFormat",
+    "prefix": "edgetune.adapters.prefix:PrefixFormat",
+    "llama-adapter": "edgetune.adapters.llama_adapter:LlamaAdapterFormat",
+    "ia3": "edgetune.adapters.ia3:Ia3Format",
+    "norm": "edgetune.adapters.norm:NormFormat",
+    "adapter": "edgetune.adapters.native:TypedFormat",
+    "bitfit": "edgetune.adapters.native:TypedFormat",
+    "mam": "edgetune.adapters.native:TypedFormat",
+    "full": "edgetune.adapters.native:TypedFormat",
+}
+"""Method kind to the class of its format, imported on use."""
+
+PEFT_TYPES: Final[Mapping[str, str]] = {
+    "LORA": "lora",
+    "PROMPT_TUNING": "prompt",
+    "PREFIX_TUNING": "prefix",
+    "ADAPTION_PROMPT": "llama-adapter",
+    "IA3": "ia3",
+    "LN_TUNING": "norm",
+    EDGETUNE: "adapter",
+}
+"""What a config calls a method to a kind whose format reads it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedAdapter:
+    """An adapter that was read: its method, its float32 tensors, the model it was trained on."""
+
+    method: Method
+    tensors: Mapping[str, NDArray[np.float32]]
+    base: str | None
+
+
+ANYWHERE: Final = frozenset(
+    {
+        "peft_type", "base_model_name_or_path", "inference_mode", "revision", "auto_mapping",
+        "peft_version",
+    }
+)  # fmt: skip
+"""Fields of every config that say where a file came from."""
+
+
+class AdapterFormat(ABC):
+    """How one method is written in PEFT's layout."""
+
+    prefix: ClassVar[str] = "base_model.model."
+    """What the names in the file have before those of :mod:`edgetune.methods`."""
+
+    @abstractmethod
+    def config(self, method: Method, shape: ModelShape) -> dict[str, Any]:
+        """Return the fields of ``adapter_config.json`` that the method decides."""
+
+    @abstractmethod
+    def method(
+        self, config: Mapping[str, object], names: Collection[str], shape: ModelShape
+    ) -> Method:
+        """Return the method that a config and the names of its tensors describe.
+
+        Raises:
+            ModelError: naming every field and tensor that cannot be honoured.
+        """
+
+
+def adapter_format(kind: str) -> AdapterFormat:
+    """Return the format of a method.
+
+    Raises:
+        UsageError: if the method cannot be written in PEFT's layout.
+    """
+    if kind not in FORMATS:
+        raise UsageError(
+            f"Unsupported method {kind!r} in PEFT's layout. Supported: {', '.join(FORMATS)}."
+        )
+    module, _, name = FORMATS[kind].partition(":")
+    found: AdapterFormat = getattr(import_module(module), name)()
+    return found
+
+
+def unsupported(
+    config: Mapping[str, object],
+    known: Collection[str],
+    allowed: Mapping[str, tuple[object, ...]],
+) -> Iterator[str]:
+    """Name the fields that ask for something: an empty or false field asks for nothing."""
+    for name, value in config.items():
+        if value and name not in known and value not in allowed.get(name, ()):
+            yield f"{name} is {value!r}: not supported"
+
+
+def check_shapes(
+    where: str, method: Method, shape: ModelShape, found: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Compare tensors by name and shape with what a method has on a model.
+
+    Raises:
+        ModelError: naming what is missing, unknown or of another shape.
+    """
+    wanted = {tensor.name: tensor.shape for tensor in method.tensors(shape)}
+    problems = [f"{name}: missing, expected {wanted[name]}" for name in wanted.keys() - found]
+    problems += [f"{name}: not expected" for name in found.keys() - wanted]
+    problems += [
+        f"{name}: is {found[name]}, expected {wanted[name]}"
+        for name in wanted.keys() & found
+        if found[name] != wanted[name]
+    ]
+    if problems:
+        raise ModelError(
+            f"The tensors of {where} are not those of {method.kind} on this {shape.family} model; "
+            f"is it the model that the adapter was trained on?\n  - {listing(sorted(problems))}"
+        )

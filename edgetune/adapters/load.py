@@ -1,0 +1,76 @@
+"""Reading an adapter, our own or one that PEFT saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from edgetune.adapters.base import (
+    CONFIG,
+    PEFT_TYPES,
+    WEIGHTS,
+    LoadedAdapter,
+    adapter_format,
+    check_shapes,
+)
+from edgetune.adapters.stored import read_tensor
+from edgetune.errors import ModelError
+from edgetune.model import StoredTensor
+from edgetune.model.safetensors import read_header
+from edgetune.model.weights import read_json
+from edgetune.shape import ModelShape
+
+
+def load_adapter(folder: Path, shape: ModelShape) -> LoadedAdapter:
+    """Return the adapter in a folder, for a model of this shape.
+
+    Raises:
+        ModelError: if files are missing or damaged, if the adapter is of a kind that is not
+            supported, or if it does not fit the model; every reason is named.
+    """
+    config = _read_config(folder)
+    stored = _stored_tensors(folder)
+    written = adapter_format(_kind(folder, config))
+    named = {name.removeprefix(written.prefix): tensor for name, tensor in stored.items()}
+    method = written.method(config, named, shape)
+    shapes = {name: tensor.shape for name, tensor in named.items()}
+    check_shapes(str(folder), method, shape, shapes)
+    base = config.get("base_model_name_or_path")
+    return LoadedAdapter(
+        method=method,
+        tensors={name: read_tensor(x).astype(np.float32, copy=False) for name, x in named.items()},
+        base=base if isinstance(base, str) else None,
+    )
+
+
+def _read_config(folder: Path) -> dict[str, object]:
+    file = folder / CONFIG
+    if not file.is_file():
+        raise ModelError(f"{folder} has no {CONFIG}, so that it is not an adapter's folder.")
+    config = read_json(file)
+    if not isinstance(config, dict):
+        raise ModelError(f"{file} is not a JSON object. Save or copy the adapter again.")
+    return config
+
+
+def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    if (folder / WEIGHTS).is_file():
+        return read_header(folder / WEIGHTS)
+    if (folder / "adapter_model.bin").is_file():
+        raise ModelError(
+            f"{folder} has its adapter only as a pickle, which can run code and is never opened. "
+            f"Save it again with PEFT, which writes {WEIGHTS}."
+        )
+    raise ModelError(f"{folder} has no {WEIGHTS}. Save or copy the adapter again.")
+
+
+def _kind(folder: Path, config: Mapping[str, object]) -> str:
+    peft_type = config.get("peft_type")
+    if not isinstance(peft_type, str) or peft_type not in PEFT_TYPES:
+        raise ModelError(
+            f"Unsupported adapter in {folder}: peft_type {peft_type!r}. "
+            f"Supported: {', '.join(PEFT_TYPES)}."
+        )
+    return PEFT_TYPES[peft_type]

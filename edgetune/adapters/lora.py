@@ -1,0 +1,86 @@
+"""LoRA and DoRA as PEFT writes them. What PEFT knows beyond is refused, never dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Final, cast
+
+from edgetune.adapters.base import ANYWHERE, AdapterFormat, unsupported
+from edgetune.adapters.modules import adaptable, exact_names
+from edgetune.errors import ModelError
+from edgetune.methods.base import Method
+from edgetune.methods.dora import Dora
+from edgetune.methods.lora import Lora, LowRank
+from edgetune.model.config import Fields
+from edgetune.model.weights import listing
+from edgetune.shape import ModelShape
+
+_KNOWN: Final = ANYWHERE | {
+    "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora",
+    # which modules are adapted: the tensors in the file say it
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+    # how training began, how PEFT computes
+    "eva_config", "fan_in_fan_out", "runtime_config", "megatron_config", "megatron_core",
+    "qalora_group_size", "ensure_weight_tying",
+}  # fmt: skip
+_ALLOWED: Final[Mapping[str, tuple[object, ...]]] = {
+    "task_type": ("CAUSAL_LM",),
+    "bias": ("none",),
+    # the other first values change the base weights as well
+    "init_lora_weights": (True, "gaussian", "eva", "orthogonal"),
+}
+_PARTS: Final = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
+
+
+class LoraFormat(AdapterFormat):
+    """``lora_A`` (rank, inputs), ``lora_B`` (outputs, rank), of DoRA the magnitudes (outputs)."""
+
+    def config(self, method: Method, shape: ModelShape) -> dict[str, Any]:
+        """Return the fields of a ``LoraConfig``; those left out keep PEFT's defaults."""
+        lora = cast("LowRank", method)
+        targets = lora.select(shape)
+        alpha = 2 * lora.rank if lora.alpha is None else lora.alpha
+        return {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "r": lora.rank,
+            "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+            "lora_dropout": lora.dropout,
+            "use_rslora": lora.rslora,
+            "use_dora": lora.kind == "dora",
+            "bias": "none",
+            "fan_in_fan_out": any(target.linear.transposed for target in targets),
+            "target_modules": list(exact_names(shape, [target.module for target in targets])),
+        }
+
+    def method(
+        self, config: Mapping[str, object], names: Collection[str], shape: ModelShape
+    ) -> LowRank:
+        """Return LoRA or DoRA on the modules whose tensors are there."""
+        fields = Fields(config)
+        rank, alpha = fields.size("r"), fields.number("lora_alpha", 8.0)
+        dropout, rslora = fields.number("lora_dropout", 0.0), fields.flag("use_rslora", False)
+        dora = fields.flag("use_dora", False)
+        found = {_module(name) for name in names}
+        known = [module for module in adaptable(shape) if module in found]
+        strange = _strange(found, known, shape)
+        problems = [*fields.problems, *unsupported(config, _KNOWN, _ALLOWED), *strange]
+        if problems:
+            raise ModelError(f"This LoRA adapter cannot be used:\n  - {listing(problems)}")
+        targets = exact_names(shape, known)
+        cls: type[LowRank] = Dora if dora else Lora
+        return cls(rank=rank, alpha=alpha, dropout=dropout, targets=targets, rslora=rslora)
+
+
+def _module(name: str) -> str:
+    for part in _PARTS:
+        name = name.removesuffix(part)
+    return name
+
+
+def _strange(found: set[str], known: Collection[str], shape: ModelShape) -> Iterator[str]:
+    if not known:
+        yield f"none of its modules is a projection in a block of this {shape.family} model"
+        return
+    for module in sorted(found.difference(known)):
+        yield f"{module}: not a projection in a block of this {shape.family} model"

@@ -1,0 +1,53 @@
+"""Writing an adapter: the same tensors give the same bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from edgetune.adapters.base import CONFIG, WEIGHTS, adapter_format, check_shapes
+from edgetune.files import replacing
+from edgetune.methods.base import Method
+from edgetune.shape import ModelShape
+
+
+def save_adapter(
+    folder: Path,
+    method: Method,
+    shape: ModelShape,
+    tensors: Mapping[str, NDArray[Any]],
+    *,
+    base: str,
+) -> None:
+    """Write an adapter to a folder, each file whole or not at all.
+
+    ``tensors`` has the names and shapes of ``method.on_disk()`` and is written as float32;
+    ``base`` is what ``base_model_name_or_path`` shall say.
+
+    Raises:
+        ModelError: naming every tensor that is missing, unknown or of another shape.
+        UsageError: if the method cannot be written in PEFT's layout.
+    """
+    method = method.on_disk()
+    written = adapter_format(method.kind)
+    check_shapes(str(folder), method, shape, {name: x.shape for name, x in tensors.items()})
+    config = {
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        **written.config(method, shape),
+    }
+    named = {
+        f"{written.prefix}{name}": np.ascontiguousarray(tensors[name], np.float32)
+        for name in sorted(tensors)
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / WEIGHTS) as partial:
+        save_file(named, partial, metadata={"format": "pt"})
+    with replacing(folder / CONFIG) as partial:
+        partial.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")

@@ -1,0 +1,108 @@
+"""How a receipt is written: first when rows are read, again when they are fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from edgetune.data.examples import Examples
+from edgetune.data.fit import Fitted, LongRows
+from edgetune.data.problems import printable
+from edgetune.data.read import Reading
+from edgetune.data.receipt import Dropped, Receipt, length_percentiles
+from edgetune.data.row_digests import count_duplicates
+from edgetune.data.splits import Found, Split
+from edgetune.data.tokenizer import Tokenizer
+
+_FEW = 2  # the end of a turn alone is one; an answer of one token and its end are two
+
+
+def receipt_of(
+    reading: Reading, found: Found, splits: Split, tokenizer: Tokenizer, *, loss_on: str, seed: int
+) -> Receipt:
+    """Return the account of the files once they are split, and not fitted yet."""
+    repeated = tuple(
+        Dropped(
+            place=reading.examples.place(row),
+            because="the same row is trained, so that it would say nothing in validation",
+        )
+        for row in splits.repeated.tolist()
+    )
+    receipt = Receipt(
+        files=reading.files,
+        format=reading.format,
+        rendering="rendered as a chat" if reading.is_chat else "as plain text",
+        template=tokenizer.template.name if reading.is_chat else None,
+        special_tokens=tokenizer.special_tokens(),
+        loss_on=loss_on,
+        seed=seed,
+        rows_read=len(reading.examples),
+        dropped=repeated,
+        duplicates=count_duplicates(reading.digests),
+        lengths=length_percentiles(reading.examples.lengths),
+        notes=(*reading.notes, *map(printable, found.notes), *_near_empty(reading.examples)),
+    )
+    train, validation = map(reading.examples.take, (splits.train, splits.validation))
+    return with_split(receipt, train, validation)
+
+
+def _near_empty(examples: Examples) -> Iterator[str]:
+    few = np.flatnonzero(examples.loss_tokens < _FEW)
+    if len(few):
+        place = examples.place(int(few[0]))
+        yield f"rows with fewer than {_FEW} learned tokens: {len(few):,}, the first is {place}"
+
+
+def with_split(receipt: Receipt, train: Examples, validation: Examples) -> Receipt:
+    """Return the receipt with the rows of each side, none of them fitted yet."""
+    return replace(
+        receipt,
+        rows_trained=len(train),
+        rows_validation=len(validation),
+        examples_trained=len(train),
+        examples_validation=len(validation),
+        tokens=train.token_count,
+        loss_tokens=int(train.loss_tokens.sum(dtype=np.int64)),
+    )
+
+
+def with_fit(
+    receipt: Receipt,
+    context: int,
+    rule: LongRows,
+    whole: Sequence[Examples],
+    fitted: Sequence[Fitted],
+) -> Receipt:
+    """Return the receipt with what the length rule did to both sides."""
+    train, validation = fitted
+    dropped = (_dropped(*pair, context, rule) for pair in zip(whole, fitted, strict=True))
+    too_long, gone = (sum(side.long for side in fitted), sum(len(side.dropped) for side in fitted))
+    return replace(
+        with_split(receipt, train.examples, validation.examples),
+        rows_trained=train.rows,
+        rows_validation=validation.rows,
+        dropped=(*receipt.dropped, *(row for rows in dropped for row in rows)),
+        context=context,
+        long_rows=rule,
+        rows_too_long=too_long,
+        rows_cut=too_long - gone if rule == "cut" else 0,
+        rows_too_long_dropped=gone,
+        tokens_lost=sum(side.tokens_lost for side in fitted),
+    )
+
+
+def _dropped(whole: Examples, fitted: Fitted, context: int, rule: LongRows) -> list[Dropped]:
+    because = {
+        "cut": f"nothing that is learned lies within the context of {context:,}",
+        "drop": f"more than the context of {context:,}",
+    }
+    lengths = whole.lengths
+    return [
+        Dropped(
+            place=whole.place(index),
+            because=f"{lengths[index]:,} tokens, {because.get(rule, 'nothing is learned')}",
+        )
+        for index in fitted.dropped.tolist()
+    ]

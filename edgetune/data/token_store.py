@@ -1,0 +1,124 @@
+"""Tokenized rows as flat arrays: of a block on its way, of a file in memory, of a file on disk.
+
+Legend: R rows, T tokens of all of them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune.data.encode import Learned
+
+Integers = NDArray[np.int64]
+Counts = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStore:
+    """R rows: ``tokens`` (T,), ``mask`` (T,) true where a token is learned, and of each row
+    (R,) its tokens, its tokens under loss, a hash of both arrays, and the line it is from.
+    """
+
+    tokens: NDArray[np.int32]
+    mask: NDArray[np.bool_]
+    lengths: Counts
+    loss_tokens: Counts
+    digests: NDArray[np.uint64]
+    lines: Integers
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.lengths)
+
+
+DTYPES = {
+    "tokens": np.dtype(np.int32),
+    "mask": np.dtype(np.bool_),
+    "lengths": np.dtype(np.int32),
+    "loss_tokens": np.dtype(np.int32),
+    "digests": np.dtype(np.uint64),
+    "lines": np.dtype(np.int64),
+}
+_TOO_LARGE_FOR_MEMORY = {"tokens", "mask", "lines"}
+
+
+def token_store_of(rows: Sequence[Learned], lines: Sequence[int]) -> TokenStore:
+    """Return rows as columns. The first token of a row is never learned: nothing predicts it."""
+    lengths = np.array([len(row.tokens) for row in rows], np.int32)
+    stops = np.cumsum(lengths, dtype=np.int64).tolist()
+    total = stops[-1] if stops else 0
+    tokens = np.concatenate([np.zeros(0, np.int32), *(row.tokens for row in rows)])
+    mask = np.zeros(total, np.bool_)
+    digests = bytearray()
+    loss_tokens = []
+    for row, start, stop in zip(rows, [0, *stops], stops, strict=False):
+        for first, last in row.ranges:
+            mask[start + max(first, 1) : start + last] = True
+        own = mask[start:stop]
+        loss_tokens.append(np.count_nonzero(own))
+        digest = blake2b(tokens[start:stop].data, digest_size=8)
+        digest.update(own.data)
+        digests += digest.digest()
+    return TokenStore(
+        tokens,
+        mask,
+        lengths,
+        np.array(loss_tokens, np.int32),
+        np.frombuffer(digests, "<u8").astype(np.uint64),
+        np.array(lines, np.int64),
+    )
+
+
+class TokenStoreWriter:
+    """Grows columns block by block, in memory or, with a folder, on disk."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """Start with no rows."""
+        self._folder = folder
+        self._streams: list[IO[bytes]] = [
+            BytesIO() if folder is None else (folder / name).open("wb") for name in DTYPES
+        ]
+
+    def append(self, block: TokenStore) -> None:
+        """Add the rows of a block."""
+        for stream, name in zip(self._streams, DTYPES, strict=True):
+            stream.write(getattr(block, name).data)
+
+    def finish(self) -> TokenStore:
+        """Return everything that was added, without a copy."""
+        if self._folder is None:
+            buffers = (
+                stream.getbuffer() for stream in self._streams if isinstance(stream, BytesIO)
+            )
+            pairs = zip(buffers, DTYPES.values(), strict=True)
+            return TokenStore(*(np.frombuffer(buffer, dtype) for buffer, dtype in pairs))
+        self.close()
+        return read_token_store(self._folder)
+
+    def close(self) -> None:
+        """Close the files."""
+        for stream in self._streams:
+            stream.close()
+
+
+def read_token_store(folder: Path) -> TokenStore:
+    """Return the columns in a folder; those with an entry a token stay on disk.
+
+    Raises:
+        OSError: if they are not there.
+    """
+    return TokenStore(*(_read(folder / name, dtype) for name, dtype in DTYPES.items()))
+
+
+def _read(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+    if path.name in _TOO_LARGE_FOR_MEMORY and path.stat().st_size:
+        return np.memmap(path, dtype, mode="r")
+    return np.fromfile(path, dtype)

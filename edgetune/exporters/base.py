@@ -1,0 +1,59 @@
+"""What an exporter is, and which there are; each is one file beside this, imported on use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Final
+
+from edgetune.adapters import LoadedAdapter
+from edgetune.errors import UsageError
+from edgetune.model import LocalModel
+from edgetune.model.config import FloatName
+
+EXPORTERS: Final[Mapping[str, str]] = {
+    "peft": "edgetune.exporters.peft:export_peft",
+    "hf": "edgetune.exporters.hf:export_hf",
+    "mlx": "edgetune.exporters.mlx:export_mlx",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRequest:
+    """What to hand over and where to; options of None are the exporter's to choose."""
+
+    adapter: LoadedAdapter
+    model: LocalModel
+    output: Path
+    dtype: FloatName | None = None
+    """Number format of the merged weights; by default each keeps that of the base."""
+    shard_bytes: int | None = None
+    """Bytes of tensors in one file at most, unless a single tensor is larger."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """The folder that was written, and the bytes in it."""
+
+    folder: Path
+    nbytes: int
+
+
+Exporter = Callable[[ExportRequest], Exported]
+
+
+def export(name: str, request: ExportRequest) -> Exported:
+    """Write what is asked for; the output folder is there when it is whole.
+
+    Raises:
+        UsageError: if there is no such exporter, if an option has no meaning for it, or if the
+            output folder cannot be made.
+        CheckFailedError: if a merged weight cannot be written in the output's number format.
+    """
+    if name not in EXPORTERS:
+        raise UsageError(f"Unsupported export {name!r}. Supported: {', '.join(EXPORTERS)}.")
+    module, _, function = EXPORTERS[name].partition(":")
+    exporter: Exporter = getattr(import_module(module), function)
+    return exporter(request)

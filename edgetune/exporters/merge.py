@@ -1,0 +1,105 @@
+"""The merged weights as a stream: a run of rows at a time, in float32, rounded once.
+
+Every tensor of the base's files comes along under its stored name, those that the language
+model does not use (a vision tower, buffers) too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from math import prod
+from typing import Any, Final
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune.adapters.stored import number_type, read_rows
+from edgetune.errors import CheckFailedError
+from edgetune.exporters.base import ExportRequest
+from edgetune.exporters.safetensors_writer import Chunks, Outgoing
+from edgetune.exporters.updates import Merge, Update
+from edgetune.model import StoredTensor
+from edgetune.model.weights import stored_tensors
+
+CHUNK_ELEMENTS: Final = 2**22
+"""Elements worked on at once: 16 MiB in float32, a few of which exist at a time."""
+
+
+def merged_tensors(request: ExportRequest, merge: Merge) -> list[Outgoing]:
+    """Return all tensors of the merged model, in the order of the base's files; reads none.
+
+    Tensors that the base does not have come last.
+    """
+    model = request.model
+    by_stored_name = {model.tensors[name].name: change for name, change in merge.changes.items()}
+    used = {tensor.name for tensor in model.tensors.values()}
+    outgoing = []
+    for stored in _in_file_order(stored_tensors(model.folder)):
+        # buffers keep their own number format
+        converted = stored.name in used or stored.dtype == model.shape.dtype
+        dtype = request.dtype if request.dtype is not None and converted else stored.dtype
+        outgoing.append(
+            Outgoing(
+                name=stored.name,
+                dtype=dtype,
+                shape=stored.shape,
+                chunks=partial(_chunks, stored, by_stored_name.get(stored.name), dtype),
+            )
+        )
+    return outgoing + _added(request, merge)
+
+
+def _added(request: ExportRequest, merge: Merge) -> list[Outgoing]:
+    """Return biases that are new, named as the files name their projections."""
+    dtype, outgoing = request.dtype or request.model.shape.dtype, []
+    for name, values in merge.added.items():
+        weight = request.model.tensors[f"{name.removesuffix('.bias')}.weight"].name
+        stored = f"{weight.removesuffix('.weight')}.bias"
+        whole = partial(_whole, values, dtype, stored)
+        outgoing.append(Outgoing(name=stored, dtype=dtype, shape=values.shape, chunks=whole))
+    return outgoing
+
+
+def _whole(values: NDArray[np.float32], dtype: str, name: str) -> Chunks:
+    yield _rounded(values, dtype, name)
+
+
+def _in_file_order(tensors: Mapping[str, StoredTensor]) -> list[StoredTensor]:
+    return sorted(tensors.values(), key=lambda tensor: (tensor.file.name, tensor.start))
+
+
+def _chunks(stored: StoredTensor, change: Update | None, dtype: str) -> Chunks:
+    for start, stop in row_spans(stored.shape):
+        values = read_rows(stored, start, stop)
+        if change is None and stored.dtype == dtype:
+            yield values
+        else:
+            values = values.astype(np.float32, copy=False)
+            if change is not None:
+                change.apply(values, start, stop)
+            yield _rounded(values, dtype, stored.name)
+
+
+def row_spans(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Yield where runs of rows begin and end that are worked on at once."""
+    count = max(1, CHUNK_ELEMENTS // max(1, prod(shape[1:])))
+    rows = shape[0] if shape else 1
+    for start in range(0, rows, count):
+        yield start, min(start + count, rows)
+
+
+def _rounded(values: NDArray[np.float32], dtype: str, name: str) -> NDArray[Any]:
+    """Return values in another number format.
+
+    Raises:
+        CheckFailedError: if they are not finite numbers there.
+    """
+    largest = float(ml_dtypes.finfo(number_type(dtype)).max)
+    if values.size and not (values.min() >= -largest and values.max() <= largest):
+        raise CheckFailedError(
+            f"{name} has values that are not finite in {dtype}. Export with --dtype float32 or "
+            "bfloat16; if that fails too, the base model or the adapter is damaged."
+        )
+    return values.astype(number_type(dtype), copy=False)

@@ -1,0 +1,141 @@
+"""What mlx-lm takes: the adapter for ``--adapter-path``, in a folder that is the merged model too.
+
+mlx-lm keeps LoRA as ``lora_a`` (inputs, rank) and ``lora_b`` (rank, outputs), and its own names
+for some architectures. Its merged models are those of transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from edgetune.adapters import CONFIG, LoadedAdapter
+from edgetune.errors import UsageError
+from edgetune.exporters.base import Exported, ExportRequest
+from edgetune.exporters.folder import folder_bytes, new_folder
+from edgetune.exporters.hf import Merged
+from edgetune.methods.lora import Lora
+from edgetune.shape import ModelShape
+
+WEIGHTS: Final = "adapters.safetensors"
+
+_BLOCKS: Final[Mapping[str, str]] = {"gpt2": "model.h.{}.", "gpt_neox": "model.h.{}."}
+"""Where mlx-lm has the blocks of an architecture, if not where transformers has them."""
+
+_PARTS: Final = {"lora_A": "lora_a", "lora_B": "lora_b"}
+
+
+def export_mlx(request: ExportRequest) -> Exported:
+    """Write the merged model, and the adapter beside it.
+
+    Raises:
+        UsageError: if mlx-lm does not know the method, or the output folder cannot be made.
+        CheckFailedError: if a merged weight cannot be written in the output's number format.
+    """
+    adapter, shape = request.adapter, request.model.shape
+    tensors, config = adapter_tensors(adapter, shape), adapter_config(adapter, shape)
+    merged = _as_mlx_names(Merged.of(request), shape)
+    merged = replace(merged, config=readable_config(merged.config, shape))
+    needed = merged.needed + sum(tensor.nbytes for tensor in tensors.values())
+    with new_folder(request.output, needed) as folder:
+        merged.write(folder)
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "mlx"})
+        _write_config(folder / CONFIG, config)
+        nbytes = folder_bytes(folder)
+    return Exported(folder=request.output, nbytes=nbytes)
+
+
+def adapter_tensors(adapter: LoadedAdapter, shape: ModelShape) -> dict[str, NDArray[np.float32]]:
+    """Return the adapter's tensors by mlx-lm's names, transposed as it has them.
+
+    Raises:
+        UsageError: if the method is not one that mlx-lm loads.
+    """
+    _lora(adapter)
+    blocks = _BLOCKS.get(shape.family, shape.block_prefix)
+    renamed = {}
+    for layer in range(shape.layers):
+        prefix = shape.block(layer)
+        for name, tensor in adapter.tensors.items():
+            if name.startswith(prefix):
+                module, part, _ = name.removeprefix(prefix).rsplit(".", 2)
+                full = f"{blocks.format(layer)}{module}.{_PARTS[part]}"
+                renamed[full] = np.ascontiguousarray(tensor.T)
+    return renamed
+
+
+def adapter_config(adapter: LoadedAdapter, shape: ModelShape) -> dict[str, Any]:
+    """Return mlx-lm's description of the adapter.
+
+    It adapts the named projections of the last ``num_layers`` blocks; where the file has no
+    tensors for one, its update stays zero.
+
+    Raises:
+        UsageError: if the method is not one that mlx-lm loads.
+    """
+    lora = _lora(adapter)
+    targets = lora.select(shape)
+    return {
+        "fine_tune_type": "lora",
+        "num_layers": shape.layers - lora.first_layer(shape),
+        "lora_parameters": {
+            "rank": lora.rank,
+            "scale": lora.scale,
+            "dropout": lora.dropout,
+            "keys": sorted({target.linear.module for target in targets}),
+        },
+    }
+
+
+def readable_config(config: Mapping[str, object], shape: ModelShape) -> dict[str, object]:
+    """Return a config with the fields that mlx-lm 0.32 reads and transformers 5 has elsewhere.
+
+    mlx-lm takes its defaults where a field is missing: a rotation of another base frequency.
+    """
+    ropes = config.get("rope_parameters")
+    written = dict(config)
+    if isinstance(ropes, dict) and "full_attention" in ropes:
+        written["rope_local_base_freq"] = ropes["sliding_attention"]["rope_theta"]
+        ropes = ropes["full_attention"]
+    if isinstance(ropes, dict) and "rope_theta" in ropes:
+        written["rope_theta"] = ropes["rope_theta"]
+        if ropes.get("rope_type", "default") != "default":
+            written["rope_scaling"] = {k: v for k, v in ropes.items() if k != "rope_theta"}
+    rotary = shape.attention[0].rotary
+    if shape.family == "gpt_neox" and rotary is not None:
+        written["rotary_emb_base"] = rotary.theta
+        written["rotary_pct"] = rotary.dimensions / shape.head_dim
+    if shape.family == "gpt2":
+        written["n_ctx"] = shape.max_context
+    return written
+
+
+def _lora(adapter: LoadedAdapter) -> Lora:
+    if not isinstance(adapter.method, Lora):
+        raise UsageError(
+            f"mlx-lm has no {adapter.method.kind} (it has lora). Export the adapter itself "
+            "(--to peft) or, if it can be merged, the model (--to hf)."
+        )
+    return adapter.method
+
+
+def _as_mlx_names(merged: Merged, shape: ModelShape) -> Merged:
+    """Leave out the prefix before which mlx-lm's GPT-2 puts its own."""
+    if shape.family != "gpt2":
+        return merged
+    shards = {
+        name: [replace(tensor, name=tensor.name.removeprefix("transformer.")) for tensor in shard]
+        for name, shard in merged.shards.items()
+    }
+    return replace(merged, shards=shards)
+
+
+def _write_config(path: Path, config: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")

@@ -1,0 +1,29 @@
+"""The adapter itself, as a folder that PEFT loads."""
+
+from __future__ import annotations
+
+from edgetune.adapters import save_adapter
+from edgetune.errors import UsageError
+from edgetune.exporters.base import Exported, ExportRequest
+from edgetune.exporters.folder import folder_bytes, needed_bytes, new_folder
+
+
+def export_peft(request: ExportRequest) -> Exported:
+    """Write the adapter in float32 with its own base, or the model's name if none is known.
+
+    Raises:
+        UsageError: if the output folder cannot be made, or an option of merging is given.
+    """
+    if request.dtype is not None or request.shard_bytes is not None:
+        raise UsageError(
+            "--dtype and --shard-size are for merged weights; an adapter is one file in float32. "
+            "Leave them out, or use --to hf."
+        )
+    adapter, model = request.adapter, request.model
+    tensors = [tensor.size for tensor in adapter.method.tensors(model.shape)]
+    needed = needed_bytes(4 * size for size in tensors)
+    with new_folder(request.output, needed) as folder:
+        base = adapter.base or model.ref
+        save_adapter(folder, adapter.method, model.shape, adapter.tensors, base=base)
+        nbytes = folder_bytes(folder)
+    return Exported(folder=request.output, nbytes=nbytes)

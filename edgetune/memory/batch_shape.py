@@ -1,0 +1,119 @@
+"""What a pass computes on, and in which number formats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal
+
+from edgetune.choice import Choice
+from edgetune.shape import ModelShape
+from edgetune.storage import AFFINE, BYTES, FLOAT32_BYTES, GROUPS
+
+Kind = Literal["cuda", "cpu", "mlx"]
+
+PIECE = 512
+"""Rows that are widened at a time where products are wider than activations."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Platform:
+    """What of a device decides bytes besides their number."""
+
+    kind: Kind
+    multiplies_16bit: bool
+    """False: a processor, on which torch widens 16-bit activations to multiply them."""
+    attends_16bit: bool = True
+    """False: a card before Ampere, for which torch has no fused attention in bfloat16."""
+
+    @property
+    def keeps_scratch(self) -> bool:
+        """Whether buffers of products are kept instead of given back to an allocator."""
+        return self.kind == "cpu"
+
+    @property
+    def unpacks(self) -> bool:
+        """Whether MLX unpacks quantized matrices to multiply them: on a processor."""
+        return self.kind == "mlx" and not self.multiplies_16bit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchShape:
+    """B rows of S tokens: ``width`` bytes an activation, ``product`` bytes where multiplied.
+
+    ``dense``: the products need the weights in another form than the stored one. ``stored``
+    is the format of norms and biases.
+    """
+
+    batch: int
+    context: int
+    width: int
+    product: int
+    dense: bool
+    stored: int
+    recast: bool
+    """Whether stored numbers are of another type than those multiplied."""
+    dropout: bool
+    keeps_scratch: bool
+    mlx: bool = False
+    """Whether MLX computes: what is pointwise keeps its inputs only, attention is in pieces."""
+    unpacks: bool = False
+    """Whether MLX multiplies quantized matrices as plain numbers."""
+    unpacking: float = 0.0
+    """Bytes a weight takes beside them while it is unpacked."""
+    documents: int = 1
+    """Documents in the fullest row."""
+    fuses: bool = True
+    """Whether there is a kernel for attention that keeps no scores."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all rows."""
+        return self.batch * self.context
+
+    @property
+    def upcast(self) -> bool:
+        """Whether products are wider than activations."""
+        return self.product != self.width
+
+    def activation_bytes(self, columns: int) -> int:
+        """Return the bytes of activations of so many columns."""
+        return self.tokens * columns * self.width
+
+
+def batch_shape_of(
+    shape: ModelShape, choice: Choice, platform: Platform, documents: float | None = None
+) -> BatchShape:
+    """Return what the passes of a choice compute on.
+
+    ``documents`` is the mean length of documents that share rows; None: one each. The fullest
+    row is taken to hold twice as many as the mean one.
+    """
+    sharing = 1 if documents is None else ceil(2 * choice.context / documents)
+    narrow = choice.compute_dtype != "float32"
+    wide = narrow and platform.kind == "cpu" and not platform.multiplies_16bit
+    multiplied = "float32" if wide else choice.compute_dtype
+    return BatchShape(
+        batch=choice.micro_batch,
+        context=choice.context + sharing * choice.method.virtual_tokens,
+        width=BYTES[choice.compute_dtype],
+        product=FLOAT32_BYTES if wide else BYTES[choice.compute_dtype],
+        dense=choice.quantization != "none" or multiplied != shape.dtype,
+        stored=BYTES[shape.dtype],
+        recast=multiplied != shape.dtype,
+        dropout=getattr(choice.method, "dropout", 0) > 0,
+        keeps_scratch=platform.keeps_scratch,
+        mlx=platform.kind == "mlx",
+        unpacks=platform.unpacks,
+        unpacking=_unpacking(choice, shape) if platform.unpacks else 0.0,
+        documents=sharing,
+        fuses=platform.attends_16bit or not narrow,
+    )
+
+
+def _unpacking(choice: Choice, shape: ModelShape) -> float:
+    """Return the bytes a weight takes on its way: in the type of its scales, or its scales."""
+    if choice.quantization in AFFINE:
+        return 0.0 if choice.compute_dtype == shape.dtype else BYTES[shape.dtype]
+    group = GROUPS.get(choice.quantization)
+    return 0.0 if group is None else BYTES[choice.compute_dtype] / group

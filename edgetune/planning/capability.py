@@ -1,0 +1,107 @@
+"""What each kind of device can do: the planner offers nothing that a backend cannot hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from edgetune.device import Device
+from edgetune.memory import Platform
+from edgetune.settings.spec import (
+    ComputeDtype,
+    EmbeddingPlace,
+    HeadPlace,
+    Offload,
+    OptimizerName,
+    Placement,
+    Quantization,
+)
+from edgetune.shape import ModelShape
+from edgetune.storage import broken_rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capability:
+    """What may be chosen on a device, what is preferred first."""
+
+    quantizations: tuple[Quantization, ...]
+    """From the most exact to the smallest."""
+    placements: tuple[Placement, ...]
+    offloads: tuple[Offload, ...]
+    optimizers: tuple[OptimizerName, ...]
+    compute_dtypes: tuple[ComputeDtype, ...]
+    embeddings: tuple[EmbeddingPlace, ...] = ("resident",)
+    heads: tuple[HeadPlace, ...] = ("resident",)
+    """Places that change nothing but memory and time; others may be asked for."""
+    on_request: tuple[Quantization, ...] = ()
+    """Formats that are never chosen: no smaller at the same error, but there for who names them."""
+    keeps_streamed: bool = True
+    """Whether blocks that are not resident may keep activations for the backward pass."""
+
+
+CUDA = Capability(
+    quantizations=("none", "int8", "nf4"),
+    placements=("resident", "host", "disk"),
+    offloads=("none", "host", "disk"),
+    optimizers=("adamw", "adamw-8bit"),
+    compute_dtypes=("bfloat16",),
+    embeddings=("resident", "disk"),
+    heads=("resident", "disk"),
+)
+CPU = Capability(
+    quantizations=("none", "int8", "nf4"),
+    placements=("resident", "disk"),
+    offloads=("none", "disk"),
+    optimizers=("adamw", "adamw-8bit"),
+    compute_dtypes=("float32", "bfloat16"),
+    embeddings=("resident", "disk"),
+    heads=("resident", "disk"),
+)
+MLX = Capability(
+    quantizations=("none", "q8", "q4"),
+    on_request=("mxfp4", "nvfp4"),
+    placements=("resident", "disk"),
+    offloads=("none", "disk"),
+    optimizers=("adamw",),
+    compute_dtypes=("bfloat16",),
+    keeps_streamed=False,  # MLX's graph would keep the weights as well
+)
+
+
+def capability_of(device: Device) -> Capability:
+    """Return what can be chosen on a device."""
+    match device.kind:
+        case "cuda" if device.unified:  # the host's memory is the card's
+            return replace(CUDA, placements=("resident", "disk"), offloads=("none", "disk"))
+        case "cuda":
+            return CUDA
+        case "mlx" if device.rate_16bit < device.rate_32bit:  # MLX on a processor
+            return replace(MLX, compute_dtypes=("float32", "bfloat16"))
+        case "mlx":
+            return MLX
+        case "cpu" if device.rate_16bit > device.rate_32bit:
+            return replace(CPU, compute_dtypes=("bfloat16", "float32"))
+        case "cpu":
+            return CPU
+
+
+def fitting(capability: Capability, shape: ModelShape) -> Capability:
+    """Return what can be chosen for a model: formats in groups need inputs that are whole groups."""
+    return replace(
+        capability,
+        quantizations=tuple(x for x in capability.quantizations if not broken_rows(shape, x)),
+        on_request=tuple(x for x in capability.on_request if not broken_rows(shape, x)),
+    )
+
+
+def platform_of(device: Device) -> Platform:
+    """Return what of a device decides bytes."""
+    match device.kind:
+        case "cpu":
+            multiplies = device.rate_16bit > device.rate_32bit
+        case "mlx":  # slower only where MLX runs on a processor
+            multiplies = device.rate_16bit >= device.rate_32bit
+        case "cuda":
+            multiplies = True
+    known = device.rate_32bit > 0
+    slow = device.kind == "cuda" and known and device.rate_16bit <= device.rate_32bit
+    return Platform(kind=device.kind, multiplies_16bit=multiplies, attends_16bit=not slow)

@@ -1,0 +1,73 @@
+"""The knobs that touch the result, from the data and the model: one place for every constant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgetune.methods.base import Method
+from edgetune.planning.plan import DataFacts
+from edgetune.settings.spec import Decision, Training
+from edgetune.shape import ModelShape
+
+ROWS = 8
+"""Rows in an optimizer step: enough to average over, few enough to take many steps."""
+
+CONTEXT = 2048
+"""Tokens in a row when no data says otherwise, and in a piece of a text that is split."""
+
+RATE, RATE_WIDTH, RATE_POWER = 2e-4, 4096, 0.8
+"""Published recipes use 2e-4 at a hidden size of 4096 and more for narrower models."""
+
+RANK = 16
+RANKS = ((2_000, 8), (20_000, 16), (100_000, 32))
+LARGE_RANK = 128
+"""Ranks by rows below a limit. Hu et al. 2021 (table 6) find ranks of 1 to 8 enough for tasks of
+up to some 100 k rows when several matrices are adapted; over that, 128 and more match full
+fine-tuning."""
+
+EPOCHS = (3, 10)
+ROWS_SEEN = 2_000
+"""Small sets of rows are repeated until the model has seen about so many."""
+
+
+def training_for(
+    shape: ModelShape, method: Method, fixed: Mapping[str, Any], facts: DataFacts | None
+) -> tuple[Training, list[str]]:
+    """Return the training settings, with what was not fixed decided, and the reasons."""
+    settings, reasons = dict(fixed), []
+    if settings.get("learning_rate") is None:
+        width = (RATE_WIDTH / shape.hidden_size) ** RATE_POWER
+        rate = float(f"{RATE * width * method.rate_factor:.1e}")
+        settings["learning_rate"] = rate
+        reasons.append(
+            f"learning rate {rate:g}: usual for {method.kind} at this width ({shape.hidden_size})"
+        )
+    if facts is not None and not {"epochs", "steps"} & settings.keys():
+        epochs = min(EPOCHS[1], max(EPOCHS[0], round(ROWS_SEEN / max(1, facts.rows))))
+        settings["epochs"] = float(epochs)
+        reasons.append(f"{epochs} epochs: there are {facts.rows} rows to train on")
+    return Training(**settings), reasons
+
+
+def rank_for(facts: DataFacts | None) -> Decision[int]:
+    """Return LoRA's rank by the number of rows."""
+    if facts is None:
+        return Decision(RANK, "the usual size, as no data was given")
+    for rows, rank in RANKS:
+        if facts.rows < rows:
+            return Decision(rank, f"enough for {facts.rows} rows")
+    return Decision(LARGE_RANK, f"{facts.rows} rows can fill a large update")
+
+
+def context_for(room: int, facts: DataFacts | None) -> Decision[int]:
+    """Return the row length: the longest row, rounded up, within the ``room`` in the model."""
+    if facts is None:
+        return Decision(min(CONTEXT, room), "a usual length, as no data was given")
+    wanted = max(1, -(-facts.longest // 32)) * 32
+    if facts.long_rows == "split" and wanted > CONTEXT:
+        return Decision(min(CONTEXT, room), "longer texts are split into rows; nothing is lost")
+    if facts.longest > room:
+        return Decision(room, "the longest that the model reads; some rows are longer")
+    because = f"the longest row has {facts.longest} tokens, so that nothing is cut"
+    return Decision(min(wanted, room), because)

@@ -1,0 +1,74 @@
+"""Reading a plan file back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgetune.choice import choice_from_json
+from edgetune.errors import UsageError
+from edgetune.memory import MemoryEstimate
+from edgetune.planning.plan import (
+    VERSION,
+    Alternative,
+    DataFacts,
+    DeviceSummary,
+    ModelSummary,
+    Plan,
+)
+from edgetune.settings.parse import checked, from_plain
+from edgetune.settings.spec import Training
+from edgetune.shape import ModelShape
+from edgetune.speed import TimeEstimate
+
+FILE_NAME = "edgetune-plan.yaml"
+PARTS = (
+    "device", "model", "choice", "training", "memory", "time", "fits", "reasons", "alternatives",
+)  # fmt: skip
+
+
+def plan_from_json(plain: Mapping[str, Any], shape: ModelShape) -> Plan:
+    """Return the plan that :meth:`Plan.to_json` wrote, for a model of this shape.
+
+    Raises:
+        UsageError: if it is of another version, incomplete, or a value is of another type.
+    """
+    if plain.get("version") != VERSION:
+        raise UsageError(f"The plan is of version {plain.get('version')}; expected {VERSION}.")
+    missing = [name for name in PARTS if name not in plain]
+    if missing:
+        raise UsageError(f"The plan file is incomplete: it has no {', '.join(missing)}.")
+    return Plan(
+        device=from_plain(DeviceSummary, plain["device"], "device"),
+        model=from_plain(ModelSummary, plain["model"], "model"),
+        data=checked(DataFacts | None, plain.get("data"), "data"),
+        shape=shape,
+        choice=choice_from_json(checked(dict, plain["choice"], "choice")),
+        training=from_plain(Training, plain["training"], "training"),
+        memory=from_plain(MemoryEstimate, plain["memory"], "memory"),
+        time=from_plain(TimeEstimate, plain["time"], "time"),
+        fits=checked(bool, plain["fits"], "fits"),
+        reasons=checked(tuple[str, ...], plain["reasons"], "reasons"),
+        alternatives=checked(tuple[Alternative, ...], plain["alternatives"], "alternatives"),
+    )
+
+
+def read_plan_file(path: Path) -> dict[str, Any]:
+    """Return what a plan file holds.
+
+    Raises:
+        UsageError: if it cannot be read as a plan.
+    """
+    import yaml
+
+    try:
+        plain = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"There is no plan file {path}. Make one with `edgetune plan`.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"The plan file {path} cannot be read: {reason}") from None
+    if not isinstance(plain, dict) or "choice" not in plain:
+        raise UsageError(f"{path} is not a plan file. Make one with `edgetune plan`.")
+    return plain

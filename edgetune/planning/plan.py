@@ -1,0 +1,134 @@
+"""What a plan holds, as it is printed and as it is written to the plan file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from edgetune.choice import Choice
+from edgetune.device import Device
+from edgetune.memory import MemoryEstimate
+from edgetune.settings.spec import LongRows, Training, to_plain
+from edgetune.shape import ModelShape
+from edgetune.speed import TimeEstimate
+
+VERSION = 1
+
+_HEADER = "# Made by `edgetune plan`; `edgetune train` in this folder takes it.\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSummary:
+    """The device as the plan saw it, in bytes."""
+
+    name: str
+    backend: Literal["torch", "mlx"]
+    kind: Literal["cuda", "cpu", "mlx"]
+    total_bytes: int
+    free_bytes: int
+    budget_bytes: int
+    limit_bytes: int | None = None
+    """What the user allows with ``--memory``; an allocation beyond it fails."""
+    uuid: str | None = None
+    """Of a card, where a machine may have several."""
+
+    @classmethod
+    def of(cls, device: Device, budget: int, limit: int | None) -> DeviceSummary:
+        """Return what a plan within ``budget`` bytes says of a device."""
+        return cls(
+            name=device.name,
+            backend=device.backend,
+            kind=device.kind,
+            total_bytes=device.total_bytes,
+            free_bytes=device.free_bytes,
+            budget_bytes=budget,
+            limit_bytes=limit,
+            uuid=device.uuid,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSummary:
+    """The model as the plan saw it."""
+
+    ref: str
+    parameters: int
+    layers: int
+    hidden_size: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, ref: str, shape: ModelShape) -> ModelSummary:
+        """Return what a plan says of a model."""
+        return cls(
+            ref=ref,
+            parameters=shape.parameters,
+            layers=shape.layers,
+            hidden_size=shape.hidden_size,
+            vocabulary=shape.vocabulary,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFacts:
+    """The examples as the plan saw them: rows to train on, and tokens of all and of the longest.
+
+    ``long_rows`` is what happens to rows that are longer than the context.
+    """
+
+    path: str
+    rows: int
+    longest: int
+    tokens: int
+    long_rows: LongRows = "refuse"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """A neighbour of the choice, and why it was not taken."""
+
+    choice: dict[str, Any]
+    peak_bytes: int
+    because: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that a run needs to know, as it is written to the plan file."""
+
+    device: DeviceSummary
+    model: ModelSummary
+    shape: ModelShape
+    choice: Choice
+    training: Training
+    memory: MemoryEstimate
+    time: TimeEstimate
+    fits: bool
+    reasons: tuple[str, ...]
+    alternatives: tuple[Alternative, ...] = ()
+    data: DataFacts | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that ``plan --json`` prints and the plan file holds."""
+        return {
+            "version": VERSION,
+            "device": to_plain(self.device),
+            "model": to_plain(self.model),
+            "data": to_plain(self.data),
+            "choice": self.choice.to_json(self.shape),
+            "training": to_plain(self.training),
+            "memory": to_plain(self.memory),
+            "time": to_plain(self.time),
+            "fits": self.fits,
+            "reasons": list(self.reasons),
+            "alternatives": to_plain(self.alternatives),
+        }
+
+    def save(self, path: Path) -> None:
+        """Write the plan file."""
+        import yaml
+
+        dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+        text: str = yaml.dump(self.to_json(), Dumper=dumper, sort_keys=False)
+        path.write_text(_HEADER + text, "utf-8")

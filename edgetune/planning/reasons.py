@@ -1,0 +1,176 @@
+"""Why a choice was made, in words for someone who does it for the first time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from edgetune.choice import Choice
+from edgetune.planning.ladder import Rung
+from edgetune.planning.problem import SearchProblem
+from edgetune.planning.search import Found, Search
+from edgetune.settings.spec import Checkpointing
+from edgetune.units import format_seconds, precise_bytes
+
+BITS = {"none": "16-bit", "int8": "8-bit", "q8": "8-bit", "nf4": "4-bit", "q4": "4-bit",
+        "mxfp4": "4-bit", "nvfp4": "4-bit"}  # fmt: skip
+
+PLACES = {
+    "resident": "in memory",
+    "host": "streamed from host memory",
+    "disk": "streamed from disk",
+}
+"""Where the frozen blocks are, in words."""
+
+
+def reasons_for(
+    found: Found, problem: SearchProblem, search: Search, above: Sequence[Rung]
+) -> Iterator[str]:
+    """Yield a reason for everything that the program decided and that is not the plainest."""
+    yield from _base(found, problem, search, above)
+    yield from _number_format(found, problem)
+    yield from _placement(found, problem, search)
+    yield from _vocabulary(found, problem)
+    yield from _costly(found, problem)
+    yield from _checkpointing(found, problem, search)
+    yield from _rows(found, problem)
+    yield from _optimizer(found, problem)
+    yield _peak(found, problem)
+
+
+def _base(
+    found: Found, problem: SearchProblem, search: Search, above: Sequence[Rung]
+) -> Iterator[str]:
+    chosen = found.choice.quantization
+    if "quantization" in problem.fixed:
+        return
+    larger = next((r for r in reversed(above) if r.quantization != chosen), None)
+    if larger is None:
+        if chosen == "none":
+            yield f"weights in {problem.shape.dtype} as published: they fit, so nothing is rounded"
+        return
+    least = search.least(larger)
+    if least is not None:
+        yield (
+            f"{BITS[chosen]} weights ({chosen}): in {BITS[larger.quantization]} at least "
+            f"{precise_bytes(least.memory.peak_bytes)} would be needed; "
+            f"{precise_bytes(problem.budget)} are there"
+        )
+
+
+def _number_format(found: Found, problem: SearchProblem) -> Iterator[str]:
+    choice = found.choice
+    if problem.device.kind != "cpu" or "compute_dtype" in problem.fixed:
+        return
+    if choice.compute_dtype == problem.capability.compute_dtypes[0]:
+        faster = problem.device.rate_16bit > problem.device.rate_32bit
+        yield (
+            f"computing in {choice.compute_dtype}: "
+            + ("this processor multiplies it faster" if faster else
+               "exact, and this processor is no faster in 16 bits")
+        )  # fmt: skip
+    else:
+        yield (
+            f"computing in {choice.compute_dtype}: it halves the activations, which did not fit "
+            "otherwise; results are rounded more"
+        )
+
+
+def _placement(found: Found, problem: SearchProblem, search: Search) -> Iterator[str]:
+    choice = found.choice
+    if choice.placement == "resident" or "placement" in problem.fixed:
+        return
+    resident = search.weigh(replace(choice, placement="resident"))
+    least = search.least(_kept_resident(choice))
+    needed = (resident if least is None else least).memory.peak_bytes
+    place = "the host's memory" if choice.placement == "host" else "the disk"
+    blocks = "one block" if problem.device.kind == "mlx" else "two blocks"
+    yield (
+        f"weights streamed from {place}, {blocks} at a time: "
+        + (
+            f"resident they would need {precise_bytes(needed)} at the least"
+            if needed > problem.budget
+            else "resident they would fit, but leave little room to compute in"
+        )
+    )
+    if search.rates.known:
+        yield _price(found.seconds, resident.seconds)
+
+
+def _kept_resident(choice: Choice) -> Rung:
+    """Return the rung of a choice with its base in memory."""
+    return Rung(
+        method=choice.method,
+        context=choice.context,
+        quantization=choice.quantization,
+        compute_dtype=choice.compute_dtype,
+        placements=("resident",),
+    )
+
+
+def _price(seconds: float, resident: float) -> str:
+    step = f"a step takes {format_seconds(seconds)}"
+    if seconds < 1.05 * resident:
+        return f"{step}, no longer than with resident weights: they arrive while it computes"
+    return (
+        f"the price is time: {step}; with resident weights it would take {format_seconds(resident)}"
+    )
+
+
+def _vocabulary(found: Found, problem: SearchProblem) -> Iterator[str]:
+    choice = found.choice
+    if choice.embedding == "disk" and "embedding" not in problem.fixed:
+        yield "embedding read from disk: only the rows that are looked up, which costs little"
+    if choice.head == "disk" and "head" not in problem.fixed:
+        yield "head read from disk, a slice at a time, as it is too large to keep"
+
+
+def _costly(found: Found, problem: SearchProblem) -> Iterator[str]:
+    layers = getattr(found.choice.method, "layers", None)
+    if layers is not None and "layers" not in problem.method_fixed:
+        yield (
+            f"only the last {layers} of {problem.shape.layers} blocks are adapted: with more of "
+            "them nothing fits; the result may be a little worse"
+        )
+    if found.choice.context < problem.context:
+        yield (
+            f"context {found.choice.context} instead of {problem.context}: with longer rows "
+            "nothing fits; longer rows will not be seen whole"
+        )
+
+
+def _checkpointing(found: Found, problem: SearchProblem, search: Search) -> Iterator[str]:
+    kept = found.choice.checkpointing
+    if not kept.layers or "checkpointing" in problem.fixed:
+        return
+    all_kept = search.weigh(replace(found.choice, checkpointing=Checkpointing(layers=0)))
+    yield (
+        f"{kept.layers} of {problem.shape.layers} blocks are computed twice (checkpointed): "
+        f"keeping all they compute would need {precise_bytes(all_kept.memory.peak_bytes)}"
+    )
+    if kept.offload != "none":
+        yield f"what these blocks read is kept on the {kept.offload}, to save memory"
+
+
+def _rows(found: Found, problem: SearchProblem) -> Iterator[str]:
+    choice = found.choice
+    if {"micro_batch", "accumulation"} & problem.fixed.keys():
+        return
+    total = choice.micro_batch * choice.accumulation
+    how = "all at once" if choice.accumulation == 1 else f"{choice.micro_batch} at a time"
+    yield f"{total} rows a step, {how}: the fastest that fits; the result is the same"
+
+
+def _optimizer(found: Found, problem: SearchProblem) -> Iterator[str]:
+    if found.choice.optimizer != "adamw" and "optimizer" not in problem.fixed:
+        yield f"{found.choice.optimizer}: the optimizer's state takes a quarter of the memory"
+
+
+def _peak(found: Found, problem: SearchProblem) -> str:
+    phases = found.memory.phases
+    when = {phases.save: "saving", phases.evaluate: "evaluating", phases.load: "loading",
+            phases.train: "training"}[phases.peak]  # fmt: skip
+    return (
+        f"{precise_bytes(phases.peak)} at the most, while {when}; "
+        f"{precise_bytes(problem.budget)} may be used"
+    )

@@ -1,0 +1,121 @@
+"""Everything that may be chosen on a rung without touching the result, the plainest first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache, cached_property, partial
+from itertools import product
+
+from edgetune.choice import Choice
+from edgetune.planning.defaults import ROWS
+from edgetune.planning.ladder import Rung
+from edgetune.planning.problem import SearchProblem
+from edgetune.settings.spec import Checkpointing, EmbeddingPlace, HeadPlace, Offload
+from edgetune.storage import BYTES, block_bytes
+
+CHUNKS = (2048, 1024, 512, 256, 128, 64, 32)
+"""Loss tokens at once: more read the head fewer times, fewer hold fewer logits."""
+
+
+class Space:
+    """The neutral knobs of one request."""
+
+    def __init__(self, problem: SearchProblem) -> None:
+        """Keep what the user fixed."""
+        self.problem = problem
+        self._block = cache(partial(block_bytes, problem.shape))
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Loss chunks, from the largest."""
+        return self.problem.options("loss_chunk", CHUNKS)
+
+    def starts(self, rung: Rung) -> Iterator[Choice]:
+        """Yield the choices of a rung, with all that may be checkpointed and the least chunk."""
+        problem, offered = self.problem, self.problem.capability
+        for placement, (embedding, head), optimizer, offload, (rows, times) in product(
+            rung.placements,
+            self.vocabulary,
+            problem.options("optimizer", offered.optimizers),
+            self._offloads,
+            self.rows,
+        ):
+            choice = Choice(
+                method=rung.method,
+                quantization=rung.quantization,
+                checkpointing=Checkpointing(layers=problem.shape.layers, offload=offload),
+                placement=placement,
+                embedding=embedding,
+                head=head,
+                optimizer=optimizer,
+                compute_dtype=rung.compute_dtype,
+                context=rung.context,
+                micro_batch=rows,
+                accumulation=times,
+                loss_chunk=self.chunks[-1],
+            )
+            if self._possible(choice):
+                yield choice
+
+    def ends(self, choice: Choice) -> tuple[Checkpointing, Checkpointing]:
+        """Return the least and the most checkpointing that may be chosen."""
+        fixed: Checkpointing | None = self.problem.fixed.get("checkpointing")
+        if fixed is not None:
+            return fixed, fixed
+        most = Checkpointing(layers=self.problem.shape.layers, offload=choice.checkpointing.offload)
+        if choice.placement != "resident" and not self.problem.capability.keeps_streamed:
+            return most, most
+        return Checkpointing(layers=0), most
+
+    def with_layers(self, choice: Choice, layers: int) -> Choice:
+        """Return a choice with so many blocks checkpointed, unless their number is fixed."""
+        fixed: Checkpointing | None = self.problem.fixed.get("checkpointing")
+        if fixed is not None:
+            return replace(choice, checkpointing=fixed)
+        offload: Offload = choice.checkpointing.offload if layers else "none"
+        return replace(choice, checkpointing=Checkpointing(layers=layers, offload=offload))
+
+    @cached_property
+    def rows(self) -> list[tuple[int, int]]:
+        """Pairs of micro-batch and accumulation that keep the rows of a step."""
+        fixed = self.problem.fixed
+        rows, times = fixed.get("micro_batch"), fixed.get("accumulation")
+        if rows is not None:
+            return [(rows, max(1, ROWS // rows) if times is None else times)]
+        if times is not None:
+            return [(max(1, ROWS // times), times)]
+        return [(ROWS >> halvings, 1 << halvings) for halvings in range(ROWS.bit_length())]
+
+    @cached_property
+    def vocabulary(self) -> list[tuple[EmbeddingPlace, HeadPlace]]:
+        """Pairs of places for embedding and head; rows of an embedding cost next to nothing."""
+        problem, offered = self.problem, self.problem.capability
+        embeddings = problem.options("embedding", offered.embeddings)
+        heads = problem.options("head", offered.heads)
+        pairs = list(product(embeddings, heads))
+        if len(pairs) == 4:  # a head on disk beside a resident embedding saves less and costs more
+            pairs.remove(("resident", "disk"))
+        if problem.shape.tied and len(pairs) == 3:  # a tied head is the embedding
+            pairs.remove(("disk", "resident"))
+        return pairs
+
+    @property
+    def _offloads(self) -> tuple[Offload, ...]:
+        kept = self.problem.fixed.get("checkpointing")
+        return self.problem.capability.offloads if kept is None else (kept.offload,)
+
+    def _possible(self, choice: Choice) -> bool:
+        """Tell whether the backend can do it, and the host has the memory for its part."""
+        problem, kept = self.problem, self.problem.fixed.get("checkpointing")
+        keeps = kept is not None and kept.layers < problem.shape.layers
+        if choice.placement != "resident" and keeps and not problem.capability.keeps_streamed:
+            return False
+        return self._host_bytes(choice) <= problem.device.host_free_bytes
+
+    def _host_bytes(self, choice: Choice) -> int:
+        """Return what streaming and offloading keep in the host's memory."""
+        shape, kept = self.problem.shape, choice.checkpointing
+        weights = shape.layers * self._block(choice.quantization)
+        inputs = kept.layers * choice.tokens * shape.hidden_size * BYTES[choice.compute_dtype]
+        return weights * (choice.placement == "host") + inputs * (kept.offload == "host")

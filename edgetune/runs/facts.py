@@ -1,0 +1,78 @@
+"""What a run is made of, so that a checkpoint says whether another run could go on from it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+from edgetune import __version__
+from edgetune.files import sha256_json
+from edgetune.loop import RunState, Schedule
+from edgetune.planning import Plan
+
+VERSION: Final = 1
+PACKAGES: Final = (
+    "numpy", "safetensors", "tokenizers", "transformers", "torch", "bitsandbytes", "mlx",
+)  # fmt: skip
+RANDOM: Final = "every draw is a function of (seed, step, name); no generator has a state"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of everything that can change a bit of the result."""
+    found = {"edgetune": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFacts:
+    """A run besides its tensors; ``plan``, ``data`` and ``model`` are hashes."""
+
+    plan: str
+    data: str
+    model: str
+    seed: int
+    schedule: Schedule
+    steps_per_epoch: int
+    versions: Mapping[str, str] = field(default_factory=versions)
+
+    def state(self, progress: RunState) -> dict[str, Any]:
+        """Return what ``state.json`` says at a point of the run."""
+        epoch, step = divmod(progress.step, self.steps_per_epoch)
+        return {
+            "version": VERSION,
+            "progress": asdict(progress),
+            "position": {"epoch": epoch, "step": step, "steps_per_epoch": self.steps_per_epoch},
+            "random": {"seed": self.seed, "scheme": RANDOM},
+            "schedule": asdict(self.schedule),
+            "plan": self.plan,
+            "data": self.data,
+            "model": self.model,
+            "versions": dict(self.versions),
+        }
+
+    def changed(self, state: Mapping[str, Any]) -> list[str]:
+        """Name what is not as it was in a state and decides the result."""
+        return [name for name in ("plan", "data", "model") if state[name] != getattr(self, name)]
+
+    def newer(self, state: Mapping[str, Any]) -> dict[str, str]:
+        """Return the versions that are not as they were in a state, old and new."""
+        before = state["versions"]
+        return {
+            name: f"{before.get(name)} -> {self.versions.get(name)}"
+            for name in sorted(before.keys() | self.versions.keys())
+            if before.get(name) != self.versions.get(name)
+        }
+
+
+def plan_hash(plan: Plan) -> str:
+    """Return a hash of what decides a run's result; how often it is saved does not."""
+    training = {k: v for k, v in asdict(plan.training).items() if k not in {"save_every", "keep"}}
+    return sha256_json({"choice": plan.choice.to_json(plan.shape), "training": training})

@@ -1,0 +1,153 @@
+"""The run folder: where things lie, and the log files that only grow."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgetune.errors import UsageError
+from edgetune.files import whole_folder, write_json
+from edgetune.planning import Plan
+from edgetune.runs.lines import append_line, read_lines
+from edgetune.runs.lock import locked
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """One run on disk."""
+
+    path: Path
+
+    @staticmethod
+    def check(path: Path) -> None:
+        """Refuse a place that is taken or cannot be written, before any work is done.
+
+        Raises:
+            UsageError: with the reason and what to do.
+        """
+        try:
+            if (path / "plan.yaml").exists():
+                raise UsageError(
+                    f"The run folder {path} exists already. Choose another with --output, or go "
+                    f"on with this one: {RunFolder(path).resume_command}"
+                )
+            if path.is_symlink() or path.exists():
+                _check_empty(path)
+            there = next(p for p in path.absolute().parents if p.exists())
+            tempfile.TemporaryDirectory(prefix=".edgetune-", dir=there).cleanup()
+        except OSError as error:
+            raise _cannot_be_made(path, error) from None
+
+    @classmethod
+    def create(cls, path: Path, plan: Plan, receipt: Mapping[str, Any]) -> RunFolder:
+        """Make a new run folder, whole or not at all.
+
+        Raises:
+            UsageError: if it is there already, or cannot be written.
+        """
+        try:
+            with whole_folder(path) as temporary:
+                plan.save(temporary / "plan.yaml")
+                write_json(temporary / "receipt.json", receipt)
+                (temporary / "checkpoints").mkdir()
+        except OSError as error:
+            raise _cannot_be_made(path, error) from None
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Return an existing run folder.
+
+        Raises:
+            UsageError: if it is none.
+        """
+        if not path.is_dir():
+            raise UsageError(f"There is no run folder {path}.")
+        if not (path / "plan.yaml").is_file():
+            raise UsageError(f"{path} is not a run folder: it has no plan.yaml.")
+        return cls(path)
+
+    @property
+    def plan(self) -> Path:
+        """The plan that the run follows."""
+        return self.path / "plan.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line: steps and evaluations."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def journal(self) -> Path:
+        """One JSON object a line: decisions, measurements, recoveries, with their reasons."""
+        return self.path / "journal.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder a checkpoint, and a link to the best."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The trained adapter in PEFT's layout."""
+        return self.path / "adapter"
+
+    @property
+    def resume_command(self) -> str:
+        """The command that goes on with this run."""
+        path = f'"{self.path}"' if " " in str(self.path) else str(self.path)
+        return f"edgetune train --resume --output {path}"
+
+    def finished_adapter(self) -> Path:
+        """Return the adapter of a run that has come to its end.
+
+        Raises:
+            UsageError: if it has not.
+        """
+        if not self.adapter.is_dir():
+            raise UsageError(
+                f"The run {self.path} has not finished. Go on with it: {self.resume_command}"
+            )
+        return self.adapter
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other processes from training here for as long as the block lasts.
+
+        Raises:
+            UsageError: if one is at it.
+        """
+        return locked(self.path / ".lock")
+
+    def note(self, what: str, because: str, **facts: Any) -> None:
+        """Add a line to the journal."""
+        line = {"time": round(time.time(), 3), "what": what, "because": because, **facts}
+        append_line(self.journal, line)
+
+    def write(self, name: str, value: Any) -> None:
+        """Write a JSON file of the folder."""
+        write_json(self.path / name, value)
+
+    def peak_bytes(self) -> int:
+        """Return the highest peak of all steps, also of those before an interruption."""
+        return max((line.get("peak_bytes", 0) for line in read_lines(self.metrics)), default=0)
+
+
+def _check_empty(path: Path) -> None:
+    if not path.is_dir():
+        raise UsageError(f"{path} is there and is not a folder. Choose another with --output.")
+    if any(path.iterdir()):
+        raise UsageError(
+            f"The folder {path} is not empty and not a run. Choose another with --output."
+        )
+
+
+def _cannot_be_made(path: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"The run folder {path} cannot be made: {error.strerror or error}. "
+        "Choose another with --output."
+    )

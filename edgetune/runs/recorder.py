@@ -1,0 +1,71 @@
+"""Writes what happens in a run into its folder, as it happens."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from edgetune.backend import Session
+from edgetune.errors import OutOfMemoryError, UsageError
+from edgetune.files import sync
+from edgetune.loop import Evaluated, Event, Recovered, RunState, SaveDue, Stepped, UnderPressure
+from edgetune.planning import Plan
+from edgetune.runs.checkpoint import save_checkpoint
+from edgetune.runs.facts import RunFacts
+from edgetune.runs.folder import RunFolder
+from edgetune.runs.lines import append_line
+from edgetune.runs.retention import mark_best, prune
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorder:
+    """Consumes a run's events."""
+
+    folder: RunFolder
+    session: Session
+    plan: Plan
+    facts: RunFacts
+
+    def handle(self, event: Event) -> None:
+        """Write an event down; a due checkpoint is saved before this returns.
+
+        Raises:
+            UsageError: if the disk is full or gone; the checkpoints before it are whole.
+            OutOfMemoryError: if there is no memory to write with; the same holds.
+        """
+        try:
+            self._write(event)
+        except OSError as error:
+            raise UsageError(
+                f"The run cannot be recorded in {self.folder.path}: {error.strerror or error}. "
+                f"When that is mended, go on with: {self.folder.resume_command}"
+            ) from error
+        except MemoryError as error:
+            raise OutOfMemoryError(
+                f"There is no memory left to save the run in {self.folder.path}: {error}. Close "
+                f"other programs and go on with: {self.folder.resume_command}"
+            ) from error
+
+    def _write(self, event: Event) -> None:
+        match event:
+            case Stepped():
+                append_line(self.folder.metrics, {"event": "step", **asdict(event)})
+            case Evaluated():
+                append_line(self.folder.metrics, {"event": "eval", **asdict(event)})
+            case Recovered():
+                facts = {"step": event.step, "rows": event.rows}
+                self.folder.note("smaller micro-batches", event.because, **facts)
+            case UnderPressure():
+                what = "paused" if event.paused else "the machine is under strain"
+                self.folder.note(what, event.because, step=event.step)
+            case SaveDue():
+                self._save(event.state)
+
+    def _save(self, progress: RunState) -> None:
+        if self.folder.metrics.exists():
+            sync(self.folder.metrics)  # a checkpoint on disk has its past on disk
+        folder = self.folder.checkpoints
+        path = save_checkpoint(folder, self.session, self.plan, progress, self.facts)
+        if progress.is_best:
+            mark_best(folder, path)
+            self.folder.note("best checkpoint", "lowest validation loss", step=progress.step)
+        prune(folder, self.plan.training.keep)

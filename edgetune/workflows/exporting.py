@@ -1,0 +1,161 @@
+"""A finished run made into files for other tools, and the proof that they are the same model."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune.adapters import LoadedAdapter, load_adapter
+from edgetune.backend import DEFAULT_ADAPTER, Session
+from edgetune.errors import CheckFailedError, UsageError
+from edgetune.exporters import Exported, ExportRequest, export
+from edgetune.exporters.check import MergeCheck, compare, require
+from edgetune.exporters.folder import folder_bytes, new_folder
+from edgetune.exporters.mlx_quantized import Bits, quantize_folder, refuse_unquantizable
+from edgetune.exporters.truncate import truncated
+from edgetune.model import LocalModel, resolve
+from edgetune.planning import Plan
+from edgetune.settings.spec import Checkpointing
+from edgetune.workflows.opening import open_adapted, open_planned, open_session
+from edgetune.workflows.planning import read_rows
+
+Logits = NDArray[np.float32]
+
+CHECK_ROWS = 8
+"""Rows that a merge is checked on."""
+
+CHECK_TOKENS = 128
+"""Tokens of each of these rows: their logits wait on disk until the merged model is open."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportResult:
+    """What was written, and how the merged model compares; None where nothing was merged."""
+
+    exported: Exported
+    check: MergeCheck | None
+
+
+def export_run(
+    path: Path,
+    to: str,
+    output: Path,
+    *,
+    dtype: Any = None,
+    shard_bytes: int | None = None,
+    data: Path | None = None,
+    rank: int | None = None,
+    quantize: Bits | None = None,
+) -> ExportResult:
+    """Export a run; merged weights are compared with base and adapter on rows of its data.
+
+    With ``rank`` an adapter that DyLoRA trained is cut to its first components. With ``quantize``
+    the merged model is stored in MLX's bits, after it was compared.
+
+    Raises:
+        CheckFailedError: if the merged model is not the trained one; it is removed then.
+        EdgetuneError: if the run, its model, its data or the output cannot be had.
+    """
+    run, plan, model = open_planned(path)
+    if quantize is not None:
+        if to != "mlx":
+            raise UsageError(f"--quantize is MLX's: it goes with --to mlx, not --to {to}.")
+        refuse_unquantizable(model, quantize)
+        with new_folder(output, 0) as folder, tempfile.TemporaryDirectory(dir=folder.parent) as by:
+            whole = Path(by) / "model"
+            result = export_run(
+                path, to, whole, dtype=dtype, shard_bytes=shard_bytes, data=data, rank=rank
+            )
+            quantize_folder(whole, folder, quantize)
+            nbytes = folder_bytes(folder)
+        return ExportResult(exported=Exported(folder=output, nbytes=nbytes), check=result.check)
+    adapter = load_adapter(run.finished_adapter(), model.shape)
+    if rank is not None:
+        adapter = truncated(adapter, rank, plan.choice.method)
+    request = ExportRequest(
+        adapter=adapter, model=model, output=output, dtype=dtype, shard_bytes=shard_bytes
+    )
+    rows = [] if to == "peft" else _rows(plan, data)
+    exported = export(to, request)
+    if not rows:
+        return ExportResult(exported=exported, check=None)
+    try:
+        check = _compared(_unquantized(plan), model, adapter, exported.folder, rows)
+        require(check)
+    except CheckFailedError as error:
+        shutil.rmtree(exported.folder)
+        raise CheckFailedError(f"{error} {exported.folder} was removed.") from None
+    except BaseException:  # what was not checked is not handed over
+        shutil.rmtree(exported.folder)
+        raise
+    return ExportResult(exported=exported, check=check)
+
+
+def _rows(plan: Plan, data: Path | None) -> list[list[int]]:
+    """Return the first rows that the run did not train on, of its own data or another file."""
+    path = data or (Path(plan.data.path) if plan.data else None)
+    if path is None or not path.exists():
+        raise UsageError(
+            f"A merge is checked on rows, and {path or 'the data of the run'} is not there. "
+            "Give a file of rows: --data FILE."
+        )
+    _, dataset = read_rows(resolve(plan.model.ref), path, plan.training)
+    dataset = dataset.fit(max(plan.choice.context, int(dataset.lengths.max())))
+    rows = dataset.validation if len(dataset.validation) else dataset.train
+    return [rows[i][0][:CHECK_TOKENS].tolist() for i in range(min(CHECK_ROWS, len(rows)))]
+
+
+def _unquantized(plan: Plan) -> Plan:
+    """Return the plan over the weights that were merged into, with nothing kept for training."""
+    choice = replace(
+        plan.choice,
+        quantization="none",
+        checkpointing=Checkpointing(layers=plan.model.layers),
+        compute_dtype="float32",
+    )
+    return replace(plan, choice=choice)
+
+
+def _compared(
+    plan: Plan, model: LocalModel, adapter: LoadedAdapter, merged: Path, rows: list[list[int]]
+) -> MergeCheck:
+    """Compare one model after the other, so that only one is in memory."""
+    with _waiting_logits(plan, model, adapter, rows) as (adapted, base):
+        candidate = open_session(plan, LocalModel.open(merged))
+        with closing(candidate):
+            return compare(
+                lambda row: adapted[rows.index(list(row))],
+                lambda row: candidate.logits(row, adapter=None),
+                rows,
+                base=lambda row: base[rows.index(list(row))],
+            )
+
+
+@contextmanager
+def _waiting_logits(
+    plan: Plan, model: LocalModel, adapter: LoadedAdapter, rows: list[list[int]]
+) -> Iterator[tuple[list[Logits], list[Logits]]]:
+    """Yield the logits of base and adapter, and of the base alone, kept on disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = open_adapted(plan, model, adapter)
+        with closing(session):
+            adapted, base = (
+                [_on_disk(Path(folder), session, row, name) for row in rows]
+                for name in (DEFAULT_ADAPTER, None)
+            )
+        yield adapted, base
+
+
+def _on_disk(folder: Path, session: Session, row: Sequence[int], name: str | None) -> Logits:
+    file = folder / f"{len(list(folder.iterdir()))}.npy"
+    np.save(file, session.logits(row, adapter=name))
+    logits: Logits = np.load(file, mmap_mode="r")
+    return logits

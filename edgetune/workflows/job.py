@@ -1,0 +1,60 @@
+"""What a run has to do: its plan, its rows in their order, and the facts that pin both down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from edgetune.data import Batches, Dataset, MicroBatch, evaluation_batches
+from edgetune.loop import schedule_of
+from edgetune.model import LocalModel
+from edgetune.planning import Plan
+from edgetune.runs import RunFacts, plan_hash
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A plan and its rows, fitted to the plan's context."""
+
+    plan: Plan
+    dataset: Dataset
+    batches: Batches
+    facts: RunFacts
+
+    @classmethod
+    def of(cls, plan: Plan, dataset: Dataset, model: LocalModel) -> Job:
+        """Arrange the rows as planned."""
+        batches = _batches(plan, dataset)
+        facts = RunFacts(
+            plan=plan_hash(plan),
+            data=dataset.fingerprint,
+            model=model.fingerprint,
+            seed=plan.training.seed,
+            schedule=schedule_of(plan.training, batches.steps_per_epoch),
+            steps_per_epoch=batches.steps_per_epoch,
+        )
+        return cls(plan=plan, dataset=dataset, batches=batches, facts=facts)
+
+    def evaluation(self) -> Iterator[MicroBatch]:
+        """Return the validation rows, which may be none."""
+        choice = self.plan.choice
+        return evaluation_batches(
+            self.dataset.validation, context=choice.context, micro_batch=choice.micro_batch
+        )
+
+    def receipt(self) -> dict[str, Any]:
+        """Return the account of the rows, padding included."""
+        return self.dataset.receipt.with_padding(self.batches.padding).to_json()
+
+
+def _batches(plan: Plan, dataset: Dataset) -> Batches:
+    choice = plan.choice
+    return Batches(
+        dataset.train,
+        context=choice.context,
+        micro_batch=choice.micro_batch,
+        accumulation=choice.accumulation,
+        packing=plan.training.packing,
+        seed=plan.training.seed,
+    )

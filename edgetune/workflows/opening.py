@@ -1,0 +1,54 @@
+"""A plan made real: the model and the backend that it names, opened."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from edgetune.adapters import LoadedAdapter
+from edgetune.backend import Session, load_backend
+from edgetune.errors import UsageError
+from edgetune.model import LocalModel, open_model
+from edgetune.planning import Plan, plan_from_json, read_plan_file
+from edgetune.runs import RunFolder
+from edgetune.workflows.planning import planned_model
+
+
+def open_planned(path: Path) -> tuple[RunFolder, Plan, LocalModel]:
+    """Return a run folder, its plan and its model, whose tensors are not read yet.
+
+    Raises:
+        UsageError: if it is no run folder, or its plan cannot be read.
+        ModelError: if the model is not here or damaged.
+    """
+    folder = RunFolder.open(path)
+    plain = read_plan_file(folder.plan)
+    model = open_model(planned_model(plain, folder.plan))
+    return folder, plan_from_json(plain, model.shape), model
+
+
+def open_session(plan: Plan, model: LocalModel) -> Session:
+    """Open a model on the planned backend.
+
+    Raises:
+        UsageError: if the backend cannot be used here, with its reason.
+    """
+    backend = load_backend(plan.device.backend)
+    usable = backend.usable()
+    if not usable.value:
+        raise UsageError(f"The backend {plan.device.backend} cannot be used: {usable.because}.")
+    return backend.open(plan, model)
+
+
+def open_adapted(plan: Plan, model: LocalModel, adapter: LoadedAdapter) -> Session:
+    """Open a model with a saved adapter.
+
+    The method is the file's: some methods train more than they save.
+
+    Raises:
+        UsageError: if the backend cannot be used here, with its reason.
+    """
+    choice = replace(plan.choice, method=adapter.method)
+    session = open_session(replace(plan, choice=choice), model)
+    session.restore(adapter.tensors)
+    return session

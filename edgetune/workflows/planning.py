@@ -1,0 +1,181 @@
+"""From what the user asked for to a plan that knows the model, the machine and the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgetune.device import Device, read_device
+from edgetune.errors import ModelError, UsageError
+from edgetune.model import ModelSource, resolve
+from edgetune.planning import DataFacts, Plan, make_plan
+from edgetune.settings.spec import Training, values
+from edgetune.speed import Measurements, load_measurements, versions_of
+
+if TYPE_CHECKING:
+    from edgetune.data import Dataset, Report, Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRequest:
+    """What the user asked for. ``choice`` and ``training`` hold the knobs that they fixed."""
+
+    model: str
+    data: Path | None = None
+    device: str = "auto"
+    memory: int | None = None
+    choice: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedPlan:
+    """A plan, and the rows that it was made for, fitted to its context.
+
+    ``here`` is whether it is for this machine.
+    """
+
+    plan: Plan
+    source: ModelSource
+    here: bool
+    dataset: Dataset | None = None
+    tokenizer: Tokenizer | None = None
+
+
+def plan_for(request: PlanRequest, report: Report | None = None) -> PreparedPlan:
+    """Return the plan for a request; the data is read if there is any, telling ``report``.
+
+    Raises:
+        EdgetuneError: if the model, the data or the device cannot be had, or nothing fits.
+    """
+    source = resolve(request.model)
+    device = read_device(request.device)
+    ref = lasting_ref(source)
+    if request.data is None:
+        plan = make_plan(
+            device, ref, source.shape,
+            fixed=request.choice, training=request.training, memory=request.memory,
+            measured=measured(device),
+        )  # fmt: skip
+        return PreparedPlan(plan=plan, source=source, here=device.here)
+    training = lasting_training(request.training)
+    tokenizer, dataset = read_rows(source, request.data, Training(**training), report)
+    lengths = dataset.lengths
+    plan = make_plan(
+        device, ref, source.shape,
+        fixed=request.choice, training=training, memory=request.memory,
+        measured=measured(device),
+        facts=DataFacts(
+            path=_lasting_path(request.data),
+            rows=len(dataset.train),
+            longest=int(lengths.max()),
+            tokens=int(lengths.sum()),
+            long_rows=dataset.long_rows,
+        ),
+    )  # fmt: skip
+    return PreparedPlan(
+        plan=plan,
+        source=source,
+        here=device.here,
+        tokenizer=tokenizer,
+        dataset=dataset.fit(plan.choice.context),
+    )
+
+
+def measured(device: Device) -> Measurements | None:
+    """Return what `edgetune devices --measure` found on a device of this machine."""
+    return load_measurements(device.name, versions_of(device.backend)) if device.here else None
+
+
+def lasting_ref(source: ModelSource) -> str:
+    """Return how a model is called from any working directory: a folder by its whole path."""
+    if source.profile is not None or source.hub_id is not None or source.folder is None:
+        return source.ref
+    return str(source.folder.absolute())
+
+
+def planned_model(plain: Mapping[str, Any], file: Path) -> str:
+    """Return the model that the content of a plan file is for.
+
+    Raises:
+        UsageError: if it does not say.
+    """
+    try:
+        return str(plain["model"]["ref"])
+    except (KeyError, TypeError):
+        raise UsageError(
+            f"The plan file {file} does not say which model it is for. Make it again with "
+            "`edgetune plan`."
+        ) from None
+
+
+def lasting_training(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a training so that they mean the same in any working directory."""
+    lasting = dict(settings)
+    if lasting.get("validation_data") is not None:
+        lasting["validation_data"] = _lasting_path(Path(lasting["validation_data"]))
+    return lasting
+
+
+def _lasting_path(path: Path) -> str:
+    whole = str(path.expanduser().absolute())
+    try:
+        whole.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{whole!a} is not UTF-8, so that a plan cannot name it. Rename it."
+        ) from error
+    return whole
+
+
+def read_rows(
+    source: ModelSource,
+    data: Path,
+    training: Training,
+    report: Report | None = None,
+    *,
+    by_name: bool = True,
+) -> tuple[Tokenizer, Dataset]:
+    """Return the model's tokenizer and the rows of a file, not fitted to a context yet.
+
+    In a folder, ``by_name`` lets the names of files say which are for validation or tests.
+    """
+    from edgetune.data import load_tokenizer, parse_fields, read_dataset
+
+    if source.folder is None:
+        raise ModelError(
+            f"The tokenizer of {source.ref} is needed to count the tokens of {data}, and it is "
+            f"not on this machine. Get the model with `hf download {source.hub_id}`, or give its "
+            "folder: --model FOLDER. A plan alone can do without --data."
+        )
+    tokenizer = load_tokenizer(source.folder)
+    dataset = read_dataset(
+        data,
+        tokenizer,
+        loss_on=training.loss_on,
+        validation=training.validation,
+        validation_data=Path(training.validation_data) if training.validation_data else None,
+        by_name=by_name,
+        fields=parse_fields(training.fields) if training.fields else None,
+        seed=training.seed,
+        long_rows=training.long_rows,
+        report=report,
+    )
+    return tokenizer, dataset
+
+
+def replanned(plan: Plan, request: PlanRequest) -> PlanRequest:
+    """Return a request that fixes everything a plan file says, with ``request``'s own knobs on top."""
+    method = plan.choice.method
+    settings = values(plan.choice) | values(method) | {"method": method.kind}
+    training = values(plan.training)
+    if "epochs" in request.training:
+        training["steps"] = None
+    return replace(
+        request,
+        model=plan.model.ref,
+        choice={**settings, **request.choice},
+        training={**training, **request.training},
+    )

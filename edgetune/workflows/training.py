@@ -1,0 +1,197 @@
+"""One training run: from a plan to a run folder with an adapter in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgetune.adapters import load_adapter, save_adapter
+from edgetune.backend import Session
+from edgetune.errors import DivergedError, OutOfMemoryError, StoppedError, UsageError
+from edgetune.files import whole_folder
+from edgetune.loop import Event, RunState, Schedule, train
+from edgetune.model import open_model, resolve
+from edgetune.planning import Plan
+from edgetune.runs import (
+    Checkpoint,
+    Recorder,
+    RunFacts,
+    RunFolder,
+    best,
+    latest,
+    load_checkpoint,
+    rewind,
+    write_report,
+)
+from edgetune.units import format_bytes
+from edgetune.workflows.job import Job
+from edgetune.workflows.opening import open_planned, open_session
+from edgetune.workflows.planning import PreparedPlan, read_rows
+from edgetune.workflows.throttle import yield_to_machine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run that is ready to go: everything is open, nothing is trained by this object yet.
+
+    ``held`` gives back the session and the lock of the folder.
+    """
+
+    job: Job
+    folder: RunFolder
+    session: Session
+    start: RunState
+    held: ExitStack
+
+    @property
+    def schedule(self) -> Schedule:
+        """When what happens."""
+        return self.job.facts.schedule
+
+    def events(
+        self, stop: Callable[[], bool] = lambda: False, *, pause: bool = False
+    ) -> Iterator[Event]:
+        """Train to the end, recording and passing on what happens.
+
+        With ``pause`` steps wait while the machine is on battery or short of memory.
+
+        Raises:
+            StoppedError: if ``stop`` said so; the state is saved then.
+            OutOfMemoryError: if nothing smaller is left to try; the state is saved then.
+            DivergedError: if the loss is not finite any more; the last good state is saved.
+        """
+        job, session = self.job, self.session
+        recorder = Recorder(folder=self.folder, session=session, plan=job.plan, facts=job.facts)
+        steps = train(session, job.batches.step, job.evaluation, self.schedule, self.start, stop)
+        events = yield_to_machine(steps, pause=pause, stop=stop)
+        try:
+            for event in events:
+                recorder.handle(event)
+                yield event
+        except (StoppedError, OutOfMemoryError, DivergedError) as error:
+            self.folder.note("ended early", str(error))
+            raise
+        if not self.folder.adapter.exists():
+            self._finish()
+
+    def close(self) -> None:
+        """Give back the device's memory and let others into the folder."""
+        self.held.close()
+
+    def _finish(self) -> None:
+        """Write what was measured and the best adapter, the last one without validation rows."""
+        folder, plan = self.folder, self.job.plan
+        source = best(folder.checkpoints) or latest(folder.checkpoints)
+        assert source is not None, "the loop offers its first and its last state for saving"
+        memory = {
+            "planned_bytes": plan.memory.peak_bytes,
+            "peak_bytes": max(self.session.memory().peak_bytes, folder.peak_bytes()),
+            "budget_bytes": plan.device.budget_bytes,
+        }
+        folder.write("memory.json", memory)
+        folder.note("memory measured", "to be held against the plan", **memory)
+        write_report(folder, plan)
+        loaded = load_adapter(source, plan.shape)
+        with whole_folder(folder.adapter) as temporary:
+            save_adapter(temporary, loaded.method, plan.shape, loaded.tensors, base=plan.model.ref)
+        folder.note("adapter written", f"from {source.name}", step=self.schedule.steps)
+
+
+def start_run(planned: PreparedPlan, output: Path) -> Run:
+    """Open a new run; its folder holds plan, receipt and journal when this returns.
+
+    Raises:
+        EdgetuneError: if the model or the backend cannot be opened, or the folder is taken.
+    """
+    if planned.dataset is None:
+        raise UsageError("Training needs rows: --data FILE.")
+    RunFolder.check(output)
+    plan, model = planned.plan, open_model(planned.plan.model.ref)
+    job = Job.of(plan, planned.dataset, model)
+    with ExitStack() as stack:
+        session = open_session(plan, model)
+        stack.callback(session.close)
+        folder = RunFolder.create(output, plan, job.receipt())
+        stack.enter_context(folder.locked())
+        for reason in plan.reasons:
+            folder.note("planned", reason)
+        held = stack.pop_all()
+    return Run(job=job, folder=folder, session=session, start=RunState(), held=held)
+
+
+def resume_run(path: Path, data: Path | None = None, memory: int | None = None) -> Run:
+    """Open a run where its newest checkpoint left it.
+
+    ``data`` is where its rows lie now, ``memory`` the bytes that it may use from now on: the
+    result does not depend on them.
+
+    Raises:
+        UsageError: if there is nothing to resume, another process is at work on it, the rows, the
+            plan or the model are not the same, or the plan needs more than ``memory``.
+        ModelError: if the checkpoint is damaged.
+    """
+    folder, plan, model = open_planned(path)
+    with ExitStack() as stack:
+        stack.enter_context(folder.locked())
+        rows = _rows_of(plan, data)
+        _, dataset = read_rows(resolve(plan.model.ref), rows, plan.training)
+        job = Job.of(plan, dataset.fit(plan.choice.context), model)
+        checkpoint = _checkpoint(folder, job)
+        session = open_session(_allowed(plan, memory), model)
+        stack.callback(session.close)
+        session.restore(checkpoint.adapter, checkpoint.optimizer)
+        _rewound(folder, checkpoint, job.facts)
+        held = stack.pop_all()
+    return Run(job=job, folder=folder, session=session, start=checkpoint.progress, held=held)
+
+
+def _allowed(plan: Plan, memory: int | None) -> Plan:
+    """Return the plan of a run with another limit, if one is given."""
+    if memory is None:
+        return plan
+    needed = plan.memory.peak_bytes
+    if memory < needed:
+        raise UsageError(
+            f"This run needs {format_bytes(needed)}, and --memory allows {format_bytes(memory)}. "
+            "Allow more, or train with a new plan into another --output."
+        )
+    return replace(plan, device=replace(plan.device, limit_bytes=memory, budget_bytes=memory))
+
+
+def _rows_of(plan: Plan, data: Path | None) -> Path:
+    """Return the file of the run's rows."""
+    planned = Path(plan.data.path) if plan.data else None
+    path = data or planned
+    if path is None or (data is None and not path.exists()):
+        raise UsageError(
+            f"The rows of the run are not at {planned} any more. Say where they are now: "
+            "--data FILE."
+        )
+    return path
+
+
+def _checkpoint(folder: RunFolder, job: Job) -> Checkpoint:
+    """Return the newest checkpoint, if the run can go on from it as it began."""
+    newest = latest(folder.checkpoints)
+    if newest is None:
+        raise UsageError(
+            f"The run {folder.path} was stopped before its first checkpoint, so that nothing is "
+            "lost: delete the folder and train again."
+        )
+    checkpoint = load_checkpoint(newest, job.plan)
+    if changed := job.facts.changed(checkpoint.state):
+        raise UsageError(
+            f"The {' and the '.join(changed)} changed since {newest} was written, so that the "
+            "run could not go on as it began. Train anew into another --output."
+        )
+    return checkpoint
+
+
+def _rewound(folder: RunFolder, checkpoint: Checkpoint, facts: RunFacts) -> None:
+    """Rewind the folder to the checkpoint and note it."""
+    step, dropped = checkpoint.progress.step, rewind(folder, checkpoint)
+    folder.note("resumed", f"from {checkpoint.path.name}", step=step, dropped=dropped)
+    if newer := facts.newer(checkpoint.state):
+        folder.note("versions changed", "the result may differ in its last bits", **newer)
