@@ -1,4 +1,8 @@
-"""The same loss and gradients from transformers' model by torch's own autograd, in float64."""
+"""The same loss and gradients from transformers' model by torch's own autograd.
+
+In float64 they are what is right; in bfloat16, as PEFT computes them, they are a peer's: how far
+a careful program strays from what is right in that format.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from edgetune.adapters import save_adapter
 from edgetune.data.batch import IGNORED, MicroBatch
 from edgetune.methods.lora import Lora
 from edgetune_torch.engine import Engine
@@ -20,6 +26,7 @@ class Reference:
 
     def __init__(self, folder: Path, engine: Engine, method: Lora) -> None:
         """Take the frozen values from an opened engine, quantized ones as they compute."""
+        self.folder = folder
         self.model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager"
         )
@@ -36,16 +43,25 @@ class Reference:
         """Return the summed loss, document by document, and its gradient by tensor."""
         trained = {name: x.detach().double().requires_grad_() for name, x in tensors.items()}
         weights = self._weights(trained)
-        losses = [self._loss(weights, tokens, targets) for tokens, targets in _documents(batch)]
+        losses = [
+            _summed(torch.func.functional_call(self.model, weights, (tokens[None],)), targets)
+            for tokens, targets in _documents(batch)
+        ]
         loss = torch.stack(losses).sum()
         grads = torch.autograd.grad(loss, list(trained.values()))
         return float(loss.detach()), dict(zip(trained, grads, strict=True))
 
-    def _loss(self, weights: dict[str, Tensor], tokens: Tensor, targets: Tensor) -> Tensor:
-        out = torch.func.functional_call(self.model, weights, (tokens[None],))
-        return torch.nn.functional.cross_entropy(
-            out.logits[0], targets.long(), ignore_index=IGNORED, reduction="sum"
-        )
+    def in_bfloat16(self, folder: Path, tensors: Mapping[str, Tensor]) -> Peer:
+        """Return PEFT's model of the same frozen values and adapter; ``folder`` is made."""
+        arrays = {name: x.detach().numpy() for name, x in tensors.items()}
+        save_adapter(folder, self.method, self.shape, arrays, base="base")
+        base = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.bfloat16)
+        model = peft.PeftModel.from_pretrained(base, folder, is_trainable=True)
+        for target in self.method.select(self.shape):
+            value = self.frozen[target.module]
+            weight = model.get_submodule(f"base_model.model.{target.module}").base_layer.weight
+            weight.data.copy_(value.T if target.linear.transposed else value)
+        return Peer(model)
 
     def _weights(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
         weights = {}
@@ -64,6 +80,32 @@ class Reference:
         raise AssertionError
 
 
+class Peer:
+    """PEFT's model in bfloat16, whose low-rank products are in float32."""
+
+    def __init__(self, model: Any) -> None:
+        """Take a model whose adapter is trained."""
+        self.model = model
+
+    def gradients(self, batch: MicroBatch) -> dict[str, Tensor]:
+        """Return the gradient of the summed loss, document by document, by our names."""
+        self.model.zero_grad()
+        for tokens, targets in _documents(batch):
+            _summed(self.model(tokens[None]), targets).backward()
+        return {
+            name.removeprefix("base_model.model.").replace(".default", ""): parameter.grad
+            for name, parameter in self.model.named_parameters()
+            if parameter.grad is not None
+        }
+
+
+def _summed(out: Any, targets: Tensor) -> Tensor:
+    logits = out.logits[0] if out.logits.dtype == torch.float64 else out.logits[0].float()
+    return torch.nn.functional.cross_entropy(
+        logits, targets.long(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
 def _documents(batch: MicroBatch) -> list[tuple[Tensor, Tensor]]:
     found = []
     for row, lengths in enumerate(batch.documents):
@@ -79,3 +121,11 @@ def _documents(batch: MicroBatch) -> list[tuple[Tensor, Tensor]]:
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """Return ``|found - expected| / |expected|``."""
     return float((found.double() - expected).norm() / expected.norm())
+
+
+def whole_error(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Return the relative error of several tensors seen as one vector."""
+    assert found.keys() == expected.keys()
+    both = ({name: x.double() for name, x in item.items()} for item in (found, expected))
+    one, other = (torch.cat([item[name].flatten() for name in expected]) for item in both)
+    return relative_error(one, other)

@@ -17,9 +17,11 @@ import torch
 from rows import Cli, call, chat, finish, start, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from edgetune.backend import GenerateOptions
 from edgetune.files import sha256_file
 from edgetune.model import open_model
 from edgetune.workflows.inference import open_run
+from edgetune.workflows.opening import open_planned
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STEPS = 8
@@ -338,16 +340,32 @@ def test_generation_is_repeatable_and_plain_where_no_json_is_asked(run: Path, cl
     assert generated(cli, run, prompts, "--base") != texts
 
 
+def in_format(run: Path, dtype: str) -> Path:
+    """Return a run whose products are in a format, whichever is this processor's own."""
+    if open_planned(run)[1].choice.compute_dtype == dtype:
+        return run
+    other = run.parent / dtype
+    if not other.exists():
+        called = call(*LEARN, "--compute-dtype", dtype, "--output", other.name, cwd=run.parent)
+        assert called.code == 0, called.err
+    return other
+
+
+def exported(cli: Cli, run: Path, to: str, output: Path) -> Path:
+    called = cli("export", run, "--to", to, "--output", output, "--json")
+    assert called.code == 0, called.err
+    assert to != "hf" or json.loads(called.out)["check"]["rows"] > 0
+    return output
+
+
 @torch.no_grad()
 def test_transformers_says_the_same_from_the_merged_folder(
     run: Path, cli: Cli, tmp_path: Path
 ) -> None:
-    prompts = held_out_prompts(20)
-    called = cli("export", run, "--to", "hf", "--output", tmp_path / "merged", "--json")
-    assert called.code == 0, called.err
-    assert json.loads(called.out)["check"]["rows"] > 0
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    run, prompts = in_format(run, "float32"), held_out_prompts(20)
+    merged = exported(cli, run, "hf", tmp_path / "merged")
+    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(merged)
     found = []
     for prompt in prompts:
         asked = tokenizer.apply_chat_template(
@@ -360,12 +378,37 @@ def test_transformers_says_the_same_from_the_merged_folder(
 
 
 @torch.no_grad()
+def test_in_bfloat16_nothing_is_said_that_transformers_would_not_say(
+    run: Path, cli: Cli, tmp_path: Path
+) -> None:
+    """A token may come second by what transformers' own logits in bfloat16 are off, twice."""
+    run = in_format(run, "bfloat16")
+    merged = exported(cli, run, "hf", tmp_path / "merged")
+    wide, narrow = (
+        AutoModelForCausalLM.from_pretrained(merged, dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    opened = open_run(run)
+    options = GenerateOptions(max_tokens=LONGEST)
+    for prompt in held_out_prompts(10):
+        asked = opened.tokenizer.prompt_tokens(prompt)
+        said = [token for _, token in opened.session.generate([asked], options)]
+        row = torch.tensor([[*asked, *said[:-1]]])
+        right, near = (model(row).logits[0, len(asked) - 1 :].float() for model in (wide, narrow))
+        behind = right.amax(-1) - right.gather(-1, torch.tensor(said)[:, None])[:, 0]
+        assert behind.max() <= 2 * (near - right).abs().max(), prompt
+
+
+def peft_model(adapter: Path, dtype: torch.dtype) -> Any:
+    base = AutoModelForCausalLM.from_pretrained(open_model("tiny").folder, dtype=dtype)
+    return peft.PeftModel.from_pretrained(base, adapter).eval()
+
+
+@torch.no_grad()
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 def test_peft_computes_the_same_logits(run: Path, cli: Cli, tmp_path: Path) -> None:
-    called = cli("export", run, "--to", "peft", "--output", tmp_path / "adapter")
-    assert called.code == 0, called.err
-    base = AutoModelForCausalLM.from_pretrained(open_model("tiny").folder, dtype=torch.float32)
-    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    run = in_format(run, "float32")
+    theirs = peft_model(exported(cli, run, "peft", tmp_path / "adapter"), torch.float32)
     opened = open_run(run)
     for prompt in held_out_prompts(5):
         tokens = opened.tokenizer.prompt_tokens(prompt)
@@ -373,6 +416,25 @@ def test_peft_computes_the_same_logits(run: Path, cli: Cli, tmp_path: Path) -> N
         found = opened.session.logits(tokens)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
         assert np.abs(opened.session.logits(tokens, adapter=None) - expected).max() > 1e-2
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_in_bfloat16_the_logits_are_nearer_than_pefts(
+    run: Path, cli: Cli, tmp_path: Path, products: str
+) -> None:
+    """What is right is float32; over all logits, ours are no farther off than the peer's."""
+    run = in_format(run, "bfloat16")
+    adapter = exported(cli, run, "peft", tmp_path / "adapter")
+    wide, narrow = (peft_model(adapter, dtype) for dtype in (torch.float32, torch.bfloat16))
+    opened = open_run(run)
+    ours, theirs = 0.0, 0.0
+    for prompt in held_out_prompts(10):
+        tokens = opened.tokenizer.prompt_tokens(prompt)
+        right, near = (model(torch.tensor([tokens])).logits[0].double() for model in (wide, narrow))
+        ours += float((torch.from_numpy(opened.session.logits(tokens)) - right).square().sum())
+        theirs += float((near - right).square().sum())
+    assert 0 < ours <= theirs, products
 
 
 def test_an_export_is_never_written_over(run: Path, cli: Cli, tmp_path: Path) -> None:
