@@ -13,51 +13,68 @@ class EdgetuneError(Exception):
     """Root of everything that a user can cause or must be told."""
 
     exit_code: ClassVar[int] = 1
+    kind: ClassVar[str] = "bug"
+    """What programs read in ``--json``; two kinds can share an exit code."""
 
 
 class UsageError(EdgetuneError):
     """The command, a flag or a combination of flags makes no sense."""
 
     exit_code = 2
+    kind = "usage"
 
 
 class NothingFitsError(EdgetuneError):
     """No plan within the memory satisfies what was asked."""
 
     exit_code = 3
+    kind = "nothing-fits"
 
 
 class DataError(EdgetuneError):
     """The examples cannot be read, or would not train what they seem to."""
 
     exit_code = 4
+    kind = "data"
 
 
 class ModelError(EdgetuneError):
     """The model is missing, damaged or of a type that is not supported."""
 
     exit_code = 5
+    kind = "model"
 
 
 class StoppedError(EdgetuneError):
     """The run was interrupted; its state is saved and can be resumed."""
 
     exit_code = 6
+    kind = "stopped"
 
 
 class OutOfMemoryError(EdgetuneError):
     """The device's memory ran out and no smaller shape was left to try."""
 
     exit_code = 7
+    kind = "out-of-memory"
 
 
 class CheckFailedError(EdgetuneError):
     """A result was made and then found to be wrong (merge, export, doctor)."""
 
     exit_code = 8
+    kind = "check-failed"
 
 
 class DivergedError(EdgetuneError):
     """The loss or the gradients stopped being finite numbers."""
 
     exit_code = 8
+    kind = "diverged"
+
+
+class NoImprovementError(EdgetuneError):
+    """No state of a run predicts the validation rows better than the base model."""
+
+    exit_code = 8
+    kind = "no-improvement"

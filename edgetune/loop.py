@@ -13,9 +13,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, TypeVar
 
-from edgetune.backend import DeviceOutOfMemoryError, EvalResult, Session, StepResult
+from edgetune.backend import (
+    DEFAULT_ADAPTER,
+    DeviceOutOfMemoryError,
+    EvalResult,
+    Session,
+    StepResult,
+)
 from edgetune.data.batch import MicroBatch
 from edgetune.errors import DivergedError, OutOfMemoryError, StoppedError
+from edgetune.events import Evaluated, Event, Recovered, RunState, SaveDue, Stepped
 from edgetune.settings.spec import Training
 
 R = TypeVar("R")
@@ -32,80 +39,6 @@ class StepData(Protocol):
     def tokens(self) -> int: ...
     @property
     def epoch(self) -> int: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stepped:
-    """An optimizer step was taken. ``seconds`` is its time, ``loss`` its mean over loss tokens."""
-
-    step: int
-    loss: float
-    tokens: int
-    loss_tokens: int
-    seconds: float
-    learning_rate: float
-    grad_norm: float
-    peak_bytes: int
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluated:
-    """The validation rows were evaluated after ``step`` steps."""
-
-    step: int
-    loss: float
-    perplexity: float
-    accuracy: float
-    rows: int
-    best: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SaveDue:
-    """The state should be saved now."""
-
-    state: RunState
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recovered:
-    """Memory ran out; the same micro-batches are computed again, ``rows`` rows at once."""
-
-    step: int
-    rows: int
-    because: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnderPressure:
-    """The machine came under pressure; the next step waits if ``paused``."""
-
-    step: int
-    because: str
-    paused: bool
-
-
-Event = Stepped | Evaluated | SaveDue | Recovered | UnderPressure
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunState:
-    """Where a run stands, besides its tensors: what a resumed run needs to go on alike.
-
-    ``best_step`` is the step with the lowest validation loss, None before the first evaluation.
-    ``rows`` is the largest micro-batch known to fit, 0 while none has failed.
-    """
-
-    step: int = 0
-    best_step: int | None = None
-    best_loss: float | None = None
-    rows: int = 0
-
-    @property
-    def is_best(self) -> bool:
-        """Whether the validation loss is the lowest so far."""
-        return self.best_step == self.step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,8 +85,9 @@ def train(
     """Train from ``start`` to the end of the schedule, yielding what happens.
 
     ``steps`` gives the data of a step by its number, ``evaluation`` the validation rows, which
-    may be none. ``stop`` is asked after every step. The state is offered for saving before the
-    first step and, however the loop ends, after the last whole one.
+    may be none; the base alone is evaluated before the first step. ``stop`` is asked after every
+    step. The state is offered for saving before the first step and, however the loop ends, after
+    the last whole one.
 
     Raises:
         StoppedError: if ``stop`` said so.
@@ -164,6 +98,7 @@ def train(
     if now.step == 0:
         # a place that cannot be written is found before any work is done
         yield SaveDue(state=now)
+        now = yield from _baseline(session, evaluation(), now)
     while now.step < schedule.steps:
         try:
             now = yield from _stepped(session, steps(now.step), schedule, now)
@@ -200,14 +135,29 @@ def _stepped(
     return now
 
 
+def _baseline(
+    session: Session, batches: Iterable[MicroBatch], now: RunState
+) -> Generator[Event, None, RunState]:
+    """Evaluate the base alone on the validation rows, if there are any: what is to be beaten."""
+    total, now = yield from _summed(session, batches, now, adapter=None)
+    if total.loss_tokens == 0:
+        return now
+    loss = total.loss_sum / total.loss_tokens
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"The validation loss of the base model is {loss} before anything is learned: its "
+            "numbers overflow. --compute-dtype float32 helps if another one is used."
+        )
+    now = replace(now, base_loss=loss)
+    yield _evaluation(total, now)
+    return now
+
+
 def _evaluated(
     session: Session, batches: Iterable[MicroBatch], now: RunState
 ) -> Generator[Event, None, RunState]:
     """Evaluate the validation rows, if there are any."""
-    total = EvalResult()
-    for batch in batches:
-        part, now = yield from _fitted(session.evaluate, (batch,), now, now.step)
-        total += part
+    total, now = yield from _summed(session, batches, now, adapter=DEFAULT_ADAPTER)
     if total.loss_tokens == 0:
         return now
     loss = total.loss_sum / total.loss_tokens
@@ -216,9 +166,26 @@ def _evaluated(
             f"The validation loss after step {now.step} is {loss}. The state is kept, and so are "
             "the checkpoints before it; a lower --learning-rate usually helps."
         )
-    if now.best_loss is None or loss < now.best_loss:
+    if now.loss_to_beat is None or loss < now.loss_to_beat:
         now = replace(now, best_step=now.step, best_loss=loss)
-    yield Evaluated(
+    yield _evaluation(total, now)
+    return now
+
+
+def _summed(
+    session: Session, batches: Iterable[MicroBatch], now: RunState, *, adapter: str | None
+) -> Generator[Event, None, tuple[EvalResult, RunState]]:
+    """Return the losses over micro-batches with an adapter, or of the base alone."""
+    total, work = EvalResult(), partial(session.evaluate, adapter=adapter)
+    for batch in batches:
+        part, now = yield from _fitted(work, (batch,), now, now.step)
+        total += part
+    return total, now
+
+
+def _evaluation(total: EvalResult, now: RunState) -> Evaluated:
+    loss = total.loss_sum / total.loss_tokens
+    return Evaluated(
         step=now.step,
         loss=loss,
         perplexity=math.exp(min(loss, 700.0)),
@@ -226,7 +193,6 @@ def _evaluated(
         rows=total.rows,
         best=now.is_best,
     )
-    return now
 
 
 def _fitted(

@@ -10,8 +10,9 @@ from typing import Any
 
 from softmax import CONFIG, HELD_OUT, METHOD, TRAINED, SoftmaxSession
 
+from edgetune.events import Event, RunState
 from edgetune.files import sha256_file
-from edgetune.loop import Event, RunState, schedule_of, train
+from edgetune.loop import schedule_of, train
 from edgetune.planning import Plan
 from edgetune.runs import (
     Checkpoint,

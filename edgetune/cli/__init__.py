@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -71,13 +72,13 @@ def run(arguments: Sequence[str]) -> int:
         return 130
     except click.ClickException as error:
         error.show()
-        return error.exit_code
+        return _failed(arguments, "usage", error.exit_code, error.format_message())
     except EdgetuneError as error:
         if debug:
             raise
         kind = "" if isinstance(error, StoppedError) else "Error: "
         click.echo(f"{kind}{error}", err=True)
-        return error.exit_code
+        return _failed(arguments, error.kind, error.exit_code, str(error))
     except Exception as error:
         if debug:
             raise
@@ -86,8 +87,16 @@ def run(arguments: Sequence[str]) -> int:
             "This is a bug of edgetune. Run it again with --debug for the details.",
             err=True,
         )
-        return 1
+        return _failed(arguments, EdgetuneError.kind, 1, f"{type(error).__name__}: {error}")
     return result if isinstance(result, int) else 0
+
+
+def _failed(arguments: Sequence[str], kind: str, exit_code: int, message: str) -> int:
+    """Return the exit code of an error, after printing it as JSON if JSON was asked for."""
+    if "--json" in arguments:
+        error = {"kind": kind, "exit_code": exit_code, "message": message}
+        click.echo(json.dumps({"error": error}, indent=2))
+    return exit_code
 
 
 def main() -> None:

@@ -8,7 +8,15 @@ from types import TracebackType
 from typing import Any
 
 from edgetune.cli.show import NORMAL, VERBOSE, say, verbosity
-from edgetune.loop import Evaluated, Event, Recovered, SaveDue, Stepped, UnderPressure
+from edgetune.events import (
+    Evaluated,
+    Event,
+    PlanExceeded,
+    Recovered,
+    SaveDue,
+    Stepped,
+    UnderPressure,
+)
 from edgetune.units import format_bytes, format_seconds
 from edgetune.workflows.training import Run
 
@@ -23,12 +31,14 @@ class ProgressBar:
         """Show a run; on a terminal each step overwrites the line of the one before."""
         self._steps = run.schedule.steps
         self._first = run.start.step
+        self._planned = run.job.plan.memory.peak_bytes
         self._live = sys.stderr.isatty() and verbosity() == NORMAL
         self._loss: float | None = None
         self._seconds: float | None = None
         self._tokens: float | None = None
         self._last: Stepped | None = None
         self._evaluated: Evaluated | None = None
+        self._base: Evaluated | None = None
 
     def __enter__(self) -> ProgressBar:
         """Begin to show."""
@@ -50,15 +60,15 @@ class ProgressBar:
             case Stepped():
                 self._step(event)
             case Evaluated():
-                self._evaluated = event
-                mark = " (best so far)" if event.best else ""
-                self._line(
-                    f"step {event.step}: validation loss {event.loss:.4f}, "
-                    f"perplexity {event.perplexity:.2f}, {event.rows} rows{mark}"
-                )
+                self._evaluation(event)
             case Recovered():
                 self._line(
                     f"step {event.step}: out of memory; going on with {event.rows} rows at once"
+                )
+            case PlanExceeded():
+                self._line(
+                    f"Warning: step {event.step}: the peak of {format_bytes(event.peak_bytes)} is "
+                    f"above the {format_bytes(event.planned_bytes)} planned."
                 )
             case UnderPressure():
                 then = "waiting until that is over" if event.paused else "--pause would wait"
@@ -68,13 +78,26 @@ class ProgressBar:
 
     def summary(self) -> dict[str, Any]:
         """Return the last figures, for ``--json``."""
-        last, evaluated = self._last, self._evaluated
+        last, evaluated, base = self._last, self._evaluated, self._base
         return {
             "steps": last.step if last else self._first,
             "loss": last.loss if last else None,
             "peak_bytes": last.peak_bytes if last else None,
+            "planned_bytes": self._planned,
+            "base_validation_loss": base.loss if base else None,
             "validation_loss": evaluated.loss if evaluated else None,
         }
+
+    def _evaluation(self, event: Evaluated) -> None:
+        if event.step:
+            self._evaluated, when = event, f"step {event.step}"
+        else:
+            self._base, when = event, "before training"
+        mark = " (best so far)" if event.best else ""
+        self._line(
+            f"{when}: validation loss {event.loss:.4f}, "
+            f"perplexity {event.perplexity:.2f}, {event.rows} rows{mark}"
+        )
 
     def _step(self, event: Stepped) -> None:
         self._last = event
@@ -85,7 +108,7 @@ class ProgressBar:
         text = (
             f"step {event.step}/{self._steps}  loss {self._loss:.4f}  "
             f"{self._tokens / self._seconds:,.0f} tokens/s  "
-            f"{format_bytes(event.peak_bytes)}  {format_seconds(left)} left"
+            f"peak {_against(event.peak_bytes, self._planned)}  {format_seconds(left)} left"
         )
         if self._live:
             sys.stderr.write(f"\r\x1b[K{text[: get_terminal_size().columns - 1]}")
@@ -98,6 +121,16 @@ class ProgressBar:
         if self._live and level == NORMAL:
             sys.stderr.write("\r\x1b[K")
         say(text, level=level)
+
+
+def _against(measured: int, planned: int) -> str:
+    """Return two amounts of bytes side by side.
+
+    >>> _against(305_000_000, 318_000_000), _against(999_000_000, 1_200_000_000)
+    ('305/318 MB', '999 MB/1.2 GB')
+    """
+    (found, unit), limit = format_bytes(measured).split(), format_bytes(planned)
+    return f"{found}/{limit}" if limit.endswith(f" {unit}") else f"{found} {unit}/{limit}"
 
 
 def _smooth(past: float | None, now: float) -> float:

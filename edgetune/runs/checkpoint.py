@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 from edgetune.adapters import load_adapter, save_adapter
 from edgetune.backend import Session, Tensors
 from edgetune.errors import ModelError
+from edgetune.events import RunState
 from edgetune.files import replacing, sha256_file, whole_folder, write_json
-from edgetune.loop import RunState
 from edgetune.planning import Plan
 from edgetune.runs.facts import VERSION, RunFacts
 from edgetune.runs.retention import checkpoint_name

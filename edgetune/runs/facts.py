@@ -9,8 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from edgetune import __version__
+from edgetune.events import RunState
 from edgetune.files import sha256_json
-from edgetune.loop import RunState, Schedule
+from edgetune.loop import Schedule
 from edgetune.planning import Plan
 
 VERSION: Final = 1

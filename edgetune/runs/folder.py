@@ -111,7 +111,8 @@ class RunFolder:
         """
         if not self.adapter.is_dir():
             raise UsageError(
-                f"The run {self.path} has not finished. Go on with it: {self.resume_command}"
+                f"The run {self.path} has no adapter: it has not finished, or none of its "
+                f"checkpoints was better than the base. Go on with it: {self.resume_command}"
             )
         return self.adapter
 

@@ -6,8 +6,17 @@ from dataclasses import asdict, dataclass
 
 from edgetune.backend import Session
 from edgetune.errors import OutOfMemoryError, UsageError
+from edgetune.events import (
+    Evaluated,
+    Event,
+    PlanExceeded,
+    Recovered,
+    RunState,
+    SaveDue,
+    Stepped,
+    UnderPressure,
+)
 from edgetune.files import sync
-from edgetune.loop import Evaluated, Event, Recovered, RunState, SaveDue, Stepped, UnderPressure
 from edgetune.planning import Plan
 from edgetune.runs.checkpoint import save_checkpoint
 from edgetune.runs.facts import RunFacts
@@ -54,6 +63,9 @@ class Recorder:
             case Recovered():
                 facts = {"step": event.step, "rows": event.rows}
                 self.folder.note("smaller micro-batches", event.because, **facts)
+            case PlanExceeded():
+                facts = {"peak_bytes": event.peak_bytes, "planned_bytes": event.planned_bytes}
+                self.folder.note("over the plan", "more memory than planned", **facts)
             case UnderPressure():
                 what = "paused" if event.paused else "the machine is under strain"
                 self.folder.note(what, event.because, step=event.step)

@@ -54,7 +54,8 @@ def write_report(folder: RunFolder, plan: Plan) -> Path:
 
 def _facts(plan: Plan, lines: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     steps = [line for line in lines if line["event"] == "step"]
-    evaluations = [line for line in lines if line["event"] == "eval"]
+    evaluations = [line for line in lines if line["event"] == "eval" and line["step"]]
+    base = [line for line in lines if line["event"] == "eval" and not line["step"]]
     facts = [
         ("Model", f"{plan.model.ref}, {format_count(plan.model.parameters)} parameters"),
         ("Method", plan.choice.method.kind),
@@ -67,6 +68,8 @@ def _facts(plan: Plan, lines: Sequence[dict[str, Any]]) -> list[tuple[str, str]]
         tokens = sum(line["tokens"] for line in steps)
         facts.append(("Memory at the peak", format_bytes(max(s["peak_bytes"] for s in steps))))
         facts.append(("Steps", f"{steps[-1]['step']}, {tokens / seconds:,.0f} tokens/s"))
+    if base:
+        facts.append(("Validation loss of the base", f"{base[-1]['loss']:.4f}"))
     if evaluations:
         best = min(evaluations, key=lambda line: line["loss"])
         facts.append(("Best validation loss", f"{best['loss']:.4f} after step {best['step']}"))

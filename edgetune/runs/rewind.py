@@ -15,4 +15,5 @@ def rewind(folder: RunFolder, checkpoint: Checkpoint) -> int:
     if now.best_step is not None:
         mark_best(folder.checkpoints, folder.checkpoints / checkpoint_name(now.best_step))
     keep_lines(folder.journal, lambda _: True)
-    return keep_lines(folder.metrics, lambda line: line["step"] <= now.step)
+    # before its first step a run evaluates the base, which is done again
+    return keep_lines(folder.metrics, lambda line: 0 < now.step >= line["step"])

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from edgetune.device import read_pressure
-from edgetune.loop import Event, Stepped, UnderPressure
+from edgetune.events import Event, Stepped, UnderPressure
 
 POLL_SECONDS = 10.0
 

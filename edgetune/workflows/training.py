@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgetune.adapters import load_adapter, save_adapter
 from edgetune.backend import Session
-from edgetune.errors import DivergedError, OutOfMemoryError, StoppedError, UsageError
+from edgetune.errors import (
+    DivergedError,
+    NoImprovementError,
+    OutOfMemoryError,
+    StoppedError,
+    UsageError,
+)
+from edgetune.events import Event, PlanExceeded, RunState, SaveDue, Stepped
 from edgetune.files import whole_folder
-from edgetune.loop import Event, RunState, Schedule, train
+from edgetune.loop import Schedule, train
 from edgetune.model import open_model, resolve
 from edgetune.planning import Plan
 from edgetune.runs import (
@@ -61,30 +68,37 @@ class Run:
             StoppedError: if ``stop`` said so; the state is saved then.
             OutOfMemoryError: if nothing smaller is left to try; the state is saved then.
             DivergedError: if the loss is not finite any more; the last good state is saved.
+            NoImprovementError: if no checkpoint is better than the base; they are kept.
         """
         job, session = self.job, self.session
         recorder = Recorder(folder=self.folder, session=session, plan=job.plan, facts=job.facts)
         steps = train(session, job.batches.step, job.evaluation, self.schedule, self.start, stop)
         events = yield_to_machine(steps, pause=pause, stop=stop)
+        now = self.start
         try:
-            for event in events:
+            for event in held_against_plan(events, job.plan.memory.peak_bytes):
                 recorder.handle(event)
+                if isinstance(event, SaveDue):
+                    now = event.state
                 yield event
         except (StoppedError, OutOfMemoryError, DivergedError) as error:
             self.folder.note("ended early", str(error))
             raise
         if not self.folder.adapter.exists():
-            self._finish()
+            self._finish(now)
 
     def close(self) -> None:
         """Give back the device's memory and let others into the folder."""
         self.held.close()
 
-    def _finish(self) -> None:
-        """Write what was measured and the best adapter, the last one without validation rows."""
+    def _finish(self, now: RunState) -> None:
+        """Write what was measured and promote an adapter."""
+        self._record_memory()
+        write_report(self.folder, self.job.plan)
+        self._promote(now)
+
+    def _record_memory(self) -> None:
         folder, plan = self.folder, self.job.plan
-        source = best(folder.checkpoints) or latest(folder.checkpoints)
-        assert source is not None, "the loop offers its first and its last state for saving"
         memory = {
             "planned_bytes": plan.memory.peak_bytes,
             "peak_bytes": max(self.session.memory().peak_bytes, folder.peak_bytes()),
@@ -92,11 +106,40 @@ class Run:
         }
         folder.write("memory.json", memory)
         folder.note("memory measured", "to be held against the plan", **memory)
-        write_report(folder, plan)
+
+    def _promote(self, now: RunState) -> None:
+        """Write ``adapter/``: the best checkpoint, the last one if nothing was evaluated.
+
+        Raises:
+            NoImprovementError: if no checkpoint is better than the base.
+        """
+        folder, plan = self.folder, self.job.plan
+        source = best(folder.checkpoints)
+        if source is None and now.base_loss is not None:
+            folder.note("no adapter", "no checkpoint is better than the base", step=now.step)
+            raise NoImprovementError(
+                f"No evaluation was better than the base model's validation loss of "
+                f"{now.base_loss:.4f}, so no adapter is promoted. The checkpoints are kept in "
+                f"{folder.checkpoints}. A lower --learning-rate or other rows usually help."
+            )
+        source = source or latest(folder.checkpoints)
+        assert source is not None, "the loop offers its first and its last state for saving"
         loaded = load_adapter(source, plan.shape)
         with whole_folder(folder.adapter) as temporary:
             save_adapter(temporary, loaded.method, plan.shape, loaded.tensors, base=plan.model.ref)
         folder.note("adapter written", f"from {source.name}", step=self.schedule.steps)
+
+
+def held_against_plan(events: Iterable[Event], planned_bytes: int) -> Iterator[Event]:
+    """Pass events on; say once when the peak is above what was planned."""
+    told = False
+    for event in events:
+        yield event
+        if isinstance(event, Stepped) and event.peak_bytes > planned_bytes and not told:
+            told = True
+            yield PlanExceeded(
+                step=event.step, peak_bytes=event.peak_bytes, planned_bytes=planned_bytes
+            )
 
 
 def start_run(planned: PreparedPlan, output: Path) -> Run:

@@ -15,7 +15,7 @@ from pathlib import Path
 from recorded import Recorded, make_plan
 
 from edgetune.errors import ModelError
-from edgetune.loop import SaveDue
+from edgetune.events import SaveDue
 from edgetune.runs import best, latest, load_checkpoint
 from edgetune.runs.retention import checkpoints
 

@@ -266,7 +266,27 @@ def test_every_error_has_an_exit_code_of_its_own_kind() -> None:
     assert codes == {
         "UsageError": 2, "NothingFitsError": 3, "DataError": 4, "ModelError": 5,
         "StoppedError": 6, "OutOfMemoryError": 7, "CheckFailedError": 8, "DivergedError": 8,
+        "NoImprovementError": 8,
     }  # fmt: skip
+    kinds = {kind.kind for kind in (EdgetuneError, *EdgetuneError.__subclasses__())}
+    assert len(kinds) == len(codes) + 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind"),
+    [
+        ((*PLAN, "--nope"), "usage"),
+        ((*PLAN, "--memory", "1MB"), "nothing-fits"),
+        (("data", "check", "absent.jsonl"), "data"),
+        (("plan", "--model", "absent"), "model"),
+    ],
+)
+def test_errors_are_json_too(cli: Cli, arguments: tuple[str, ...], kind: str) -> None:
+    called = cli(*arguments, "--json")
+    error = json.loads(called.out)["error"]
+    assert error["kind"] == kind
+    assert error["exit_code"] == called.code > 0
+    assert error["message"] in called.err
 
 
 def test_messages_name_only_commands_that_exist() -> None:

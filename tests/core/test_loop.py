@@ -13,20 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from softmax import HELD_OUT, TRAINED, Data, Rows, SoftmaxSession
 
+from edgetune.backend import DEFAULT_ADAPTER
 from edgetune.data.batch import MicroBatch
 from edgetune.errors import DivergedError, OutOfMemoryError, StoppedError
-from edgetune.loop import (
-    Evaluated,
-    Event,
-    Recovered,
-    RunState,
-    SaveDue,
-    Schedule,
-    Stepped,
-    schedule_of,
-    split,
-    train,
-)
+from edgetune.events import Evaluated, Event, Recovered, RunState, SaveDue, Stepped
+from edgetune.loop import Schedule, schedule_of, split, train
 from edgetune.settings.spec import Training
 
 SCHEDULE = Schedule(steps=7, eval_every=2, save_every=3, warmup=2, learning_rate=0.05)
@@ -149,7 +140,7 @@ def test_events_come_in_order() -> None:
     events = run(SoftmaxSession())
     steps, every = SCHEDULE.steps, SCHEDULE.eval_every
     best = {event.step for event in of(Evaluated, events) if event.best}
-    expected = [(SaveDue, 0)]
+    expected = [(SaveDue, 0), (Evaluated, 0)]
     for step in range(1, steps + 1):
         expected.append((Stepped, step))
         if step % every == 0 or step == steps:
@@ -182,7 +173,8 @@ def test_an_evaluation_is_of_the_state_it_follows() -> None:
                 learning_rate=event.learning_rate,
             )
         elif isinstance(event, Evaluated):
-            sums = session.evaluate(HELD_OUT.evaluation())
+            adapter = DEFAULT_ADAPTER if event.step else None
+            sums = session.evaluate(HELD_OUT.evaluation(), adapter=adapter)
             assert event.loss == pytest.approx(sums.loss_sum / sums.loss_tokens)
             assert event.perplexity == pytest.approx(math.exp(event.loss))
             assert event.accuracy == sums.correct / sums.loss_tokens
@@ -190,15 +182,33 @@ def test_an_evaluation_is_of_the_state_it_follows() -> None:
 
 
 def test_the_best_is_the_lowest_validation_loss() -> None:
-    best = RunState()
+    best = RunState(base_loss=math.inf)
     for event in run(SoftmaxSession(), replace(SCHEDULE, steps=30, learning_rate=2.0)):
-        if isinstance(event, Evaluated):
-            assert event.best == (best.best_loss is None or event.loss < best.best_loss)
+        if isinstance(event, Evaluated) and event.step == 0:
+            best = RunState(base_loss=event.loss)
+        elif isinstance(event, Evaluated):
+            assert event.best == (event.loss < best.loss_to_beat)
             if event.best:
                 best = RunState(step=event.step, best_step=event.step, best_loss=event.loss)
         elif isinstance(event, SaveDue) and best.best_step is not None:
             assert (event.state.best_step, event.state.best_loss) == (best.step, best.best_loss)
             assert event.state.is_best == (event.state.step == best.step)
+
+
+def test_what_is_worse_than_the_base_is_never_the_best() -> None:
+    worse = replace(SCHEDULE, steps=4, warmup=0, learning_rate=4.0)
+    events = run(SoftmaxSession(), worse)
+    base, *evaluations = of(Evaluated, events)
+    assert base.step == 0
+    assert base.loss == pytest.approx(base_loss())
+    assert all(event.loss > base.loss and not event.best for event in evaluations)
+    state = of(SaveDue, events)[-1].state
+    assert (state.base_loss, state.best_step, state.best_loss) == (base.loss, None, None)
+
+
+def base_loss() -> float:
+    sums = SoftmaxSession().evaluate(HELD_OUT.evaluation(), adapter=None)
+    return sums.loss_sum / sums.loss_tokens
 
 
 def test_without_validation_rows_nothing_is_best() -> None:
@@ -267,7 +277,7 @@ def test_a_resumed_run_remembers_what_fits() -> None:
 def test_out_of_memory_in_an_evaluation_changes_no_sum() -> None:
     roomy, tight = SoftmaxSession(), SoftmaxSession(evaluated_rows=3)
     expected, found = run(roomy), run(tight)
-    assert [(event.step, event.rows) for event in of(Recovered, found)] == [(2, 4), (2, 2)]
+    assert [(event.step, event.rows) for event in of(Recovered, found)] == [(0, 4), (0, 2)]
     assert losses(found) == pytest.approx(losses(expected), abs=1e-6)
 
 
@@ -278,7 +288,7 @@ def test_one_row_that_does_not_fit_ends_the_run_with_its_state() -> None:
     width = TRAINED.step(0).micro_batches[0].tokens.shape[1]
     assert f"One row of {width} tokens does not fit: 1 rows, 0 fit." in str(error)
     assert "--resume" in str(error)
-    assert events[-1] == SaveDue(state=RunState())
+    assert events[-1] == SaveDue(state=RunState(base_loss=base_loss()))
     assert_same(session, untouched)
 
 
@@ -302,4 +312,4 @@ def test_a_validation_loss_that_is_no_number_is_never_the_best() -> None:
     )
     assert isinstance(error, DivergedError)
     assert "The validation loss after step 1 is" in str(error)
-    assert events[-1] == SaveDue(state=RunState(step=1))
+    assert events[-1] == SaveDue(state=RunState(step=1, base_loss=base_loss()))

@@ -17,7 +17,7 @@ from softmax import TRAINED
 
 from edgetune import __version__
 from edgetune.errors import ModelError, OutOfMemoryError, UsageError
-from edgetune.loop import Evaluated, Recovered, RunState, SaveDue, Stepped
+from edgetune.events import Evaluated, Recovered, RunState, SaveDue, Stepped
 from edgetune.planning import Plan
 from edgetune.runs import RunFolder, best, latest, load_checkpoint, rewind
 from edgetune.runs.facts import RANDOM
@@ -58,6 +58,7 @@ def test_a_state_says_what_it_is_the_state_of(run: Recorded) -> None:
     assert state["version"] == 1
     assert state["progress"] == {
         "step": 6,
+        "base_loss": evaluations[0]["loss"],
         "best_step": best_line["step"],
         "best_loss": best_line["loss"],
         "rows": 0,
@@ -252,7 +253,7 @@ def test_a_run_keeps_its_best_checkpoint(plan: Plan, tmp_path: Path) -> None:
 def test_metrics_are_the_events(run: Recorded) -> None:
     lines = read_lines(run.folder.metrics)
     assert [(line["event"], line["step"]) for line in lines] == [
-        ("step", 1), ("step", 2), ("eval", 2), ("step", 3), ("step", 4), ("eval", 4),
+        ("eval", 0), ("step", 1), ("step", 2), ("eval", 2), ("step", 3), ("step", 4), ("eval", 4),
         ("step", 5), ("step", 6), ("eval", 6),
     ]  # fmt: skip
     assert {"loss", "tokens", "loss_tokens", "seconds", "learning_rate", "grad_norm",
@@ -279,7 +280,7 @@ def test_rewinding_drops_what_will_be_done_again(run: Recorded) -> None:
         file.write('{"time": 1')
     checkpoint = load_checkpoint(run.folder.checkpoints / "step-000004", run.plan)
     assert rewind(run.folder, checkpoint) == 4
-    assert [line["step"] for line in read_lines(run.folder.metrics)] == [1, 2, 2, 3, 4, 4]
+    assert [line["step"] for line in read_lines(run.folder.metrics)] == [0, 1, 2, 2, 3, 4, 4]
     assert best(run.folder.checkpoints).name == f"step-{checkpoint.progress.best_step:06}"
     run.folder.note("resumed", "to see that lines stay whole")
     assert run.folder.journal.read_text().count("\n") == len(read_lines(run.folder.journal))

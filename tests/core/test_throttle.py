@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from edgetune.device.pressure import pressure, read_pressure
-from edgetune.loop import Event, SaveDue, Stepped, UnderPressure
-from edgetune.loop import RunState as State
+from edgetune.events import Event, SaveDue, Stepped, UnderPressure
+from edgetune.events import RunState as State
 from edgetune.workflows.throttle import POLL_SECONDS, yield_to_machine
 
 

@@ -9,8 +9,8 @@ import pytest
 from rows import Cli, write_rows
 
 from edgetune.errors import StoppedError
+from edgetune.events import Stepped
 from edgetune.files import sha256_file
-from edgetune.loop import Stepped
 from edgetune.workflows.planning import PlanRequest, plan_for
 from edgetune.workflows.training import resume_run, start_run
 

@@ -18,8 +18,8 @@ from models import make_model
 
 from edgetune.adapters import LoadedAdapter
 from edgetune.data.batch import MicroBatch
+from edgetune.events import Stepped
 from edgetune.exporters import ExportRequest, export
-from edgetune.loop import Stepped
 from edgetune.model import LocalModel
 from edgetune.workflows.planning import PlanRequest, plan_for
 from edgetune.workflows.training import start_run

@@ -1,0 +1,98 @@
+"""What happens in a run, as the loop tells it, and where a run stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stepped:
+    """An optimizer step was taken. ``seconds`` is its time, ``loss`` its mean over loss tokens."""
+
+    step: int
+    loss: float
+    tokens: int
+    loss_tokens: int
+    seconds: float
+    learning_rate: float
+    grad_norm: float
+    peak_bytes: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """The validation rows were evaluated after ``step`` steps; at step 0 by the base alone.
+
+    ``best`` is whether no loss before was as low, that of the base included.
+    """
+
+    step: int
+    loss: float
+    perplexity: float
+    accuracy: float
+    rows: int
+    best: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveDue:
+    """The state should be saved now."""
+
+    state: RunState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovered:
+    """Memory ran out; the same micro-batches are computed again, ``rows`` rows at once."""
+
+    step: int
+    rows: int
+    because: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnderPressure:
+    """The machine came under pressure; the next step waits if ``paused``."""
+
+    step: int
+    because: str
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanExceeded:
+    """The peak is above what was planned; told once."""
+
+    step: int
+    peak_bytes: int
+    planned_bytes: int
+
+
+Event = Stepped | Evaluated | SaveDue | Recovered | UnderPressure | PlanExceeded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """Where a run stands, besides its tensors: what a resumed run needs to go on alike.
+
+    ``base_loss`` is the validation loss of the base alone, None if there are no validation rows;
+    ``best_step`` is the step with the lowest validation loss, None while none was below that of
+    the base. ``rows`` is the largest micro-batch known to fit, 0 while none has failed.
+    """
+
+    step: int = 0
+    base_loss: float | None = None
+    best_step: int | None = None
+    best_loss: float | None = None
+    rows: int = 0
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the validation loss is the lowest so far."""
+        return self.best_step == self.step
+
+    @property
+    def loss_to_beat(self) -> float | None:
+        """The lowest validation loss so far, the base's included."""
+        return self.base_loss if self.best_loss is None else self.best_loss
