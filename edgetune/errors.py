@@ -24,6 +24,12 @@ class UsageError(EdgetuneError):
     kind = "usage"
 
 
+class DiskError(EdgetuneError):
+    """Something cannot be written: the disk is full, broken, read-only or gone."""
+
+    exit_code = 2
+
+
 class NothingFitsError(EdgetuneError):
     """No plan within the memory satisfies what was asked."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -9,7 +10,19 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from edgetune.errors import DiskError
+
+_REMEDIES: Final = {
+    errno.ENOSPC: "Make room",
+    errno.EDQUOT: "Make room within the quota",
+    errno.EFBIG: "Allow larger files (ulimit -f)",
+    errno.EROFS: "Make the disk writable",
+    errno.EACCES: "Make the folder writable",
+    errno.EIO: "Check the disk",
+}
+"""What to do about a file that cannot be written."""
 
 
 @contextmanager
@@ -24,9 +37,7 @@ def replacing(path: Path, partial: Path | None = None) -> Iterator[Path]:
     partial = partial or partial_path(path)
     try:
         partial.write_bytes(b"")
-        mode = partial.stat().st_mode
         yield partial
-        partial.chmod(mode)  # safetensors makes files that only their owner can read
         sync(partial)
         partial.replace(path)
         sync(path.parent)
@@ -60,6 +71,15 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def unwritable(what: str, folder: Path, error: OSError, elsewhere: str) -> DiskError:
+    """Return the error for something that must be written to a folder and cannot be.
+
+    ``elsewhere`` says how another place is chosen, as a clause.
+    """
+    reason, remedy = error.strerror or error, _REMEDIES.get(error.errno or 0, "Mend that")
+    return DiskError(f"{what} cannot be written to {folder}: {reason}. {remedy}, or {elsewhere}.")
+
+
 def partial_path(path: Path) -> Path:
     """Return where a file or folder is built: hidden, on the same disk."""
     return path.with_name(f".{path.name}.partial")
@@ -76,10 +96,17 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write an object as readable JSON, whole or not at all."""
+def write_json(path: Path, value: Any) -> str:
+    """Write an object as readable JSON, whole or not at all; return its SHA-256."""
+    return write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> str:
+    """Write a text as UTF-8, whole or not at all; return the SHA-256 of its bytes."""
+    data = text.encode()
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", "utf-8")
+        temporary.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:

@@ -21,7 +21,7 @@ from edgetune.backend import (
     StepResult,
 )
 from edgetune.data.batch import MicroBatch
-from edgetune.errors import DivergedError, OutOfMemoryError, StoppedError
+from edgetune.errors import DiskError, DivergedError, OutOfMemoryError, StoppedError
 from edgetune.events import Evaluated, Event, Recovered, RunState, SaveDue, Stepped
 from edgetune.settings.spec import Training
 
@@ -105,7 +105,7 @@ def train(
             last = now.step == schedule.steps
             if last or now.step % schedule.eval_every == 0:
                 now = yield from _evaluated(session, evaluation(), now)
-        except (OutOfMemoryError, DivergedError):
+        except (OutOfMemoryError, DivergedError, DiskError):
             yield SaveDue(state=now)
             raise
         stopping = stop() and not last

@@ -9,7 +9,7 @@ from types import TracebackType
 
 import mlx.core as mx
 
-from edgetune_mlx.load import load_arrays
+from edgetune_mlx.load import load_arrays, save_arrays
 
 
 class Entries(ABC):
@@ -91,7 +91,7 @@ class OnDisk(Entries):
         """Write the array to a file."""
         assert self._folder is not None, "entries are pushed inside a with block"
         file = Path(self._folder.name) / f"{len(self._kept)}.safetensors"
-        mx.save_safetensors(str(file), {"x": x})
+        save_arrays(file, {"x": x})
         self._kept.append(file)
 
     def pop(self) -> mx.array:

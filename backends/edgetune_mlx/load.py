@@ -5,22 +5,29 @@ Only what is kept plus one tensor in its file's number format is in memory at a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import ml_dtypes
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from edgetune.errors import ModelError
+from edgetune.files import unwritable
 from edgetune.model import LocalModel, StoredTensor
 from edgetune.shape import Linear
+from edgetune.tensors.writer import Outgoing, write_scratch
 from edgetune_mlx.matrices import Matrix, Packing
 from edgetune_mlx.precision import DTYPES
 
 _BITS: Final = {"float32": np.uint32, "float16": np.uint16, "bfloat16": np.uint16}
 """numpy has no bfloat16: tensors are read as integers of the same width."""
+
+
+ELSEWHERE: Final = "set TMPDIR to a folder elsewhere"
 
 
 @dataclass(slots=True)
@@ -118,6 +125,26 @@ def read_tensor(stored: StoredTensor) -> mx.array:
                 raise ModelError(f"{stored.file} ends early: it is damaged; copy it again.")
             buffer = buffer[count:]
     return mx.array(values).view(DTYPES[stored.dtype])
+
+
+def save_arrays(file: Path, arrays: Mapping[str, mx.array]) -> None:
+    """Write arrays that :func:`load_arrays` reads back; none is copied.
+
+    Raises:
+        DiskError: if the disk has no room.
+    """
+    try:
+        write_scratch(file, [Outgoing.of(name, _numpy(x)) for name, x in arrays.items()])
+    except OSError as error:
+        raise unwritable("What is streamed", file.parent, error, ELSEWHERE) from None
+
+
+def _numpy(x: mx.array) -> NDArray[Any]:
+    """Return an array's own memory; numpy has no bfloat16 of its own."""
+    mx.eval(x)
+    if x.dtype == mx.bfloat16:
+        return np.asarray(x.view(mx.uint16)).view(ml_dtypes.bfloat16)
+    return np.asarray(x)
 
 
 def load_arrays(file: Path) -> dict[str, mx.array]:

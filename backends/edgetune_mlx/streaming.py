@@ -13,7 +13,7 @@ from typing import overload
 
 import mlx.core as mx
 
-from edgetune_mlx.load import BlockWeights, Loader, load_arrays
+from edgetune_mlx.load import BlockWeights, Loader, load_arrays, save_arrays
 from edgetune_mlx.matrices import Matrix, Plain
 
 
@@ -65,7 +65,7 @@ class StreamedBlocks(Sequence[BlockWeights]):
         }
         for kind in ("biases", "norms", "norm_biases"):
             arrays |= {f"{kind}/{role}": x for role, x in getattr(block, kind).items()}
-        mx.save_safetensors(str(self._file(layer)), arrays)
+        save_arrays(self._file(layer), arrays)
 
     def _read(self, layer: int) -> BlockWeights:
         block = BlockWeights()

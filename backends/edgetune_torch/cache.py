@@ -44,6 +44,9 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "edgetune" / "weights"
 
 
+ELSEWHERE = "set EDGETUNE_CACHE to a folder elsewhere"
+
+
 def cache_key(model: LocalModel, quantization: str) -> str:
     """Return the hash of everything that the cached bytes depend on.
 
@@ -130,14 +133,6 @@ def room_for(path: Path, nbytes: int) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
     return shutil.disk_usage(path.parent).free >= 2 * nbytes
-
-
-def unwritable(what: str, folder: Path, error: OSError) -> UsageError:
-    """Return the error for something that has to be in the cache's folder and cannot be."""
-    return UsageError(
-        f"{what} cannot be written to {folder}: {error.strerror or error}. "
-        "Make room, or set EDGETUNE_CACHE to a folder elsewhere."
-    )
 
 
 def build(path: Path, source: BlockSource, layers: int, blocks: list[Tensor] | None = None) -> None:

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from edgetune.errors import UsageError
+from edgetune.errors import DiskError, UsageError
+from edgetune.files import unwritable
 from edgetune.settings.spec import Offload
-from edgetune_torch.cache import cache_folder, unwritable
+from edgetune_torch.cache import ELSEWHERE, cache_folder
 from edgetune_torch.pages import bytes_of
 
 
@@ -71,7 +72,7 @@ class DiskCheckpoints(Checkpoints):
         """Open the file.
 
         Raises:
-            UsageError: if there is no place for it.
+            DiskError: if there is no place for it.
         """
         self.device = device
         self._folder = folder or cache_folder()
@@ -80,14 +81,14 @@ class DiskCheckpoints(Checkpoints):
             # kept open from step to step
             self._file = tempfile.TemporaryFile(buffering=0, dir=self._folder)  # noqa: SIM115
         except OSError as error:
-            raise unwritable("Checkpoints of blocks", self._folder, error) from None
+            raise self._unwritable(error) from None
         self._kept: list[tuple[torch.Size, torch.dtype]] = []
 
     def put(self, x: Tensor) -> None:
         """Write x behind those that are there.
 
         Raises:
-            UsageError: if the disk is full.
+            DiskError: if the disk is full.
         """
         memory, done = bytes_of(x.cpu().contiguous()), 0
         try:
@@ -95,7 +96,7 @@ class DiskCheckpoints(Checkpoints):
             while done < len(memory):
                 done += self._file.write(memory[done:])
         except OSError as error:
-            raise unwritable("Checkpoints of blocks", self._folder, error) from None
+            raise self._unwritable(error) from None
         self._kept.append((x.shape, x.dtype))
 
     def take(self) -> Tensor:
@@ -116,6 +117,9 @@ class DiskCheckpoints(Checkpoints):
         """Close the file, which is its end."""
         self.clear()
         self._file.close()
+
+    def _unwritable(self, error: OSError) -> DiskError:
+        return unwritable("Checkpoints of blocks", self._folder, error, ELSEWHERE)
 
 
 LEAVING = 2

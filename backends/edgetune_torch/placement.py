@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from edgetune.files import unwritable
 from edgetune.settings.spec import Placement
-from edgetune_torch.cache import build, cache_folder, cache_key, find, room_for, unwritable
+from edgetune_torch.cache import ELSEWHERE, build, cache_folder, cache_key, find, room_for
 from edgetune_torch.sources import BlockSource, Checkpoint
 from edgetune_torch.streaming import HostSlot, Slot, StreamedBlocks
 from edgetune_torch.weights import Blocks, BlockWeights, ResidentBlocks
@@ -49,7 +50,7 @@ def _on_disk(checkpoint: Checkpoint) -> BlockSource:
     try:
         return _cached(checkpoint, path)
     except OSError as error:
-        raise unwritable("The quantized weights", path.parent, error) from None
+        raise unwritable("The quantized weights", path.parent, error, ELSEWHERE) from None
 
 
 def _cached(checkpoint: Checkpoint, path: Path) -> BlockSource:

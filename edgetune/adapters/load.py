@@ -15,12 +15,12 @@ from edgetune.adapters.base import (
     adapter_format,
     check_shapes,
 )
-from edgetune.adapters.stored import read_tensor
 from edgetune.errors import ModelError
 from edgetune.model import StoredTensor
-from edgetune.model.safetensors import read_header
 from edgetune.model.weights import read_json
 from edgetune.shape import ModelShape
+from edgetune.tensors.header import read_header
+from edgetune.tensors.reader import read_tensor
 
 
 def load_adapter(folder: Path, shape: ModelShape) -> LoadedAdapter:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 from edgetune.adapters.base import CONFIG, WEIGHTS, adapter_format, check_shapes
-from edgetune.files import replacing
+from edgetune.files import write_text
 from edgetune.methods.base import Method
 from edgetune.shape import ModelShape
+from edgetune.tensors.writer import Outgoing, write_safetensors
 
 
 def save_adapter(
@@ -24,8 +24,8 @@ def save_adapter(
     tensors: Mapping[str, NDArray[Any]],
     *,
     base: str,
-) -> None:
-    """Write an adapter to a folder, each file whole or not at all.
+) -> dict[str, str]:
+    """Write an adapter to a folder, each file whole or not at all; return their SHA-256.
 
     ``tensors`` has the names and shapes of ``method.on_disk()`` and is written as float32;
     ``base`` is what ``base_model_name_or_path`` shall say.
@@ -42,12 +42,12 @@ def save_adapter(
         "inference_mode": True,
         **written.config(method, shape),
     }
-    named = {
-        f"{written.prefix}{name}": np.ascontiguousarray(tensors[name], np.float32)
+    named = [
+        Outgoing.of(f"{written.prefix}{name}", np.asarray(tensors[name]), "float32")
         for name in sorted(tensors)
+    ]
+    folder.mkdir(exist_ok=True)
+    return {
+        WEIGHTS: write_safetensors(folder / WEIGHTS, named),
+        CONFIG: write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n"),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / WEIGHTS) as partial:
-        save_file(named, partial, metadata={"format": "pt"})
-    with replacing(folder / CONFIG) as partial:
-        partial.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")

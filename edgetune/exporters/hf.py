@@ -12,10 +12,10 @@ from typing import Any, Final
 from edgetune.exporters.base import Exported, ExportRequest
 from edgetune.exporters.folder import folder_bytes, needed_bytes, new_folder
 from edgetune.exporters.merge import merged_tensors
-from edgetune.exporters.safetensors_writer import Outgoing, write_safetensors
 from edgetune.exporters.updates import Merge, merge_of
 from edgetune.model.config import FloatName
 from edgetune.model.weights import INDEX, SINGLE
+from edgetune.tensors.writer import Outgoing, write_safetensors
 
 SHARD_BYTES: Final = 5_000_000_000
 

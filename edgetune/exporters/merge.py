@@ -6,25 +6,21 @@ model does not use (a vision tower, buffers) too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
-from math import prod
-from typing import Any, Final
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.adapters.stored import number_type, read_rows
 from edgetune.errors import CheckFailedError
 from edgetune.exporters.base import ExportRequest
-from edgetune.exporters.safetensors_writer import Chunks, Outgoing
 from edgetune.exporters.updates import Merge, Update
 from edgetune.model import StoredTensor
 from edgetune.model.weights import stored_tensors
-
-CHUNK_ELEMENTS: Final = 2**22
-"""Elements worked on at once: 16 MiB in float32, a few of which exist at a time."""
+from edgetune.tensors.reader import number_type, read_rows
+from edgetune.tensors.writer import Chunks, Outgoing, row_spans
 
 
 def merged_tensors(request: ExportRequest, merge: Merge) -> list[Outgoing]:
@@ -80,14 +76,6 @@ def _chunks(stored: StoredTensor, change: Update | None, dtype: str) -> Chunks:
             if change is not None:
                 change.apply(values, start, stop)
             yield _rounded(values, dtype, stored.name)
-
-
-def row_spans(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """Yield where runs of rows begin and end that are worked on at once."""
-    count = max(1, CHUNK_ELEMENTS // max(1, prod(shape[1:])))
-    rows = shape[0] if shape else 1
-    for start in range(0, rows, count):
-        yield start, min(start + count, rows)
 
 
 def _rounded(values: NDArray[np.float32], dtype: str, name: str) -> NDArray[Any]:

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 from edgetune.adapters import CONFIG, LoadedAdapter
 from edgetune.errors import UsageError
@@ -23,6 +22,7 @@ from edgetune.exporters.folder import folder_bytes, new_folder
 from edgetune.exporters.hf import Merged
 from edgetune.methods.lora import Lora
 from edgetune.shape import ModelShape
+from edgetune.tensors.writer import Outgoing, write_safetensors
 
 WEIGHTS: Final = "adapters.safetensors"
 
@@ -46,7 +46,8 @@ def export_mlx(request: ExportRequest) -> Exported:
     needed = merged.needed + sum(tensor.nbytes for tensor in tensors.values())
     with new_folder(request.output, needed) as folder:
         merged.write(folder)
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "mlx"})
+        named = [Outgoing.of(name, tensors[name]) for name in sorted(tensors)]
+        write_safetensors(folder / WEIGHTS, named, made_for="mlx")
         _write_config(folder / CONFIG, config)
         nbytes = folder_bytes(folder)
     return Exported(folder=request.output, nbytes=nbytes)
@@ -67,7 +68,7 @@ def adapter_tensors(adapter: LoadedAdapter, shape: ModelShape) -> dict[str, NDAr
             if name.startswith(prefix):
                 module, part, _ = name.removeprefix(prefix).rsplit(".", 2)
                 full = f"{blocks.format(layer)}{module}.{_PARTS[part]}"
-                renamed[full] = np.ascontiguousarray(tensor.T)
+                renamed[full] = tensor.T
     return renamed
 
 

@@ -17,15 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.adapters import CONFIG
-from edgetune.adapters.stored import number_type, read_rows
 from edgetune.errors import UsageError
 from edgetune.exporters.hf import Merged, companions
-from edgetune.exporters.merge import row_spans
 from edgetune.exporters.mlx import WEIGHTS
-from edgetune.exporters.safetensors_writer import Chunks, Outgoing
 from edgetune.model import LocalModel, StoredTensor
 from edgetune.model.weights import stored_tensors
 from edgetune.storage import AFFINE_GROUP, broken_rows
+from edgetune.tensors.reader import number_type, read_rows
+from edgetune.tensors.writer import Chunks, Outgoing, row_spans
 
 Bits = Literal["q8", "q4"]
 BITS: Final[Mapping[str, int]] = {"q8": 8, "q4": 4}

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.adapters import LoadedAdapter
-from edgetune.adapters.stored import read_tensor
 from edgetune.errors import UsageError
 from edgetune.exporters.biases import new_biases
 from edgetune.methods.bitfit import BitFit
@@ -19,6 +18,7 @@ from edgetune.methods.lora import LowRank
 from edgetune.methods.norm import PART
 from edgetune.methods.targets import Target
 from edgetune.model import LocalModel
+from edgetune.tensors.reader import read_tensor
 
 Float32 = NDArray[np.float32]
 

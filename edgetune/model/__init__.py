@@ -5,6 +5,6 @@ from __future__ import annotations
 from edgetune.model.families import shape_of
 from edgetune.model.local import LocalModel
 from edgetune.model.resolve import ModelSource, open_model, resolve
-from edgetune.model.safetensors import StoredTensor
+from edgetune.tensors.header import StoredTensor
 
 __all__ = ["LocalModel", "ModelSource", "StoredTensor", "open_model", "resolve", "shape_of"]

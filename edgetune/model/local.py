@@ -19,9 +19,10 @@ from edgetune.errors import ModelError
 from edgetune.model.config import FloatName
 from edgetune.model.families import shape_of
 from edgetune.model.names import match_names, tied_heads
-from edgetune.model.safetensors import StoredTensor, same_sample, sample_digest
 from edgetune.model.weights import listing, read_json, stored_tensors
 from edgetune.shape import ModelShape
+from edgetune.tensors.header import StoredTensor
+from edgetune.tensors.samples import same_sample, sample_digest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from edgetune.errors import ModelError
-from edgetune.model.safetensors import StoredTensor, read_header
+from edgetune.tensors.header import StoredTensor, read_header
 
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"

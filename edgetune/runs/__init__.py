@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgetune.runs.checkpoint import Checkpoint, load_checkpoint
 from edgetune.runs.facts import RunFacts, plan_hash
 from edgetune.runs.folder import RunFolder
-from edgetune.runs.recorder import Recorder
+from edgetune.runs.recorder import Recorder, recording
 from edgetune.runs.report import write_report
 from edgetune.runs.retention import best, latest
 from edgetune.runs.rewind import rewind
@@ -19,6 +19,7 @@ __all__ = [
     "latest",
     "load_checkpoint",
     "plan_hash",
+    "recording",
     "rewind",
     "write_report",
 ]

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
 
 from edgetune.adapters import load_adapter, save_adapter
 from edgetune.backend import Session, Tensors
 from edgetune.errors import ModelError
 from edgetune.events import RunState
-from edgetune.files import replacing, sha256_file, whole_folder, write_json
+from edgetune.files import sha256_file, whole_folder, write_json
 from edgetune.planning import Plan
 from edgetune.runs.facts import VERSION, RunFacts
 from edgetune.runs.retention import checkpoint_name
+from edgetune.tensors.reader import read_tensors
+from edgetune.tensors.writer import Outgoing, write_safetensors
 
 STATE: Final = "state.json"
 OPTIMIZER: Final = "optimizer.safetensors"
@@ -43,19 +44,21 @@ def save_checkpoint(
     if path.exists():
         return path
     with whole_folder(path) as temporary:
-        save_adapter(
+        files = save_adapter(
             temporary,
             plan.choice.method,
             plan.shape,
             session.adapter_tensors(),
             base=plan.model.ref,
         )
-        tensors = session.optimizer_tensors()
-        with replacing(temporary / OPTIMIZER) as partial:
-            save_file({name: np.asarray(tensors[name]) for name in sorted(tensors)}, partial)
-        files = {file.name: sha256_file(file) for file in sorted(temporary.iterdir())}
+        files[OPTIMIZER] = _save_optimizer(temporary / OPTIMIZER, session.optimizer_tensors())
         write_json(temporary / STATE, {**facts.state(progress), "files": files})
     return path
+
+
+def _save_optimizer(path: Path, tensors: Tensors) -> str:
+    named = sorted(tensors.items())
+    return write_safetensors(path, [Outgoing.of(name, np.asarray(x)) for name, x in named])
 
 
 def load_checkpoint(path: Path, plan: Plan) -> Checkpoint:
@@ -69,7 +72,7 @@ def load_checkpoint(path: Path, plan: Plan) -> Checkpoint:
         path=path,
         progress=RunState(**state["progress"]),
         adapter=load_adapter(path, plan.shape).tensors,
-        optimizer=load_file(path / OPTIMIZER),
+        optimizer=read_tensors(path / OPTIMIZER),
         state=state,
     )
 

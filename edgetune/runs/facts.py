@@ -16,7 +16,7 @@ from edgetune.planning import Plan
 
 VERSION: Final = 1
 PACKAGES: Final = (
-    "numpy", "safetensors", "tokenizers", "transformers", "torch", "bitsandbytes", "mlx",
+    "numpy", "tokenizers", "transformers", "torch", "bitsandbytes", "mlx",
 )  # fmt: skip
 RANDOM: Final = "every draw is a function of (seed, step, name); no generator has a state"
 

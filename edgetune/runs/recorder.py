@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 from edgetune.backend import Session
-from edgetune.errors import OutOfMemoryError, UsageError
+from edgetune.errors import OutOfMemoryError
 from edgetune.events import (
     Evaluated,
     Event,
@@ -16,13 +18,32 @@ from edgetune.events import (
     Stepped,
     UnderPressure,
 )
-from edgetune.files import sync
+from edgetune.files import sync, unwritable
 from edgetune.planning import Plan
 from edgetune.runs.checkpoint import save_checkpoint
 from edgetune.runs.facts import RunFacts
 from edgetune.runs.folder import RunFolder
 from edgetune.runs.lines import append_line
 from edgetune.runs.retention import mark_best, prune
+
+
+@contextmanager
+def recording(folder: RunFolder) -> Iterator[None]:
+    """Say what it means that something of a run cannot be written.
+
+    Raises:
+        DiskError: if the disk is full or gone; the checkpoints before are whole.
+        OutOfMemoryError: if there is no memory to write with; the same holds.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise unwritable("The run", folder.path, error, "move its folder elsewhere") from error
+    except MemoryError as error:
+        raise OutOfMemoryError(
+            f"There is no memory left to save the run in {folder.path}: {error}. Close other "
+            f"programs and go on with: {folder.resume_command}"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,21 +59,11 @@ class Recorder:
         """Write an event down; a due checkpoint is saved before this returns.
 
         Raises:
-            UsageError: if the disk is full or gone; the checkpoints before it are whole.
+            DiskError: if the disk is full or gone; the checkpoints before it are whole.
             OutOfMemoryError: if there is no memory to write with; the same holds.
         """
-        try:
+        with recording(self.folder):
             self._write(event)
-        except OSError as error:
-            raise UsageError(
-                f"The run cannot be recorded in {self.folder.path}: {error.strerror or error}. "
-                f"When that is mended, go on with: {self.folder.resume_command}"
-            ) from error
-        except MemoryError as error:
-            raise OutOfMemoryError(
-                f"There is no memory left to save the run in {self.folder.path}: {error}. Close "
-                f"other programs and go on with: {self.folder.resume_command}"
-            ) from error
 
     def _write(self, event: Event) -> None:
         match event:

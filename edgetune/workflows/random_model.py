@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.adapters.stored import number_type
-from edgetune.exporters.safetensors_writer import Outgoing, write_safetensors
 from edgetune.model import shape_of
 from edgetune.shape import TensorShape
+from edgetune.tensors.reader import number_type
+from edgetune.tensors.writer import Outgoing, write_safetensors
 
 DEVIATION = 0.02
 CHUNK = 1 << 22

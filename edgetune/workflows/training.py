@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgetune.adapters import load_adapter, save_adapter
 from edgetune.backend import Session
 from edgetune.errors import (
+    DiskError,
     DivergedError,
+    EdgetuneError,
     NoImprovementError,
     OutOfMemoryError,
     StoppedError,
@@ -29,6 +31,7 @@ from edgetune.runs import (
     best,
     latest,
     load_checkpoint,
+    recording,
     rewind,
     write_report,
 )
@@ -65,7 +68,8 @@ class Run:
         With ``pause`` steps wait while the machine is on battery or short of memory.
 
         Raises:
-            StoppedError: if ``stop`` said so; the state is saved then.
+            StoppedError: if ``stop`` said so, or the disk failed after a checkpoint was saved.
+            DiskError: if there is no checkpoint yet, so that nothing is lost.
             OutOfMemoryError: if nothing smaller is left to try; the state is saved then.
             DivergedError: if the loss is not finite any more; the last good state is saved.
             NoImprovementError: if no checkpoint is better than the base; they are kept.
@@ -81,15 +85,26 @@ class Run:
                 if isinstance(event, SaveDue):
                     now = event.state
                 yield event
-        except (StoppedError, OutOfMemoryError, DivergedError) as error:
-            self.folder.note("ended early", str(error))
+            if not self.folder.adapter.exists():
+                with recording(self.folder):
+                    self._finish(now)
+        except (StoppedError, OutOfMemoryError, DivergedError, DiskError) as error:
+            with suppress(OSError):
+                self.folder.note("ended early", str(error))
+            if isinstance(error, DiskError):
+                raise self._stopped(error) from error
             raise
-        if not self.folder.adapter.exists():
-            self._finish(now)
 
     def close(self) -> None:
         """Give back the device's memory and let others into the folder."""
         self.held.close()
+
+    def _stopped(self, error: DiskError) -> EdgetuneError:
+        """Return what a disk that failed comes to: a run that is stopped and saved, or nothing."""
+        with suppress(OSError):
+            if newest := latest(self.folder.checkpoints):
+                return StoppedError(f"Stopped: {error} The checkpoint {newest.name} is whole.")
+        return error
 
     def _finish(self, now: RunState) -> None:
         """Write what was measured and promote an adapter."""

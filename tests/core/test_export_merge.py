@@ -17,13 +17,14 @@ from model_folders import TINY, arrays_for, write_folder
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from edgetune.adapters.stored import number_type, read_tensor
 from edgetune.errors import CheckFailedError, UsageError
 from edgetune.exporters import EXPORTERS, Exported, ExportRequest, export
 from edgetune.exporters import merge as merge_module
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel, StoredTensor, shape_of
 from edgetune.model.weights import stored_tensors
+from edgetune.tensors.reader import number_type, read_tensor
+from edgetune.tensors.writer import CHUNK_ELEMENTS
 
 GPT2 = {"model_type": "gpt2", "n_embd": 8, "n_head": 2, "n_layer": 2, "vocab_size": 11}
 LORA = Lora(rank=2, alpha=3.0)
@@ -117,7 +118,7 @@ def test_the_library_reads_what_is_written(tmp_path: Path) -> None:
 
 def test_rows_in_runs_make_the_same_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = _request(_model(tmp_path / "base", GPT2), tmp_path / "out")
-    monkeypatch.setattr(merge_module, "CHUNK_ELEMENTS", 25)
+    monkeypatch.setattr("edgetune.tensors.writer.CHUNK_ELEMENTS", 25)
     export("hf", request)
 
     found = _read(tmp_path / "out")
@@ -294,4 +295,4 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
 
     assert max(tensor.nbytes for tensor in model.tensors.values()) > 100e6
     # stored, summed and written values and the product, a run of rows each
-    assert peak < 4 * 4 * merge_module.CHUNK_ELEMENTS
+    assert peak < 4 * 4 * CHUNK_ELEMENTS

@@ -21,10 +21,10 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.exporters.safetensors_writer import Outgoing, write_safetensors
 from edgetune.model.families import shape_of
 from edgetune.profile import model_profile
 from edgetune.shape import ModelShape, TensorShape
+from edgetune.tensors.writer import Outgoing, write_safetensors
 
 POOL = 1 << 24
 SHARD_BYTES = 2_000_000_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.errors import ModelError
-from edgetune.model import StoredTensor
+from edgetune.tensors.header import StoredTensor, read_header
 
 
 def number_type(name: str) -> np.dtype[Any]:
@@ -42,6 +43,15 @@ def read_tensor(tensor: StoredTensor) -> NDArray[Any]:
     values = np.empty(tensor.shape, number_type(tensor.dtype))
     _fill(values, tensor, tensor.start)
     return values
+
+
+def read_tensors(file: Path) -> dict[str, NDArray[Any]]:
+    """Return all tensors of a file, in the stored number formats.
+
+    Raises:
+        ModelError: if the file cannot be read, is cut short or contradicts itself.
+    """
+    return {name: read_tensor(tensor) for name, tensor in read_header(file).items()}
 
 
 def _fill(values: NDArray[Any], tensor: StoredTensor, offset: int) -> None:

@@ -6,21 +6,19 @@ all tensors without gaps. Nothing of what a header claims is believed before it 
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import BinaryIO, Final, TypeGuard
+from typing import Final, TypeGuard
 
 from edgetune.errors import ModelError
 
 LONGEST_HEADER: Final = 100_000_000
 """Bytes; the limit that the reference implementation sets too."""
 
-_TYPES: Final[Mapping[str, tuple[str, int]]] = {
+TYPES: Final[Mapping[str, tuple[str, int]]] = {
     "BOOL": ("bool", 1),
     "U8": ("uint8", 1),
     "I8": ("int8", 1),
@@ -37,10 +35,7 @@ _TYPES: Final[Mapping[str, tuple[str, int]]] = {
     "I64": ("int64", 8),
     "F64": ("float64", 8),
 }
-
-
-SAMPLE: Final = 4096
-"""Bytes of a tensor that are read at once to tell it from another."""
+"""What a header calls a number format, to its name here and the bytes of a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,46 +76,6 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def same_sample(one: StoredTensor, other: StoredTensor) -> bool:
-    """Return whether two tensors agree in shape, type and evenly spread samples of bytes."""
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
-        return False
-    with one.file.open("rb") as first, other.file.open("rb") as second:
-        for offset in range(0, one.nbytes, max(one.nbytes // 64, 1)):
-            first.seek(one.start + offset)
-            second.seek(other.start + offset)
-            length = min(SAMPLE, one.nbytes - offset)
-            if first.read(length) != second.read(length):
-                return False
-    return True
-
-
-def sample_digest(tensors: Iterable[StoredTensor]) -> str:
-    """Return the SHA-256 of two pages from within each tensor: other weights, another digest.
-
-    Small tensors are read whole. Training changes some of every few hundred numbers.
-
-    Raises:
-        ModelError: if a file cannot be read.
-    """
-    digest = hashlib.sha256()
-    with ExitStack() as held:
-        streams: dict[Path, BinaryIO] = {}
-        for tensor in tensors:
-            try:
-                if tensor.file not in streams:
-                    streams[tensor.file] = held.enter_context(tensor.file.open("rb"))
-                for offset in (tensor.nbytes // 3, 2 * tensor.nbytes // 3):
-                    first = max(0, min(offset, tensor.nbytes - SAMPLE))
-                    streams[tensor.file].seek(tensor.start + first)
-                    digest.update(streams[tensor.file].read(min(SAMPLE, tensor.nbytes)))
-            except OSError as error:
-                raise ModelError(
-                    f"{tensor.file} cannot be read: {error.strerror or error}."
-                ) from error
-    return digest.hexdigest()
-
-
 def _parse(file: Path, text: bytes, base: int) -> dict[str, StoredTensor]:
     try:
         entries = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
@@ -144,9 +99,9 @@ def _entry(file: Path, name: str, entry: object, base: int) -> StoredTensor:
     shape, offsets = found.get("shape"), found.get("data_offsets")
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
         raise _damaged(file, f"tensor {name!r} has no valid shape and offsets")
-    if found.get("dtype") not in _TYPES:
+    if found.get("dtype") not in TYPES:
         raise ModelError(f"{file}: tensor {name!r} is of unknown type {found.get('dtype')!r}.")
-    dtype, width = _TYPES[found["dtype"]]
+    dtype, width = TYPES[found["dtype"]]
     start, end = offsets
     if end - start != prod(shape) * width:
         raise _damaged(file, f"tensor {name!r} of shape {shape} cannot be {end - start} bytes")

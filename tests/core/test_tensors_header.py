@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from edgetune.errors import ModelError
-from edgetune.model.safetensors import read_header
+from edgetune.tensors.header import read_header
 
 Entries = dict[str, Any]
 
