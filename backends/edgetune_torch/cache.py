@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 from torch import Tensor
 
-from edgetune.errors import ModelError, UsageError
+from edgetune.errors import DiskError, ModelError
 from edgetune.files import replacing, sha256_json
 from edgetune.model import LocalModel
 from edgetune.units import format_bytes
@@ -139,14 +139,14 @@ def build(path: Path, source: BlockSource, layers: int, blocks: list[Tensor] | N
     """Write the cache; with ``blocks``, fill these buffers with the same bytes.
 
     Raises:
-        UsageError: if the disk has no room.
+        DiskError: if the disk has no room.
         OSError: if the file cannot be written; nothing of it stays then.
     """
     nbytes = sum(source.layout(layer).nbytes for layer in range(layers))
     if not room_for(path, nbytes):
-        raise UsageError(
+        raise DiskError(
             f"The quantized weights take {format_bytes(nbytes)} in {path.parent}, and its disk has "
-            f"less than twice that free. Make room, or set EDGETUNE_CACHE to a folder elsewhere."
+            f"less than twice that free. Make room, or {ELSEWHERE}."
         )
     with replacing(path, _own_partial(path)) as temporary:
         _write(temporary, source, layers, blocks)

@@ -13,7 +13,7 @@ import torch
 from models import make_model
 from safetensors.torch import load_file, save_file
 
-from edgetune.errors import ModelError, UsageError
+from edgetune.errors import DiskError, ModelError, UsageError
 from edgetune.model import LocalModel
 from edgetune_torch import cache
 from edgetune_torch.checkpoints import DiskCheckpoints
@@ -187,7 +187,7 @@ def test_a_cache_is_written_whole_or_not_at_all(
 
     with monkeypatch.context() as patched:
         patched.setattr(cache.CacheWriter, "finish", fail)
-        with pytest.raises(UsageError, match="no space"):
+        with pytest.raises(DiskError, match="no space"):
             _load(llama, "disk")
         _load(llama).close()
 
@@ -199,9 +199,9 @@ import sys
 from pathlib import Path
 import torch
 from edgetune.model import LocalModel
-from edgetune_torch.load import Loader, Places
+from edgetune_torch.load import Loader, Placements
 model = LocalModel.open(Path(sys.argv[1]))
-Loader(model, torch.device("cpu"), "nf4", Places(blocks=sys.argv[2])).load().close()
+Loader(model, torch.device("cpu"), "nf4", Placements(blocks=sys.argv[2])).load().close()
 """
 
 
@@ -247,9 +247,9 @@ def test_a_folder_that_cannot_be_written_stops_only_what_is_on_disk(
     monkeypatch.setenv("EDGETUNE_CACHE", str(file))
 
     _load(llama).close()
-    with pytest.raises(UsageError, match="EDGETUNE_CACHE"):
+    with pytest.raises(DiskError, match="EDGETUNE_CACHE"):
         _load(llama, "disk")
-    with pytest.raises(UsageError, match="EDGETUNE_CACHE"):
+    with pytest.raises(DiskError, match="EDGETUNE_CACHE"):
         DiskCheckpoints(CPU)
 
 
@@ -258,7 +258,7 @@ def test_checkpoints_on_a_full_disk_are_refused(tmp_path: Path) -> None:
     checkpoints = DiskCheckpoints(CPU, tmp_path)
     checkpoints._file.close()
     checkpoints._file = Path("/dev/full").open("r+b", buffering=0)  # noqa: SIM115
-    with pytest.raises(UsageError, match=r"No space left.*EDGETUNE_CACHE"):
+    with pytest.raises(DiskError, match=r"No space left.*EDGETUNE_CACHE"):
         checkpoints.put(torch.zeros(1, 2, 3))
     checkpoints.close()
 
@@ -267,7 +267,7 @@ def test_a_disk_without_room_is_said(llama: LocalModel, monkeypatch: pytest.Monk
     monkeypatch.setattr(cache, "room_for", lambda *_: False)
     monkeypatch.setattr("edgetune_torch.placement.room_for", lambda *_: False)
 
-    with pytest.raises(UsageError, match="EDGETUNE_CACHE"):
+    with pytest.raises(DiskError, match="EDGETUNE_CACHE"):
         _load(llama, "disk")
     _load(llama).close()
 
