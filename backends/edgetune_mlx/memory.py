@@ -11,6 +11,7 @@ import mlx.core as mx
 from edgetune.backend import DeviceOutOfMemoryError, MemoryReading
 from edgetune.choice import Choice
 from edgetune.planning import Plan
+from edgetune.process_limit import TOLERANCE, ProcessLimit
 from edgetune.shape import ModelShape
 from edgetune.storage import BYTES, FLOAT32_BYTES
 from edgetune.units import format_bytes
@@ -32,12 +33,14 @@ class Guard:
     kernel panics on small Macs. Not yet seen on a Mac: the limits' effect on Metal's allocator.
     """
 
-    def __init__(self, limit: int, *, waiting: int, cache: int) -> None:
+    def __init__(self, limit: int, *, waiting: int, cache: int, process: int | None = None) -> None:
         """Set MLX's limits until :meth:`close`; all in bytes.
 
-        Beyond ``waiting`` MLX waits for what runs, beyond ``limit`` a step has failed.
+        Beyond ``waiting`` MLX waits for what runs, beyond ``limit`` a step has failed. So it has
+        where the whole process holds more than ``process``, which on a Mac is all of this.
         """
         self.limit = limit
+        self._process = ProcessLimit(process, mx.clear_cache)
         self._peak = 0
         mx.reset_peak_memory()
         self._waiting = min(waiting, limit)
@@ -53,6 +56,7 @@ class Guard:
             plan.device.budget_bytes - runtime,
             waiting=max(0, plan.memory.phases.train - runtime - largest_array(plan.choice, shape)),
             cache=min(MOST_CACHE, max(LEAST_CACHE, left)),
+            process=plan.device.limit_bytes,
         )
 
     def begin(self) -> None:
@@ -73,16 +77,17 @@ class Guard:
             mx.set_memory_limit(self._waiting)
 
     def check(self) -> None:
-        """Compare the peak since :meth:`begin` with the limit.
+        """Compare the peak since :meth:`begin`, and what the process holds, with the limits.
 
         Raises:
-            DeviceOutOfMemoryError: if it was over the limit.
+            DeviceOutOfMemoryError: if it was over one of them.
         """
         peak = mx.get_peak_memory()
-        if peak > self.limit:
+        if peak > self.limit * (1 + TOLERANCE):
             raise DeviceOutOfMemoryError(
                 f"MLX held {format_bytes(peak)}, {format_bytes(self.limit)} are planned"
             )
+        self._process.check()
 
     def reading(self) -> MemoryReading:
         """Return what MLX holds; the interpreter is not counted."""

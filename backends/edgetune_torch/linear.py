@@ -166,6 +166,7 @@ class _Rows:
         self.matrix = matrix
         self.dtype = product_dtype(x.dtype, x.device)
         self.count = x.numel() // x.shape[-1]
+        self.workspace.check()
 
     @property
     def workspace(self) -> Workspace:

@@ -6,6 +6,7 @@ what quantizing a megabyte of it takes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -83,8 +84,12 @@ class Loader:
         device: torch.device,
         quantization: Quantization,
         placements: Placements | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        """Prepare to read ``model``; nothing is read yet."""
+        """Prepare to read ``model``; nothing is read yet.
+
+        ``check`` is called before each tensor and each product, and may raise.
+        """
         self.model = model
         self.device = device
         self.placements = placements or Placements()
@@ -93,8 +98,8 @@ class Loader:
                 "The weights of a CPU run are in host memory already: --placement disk or resident."
             )
         self._files = Files()
-        self._source = Checkpoint(model, quantization, self._files)
-        self._workspace = Workspace(device)
+        self._source = Checkpoint(model, quantization, self._files, check)
+        self._workspace = Workspace(device, check)
         self._reader = ThreadPoolExecutor(1, "edgetune-read-ahead")
 
     def load(self) -> Weights:

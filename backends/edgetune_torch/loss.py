@@ -41,6 +41,7 @@ class Head:
         dtype = product_dtype(x.dtype, x.device)
         wide = x.to(dtype)
         for span, rows in self.rows.slices(dtype):
+            self.rows.workspace.check()
             yield span, self._finished((wide @ rows.T).float(), span), rows
 
     def _finished(self, tile: Tensor, span: slice) -> Tensor:

@@ -1,26 +1,22 @@
 """What a session holds of the device's memory.
 
-On CUDA the allocator knows. On CPU the honest figure is *anonymous* memory: what this process
-wrote and what nobody can take back, swapped pages included. Resident memory counts mapped
-libraries and files as well, which the system drops when it needs room. The system keeps no peak
-of anonymous memory, so a thread looks every 10 ms; where it cannot be told apart (not Linux),
-what the system calls private, else resident, memory is meant.
+On CUDA the allocator knows. On CPU it is the anonymous memory of the process
+(:mod:`edgetune.device.footprint`), of which the system keeps no peak: a thread looks every 10 ms.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 from threading import Event, Thread
 from weakref import ref
 
-import psutil
 import torch
 
 from edgetune.backend import MemoryReading
+from edgetune.device.footprint import anonymous_bytes
 
 INTERVAL = 0.01
-"""Seconds between two looks: a reading costs 30 microseconds."""
+"""Seconds between two looks."""
 
 
 class MemoryWatch:
@@ -74,22 +70,3 @@ def _watch(held: ref[MemoryWatch], stop: Event) -> None:
         with suppress(MemoryError):  # when there is none left, the next look counts
             watch.look()
         del watch
-
-
-def anonymous_bytes() -> int:
-    """Return the anonymous memory of this process, in memory or swapped out."""
-    found = status_bytes("RssAnon:", "VmSwap:")
-    if found is not None:
-        return found
-    info = psutil.Process().memory_info()
-    return int(getattr(info, "private", info.rss))
-
-
-def status_bytes(*names: str) -> int | None:
-    """Return the sum of some fields of ``/proc/self/status``; None where there are none."""
-    try:
-        text = Path("/proc/self/status").read_text("ascii")
-    except OSError:
-        return None
-    fields = [line.split() for line in text.splitlines() if line.startswith(names)]
-    return 1024 * sum(int(field[1]) for field in fields) if fields else None

@@ -1,17 +1,16 @@
-"""``--memory`` as a limit: an allocation beyond it fails, so that a broken promise is seen.
+"""``--memory`` as a limit: what goes beyond it raises, and the step is taken in smaller parts.
 
-On CUDA torch's allocator is capped. On Linux the data limit of the process is lowered: it counts
-writable private memory whether it was touched or not, so the room that is left is added to what
-is counted already. Elsewhere there is no such limit, and none is set.
+On CUDA torch's allocator is capped: an allocation beyond the cap raises. On a processor the
+process is watched (:mod:`edgetune.process_limit`), as an allocation that fails inside a native
+product would end it.
 """
 
 from __future__ import annotations
 
-import sys
-
 import torch
 
-from edgetune_torch.memory import anonymous_bytes, status_bytes
+from edgetune.process_limit import ProcessLimit
+from edgetune_torch.malloc import trim
 
 
 class MemoryLimit:
@@ -20,37 +19,24 @@ class MemoryLimit:
     def __init__(self, device: torch.device, nbytes: int | None, runtime: int) -> None:
         """Set the limit; None sets none. ``runtime`` bytes lie outside torch's allocator."""
         self.device = device
-        self._before: tuple[int, int] | None = None
-        self._capped = False
-        if nbytes is None:
-            return
-        if device.type == "cuda":
+        self._capped = device.type == "cuda" and nbytes is not None
+        self._process = ProcessLimit(None if device.type == "cuda" else nbytes, trim)
+        if self._capped and nbytes is not None:
             self._cap(max(0, nbytes - runtime))
-        elif sys.platform == "linux":
-            self._limit(nbytes)
+
+    def check(self) -> None:
+        """Hold this moment against the limit, where it is watched.
+
+        Raises:
+            DeviceOutOfMemoryError: if the process holds more.
+        """
+        self._process.check()
 
     def close(self) -> None:
         """Take the limit away."""
-        if self._before is not None:
-            import resource
-
-            resource.setrlimit(resource.RLIMIT_DATA, self._before)
         if self._capped:
             torch.cuda.set_per_process_memory_fraction(1.0, self.device)
 
     def _cap(self, nbytes: int) -> None:
         total = torch.cuda.get_device_properties(self.device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, nbytes / total), self.device)
-        self._capped = True
-
-    def _limit(self, nbytes: int) -> None:
-        import resource
-
-        counted = status_bytes("VmData:")
-        if counted is None:
-            return
-        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        wanted = counted + max(0, nbytes - anonymous_bytes())
-        limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
-        resource.setrlimit(resource.RLIMIT_DATA, (min([wanted, *limits]), hard))
-        self._before = (soft, hard)

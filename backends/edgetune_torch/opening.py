@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import torch
@@ -50,7 +51,7 @@ def _opened(plan: Plan, model: LocalModel) -> TorchSession:
         held.callback(watch.close)
         limit = MemoryLimit(device, plan.device.limit_bytes, plan.memory.parts.runtime)
         held.callback(limit.close)
-        engine = open_engine(plan, model, device)
+        engine = open_engine(plan, model, device, limit.check)
         held.callback(engine.close)
         base = LoadedBase(model.shape, engine.decoder.weights, model.folder)
         parameters = new_parameters(
@@ -58,6 +59,7 @@ def _opened(plan: Plan, model: LocalModel) -> TorchSession:
         )
         method = adapt(plan.choice.method, model.shape, parameters)
         trim()
+        limit.check()
         return TorchSession(plan, engine, method, watch, held.pop_all())
 
 
@@ -82,11 +84,16 @@ def card_number(uuid: str | None) -> int:
     return torch.cuda.current_device()
 
 
-def open_engine(plan: Plan, model: LocalModel, device: torch.device) -> Engine:
-    """Load the frozen model as planned."""
+def open_engine(
+    plan: Plan,
+    model: LocalModel,
+    device: torch.device,
+    check: Callable[[], None] = lambda: None,
+) -> Engine:
+    """Load the frozen model as planned; ``check`` is called before each product and may raise."""
     choice = plan.choice
     placements = Placements(blocks=choice.placement, embedding=choice.embedding, head=choice.head)
-    weights = Loader(model, device, choice.quantization, placements).load()
+    weights = Loader(model, device, choice.quantization, placements, check).load()
     return build_engine(
         model,
         weights,

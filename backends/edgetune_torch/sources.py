@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -30,11 +30,18 @@ class BlockSource(Protocol):
 class Checkpoint:
     """The model's own files; matrices are quantized as they are read."""
 
-    def __init__(self, model: LocalModel, quantization: str, files: Files) -> None:
-        """Prepare to read ``model``; nothing is read yet."""
+    def __init__(
+        self,
+        model: LocalModel,
+        quantization: str,
+        files: Files,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Prepare to read ``model``; ``check`` is called before each tensor and may raise."""
         self.model = model
         self.quantization = quantization
         self.files = files
+        self._check = check
         self._layouts: dict[tuple[torch.dtype, ...], Layout] = {}
 
     def layout(self, layer: int) -> Layout:
@@ -48,6 +55,7 @@ class Checkpoint:
 
     def read(self, layer: int, buffer: Tensor) -> None:
         """Read the matrices of a block one after the other; see :class:`BlockSource`."""
+        self._check()
         layout, memory = self.layout(layer), bytes_of(buffer)
         for extent in self._extents(layer, layout):
             self.files.read(extent, memory)
@@ -59,6 +67,7 @@ class Checkpoint:
 
     def tensor(self, stored: StoredTensor) -> Tensor:
         """Return one tensor in memory of its own."""
+        self._check()
         values = torch.empty(stored.shape, dtype=dtype_of(stored))
         self.files.read(Extent(stored.file, stored.start, stored.nbytes), bytes_of(values))
         return values

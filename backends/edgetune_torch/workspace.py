@@ -7,6 +7,7 @@ live in buffers that are reused; on CUDA torch's allocator already does this.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor
 class Workspace:
     """Named scratch buffers of one session, each as large as its largest use."""
 
-    def __init__(self, device: torch.device) -> None:
-        """Hold nothing yet."""
+    def __init__(self, device: torch.device, check: Callable[[], None] = lambda: None) -> None:
+        """Hold nothing yet; ``check`` is called before each product and may raise."""
         self.device = device
+        self.check = check
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

