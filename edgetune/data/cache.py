@@ -25,7 +25,7 @@ from edgetune.data.token_store import DTYPES, TokenStore, read_token_store
 from edgetune.errors import DataError
 from edgetune.files import sha256_json, whole_folder, write_json
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised whenever the same file would become other tokens, masks or columns."""
 
 _LIBRARIES = ("tokenizers", "transformers", "Jinja2")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgetune.data.problems import RowError
@@ -12,28 +12,41 @@ from edgetune.data.template import Message
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """Messages with role and content, and the tools that the template is told of."""
+    """Messages with role and content, and what else the template is told.
+
+    Those are the ``tools`` and the ``arguments`` of the row. The first ``given`` messages are a
+    prompt: only read, whoever says them.
+    """
 
     messages: list[Message]
     tools: list[Any] | None = None
+    given: int = 0
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     def learned(self) -> list[int]:
-        """Return which messages are the assistant's and not given weight 0."""
+        """Return which messages are the assistant's, not given, and not of weight 0."""
         return [
             index
-            for index, message in enumerate(self.messages)
+            for index, message in enumerate(self.messages[self.given :], self.given)
             if message["role"] == "assistant" and message.get("weight") != 0
         ]
+
+    def after(self, history: list[Message]) -> Chat:
+        """Return the chat with exchanges that came before, behind its system prompt."""
+        opening = self.messages[0]["role"] == "system"
+        messages = [*self.messages[:opening], *history, *self.messages[opening:]]
+        return replace(self, messages=messages)
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Yield every text that the template may write, each after what a message calls its place."""
         for number, message in enumerate(self.messages, 1):
             yield f"Message {number}", message["content"]
-            for field, value in message.items():
-                if field not in ("role", "content"):
-                    place = f"Message {number} ({field})"
-                    yield from ((place, text) for text in _strings([field, value]))
+            for name, value in message.items():
+                if name not in ("role", "content"):
+                    place = f"Message {number} ({name})"
+                    yield from ((place, text) for text in _strings([name, value]))
         yield from (("The list of tools", text) for text in _strings(self.tools))
+        yield from (("chat_template_kwargs", text) for text in _strings(self.arguments))
 
     def calls(self, index: int) -> list[str]:
         """Return the names of the tools that a message calls."""
@@ -46,8 +59,8 @@ class Chat:
         return all(
             value.strip() in text
             for message in self.messages
-            for field, value in message.items()
-            if isinstance(value, str) and field not in passed_over
+            for name, value in message.items()
+            if isinstance(value, str) and name not in passed_over
         )
 
 
@@ -58,6 +71,7 @@ class Completion:
     prompt: str
     completion: str
     system: str = ""
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     def as_chat(self) -> Chat:
         """Return the same as an exchange between a user and the assistant.
@@ -75,7 +89,7 @@ class Completion:
             {"role": "user", "content": self.prompt},
             {"role": "assistant", "content": self.completion},
         ]
-        return Chat(opening + turns)
+        return Chat(opening + turns, arguments=self.arguments)
 
     def as_plain(self) -> tuple[str, str]:
         """Return the text that is given and the text that is learned after it."""

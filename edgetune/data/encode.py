@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from edgetune.data.content import Chat, Completion, Content, Text
+from edgetune.data.joined_parts import PartsJoiner
 from edgetune.data.offsets import Encoded, Ids
 from edgetune.data.problems import RowError
 from edgetune.data.replay import ReplayingMasker
@@ -52,6 +53,7 @@ class Encoder:
         """Prepare for rows of any format."""
         self._tokenizer, self._loss_on = tokenizer, loss_on
         self._masker: ReplayingMasker | None = None
+        self._parts = PartsJoiner(tokenizer)
 
     def is_chat(self, content: Content) -> bool:
         """Whether the chat template is used for this content."""
@@ -87,6 +89,8 @@ class Encoder:
     def _as_rendered(self, content: Content) -> Content:
         if isinstance(content, Completion) and self._tokenizer.has_template:
             return content.as_chat()
+        if isinstance(content, Chat):
+            return self._parts.joined(content)
         return content
 
     def _plain(self, content: Completion | Text) -> tuple[str, list[Span]]:

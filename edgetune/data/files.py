@@ -6,6 +6,7 @@ A line that cannot be read is noted with its number, and reading goes on.
 from __future__ import annotations
 
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,11 +16,15 @@ from typing import Any
 
 from edgetune.data.chunks import Chunk, Faults, ReadingError, chunks_of
 from edgetune.data.lines import UTF8_MARK
-from edgetune.data.readers import JSON_LINES, READERS, Reader
+from edgetune.data.readers import JSON_LINES, JSON_OBJECTS, READERS, Reader
 from edgetune.data.unpack import PACKED, unpacked
 from edgetune.errors import DataError
 
 _BLOCK = 1 << 16
+_OPENED = re.compile(
+    rb"\{[^\r\n}]*[\[{,]?[ \t]*[\r\n]"
+)  # an object that its first line does not close
+_DESCRIBING = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _KNOWN = f"{', '.join(READERS)}, also with {' or '.join(PACKED)} after it"
 
 
@@ -67,7 +72,7 @@ def find_sources(path: Path) -> tuple[list[Source], list[str]]:
     """Return the files at ``path`` (a file or a folder), and the names of those left out.
 
     In a folder those are hidden files and folders, links to folders, what is no regular file,
-    and files of no known kind.
+    what ``datasets`` writes about the data, and files of no known kind.
 
     Raises:
         DataError: if there are none, or ``path`` is neither.
@@ -88,7 +93,7 @@ def _folder(folder: Path) -> tuple[list[Source], list[str]]:
     sources, left = [], []
     for path in sorted(_within(folder)):
         name = path.relative_to(folder).as_posix()
-        is_open = path.is_file() and not path.name.startswith(".")
+        is_open = path.is_file() and not path.name.startswith(".") and not _describes(path.name)
         reader = _reader_for(path) if is_open else None
         if reader is None:
             left.append(f"{name}/" if path.is_dir() else name)
@@ -97,6 +102,11 @@ def _folder(folder: Path) -> tuple[list[Source], list[str]]:
     if not sources:
         raise DataError(f"The folder {folder} has no file of a known kind. Known: {_KNOWN}.")
     return sources, left
+
+
+def _describes(name: str) -> bool:
+    """Whether a file is about the others, or an intermediate result, as ``datasets`` writes them."""
+    return name in _DESCRIBING or (name.startswith("cache-") and name.endswith(".arrow"))
 
 
 def _within(folder: Path) -> Iterator[Path]:
@@ -126,15 +136,15 @@ def _reader_for(path: Path) -> Reader | None:
     for packed in PACKED:
         name = name.removesuffix(packed)
     kind = Path(name).suffix
-    if kind == ".parquet" and name != path.name.lower():
+    if kind in (".parquet", ".arrow") and name != path.name.lower():
         raise DataError(
-            f"{path.name} is packed Parquet, which must be read from its end. Unpack it."
+            f"{path.name} is packed {kind[1:].title()}, which cannot be read packed. Unpack it."
         )
-    return JSON_LINES if kind == ".json" and not _is_array(path) else READERS.get(kind)
+    return _json_reader(path) if kind == ".json" else READERS.get(kind)
 
 
-def _is_array(path: Path) -> bool:
-    """Whether a JSON file holds a list; JSON Lines under another name is common."""
+def _json_reader(path: Path) -> Reader:
+    """Return how a JSON file is read: as a list, as lines, or as objects over several lines."""
     try:
         with path.open("rb") as stream:
             content = unpacked(path.name, stream)
@@ -142,5 +152,7 @@ def _is_array(path: Path) -> bool:
             while not start and (block := content.read(_BLOCK)):
                 start = block.lstrip()
     except (OSError, EOFError, zlib.error, DataError):
-        return True
-    return start.startswith(b"[")
+        return READERS[".json"]
+    if start.startswith(b"["):
+        return READERS[".json"]
+    return JSON_OBJECTS if _OPENED.match(start) else JSON_LINES

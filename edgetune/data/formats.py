@@ -1,12 +1,12 @@
 """The shapes that rows come in, told apart by their fields and made into one of three things.
 
-| name                      | fields                           | becomes    |
-|---------------------------|----------------------------------|------------|
-| messages                  | messages: role, content          | Chat       |
-| conversations             | conversations: from, value       | Chat       |
-| prompt/completion         | prompt, completion               | Completion |
-| instruction/input/output  | instruction, output (and input)  | Completion |
-| text                      | text                             | Text       |
+| name                      | fields                           | becomes            |
+|---------------------------|----------------------------------|--------------------|
+| messages                  | messages: role, content          | Chat               |
+| conversations             | conversations: from, value       | Chat               |
+| prompt/completion         | prompt, completion               | Completion or Chat |
+| instruction/input/output  | instruction, output (and input)  | Completion or Chat |
+| text                      | text                             | Text               |
 
 A row with the fields of several is the first of them that has those of ``--fields``.
 """
@@ -19,10 +19,15 @@ from functools import cached_property
 from typing import Any
 
 from edgetune.data.content import Chat, Completion, Content, Text
-from edgetune.data.messages import read_messages, read_tools
+from edgetune.data.field_names import as_option, proposed_fields
+from edgetune.data.messages import read_messages
 from edgetune.data.problems import RowError
+from edgetune.data.template import Message
+from edgetune.data.template_arguments import FIELD, read_template_arguments
+from edgetune.data.tool_calls import read_tools
 
 Fields = Mapping[str, Any]
+_BESIDE = ("system", "system_prompt", "tools", "functions", FIELD)
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def detect(row: Fields, asked: Set[str] = frozenset()) -> Format:
     """Return the format of a row, one that has the ``asked`` fields if there is such a one.
 
     Raises:
-        RowError: if it has the fields of none.
+        RowError: if it has the fields of none, with the ``--fields`` that would say which it is.
     """
     matching = [format_ for format_ in FORMATS if format_.matches(row)]
     if matching:
@@ -68,7 +73,9 @@ def detect(row: Fields, asked: Set[str] = frozenset()) -> Format:
     known = "; ".join(" and ".join(format_.needs) for format_ in FORMATS)
     names = sorted(f"{name} (null)" if row[name] is None else str(name) for name in row)
     found = ", ".join(names[:12]) or "none"
-    raise RowError(f"Found the fields {found}. A row needs one of: {known}.")
+    option = as_option(proposed_fields(row))
+    advice = f" Most likely it is meant so: --fields {option}" if option else ""
+    raise RowError(f"Found the fields {found}. A row needs one of: {known}.{advice}", is_alike=True)
 
 
 def format_named(name: str) -> Format:
@@ -77,34 +84,103 @@ def format_named(name: str) -> Format:
 
 
 def _messages(row: Fields) -> Content:
-    return Chat(read_messages(row["messages"]), read_tools(row.get("tools")))
+    return _chat(row, read_messages(row["messages"]))
 
 
 def _conversations(row: Fields) -> Content:
-    return Chat(read_messages(row["conversations"]), read_tools(row.get("tools")))
+    return _chat(row, read_messages(row["conversations"]))
 
 
 def _prompt(row: Fields) -> Content:
     prompt, completion = row["prompt"], row["completion"]
-    if isinstance(prompt, list) and isinstance(completion, list):
-        if not prompt or not completion:
-            empty = "completion" if prompt else "prompt"
-            raise RowError(f"The {empty} has no messages. Fill it in or remove the row.")
-        return Chat(read_messages(prompt + completion), read_tools(row.get("tools")))
-    if row.get("tools"):
-        raise RowError("Tools need a prompt and a completion that are lists of messages.")
-    return Completion(_string(row, "prompt", empty=True), _string(row, "completion"))
+    if not isinstance(prompt, str) or not isinstance(completion, str):
+        before = _turns(row, "prompt", "user")
+        return _chat(row, before + _turns(row, "completion", "assistant"), given=len(before))
+    _refuse_tools(row, "a prompt and a completion")
+    return Completion(
+        _string(row, "prompt", empty=True),
+        _string(row, "completion"),
+        _system(row),
+        _arguments(row),
+    )
+
+
+def _turns(row: Fields, name: str, role: str) -> list[Message]:
+    """Return one half of an exchange: messages, one message, or a text as one."""
+    value = row[name]
+    if isinstance(value, str):
+        return [{"role": role, "content": _string(row, name)}]
+    if isinstance(value, list) and not value:
+        raise RowError(f"The {name} has no messages. Fill it in or remove the row.")
+    if not isinstance(value, (list, dict)):
+        _string(row, name)
+    return read_messages([value] if isinstance(value, dict) else value)
 
 
 def _instruction(row: Fields) -> Content:
-    parts = [_string(row, "instruction"), _string(row, "input", empty=True)]
+    has_input = bool(_string(row, "input", empty=True).strip())
+    parts = [_string(row, "instruction", empty=has_input), _string(row, "input", empty=True)]
     prompt = "\n\n".join(part for part in parts if part.strip())
-    system = _string(row, "system", empty=True)
-    return Completion(prompt, _string(row, "output"), system)
+    _refuse_tools(row, "an instruction")
+    exchange = Completion(prompt, _string(row, "output"), _system(row), _arguments(row))
+    history = _history(row.get("history"))
+    return exchange.as_chat().after(history) if history else exchange
+
+
+def _history(value: Any) -> list[Message]:
+    """Return the exchanges before, a list of pairs of texts, as messages."""
+    if value in (None, "", []):
+        return []
+    pairs = value if isinstance(value, list) else None
+    if pairs is None or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
+        for pair in pairs
+    ):
+        raise RowError("The history must be a list of pairs of texts, a question and its answer.")
+    turns = [
+        {"role": role, "content": text}
+        for pair in pairs
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+    return read_messages(turns)
 
 
 def _text(row: Fields) -> Content:
     return Text(_string(row, "text"))
+
+
+def _chat(row: Fields, messages: list[Message], given: int = 0) -> Chat:
+    """Return a chat with what stands beside its messages; the first ``given`` are only read."""
+    system = _system(row)
+    if system:
+        own = [message["content"] for message in messages if message["role"] == "system"]
+        if own and own != [system]:
+            raise RowError(
+                "The row has a system prompt beside its messages, and another one among them."
+                " Keep one of them."
+            )
+        opening: list[Message] = [] if own else [{"role": "system", "content": system}]
+        messages, given = opening + messages, given + len(opening)
+    tools = read_tools(row.get("tools"), row.get("functions"))
+    return Chat(messages, tools, given, _arguments(row))
+
+
+def _system(row: Fields) -> str:
+    """Return the system prompt that stands beside the messages, under either of its names."""
+    found = [_string(row, name, empty=True) for name in ("system", "system_prompt")]
+    given = [text for text in found if text.strip()]
+    if len(set(given)) > 1:
+        raise RowError("The fields system and system_prompt differ. Keep one of them.")
+    return given[0] if given else ""
+
+
+def _arguments(row: Fields) -> dict[str, Any]:
+    return read_template_arguments(row.get(FIELD))
+
+
+def _refuse_tools(row: Fields, what: str) -> None:
+    if read_tools(row.get("tools"), row.get("functions")):
+        raise RowError(f"Tools need lists of messages; this row has {what} as text.")
 
 
 def _string(row: Fields, name: str, *, empty: bool = False) -> str:
@@ -126,11 +202,14 @@ def kind_of(value: object) -> str:
 
 
 FORMATS = (
-    Format("messages", ("messages",), ("tools",), _messages),
-    Format("conversations", ("conversations",), ("tools",), _conversations),
-    Format("prompt/completion", ("prompt", "completion"), ("tools",), _prompt),
+    Format("messages", ("messages",), _BESIDE, _messages),
+    Format("conversations", ("conversations",), _BESIDE, _conversations),
+    Format("prompt/completion", ("prompt", "completion"), _BESIDE, _prompt),
     Format(
-        "instruction/input/output", ("instruction", "output"), ("input", "system"), _instruction
+        "instruction/input/output",
+        ("instruction", "output"),
+        ("input", "history", *_BESIDE),
+        _instruction,
     ),
     Format("text", ("text",), (), _text),
 )

@@ -7,11 +7,13 @@ trained to answer nothing. Whether it does is seen by rendering the chat without
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from edgetune.data.content import Chat
 from edgetune.data.problems import RowError
 from edgetune.data.template import Message, Renders
+from edgetune.data.template_arguments import FIELD
 
 _ALWAYS_READ = {"role", "content", "weight"}
 _MOST = 20  # fields of a row that are tried one by one, when not all of them are dropped
@@ -41,7 +43,7 @@ class IgnoredFields:
             RowError: if these are tool calls, or if the tools make no difference.
         """
         roles = frozenset((m["role"], *sorted(_extra(m))) for m in chat.messages)
-        key = roles, bool(chat.tools)
+        key = roles, bool(chat.tools), frozenset(chat.arguments)
         if key not in self._found:
             if len(self._found) == _KINDS:
                 self._found.clear()
@@ -51,10 +53,10 @@ class IgnoredFields:
 
 def _ignored(template: Renders, chat: Chat) -> frozenset[str]:
     found = {name for message in chat.messages for name in _extra(message)}
-    if not found and not chat.tools:
+    if not found and not chat.tools and not chat.arguments:
         return frozenset()
-    text = template.render(chat.messages, tools=chat.tools)
-    if chat.tools and _is_same(template, Chat(chat.messages), text):
+    text = _render(template, chat)
+    if chat.tools and _is_same(template, replace(chat, tools=None), text):
         raise RowError(f"The chat template does not write the tools. {_ADVICE}")
     if not found or _is_same(template, _without(chat, found), text):
         unwritten = found
@@ -66,7 +68,11 @@ def _ignored(template: Renders, chat: Chat) -> frozenset[str]:
         raise RowError(
             f"The chat template does not write the tool calls of message {number}. {_ADVICE}"
         )
-    return frozenset(unwritten)
+    return frozenset(unwritten) | {
+        f"{FIELD}.{name}"
+        for name in chat.arguments
+        if _is_same(template, _unasked(chat, name), text)
+    }
 
 
 def _extra(message: Message) -> Iterable[str]:
@@ -78,11 +84,22 @@ def _without(chat: Chat, names: Iterable[str]) -> Chat:
     left_out = set(names)
     left_out |= _REASONING if left_out & _REASONING else set()
     kept = [{k: v for k, v in message.items() if k not in left_out} for message in chat.messages]
-    return Chat(kept, chat.tools)
+    return replace(chat, messages=kept)
+
+
+def _unasked(chat: Chat, name: str) -> Chat:
+    left = {other: value for other, value in chat.arguments.items() if other != name}
+    return replace(chat, arguments=left)
+
+
+def _render(template: Renders, chat: Chat, prompt: bool = False) -> str:
+    return template.render(
+        chat.messages, add_generation_prompt=prompt, tools=chat.tools, arguments=chat.arguments
+    )
 
 
 def _is_same(template: Renders, chat: Chat, text: str) -> bool:
     try:
-        return template.render(chat.messages, tools=chat.tools) == text
+        return _render(template, chat) == text
     except RowError:  # it misses what was taken away
         return False

@@ -1,4 +1,4 @@
-"""The elements of a JSON array, one after another, however long the array is."""
+"""The elements of a JSON array, or JSON objects in a row, one after another, however many there are."""
 
 from __future__ import annotations
 
@@ -44,6 +44,24 @@ def read_array(
         raise ReadingError(
             f"it is not JSON: there is more after the end of the list, row {text.row}."
         )
+
+
+def read_objects(
+    stream: BufferedReader, faults: Faults, limit: int = LINE_LIMIT
+) -> Iterator[tuple[int, object]]:
+    """Yield number and value of JSON values that may be written over several lines each.
+
+    Raises:
+        ReadingError: where the file stops being JSON in UTF-8.
+    """
+    text = _Text(stream, limit)
+    while not text.next_is(""):
+        text.row += 1
+        value = text.value()
+        if problem := text.json.problem():
+            faults.add(text.row, problem)
+        else:
+            yield text.row, value
 
 
 class _Text:

@@ -13,7 +13,7 @@ from edgetune.data.content import Chat
 from edgetune.data.control_tokens import any_of, refuse_control_tokens
 from edgetune.data.ignored_fields import IgnoredFields
 from edgetune.data.problems import RowError
-from edgetune.data.template import Renders, Span
+from edgetune.data.template import Message, Renders, Span
 
 _STAND_IN = "edgetuneXanswer"
 _ALTERED = (
@@ -38,9 +38,9 @@ class ChatMasker:
         refuse_control_tokens(chat, self._controls)
         learned = chat.learned()
         if not learned:
-            raise RowError("No message is the assistant's, so there is nothing to learn.")
+            raise RowError(_nothing(chat))
         turns = learned[-1:] if last_only else learned
-        text, marked = self._template.render_marked(chat.messages, chat.tools)
+        text, marked = self._template.render_marked(chat.messages, chat.tools, chat.arguments)
         if marked and len(marked) == _assistant_turns(chat):
             kept = set(turns)
             every = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant"]
@@ -51,7 +51,7 @@ class ChatMasker:
     def whole(self, chat: Chat) -> tuple[str, list[Span]]:
         """Return the rendered chat and all of it as one span."""
         refuse_control_tokens(chat, self._controls)
-        text = self._template.render(chat.messages, tools=chat.tools)
+        text = self._render(chat, chat.messages)
         return text, [(0, len(text))]
 
     def unwritten(self, chat: Chat) -> frozenset[str]:
@@ -93,9 +93,7 @@ class ChatMasker:
     ) -> int | None:
         """Return how much of the text the first messages are, None if they are not its start."""
         try:
-            prefix = self._template.render(
-                chat.messages[:count], add_generation_prompt=add_generation_prompt, tools=chat.tools
-            )
+            prefix = self._render(chat, chat.messages[:count], add_generation_prompt)
         except RowError:
             return None
         return len(prefix) if text.startswith(prefix) else None
@@ -123,13 +121,27 @@ class ChatMasker:
     def _with_stand_in(self, chat: Chat, index: int) -> str:
         messages = list(chat.messages)
         messages[index] = {**messages[index], "content": _STAND_IN}
-        return self._template.render(messages, tools=chat.tools)
+        return self._render(chat, messages)
+
+    def _render(self, chat: Chat, messages: list[Message], prompt: bool = False) -> str:
+        """Return messages as text, with the tools and the arguments of a chat."""
+        return self._template.render(
+            messages, add_generation_prompt=prompt, tools=chat.tools, arguments=chat.arguments
+        )
 
     def _closed(self, text: str, stop: int) -> int:
         """Return where a turn ends that stops at ``stop``, its end-of-turn token included."""
         blank = stop + len(text[stop:]) - len(text[stop:].lstrip())
         end = self._ends.match(text, blank)
         return end.end() if end else stop
+
+
+def _nothing(chat: Chat) -> str:
+    if _assistant_turns(chat):
+        return (
+            "All that the assistant says is marked to be only read, so there is nothing to learn."
+        )
+    return "No message is the assistant's, so there is nothing to learn."
 
 
 def _assistant_turns(chat: Chat) -> int:

@@ -1,7 +1,4 @@
-"""The rows of a Parquet file, each column converted on its own so that one that cannot be is named.
-
-What JSON has is taken as it is. Times, dates and decimals become text.
-"""
+"""The rows of a Parquet file."""
 
 from __future__ import annotations
 
@@ -9,10 +6,9 @@ from collections.abc import Iterator
 from io import BufferedReader
 from typing import Any
 
+from edgetune.data.arrow_rows import ROWS, read_batches
 from edgetune.data.chunks import Faults, ReadingError
 from edgetune.data.unpack import needed
-
-_ROWS = 256
 
 
 def read_parquet(stream: BufferedReader, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:  # noqa: ARG001
@@ -24,60 +20,8 @@ def read_parquet(stream: BufferedReader, faults: Faults) -> Iterator[tuple[int, 
     """
     parquet: Any = needed("pyarrow.parquet")
     arrow: Any = needed("pyarrow")
-    number = 0
     try:
         file = parquet.ParquetFile(stream)
-        names = file.schema_arrow.names
-        _refuse_repeated(names)
-        for batch in file.iter_batches(batch_size=_ROWS):
-            columns = [
-                _values(arrow, name, column, number)
-                for name, column in zip(names, batch.columns, strict=True)
-            ]
-            for number, values in enumerate(zip(*columns, strict=True), number + 1):  # noqa: B020
-                yield number, dict(zip(names, values, strict=True))
     except arrow.ArrowException as error:
-        raise ReadingError(f"it cannot be read after row {number}: {error}") from error
-
-
-def _refuse_repeated(names: list[str]) -> None:
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ReadingError(
-            f"columns must have different names; found twice: {', '.join(repeated)}."
-        )
-
-
-def _values(arrow: Any, name: str, column: Any, before: int) -> list[Any]:
-    """Return the values of a column; ``before`` rows came before its first."""
-    try:
-        plain = _plain(arrow, column.type)
-        values: list[Any] = (column if plain == column.type else column.cast(plain)).to_pylist()
-    except UnicodeDecodeError as error:
-        place = f"rows {before + 1} to {before + len(column)}"
-        raise ReadingError(f"the column {name} is not UTF-8 in {place}.") from error
-    except (arrow.ArrowException, ValueError, OverflowError) as error:
-        raise ReadingError(
-            f"the column {name} is {column.type}, which cannot be converted ({error})."
-            " Remove it, or save it as text."
-        ) from error
-    return values
-
-
-def _plain(arrow: Any, kind: Any) -> Any:
-    """Return the type that a column is converted to: the same, but for what JSON does not have."""
-    types = arrow.types
-    if types.is_temporal(kind) or types.is_decimal(kind):
-        return arrow.string()
-    if types.is_dictionary(kind):
-        return _plain(arrow, kind.value_type)
-    if types.is_struct(kind):
-        fields = [kind.field(number) for number in range(kind.num_fields)]
-        inner = [_plain(arrow, field.type) for field in fields]
-        if inner != [field.type for field in fields]:
-            names = [field.name for field in fields]
-            return arrow.struct(list(zip(names, inner, strict=True)))
-    if types.is_list(kind) or types.is_large_list(kind):
-        inner = _plain(arrow, kind.value_type)
-        return kind if inner == kind.value_type else arrow.list_(inner)
-    return kind
+        raise ReadingError(f"it cannot be read: {error}") from error
+    yield from read_batches(file.schema_arrow.names, file.iter_batches(batch_size=ROWS))

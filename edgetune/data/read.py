@@ -176,9 +176,9 @@ class _Pass:
 
     def _note(self, outcome: Outcome) -> None:
         source = self._sources[outcome.file]
-        for number, what in outcome.problems:
+        for number, what, is_alike in outcome.problems:
             place = source.name if number is None else f"{source.prefix}{number}"
-            self._problems.add(place, what)
+            self._problems.add(place, what, is_alike=is_alike)
         self._rows[outcome.file] += len(outcome.columns)
         self._format = self._format or outcome.format
         self._is_chat |= outcome.is_chat

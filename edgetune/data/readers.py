@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from io import BufferedReader
+from itertools import chain
 from typing import Any
 
+from edgetune.data.arrow_stream import read_arrow
 from edgetune.data.chunks import Faults, ReadingError
-from edgetune.data.json_array import read_array
+from edgetune.data.json_array import read_array, read_objects
 from edgetune.data.lines import LINE_LIMIT, read_lines
 from edgetune.data.parquet import read_parquet
+
+_DELIMITERS = "\t;,|"
 
 NumberedRows = Iterator[tuple[int, Any]]
 
@@ -37,29 +41,42 @@ def _jsonl(stream: BufferedReader, faults: Faults) -> NumberedRows:
 
 def _table(stream: BufferedReader, faults: Faults, *, delimiter: str) -> NumberedRows:
     last = 0
+    lines = read_lines(stream, faults)
+    first = next((line for line in lines if line[1].strip()), None)
 
     def texts() -> Iterator[str]:
         nonlocal last
-        for number, text in read_lines(stream, faults):
+        for number, text in chain([first] if first else [], lines):
             last = number
             yield text + "\n"
 
     csv.field_size_limit(LINE_LIMIT)
+    delimiter = _delimiter(first[1] if first else "", delimiter)
     records = csv.reader(texts(), delimiter=delimiter, strict=True)
-    header, number = None, 1
+    header, number, unnamed = None, first[0] if first else 1, 0
     try:
         for record in records:
             if header is None:
-                header = _header(record, number)
-            elif record and len(record) != len(header):
-                found = f"{len(record)} columns where the header has {len(header)}"
+                unnamed = int(
+                    len(record) > 1 and not record[0].strip()
+                )  # an index, as pandas has it
+                header = _header(record[unnamed:], number)
+            elif record and len(record) != unnamed + len(header):
+                found = f"{len(record)} columns where the header has {unnamed + len(header)}"
                 faults.add(number, f"Found {found}. Check quotes and commas.")
             elif record:
-                yield number, dict(zip(header, record, strict=True))
+                yield number, dict(zip(header, record[unnamed:], strict=True))
             number = last + 1
     except csv.Error as error:
         reason = "a CR is not in quotes" if "new-line" in str(error) else error
         faults.add(number, f"The row that begins here cannot be read: {reason}.")
+
+
+def _delimiter(header: str, expected: str) -> str:
+    """Return what separates the columns of a table: the expected, unless only another is there."""
+    if expected in header:
+        return expected
+    return next((other for other in _DELIMITERS if other in header), expected)
 
 
 def _header(record: list[str], number: int) -> list[str] | None:
@@ -90,6 +107,7 @@ def _text(stream: BufferedReader, faults: Faults) -> NumberedRows:
 
 
 JSON_LINES = Reader("JSON Lines", _jsonl, is_json=True)
+JSON_OBJECTS = Reader("JSON objects", read_objects, " row ")
 READERS = {
     ".jsonl": JSON_LINES,
     ".ndjson": JSON_LINES,
@@ -98,4 +116,5 @@ READERS = {
     ".tsv": Reader("TSV", partial(_table, delimiter="\t")),
     ".txt": Reader("text", _text),
     ".parquet": Reader("Parquet", read_parquet, " row "),
+    ".arrow": Reader("Arrow", read_arrow, " row "),
 }

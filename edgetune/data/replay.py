@@ -9,9 +9,10 @@ alike. Any other chat, and any template that cannot be followed, goes the whole 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -117,7 +118,8 @@ class ReplayingMasker:
     def _pattern(self, chat: Chat, loss_on: str) -> Pattern:
         assert self._tracer is not None
         trace = Trace([message["content"] for message in chat.messages])
-        marked = Chat([{**m, "content": mark_of(i)} for i, m in enumerate(chat.messages)])
+        marks = [{**m, "content": mark_of(i)} for i, m in enumerate(chat.messages)]
+        marked = replace(chat, messages=marks)
         masker = ChatMasker(TracedTemplate(self._tracer, trace), *self._texts)
         text, spans = _masked(masker, marked, loss_on)
         parts, starts = _parts(text, list(trace.slots))
@@ -143,7 +145,13 @@ def _structure(chat: Chat, loss_on: str) -> Structure | None:
         message.keys() - {"role", "content", "weight"} for message in chat.messages
     ):
         return None
-    return loss_on, *((message["role"], message.get("weight")) for message in chat.messages)
+    arguments = json.dumps(chat.arguments, sort_keys=True, default=str)
+    return (
+        loss_on,
+        chat.given,
+        arguments,
+        *((message["role"], message.get("weight")) for message in chat.messages),
+    )
 
 
 def _parts(text: str, slots: list[Slot]) -> tuple[tuple[Part, ...], list[int]]:

@@ -16,7 +16,9 @@ from edgetune.data.encode import Encoder, Learned, LossOn, Marked
 from edgetune.data.fields import Mapped, renamed
 from edgetune.data.formats import Format, detect, format_named
 from edgetune.data.json_text import JsonReader, reason_of
-from edgetune.data.problems import RowError
+from edgetune.data.messages import refuse_media
+from edgetune.data.preference import refuse_preference
+from edgetune.data.problems import Problem, RowError
 from edgetune.data.token_store import TokenStore, token_store_of
 from edgetune.data.tokenizer import Tokenizer
 
@@ -40,7 +42,7 @@ class Outcome:
     columns: TokenStore
     format: str | None = None
     is_chat: bool = False
-    problems: list[tuple[int | None, str]] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     unused: set[str] = field(default_factory=set)
     altered: list[int] = field(default_factory=list)
     mapped: Mapped = field(default_factory=Mapped)
@@ -59,6 +61,7 @@ class BlockEncoder:
     ) -> None:
         """Prepare; ``fields`` maps our field names to the file's, ``format_`` is found if None."""
         self._encoder, self._fields = Encoder(tokenizer, loss_on), fields
+        self._mapped = frozenset(fields.values())
         self._format: Format | None = format_named(format_) if format_ else None
         self._json = JsonReader()
 
@@ -69,7 +72,9 @@ class BlockEncoder:
 
     def encode(self, block: Chunk, *, only_check: bool = False) -> Outcome:
         """Return the rows of a block as tokens, or, with ``only_check``, what is wrong alone."""
-        outcome = Outcome(block.file, token_store_of([], []), problems=list(block.faults))
+        outcome = Outcome(
+            block.file, token_store_of([], []), problems=[Problem(*fault) for fault in block.faults]
+        )
         accepted = [
             (number, marked)
             for number, value in block.rows
@@ -77,7 +82,7 @@ class BlockEncoder:
         ]
         if not only_check:
             self._tokenize(accepted, outcome)
-        outcome.problems.sort(key=lambda problem: problem[0] or float("inf"))
+        outcome.problems.sort(key=lambda problem: problem.number or float("inf"))
         outcome.format = self.format
         return outcome
 
@@ -85,15 +90,16 @@ class BlockEncoder:
         try:
             return self._mark(number, _parsed(self._json, value) if is_json else value, outcome)
         except RowError as error:
-            outcome.problems.append((number, str(error)))
+            outcome.problems.append(Problem(number, str(error), error.is_alike))
         except RecursionError:
-            outcome.problems.append((number, "The row is nested too deeply."))
+            outcome.problems.append(Problem(number, "The row is nested too deeply."))
         return None
 
     def _mark(self, number: int, value: object, outcome: Outcome) -> Marked:
         row = renamed(value, self._fields)
         if self._fields and isinstance(value, dict):
             outcome.mapped.add(value, self._fields)
+        refuse_preference(row, self._mapped)
         format_ = self._format or detect(row, self._fields.keys())
         if not format_.matches(row):
             format_.refuse_null(row)
@@ -102,6 +108,7 @@ class BlockEncoder:
                 f" before it those of {format_.name}. Put rows of different formats in different files."
             )
         self._format = format_
+        refuse_media(row)
         if len(outcome.unused) < FIELDS_NAMED:
             outcome.unused |= row.keys() - format_.fields
         content = format_.read(row)
@@ -123,7 +130,8 @@ class BlockEncoder:
                 rows.append(row)
                 lines.append(number)
             else:
-                outcome.problems.append((number, "No token of this row can be learned. Remove it."))
+                nothing = "No token of this row can be learned. Remove it."
+                outcome.problems.append(Problem(number, nothing))
         outcome.columns = token_store_of(rows, lines)
 
 

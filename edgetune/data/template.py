@@ -46,11 +46,15 @@ class Renders(Protocol):
         *,
         add_generation_prompt: bool = False,
         tools: list[Any] | None = None,
+        arguments: Mapping[str, Any] | None = None,
     ) -> str:
         """Return a conversation as text."""
 
     def render_marked(
-        self, messages: Sequence[Message], tools: list[Any] | None = None
+        self,
+        messages: Sequence[Message],
+        tools: list[Any] | None = None,
+        arguments: Mapping[str, Any] | None = None,
     ) -> tuple[str, list[Span]]:
         """Return the text and the parts of it that are marked as the assistant's."""
 
@@ -88,25 +92,33 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = False,
         tools: list[Any] | None = None,
+        arguments: Mapping[str, Any] | None = None,
     ) -> str:
         """Return the conversation as text.
 
         Raises:
             RowError: if the template refuses the messages, with the template's own reason.
         """
-        return self._render(messages, tools, add_generation_prompt)[0]
+        return self._render(messages, tools, arguments or {}, add_generation_prompt)[0]
 
     def render_marked(
-        self, messages: Sequence[Message], tools: list[Any] | None = None
+        self,
+        messages: Sequence[Message],
+        tools: list[Any] | None = None,
+        arguments: Mapping[str, Any] | None = None,
     ) -> tuple[str, list[Span]]:
         """Return the text and which parts of it the template marks as the assistant's."""
-        return self._render(messages, tools, False)
+        return self._render(messages, tools, arguments or {}, False)
 
     def _render(
-        self, messages: Sequence[Message], tools: list[Any] | None, prompt: bool
+        self,
+        messages: Sequence[Message],
+        tools: list[Any] | None,
+        arguments: Mapping[str, Any],
+        prompt: bool,
     ) -> tuple[str, list[Span]]:
         if tools and self.with_tools:
-            return self.with_tools._render(messages, tools, prompt)
+            return self.with_tools._render(messages, tools, arguments, prompt)
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -118,7 +130,7 @@ class ChatTemplate:
                 return_assistant_tokens_mask=self.is_marked,
                 add_generation_prompt=prompt,
                 pinned_dates=self.dates,
-                **self.special_tokens,
+                **{**self.special_tokens, **arguments},
             )
         except (TemplateError, *FAULTS) as error:
             raise RowError(f"The chat template refuses these messages: {_reason(error)}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
@@ -68,22 +68,30 @@ class TracedTemplate:
         *,
         add_generation_prompt: bool = False,
         tools: list[Any] | None = None,
+        arguments: Mapping[str, Any] | None = None,
     ) -> str:
         """Return the conversation as text, a mark where something is said."""
-        return "".join(self._blocks(messages, tools, add_generation_prompt))
+        return "".join(self._blocks(messages, tools, arguments, add_generation_prompt))
 
     def render_marked(
-        self, messages: Sequence[Message], tools: list[Any] | None = None
+        self,
+        messages: Sequence[Message],
+        tools: list[Any] | None = None,
+        arguments: Mapping[str, Any] | None = None,
     ) -> tuple[str, list[Span]]:
         """Return the text and which parts of it the template marks as the assistant's."""
         blocks: list[str] = []
         spans: list[Span] = []
         with self._tracer.watch_marks(blocks, spans):
-            blocks.extend(self._blocks(messages, tools, False))
+            blocks.extend(self._blocks(messages, tools, arguments, False))
         return "".join(blocks), spans
 
     def _blocks(
-        self, messages: Sequence[Message], tools: list[Any] | None, prompt: bool
+        self,
+        messages: Sequence[Message],
+        tools: list[Any] | None,
+        arguments: Mapping[str, Any] | None,
+        prompt: bool,
     ) -> Iterator[str]:
         said = [
             {**message, "content": self._said.get(message["content"], message["content"])}
@@ -94,7 +102,7 @@ class TracedTemplate:
             tools=tools,
             documents=None,
             add_generation_prompt=prompt,
-            **self._tracer.template.special_tokens,
+            **{**self._tracer.template.special_tokens, **(arguments or {})},
         )
         return blocks
 

@@ -43,6 +43,18 @@ CONTENTS = {
     "blank.csv": b"\n" + b" \r\n\n" + TABLE.encode(),
     "padded.json": b" \n" * 100_000 + json.dumps(ROWS).encode(),
     "padded_lines.json": b" \n" * 100_000 + JSONL.encode(),
+    "semicolons.csv": TABLE.replace('"fine, thank you"', "fine; thank you")
+    .replace(",", ";")
+    .replace("fine; thank you", '"fine, thank you"')
+    .encode(),
+    "index.csv": b",prompt,completion\n"
+    + "".join(f"{n},{line}\n" for n, line in enumerate(TABLE.splitlines()[1:])).encode(),
+    "bars.csv": TABLE.replace(",", "|").replace("fine|", "fine,").encode(),
+    "tabs.csv": TABLE.replace(",", "\t").replace("fine\t", "fine,").encode(),
+    "pretty.json": "\n".join(json.dumps(row, indent=2) for row in ROWS).encode(),
+    "half_pretty.json": "".join(
+        json.dumps(row, indent=2).replace("{\n ", "{", 1) + "\r\n" for row in ROWS
+    ).encode(),
     "rows.tsv": b"prompt\tcompletion\nhello\tfine, thank you\n" + "é🎉\tok\n".encode(),
     "ROWS.JSONL.GZ": gzip.compress(JSONL.encode()),
 }
@@ -112,6 +124,16 @@ def test_columns_can_be_mapped(tokenizer, tmp_path):
     assert dataset.receipt.format == "prompt/completion"
     with pytest.raises(DataError, match=r"rows.jsonl:1: Found the fields answer, question\."):
         read_dataset(path, tokenizer)
+
+
+def test_an_object_over_several_lines_is_one_row(tokenizer, tmp_path):
+    (tmp_path / "one.json").write_text(json.dumps(chat("hello", "fine"), indent=4))
+    dataset = read_dataset(tmp_path / "one.json", tokenizer, validation=0)
+    assert dataset.receipt.rows_read == 1
+    assert dataset.train.place(0) == "one.json row 1"
+    (tmp_path / "other.json").write_text(json.dumps({"a": list(range(700))}, indent=4))
+    with pytest.raises(DataError, match=r"Problems in the data: 1\n  other\.json row 1: Found"):
+        read_dataset(tmp_path / "other.json", tokenizer)
 
 
 def test_a_cell_of_a_table_can_have_lines(tokenizer, tmp_path):
@@ -319,6 +341,12 @@ BAD_FILES = {
     ),
     "rows.parquet.gz": (gzip.compress(b"PAR1"), "rows.parquet.gz is packed Parquet"),
     "rows.Parquet.ZST": (b"PAR1", "rows.Parquet.ZST is packed Parquet"),
+    "cut_pretty.json": (
+        b'{\n  "text": "a"\n}\n{\n  "text": "b',
+        "not JSON: Unterminated string starting in row 2",
+    ),
+    "wrapped.json": (b'{\n  "data": [\n    {"text": "a"}\n  ]\n}', "Found the fields data."),
+    "unnamed.csv": (b"prompt,,completion\na,b,c\n", "line 1 must name every column once"),
     "only.csv": (b"prompt,completion\n", "has no rows"),
     "wide.csv": (b"prompt,completion\na," + b"b" * (LINE_LIMIT // 2) * 3, "longer than"),
     "rows.parquet": (b"PAR1", "rows.parquet"),

@@ -275,9 +275,11 @@ def test_calls_of_tools_are_learned_and_their_results_read(tmp_path):
         ],
     }
     view = only_row(tokenizer, tmp_path, [row])
-    assert view[0][0].startswith('{"name": "clock"}\n<|im_start|>user')
+    tool = '{"type": "function", "function": {"name": "clock"}}'
+    assert view[0][0].startswith(f"{tool}\n<|im_start|>user")
+    call = '{"type": "function", "function": {"name": "clock", "arguments": {}}}'
     learned = [text for text, on in view if on]
-    assert learned == ['{"name": "clock"}<|im_end|>', "it is noon<|im_end|>"]
+    assert learned == [f"{call}<|im_end|>", "it is noon<|im_end|>"]
 
 
 def test_a_date_in_the_template_is_pinned(tmp_path):

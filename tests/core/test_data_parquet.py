@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_support import SHAPES, chat, write_model
+from data_support import SHAPES, WITH_TOOLS, chat, write_model, write_rows
 
 from edgetune.data import Tokenizer, load_tokenizer, read_dataset
 from edgetune.errors import DataError
@@ -127,6 +127,79 @@ def test_a_column_that_cannot_be_read_is_named(name, tokenizer, tmp_path):
         read_dataset(written(tmp_path / "rows.parquet", **columns), tokenizer)
     assert "rows.parquet" in str(caught.value)
     assert said in str(caught.value)
+
+
+CALLS = [
+    {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}},
+    {"type": "function", "function": {"name": "clock", "arguments": {"zone": {"name": "UTC"}}}},
+]
+SCHEMAS = [
+    {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    {"type": "object", "properties": {"zone": {"type": "object"}}},
+]
+
+
+def calling(number: int) -> dict[str, Any]:
+    call = CALLS[number]
+    tool = {"name": call["function"]["name"], "parameters": SCHEMAS[number]}
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
+    return {"messages": turns, "tools": [{"type": "function", "function": tool}]}
+
+
+def saved(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write rows as `datasets` does, by the ending of the path."""
+    table = arrow.Table.from_pylist(rows)
+    match path.suffix:
+        case ".parquet":
+            parquet.write_table(table, path)
+        case ".arrow":
+            with arrow.ipc.new_stream(path, table.schema) as writer:
+                writer.write_table(table, max_chunksize=1)
+        case _:
+            with arrow.ipc.new_file(path, table.schema) as writer:
+                writer.write_table(table)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "feather"])
+def test_what_a_struct_is_padded_with_is_not_learned(kind, tmp_path):
+    """Every struct of a column has the fields of all of them."""
+    tokenizer = load_tokenizer(write_model(tmp_path / "model", WITH_TOOLS))
+    rows = [calling(0), calling(1)]
+    file = saved(tmp_path / f"rows.{kind}", rows)
+    if kind == "feather":
+        file = file.rename(tmp_path / "rows.arrow")
+    plain = read_dataset(write_rows(tmp_path / "rows.jsonl", rows), tokenizer, validation=0)
+    found = read_dataset(file, tokenizer, validation=0)
+    assert "null" not in tokenizer.decode(plain.train[0][0].tolist())
+    assert found.fingerprint == plain.fingerprint
+
+
+def test_a_folder_that_datasets_saved_is_read(tokenizer, tmp_path):
+    for split, rows in (("train", ["one", "two"]), ("test", ["three"])):
+        folder = tmp_path / "saved" / split
+        folder.mkdir(parents=True)
+        saved(folder / "data-00000-of-00001.arrow", [{"text": text} for text in rows])
+        saved(folder / "cache-0123456789.arrow", [{"text": "an intermediate result"}])
+        (folder / "dataset_info.json").write_text('{"features": {}}')
+        (folder / "state.json").write_text('{"_fingerprint": "0"}')
+    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    dataset = read_dataset(tmp_path / "saved", tokenizer, validation=0)
+    assert [(f.name, f.rows) for f in dataset.receipt.files] == [
+        ("train/data-00000-of-00001.arrow", 2)
+    ]
+    assert any("state.json" in note for note in dataset.receipt.notes)
+
+
+def test_a_damaged_arrow_file_is_explained(tokenizer, tmp_path):
+    whole = saved(tmp_path / "rows.arrow", [{"text": "hello"}] * 50).read_bytes()
+    for content in (whole[: len(whole) // 2], b"ARROW1\0\0", b"nothing of it", b""):
+        (tmp_path / "rows.arrow").write_bytes(content)
+        with pytest.raises(DataError, match=r"rows\.arrow"):
+            read_dataset(tmp_path / "rows.arrow", tokenizer)
 
 
 def test_two_columns_of_one_name_are_refused(tokenizer, tmp_path):

@@ -184,8 +184,8 @@ MAPPED_ROWS = [
             "--fields names qeustion, and no row has such a column. There are: about, answer,",
         ),
         (
-            "prompt=question,completion=answer,system=about",
-            "--fields names system, and rows of prompt/completion have no such field. They have:",
+            "prompt=question,completion=answer,input=about",
+            "--fields names input, and rows of prompt/completion have no such field. They have:",
         ),
         ("text=question,prompt=prompt", "names prompt, and rows of text have no such field."),
     ],

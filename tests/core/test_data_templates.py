@@ -13,7 +13,8 @@ from edgetune.data import Tokenizer, load_tokenizer, read_dataset, view_row
 from edgetune.errors import DataError, ModelError
 
 IM = SHAPES["chatml"].special
-CLOCK = [{"name": "clock"}]
+CLOCK = [{"type": "function", "function": {"name": "clock"}}]
+WRITTEN = '{"type": "function", "function": {"name": "clock"}}\n'
 
 
 def write_named(folder: Path, templates: object) -> Path:
@@ -39,7 +40,7 @@ def test_a_chat_with_tools_is_written_by_the_template_for_them(named, tmp_path):
     plain = text_of(tokenizer, tmp_path / "plain.jsonl", row)
     assert plain == text_of(tokenizer, tmp_path / "none.jsonl", {**row, "tools": []})
     with_tools = text_of(tokenizer, tmp_path / "tools.jsonl", {**row, "tools": CLOCK})
-    assert with_tools == '{"name": "clock"}\n' + plain
+    assert with_tools == WRITTEN + plain
     receipt = read_dataset(tmp_path / "plain.jsonl", tokenizer).receipt
     assert receipt.template == "the model's own, tool_use for chats with tools"
     other = write_named(tmp_path / "other", {"default": CHATML, "tool_use": TOOLS + " "})
@@ -52,7 +53,7 @@ def test_templates_in_files_are_found_by_name(tmp_path):
     (folder / "additional_chat_templates" / "tool_use.jinja").write_text(TOOLS)
     tokenizer = load_tokenizer(folder)
     row = {**chat("hello", "fine"), "tools": CLOCK}
-    assert text_of(tokenizer, tmp_path / "rows.jsonl", row).startswith('{"name": "clock"}')
+    assert text_of(tokenizer, tmp_path / "rows.jsonl", row).startswith(WRITTEN)
 
 
 UNUSABLE = {

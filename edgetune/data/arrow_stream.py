@@ -1,0 +1,36 @@
+"""The rows of an Arrow file: a stream, as ``datasets`` saves it, or the file format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from io import BufferedReader
+from typing import Any
+
+from edgetune.data.arrow_rows import read_batches
+from edgetune.data.chunks import Faults, ReadingError
+from edgetune.data.unpack import needed
+
+_FILE_MARK = b"ARROW1"
+
+
+def read_arrow(stream: BufferedReader, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:  # noqa: ARG001
+    """Yield the number, counted from 1, and the values of each row.
+
+    Raises:
+        ReadingError: if the file is damaged, or naming a column that cannot be read.
+        DataError: if the package for it is missing.
+    """
+    ipc: Any = needed("pyarrow.ipc")
+    arrow: Any = needed("pyarrow")
+    is_file = stream.peek(len(_FILE_MARK)).startswith(_FILE_MARK)
+    try:
+        if is_file:
+            file = ipc.open_file(stream)
+            batches = (file.get_batch(number) for number in range(file.num_record_batches))
+            names = file.schema.names
+        else:
+            batches = ipc.open_stream(stream)
+            names = batches.schema.names
+    except (arrow.ArrowException, OSError) as error:
+        raise ReadingError(f"it cannot be read: {error}") from error
+    yield from read_batches(names, batches)

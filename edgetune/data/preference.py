@@ -1,0 +1,69 @@
+"""Rows of better and worse answers, told by their fields: they are never trained as answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from typing import Any
+
+from edgetune.data.problems import RowError
+
+_CHOSEN = ("chosen", "chosen_response", "response_chosen", "chosen_messages", "preferred_output",
+           "preferred", "answer_chosen")  # fmt: skip
+_REJECTED = ("rejected", "rejected_response", "response_rejected", "rejected_messages",
+             "rejected_output", "non_preferred_output", "dispreferred", "answer_rejected",
+             "rejected_completion")  # fmt: skip
+_LABELS = ("label", "kto_tag")
+_ANSWERS = ("completion", "messages", "conversations", "output")
+_LABEL_VALUES = ("true", "false", "0", "1", "0.0", "1.0")
+
+
+def refuse_preference(row: Mapping[str, Any], mapped: Set[str]) -> None:
+    """Refuse a row of preference data, unless ``--fields`` maps a column that makes it such.
+
+    Raises:
+        RowError: naming the fields, with what to do.
+    """
+    pair = [name for name in (*_CHOSEN, *_REJECTED) if row.get(name) is not None]
+    label = next((name for name in _LABELS if _is_label(row, name)), None)
+    if mapped & {*_CHOSEN, *_REJECTED, *_LABELS} or not (pair or label):
+        return
+    if pair:
+        advice = _advice(row, next((name for name in pair if name in _CHOSEN), None))
+        named = " and ".join(pair[:3])
+    else:
+        named = f"{label} beside an answer"
+        advice = (
+            f" Keep the rows with the good answers in a file of their own, without {label}; if"
+            f" {label} means something else, rename the column."
+        )
+    raise RowError(
+        f"This is preference data ({named}): better and worse answers. Preference tuning is not"
+        f" here yet, and as plain answers they would teach the worse ones too.{advice}",
+        is_alike=True,
+    )
+
+
+def _is_label(row: Mapping[str, Any], name: str) -> bool:
+    """Whether a column says of an answer whether it is good, as KTO has it."""
+    value = row.get(name)
+    has_answer = any(row.get(answer) is not None for answer in _ANSWERS)
+    is_said = isinstance(value, (bool, int, float, str)) and str(value).lower() in _LABEL_VALUES
+    return value is not None and (name == "kto_tag" or (is_said and has_answer))
+
+
+def _advice(row: Mapping[str, Any], chosen: str | None) -> str:
+    if chosen is None:
+        return " Remove the column of rejected answers to train on the others."
+    value = row[chosen]
+    said = isinstance(value, list) and any(
+        isinstance(turn, dict) and turn.get("role", turn.get("from")) in ("user", "human")
+        for turn in value
+    )
+    prompts = ("prompt", "instruction", "question", "input", "conversations", "messages")
+    prompt = next((name for name in prompts if row.get(name) is not None), None)
+    if said or prompt is None:
+        fields = f"{'messages' if isinstance(value, list) else 'text'}={chosen}"
+    else:
+        own = "" if prompt == "prompt" else f"prompt={prompt},"
+        fields = f"{own}completion={chosen}"
+    return f" To train on the chosen answers alone: --fields {fields}"
