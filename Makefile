@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tests that run beside each other, each in a process of about a gigabyte.
 JOBS ?= 2
 
-.PHONY: setup demo test check format bench clean
+.PHONY: setup demo test test-long check format bench clean
 
 setup: $(VENV)/installed
 
@@ -20,6 +20,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+# What takes minutes to hours: every bit flipped, a thousand kills.
+test-long: setup
+	$(BIN)/python -m pytest -m long --timeout 36000
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -109,6 +109,38 @@ def write_text(path: Path, text: str) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def load_json(path: Path, largest: int) -> Any:
+    """Return the value of a JSON file of at most ``largest`` bytes.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is no file, too large, too deep, or not JSON.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    with path.open("rb") as file:
+        data = file.read(largest + 1)
+    if len(data) > largest:
+        raise ValueError(f"{path} is larger than {largest} bytes")
+    return parsed_json(data)
+
+
+def parsed_json(data: bytes) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: if it is not JSON, has numbers that are none, or is too deep.
+    """
+    try:
+        return json.loads(data.decode(), parse_constant=_no_number)
+    except RecursionError:
+        raise ValueError("it is too deep") from None
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is not a number")
+
+
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's content."""
     digest = hashlib.sha256()

@@ -82,7 +82,7 @@ class Recorded:
         assert newest is not None
         checkpoint = load_checkpoint(newest, self.plan)
         rewind(self.folder, checkpoint)
-        return Recorded.over(self.plan, self.folder, checkpoint).train(checkpoint.progress)
+        return Recorded.over(self.plan, self.folder, checkpoint).train(checkpoint.state.progress)
 
     def end(self) -> dict[str, Any]:
         """Return what a run came to: its log but the times, its best and its last checkpoint."""

@@ -168,6 +168,9 @@ def _train(run: Run, as_json: bool, *, pause: bool) -> None:
     """Train to the end and print where the adapter is."""
     folder = run.folder
     say(f"Run folder {folder.path}")
+    for notice in run.notices:
+        say(notice)
+    told = len(run.notices)
     if run.start.step:
         say(f"Going on after step {run.start.step} of {run.schedule.steps}")
     with closing(run), ProgressBar(run) as progress, _interrupts() as interrupts:
@@ -179,6 +182,8 @@ def _train(run: Run, as_json: bool, *, pause: bool) -> None:
         except KeyboardInterrupt:
             say(f"Go on from the newest checkpoint with: {folder.resume_command}")
             raise
+    for notice in run.notices[told:]:
+        say(notice)
     if as_json:
         places = {"run": str(folder.path), "adapter": str(folder.adapter)}
         out_json({**places, **progress.summary()})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from edgetune.runs.checkpoint import Checkpoint, load_checkpoint
+from edgetune.runs.checkpoint import Checkpoint, Refused, load_checkpoint, newest_whole
 from edgetune.runs.facts import RunFacts, plan_hash
 from edgetune.runs.folder import RunFolder
+from edgetune.runs.promotion import best_whole
 from edgetune.runs.recorder import Recorder, recording
 from edgetune.runs.report import write_report
 from edgetune.runs.retention import best, latest
@@ -13,11 +14,14 @@ from edgetune.runs.rewind import rewind
 __all__ = [
     "Checkpoint",
     "Recorder",
+    "Refused",
     "RunFacts",
     "RunFolder",
     "best",
+    "best_whole",
     "latest",
     "load_checkpoint",
+    "newest_whole",
     "plan_hash",
     "recording",
     "rewind",

@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from edgetune.adapters import load_adapter, save_adapter
 from edgetune.backend import Session, Tensors
-from edgetune.errors import ModelError
 from edgetune.events import RunState
-from edgetune.files import sha256_file, whole_folder, write_json
+from edgetune.files import whole_folder
 from edgetune.planning import Plan
-from edgetune.runs.facts import VERSION, RunFacts
-from edgetune.runs.retention import checkpoint_name
+from edgetune.runs.facts import RunFacts, SavedState
+from edgetune.runs.retention import checkpoint_name, checkpoints
+from edgetune.runs.state import DamagedCheckpointError, read_state, write_state
 from edgetune.tensors.reader import read_tensors
 from edgetune.tensors.writer import Outgoing, write_safetensors
 
-STATE: Final = "state.json"
 OPTIMIZER: Final = "optimizer.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A loaded checkpoint; ``state`` is what its ``state.json`` says."""
+    """A loaded checkpoint."""
 
     path: Path
-    progress: RunState
+    state: SavedState
     adapter: Tensors
     optimizer: Tensors
-    state: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A checkpoint that is not whole, and what is wrong with it."""
+
+    path: Path
+    because: str
 
 
 def save_checkpoint(
@@ -52,7 +56,7 @@ def save_checkpoint(
             base=plan.model.ref,
         )
         files[OPTIMIZER] = _save_optimizer(temporary / OPTIMIZER, session.optimizer_tensors())
-        write_json(temporary / STATE, {**facts.state(progress), "files": files})
+        write_state(temporary, facts.state(progress), files)
     return path
 
 
@@ -65,37 +69,27 @@ def load_checkpoint(path: Path, plan: Plan) -> Checkpoint:
     """Return a checkpoint after checking that it is whole.
 
     Raises:
-        ModelError: if a file is missing or differs from what was written, naming it.
+        DamagedCheckpointError: if a file is missing or differs from what was written, naming it.
+        ModelError: if it is of another version.
     """
-    state = _checked_state(path)
     return Checkpoint(
         path=path,
-        progress=RunState(**state["progress"]),
+        state=read_state(path),
         adapter=load_adapter(path, plan.shape).tensors,
         optimizer=read_tensors(path / OPTIMIZER),
-        state=state,
     )
 
 
-def _checked_state(path: Path) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = json.loads((path / STATE).read_text("utf-8"))
-        version = state["version"]
-        wrong = [name for name, digest in state["files"].items() if _digest(path / name) != digest]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        wrong, version = [STATE], VERSION
-    if wrong:
-        raise ModelError(
-            f"The checkpoint {path} is not whole: {', '.join(wrong)} is missing or damaged. "
-            "Delete its folder to resume from the one before."
-        )
-    if version != VERSION:
-        raise ModelError(
-            f"The checkpoint {path} is of version {version}; expected {VERSION}. Resume it with "
-            "the edgetune that wrote it."
-        )
-    return state
+def newest_whole(folder: Path, plan: Plan) -> tuple[Checkpoint | None, tuple[Refused, ...]]:
+    """Return the newest checkpoint that is whole, if there is one, and those that were refused.
 
-
-def _digest(file: Path) -> str | None:
-    return sha256_file(file) if file.is_file() else None
+    Raises:
+        ModelError: if one is of another version.
+    """
+    refused: list[Refused] = []
+    for path in reversed(checkpoints(folder)):
+        try:
+            return load_checkpoint(path, plan), tuple(refused)
+        except DamagedCheckpointError as error:
+            refused.append(Refused(path=path, because=str(error)))
+    return None, tuple(refused)

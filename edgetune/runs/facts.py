@@ -14,7 +14,7 @@ from edgetune.files import sha256_json
 from edgetune.loop import Schedule
 from edgetune.planning import Plan
 
-VERSION: Final = 1
+VERSION: Final = 2
 PACKAGES: Final = (
     "numpy", "tokenizers", "transformers", "torch", "bitsandbytes", "mlx",
 )  # fmt: skip
@@ -30,6 +30,17 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedState:
+    """What a whole ``state.json`` says; ``plan``, ``data`` and ``model`` are hashes."""
+
+    progress: RunState
+    plan: str
+    data: str
+    model: str
+    versions: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +70,14 @@ class RunFacts:
             "versions": dict(self.versions),
         }
 
-    def changed(self, state: Mapping[str, Any]) -> list[str]:
+    def changed(self, state: SavedState) -> list[str]:
         """Name what is not as it was in a state and decides the result."""
-        return [name for name in ("plan", "data", "model") if state[name] != getattr(self, name)]
+        names = ("plan", "data", "model")
+        return [name for name in names if getattr(state, name) != getattr(self, name)]
 
-    def newer(self, state: Mapping[str, Any]) -> dict[str, str]:
+    def newer(self, state: SavedState) -> dict[str, str]:
         """Return the versions that are not as they were in a state, old and new."""
-        before = state["versions"]
+        before = state.versions
         return {
             name: f"{before.get(name)} -> {self.versions.get(name)}"
             for name in sorted(before.keys() | self.versions.keys())

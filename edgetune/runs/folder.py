@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,9 +134,28 @@ class RunFolder:
         """Write a JSON file of the folder."""
         write_json(self.path / name, value)
 
+    def steps(self) -> Iterator[dict[str, Any]]:
+        """Yield what the metrics say of each step; lines that say less are left out."""
+        numbers = ("step", "loss", "seconds", "tokens", "peak_bytes")
+        return (line for line in read_lines(self.metrics) if _is(line, "step", numbers))
+
+    def evaluations(self) -> Iterator[dict[str, Any]]:
+        """Yield what the metrics say of each evaluation; lines that say less are left out."""
+        return (line for line in read_lines(self.metrics) if _is(line, "eval", ("step", "loss")))
+
     def peak_bytes(self) -> int:
         """Return the highest peak of all steps, also of those before an interruption."""
-        return max((line.get("peak_bytes", 0) for line in read_lines(self.metrics)), default=0)
+        return max((line["peak_bytes"] for line in self.steps()), default=0)
+
+
+def _is(line: Mapping[str, Any], event: str, numbers: Iterable[str]) -> bool:
+    """Return whether a line of the metrics tells of an event, with these numbers."""
+    return line.get("event") == event and all(
+        isinstance(number := line.get(name), int | float)
+        and not isinstance(number, bool)
+        and math.isfinite(number)
+        for name in numbers
+    )
 
 
 def _check_empty(path: Path) -> None:

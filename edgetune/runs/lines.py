@@ -2,46 +2,64 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from edgetune.files import replacing
+from edgetune.files import parsed_json, replacing
+
+LONGEST: Final = 1 << 20
+"""Bytes of a line; ours have a few hundred."""
 
 
 def append_line(path: Path, value: Any) -> None:
-    """Add one object to a log; it has left this process when this returns."""
+    """Add one object to a log; it has left this process when this returns.
+
+    Raises:
+        OSError: if it cannot be written, or something else than a file is at its place.
+    """
+    if path.exists() and not path.is_file():  # a pipe would wait for a reader
+        raise OSError(errno.EINVAL, f"{path.name} is not a file")
     with path.open("a", encoding="utf-8", newline="\n") as file:
         file.write(json.dumps(value, allow_nan=False) + "\n")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a log, none if it is not there."""
-    if not path.exists():
-        return []
-    return [line for text in _texts(path) if (line := _parsed(text)) is not None]
+    return [line for _, line in _whole(path)]
 
 
 def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> int:
-    """Drop the lines that are not wanted or not whole; return how many there were."""
-    if not path.exists():
-        return 0
-    texts = _texts(path)
-    kept = [text for text in texts if (line := _parsed(text)) is not None and wanted(line)]
-    if len(kept) < len(texts):
-        with replacing(path) as temporary:
-            temporary.write_text("".join(kept), "utf-8", newline="\n")
-    return len(texts) - len(kept)
+    """Drop the lines that are not wanted or not whole; return how many there were.
+
+    Raises:
+        OSError: if the log cannot be read or written; it is as it was then.
+    """
+    total = sum(1 for _ in _texts(path))
+    kept = sum(1 for _, line in _whole(path) if wanted(line))
+    if kept < total:
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            file.writelines(text for text, line in _whole(path) if wanted(line))
+    return total - kept
 
 
-def _texts(path: Path) -> list[str]:
-    return path.read_text("utf-8", errors="replace").splitlines(keepends=True)
+def _whole(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Yield the lines that are an object, as they stand and as values."""
+    for text in _texts(path):
+        if text.endswith(b"\n"):
+            with suppress(ValueError):
+                line = parsed_json(text)
+                if isinstance(line, dict):
+                    yield text, line
 
 
-def _parsed(text: str) -> dict[str, Any] | None:
-    try:
-        line = json.loads(text) if text.endswith("\n") else None
-    except json.JSONDecodeError:
-        return None
-    return line if isinstance(line, dict) else None
+def _texts(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file, one that is too long in pieces that do not end."""
+    if not path.is_file():  # a device would never end
+        return
+    with path.open("rb") as file:
+        while text := file.readline(LONGEST):
+            yield text

@@ -10,7 +10,6 @@ from typing import Any
 from edgetune.files import replacing
 from edgetune.planning import Plan
 from edgetune.runs.folder import RunFolder
-from edgetune.runs.lines import read_lines
 from edgetune.units import format_bytes, format_count
 
 WIDTH, HEIGHT, MARGIN = 720, 260, 48
@@ -35,7 +34,7 @@ Points = Sequence[tuple[float, float]]
 
 def write_report(folder: RunFolder, plan: Plan) -> Path:
     """Write ``report.html`` from the run's metrics and return its path."""
-    lines = read_lines(folder.metrics)
+    lines = [*folder.steps(), *folder.evaluations()]
     path = folder.path / "report.html"
     with replacing(path) as partial:
         partial.write_text(
@@ -67,7 +66,7 @@ def _facts(plan: Plan, lines: Sequence[dict[str, Any]]) -> list[tuple[str, str]]
         seconds = sum(line["seconds"] for line in steps)
         tokens = sum(line["tokens"] for line in steps)
         facts.append(("Memory at the peak", format_bytes(max(s["peak_bytes"] for s in steps))))
-        facts.append(("Steps", f"{steps[-1]['step']}, {tokens / seconds:,.0f} tokens/s"))
+        facts.append(("Steps", f"{steps[-1]['step']}, {tokens / (seconds or 1):,.0f} tokens/s"))
     if base:
         facts.append(("Validation loss of the base", f"{base[-1]['loss']:.4f}"))
     if evaluations:
@@ -84,7 +83,7 @@ def _chart(steps: Points, evaluations: Points) -> str:
     """Return an SVG with a line through ``steps`` and a dot for each of ``evaluations``."""
     if not steps:
         return "<p>No step was taken.</p>"
-    last = max(x for x, _ in steps)
+    last = max(x for x, _ in steps) or 1
     top = max(y for _, y in (*steps, *evaluations))
 
     def place(point: tuple[float, float]) -> tuple[float, float]:

@@ -64,6 +64,13 @@ def prune(folder: Path, keep: int) -> None:
             shutil.rmtree(path.rename(partial_path(path)))
 
 
+def set_aside(checkpoint: Path) -> Path:
+    """Rename a checkpoint that is not whole, in place of an older one; return where it is."""
+    target = checkpoint.with_name(f"{checkpoint.name}.damaged")
+    shutil.rmtree(target, ignore_errors=True)
+    return checkpoint.rename(target)
+
+
 def sweep(folder: Path) -> None:
     """Remove what a process that was killed left half written or half deleted."""
     for path in folder.glob(".*.partial"):

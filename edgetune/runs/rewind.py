@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from edgetune.runs.checkpoint import Checkpoint
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgetune.runs.checkpoint import Checkpoint, Refused
 from edgetune.runs.folder import RunFolder
 from edgetune.runs.lines import keep_lines
-from edgetune.runs.retention import checkpoint_name, mark_best, sweep
+from edgetune.runs.retention import checkpoint_name, mark_best, set_aside, sweep
 
 
-def rewind(folder: RunFolder, checkpoint: Checkpoint) -> int:
-    """Drop what came after a checkpoint and will be done again; return the metrics dropped."""
-    now = checkpoint.progress
+def rewind(folder: RunFolder, checkpoint: Checkpoint, refused: Sequence[Refused] = ()) -> int:
+    """Drop what came after a checkpoint and will be done again; return the metrics dropped.
+
+    Checkpoints that were ``refused`` are set aside, for others will be written at their places.
+    """
+    now = checkpoint.state.progress
     sweep(folder.checkpoints)
+    for damaged in refused:
+        folder.note("checkpoint refused", damaged.because, kept=set_aside(damaged.path).name)
     if now.best_step is not None:
         mark_best(folder.checkpoints, folder.checkpoints / checkpoint_name(now.best_step))
     keep_lines(folder.journal, lambda _: True)
     # before its first step a run evaluates the base, which is done again
-    return keep_lines(folder.metrics, lambda line: 0 < now.step >= line["step"])
+    return keep_lines(folder.metrics, lambda line: 0 < now.step >= _step_of(line))
+
+
+def _step_of(line: Mapping[str, Any]) -> float:
+    """Return the step of a line; one that names none is of no step that was taken."""
+    step = line.get("step")
+    return step if isinstance(step, int) else math.inf

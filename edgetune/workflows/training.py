@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edgetune.adapters import load_adapter, save_adapter
@@ -13,6 +13,7 @@ from edgetune.errors import (
     DiskError,
     DivergedError,
     EdgetuneError,
+    ModelError,
     NoImprovementError,
     OutOfMemoryError,
     StoppedError,
@@ -26,11 +27,12 @@ from edgetune.planning import Plan
 from edgetune.runs import (
     Checkpoint,
     Recorder,
+    Refused,
     RunFacts,
     RunFolder,
-    best,
+    best_whole,
     latest,
-    load_checkpoint,
+    newest_whole,
     recording,
     rewind,
     write_report,
@@ -46,7 +48,7 @@ from edgetune.workflows.throttle import yield_to_machine
 class Run:
     """A run that is ready to go: everything is open, nothing is trained by this object yet.
 
-    ``held`` gives back the session and the lock of the folder.
+    ``held`` gives back the session and the lock of the folder; ``notices`` is for the user to read.
     """
 
     job: Job
@@ -54,6 +56,7 @@ class Run:
     session: Session
     start: RunState
     held: ExitStack
+    notices: list[str] = field(default_factory=list)
 
     @property
     def schedule(self) -> Schedule:
@@ -129,16 +132,17 @@ class Run:
             NoImprovementError: if no checkpoint is better than the base.
         """
         folder, plan = self.folder, self.job.plan
-        source = best(folder.checkpoints)
-        if source is None and now.base_loss is not None:
+        source, refused = best_whole(folder, now)
+        for damaged in refused:
+            folder.note("checkpoint refused", damaged.because)
+            self.notices.append(f"{damaged.because} Another one is handed over.")
+        if source is None:
             folder.note("no adapter", "no checkpoint is better than the base", step=now.step)
             raise NoImprovementError(
                 f"No evaluation was better than the base model's validation loss of "
                 f"{now.base_loss:.4f}, so no adapter is promoted. The checkpoints are kept in "
                 f"{folder.checkpoints}. A lower --learning-rate or other rows usually help."
             )
-        source = source or latest(folder.checkpoints)
-        assert source is not None, "the loop offers its first and its last state for saving"
         loaded = load_adapter(source, plan.shape)
         with whole_folder(folder.adapter) as temporary:
             save_adapter(temporary, loaded.method, plan.shape, loaded.tensors, base=plan.model.ref)
@@ -188,7 +192,7 @@ def resume_run(path: Path, data: Path | None = None, memory: int | None = None) 
     Raises:
         UsageError: if there is nothing to resume, another process is at work on it, the rows, the
             plan or the model are not the same, or the plan needs more than ``memory``.
-        ModelError: if the checkpoint is damaged.
+        ModelError: if no checkpoint is whole.
     """
     folder, plan, model = open_planned(path)
     with ExitStack() as stack:
@@ -196,13 +200,20 @@ def resume_run(path: Path, data: Path | None = None, memory: int | None = None) 
         rows = _rows_of(plan, data)
         _, dataset = read_rows(resolve(plan.model.ref), rows, plan.training)
         job = Job.of(plan, dataset.fit(plan.choice.context), model)
-        checkpoint = _checkpoint(folder, job)
+        checkpoint, refused = _checkpoint(folder, job)
         session = open_session(_allowed(plan, memory), model)
         stack.callback(session.close)
         session.restore(checkpoint.adapter, checkpoint.optimizer)
-        _rewound(folder, checkpoint, job.facts)
+        _rewound(folder, checkpoint, refused, job.facts)
         held = stack.pop_all()
-    return Run(job=job, folder=folder, session=session, start=checkpoint.progress, held=held)
+    return Run(
+        job=job,
+        folder=folder,
+        session=session,
+        start=checkpoint.state.progress,
+        held=held,
+        notices=[f"{item.because} The one before it is taken." for item in refused],
+    )
 
 
 def _allowed(plan: Plan, memory: int | None) -> Plan:
@@ -230,26 +241,34 @@ def _rows_of(plan: Plan, data: Path | None) -> Path:
     return path
 
 
-def _checkpoint(folder: RunFolder, job: Job) -> Checkpoint:
-    """Return the newest checkpoint, if the run can go on from it as it began."""
-    newest = latest(folder.checkpoints)
-    if newest is None:
+def _checkpoint(folder: RunFolder, job: Job) -> tuple[Checkpoint, tuple[Refused, ...]]:
+    """Return the newest whole checkpoint, if the run can go on from it as it began."""
+    checkpoint, refused = newest_whole(folder.checkpoints, job.plan)
+    if checkpoint is None and refused:
+        reasons = "\n  - ".join(item.because for item in refused)
+        raise ModelError(
+            f"No checkpoint of the run {folder.path} is whole. Train anew into another --output."
+            f"\n  - {reasons}"
+        )
+    if checkpoint is None:
         raise UsageError(
             f"The run {folder.path} was stopped before its first checkpoint, so that nothing is "
             "lost: delete the folder and train again."
         )
-    checkpoint = load_checkpoint(newest, job.plan)
     if changed := job.facts.changed(checkpoint.state):
         raise UsageError(
-            f"The {' and the '.join(changed)} changed since {newest} was written, so that the "
-            "run could not go on as it began. Train anew into another --output."
+            f"The {' and the '.join(changed)} changed since {checkpoint.path} was written, so that "
+            "the run could not go on as it began. Train anew into another --output."
         )
-    return checkpoint
+    return checkpoint, refused
 
 
-def _rewound(folder: RunFolder, checkpoint: Checkpoint, facts: RunFacts) -> None:
+def _rewound(
+    folder: RunFolder, checkpoint: Checkpoint, refused: Sequence[Refused], facts: RunFacts
+) -> None:
     """Rewind the folder to the checkpoint and note it."""
-    step, dropped = checkpoint.progress.step, rewind(folder, checkpoint)
+    step = checkpoint.state.progress.step
+    dropped = rewind(folder, checkpoint, refused)
     folder.note("resumed", f"from {checkpoint.path.name}", step=step, dropped=dropped)
     if newer := facts.newer(checkpoint.state):
         folder.note("versions changed", "the result may differ in its last bits", **newer)
