@@ -20,7 +20,7 @@ from edgetune.errors import OutOfMemoryError, UsageError
 from edgetune.methods.base import Method
 from edgetune.model import LocalModel
 from edgetune.planning import Plan
-from edgetune.settings.spec import Decision
+from edgetune.settings.spec import SEEDS, Decision, Interval, check_numbers, knob
 from edgetune.speed import Measurements
 
 GROUP = "edgetune.backends"
@@ -31,6 +31,9 @@ Tensors = Mapping[str, NDArray[np.generic]]
 
 DEFAULT_ADAPTER = "own"
 """Name of the adapter that a session is opened with, the one that it trains."""
+
+_LEAST_TEMPERATURE = 1e-4
+"""Logits divided by less than this may leave the range of float32."""
 
 
 class DeviceOutOfMemoryError(OutOfMemoryError):
@@ -77,13 +80,30 @@ class MemoryReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateOptions:
-    """How text is continued. A ``temperature`` of zero takes the most probable token."""
+    """How text is continued."""
 
-    max_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
+    max_tokens: int = knob(128, "Longest answer.", interval=Interval(low=1, high=2**31 - 1))
+    temperature: float = knob(
+        0.0,
+        "How freely tokens are drawn; 0 takes the most probable ones.",
+        interval=Interval(low=0, high=100),
+    )
+    top_p: float = knob(
+        1.0,
+        "Draw from the most probable tokens that make up this share.",
+        interval=Interval(above=0, high=1),
+    )
+    seed: int = knob(0, "Seed of the draws.", interval=SEEDS)
     end_tokens: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing."""
+        check_numbers(self)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most probable token is taken: what tiny temperatures come to as well."""
+        return self.temperature < _LEAST_TEMPERATURE
 
 
 class Session(Protocol):

@@ -45,6 +45,37 @@ def replacing(path: Path, partial: Path | None = None) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def not_new(path: Path) -> str | None:
+    """Return why no new folder can be made at ``path``; None if nothing or an empty one is there.
+
+    Raises:
+        OSError: if it cannot be looked at.
+    """
+    here = Path.cwd()
+    if not is_utf8(path):
+        return "its name is not UTF-8"
+    if path.is_symlink() and not path.exists():
+        return f"it is a link to {path.readlink()}, where nothing is"
+    if path.resolve() in (here, *here.parents):
+        return "it is the folder that you are in, or one above it"
+    if not path.exists():
+        return None
+    if not path.is_dir():
+        return "it is there and is not a folder"
+    if any(path.iterdir()):
+        return "it is not empty"
+    return "a disk is mounted on it" if path.is_mount() else None
+
+
+def is_utf8(path: Path) -> bool:
+    """Return whether a path can be written down as text."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that becomes ``path`` when the block succeeds.

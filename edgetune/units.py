@@ -19,6 +19,8 @@ _FACTORS = {
     "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
 }  # fmt: skip
 LARGEST = 10**18
+LEAST_BARE = 10**6
+"""Bytes: whoever writes a smaller number without a unit means another unit."""
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z]*)\s*")
 
 
@@ -33,9 +35,22 @@ def parse_bytes(text: str) -> int:
     if match is None or factor is None:
         raise UsageError(f"{text!r} is not a size. Write it like 6GB, 6GiB or 512MB.")
     size = float(match.group(1)) * factor
+    refuse_bare(size if match.group(2) == "" else LEAST_BARE, text)
     if not 1 <= size < LARGEST:
         raise UsageError(f"A size must be from 1 B to under 1 EB; found {text[:40]!r}.")
     return int(size)
+
+
+def refuse_bare(size: float, text: object) -> None:
+    """Refuse a number of bytes, written as ``text``, that must have been meant in another unit.
+
+    Raises:
+        UsageError: if it is above zero and below 1 MB.
+    """
+    if 0 < size < LEAST_BARE:
+        raise UsageError(
+            f"A size of {text} without a unit is less than 1 MB. Write the unit too, such as 6GB."
+        )
 
 
 def format_bytes(size: float) -> str:

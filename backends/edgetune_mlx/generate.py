@@ -113,7 +113,7 @@ def _goes_on(row: Row, last: int | None, options: GenerateOptions) -> bool:
 
 
 def _choose(logits: mx.array, options: GenerateOptions, key: mx.array) -> int:
-    if options.temperature == 0:
+    if options.greedy:
         return int(np.array(mx.argmax(logits)))
     order = mx.argsort(-logits)
     probability = mx.softmax(logits[order] / options.temperature, precise=True)

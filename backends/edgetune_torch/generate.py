@@ -104,7 +104,7 @@ def _goes_on(row: Row, last: int | None, options: GenerateOptions) -> bool:
 
 
 def _choose(logits: Tensor, options: GenerateOptions, generator: torch.Generator) -> int:
-    if options.temperature == 0:
+    if options.greedy:
         return int(logits.argmax())
     probability, order = (logits / options.temperature).softmax(-1).sort(descending=True)
     beyond = probability.cumsum(-1) - probability >= options.top_p  # always keeps the first

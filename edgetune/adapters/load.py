@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgetune.adapters.base import (
     CONFIG,
@@ -17,10 +19,12 @@ from edgetune.adapters.base import (
 )
 from edgetune.errors import ModelError
 from edgetune.model import StoredTensor
-from edgetune.model.weights import read_json
+from edgetune.model.weights import listing, read_json
 from edgetune.shape import ModelShape
 from edgetune.tensors.header import read_header
 from edgetune.tensors.reader import read_tensor
+
+_FLOATS: Final = frozenset({"float16", "bfloat16", "float32", "float64"})
 
 
 def load_adapter(folder: Path, shape: ModelShape) -> LoadedAdapter:
@@ -40,7 +44,7 @@ def load_adapter(folder: Path, shape: ModelShape) -> LoadedAdapter:
     base = config.get("base_model_name_or_path")
     return LoadedAdapter(
         method=method,
-        tensors={name: read_tensor(x).astype(np.float32, copy=False) for name, x in named.items()},
+        tensors=_values(folder / WEIGHTS, named),
         base=base if isinstance(base, str) else None,
     )
 
@@ -64,6 +68,31 @@ def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
             f"Save it again with PEFT, which writes {WEIGHTS}."
         )
     raise ModelError(f"{folder} has no {WEIGHTS}. Save or copy the adapter again.")
+
+
+def _values(file: Path, stored: Mapping[str, StoredTensor]) -> dict[str, NDArray[np.float32]]:
+    """Return the tensors in float32.
+
+    Raises:
+        ModelError: naming all that are not of finite floating-point numbers.
+    """
+    problems = [f"{n}: is {x.dtype}" for n, x in stored.items() if x.dtype not in _FLOATS]
+    values: dict[str, NDArray[np.float32]] = {}
+    for name, tensor in {} if problems else stored.items():
+        values[name] = read_tensor(tensor).astype(np.float32, copy=False)
+        if not _is_finite(values[name]):
+            problems.append(f"{name}: has values that are not finite (NaN or infinite)")
+    if problems:
+        raise ModelError(
+            f"The tensors in {file} cannot be used; expected finite floating-point numbers. "
+            f"Save or copy the adapter again.\n  - {listing(problems)}"
+        )
+    return values
+
+
+def _is_finite(values: NDArray[np.float32]) -> bool:
+    """Tell whether all values are finite, without a mask of their size; (0,) is."""
+    return not values.size or bool(np.isfinite(values.min()) and np.isfinite(values.max()))
 
 
 def _kind(folder: Path, config: Mapping[str, object]) -> str:

@@ -6,12 +6,13 @@ import json
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from io import TextIOWrapper
+from io import StringIO, TextIOWrapper
 from typing import Any
 
 import click
 
 from edgetune import __version__
+from edgetune.cli.show import complain
 from edgetune.errors import EdgetuneError, StoppedError
 
 COMMANDS = {
@@ -68,24 +69,25 @@ def run(arguments: Sequence[str]) -> int:
     try:
         result = group.main(list(arguments), prog_name="edgetune", standalone_mode=False)
     except click.exceptions.Abort:
-        click.echo("Stopped.", err=True)
+        complain("Stopped.")
         return 130
     except click.ClickException as error:
-        error.show()
+        shown = StringIO()
+        error.show(shown)
+        complain(shown.getvalue().removesuffix("\n"))
         return _failed(arguments, "usage", error.exit_code, error.format_message())
     except EdgetuneError as error:
         if debug:
             raise
         kind = "" if isinstance(error, StoppedError) else "Error: "
-        click.echo(f"{kind}{error}", err=True)
+        complain(f"{kind}{error}")
         return _failed(arguments, error.kind, error.exit_code, str(error))
     except Exception as error:
         if debug:
             raise
-        click.echo(
+        complain(
             f"Error: {type(error).__name__}: {error}\n"
-            "This is a bug of edgetune. Run it again with --debug for the details.",
-            err=True,
+            "This is a bug of edgetune. Run it again with --debug for the details."
         )
         return _failed(arguments, EdgetuneError.kind, 1, f"{type(error).__name__}: {error}")
     return result if isinstance(result, int) else 0

@@ -14,6 +14,7 @@ from edgetune.cli.reading import reading_bar
 from edgetune.cli.show import out, out_json
 from edgetune.data import ShownRow, show_rows
 from edgetune.errors import UsageError
+from edgetune.escapes import plain
 from edgetune.model import resolve
 from edgetune.settings.spec import Training
 from edgetune.workflows.planning import read_rows
@@ -87,17 +88,12 @@ def _print_row(row: ShownRow, in_color: bool) -> None:
     if row.because is not None:
         out(f"\n{row.place}, {row.side}: {row.because}")
         return
-    text = "".join(_piece(_harmless(text), learned, in_color) for text, learned in row.pieces)
+    text = "".join(_piece(plain(text), learned, in_color) for text, learned in row.pieces)
     marks = "in colour" if in_color else "in [brackets]"
-    click.echo(f"\n{row.place}, {row.side} (learned text {marks})\n{text}", color=in_color)
+    click.echo(f"\n{plain(row.place)}, {row.side} (learned text {marks})\n{text}", color=in_color)
 
 
 def _piece(text: str, learned: bool, in_color: bool) -> str:
     if in_color:
         return click.style(text, fg="green") if learned else click.style(text, dim=True)
     return f"[{text}]" if learned else text
-
-
-def _harmless(text: str) -> str:
-    """Return a text without characters that would steer the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)

@@ -11,6 +11,8 @@ from edgetune.cli.show import VERBOSE, out, out_json, say, table
 from edgetune.settings.spec import to_plain
 from edgetune.workflows.inference import Scores, open_runs, rows_of, score
 
+_BASE = "base"
+
 
 @click.command("eval", short_help="Score runs on rows, beside their base model.")
 @click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN...")
@@ -36,8 +38,8 @@ def command(runs: tuple[Path, ...], data: Path, exact_match: bool, as_json: bool
     for run in opened:
         say(f"Opened {run.model.folder} with {run.folder.adapter}", level=VERBOSE)
     rows = rows_of(opened[0], data)
-    names = ["tuned"] if len(runs) == 1 else [str(path) for path in runs]
-    each = {"base": opened[0].base(), **dict(zip(names, opened, strict=True))}
+    names = ["tuned"] if len(runs) == 1 else [_name(path) for path in runs]
+    each = {_BASE: opened[0].base(), **dict(zip(names, opened, strict=True))}
     scores = {name: score(run, rows, exact_match=exact_match) for name, run in each.items()}
     if as_json:
         out_json(to_plain(scores))
@@ -45,6 +47,11 @@ def command(runs: tuple[Path, ...], data: Path, exact_match: bool, as_json: bool
     header = ("", "loss", "perplexity", "token accuracy", "exact match")
     cut = 5 if exact_match else 4
     out(table([_row(name, found)[:cut] for name, found in scores.items()], header[:cut]))
+
+
+def _name(path: Path) -> str:
+    """Return what a run is called beside the base model."""
+    return str(path) if str(path) != _BASE else f"./{path}"
 
 
 def _row(name: str, scores: Scores) -> tuple[str, ...]:

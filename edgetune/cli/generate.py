@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import click
 
 from edgetune.backend import GenerateOptions
-from edgetune.cli.options import common_options
+from edgetune.cli.options import common_options, some_knob_options
 from edgetune.cli.show import VERBOSE, out, out_json, say
 from edgetune.errors import UsageError
 from edgetune.workflows.inference import OpenedRun, answers, open_runs
@@ -23,30 +25,7 @@ Question = str | list[dict[str, str]]
 @click.option("--system", help="A system message before the prompt.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as text, without chat template.")
 @click.option("--base", is_flag=True, help="Answer by the base model, without the adapter.")
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(min=1),
-    default=128,
-    show_default=True,
-    help="Longest answer.",
-)
-@click.option(
-    "--temperature",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    show_default=True,
-    help="How freely tokens are drawn; 0 takes the most probable ones.",
-)
-@click.option(
-    "--top-p",
-    type=click.FloatRange(min=0, max=1),
-    default=1.0,
-    show_default=True,
-    help="Draw from the most probable tokens that make up this share.",
-)
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the draws."
-)
+@some_knob_options(spec=GenerateOptions)
 @common_options
 def command(
     runs: tuple[Path, ...],
@@ -54,11 +33,8 @@ def command(
     system: str | None,
     raw: bool,
     base: bool,
-    max_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
     as_json: bool,
+    **flags: Any,
 ) -> None:
     """Print the answer of each RUN to each prompt; without -p, to the text on stdin.
 
@@ -69,18 +45,13 @@ def command(
         raise UsageError("--raw uses no chat template, so that --system would be lost.")
     if base and len(runs) > 1:
         raise UsageError("--base leaves the adapters out, so that one RUN is enough.")
+    options = GenerateOptions(**{name: value for name, value in flags.items() if value is not None})
     opened = open_runs(runs)
     for run in opened:
         say(f"Opened {run.model.folder} with {run.folder.adapter}", level=VERBOSE)
     if base:
         opened = [opened[0].base()]
-    options = GenerateOptions(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        end_tokens=opened[0].tokenizer.end_tokens,
-    )
+    options = replace(options, end_tokens=opened[0].tokenizer.end_tokens)
     texts = prompts or (_from_stdin(),)
     questions = [prompt if raw else _chat(prompt, system) for prompt in texts]
     if len(opened) == len(questions) == 1 and not as_json:

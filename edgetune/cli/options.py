@@ -85,9 +85,9 @@ def knob_options(function: F) -> F:
     return function
 
 
-def some_knob_options(*names: str) -> Callable[[F], F]:
-    """Return what adds the flags of some settings of the training to a command."""
-    chosen = [item for item in knobs(Training) if item.name in names]
+def some_knob_options(*names: str, spec: type = Training) -> Callable[[F], F]:
+    """Return what adds the flags of some settings of a spec to a command; no names: of all."""
+    chosen = [item for item in knobs(spec) if not names or item.name in names]
 
     def add(function: F) -> F:
         for item in reversed(chosen):

@@ -8,19 +8,26 @@ from typing import Any
 
 import click
 
+from edgetune.escapes import plain
+
 QUIET, NORMAL, VERBOSE = 0, 1, 2
 _LEVEL = "edgetune.verbosity"
 
 
 def out(text: str = "") -> None:
     """Print a line of a result."""
-    click.echo(text)
+    click.echo(plain(text))
 
 
 def say(text: str, *, level: int = NORMAL) -> None:
     """Print a line about the progress, if the user wants to hear as much."""
     if verbosity() >= level:
-        click.echo(text, err=True)
+        complain(text)
+
+
+def complain(text: str) -> None:
+    """Print an error, whatever the user wants to hear."""
+    click.echo(plain(text), err=True)
 
 
 def verbosity() -> int:

@@ -19,6 +19,7 @@ from edgetune.data.lines import UTF8_MARK
 from edgetune.data.readers import JSON_LINES, JSON_OBJECTS, READERS, Reader
 from edgetune.data.unpack import PACKED, unpacked
 from edgetune.errors import DataError
+from edgetune.escapes import one_line
 
 _BLOCK = 1 << 16
 _OPENED = re.compile(
@@ -86,13 +87,13 @@ def find_sources(path: Path) -> tuple[list[Source], list[str]]:
     reader = _reader_for(path)
     if reader is None:
         raise DataError(f"{path.name} is not of a known kind. Known: {_KNOWN}.")
-    return [Source(path, path.name, reader)], []
+    return [Source(path, one_line(path.name), reader)], []
 
 
 def _folder(folder: Path) -> tuple[list[Source], list[str]]:
     sources, left = [], []
     for path in sorted(_within(folder)):
-        name = path.relative_to(folder).as_posix()
+        name = one_line(path.relative_to(folder).as_posix())
         is_open = path.is_file() and not path.name.startswith(".") and not _describes(path.name)
         reader = _reader_for(path) if is_open else None
         if reader is None:

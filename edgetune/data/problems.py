@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from edgetune.errors import DataError
+from edgetune.escapes import one_line
 
 SHOWN = 10
 LONGEST = 600
@@ -38,7 +39,7 @@ def printable(text: str) -> str:
     'a\\\\x1b[2J\\\\nb'
     """
     cut = text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
+    return one_line(cut)
 
 
 @dataclass(slots=True)

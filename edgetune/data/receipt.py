@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgetune.data.token_store import Counts
+from edgetune.escapes import one_line
 
 _PERCENTILES = (
     ("shortest", 0),
@@ -86,7 +87,7 @@ class Receipt:
 
     def lines(self) -> list[str]:
         """Return the receipt as text to print, the most asked-for first."""
-        return [f"{title:<12}{text}" for title, text in self._entries()]
+        return [f"{title:<12}{one_line(text)}" for title, text in self._entries()]
 
     def _entries(self) -> Iterator[tuple[str, str]]:
         for file in self.files:

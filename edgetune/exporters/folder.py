@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from edgetune.errors import UsageError
-from edgetune.files import whole_folder
+from edgetune.files import not_new, whole_folder
 from edgetune.units import format_bytes
 
 _ENTRY: Final = 512
@@ -28,16 +28,13 @@ def new_folder(target: Path, needed: int) -> Iterator[Path]:
     Raises:
         UsageError: if the target is there already, cannot be written, or does not fit the disk.
     """
-    target = target.expanduser().absolute()
+    target = _free_place(target.expanduser())
     try:
-        _check_free(target)
         with whole_folder(target) as partial:
             _check_space(target, needed)
             yield partial
     except OSError as error:
-        raise UsageError(
-            f"{target} cannot be written: {error}. Choose another place with --output."
-        ) from error
+        raise _unwritable(target, error) from error
 
 
 def needed_bytes(tensors: Iterable[int], files: Iterable[int] = ()) -> int:
@@ -50,14 +47,22 @@ def folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _check_free(target: Path) -> None:
-    if not target.exists():
-        return
-    if not target.is_dir() or any(target.iterdir()):
+def _free_place(target: Path) -> Path:
+    """Return the place that a target stands for, after checking that nothing is there."""
+    try:
+        because, place = not_new(target), target.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise _unwritable(target, error) from error
+    if because:
         raise UsageError(
-            f"{target} is there already and is not an empty folder. Nothing is overwritten: "
-            "remove it, or choose another place with --output."
+            f"No folder {target} can be made: {because}. Nothing is overwritten: choose another "
+            "place with --output."
         )
+    return place
+
+
+def _unwritable(target: Path, error: Exception) -> UsageError:
+    return UsageError(f"{target} cannot be written: {error}. Choose another place with --output.")
 
 
 def _check_space(target: Path, needed: int) -> None:

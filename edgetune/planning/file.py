@@ -21,6 +21,7 @@ from edgetune.settings.parse import checked, from_plain
 from edgetune.settings.spec import Training
 from edgetune.shape import ModelShape
 from edgetune.speed import TimeEstimate
+from edgetune.units import LEAST_BARE
 
 FILE_NAME = "edgetune-plan.yaml"
 PARTS = (
@@ -40,7 +41,7 @@ def plan_from_json(plain: Mapping[str, Any], shape: ModelShape) -> Plan:
     if missing:
         raise UsageError(f"The plan file is incomplete: it has no {', '.join(missing)}.")
     return Plan(
-        device=from_plain(DeviceSummary, plain["device"], "device"),
+        device=_device(plain["device"]),
         model=from_plain(ModelSummary, plain["model"], "model"),
         data=checked(DataFacts | None, plain.get("data"), "data"),
         shape=shape,
@@ -52,6 +53,18 @@ def plan_from_json(plain: Mapping[str, Any], shape: ModelShape) -> Plan:
         reasons=checked(tuple[str, ...], plain["reasons"], "reasons"),
         alternatives=checked(tuple[Alternative, ...], plain["alternatives"], "alternatives"),
     )
+
+
+def _device(plain: Any) -> DeviceSummary:
+    device = from_plain(DeviceSummary, plain, "device")
+    for name in ("limit_bytes", "budget_bytes"):
+        size = getattr(device, name)
+        if size is not None and size < LEAST_BARE:
+            raise UsageError(
+                f"device.{name} is {size} bytes, and no run fits in less than 1 MB. Write the "
+                "number of bytes in full."
+            )
+    return device
 
 
 def read_plan_file(path: Path) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.errors import UsageError
-from edgetune.files import whole_folder, write_json
+from edgetune.escapes import shell_word
+from edgetune.files import not_new, whole_folder, write_json
 from edgetune.planning import Plan
 from edgetune.runs.lines import append_line, read_lines
 from edgetune.runs.lock import locked
@@ -37,11 +38,11 @@ class RunFolder:
                     f"The run folder {path} exists already. Choose another with --output, or go "
                     f"on with this one: {RunFolder(path).resume_command}"
                 )
-            if path.is_symlink() or path.exists():
-                _check_empty(path)
+            if because := not_new(path):
+                raise _cannot_be_made(path, because)
             there = next(p for p in path.absolute().parents if p.exists())
             tempfile.TemporaryDirectory(prefix=".edgetune-", dir=there).cleanup()
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
             raise _cannot_be_made(path, error) from None
 
     @classmethod
@@ -52,7 +53,7 @@ class RunFolder:
             UsageError: if it is there already, or cannot be written.
         """
         try:
-            with whole_folder(path) as temporary:
+            with whole_folder(path.resolve()) as temporary:
                 plan.save(temporary / "plan.yaml")
                 write_json(temporary / "receipt.json", receipt)
                 (temporary / "checkpoints").mkdir()
@@ -101,8 +102,7 @@ class RunFolder:
     @property
     def resume_command(self) -> str:
         """The command that goes on with this run."""
-        path = f'"{self.path}"' if " " in str(self.path) else str(self.path)
-        return f"edgetune train --resume --output {path}"
+        return f"edgetune train --resume --output {shell_word(str(self.path))}"
 
     def finished_adapter(self) -> Path:
         """Return the adapter of a run that has come to its end.
@@ -158,17 +158,8 @@ def _is(line: Mapping[str, Any], event: str, numbers: Iterable[str]) -> bool:
     )
 
 
-def _check_empty(path: Path) -> None:
-    if not path.is_dir():
-        raise UsageError(f"{path} is there and is not a folder. Choose another with --output.")
-    if any(path.iterdir()):
-        raise UsageError(
-            f"The folder {path} is not empty and not a run. Choose another with --output."
-        )
-
-
-def _cannot_be_made(path: Path, error: OSError) -> UsageError:
+def _cannot_be_made(path: Path, because: Exception | str) -> UsageError:
+    reason = getattr(because, "strerror", None) or because
     return UsageError(
-        f"The run folder {path} cannot be made: {error.strerror or error}. "
-        "Choose another with --output."
+        f"The run folder {path} cannot be made: {reason}. Choose another with --output."
     )

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from edgetune.escapes import one_line
 from edgetune.files import replacing
 from edgetune.planning import Plan
 from edgetune.runs.folder import RunFolder
@@ -39,9 +40,9 @@ def write_report(folder: RunFolder, plan: Plan) -> Path:
     with replacing(path) as partial:
         partial.write_text(
             _PAGE.format(
-                title=escape(f"Run {folder.path.resolve().name}"),
+                title=_shown(f"Run {folder.path.resolve().name}"),
                 facts="".join(
-                    f"<tr><td>{escape(name)}</td><td>{escape(text)}</td></tr>"
+                    f"<tr><td>{name}</td><td>{_shown(text)}</td></tr>"
                     for name, text in _facts(plan, lines)
                 ),
                 chart=_chart(_points(lines, "step"), _points(lines, "eval")),
@@ -49,6 +50,10 @@ def write_report(folder: RunFolder, plan: Plan) -> Path:
             "utf-8",
         )
     return path
+
+
+def _shown(text: str) -> str:
+    return escape(one_line(text))
 
 
 def _facts(plan: Plan, lines: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:

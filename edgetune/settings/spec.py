@@ -68,6 +68,10 @@ class Interval:
         return f"{low} to {f'below {self.below}' if self.high is None else self.high}"
 
 
+SEEDS = Interval(low=0, high=2**63 - 1)
+"""What every generator of random numbers takes."""
+
+
 def knob(
     default: Any, text: str, *, metavar: str | None = None, interval: Interval | None = None
 ) -> Any:
@@ -172,7 +176,7 @@ class Training:
     seed: int = knob(
         0,
         "Seed of everything random: split, order, initialisation, dropout.",
-        interval=Interval(low=0),
+        interval=SEEDS,
     )
     loss_on: LossOn = knob("assistant", "Which tokens are trained.")
     long_rows: LongRows | None = knob(

@@ -15,8 +15,12 @@ from typing import Final, TypeGuard
 
 from edgetune.errors import ModelError
 
-LONGEST_HEADER: Final = 100_000_000
-"""Bytes; the limit that the reference implementation sets too."""
+LONGEST_HEADER: Final = 1 << 24
+"""Bytes: room for a hundred thousand tensors, and little enough to parse whatever it holds."""
+
+MOST_AXES: Final = 16
+LARGEST_SIZE: Final = 1 << 60
+"""No axis and no offset is near it; products of what is above take forever."""
 
 TYPES: Final[Mapping[str, tuple[str, int]]] = {
     "BOOL": ("bool", 1),
@@ -83,7 +87,8 @@ def _parse(file: Path, text: bytes, base: int) -> dict[str, StoredTensor]:
         raise _damaged(file, f"its header is not valid ({error})") from error
     if not isinstance(entries, dict):
         raise _damaged(file, "its header is not a JSON object")
-    entries.pop("__metadata__", None)
+    if not isinstance(entries.pop("__metadata__", {}), dict):
+        raise _damaged(file, "its __metadata__ is not a JSON object")
     return {name: _entry(file, name, value, base) for name, value in entries.items()}
 
 
@@ -98,18 +103,33 @@ def _entry(file: Path, name: str, entry: object, base: int) -> StoredTensor:
     found = entry if isinstance(entry, dict) else {}
     shape, offsets = found.get("shape"), found.get("data_offsets")
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
-        raise _damaged(file, f"tensor {name!r} has no valid shape and offsets")
-    if found.get("dtype") not in TYPES:
-        raise ModelError(f"{file}: tensor {name!r} is of unknown type {found.get('dtype')!r}.")
-    dtype, width = TYPES[found["dtype"]]
+        raise _damaged(file, f"tensor {_short(name)} has no valid shape and offsets")
+    written = found.get("dtype")
+    if not isinstance(written, str) or written not in TYPES:
+        raise ModelError(
+            f"{file}: tensor {_short(name)} is of unknown type {_short(written)}. "
+            f"Known: {', '.join(TYPES)}."
+        )
+    dtype, width = TYPES[written]
     start, end = offsets
     if end - start != prod(shape) * width:
-        raise _damaged(file, f"tensor {name!r} of shape {shape} cannot be {end - start} bytes")
+        raise _damaged(
+            file, f"tensor {_short(name)} of shape {shape} cannot be {end - start} bytes"
+        )
     return StoredTensor(file, name, dtype, tuple(shape), base + start, base + end)
 
 
 def _sizes(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    return (
+        isinstance(value, list)
+        and len(value) <= MOST_AXES
+        and all(type(item) is int and 0 <= item < LARGEST_SIZE for item in value)
+    )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _check_layout(file: Path, tensors: dict[str, StoredTensor], base: int, size: int) -> None:
@@ -117,7 +137,7 @@ def _check_layout(file: Path, tensors: dict[str, StoredTensor], base: int, size:
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.end)):
         if tensor.start != position:
             kind = "overlaps another tensor" if tensor.start < position else "follows a gap"
-            raise _damaged(file, f"tensor {tensor.name!r} {kind}")
+            raise _damaged(file, f"tensor {_short(tensor.name)} {kind}")
         position = tensor.end
     if position != size:
         raise _damaged(file, f"it should be {position} bytes long and is {size}")

@@ -52,6 +52,7 @@ class OpenedRun:
     def generate(self, prompt: str | Sequence[Message], options: GenerateOptions) -> Iterator[str]:
         """Yield the continuation piece by piece, without the token that ends it."""
         tokens = self.prompt_tokens(prompt)
+        options = self.within_positions(options, len(tokens))
         done: list[int] = []
         shown = ""
         with _fitting(self, len(tokens), options):
@@ -69,17 +70,29 @@ class OpenedRun:
         """Return the tokens of a prompt.
 
         Raises:
-            UsageError: if the model has no positions for so many.
+            UsageError: if there are none, or the model has no positions for so many.
         """
-        tokens, last = self.tokenizer.prompt_tokens(prompt), self.model.shape.last_length
-        method = None if self.adapter is None else self.plan.choice.method
-        before = 0 if method is None else method.virtual_tokens + method.positions
-        if last is not None and before + len(tokens) > last:
+        tokens = self.tokenizer.prompt_tokens(prompt)
+        if not tokens:
+            raise UsageError("The prompt is empty: it has no token to go on from. Give some text.")
+        if len(tokens) > self.positions:
             raise UsageError(
                 f"The prompt has {len(tokens)} tokens, and {self.plan.model.ref} has positions "
-                f"for {last - before}. Give a shorter one."
+                f"for {self.positions}. Give a shorter one."
             )
         return tokens
+
+    @property
+    def positions(self) -> int:
+        """How many tokens the model has positions for, besides those that the method takes."""
+        method = None if self.adapter is None else self.plan.choice.method
+        before = 0 if method is None else method.virtual_tokens + method.positions
+        return self.model.shape.max_context - before
+
+    def within_positions(self, options: GenerateOptions, prompt: int) -> GenerateOptions:
+        """Return the options with answers that end at the model's last position."""
+        rest = self.positions - prompt + 1  # the last token of an answer takes none
+        return replace(options, max_tokens=max(1, min(options.max_tokens, rest)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +132,8 @@ def open_runs(paths: Sequence[Path]) -> list[OpenedRun]:
         UsageError: if a run is given twice, or if their base models differ or are not computed
             with in the same way; else as :func:`open_run`.
     """
-    twice = next((path for index, path in enumerate(paths) if path in paths[:index]), None)
+    places = [path.resolve() for path in paths]
+    twice = next((path for i, path in enumerate(paths) if places[i] in places[:i]), None)
     if twice is not None:
         raise UsageError(f"{twice} is given twice. Once is enough.")
     first = open_run(paths[0])
@@ -144,8 +158,9 @@ def _beside(first: OpenedRun, path: Path) -> OpenedRun:
                 "Use them one at a time."
             )
     adapter = load_adapter(file, model.shape)
-    first.session.attach(str(path), adapter.method, adapter.tensors)
-    return replace(first, folder=folder, plan=plan, adapter=str(path))
+    name = str(path.resolve())  # no name of a folder can be that of the session's own adapter
+    first.session.attach(name, adapter.method, adapter.tensors)
+    return replace(first, folder=folder, plan=plan, adapter=name)
 
 
 def answers(
@@ -268,6 +283,10 @@ def _continued(
     """Yield the tokens after each prompt, without the one that ends them."""
     run = asked[0][0]
     longest = max(len(prompt) for _, prompt in asked)
+    options = max(
+        (one.within_positions(options, len(prompt)) for one, prompt in asked),
+        key=lambda found: found.max_tokens,
+    )
     count = rows_at_once(
         run.model.shape, run.plan.choice, run.plan.memory, prompt=longest, answer=options.max_tokens
     )

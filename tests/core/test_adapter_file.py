@@ -51,6 +51,33 @@ def test_a_saved_adapter_is_read_back(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.tensors[name], values)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_tensors_that_are_not_finite_are_named(tmp_path: Path, value: float) -> None:
+    _save(tmp_path)
+    stored = load_file(tmp_path / WEIGHTS)
+    names = sorted(stored)[:2]
+    for name in names:
+        stored[name].flat[-1] = value
+    save_file(stored, tmp_path / WEIGHTS)
+
+    with pytest.raises(ModelError, match="values that are not finite") as caught:
+        load_adapter(tmp_path, LLAMA)
+    short = [name.removeprefix("base_model.model.") for name in names]
+    assert all(f"{name}: has values that are not finite" in str(caught.value) for name in short)
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int64", "bool"])
+def test_tensors_of_no_floats_are_named(tmp_path: Path, kind: str) -> None:
+    _save(tmp_path)
+    stored = load_file(tmp_path / WEIGHTS)
+    name = sorted(stored)[-1]
+    stored[name] = np.ones(stored[name].shape, kind)
+    save_file(stored, tmp_path / WEIGHTS)
+
+    with pytest.raises(ModelError, match=rf"lora_\w+\.weight: is {kind}"):
+        load_adapter(tmp_path, LLAMA)
+
+
 def test_the_folder_has_two_files_and_peft_names(tmp_path: Path) -> None:
     tensors = _save(tmp_path)
 

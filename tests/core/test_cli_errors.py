@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 from rows import Cli, chat, write_rows
 
+from edgetune.backend import GenerateOptions
 from edgetune.cli import COMMANDS
 from edgetune.cli.options import knob_specs
 from edgetune.errors import EdgetuneError
+from edgetune.settings.spec import knobs
 
 ROOT = Path(__file__).parents[2]
 TRAIN = ("train", "--model", "tiny")
@@ -129,6 +131,18 @@ def test_a_profile_without_weights_can_be_planned_and_not_trained(cli: Cli) -> N
     [
         ("file/run", "Not a directory"),
         ("file", "is not a folder"),
+        (".", "the folder that you are in"),
+        ("..", "the folder that you are in, or one above it"),
+        ("/", "the folder that you are in, or one above it"),
+        ("full/..", "the folder that you are in"),
+        ("", "the folder that you are in"),
+        ("nowhere-link", "is a link to nowhere, where nothing is"),
+        ("file-link", "is not a folder"),
+        ("full-link", "is not empty"),
+        ("here-link", "the folder that you are in"),
+        ("circle", "cannot be made"),
+        ("circle/run", "cannot be made"),
+        ("bad\udcff", "its name is not UTF-8"),
         ("full", "is not empty"),
         ("old-run", "exists already"),
         pytest.param("/proc/run", "cannot be made", marks=pytest.mark.skipif(
@@ -141,6 +155,10 @@ def test_a_run_folder_that_cannot_be_made(cli: Cli, output: str, said: str) -> N
     for folder, inside in (("full", "letter"), ("old-run", "plan.yaml")):
         Path(folder).mkdir()
         (Path(folder) / inside).touch()
+    links = {"nowhere": "nowhere", "file": "file", "full": "full", "here": Path.cwd()}
+    for name, target in links.items():
+        Path(f"{name}-link").symlink_to(target)
+    Path("circle").symlink_to("circle")
     data = write_rows(Path("rows.jsonl"))
     code, message = refused(cli, *TRAIN, "--data", data, "--output", output)
     assert code == 2
@@ -152,7 +170,7 @@ def test_an_old_run_says_how_to_go_on(cli: Cli) -> None:
     Path("old run").mkdir()
     (Path("old run") / "plan.yaml").touch()
     _, message = refused(cli, *TRAIN, "--data", "rows.jsonl", "--output", "old run")
-    assert 'edgetune train --resume --output "old run"' in message
+    assert "edgetune train --resume --output 'old run'" in message
 
 
 @pytest.mark.parametrize("output", ["file/plan.yaml", "folder", "nowhere/plan.yaml"])
@@ -213,13 +231,21 @@ def test_flags_that_make_no_sense(cli: Cli, arguments: tuple[str, ...], said: li
     assert all(text in message for text in said), message
 
 
-BOUNDED = [item for item in knob_specs() if item.interval is not None]
+GENERATE = ("generate", "run", "-p", "a")
+BOUNDED = [(PLAN, item) for item in knob_specs() if item.interval is not None] + [
+    (GENERATE, item) for item in knobs(GenerateOptions)
+]
 
 
-@pytest.mark.parametrize("item", BOUNDED, ids=[item.flag for item in BOUNDED])
-def test_numbers_that_make_no_sense(cli: Cli, item: Any) -> None:
-    for number in ("-1", "nan", "inf") if "float" in str(item.type) else ("-1",):
-        code, message = refused(cli, *PLAN, item.flag, number)
+@pytest.mark.parametrize(
+    ("command", "item"), BOUNDED, ids=[f"{command[0]} {item.flag}" for command, item in BOUNDED]
+)
+def test_numbers_that_make_no_sense(cli: Cli, command: tuple[str, ...], item: Any) -> None:
+    odd = ["-1"]
+    odd += ["nan", "inf", "-inf"] if "float" in str(item.type) else []
+    odd += [f"1{'0' * 19}"] if item.interval.high is not None else []
+    for number in odd:
+        code, message = refused(cli, *command, item.flag, number)
         assert code == 2
         assert f"{item.flag} must be {item.interval}; found" in message
 
@@ -242,6 +268,9 @@ def test_what_does_not_fit_names_what_would(cli: Cli) -> None:
         ((*PLAN, "--method", "magic"), "lora"),
         ((*PLAN, "--memory", "lots"), "6GB"),
         ((*PLAN, "--memory", "0"), "from 1 B"),
+        ((*PLAN, "--memory", "6"), "A size of 6 without a unit is less than 1 MB"),
+        ((*TRAIN, "--memory", "999999"), "Write the unit too, such as 6GB"),
+        (("export", "run", "--to", "hf", "--output", "out", "--shard-size", "5"), "--shard-size"),
         ((*PLAN, "--targets", ","), "names nothing"),
         ((*PLAN, "--checkpointing", "lots"), "none, all or a number"),
         ((*PLAN, "--checkpointing", "-1"), "none, all or a number"),
@@ -252,7 +281,6 @@ def test_what_does_not_fit_names_what_would(cli: Cli) -> None:
         (("eval", "run"), "--data"),
         (("export", "run", "--output", "out"), "--to"),
         (("export", "run", "--to", "zip", "--output", "out"), "'peft', 'hf'"),
-        (("generate", "run", "--top-p", "2"), "--top-p"),
         (("models", "-q", "-v"), "contradict"),
     ],
     ids=str,

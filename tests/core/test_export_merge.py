@@ -234,7 +234,7 @@ def test_nothing_is_overwritten(tmp_path: Path, name: str) -> None:
     request = _request(_model(tmp_path / "base"), tmp_path / "out")
     export(name, request)
 
-    with pytest.raises(UsageError, match="not an empty folder"):
+    with pytest.raises(UsageError, match="it is not empty"):
         export(name, request)
 
 

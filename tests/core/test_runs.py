@@ -334,7 +334,7 @@ def test_an_empty_folder_is_taken(plan: Plan, tmp_path: Path) -> None:
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter").touch()
-    with pytest.raises(UsageError, match="is not empty and not a run"):
+    with pytest.raises(UsageError, match="it is not empty"):
         RunFolder.check(tmp_path)
     with pytest.raises(UsageError, match="is not a folder"):
         RunFolder.check(tmp_path / "letter")

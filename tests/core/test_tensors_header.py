@@ -85,6 +85,26 @@ def _not_a_table(entries: Entries) -> None:
     entries["a"] = "F32"
 
 
+def _endless_shape(entries: Entries) -> None:
+    entries["a"]["shape"] = [1] * 100_000
+
+
+def _huge_shape(entries: Entries) -> None:
+    entries["a"]["shape"] = [10**4000, 0]
+
+
+def _true(entries: Entries) -> None:
+    entries["a"]["shape"] = [True, 2]
+
+
+def _infinite(entries: Entries) -> None:
+    entries["a"]["data_offsets"] = [0, float("inf")]
+
+
+def _listed(entries: Entries) -> None:
+    entries["__metadata__"] = []
+
+
 @pytest.mark.parametrize(
     ("damage", "because"),
     [
@@ -96,6 +116,11 @@ def _not_a_table(entries: Entries) -> None:
         (_no_shape, "'a' has no valid shape and offsets"),
         (_fraction, "'a' has no valid shape and offsets"),
         (_not_a_table, "'a' has no valid shape and offsets"),
+        (_endless_shape, "'a' has no valid shape and offsets"),
+        (_huge_shape, "'a' has no valid shape and offsets"),
+        (_true, "'a' has no valid shape and offsets"),
+        (_infinite, "'a' has no valid shape and offsets"),
+        (_listed, "its __metadata__ is not a JSON object"),
     ],
 )
 def test_a_header_that_contradicts_itself_is_refused(
@@ -136,8 +161,15 @@ def test_an_absurd_header_length_is_not_believed(tmp_path: Path, length: int) ->
 
 @pytest.mark.parametrize(
     "text",
-    [b"not json", b"[1, 2]", b"\xff\xfe{}", b'{"a": 1, "a": 2}', b"[" * 50_000],
-    ids=["text", "list", "encoding", "twice", "deep"],
+    [
+        b"not json",
+        b"[1, 2]",
+        b"\xff\xfe{}",
+        b'{"a": 1, "a": 2}',
+        b"[" * 50_000,
+        b"[1" + b"0" * 5000,
+    ],
+    ids=["text", "list", "encoding", "twice", "deep", "digits"],
 )
 def test_a_header_that_is_not_a_table_is_refused(tmp_path: Path, text: bytes) -> None:
     file = _write(tmp_path / "model.safetensors", text, b"")
@@ -146,11 +178,22 @@ def test_a_header_that_is_not_a_table_is_refused(tmp_path: Path, text: bytes) ->
         read_header(file)
 
 
-def test_an_unknown_number_type_is_named(tmp_path: Path) -> None:
-    entries = {"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}
+@pytest.mark.parametrize("dtype", ["F4", ["F32"], {}, 7, None, "F" * 10_000], ids=repr)
+def test_an_unknown_number_type_is_named(tmp_path: Path, dtype: object) -> None:
+    entries = {"a": {"dtype": dtype, "shape": [2], "data_offsets": [0, 1]}}
     file = _write(tmp_path / "model.safetensors", entries, bytes(1))
 
-    with pytest.raises(ModelError, match="'a' is of unknown type 'F4'"):
+    with pytest.raises(ModelError, match="'a' is of unknown type") as caught:
+        read_header(file)
+    assert repr(dtype)[:77] in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_name_cannot_steer_a_terminal(tmp_path: Path) -> None:
+    entries = {"a\x1b[2J\nError: \u202e": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}
+    file = _write(tmp_path / "model.safetensors", entries, bytes(1))
+
+    with pytest.raises(ModelError, match=r"tensor 'a\\x1b\[2J\\nError: \\u202e' is of"):
         read_header(file)
 
 

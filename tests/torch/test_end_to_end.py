@@ -298,6 +298,16 @@ def test_runs_over_one_base_are_used_together(run: Path, other: Path, cli: Cli) 
     scored = cli("eval", run, other, "--data", "few.jsonl", "--json", "-q", "--exact-match")
     scores = json.loads(scored.out)
     assert list(scores) == ["base", str(run), str(other)]
+
+    for name in ("base", "own"):  # what the base model and a run's own adapter go by
+        shutil.copytree(other, name)
+    named = cli("eval", run, "base", "own", "--data", "few.jsonl", "--json", "-q")
+    assert list(json.loads(named.out)) == ["base", str(run), "./base", "own"]
+    assert json.loads(named.out)["base"]["loss"] == scores["base"]["loss"]
+    called = cli("eval", "base", Path("base").absolute(), "--data", "few.jsonl")
+    assert "base is given twice" in called.err
+    for name in ("base", "own"):
+        shutil.rmtree(name)
     for path in (run, other):
         alone = cli("eval", path, "--data", "few.jsonl", "--json", "-q", "--exact-match")
         assert scores[str(path)] == pytest.approx(json.loads(alone.out)["tuned"], rel=1e-4)

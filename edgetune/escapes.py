@@ -1,0 +1,46 @@
+"""Text that others wrote, made safe to print: names of files, tensors and models, rows, messages.
+
+>>> plain("a\\x1b[2Jb\\u202ec"), one_line("a\\nb"), shell_word("my run"), shell_word("a\\nb")
+('a\\\\x1b[2Jb\\\\u202ec', 'a\\\\nb', "'my run'", "$'a\\\\nb'")
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import Final
+
+_STEERING: Final = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, but for tab and line feed
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # change the direction of what follows
+    "\u200b\u2028\u2029\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # unseen
+    "\ud800-\udfff]"  # bytes of a file name that are not UTF-8
+)
+_LINES: Final = re.compile(f"{_STEERING.pattern[:-1]}\t\n]")
+
+
+def plain(text: str) -> str:
+    """Return a text with escapes for all that would steer a terminal or cannot be seen."""
+    return _STEERING.sub(_escaped, text)
+
+
+def one_line(text: str) -> str:
+    """Return a name with escapes as in :func:`plain`, tabs and line ends included."""
+    return _LINES.sub(_escaped, text)
+
+
+def shell_word(text: str) -> str:
+    """Return a text as a POSIX shell takes it as one word; ``$'…'`` where it cannot be shown."""
+    if one_line(text) == text:
+        return shlex.quote(text)
+    return "$'" + "".join(_in_dollar_quotes(char) for char in text) + "'"
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return ascii(match.group())[1:-1]
+
+
+def _in_dollar_quotes(char: str) -> str:
+    if 0xDC80 <= ord(char) <= 0xDCFF:  # a byte of a file name
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return f"\\{char}" if char in "\\'" else one_line(char)
