@@ -294,7 +294,7 @@ def test_every_error_has_an_exit_code_of_its_own_kind() -> None:
     assert codes == {
         "UsageError": 2, "NothingFitsError": 3, "DataError": 4, "ModelError": 5,
         "StoppedError": 6, "OutOfMemoryError": 7, "CheckFailedError": 8, "DivergedError": 8,
-        "NoImprovementError": 8,
+        "NoImprovementError": 8, "DiskError": 2,
     }  # fmt: skip
     kinds = {kind.kind for kind in (EdgetuneError, *EdgetuneError.__subclasses__())}
     assert len(kinds) == len(codes) + 1
