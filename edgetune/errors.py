@@ -28,6 +28,7 @@ class DiskError(EdgetuneError):
     """Something cannot be written: the disk is full, broken, read-only or gone."""
 
     exit_code = 2
+    kind = "disk"
 
 
 class NothingFitsError(EdgetuneError):
