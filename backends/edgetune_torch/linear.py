@@ -4,6 +4,8 @@ T tokens, K inputs, N outputs, R rank. The dense form of a matrix lives for one 
 input of a projection is saved by reference, so that projections which read the same tensor share
 it. Where products are wider than activations (:mod:`edgetune_torch.precision`), some rows at a
 time are widened into scratch memory, everything is summed there, and the result is rounded once.
+Elsewhere the large product comes last and is added to the small ones: what is rounded before it
+is small.
 """
 
 from __future__ import annotations
@@ -30,13 +32,14 @@ class FrozenLinear(torch.autograd.Function):
         """Multiply x (..., K) to (..., N)."""
         ctx.matrix = matrix
         rows = _Rows(x, matrix)
-        dense = rows.dense()
+        flat, dense = x.flatten(0, -2), rows.dense()
         y = rows.empty(len(dense))
         for span in rows.spans():
-            part = rows.part(y, span, "outputs")
-            torch.mm(rows.upcast(x.flatten(0, -2), span, "inputs"), dense.T, out=part)
-            if bias is not None:
-                part += bias
+            part, wide = rows.part(y, span, "outputs"), rows.upcast(flat, span, "inputs")
+            if bias is None:
+                torch.mm(wide, dense.T, out=part)
+            else:
+                part.copy_(bias).addmm_(wide, dense.T)
             rows.store(y, span, part)
         return y.view(*x.shape[:-1], -1)
 
@@ -80,11 +83,11 @@ class LoraLinear(torch.autograd.Function):
         mask = None if dropout is None else dropout.mask(flat)
         for span in rows.spans():
             part, wide = rows.part(y, span, "outputs"), rows.upcast(flat, span, "inputs")
-            torch.mm(wide, dense.T, out=part)
             torch.mm(_dropped(wide, mask, span, dropout), wide_a.T, out=low[span])
-            part.addmm_(low[span], wide_b.T, alpha=scale)
             if bias is not None:
-                part += bias
+                part.copy_(bias)
+            part.addmm_(low[span], wide_b.T, alpha=scale, beta=0 if bias is None else 1)
+            part.addmm_(wide, dense.T)
             rows.store(y, span, part)
         ctx.save_for_backward(x, a, b, low)
         ctx.matrix, ctx.scale, ctx.dropout = matrix, scale, dropout
@@ -109,11 +112,11 @@ class LoraLinear(torch.autograd.Function):
             a_grad += low_grad.T @ inputs
             if x_grad is not None and dense is not None:
                 part = rows.part(x_grad, span, "inputs")
-                torch.mm(wide, dense, out=part)
                 if mask is None:
-                    part.addmm_(low_grad, wide_a)
+                    torch.mm(low_grad, wide_a, out=part)
                 else:
-                    part += _dropped(low_grad @ wide_a, mask, span, ctx.dropout)
+                    part.copy_(_dropped(low_grad @ wide_a, mask, span, ctx.dropout))
+                part.addmm_(wide, dense)
                 rows.store(x_grad, span, part)
         return (
             None if x_grad is None else x_grad.view(x.shape),

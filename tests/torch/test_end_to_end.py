@@ -443,7 +443,7 @@ def test_in_bfloat16_the_logits_are_nearer_than_pefts(
     wide, narrow = (peft_model(adapter, dtype) for dtype in (torch.float32, torch.bfloat16))
     opened = open_run(run)
     ours, theirs = 0.0, 0.0
-    for prompt in held_out_prompts(10):
+    for prompt in held_out_prompts(20):
         tokens = opened.tokenizer.prompt_tokens(prompt)
         right, near = (model(torch.tensor([tokens])).logits[0].double() for model in (wide, narrow))
         ours += float((torch.from_numpy(opened.session.logits(tokens)) - right).square().sum())
