@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgetune.data.batch import MicroBatch
 from edgetune.device import Device
-from edgetune.errors import OutOfMemoryError, UsageError
+from edgetune.errors import EdgetuneError, OutOfMemoryError, UsageError
 from edgetune.methods.base import Method
 from edgetune.model import LocalModel
 from edgetune.planning import Plan
@@ -37,7 +37,28 @@ _LEAST_TEMPERATURE = 1e-4
 
 
 class DeviceOutOfMemoryError(OutOfMemoryError):
-    """A step did not fit; the session is as it was before the step."""
+    """Something did not fit; the session is as it was before."""
+
+
+class TornStateError(EdgetuneError):
+    """Weights or optimizer state were written half-way; a session answers so until restored."""
+
+    exit_code = OutOfMemoryError.exit_code
+
+    def __init__(self) -> None:
+        """Say what is left to do."""
+        super().__init__(
+            "Memory ran out while weights and optimizer state were being written: they are no "
+            "longer those of one step. Resume from the last checkpoint."
+        )
+
+
+def opening_error(error: DeviceOutOfMemoryError) -> DeviceOutOfMemoryError:
+    """Return what to tell when memory ran out before the first step."""
+    return DeviceOutOfMemoryError(
+        f"The model does not fit while it is opened: {error}. Close other programs, or plan "
+        "again with a smaller --memory."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -121,17 +121,3 @@ def largest_array(choice: Choice, shape: ModelShape) -> int:
         FLOAT32_BYTES * max(trained),
         FLOAT32_BYTES * max(linear.inputs * linear.outputs for linear in shape.linears),
     )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell an allocation that failed from other errors; MLX raises a RuntimeError on Metal.
-
-    Not yet seen on a Mac: the texts are those of MLX 0.32's allocator and of its command
-    buffers, which may also end the process instead of raising.
-    """
-    if isinstance(error, MemoryError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(
-        mark in text for mark in ("[malloc", "[metal::malloc]", "Insufficient Memory")
-    )

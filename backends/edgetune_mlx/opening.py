@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgetune.backend import DeviceOutOfMemoryError, opening_error
 from edgetune.errors import UsageError
 from edgetune.model import LocalModel
 from edgetune.planning import Plan
@@ -13,6 +14,7 @@ from edgetune_mlx.loss import Head
 from edgetune_mlx.matrices import packing_of
 from edgetune_mlx.memory import Guard
 from edgetune_mlx.methods import adapt
+from edgetune_mlx.out_of_memory import out_of_memory
 from edgetune_mlx.precision import DTYPES, compiles
 from edgetune_mlx.session import MlxSession
 from edgetune_mlx.streaming import StreamedBlocks
@@ -24,8 +26,17 @@ def open_session(plan: Plan, model: LocalModel) -> MlxSession:
 
     Raises:
         UsageError: naming everything of the plan that MLX cannot do.
+        DeviceOutOfMemoryError: if memory runs out before the first step.
     """
     _check(plan)
+    try:
+        with out_of_memory():
+            return _opened(plan, model)
+    except DeviceOutOfMemoryError as error:
+        raise opening_error(error) from None
+
+
+def _opened(plan: Plan, model: LocalModel) -> MlxSession:
     choice, shape = plan.choice, model.shape
     loader = Loader(model, packing_of(choice.quantization))
     guard = Guard.of(plan, shape)

@@ -19,6 +19,7 @@ from edgetune.backend import (
     MemoryReading,
     StepResult,
     Tensors,
+    TornStateError,
 )
 from edgetune.data.batch import MicroBatch
 from edgetune.errors import DivergedError
@@ -28,10 +29,10 @@ from edgetune_mlx.adaptation import BASE, Adaptation, Adapted
 from edgetune_mlx.engine import Engine, Gradients
 from edgetune_mlx.generate import generate
 from edgetune_mlx.loss import Sums
-from edgetune_mlx.memory import is_out_of_memory
 from edgetune_mlx.methods import adapt
 from edgetune_mlx.mixed import mixed
-from edgetune_mlx.optimizer import AdamW, clipped
+from edgetune_mlx.optimizer import AdamW, clipping
+from edgetune_mlx.out_of_memory import out_of_memory
 from edgetune_mlx.streaming import StreamedBlocks
 from edgetune_mlx.tensors import (
     TRAINED,
@@ -61,25 +62,25 @@ class MlxSession:
         self, micro_batches: Sequence[MicroBatch], *, loss_tokens: int, learning_rate: float
     ) -> StepResult:
         """Take one optimizer step; see :class:`edgetune.backend.Session`."""
+        number = self.steps + 1
         with self._within_memory():
             total, grads = self._accumulate(micro_batches, 1.0 / loss_tokens)
-            grads, norm = clipped(grads, self.plan.training.max_grad_norm)
+            clip, norm = clipping(grads, self.plan.training.max_grad_norm)
             loss = total / loss_tokens
             if not (isfinite(loss) and isfinite(norm)):
                 raise DivergedError(f"loss {loss}, gradient norm {norm}")
-        self.steps += 1
-        for name in self.method.trained:  # what was there before is gone when the next one comes
-            before, grad = self.method.parameters[name], grads.pop(name)
-            after = self.optimizer.updated(name, before, grad, learning_rate, self.steps)
-            self.method = self.method.over({name: after})
-        return StepResult(loss=loss, grad_norm=norm)
+            result = StepResult(loss=loss, grad_norm=norm)
+            self.optimizer.update(self.method.parameters, grads, clip, learning_rate, number)
+            self.steps = number
+        return result
 
     def attach(self, name: str, method: Method, tensors: Tensors) -> None:
         """Hold a further adapter; see :class:`edgetune.backend.Session`."""
         saved, shape = method.on_disk(), self.method.shape
-        self._attached.add(
-            name, lambda: adapt(saved, shape, loaded_parameters(saved, shape, tensors))
-        )
+        with self._within_memory():
+            self._attached.add(
+                name, lambda: adapt(saved, shape, loaded_parameters(saved, shape, tensors))
+            )
 
     def detach(self, name: str) -> None:
         """Let go of an adapter that was attached."""
@@ -121,29 +122,33 @@ class MlxSession:
         self, tokens: Sequence[int], *, adapter: str | None = DEFAULT_ADAPTER
     ) -> NDArray[np.float32]:
         """Return the logits (T, V) after each of T tokens."""
-        return self.engine.logits(tokens, self._inference(adapter))
+        with self._within_memory():
+            return self.engine.logits(tokens, self._inference(adapter))
 
     def adapter_tensors(self) -> Tensors:
         """Return the tensors of the adapter's file by name."""
-        return saved_tensors(self.method)
+        with self._within_memory():
+            return saved_tensors(self.method)
 
     def optimizer_tensors(self) -> Tensors:
         """Return the optimizer's state and the step counter, from which dropout is seeded."""
-        return {
-            STEP: np.array(self.steps, np.int64),
-            **self.optimizer.state(),
-            **unsaved_tensors(self.method),
-        }
+        with self._within_memory():
+            return {
+                STEP: np.array(self.steps, np.int64),
+                **(self.optimizer.state() if self.steps else {}),
+                **unsaved_tensors(self.method),
+            }
 
     def restore(self, adapter: Tensors, optimizer: Tensors | None = None) -> None:
         """Take over saved tensors; see :class:`edgetune.backend.Session`."""
         state = dict(optimizer or {})
         unsaved = {name: state.pop(name) for name in list(state) if name.startswith(TRAINED)}
-        restored = self.method.over(taken_over(self.method, adapter, unsaved))
-        if optimizer is not None:
-            self.steps = int(state.pop(STEP))
-            self.optimizer.restore(state)
-        self.method = restored
+        with out_of_memory():
+            restored = self.method.over(taken_over(self.method, adapter, unsaved))
+            if optimizer is not None:
+                self.steps = int(state.pop(STEP))
+                self.optimizer.restore(state)
+            self.method = restored
 
     def memory(self) -> MemoryReading:
         """Return what MLX holds."""
@@ -168,18 +173,18 @@ class MlxSession:
 
     @contextmanager
     def _within_memory(self) -> Iterator[None]:
-        """Measure a peak of its own, and name an allocation that failed as what it is."""
+        """Answer from whole steps only, and measure a peak of its own."""
+        if self.optimizer.torn:
+            raise TornStateError
         self.engine.guard.begin()
         try:
-            yield
+            with out_of_memory():
+                yield
         except DeviceOutOfMemoryError:
             mx.clear_cache()
+            if self.optimizer.torn:
+                raise TornStateError from None
             raise
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            mx.clear_cache()
-            raise DeviceOutOfMemoryError(str(error).splitlines()[0]) from None
 
     def _inference(self, adapter: str | None) -> Adaptation:
         if adapter is None:

@@ -35,22 +35,66 @@ def _table(signed: bool, device: torch.device) -> Tensor:
     return dynamic_map(signed).to(device)
 
 
+@cache
+def _borders(signed: bool, device: torch.device) -> Tensor:
+    """Return the middles between neighbouring values."""
+    table = _table(signed, device)
+    return (table[1:] + table[:-1]) / 2
+
+
+def load_tables(device: torch.device) -> None:
+    """Make all tables on a device; what is computed with them allocates nothing then."""
+    for signed in (True, False):
+        _borders(signed, device)
+
+
 def encode_blocks(
     values: Tensor, codes: Tensor, scales: Tensor, block: int, *, signed: bool = True
 ) -> None:
     """Write the codes (N,) uint8 and the scale of every block of ``values`` (N,) float32."""
-    padded = F.pad(values, (0, -len(values) % block)).view(-1, block)
-    torch.amax(padded.abs(), dim=1, out=scales)
-    unit = padded / scales.clamp(min=1e-38)[:, None]
-    table = _table(signed, values.device)
-    borders = (table[1:] + table[:-1]) / 2
-    found = torch.bucketize(unit.view(-1), borders, out_int32=True)
-    codes.copy_(found[: len(values)])
+    padded = F.pad(values, (0, -len(values) % block))  # a copy in any case
+    spare, index = torch.empty_like(padded), torch.empty_like(padded, dtype=torch.int32)
+    encode_into(padded, codes, scales, block, signed=signed, spare=spare, index=index)
+
+
+def encode_into(
+    values: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    block: int,
+    *,
+    signed: bool,
+    spare: Tensor,
+    index: Tensor,
+) -> None:
+    """Do the same for whole blocks (M,), of which the first N have codes, allocating nothing.
+
+    ``values``, ``spare`` (M,) float32 and ``index`` (M,) int32 are overwritten.
+    """
+    blocks = values.view(-1, block)
+    torch.amax(torch.abs(values, out=spare).view(-1, block), dim=1, out=scales)
+    blocks.div_(torch.clamp(scales, min=1e-38, out=spare[: len(scales)])[:, None])
+    torch.bucketize(values, _borders(signed, values.device), out_int32=True, out=index)
+    codes.copy_(index[: len(codes)])
 
 
 def decode_blocks(codes: Tensor, scales: Tensor, block: int, *, signed: bool = True) -> Tensor:
     """Return the float32 values (N,) that the codes (N,) stand for."""
-    table = _table(signed, codes.device)
-    values = torch.index_select(table, 0, codes.int())
-    padded = F.pad(values, (0, -len(values) % block)).view(-1, block)
-    return padded.mul_(scales[:, None]).view(-1)[: len(values)]
+    size = len(codes) + -len(codes) % block
+    values, index = scales.new_empty(size), codes.new_empty(size, dtype=torch.int32)
+    decode_into(values, codes, scales, block, signed=signed, index=index)
+    return values[: len(codes)]
+
+
+def decode_into(
+    values: Tensor, codes: Tensor, scales: Tensor, block: int, *, signed: bool, index: Tensor
+) -> None:
+    """Write whole blocks (M,) of values, of which the first N have codes, allocating nothing.
+
+    The others become zero. ``index`` (M,) int32 is overwritten.
+    """
+    index[: len(codes)].copy_(codes)
+    index[len(codes) :].zero_()
+    torch.index_select(_table(signed, codes.device), 0, index, out=values)
+    values[len(codes) :].zero_()
+    values.view(-1, block).mul_(scales[:, None])

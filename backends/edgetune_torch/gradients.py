@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from edgetune_torch.out_of_memory import is_out_of_memory
+
 
 class Gradients:
     """A float32 buffer whose views are the ``grad`` of the parameters."""
@@ -17,6 +19,7 @@ class Gradients:
         sizes = [parameter.numel() for parameter in parameters.values()]
         device = next(iter(parameters.values())).device
         self.flat = torch.zeros(sum(sizes), device=device)
+        self._zero = True
         self.views: dict[str, Tensor] = {}
         parts = torch.split(self.flat, sizes)
         for (name, parameter), part in zip(parameters.items(), parts, strict=True):
@@ -28,6 +31,20 @@ class Gradients:
         self.flat *= torch.clamp(longest / (norm + 1e-6), max=1.0)
         return float(norm)
 
-    def clear(self) -> None:
-        """Set all gradients to zero."""
-        self.flat.zero_()
+    def begin(self) -> None:
+        """Be all zero before something is added."""
+        if not self._zero:
+            self.flat.zero_()
+        self._zero = False
+
+    def end(self) -> None:
+        """Set all gradients to zero; where that fails, :meth:`begin` does it.
+
+        It must not raise: what a step computed from the gradients is kept by now.
+        """
+        try:
+            self.flat.zero_()
+            self._zero = True
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgetune.errors import ModelError
-from edgetune_torch.dynamic_map import decode_blocks, encode_blocks
+from edgetune_torch.dynamic_map import decode_into, encode_into
 
 BLOCK = 256
 """Elements that share a scale (Dettmers 2022, section 2.1)."""
@@ -19,23 +19,45 @@ BLOCK = 256
 SMALLEST = 4096
 """Tensors of fewer elements stay in float32: they cost little and matter much."""
 
-CHUNK = 1 << 20
-"""Elements that are updated at a time; a multiple of the block."""
+CPU_CHUNK, CARD_CHUNK = 1 << 16, 1 << 20
+"""Elements that are updated at a time, whole blocks. A CPU keeps them in its caches."""
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
 
 class Moment(Protocol):
-    """One moving average of one tensor, by flat spans."""
+    """One moving average of one tensor, by flat spans. Nothing here allocates but the first."""
 
-    def read(self, span: slice) -> Tensor:
-        """Return float32 values that may be overwritten."""
+    def read(self, span: slice, buffers: MomentBuffers) -> Tensor:
+        """Return float32 values, which must not be changed; they may lie in the buffers."""
 
-    def write(self, span: slice, values: Tensor) -> None:
-        """Keep values."""
+    def encode(self, span: slice, buffers: MomentBuffers, spare: Tensor) -> None:
+        """Bring the buffers' values into the form that is kept; ``spare`` (M,) is overwritten."""
+
+    def commit(self, span: slice, buffers: MomentBuffers) -> None:
+        """Keep what was encoded; done again, it changes nothing."""
 
     def parts(self) -> dict[str, Tensor]:
         """Return what is kept, by a suffix of the state's name."""
+
+
+class MomentBuffers:
+    """Memory for one span of a moving average: its values, and what they are encoded in."""
+
+    def __init__(self, size: int, device: torch.device, index: Tensor | None) -> None:
+        """Allocate ``size`` elements; ``index`` (size,) int32 is for those kept in eight bits."""
+        self.values = torch.empty(size, device=device)
+        self._index = index
+        if index is not None:
+            self._codes = torch.empty(size, dtype=torch.uint8, device=device)
+            self._scales = torch.empty(size // BLOCK, device=device)
+
+    def encoded(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return values and index of whole blocks, codes (count,) and scales."""
+        assert self._index is not None
+        blocks = -(-count // BLOCK)
+        whole = blocks * BLOCK
+        return self.values[:whole], self._index[:whole], self._codes[:count], self._scales[:blocks]
 
 
 class WideMoment:
@@ -45,12 +67,16 @@ class WideMoment:
         """Begin with zeros."""
         self.values = torch.zeros(size, device=device)
 
-    def read(self, span: slice) -> Tensor:
+    def read(self, span: slice, buffers: MomentBuffers) -> Tensor:  # noqa: ARG002
         """Return the values themselves."""
         return self.values[span]
 
-    def write(self, span: slice, values: Tensor) -> None:
-        """Do nothing: the values were changed in place."""
+    def encode(self, span: slice, buffers: MomentBuffers, spare: Tensor) -> None:
+        """Do nothing: values are kept as they are."""
+
+    def commit(self, span: slice, buffers: MomentBuffers) -> None:
+        """Keep the values."""
+        self.values[span].copy_(buffers.values[: span.stop - span.start])
 
     def parts(self) -> dict[str, Tensor]:
         """Return the values."""
@@ -62,47 +88,63 @@ class ByteMoment:
 
     def __init__(self, size: int, device: torch.device, *, signed: bool, paged: bool) -> None:
         """Begin with zeros; ``paged`` keeps the bytes in pinned memory of the host."""
-        self.device = device
         self.signed = signed
         place = torch.device("cpu") if paged else device
         self.codes = torch.zeros(size, dtype=torch.uint8, device=place, pin_memory=paged)
         blocks = -(-size // BLOCK)
         self.scales = torch.zeros(blocks, device=place, pin_memory=paged)
 
-    def read(self, span: slice) -> Tensor:
-        """Return the values of a span that begins at a block."""
-        codes = self.codes[span].to(self.device, non_blocking=True)
-        scales = self.scales[self._blocks(span)].to(self.device, non_blocking=True)
-        return decode_blocks(codes, scales, BLOCK, signed=self.signed)
+    def read(self, span: slice, buffers: MomentBuffers) -> Tensor:
+        """Decode the values of a span that begins at a block."""
+        values, index, codes, scales = buffers.encoded(span.stop - span.start)
+        codes.copy_(self.codes[span], non_blocking=True)
+        scales.copy_(self.scales[_blocks(span)], non_blocking=True)
+        decode_into(values, codes, scales, BLOCK, signed=self.signed, index=index)
+        return values[: len(codes)]
 
-    def write(self, span: slice, values: Tensor) -> None:
-        """Round values to eight bits."""
-        codes = torch.empty_like(values, dtype=torch.uint8)
-        blocks = self._blocks(span)
-        scales = values.new_empty(blocks.stop - blocks.start)
-        encode_blocks(values, codes, scales, BLOCK, signed=self.signed)
+    def encode(self, span: slice, buffers: MomentBuffers, spare: Tensor) -> None:
+        """Round the values to eight bits."""
+        values, index, codes, scales = buffers.encoded(span.stop - span.start)
+        values[len(codes) :].zero_()
+        spare = spare[: len(values)]
+        encode_into(values, codes, scales, BLOCK, signed=self.signed, spare=spare, index=index)
+
+    def commit(self, span: slice, buffers: MomentBuffers) -> None:
+        """Keep codes and scales."""
+        _, _, codes, scales = buffers.encoded(span.stop - span.start)
         self.codes[span].copy_(codes)
-        self.scales[blocks].copy_(scales)
+        self.scales[_blocks(span)].copy_(scales)
 
     def parts(self) -> dict[str, Tensor]:
         """Return codes and scales."""
         return {"": self.codes, ".scales": self.scales}
 
-    def _blocks(self, span: slice) -> slice:
-        return slice(span.start // BLOCK, -(-span.stop // BLOCK))
+
+def _blocks(span: slice) -> slice:
+    return slice(span.start // BLOCK, -(-span.stop // BLOCK))
+
+
+def in_bytes(name: str, size: int) -> bool:
+    """Tell whether the optimizer ``name`` keeps averages of this size in eight bits."""
+    return name != "adamw" and size >= SMALLEST
 
 
 def make_moment(name: str, size: int, device: torch.device, *, signed: bool) -> Moment:
     """Return a moving average as the optimizer ``name`` keeps it."""
-    if name == "adamw" or size < SMALLEST:
+    if not in_bytes(name, size):
         return WideMoment(size, device)
     return ByteMoment(size, device, signed=signed, paged=name.startswith("paged"))
 
 
-def spans(size: int) -> Iterator[slice]:
+def chunk_of(device: torch.device) -> int:
+    """Return how many elements are updated at a time."""
+    return CPU_CHUNK if device.type == "cpu" else CARD_CHUNK
+
+
+def spans(size: int, chunk: int) -> Iterator[slice]:
     """Yield the pieces that a tensor of ``size`` elements is updated in."""
-    for start in range(0, size, CHUNK):
-        yield slice(start, min(start + CHUNK, size))
+    for start in range(0, size, chunk):
+        yield slice(start, min(start + chunk, size))
 
 
 def state_of(moments: Mapping[str, Moment]) -> dict[str, NDArray[np.generic]]:

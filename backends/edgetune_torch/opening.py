@@ -7,8 +7,7 @@ from contextlib import ExitStack
 
 import torch
 
-from edgetune.backend import DeviceOutOfMemoryError
-from edgetune.errors import OutOfMemoryError
+from edgetune.backend import DeviceOutOfMemoryError, opening_error
 from edgetune.model import LocalModel
 from edgetune.planning import Plan
 from edgetune.settings.spec import Offload
@@ -21,7 +20,8 @@ from edgetune_torch.malloc import limit_heap, trim
 from edgetune_torch.memory import MemoryWatch
 from edgetune_torch.memory_limit import MemoryLimit
 from edgetune_torch.methods import adapt
-from edgetune_torch.session import TorchSession, out_of_memory
+from edgetune_torch.out_of_memory import out_of_memory
+from edgetune_torch.session import TorchSession
 from edgetune_torch.tensors import LoadedBase, new_parameters
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -31,16 +31,13 @@ def open_session(plan: Plan, model: LocalModel) -> TorchSession:
     """Load the model as planned, with a new adapter.
 
     Raises:
-        OutOfMemoryError: if memory runs out before the first step.
+        DeviceOutOfMemoryError: if memory runs out before the first step.
     """
     try:
         with out_of_memory():
             return _opened(plan, model)
     except DeviceOutOfMemoryError as error:
-        raise OutOfMemoryError(
-            f"The model does not fit while it is opened: {error}. Close other programs, or plan "
-            "again with a smaller --memory."
-        ) from None
+        raise opening_error(error) from None
 
 
 def _opened(plan: Plan, model: LocalModel) -> TorchSession:

@@ -1,14 +1,17 @@
 """AdamW, with its state as named tensors.
 
-The same code for every device and every precision of the state, some elements at a time: no
-temporary is larger than a megabyte's worth of elements. Written here because torch's and
-bitsandbytes' optimizers differ in what they keep, name and allocate.
+The same code for every device and every precision of the state, some elements at a time, in
+buffers that are allocated before anything changes. Written here because torch's and bitsandbytes'
+optimizers differ in what they keep, name and allocate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from math import sqrt
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,7 +21,19 @@ from torch.nn import Parameter
 
 from edgetune.errors import UsageError
 from edgetune.settings.spec import ADAMW, OptimizerName
-from edgetune_torch.moments import Moment, make_moment, restore, spans, state_of
+from edgetune_torch.commit import Commit
+from edgetune_torch.dynamic_map import load_tables
+from edgetune_torch.moments import (
+    BLOCK,
+    Moment,
+    MomentBuffers,
+    chunk_of,
+    in_bytes,
+    make_moment,
+    restore,
+    spans,
+    state_of,
+)
 
 
 class AdamW:
@@ -46,24 +61,44 @@ class AdamW:
         self.parameters = parameters
         self.weight_decay = weight_decay
         self.rates = rates
+        self.torn = False
+        """Whether an update was broken off half-way and nothing was restored since."""
         self._moments: dict[str, Moment] = {}
 
     def prepare(self) -> None:
         """Allocate the state, if it is not there: then a step that begins has all it needs."""
         if self._moments:
             return
+        moments: dict[str, Moment] = {}
         for key, parameter in self.parameters.items():
             size, device = parameter.numel(), parameter.device
-            self._moments[f"{key}.exp_avg"] = make_moment(self.name, size, device, signed=True)
-            self._moments[f"{key}.exp_avg_sq"] = make_moment(self.name, size, device, signed=False)
+            moments[f"{key}.exp_avg"] = make_moment(self.name, size, device, signed=True)
+            moments[f"{key}.exp_avg_sq"] = make_moment(self.name, size, device, signed=False)
+        self._moments = moments
 
     @torch.no_grad()
     def step(self, learning_rate: float, number: int) -> None:
-        """Update all parameters by their ``grad``; ``number`` counts steps from 1."""
+        """Update all parameters by their ``grad``; ``number`` counts steps from 1.
+
+        The largest tensor comes first: what a device allocates when it does something for the
+        first time is there before anything has changed. Nothing has if memory runs out, unless
+        ``torn``.
+        """
         self.prepare()
-        for key, parameter in self.parameters.items():
-            if parameter.grad is not None:
-                self._update(key, parameter, learning_rate * self.rates[key], number)
+        order = sorted(self.parameters, key=lambda key: -self.parameters[key].numel())
+        buffers = UpdateBuffers.of(self.name, self.parameters[order[0]])
+        updates = [
+            self._of(key, Factors.of(learning_rate * self.rates[key], self.weight_decay, number))
+            for key in order
+            if self.parameters[key].grad is not None
+        ]
+        commit = Commit()
+        for update in updates:
+            for span in spans(len(update.weight), chunk_of(update.weight.device)):
+                commit.finish(partial(update.compute, span, buffers))
+                self.torn = commit.begun = True
+                commit.finish(partial(update.overwrite, span, buffers))
+        self.torn = False
 
     def state(self) -> dict[str, NDArray[np.generic]]:
         """Return the state as ``<tensor name>.<part>``; nothing before the first step."""
@@ -79,23 +114,86 @@ class AdamW:
         if state:
             self.prepare()
             restore(self._moments, state)
+        self.torn = False
 
-    def _update(self, key: str, parameter: Parameter, rate: float, number: int) -> None:
-        first = self._moments[f"{key}.exp_avg"]
-        second = self._moments[f"{key}.exp_avg_sq"]
-        assert parameter.grad is not None
-        flat, grad = parameter.data.view(-1), parameter.grad.view(-1)
-        for span in spans(len(flat)):
-            mean, square = first.read(span), second.read(span)
-            _average(mean, square, grad[span])
-            flat[span].mul_(1 - rate * self.weight_decay)
-            correction = sqrt(1 - ADAMW.beta2**number)
-            root = (square.sqrt() / correction).add_(ADAMW.eps)
-            flat[span].addcdiv_(mean, root, value=-rate / (1 - ADAMW.beta1**number))
-            first.write(span, mean)
-            second.write(span, square)
+    def _of(self, key: str, factors: Factors) -> TensorUpdate:
+        parameter = self.parameters[key]
+        return TensorUpdate(
+            weight=parameter.data.view(-1),
+            grad=cast("Tensor", parameter.grad).view(-1),
+            first=self._moments[f"{key}.exp_avg"],
+            second=self._moments[f"{key}.exp_avg_sq"],
+            factors=factors,
+        )
 
 
-def _average(mean: Tensor, square: Tensor, grad: Tensor) -> None:
-    mean.lerp_(grad, 1 - ADAMW.beta1)
-    square.mul_(ADAMW.beta2).addcmul_(grad, grad, value=1 - ADAMW.beta2)
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """The numbers of one tensor's update."""
+
+    decay: float
+    correction: float
+    share: float
+
+    @classmethod
+    def of(cls, rate: float, weight_decay: float, number: int) -> Factors:
+        """Return those of step ``number``."""
+        return cls(
+            decay=1 - rate * weight_decay,
+            correction=sqrt(1 - ADAMW.beta2**number),
+            share=rate / (1 - ADAMW.beta1**number),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateBuffers:
+    """All memory that an update takes, but for what keeps the state: (M,) float32 each."""
+
+    first: MomentBuffers
+    second: MomentBuffers
+    weight: Tensor
+    deviation: Tensor
+
+    @classmethod
+    def of(cls, name: str, largest: Tensor) -> UpdateBuffers:
+        """Allocate what the largest tensor wants."""
+        device, count = largest.device, largest.numel()
+        size = min(count, chunk_of(device))
+        index = None
+        if in_bytes(name, count):
+            load_tables(device)
+            size += -size % BLOCK
+            index = torch.empty(size, dtype=torch.int32, device=device)
+        moments = (MomentBuffers(size, device, index), MomentBuffers(size, device, index))
+        return cls(*moments, torch.empty(size, device=device), torch.empty(size, device=device))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorUpdate:
+    """The update of one tensor, flat, by spans: both parts of a span can be done again."""
+
+    weight: Tensor
+    grad: Tensor
+    first: Moment
+    second: Moment
+    factors: Factors
+
+    def compute(self, span: slice, buffers: UpdateBuffers) -> None:
+        """Put what a span becomes into the buffers."""
+        size, grad = span.stop - span.start, self.grad[span]
+        mean, square = buffers.first.values[:size], buffers.second.values[:size]
+        after, deviation = buffers.weight[:size], buffers.deviation[:size]
+        torch.lerp(self.first.read(span, buffers.first), grad, 1 - ADAMW.beta1, out=mean)
+        torch.mul(self.second.read(span, buffers.second), ADAMW.beta2, out=square)
+        square.addcmul_(grad, grad, value=1 - ADAMW.beta2)
+        torch.sqrt(square, out=deviation).div_(self.factors.correction).add_(ADAMW.eps)
+        torch.mul(self.weight[span], self.factors.decay, out=after)
+        after.addcdiv_(mean, deviation, value=-self.factors.share)
+        self.first.encode(span, buffers.first, buffers.deviation)
+        self.second.encode(span, buffers.second, buffers.deviation)
+
+    def overwrite(self, span: slice, buffers: UpdateBuffers) -> None:
+        """Put what is in the buffers into its place."""
+        self.weight[span].copy_(buffers.weight[: span.stop - span.start])
+        self.first.commit(span, buffers.first)
+        self.second.commit(span, buffers.second)

@@ -21,6 +21,7 @@ from edgetune.backend import (
     MemoryReading,
     StepResult,
     Tensors,
+    TornStateError,
 )
 from edgetune.data.batch import MicroBatch
 from edgetune.errors import DivergedError
@@ -36,6 +37,7 @@ from edgetune_torch.memory import MemoryWatch
 from edgetune_torch.methods import adapt
 from edgetune_torch.mixed import mixed
 from edgetune_torch.optimizer import AdamW
+from edgetune_torch.out_of_memory import out_of_memory
 from edgetune_torch.tensors import (
     TRAINED,
     loaded_parameters,
@@ -43,13 +45,6 @@ from edgetune_torch.tensors import (
     take_over,
     unsaved_tensors,
 )
-
-OUT_OF_MEMORY = (
-    "can't allocate memory", "not enough memory", "bad_alloc", "could not create",
-    "can't start new thread", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
-)  # fmt: skip
-"""What an allocation says that failed outside of a card's allocator: torch's on CPU, the C++
-library's, oneDNN's, that of a thread's stack; that of pinned memory or of CUDA itself, cuBLAS'."""
 
 STEP = "step"
 """Name of the step counter among the optimizer's tensors."""
@@ -83,25 +78,29 @@ class TorchSession:
         self, micro_batches: Sequence[MicroBatch], *, loss_tokens: int, learning_rate: float
     ) -> StepResult:
         """Take one optimizer step; see :class:`edgetune.backend.Session`."""
-        with out_of_memory():
+        number = self.steps + 1
+        with self._within_memory():
             gradients = self._prepared()
             try:
+                gradients.begin()
                 loss = self._accumulate(micro_batches, 1.0 / loss_tokens) / loss_tokens
                 norm = gradients.clip(self.plan.training.max_grad_norm)
                 if not (isfinite(loss) and isfinite(norm)):
                     raise DivergedError(f"loss {loss}, gradient norm {norm}")
-                self.optimizer.step(learning_rate, self.steps + 1)
-                self.steps += 1
+                result = StepResult(loss=loss, grad_norm=norm)
+                self.optimizer.step(learning_rate, number)
+                self.steps = number
             finally:
-                gradients.clear()
-        return StepResult(loss=loss, grad_norm=norm)
+                gradients.end()
+        return result
 
     def attach(self, name: str, method: Method, tensors: Tensors) -> None:
         """Hold a further adapter; see :class:`edgetune.backend.Session`."""
         saved, shape, device = method.on_disk(), self.method.shape, self.engine.device
-        self._attached.add(
-            name, lambda: adapt(saved, shape, loaded_parameters(saved, shape, tensors, device))
-        )
+        with out_of_memory():
+            self._attached.add(
+                name, lambda: adapt(saved, shape, loaded_parameters(saved, shape, tensors, device))
+            )
 
     def detach(self, name: str) -> None:
         """Let go of an adapter that was attached."""
@@ -112,7 +111,7 @@ class TorchSession:
     ) -> EvalResult:
         """Return summed losses; see :class:`edgetune.backend.Session`."""
         method, total = self._inference(adapter), EvalResult()
-        with out_of_memory():
+        with self._within_memory():
             for batch in micro_batches:
                 total += _result(self.engine.evaluate(batch, method), batch)
         return total
@@ -122,7 +121,7 @@ class TorchSession:
     ) -> Sequence[EvalResult]:
         """Return the loss of each row; see :class:`edgetune.backend.Session`."""
         method = mixed([self._inference(adapter) for adapter in adapters])
-        with out_of_memory():
+        with self._within_memory():
             found = self.engine.evaluate_rows(batch, method)
         return [_result(sums, batch.rows(i, i + 1)) for i, sums in enumerate(found)]
 
@@ -136,38 +135,46 @@ class TorchSession:
         """Yield the tokens after prompts; see :class:`edgetune.backend.Session`."""
         methods = [self._inference(name) for name in adapters or (DEFAULT_ADAPTER,) * len(prompts)]
         engine = self.engine
-        with out_of_memory():
+        with self._within_memory():
             yield from generate(engine.decoder, engine.head, prompts, methods, options)
 
     def logits(
         self, tokens: Sequence[int], *, adapter: str | None = DEFAULT_ADAPTER
     ) -> NDArray[np.float32]:
         """Return the logits (T, V) after each of T tokens."""
-        logits: NDArray[np.float32] = (
-            self.engine.logits(tokens, self._inference(adapter)).cpu().numpy()
-        )
+        with self._within_memory():
+            logits: NDArray[np.float32] = (
+                self.engine.logits(tokens, self._inference(adapter)).cpu().numpy()
+            )
         return logits
 
     def adapter_tensors(self) -> Tensors:
         """Return the tensors of the adapter's file by name."""
-        return saved_tensors(self.method)
+        with self._within_memory():
+            return saved_tensors(self.method)
 
     def optimizer_tensors(self) -> Tensors:
         """Return the optimizer's state and the step counter, from which dropout is seeded."""
-        return {
-            STEP: np.array(self.steps, np.int64),
-            **self.optimizer.state(),
-            **unsaved_tensors(self.method),
-        }
+        with self._within_memory():
+            return {
+                STEP: np.array(self.steps, np.int64),
+                **(self.optimizer.state() if self.steps else {}),
+                **unsaved_tensors(self.method),
+            }
 
     def restore(self, adapter: Tensors, optimizer: Tensors | None = None) -> None:
         """Take over saved tensors; see :class:`edgetune.backend.Session`."""
         state = dict(optimizer or {})
         unsaved = {name: state.pop(name) for name in list(state) if name.startswith(TRAINED)}
-        take_over(self.method, adapter, unsaved)
-        if optimizer is not None:
-            self.steps = int(state.pop(STEP))
-            self.optimizer.restore(state)
+        try:
+            with out_of_memory():
+                take_over(self.method, adapter, unsaved)
+                if optimizer is not None:
+                    self.steps = int(state.pop(STEP))
+                    self.optimizer.restore(state)
+        except DeviceOutOfMemoryError:
+            self.optimizer.torn = True
+            raise
 
     def memory(self) -> MemoryReading:
         """Return what is held of the device's memory."""
@@ -181,6 +188,19 @@ class TorchSession:
         trim()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    @contextmanager
+    def _within_memory(self) -> Iterator[None]:
+        """Answer from whole steps only, and name an allocation that failed as what it is."""
+        if self.optimizer.torn:
+            raise TornStateError
+        try:
+            with out_of_memory():
+                yield
+        except DeviceOutOfMemoryError:
+            if self.optimizer.torn:
+                raise TornStateError from None
+            raise
 
     def _prepared(self) -> Gradients:
         """Return the gradients; all that a step needs to keep exists then."""
@@ -207,21 +227,3 @@ class TorchSession:
 def _result(sums: Sums, batch: MicroBatch) -> EvalResult:
     rows = sum(map(len, batch.documents))
     return EvalResult(loss_sum=sums.loss, loss_tokens=sums.tokens, correct=sums.correct, rows=rows)
-
-
-@contextmanager
-def out_of_memory() -> Iterator[None]:
-    """Turn an allocation that failed into the protocol's error.
-
-    On CPU torch raises a RuntimeError, whichever library asked for the memory; on a card so do
-    CUDA's libraries and pinned memory.
-    """
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = str(error)
-        plain = not isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if plain and not any(sign in text for sign in OUT_OF_MEMORY):
-            raise
-        reason = (text.splitlines() or ["the system gave no more memory"])[0]
-        raise DeviceOutOfMemoryError(reason) from None

@@ -43,9 +43,10 @@ class Slot(ABC):
         return self._bound[layout]
 
     def load(self, layer: int) -> None:
-        """Begin to bring a block here."""
-        self.layer = layer
+        """Begin to bring a block here; hold none if that fails."""
+        self.layer = None
         self._begin(layer)
+        self.layer = layer
 
     def wait(self) -> None:
         """Return when the block is here; forget it if that failed."""

@@ -69,7 +69,7 @@ class MemoryModel:
         self._loss = cache(partial(loss_bytes, shape))
         self._evaluated = cache(partial(evaluation_bytes, shape))
         self._state = cache(partial(state_bytes, self.sizes))
-        self._update = cache(partial(update_bytes, self.sizes, mlx=platform.kind == "mlx"))
+        self._update = cache(partial(update_bytes, self.sizes, platform=platform))
         self._step = cache(self._make_step)
 
     def between_steps(self, choice: Choice) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edgetune.memory.batch_shape import Platform
 from edgetune.storage import FLOAT32_BYTES
 
 SMALLEST = 4096
@@ -12,8 +13,8 @@ SMALLEST = 4096
 BLOCK = 256
 """Elements that share a float32 scale."""
 
-CHUNK = 1 << 20
-"""Elements that are updated at a time."""
+CHUNK, CARD_CHUNK = 1 << 16, 1 << 20
+"""Elements that are updated at a time, on a processor and on a card."""
 
 MLX_COPIES = 4
 """Arrays of a tensor's size in its update on MLX, which waits for more of them to be freed."""
@@ -24,19 +25,20 @@ def state_bytes(sizes: Sequence[int], optimizer: str) -> int:
     return sum(2 * _average(size, optimizer) for size in sizes)
 
 
-def update_bytes(sizes: Sequence[int], optimizer: str, *, mlx: bool) -> int:
-    """Return the bytes that an update holds for a moment."""
-    if mlx:
-        return MLX_COPIES * FLOAT32_BYTES * max(sizes)
-    return max(_update(size, optimizer) for size in sizes)
+def update_bytes(sizes: Sequence[int], optimizer: str, platform: Platform) -> int:
+    """Return the bytes that an update holds, for its largest tensor.
 
-
-def _update(size: int, optimizer: str) -> int:
-    """Return the bytes of one tensor's update: copies of a chunk, in 8 bits more of them."""
-    if optimizer != "adamw" and size >= SMALLEST:
-        return 13 * FLOAT32_BYTES * min(size, CHUNK) // 2
-    second = min(max(size - CHUNK, 0), CHUNK)  # one copy of the first chunk is still there
-    return FLOAT32_BYTES * max(2 * min(size, CHUNK), CHUNK + 2 * second if second else 0)
+    Both averages, the weights and a deviation of each element; with averages in 8 bits a table's
+    index besides, the new codes, and a scale a block.
+    """
+    largest = max(sizes)
+    if platform.kind == "mlx":
+        return MLX_COPIES * FLOAT32_BYTES * largest
+    size = min(largest, CHUNK if platform.keeps_scratch else CARD_CHUNK)
+    if optimizer == "adamw" or largest < SMALLEST:
+        return 4 * FLOAT32_BYTES * size
+    blocks = -(-size // BLOCK)
+    return blocks * (BLOCK * (5 * FLOAT32_BYTES + 2) + 2 * FLOAT32_BYTES)
 
 
 def _average(size: int, optimizer: str) -> int:

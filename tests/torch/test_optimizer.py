@@ -125,7 +125,7 @@ def test_gradients_are_clipped_by_their_common_norm() -> None:
 
     assert norm == pytest.approx(float(expected))
     assert float(gradients.flat.norm()) == pytest.approx(1.0, rel=1e-5)
-    gradients.clear()
+    gradients.end()
     assert all(not parameter.grad.any() for parameter in parameters.values())  # type: ignore[union-attr]
 
 

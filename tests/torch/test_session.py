@@ -35,7 +35,8 @@ from edgetune_torch import memory
 from edgetune_torch.adaptation import BASE
 from edgetune_torch.generate import new_row
 from edgetune_torch.opening import open_session
-from edgetune_torch.session import OUT_OF_MEMORY, TorchSession, out_of_memory
+from edgetune_torch.out_of_memory import SIGNS, out_of_memory
+from edgetune_torch.session import TorchSession
 
 FAMILIES = ("llama", "qwen3", "gemma2", "phi3", "gpt2", "gpt_neox")
 DISK = {"placement": "disk", "embedding": "disk", "head": "disk"}
@@ -166,7 +167,7 @@ def test_a_step_that_runs_out_of_memory_changes_nothing(
 
 
 @pytest.mark.parametrize(
-    "error", [*map(RuntimeError, OUT_OF_MEMORY), MemoryError(), torch.OutOfMemoryError("no memory")]
+    "error", [*map(RuntimeError, SIGNS), MemoryError(), torch.OutOfMemoryError("no memory")]
 )
 def test_every_way_to_run_out_of_memory_is_known(error: Exception) -> None:
     with pytest.raises(DeviceOutOfMemoryError), out_of_memory():
