@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from io import StringIO, TextIOWrapper
 from typing import Any
@@ -12,8 +13,10 @@ from typing import Any
 import click
 
 from edgetune import __version__
+from edgetune.cli.process import Process
 from edgetune.cli.show import complain
 from edgetune.errors import EdgetuneError, StoppedError
+from edgetune.workflows.supervise import can_supervise, supervise
 
 COMMANDS = {
     "plan": "edgetune.cli.plan",
@@ -25,6 +28,9 @@ COMMANDS = {
     "devices": "edgetune.cli.devices",
     "models": "edgetune.cli.models",
 }
+
+
+SUPERVISED = frozenset({"train", "eval", "generate", "export"})
 
 
 class LazyGroup(click.Group):
@@ -63,11 +69,20 @@ def group() -> None:
     """
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str], process: Process | None = None) -> int:
     """Run a command line and return its exit code; a message, not a traceback, on errors."""
+
+    def command() -> object:
+        return group.main(list(arguments), prog_name="edgetune", standalone_mode=False, obj=process)
+
+    return _reported(arguments, command)
+
+
+def _reported(arguments: Sequence[str], command: Callable[[], object]) -> int:
+    """Return the exit code of a command, after telling its error."""
     debug = "--debug" in arguments
     try:
-        result = group.main(list(arguments), prog_name="edgetune", standalone_mode=False)
+        result = command()
     except click.exceptions.Abort:
         complain("Stopped.")
         return 130
@@ -106,4 +121,24 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(run(sys.argv[1:]))
+    arguments = sys.argv[1:]
+    process = Process.here()
+    if process.worker is None and _is_supervised(arguments):
+        sys.exit(_reported(arguments, lambda: supervise(arguments, partial(_tell, arguments))))
+    sys.exit(run(arguments, process))
+
+
+def _is_supervised(arguments: Sequence[str]) -> bool:
+    """Tell whether a command runs in a process of its own, because it may take much memory."""
+    return (
+        bool(arguments)
+        and arguments[0] in SUPERVISED
+        and not {"-h", "--help"}.intersection(arguments)
+        and can_supervise()
+    )
+
+
+def _tell(arguments: Sequence[str], text: str) -> None:
+    """Show what happened to a worker."""
+    if not {"-q", "--quiet"}.intersection(arguments):
+        complain(f"\n{text}" if sys.stderr.isatty() else text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -20,9 +21,13 @@ def out(text: str = "") -> None:
 
 
 def say(text: str, *, level: int = NORMAL) -> None:
-    """Print a line about the progress, if the user wants to hear as much."""
+    """Print a line about the progress, if the user wants to hear as much.
+
+    That nobody reads it any more is no reason to stop.
+    """
     if verbosity() >= level:
-        complain(text)
+        with suppress(OSError):
+            complain(text)
 
 
 def complain(text: str) -> None:

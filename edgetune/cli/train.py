@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from edgetune.cli.options import (
     model_option,
 )
 from edgetune.cli.plan_text import plan_text
+from edgetune.cli.process import this_process
 from edgetune.cli.progress import ProgressBar
 from edgetune.cli.reading import reading_bar
-from edgetune.cli.show import NORMAL, out, out_json, say, verbosity
+from edgetune.cli.show import NORMAL, QUIET, VERBOSE, out, out_json, say, verbosity
 from edgetune.errors import StoppedError, UsageError
+from edgetune.events import Event, Recovered, SaveDue
 from edgetune.model import resolve
 from edgetune.planning import FILE_NAME, plan_from_json, read_plan_file
 from edgetune.runs import RunFolder
@@ -37,6 +39,29 @@ from edgetune.workflows.planning import (
     replanned,
 )
 from edgetune.workflows.training import Run, resume_run, start_run
+from edgetune.workflows.worker import Worker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Again:
+    """What a run is told once more when another process goes on with it."""
+
+    as_json: bool
+    pause: bool
+    strict: bool = False
+    data: Path | None = None
+    memory: int | None = None
+
+    def arguments(self, run: Run) -> list[str]:
+        """Return the command line that resumes a run."""
+        level = verbosity()
+        flags = {
+            "--json": self.as_json, "--pause": self.pause, "--strict": self.strict,
+            "--quiet": level == QUIET, "--verbose": level == VERBOSE,
+        }  # fmt: skip
+        values = {"--output": run.folder.path, "--data": self.data, "--memory": self.memory}
+        given = [f"{name}={value}" for name, value in values.items() if value is not None]
+        return ["train", "--resume", *given, *(name for name in flags if flags[name])]
 
 
 @click.command("train", short_help="Train on a file of examples.")
@@ -79,7 +104,9 @@ def command(
     if resume:
         others = {"model": model, "plan": plan_file, "dry-run": dry_run}
         _refuse_with_resume(fixed, device=device != "auto", **others)
-        _train(resume_run(_resumed(output), data, memory), as_json, pause=pause)
+        worker = this_process().worker
+        run = resume_run(_resumed(output), data, memory, worker.recovery if worker else None)
+        _train(run, Again(as_json=as_json, pause=pause, data=data, memory=memory))
         return
     if output is not None:
         RunFolder.check(output)
@@ -96,7 +123,8 @@ def command(
     if not dry_run:
         _require_here(planned, device)
         _show(planned, say)
-        _train(start_run(planned, output or _fresh_name(planned)), as_json, pause=pause)
+        run = start_run(planned, output or _fresh_name(planned))
+        _train(run, Again(as_json=as_json, pause=pause))
     elif as_json:
         out_json(planned.plan.to_json())
     else:
@@ -164,19 +192,24 @@ def _show(planned: PreparedPlan, show: Callable[[str], None]) -> None:
         show("\n" + "\n".join(planned.dataset.receipt.lines()) + "\n")
 
 
-def _train(run: Run, as_json: bool, *, pause: bool) -> None:
+def _train(run: Run, again: Again) -> None:
     """Train to the end and print where the adapter is."""
-    folder = run.folder
+    folder, process = run.folder, this_process()
+    worker, tell = process.worker, _said_once if verbosity() >= NORMAL else lambda: None
+    if worker is not None:
+        _watch(run, worker, again)
     say(f"Run folder {folder.path}")
     for notice in run.notices:
         say(notice)
     told = len(run.notices)
     if run.start.step:
         say(f"Going on after step {run.start.step} of {run.schedule.steps}")
-    with closing(run), ProgressBar(run) as progress, _interrupts() as interrupts:
+    with closing(run), ProgressBar(run) as progress, process.interrupts.patiently(tell) as stop:
         try:
-            for event in run.events(lambda: bool(interrupts), pause=pause):
+            for event in run.events(stop, pause=again.pause):
                 progress.show(event)
+                if worker is not None:
+                    _report(worker, event)
         except StoppedError as error:
             raise StoppedError(f"{error} Go on with: {folder.resume_command}") from None
         except KeyboardInterrupt:
@@ -184,30 +217,30 @@ def _train(run: Run, as_json: bool, *, pause: bool) -> None:
             raise
     for notice in run.notices[told:]:
         say(notice)
-    if as_json:
+    if again.as_json:
         places = {"run": str(folder.path), "adapter": str(folder.adapter)}
         out_json({**places, **progress.summary()})
     else:
         out(f"The adapter is in {folder.adapter}")
 
 
-@contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Collect the first Ctrl-C or termination; let a second one through."""
-    seen: list[int] = []
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    audible = verbosity() >= NORMAL
+def _said_once() -> None:
+    """Answer an interrupt from a signal handler: not through a buffer, which may be in use."""
+    with suppress(OSError):
+        os.write(sys.stderr.fileno(), b"\nStopping after this step; once more stops at once.\n")
 
-    def note(number: int, _frame: object) -> None:
-        seen.append(number)
-        for kind in kinds:
-            signal.signal(kind, signal.default_int_handler)
-        if audible:  # not through a buffer, which may be in use right now
-            os.write(sys.stderr.fileno(), b"\nStopping after this step; once more stops at once.\n")
 
-    before = [signal.signal(kind, note) for kind in kinds]
-    try:
-        yield seen
-    finally:
-        for kind, handler in zip(kinds, before, strict=True):
-            signal.signal(kind, handler)
+def _watch(run: Run, worker: Worker, again: Again) -> None:
+    """Tell the parent how this run goes on if this process dies."""
+    rows = run.start.rows or run.job.plan.choice.micro_batch
+    command = run.folder.resume_command
+    worker.can_resume(again.arguments(run), command=command, rows=rows, strict=again.strict)
+
+
+def _report(worker: Worker, event: Event) -> None:
+    """Tell the parent how far the run is."""
+    match event:
+        case Recovered():
+            worker.computes(event.rows)
+        case SaveDue():
+            worker.saved(event.state.step)

@@ -19,6 +19,7 @@ _MEMORY_LIMITS: Final = {
     2: ("memory.max", "memory.high"),
 }
 _MEMORY_IN_USE: Final = {1: "memory.usage_in_bytes", 2: "memory.current"}
+_MEMORY_EVENTS: Final = {1: "memory.oom_control", 2: "memory.events"}
 _RECLAIMABLE: Final = {1: "total_inactive_file", 2: "inactive_file"}
 
 
@@ -47,6 +48,19 @@ def memory_room(system: System) -> Room | None:
     """Return the tightest memory limit below the machine's own size; ``None`` without one."""
     rooms = [room for group in _groups(system, "memory") if (room := _room(system, group))]
     return min(rooms, key=lambda room: room.left, default=None)
+
+
+def kills_for_memory(system: System) -> int:
+    """Return how many processes were killed for want of memory: in this group and on the machine.
+
+    Only a difference means something: counters begin at any time, and a kill can be in both.
+    """
+    own = next(_groups(system, "memory"), None)
+    texts = [system.read_text("/proc/vmstat") or ""]
+    if own is not None:
+        texts.append(own.read(system, _MEMORY_EVENTS[own.version]))
+    lines = (line.split() for text in texts for line in text.splitlines())
+    return sum(int(line[1]) for line in lines if line[0] == "oom_kill")
 
 
 def cores_allowed(system: System) -> float | None:

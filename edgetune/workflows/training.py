@@ -19,7 +19,7 @@ from edgetune.errors import (
     StoppedError,
     UsageError,
 )
-from edgetune.events import Event, PlanExceeded, RunState, SaveDue, Stepped
+from edgetune.events import Event, PlanExceeded, Recovered, RunState, SaveDue, Stepped
 from edgetune.files import whole_folder
 from edgetune.loop import Schedule, train
 from edgetune.model import open_model, resolve
@@ -42,6 +42,7 @@ from edgetune.workflows.job import Job
 from edgetune.workflows.opening import open_planned, open_session
 from edgetune.workflows.planning import PreparedPlan, read_rows
 from edgetune.workflows.throttle import yield_to_machine
+from edgetune.workflows.worker import Recovery
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,8 @@ class Run:
     start: RunState
     held: ExitStack
     notices: list[str] = field(default_factory=list)
+    recovered: Recovered | None = None
+    """What became of the process before this one, if it died."""
 
     @property
     def schedule(self) -> Schedule:
@@ -82,6 +85,8 @@ class Run:
         steps = train(session, job.batches.step, job.evaluation, self.schedule, self.start, stop)
         events = yield_to_machine(steps, pause=pause, stop=stop)
         now = self.start
+        if self.recovered is not None:
+            recorder.handle(self.recovered)
         try:
             for event in held_against_plan(events, job.plan.memory.peak_bytes):
                 recorder.handle(event)
@@ -183,11 +188,16 @@ def start_run(planned: PreparedPlan, output: Path) -> Run:
     return Run(job=job, folder=folder, session=session, start=RunState(), held=held)
 
 
-def resume_run(path: Path, data: Path | None = None, memory: int | None = None) -> Run:
-    """Open a run where its newest checkpoint left it.
+def resume_run(
+    path: Path,
+    data: Path | None = None,
+    memory: int | None = None,
+    recovery: Recovery | None = None,
+) -> Run:
+    """Open a run where its newest checkpoint left it, at its start if it has none.
 
     ``data`` is where its rows lie now, ``memory`` the bytes that it may use from now on: the
-    result does not depend on them.
+    result does not depend on them. ``recovery`` says what became of the process before this one.
 
     Raises:
         UsageError: if there is nothing to resume, another process is at work on it, the rows, the
@@ -203,16 +213,25 @@ def resume_run(path: Path, data: Path | None = None, memory: int | None = None) 
         checkpoint, refused = _checkpoint(folder, job)
         session = open_session(_allowed(plan, memory), model)
         stack.callback(session.close)
-        session.restore(checkpoint.adapter, checkpoint.optimizer)
-        _rewound(folder, checkpoint, refused, job.facts)
+        start, recovered = RunState(), None
+        if checkpoint is not None:
+            session.restore(checkpoint.adapter, checkpoint.optimizer)
+            _rewound(folder, checkpoint, refused, job.facts)
+            start = checkpoint.state.progress
+        if recovery is not None:
+            fewer = recovery.rows
+            recovered = Recovered(step=start.step, rows=fewer, because=recovery.because)
+            if fewer < (start.rows or plan.choice.micro_batch):
+                start = replace(start, rows=fewer)
         held = stack.pop_all()
     return Run(
         job=job,
         folder=folder,
         session=session,
-        start=checkpoint.state.progress,
+        start=start,
         held=held,
         notices=[f"{item.because} The one before it is taken." for item in refused],
+        recovered=recovered,
     )
 
 
@@ -241,8 +260,11 @@ def _rows_of(plan: Plan, data: Path | None) -> Path:
     return path
 
 
-def _checkpoint(folder: RunFolder, job: Job) -> tuple[Checkpoint, tuple[Refused, ...]]:
-    """Return the newest whole checkpoint, if the run can go on from it as it began."""
+def _checkpoint(folder: RunFolder, job: Job) -> tuple[Checkpoint | None, tuple[Refused, ...]]:
+    """Return the newest whole checkpoint, if the run can go on from it as it began.
+
+    None if it was stopped before its first one.
+    """
     checkpoint, refused = newest_whole(folder.checkpoints, job.plan)
     if checkpoint is None and refused:
         reasons = "\n  - ".join(item.because for item in refused)
@@ -251,10 +273,7 @@ def _checkpoint(folder: RunFolder, job: Job) -> tuple[Checkpoint, tuple[Refused,
             f"\n  - {reasons}"
         )
     if checkpoint is None:
-        raise UsageError(
-            f"The run {folder.path} was stopped before its first checkpoint, so that nothing is "
-            "lost: delete the folder and train again."
-        )
+        return None, ()
     if changed := job.facts.changed(checkpoint.state):
         raise UsageError(
             f"The {' and the '.join(changed)} changed since {checkpoint.path} was written, so that "

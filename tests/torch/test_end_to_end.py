@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import peft
+import psutil
 import pytest
 import torch
 from rows import Cli, call, chat, finish, start, write_rows
@@ -88,6 +90,14 @@ def wait_for_steps(run: Path, count: int) -> None:
             return
         time.sleep(0.01)
     raise AssertionError(f"{run} took no {count} steps")
+
+
+def wait_for(path: Path) -> None:
+    """Wait until a file or folder is there."""
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} was never made"
+        time.sleep(0.01)
 
 
 def resume(run: Path, *more: str | Path) -> None:
@@ -197,6 +207,29 @@ def test_killed_moved_and_resumed_is_uninterrupted(run: Path, tmp_path: Path, cl
     assert "--memory allows 50.0 MB" in small.err
     resume(killed, "--data", "moved.jsonl", "--memory", "3GB")
     assert learned(killed) == learned(run)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a command has no parent here")
+@pytest.mark.parametrize(("rows", "name"), [(1, "SIGKILL"), (4, "SIGSEGV")])
+def test_a_worker_that_dies_has_a_successor(folder: Path, rows: int, name: str) -> None:
+    command = (*LEARN[:7], "--compute-dtype", "float32", "--micro-batch", str(rows), "--steps",
+               "8", "--save-every", "1", "--keep", "9", "--validation", "0")  # fmt: skip
+    whole, killed = folder / f"whole-{rows}", folder / f"killed-{rows}"
+    process = start(*command, "--output", killed.name, cwd=folder)
+    wait_for(killed / "checkpoints" / "step-000001")
+    psutil.Process(process.pid).children()[0].send_signal(getattr(signal, name))
+    ended = finish(process)
+    assert ended.code == 0, ended.err
+    (note,) = [x for x in lines(killed / "journal.jsonl") if x["what"].startswith("smaller")]
+    assert note["rows"] == max(1, rows // 2)
+    assert f"({name})" in note["because"]
+    assert call(*command, "--output", whole.name, cwd=folder).code == 0
+    if rows == 1:
+        assert learned(killed) == learned(whole)
+    for one, other in zip(
+        lines(whole / "metrics.jsonl"), lines(killed / "metrics.jsonl"), strict=True
+    ):
+        assert (other["step"], other["loss"]) == (one["step"], pytest.approx(one["loss"], abs=1e-5))
 
 
 def test_a_finished_run_stays_as_it_is(run: Path, cli: Cli) -> None:

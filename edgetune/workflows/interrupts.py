@@ -1,0 +1,84 @@
+"""What asks a command to stop: Ctrl-C, termination, a terminal that is closed.
+
+A worker (:mod:`edgetune.workflows.supervise`) is asked by signals of its own and by its parent,
+which passes on its own ones as SIGUSR1. Ctrl-C reaches both. It was asked as often as the one
+who knows of more says.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Final
+
+KINDS: Final = ("SIGINT", "SIGTERM", "SIGHUP")
+PASSED_ON: Final = "SIGUSR1"
+
+
+class Interrupts:
+    """Counts what asks this process to stop; it stops at once, or at its next pause."""
+
+    def __init__(self) -> None:
+        """Listen to nothing yet."""
+        self.count = 0
+        self._by = {PASSED_ON: 0, "own": 0}
+        self._patient: Callable[[], None] | None = None
+
+    def listen(self, *, passed_on: bool) -> None:
+        """Begin to listen, to a parent too; what the process was told to ignore stays ignored."""
+        for name in (*KINDS, *([PASSED_ON] if passed_on else [])):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._note)
+        if passed_on:  # they were held back until now
+            numbers = {getattr(signal, name) for name in (*KINDS, PASSED_ON)}
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+    @contextmanager
+    def patiently(self, tell: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+        """Yield a function that says whether to stop; a second interrupt stops at once.
+
+        ``tell`` is called in a signal handler, at the first interrupt.
+        """
+        numbers = [getattr(signal, name) for name in KINDS if hasattr(signal, name)]
+        before = [(number, signal.getsignal(number)) for number in numbers]
+        if not self._listening:
+            self.listen(passed_on=False)
+        begun, self._patient = self.count, tell
+        try:
+            yield lambda: self.count > begun
+        finally:
+            self._patient = None
+            for number, handler in before:
+                signal.signal(number, handler)
+
+    @property
+    def _listening(self) -> bool:
+        return signal.getsignal(signal.SIGINT) == self._note
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        self._by[name if name == PASSED_ON else "own"] += 1
+        if name == "SIGHUP":
+            leave_terminal()
+        asked = max(self._by.values())
+        if asked == self.count:  # both were told of the same
+            return
+        self.count = asked
+        if self._patient is None:
+            raise KeyboardInterrupt
+        tell, self._patient = self._patient, None
+        tell()
+
+
+def leave_terminal() -> None:
+    """Send nowhere what is printed on a terminal: it is gone, and printing would fail."""
+    with suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (1, 2):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                os.dup2(nowhere, descriptor)
