@@ -44,6 +44,7 @@ class TornStateError(EdgetuneError):
     """Weights or optimizer state were written half-way; a session answers so until restored."""
 
     exit_code = OutOfMemoryError.exit_code
+    kind = "torn-state"
 
     def __init__(self) -> None:
         """Say what is left to do."""

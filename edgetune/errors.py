@@ -74,7 +74,7 @@ class CheckFailedError(EdgetuneError):
 
 
 class DivergedError(EdgetuneError):
-    """The loss or the gradients stopped being finite numbers."""
+    """The loss ran away, or the gradients stopped being finite numbers."""
 
     exit_code = 8
     kind = "diverged"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from edgetune.guard import GuardState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,16 @@ class Recovered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rewound:
+    """The loss ran away at ``step``; the run is back after step ``to``, with a lower peak rate."""
+
+    step: int
+    to: int
+    because: str
+    learning_rate: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UnderPressure:
     """The machine came under pressure; the next step waits if ``paused``."""
 
@@ -69,7 +81,7 @@ class PlanExceeded:
     planned_bytes: int
 
 
-Event = Stepped | Evaluated | SaveDue | Recovered | UnderPressure | PlanExceeded
+Event = Stepped | Evaluated | SaveDue | Recovered | Rewound | UnderPressure | PlanExceeded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +98,7 @@ class RunState:
     best_step: int | None = None
     best_loss: float | None = None
     rows: int = 0
+    guard: GuardState = field(default_factory=GuardState)
 
     @property
     def is_best(self) -> bool:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from statistics import fmean
 from typing import Protocol, TypeVar
 
 from edgetune.backend import (
@@ -18,11 +19,11 @@ from edgetune.backend import (
     DeviceOutOfMemoryError,
     EvalResult,
     Session,
-    StepResult,
 )
-from edgetune.data.batch import MicroBatch
+from edgetune.data.batch import MicroBatch, split
 from edgetune.errors import DiskError, DivergedError, OutOfMemoryError, StoppedError
-from edgetune.events import Evaluated, Event, Recovered, RunState, SaveDue, Stepped
+from edgetune.events import Evaluated, Event, Recovered, Rewound, RunState, SaveDue, Stepped
+from edgetune.guard import REWINDS, is_stuck, ran_away
 from edgetune.settings.spec import Training
 
 R = TypeVar("R")
@@ -81,144 +82,224 @@ def train(
     schedule: Schedule,
     start: RunState | None = None,
     stop: Callable[[], bool] = lambda: False,
+    *,
+    rewind: Callable[[int], RunState] | None = None,
+    strict: bool = False,
 ) -> Iterator[Event]:
     """Train from ``start`` to the end of the schedule, yielding what happens.
 
     ``steps`` gives the data of a step by its number, ``evaluation`` the validation rows, which
     may be none; the base alone is evaluated before the first step. ``stop`` is asked after every
-    step. The state is offered for saving before the first step and, however the loop ends, after
-    the last whole one.
+    step. The state is offered for saving before the first step, and again when it ends by ``stop``
+    or by memory that runs out. ``rewind`` takes the session back to the checkpoint of a step and
+    returns its state; a loss that runs away goes back so, and on at half the learning rate.
+    ``strict`` ends the run instead of changing the rate or the rows at once.
 
     Raises:
         StoppedError: if ``stop`` said so.
         OutOfMemoryError: if not even one row at a time fits.
-        DivergedError: if a loss is no longer finite.
+        DivergedError: if the loss runs away and nothing is left to try.
     """
-    now = start or RunState()
-    if now.step == 0:
-        # a place that cannot be written is found before any work is done
-        yield SaveDue(state=now)
-        now = yield from _baseline(session, evaluation(), now)
-    while now.step < schedule.steps:
+    return Loop(session, steps, evaluation, schedule, rewind, strict).run(start or RunState(), stop)
+
+
+@dataclass(slots=True)
+class Loop:
+    """One run's loop; ``now`` is where it stands."""
+
+    session: Session
+    steps: Callable[[int], StepData]
+    evaluation: Callable[[], Iterable[MicroBatch]]
+    schedule: Schedule
+    rewind: Callable[[int], RunState] | None
+    strict: bool
+    now: RunState = field(default_factory=RunState)
+
+    def run(self, start: RunState, stop: Callable[[], bool]) -> Iterator[Event]:
+        """Yield what happens; see :func:`train`."""
+        self.now = start
+        if start.step == 0:
+            # a place that cannot be written is found before any work is done
+            yield SaveDue(state=start)
+            yield from self._evaluate(None)
+        while self.now.step < self.schedule.steps:
+            try:
+                yield from self._step()
+                if self._ended or self.now.step % self.schedule.eval_every == 0:
+                    yield from self._evaluate(DEFAULT_ADAPTER)
+                yield from self._judge()
+            except DivergedError as error:
+                yield from self._go_back(error)
+                continue
+            except (OutOfMemoryError, DiskError):
+                yield SaveDue(state=self.now)
+                raise
+            stopping = stop() and not self._ended
+            if self._save_due() or stopping:
+                yield SaveDue(state=self.now)
+            if stopping:
+                raise StoppedError(f"Stopped after step {self.now.step} of {self.schedule.steps}.")
+
+    @property
+    def _ended(self) -> bool:
+        return self.now.step == self.schedule.steps
+
+    def _step(self) -> Generator[Event, None, None]:
+        """Take one step."""
+        begun = time.perf_counter()
+        data, number = self.steps(self.now.step), self.now.step + 1
+        rate = self.schedule.rate(self.now.step) * self.now.guard.rate_factor
+        work = partial(self.session.step, loss_tokens=data.loss_tokens, learning_rate=rate)
         try:
-            now = yield from _stepped(session, steps(now.step), schedule, now)
-            last = now.step == schedule.steps
-            if last or now.step % schedule.eval_every == 0:
-                now = yield from _evaluated(session, evaluation(), now)
-        except (OutOfMemoryError, DivergedError, DiskError):
-            yield SaveDue(state=now)
-            raise
-        stopping = stop() and not last
-        if last or now.is_best or stopping or now.step % schedule.save_every == 0:
-            yield SaveDue(state=now)
-        if stopping:
-            raise StoppedError(f"Stopped after step {now.step} of {schedule.steps}.")
+            result = yield from self._fitted(work, data.micro_batches, number)
+        except DivergedError as error:
+            raise DivergedError(f"Step {number} gave {error}") from None
+        if is_stuck(result.loss, result.grad_norm):
+            raise DivergedError(f"Step {number} gave loss {result.loss:.4g} and no gradient at all")
+        self.now = replace(self.now, step=number, guard=self.now.guard.after(result.loss))
+        yield Stepped(
+            step=number,
+            loss=result.loss,
+            tokens=data.tokens,
+            loss_tokens=data.loss_tokens,
+            seconds=time.perf_counter() - begun,
+            learning_rate=rate,
+            grad_norm=result.grad_norm,
+            peak_bytes=self.session.memory().peak_bytes,
+            epoch=data.epoch,
+        )
 
+    def _evaluate(self, adapter: str | None) -> Generator[Event, None, None]:
+        """Evaluate the validation rows, if there are any, with an adapter or the base alone."""
+        total = yield from self._losses(self.evaluation(), adapter)
+        if total.loss_tokens == 0:
+            return
+        loss, now = total.loss_sum / total.loss_tokens, self.now
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"The validation loss after step {now.step} is {loss}"
+                if now.step
+                else f"The validation loss of the base model is {loss}: its numbers overflow. "
+                "--compute-dtype float32 helps if another one is used."
+            )
+        if adapter is None:
+            self.now = replace(now, base_loss=loss)
+        elif now.loss_to_beat is None or loss < now.loss_to_beat:
+            guard = now.guard.proven(now.step)
+            self.now = replace(now, best_step=now.step, best_loss=loss, guard=guard)
+        yield Evaluated(
+            step=now.step,
+            loss=loss,
+            perplexity=math.exp(min(loss, 700.0)),
+            accuracy=total.correct / total.loss_tokens,
+            rows=total.rows,
+            best=self.now.is_best,
+        )
 
-def _stepped(
-    session: Session, data: StepData, schedule: Schedule, now: RunState
-) -> Generator[Event, None, RunState]:
-    """Take one step."""
-    begun = time.perf_counter()
-    rate = schedule.rate(now.step)
-    work = partial(session.step, loss_tokens=data.loss_tokens, learning_rate=rate)
-    step = now.step + 1
-    try:
-        result, now = yield from _fitted(work, data.micro_batches, now, step)
-    except DivergedError as error:
+    def _save_due(self) -> bool:
+        """Tell whether a checkpoint is due, and remember it as one to go back to."""
+        if self._ended or self.now.is_best:
+            return True
+        if self.now.step % self.schedule.save_every:
+            return False
+        self.now = replace(self.now, guard=self.now.guard.checkpointed(self.now.step))
+        return True
+
+    def _judge(self) -> Generator[Event, None, None]:
+        """Ask the base about the rows of losses that are suspicious.
+
+        Without validation rows nothing else says what the last step has done: its rows are
+        looked at once more.
+
+        Raises:
+            DivergedError: if the model is worse on them than when training began.
+        """
+        guard, step = self.now.guard, self.now.step
+        if self._ended and self.now.base_loss is None:
+            loss = yield from self._loss_of(step - 1, DEFAULT_ADAPTER)
+            if not math.isfinite(loss):
+                raise DivergedError(f"The loss after step {step} is {loss}")
+            guard, suspects = replace(guard, suspects=()).after(loss), [step - 1]
+        elif guard.suspicious:
+            suspects = list(range(step - len(guard.suspects), step))
+        else:
+            return
+        if not guard.suspects:
+            return
+        base = 0.0
+        for number in suspects:
+            base += (yield from self._loss_of(number, None)) / len(suspects)
+        assert guard.first is not None
+        begun = guard.first - (yield from self._loss_of(0, None))
+        if ran_away(guard.suspects, base, begun):
+            raise DivergedError(
+                f"The loss ran away: up to step {step} it is {fmean(guard.suspects):.4g}, "
+                f"where the base model has {base:.4g}"
+            )
+        self.now = replace(self.now, guard=self.now.guard.cleared())
+
+    def _go_back(self, error: DivergedError) -> Generator[Event, None, None]:
+        """Take the run back to its good checkpoint, from which it goes on at half the rate.
+
+        Raises:
+            DivergedError: if it may not, cannot, or did so often enough.
+        """
+        now, guard = self.now, self.now.guard
+        to = guard.target(now.step)
+        if self.rewind is None or self.strict:
+            reason = "The run ends here"
+        elif now.step == to:
+            reason = (
+                "Nothing was learned since the checkpoint before it, so that going back is no help"
+            )
+        elif guard.rewinds == REWINDS:
+            reason = f"The learning rate was halved {REWINDS} times before"
+        else:
+            before = self.rewind(to)
+            self.now = replace(
+                before,
+                base_loss=now.base_loss,
+                rows=now.rows,
+                guard=guard.rewound(to, before.guard),
+            )
+            rate = self.schedule.learning_rate * self.now.guard.rate_factor
+            yield Rewound(step=now.step, to=to, because=str(error), learning_rate=rate)
+            return
         raise DivergedError(
-            f"Step {step} gave {error}. The state after step {now.step} is kept; "
-            "a lower --learning-rate usually helps."
+            f"{error}. {reason}. The checkpoint after step {to} is the last good one; a "
+            "lower --learning-rate usually helps."
         ) from None
-    now = replace(now, step=step)
-    yield _report(session, data, result, step, rate, time.perf_counter() - begun)
-    return now
 
+    def _loss_of(self, number: int, adapter: str | None) -> Generator[Event, None, float]:
+        """Return the loss on the rows of a step, counted from 0."""
+        data = self.steps(number)
+        total = yield from self._losses(data.micro_batches, adapter)
+        return total.loss_sum / data.loss_tokens
 
-def _baseline(
-    session: Session, batches: Iterable[MicroBatch], now: RunState
-) -> Generator[Event, None, RunState]:
-    """Evaluate the base alone on the validation rows, if there are any: what is to be beaten."""
-    total, now = yield from _summed(session, batches, now, adapter=None)
-    if total.loss_tokens == 0:
-        return now
-    loss = total.loss_sum / total.loss_tokens
-    if not math.isfinite(loss):
-        raise DivergedError(
-            f"The validation loss of the base model is {loss} before anything is learned: its "
-            "numbers overflow. --compute-dtype float32 helps if another one is used."
-        )
-    now = replace(now, base_loss=loss)
-    yield _evaluation(total, now)
-    return now
+    def _losses(
+        self, batches: Iterable[MicroBatch], adapter: str | None
+    ) -> Generator[Event, None, EvalResult]:
+        """Return the sums over micro-batches."""
+        total, work = EvalResult(), partial(self.session.evaluate, adapter=adapter)
+        for batch in batches:
+            total += yield from self._fitted(work, (batch,), self.now.step)
+        return total
 
-
-def _evaluated(
-    session: Session, batches: Iterable[MicroBatch], now: RunState
-) -> Generator[Event, None, RunState]:
-    """Evaluate the validation rows, if there are any."""
-    total, now = yield from _summed(session, batches, now, adapter=DEFAULT_ADAPTER)
-    if total.loss_tokens == 0:
-        return now
-    loss = total.loss_sum / total.loss_tokens
-    if not math.isfinite(loss):
-        raise DivergedError(
-            f"The validation loss after step {now.step} is {loss}. The state is kept, and so are "
-            "the checkpoints before it; a lower --learning-rate usually helps."
-        )
-    if now.loss_to_beat is None or loss < now.loss_to_beat:
-        now = replace(now, best_step=now.step, best_loss=loss)
-    yield _evaluation(total, now)
-    return now
-
-
-def _summed(
-    session: Session, batches: Iterable[MicroBatch], now: RunState, *, adapter: str | None
-) -> Generator[Event, None, tuple[EvalResult, RunState]]:
-    """Return the losses over micro-batches with an adapter, or of the base alone."""
-    total, work = EvalResult(), partial(session.evaluate, adapter=adapter)
-    for batch in batches:
-        part, now = yield from _fitted(work, (batch,), now, now.step)
-        total += part
-    return total, now
-
-
-def _evaluation(total: EvalResult, now: RunState) -> Evaluated:
-    loss = total.loss_sum / total.loss_tokens
-    return Evaluated(
-        step=now.step,
-        loss=loss,
-        perplexity=math.exp(min(loss, 700.0)),
-        accuracy=total.correct / total.loss_tokens,
-        rows=total.rows,
-        best=now.is_best,
-    )
-
-
-def _fitted(
-    work: Callable[[Sequence[MicroBatch]], R],
-    batches: Sequence[MicroBatch],
-    now: RunState,
-    step: int,
-) -> Generator[Event, None, tuple[R, RunState]]:
-    """Do work on micro-batches, again with fewer rows at once for as long as memory runs out."""
-    while True:
-        try:
-            return work(split(batches, now.rows)), now
-        except DeviceOutOfMemoryError as error:
-            now = replace(now, rows=_fewer(batches, now.rows, error))
-            yield Recovered(step=step, rows=now.rows, because=str(error))
-
-
-def split(batches: Sequence[MicroBatch], rows: int) -> tuple[MicroBatch, ...]:
-    """Return the same rows in micro-batches of at most ``rows``; 0 leaves them as they are."""
-    if rows == 0:
-        return tuple(batches)
-    return tuple(
-        batch.rows(start, start + rows)
-        for batch in batches
-        for start in range(0, len(batch.tokens), rows)
-    )
+    def _fitted(
+        self, work: Callable[[Sequence[MicroBatch]], R], batches: Sequence[MicroBatch], step: int
+    ) -> Generator[Event, None, R]:
+        """Do work on micro-batches, again with fewer rows at once for as long as memory runs out."""
+        while True:
+            try:
+                return work(split(batches, self.now.rows))
+            except DeviceOutOfMemoryError as error:
+                if self.strict:
+                    raise OutOfMemoryError(
+                        f"Step {step} does not fit: {error}. The state is saved; without --strict "
+                        "the step is repeated with fewer rows at once."
+                    ) from None
+                self.now = replace(self.now, rows=_fewer(batches, self.now.rows, error))
+                yield Recovered(step=step, rows=self.now.rows, because=str(error))
 
 
 def _fewer(batches: Sequence[MicroBatch], rows: int, error: DeviceOutOfMemoryError) -> int:
@@ -231,19 +312,3 @@ def _fewer(batches: Sequence[MicroBatch], rows: int, error: DeviceOutOfMemoryErr
             "plan again with a smaller --memory or --context."
         ) from None
     return smaller
-
-
-def _report(
-    session: Session, data: StepData, result: StepResult, step: int, rate: float, seconds: float
-) -> Stepped:
-    return Stepped(
-        step=step,
-        loss=result.loss,
-        tokens=data.tokens,
-        loss_tokens=data.loss_tokens,
-        seconds=seconds,
-        learning_rate=rate,
-        grad_norm=result.grad_norm,
-        peak_bytes=session.memory().peak_bytes,
-        epoch=data.epoch,
-    )

@@ -20,6 +20,7 @@ from edgetune.runs import (
     RunFacts,
     RunFolder,
     best,
+    checkpoint_name,
     latest,
     load_checkpoint,
     plan_hash,
@@ -68,12 +69,28 @@ class Recorded:
     ) -> Iterator[Event]:
         """Train without recording."""
         schedule = self.recorder.facts.schedule
-        return train(self.session, TRAINED.step, HELD_OUT.evaluation, schedule, start, stop)
+        return train(
+            self.session, TRAINED.step, HELD_OUT.evaluation, schedule, start, stop,
+            rewind=self.back_to,
+        )  # fmt: skip
+
+    def back_to(self, step: int) -> RunState:
+        """Take session and folder back to a checkpoint."""
+        checkpoint = load_checkpoint(self.folder.checkpoints / checkpoint_name(step), self.plan)
+        self.session.restore(checkpoint.adapter, checkpoint.optimizer)
+        rewind(self.folder, checkpoint)
+        return checkpoint.state.progress
+
+    def events_recorded(self, start: RunState | None = None) -> Iterator[Event]:
+        """Train, recording everything."""
+        for event in self.events(start):
+            self.recorder.handle(event)
+            yield event
 
     def train(self, start: RunState | None = None) -> Recorded:
         """Train to the end, recording everything."""
-        for event in self.events(start):
-            self.recorder.handle(event)
+        for _ in self.events_recorded(start):
+            pass
         return self
 
     def resumed(self) -> Recorded:
@@ -81,7 +98,8 @@ class Recorded:
         newest = latest(self.folder.checkpoints)
         assert newest is not None
         checkpoint = load_checkpoint(newest, self.plan)
-        rewind(self.folder, checkpoint)
+        first = 0 if checkpoint.state.progress.step else 1
+        rewind(self.folder, checkpoint, first=first)
         return Recorded.over(self.plan, self.folder, checkpoint).train(checkpoint.state.progress)
 
     def end(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from edgetune.events import (
     Event,
     PlanExceeded,
     Recovered,
+    Rewound,
     SaveDue,
     Stepped,
     UnderPressure,
@@ -39,6 +40,7 @@ class ProgressBar:
         self._last: Stepped | None = None
         self._evaluated: Evaluated | None = None
         self._base: Evaluated | None = None
+        self._rewinds = run.start.guard.rewinds
 
     def __enter__(self) -> ProgressBar:
         """Begin to show."""
@@ -65,6 +67,12 @@ class ProgressBar:
                 self._line(
                     f"step {event.step}: out of memory; going on with {event.rows} rows at once"
                 )
+            case Rewound():
+                self._loss, self._rewinds = None, self._rewinds + 1
+                self._line(
+                    f"{event.because}. Going back to step {event.to}, from there with half the "
+                    f"learning rate ({event.learning_rate:.3g})."
+                )
             case PlanExceeded():
                 self._line(
                     f"Warning: step {event.step}: the peak of {format_bytes(event.peak_bytes)} is "
@@ -86,6 +94,7 @@ class ProgressBar:
             "planned_bytes": self._planned,
             "base_validation_loss": base.loss if base else None,
             "validation_loss": evaluated.loss if evaluated else None,
+            "rewinds": self._rewinds,
         }
 
     def _evaluation(self, event: Evaluated) -> None:

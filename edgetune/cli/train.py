@@ -78,6 +78,11 @@ class Again:
 @click.option(
     "--pause", is_flag=True, help="Wait while the machine is on battery or short of memory."
 )
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Stop where the run would go on with fewer rows at once or a lower learning rate.",
+)
 @device_option
 @memory_option
 @knob_options
@@ -90,6 +95,7 @@ def command(
     resume: bool,
     dry_run: bool,
     pause: bool,
+    strict: bool,
     device: str,
     memory: int | None,
     as_json: bool,
@@ -106,7 +112,8 @@ def command(
         _refuse_with_resume(fixed, device=device != "auto", **others)
         worker = this_process().worker
         run = resume_run(_resumed(output), data, memory, worker.recovery if worker else None)
-        _train(run, Again(as_json=as_json, pause=pause, data=data, memory=memory))
+        again = Again(as_json=as_json, pause=pause, strict=strict, data=data, memory=memory)
+        _train(run, again)
         return
     if output is not None:
         RunFolder.check(output)
@@ -124,7 +131,7 @@ def command(
         _require_here(planned, device)
         _show(planned, say)
         run = start_run(planned, output or _fresh_name(planned))
-        _train(run, Again(as_json=as_json, pause=pause))
+        _train(run, Again(as_json=as_json, pause=pause, strict=strict))
     elif as_json:
         out_json(planned.plan.to_json())
     else:
@@ -206,7 +213,7 @@ def _train(run: Run, again: Again) -> None:
         say(f"Going on after step {run.start.step} of {run.schedule.steps}")
     with closing(run), ProgressBar(run) as progress, process.interrupts.patiently(tell) as stop:
         try:
-            for event in run.events(stop, pause=again.pause):
+            for event in run.events(stop, pause=again.pause, strict=again.strict):
                 progress.show(event)
                 if worker is not None:
                     _report(worker, event)

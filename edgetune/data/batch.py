@@ -66,6 +66,17 @@ class MicroBatch:
         )
 
 
+def split(batches: Sequence[MicroBatch], rows: int) -> tuple[MicroBatch, ...]:
+    """Return the same rows in micro-batches of at most ``rows``; 0 leaves them as they are."""
+    if rows == 0:
+        return tuple(batches)
+    return tuple(
+        batch.rows(start, start + rows)
+        for batch in batches
+        for start in range(0, len(batch.tokens), rows)
+    )
+
+
 def prompt_batch(prompts: Sequence[Sequence[int]]) -> MicroBatch:
     """Return prompts as rows of one document each, none of them under loss."""
     tokens = np.zeros((len(prompts), max(map(len, prompts))), np.int32)

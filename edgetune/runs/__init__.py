@@ -8,7 +8,7 @@ from edgetune.runs.folder import RunFolder
 from edgetune.runs.promotion import best_whole
 from edgetune.runs.recorder import Recorder, recording
 from edgetune.runs.report import write_report
-from edgetune.runs.retention import best, latest
+from edgetune.runs.retention import best, checkpoint_name, latest
 from edgetune.runs.rewind import rewind
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "RunFolder",
     "best",
     "best_whole",
+    "checkpoint_name",
     "latest",
     "load_checkpoint",
     "newest_whole",

@@ -13,6 +13,7 @@ from edgetune.events import (
     Event,
     PlanExceeded,
     Recovered,
+    Rewound,
     RunState,
     SaveDue,
     Stepped,
@@ -24,7 +25,7 @@ from edgetune.runs.checkpoint import save_checkpoint
 from edgetune.runs.facts import RunFacts
 from edgetune.runs.folder import RunFolder
 from edgetune.runs.lines import append_line
-from edgetune.runs.retention import mark_best, prune
+from edgetune.runs.retention import checkpoint_name, mark_best, prune
 
 
 @contextmanager
@@ -74,6 +75,9 @@ class Recorder:
             case Recovered():
                 facts = {"step": event.step, "rows": event.rows}
                 self.folder.note("smaller micro-batches", event.because, **facts)
+            case Rewound():
+                back = {"step": event.step, "to": event.to, "learning_rate": event.learning_rate}
+                self.folder.note("back to a checkpoint", event.because, **back)
             case PlanExceeded():
                 facts = {"peak_bytes": event.peak_bytes, "planned_bytes": event.planned_bytes}
                 self.folder.note("over the plan", "more memory than planned", **facts)
@@ -91,4 +95,6 @@ class Recorder:
         if progress.is_best:
             mark_best(folder, path)
             self.folder.note("best checkpoint", "lowest validation loss", step=progress.step)
-        prune(folder, self.plan.training.keep)
+        guard, ended = progress.guard, progress.step == self.facts.schedule.steps
+        back = () if ended else (guard.good, guard.earlier)
+        prune(folder, self.plan.training.keep, map(checkpoint_name, back))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -53,15 +54,22 @@ def best(folder: Path) -> Path | None:
     return path if path.is_dir() else None
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints and the best; 0 deletes none."""
+def prune(folder: Path, keep: int, besides: Iterable[str] = ()) -> None:
+    """Delete all but the newest ``keep`` checkpoints, the best and those named ``besides``.
+
+    0 deletes none.
+    """
     if keep == 0:
         return
-    kept = best(folder)
+    kept = {best(folder), *(folder / name for name in besides)}
     for path in checkpoints(folder)[:-keep]:
-        if path != kept:
-            # a deletion that is cut short must not leave half a checkpoint under its name
-            shutil.rmtree(path.rename(partial_path(path)))
+        if path not in kept:
+            delete(path)
+
+
+def delete(checkpoint: Path) -> None:
+    """Delete a checkpoint; cut short, this leaves no half of one under its name."""
+    shutil.rmtree(checkpoint.rename(partial_path(checkpoint)))
 
 
 def set_aside(checkpoint: Path) -> Path:

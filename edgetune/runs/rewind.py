@@ -9,23 +9,35 @@ from typing import Any
 from edgetune.runs.checkpoint import Checkpoint, Refused
 from edgetune.runs.folder import RunFolder
 from edgetune.runs.lines import keep_lines
-from edgetune.runs.retention import checkpoint_name, mark_best, set_aside, sweep
+from edgetune.runs.retention import (
+    checkpoint_name,
+    checkpoints,
+    delete,
+    mark_best,
+    set_aside,
+    sweep,
+)
 
 
-def rewind(folder: RunFolder, checkpoint: Checkpoint, refused: Sequence[Refused] = ()) -> int:
+def rewind(
+    folder: RunFolder, checkpoint: Checkpoint, refused: Sequence[Refused] = (), *, first: int = 0
+) -> int:
     """Drop what came after a checkpoint and will be done again; return the metrics dropped.
 
-    Checkpoints that were ``refused`` are set aside, for others will be written at their places.
+    So are the metrics of steps before ``first``: 1 where the base is evaluated again. Checkpoints
+    that were ``refused`` are set aside, for others will be written at their places.
     """
     now = checkpoint.state.progress
     sweep(folder.checkpoints)
     for damaged in refused:
         folder.note("checkpoint refused", damaged.because, kept=set_aside(damaged.path).name)
+    found = checkpoints(folder.checkpoints)
+    for path in reversed(found[found.index(checkpoint.path) + 1 :]):
+        delete(path)
     if now.best_step is not None:
         mark_best(folder.checkpoints, folder.checkpoints / checkpoint_name(now.best_step))
     keep_lines(folder.journal, lambda _: True)
-    # before its first step a run evaluates the base, which is done again
-    return keep_lines(folder.metrics, lambda line: 0 < now.step >= _step_of(line))
+    return keep_lines(folder.metrics, lambda line: first <= _step_of(line) <= now.step)
 
 
 def _step_of(line: Mapping[str, Any]) -> float:

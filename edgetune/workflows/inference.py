@@ -20,9 +20,9 @@ from edgetune.backend import (
     Session,
 )
 from edgetune.data import Examples, MicroBatch, Tokenizer, evaluation_batches, load_tokenizer
+from edgetune.data.batch import split
 from edgetune.data.template import Message
 from edgetune.errors import CheckFailedError, OutOfMemoryError, UsageError
-from edgetune.loop import split
 from edgetune.memory.generation import cache_bytes, rows_at_once
 from edgetune.model import LocalModel, resolve
 from edgetune.planning import Plan

@@ -19,7 +19,15 @@ from edgetune.errors import (
     StoppedError,
     UsageError,
 )
-from edgetune.events import Event, PlanExceeded, Recovered, RunState, SaveDue, Stepped
+from edgetune.events import (
+    Evaluated,
+    Event,
+    PlanExceeded,
+    Recovered,
+    RunState,
+    SaveDue,
+    Stepped,
+)
 from edgetune.files import whole_folder
 from edgetune.loop import Schedule, train
 from edgetune.model import open_model, resolve
@@ -31,7 +39,9 @@ from edgetune.runs import (
     RunFacts,
     RunFolder,
     best_whole,
+    checkpoint_name,
     latest,
+    load_checkpoint,
     newest_whole,
     recording,
     rewind,
@@ -67,22 +77,31 @@ class Run:
         return self.job.facts.schedule
 
     def events(
-        self, stop: Callable[[], bool] = lambda: False, *, pause: bool = False
+        self,
+        stop: Callable[[], bool] = lambda: False,
+        *,
+        pause: bool = False,
+        strict: bool = False,
     ) -> Iterator[Event]:
         """Train to the end, recording and passing on what happens.
 
-        With ``pause`` steps wait while the machine is on battery or short of memory.
+        With ``pause`` steps wait while the machine is on battery or short of memory; ``strict``
+        ends the run where it would go on with fewer rows at once or a lower rate.
 
         Raises:
             StoppedError: if ``stop`` said so, or the disk failed after a checkpoint was saved.
             DiskError: if there is no checkpoint yet, so that nothing is lost.
             OutOfMemoryError: if nothing smaller is left to try; the state is saved then.
-            DivergedError: if the loss is not finite any more; the last good state is saved.
+            DivergedError: if the loss ran away too often; ``adapter/`` is the best checkpoint, if
+                one is better than the base.
             NoImprovementError: if no checkpoint is better than the base; they are kept.
         """
         job, session = self.job, self.session
         recorder = Recorder(folder=self.folder, session=session, plan=job.plan, facts=job.facts)
-        steps = train(session, job.batches.step, job.evaluation, self.schedule, self.start, stop)
+        steps = train(
+            session, job.batches.step, job.evaluation, self.schedule, self.start, stop,
+            rewind=self._back_to, strict=strict,
+        )  # fmt: skip
         events = yield_to_machine(steps, pause=pause, stop=stop)
         now = self.start
         if self.recovered is not None:
@@ -92,6 +111,8 @@ class Run:
                 recorder.handle(event)
                 if isinstance(event, SaveDue):
                     now = event.state
+                elif isinstance(event, Evaluated) and event.step == 0:
+                    now = replace(now, base_loss=event.loss)
                 yield event
             if not self.folder.adapter.exists():
                 with recording(self.folder):
@@ -101,11 +122,37 @@ class Run:
                 self.folder.note("ended early", str(error))
             if isinstance(error, DiskError):
                 raise self._stopped(error) from error
+            if isinstance(error, DivergedError) and not strict:
+                with recording(self.folder):
+                    raise self._given_up(error, now) from None
             raise
 
     def close(self) -> None:
         """Give back the device's memory and let others into the folder."""
         self.held.close()
+
+    def _back_to(self, step: int) -> RunState:
+        """Take session and folder back to a checkpoint and return its state."""
+        path = self.folder.checkpoints / checkpoint_name(step)
+        checkpoint = load_checkpoint(path, self.job.plan)
+        self.session.restore(checkpoint.adapter, checkpoint.optimizer)
+        rewind(self.folder, checkpoint)
+        return checkpoint.state.progress
+
+    def _given_up(self, error: DivergedError, now: RunState) -> DivergedError:
+        """Promote the best checkpoint of a run that ran away, if there is one; say which."""
+        self._record_memory()
+        write_report(self.folder, self.job.plan)
+        source = None
+        if now.base_loss is not None:
+            with suppress(ModelError):
+                source, _ = best_whole(self.folder, now)
+        if source is None:
+            return DivergedError(f"{error} No adapter is promoted.")
+        if not self.folder.adapter.exists():
+            self._write_adapter(source)
+        place = self.folder.adapter
+        return DivergedError(f"{error} The adapter in {place} is that of {source.name}, the best.")
 
     def _stopped(self, error: DiskError) -> EdgetuneError:
         """Return what a disk that failed comes to: a run that is stopped and saved, or nothing."""
@@ -136,7 +183,7 @@ class Run:
         Raises:
             NoImprovementError: if no checkpoint is better than the base.
         """
-        folder, plan = self.folder, self.job.plan
+        folder = self.folder
         source, refused = best_whole(folder, now)
         for damaged in refused:
             folder.note("checkpoint refused", damaged.because)
@@ -148,6 +195,10 @@ class Run:
                 f"{now.base_loss:.4f}, so no adapter is promoted. The checkpoints are kept in "
                 f"{folder.checkpoints}. A lower --learning-rate or other rows usually help."
             )
+        self._write_adapter(source)
+
+    def _write_adapter(self, source: Path) -> None:
+        folder, plan = self.folder, self.job.plan
         loaded = load_adapter(source, plan.shape)
         with whole_folder(folder.adapter) as temporary:
             save_adapter(temporary, loaded.method, plan.shape, loaded.tensors, base=plan.model.ref)
@@ -287,7 +338,7 @@ def _rewound(
 ) -> None:
     """Rewind the folder to the checkpoint and note it."""
     step = checkpoint.state.progress.step
-    dropped = rewind(folder, checkpoint, refused)
+    dropped = rewind(folder, checkpoint, refused, first=0 if step else 1)
     folder.note("resumed", f"from {checkpoint.path.name}", step=step, dropped=dropped)
     if newer := facts.newer(checkpoint.state):
         folder.note("versions changed", "the result may differ in its last bits", **newer)

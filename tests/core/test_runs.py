@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def test_a_run_folder_is_complete(run: Recorded) -> None:
 
 def test_a_state_says_what_it_is_the_state_of(run: Recorded) -> None:
     state = json.loads((run.folder.checkpoints / "step-000006" / "state.json").read_text())
-    facts, evaluations = facts_of(run.plan), _lines(run, "eval")
+    facts, evaluations, steps = facts_of(run.plan), _lines(run, "eval"), _lines(run, "step")
     best_line = min(evaluations, key=lambda line: line["loss"])
     assert state["version"] == 2
     assert state["progress"] == {
@@ -68,6 +68,15 @@ def test_a_state_says_what_it_is_the_state_of(run: Recorded) -> None:
         "best_step": best_line["step"],
         "best_loss": best_line["loss"],
         "rows": 0,
+        "guard": {
+            "first": steps[0]["loss"],
+            "losses": [line["loss"] for line in steps],
+            "suspects": [],
+            "saved": 6,
+            "good": max(best_line["step"], 4),
+            "earlier": 4 if best_line["step"] == 6 else 2,
+            "rewinds": 0,
+        },
     }
     epoch = TRAINED.steps_per_epoch()
     assert state["position"] == {
@@ -263,6 +272,22 @@ def test_a_run_that_goes_on_is_the_uninterrupted_one(run: Recorded, tmp_path: Pa
         if isinstance(event, Stepped) and event.step == 5:
             break
     assert other.resumed().end() == expected
+
+
+def test_a_run_that_ran_away_is_resumed_as_if_never_interrupted(tmp_path: Path) -> None:
+    """Interrupted after any event: before, while and after the loss is high and it goes back."""
+    sizes = {"steps": 14, "eval_every": 4, "save_every": 3, "keep": 1, "learning_rate": 6.0}
+    plan = make_plan(tmp_path / "model", **sizes)
+    whole = Recorded.start(plan, tmp_path / "whole").train()
+    backs = [n for n in read_lines(whole.folder.journal) if n["what"] == "back to a checkpoint"]
+    assert backs
+    assert all(note["learning_rate"] < 6.0 for note in backs)
+    events = len(list(Recorded.start(plan, tmp_path / "counted").events_recorded()))
+    for number in range(2, events, 4):
+        other = Recorded.start(plan, tmp_path / str(number))
+        for _ in islice(other.events_recorded(), number):
+            pass
+        assert other.resumed().end() == whole.end(), number
 
 
 def test_logs_survive_what_cuts_them_off(tmp_path: Path) -> None:
