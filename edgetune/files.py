@@ -106,7 +106,12 @@ def unwritable(what: str, folder: Path, error: OSError, elsewhere: str) -> DiskE
     """Return the error for something that must be written to a folder and cannot be.
 
     ``elsewhere`` says how another place is chosen, as a clause.
+
+    Raises:
+        MemoryError: if it is no matter of the disk.
     """
+    if error.errno == errno.ENOMEM:
+        raise MemoryError(error.strerror)
     reason, remedy = error.strerror or error, _REMEDIES.get(error.errno or 0, "Mend that")
     return DiskError(f"{what} cannot be written to {folder}: {reason}. {remedy}, or {elsewhere}.")
 

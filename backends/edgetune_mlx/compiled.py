@@ -33,17 +33,29 @@ class Blocks:
 
     def forward(self, layer: int, x: mx.array, layout: TokenLayout, method: Adapted) -> mx.array:
         """Return the output of a block (B, S, D)."""
-        function, inputs = self._function("forward", layer, layout, method)
-        out: mx.array = function([x], *inputs)
+        out: mx.array = self._computed("forward", layer, [x], layout, method)
         return out
 
     def backward(
         self, layer: int, x: mx.array, grad: mx.array, layout: TokenLayout, method: Adapted
     ) -> tuple[mx.array, dict[str, mx.array]]:
         """Return the gradients of a block's input and of its trained tensors."""
-        function, inputs = self._function("backward", layer, layout, method)
-        x_grad, *grads = function([x, grad], *inputs)
+        x_grad, *grads = self._computed("backward", layer, [x, grad], layout, method)
         return x_grad, dict(zip(method.of_block(layer), grads, strict=True))
+
+    def _computed(
+        self, way: str, layer: int, given: list[mx.array], layout: TokenLayout, method: Adapted
+    ) -> Any:
+        """Call a block's function, and compile all anew if it fails.
+
+        MLX keeps a function whose trace was broken off, and takes it for whole (0.32).
+        """
+        function, inputs = self._function(way, layer, layout, method)
+        try:
+            return function(given, *inputs)
+        except BaseException:
+            self._made.clear()
+            raise
 
     def _function(
         self, way: str, layer: int, layout: TokenLayout, method: Adapted

@@ -146,8 +146,9 @@ class MlxSession:
         with out_of_memory():
             restored = self.method.over(taken_over(self.method, adapter, unsaved))
             if optimizer is not None:
-                self.steps = int(state.pop(STEP))
+                steps = int(state.pop(STEP))
                 self.optimizer.restore(state)
+                self.steps = steps
             self.method = restored
 
     def memory(self) -> MemoryReading:

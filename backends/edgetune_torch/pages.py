@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ class Files:
             self._fill(descriptor, extent, target)
             _forget(descriptor, extent)
         except OSError as error:
+            if error.errno == errno.ENOMEM:
+                raise MemoryError(error.strerror) from None
             raise ModelError(
                 f"{extent.path} cannot be read: {error.strerror or error}. Was it moved?"
             ) from None

@@ -90,6 +90,9 @@ class TorchSession:
                 result = StepResult(loss=loss, grad_norm=norm)
                 self.optimizer.step(learning_rate, number)
                 self.steps = number
+            except BaseException:
+                self.engine.checkpoints.clear()  # a step with fewer rows needs their memory
+                raise
             finally:
                 gradients.end()
         return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -65,4 +66,6 @@ def _fill(values: NDArray[Any], tensor: StoredTensor, offset: int) -> None:
                     raise ModelError(f"{tensor.file} ends early: it is damaged; copy it again.")
                 buffer = buffer[count:]
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise MemoryError(error.strerror) from error
         raise ModelError(f"{tensor.file} cannot be read: {error.strerror or error}.") from error

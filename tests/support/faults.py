@@ -102,11 +102,11 @@ def attack(
             tally.wrong.append(f"{point}: escaped as {error!r}")
             continue
         if undone:
-            if not (_same(state_of(session), before) and at_rest(session)):
+            if not (same(state_of(session), before) and at_rest(session)):
                 tally.wrong.append(f"{point}: something has changed")
                 continue
             result = step(session)
-        if result != expected[0] or not _same(state_of(session), expected[1]):
+        if result != expected[0] or not same(state_of(session), expected[1]):
             tally.wrong.append(f"{point}: the repeated step differs")
         elif undone:
             tally.undone += 1
@@ -116,7 +116,8 @@ def attack(
     return tally
 
 
-def _same(one: State, other: State) -> bool:
+def same(one: State, other: State) -> bool:
+    """Tell whether two states are equal, bit for bit."""
     return all(
         a.keys() == b.keys() and all(a[key].tobytes() == b[key].tobytes() for key in a)
         for a, b in zip(one, other, strict=True)

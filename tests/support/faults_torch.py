@@ -8,6 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgetune.backend import Session
+from edgetune_torch.checkpoints import DiskCheckpoints, KeptCheckpoints
+from edgetune_torch.session import TorchSession
 
 ERRORS = (
     lambda: RuntimeError(
@@ -49,5 +51,8 @@ def _returns_new(func: Any) -> bool:
 
 def at_rest(session: Session) -> bool:
     """Tell whether all gradients are zero and no checkpoint is held."""
-    grads = [parameter.grad for parameter in session.parameters.values()]  # type: ignore[attr-defined]
-    return all(grad is None or not grad.any() for grad in grads)
+    assert isinstance(session, TorchSession)
+    kept = session.engine.checkpoints
+    left = isinstance(kept, (KeptCheckpoints, DiskCheckpoints)) and bool(kept._kept)
+    grads = [parameter.grad for parameter in session.parameters.values()]
+    return not left and all(grad is None or not grad.any() for grad in grads)
