@@ -47,7 +47,6 @@ class Ended:
 
     code: int
     killed_by_system: bool
-    report: Report
 
     @property
     def death(self) -> str | None:
@@ -73,26 +72,27 @@ def supervise(arguments: Sequence[str], tell: Callable[[str], None]) -> int:
         StoppedError: if a worker died after it had been asked to stop.
         EdgetuneError: if native code crashed in a command that saves no state.
     """
-    parent, recovery, restarts, saved = Parent(), None, 0, -1
+    parent, report, recovery, restarts = Parent(), Report(), None, 0
     with parent.listening():
         while True:
-            ended = parent.run(arguments, recovery)
+            saved = report.saved
+            ended = parent.run(arguments, recovery, report)
             if ended.death is None:
                 return ended.code if ended.code >= 0 else 128 - ended.code
-            report = ended.report
-            newest = saved if report.saved is None else report.saved
-            restarts, saved = (0 if newest > saved else restarts), max(saved, newest)
+            restarts = 0 if report.saved > saved else restarts
             if report.resume is None or report.strict or parent.asked or restarts == RESTARTS:
-                raise _given_up(ended, saved, restarts, stopped=parent.asked > 0)
-            restarts, rows = restarts + 1, max(1, report.rows // 2)
+                raise _given_up(ended, report, restarts, stopped=parent.asked > 0)
+            restarts, report.rows = restarts + 1, max(1, report.rows // 2)
             said = f"The training process {ended.death}"
-            tell(f"{said}. Going on from step {max(0, saved)} with at most {rows} rows at once.")
-            arguments, recovery = report.resume, Recovery(rows=rows, because=said)
+            tell(
+                f"{said}. Going on from step {report.saved} with at most {report.rows} rows at "
+                "once."
+            )
+            arguments, recovery = report.resume, Recovery(rows=report.rows, because=said)
 
 
-def _given_up(ended: Ended, saved: int, restarts: int, *, stopped: bool) -> EdgetuneError:
+def _given_up(ended: Ended, report: Report, restarts: int, *, stopped: bool) -> EdgetuneError:
     """Return the error that ends a command whose worker has died."""
-    report = ended.report
     if report.resume is None:
         if stopped:
             return StoppedError("Stopped.")
@@ -108,12 +108,12 @@ def _given_up(ended: Ended, saved: int, restarts: int, *, stopped: bool) -> Edge
     said = f"The training process {ended.death}"
     if stopped:
         return StoppedError(
-            f"{said} while it stopped. Step {max(0, saved)} is saved. Go on with: {report.command}"
+            f"{said} while it stopped. Step {report.saved} is saved. Go on with: {report.command}"
         )
     tries = f" {restarts + 1} times without a new checkpoint" if restarts else ""
     because = "; --strict allows no fewer rows at once" if report.strict else ""
     return OutOfMemoryError(
-        f"{said}{tries}{because}. Step {max(0, saved)} is saved: close other programs and go on "
+        f"{said}{tries}{because}. Step {report.saved} is saved: close other programs and go on "
         f"with: {report.command}"
     )
 
@@ -138,8 +138,8 @@ class Parent:
             for number, handler in zip(numbers, before, strict=True):
                 signal.signal(number, handler)
 
-    def run(self, arguments: Sequence[str], recovery: Recovery | None) -> Ended:
-        """Run one worker to its end."""
+    def run(self, arguments: Sequence[str], recovery: Recovery | None, report: Report) -> Ended:
+        """Run one worker to its end; what it reports is added to what those before it did."""
         from_worker, report_end = os.pipe()
         life, own_end = os.pipe()
         order = Order(report=report_end, life=life, parent=os.getpid(), recovery=recovery)
@@ -154,7 +154,7 @@ class Parent:
         finally:
             os.close(report_end)
             os.close(life)
-        report, kills = Report(), system_kills()
+        kills = system_kills()
         reader = Thread(target=_read, args=(from_worker, report), daemon=True)
         reader.start()
         code = process.wait()
@@ -162,7 +162,7 @@ class Parent:
         reader.join(SECONDS_TO_READ)
         os.close(own_end)
         by_system = code == -signal.SIGKILL and system_kills() > kills
-        return Ended(code=code, killed_by_system=by_system, report=report)
+        return Ended(code=code, killed_by_system=by_system)
 
     def _ask(self, number: int, _frame: object) -> None:
         self.asked += 1

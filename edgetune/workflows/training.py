@@ -15,6 +15,7 @@ from edgetune.errors import (
     EdgetuneError,
     ModelError,
     NoImprovementError,
+    NothingFitsError,
     OutOfMemoryError,
     StoppedError,
     UsageError,
@@ -251,8 +252,9 @@ def resume_run(
     result does not depend on them. ``recovery`` says what became of the process before this one.
 
     Raises:
-        UsageError: if there is nothing to resume, another process is at work on it, the rows, the
-            plan or the model are not the same, or the plan needs more than ``memory``.
+        UsageError: if there is nothing to resume, another process is at work on it, or the rows,
+            the plan or the model are not the same.
+        NothingFitsError: if the plan needs more than ``memory``.
         ModelError: if no checkpoint is whole.
     """
     folder, plan, model = open_planned(path)
@@ -292,7 +294,7 @@ def _allowed(plan: Plan, memory: int | None) -> Plan:
         return plan
     needed = plan.memory.peak_bytes
     if memory < needed:
-        raise UsageError(
+        raise NothingFitsError(
             f"This run needs {format_bytes(needed)}, and --memory allows {format_bytes(memory)}. "
             "Allow more, or train with a new plan into another --output."
         )

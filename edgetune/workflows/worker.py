@@ -99,13 +99,14 @@ class Worker:
 
 @dataclass(slots=True)
 class Report:
-    """What a worker has reported so far."""
+    """What the workers of a command have reported so far."""
 
     resume: list[str] | None = None
     command: str = ""
     rows: int = 0
     strict: bool = False
-    saved: int | None = None
+    saved: int = 0
+    """The step of the newest checkpoint."""
 
     def add(self, line: bytes) -> None:
         """Take in one line; half a line, written by a process that died, is left out."""

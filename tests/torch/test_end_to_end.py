@@ -202,9 +202,14 @@ def test_killed_moved_and_resumed_is_uninterrupted(run: Path, tmp_path: Path, cl
     assert other.code == 2
     assert "The data changed" in other.err
     small = cli("train", "--resume", "--output", killed, "--data", moved, "--memory", "50MB")
-    assert small.code == 2
+    assert small.code == 3
     assert "This run needs" in small.err
     assert "--memory allows 50.0 MB" in small.err
+    plan = (killed / "plan.yaml").read_text()
+    (killed / "plan.yaml").write_text(re.sub("limit_bytes: null", "limit_bytes: 200000000", plan))
+    beyond = call("train", "--resume", "--output", "killed", "--data", moved, cwd=tmp_path)
+    assert beyond.code == 7
+    assert "the limit is 200 MB" in beyond.err
     resume(killed, "--data", "moved.jsonl", "--memory", "3GB")
     assert learned(killed) == learned(run)
 
