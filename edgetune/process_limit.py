@@ -17,10 +17,14 @@ from edgetune.device.footprint import anonymous_bytes, exact_anonymous_bytes
 from edgetune.units import format_bytes
 
 TOLERANCE: Final = 0.02
-"""Fraction of the limit that is not held against a run: counters lag, heaps keep holes."""
+"""Fraction of the limit that is not held against a step: counters lag, heaps keep holes."""
+
+LAST_TOLERANCE: Final = 0.10
+"""The same where the step cannot be made smaller: to finish a little above the limit, which is
+said, serves better than to fail for a plan that was a little too low."""
 
 LEAST_TOLERANCE: Final = 8 * 2**20
-"""Bytes that are not held against a run, however low its limit is."""
+"""Bytes that are not held against a step, however low the limit is."""
 
 LOOK_SECONDS: Final = 0.002
 """Seconds between two looks, so that they cost less than one per cent of the time."""
@@ -43,15 +47,16 @@ class ProcessLimit:
     ) -> None:
         """Hold the process to ``nbytes``; ``give_back`` frees what is kept but not needed."""
         self.nbytes = nbytes
-        self._allowed = 0 if nbytes is None else nbytes + max(LEAST_TOLERANCE, nbytes * TOLERANCE)
         self._give_back = give_back
         self._look = look
         self._look_exactly = look_exactly
         self._clock = clock
         self._next = clock()
 
-    def check(self) -> None:
+    def check(self, *, divisible: bool) -> None:
         """Look at what the process holds, unless that was done just now.
+
+        ``divisible`` says whether what is computed could be computed in smaller parts.
 
         Raises:
             DeviceOutOfMemoryError: if it is more than the limit, also after giving back.
@@ -62,11 +67,13 @@ class ProcessLimit:
         if now < self._next:
             return
         self._next = now + LOOK_SECONDS
-        if self._look() <= self._allowed:
+        tolerance = self.nbytes * (TOLERANCE if divisible else LAST_TOLERANCE)
+        allowed = self.nbytes + max(LEAST_TOLERANCE, tolerance)
+        if self._look() <= allowed:
             return
         self._give_back()
         held = self._look_exactly()
-        if held > self._allowed:
+        if held > allowed:
             raise DeviceOutOfMemoryError(
                 f"{format_bytes(held)} are in use, the limit is {format_bytes(self.nbytes)}"
             )

@@ -68,7 +68,7 @@ class Engine:
         self, batch: MicroBatch, method: Adapted, *, scale: float, into: Gradients
     ) -> Sums:
         """Return the summed loss; add ``scale`` times its gradient by each trained tensor."""
-        batch, layout = placed(self.decoder, batch, method)
+        batch, layout = self._placed(batch, method)
         wanted = Wanted.of(batch.targets, self.chunk)
         run = Pass(mx.array(batch.tokens), layout, wanted, method, scale, into)
         first, last = method.first_layer, self.decoder.shape.layers
@@ -89,13 +89,13 @@ class Engine:
 
     def evaluate(self, batch: MicroBatch, method: Adaptation) -> Sums:
         """Return the summed loss of a micro-batch."""
-        batch, layout = placed(self.decoder, batch, method)
+        batch, layout = self._placed(batch, method)
         x = self._hidden(mx.array(batch.tokens), layout, method)
         return self._loss(x, batch.targets, method)
 
     def evaluate_rows(self, batch: MicroBatch, method: Adaptation) -> list[Sums]:
         """Return the summed loss of each row of a micro-batch."""
-        batch, layout = placed(self.decoder, batch, method)
+        batch, layout = self._placed(batch, method)
         x = self._hidden(mx.array(batch.tokens), layout, method)
         each = method.of_rows(len(batch.tokens))
         return [
@@ -107,6 +107,11 @@ class Engine:
         batch, layout = placed(self.decoder, prompt_batch([row]), method)
         x = self._hidden(mx.array(batch.tokens), layout, method)[0, method.virtual_tokens :]
         return np.array(self.head.logits(self.decoder.final_norm(x, method)))
+
+    def _placed(self, batch: MicroBatch, method: Adaptation) -> tuple[MicroBatch, TokenLayout]:
+        """Return a micro-batch as the method wants it, and where its tokens stand."""
+        self.guard.divisible = len(batch.tokens) > 1
+        return placed(self.decoder, batch, method)
 
     def _loss(self, x: mx.array, targets: NDArray[np.int32], method: Adaptation) -> Sums:
         """Return the summed loss of the last block's output (B, S, D)."""

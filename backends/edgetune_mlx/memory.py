@@ -11,7 +11,7 @@ import mlx.core as mx
 from edgetune.backend import DeviceOutOfMemoryError, MemoryReading
 from edgetune.choice import Choice
 from edgetune.planning import Plan
-from edgetune.process_limit import TOLERANCE, ProcessLimit
+from edgetune.process_limit import LAST_TOLERANCE, TOLERANCE, ProcessLimit
 from edgetune.shape import ModelShape
 from edgetune.storage import BYTES, FLOAT32_BYTES
 from edgetune.units import format_bytes
@@ -41,6 +41,8 @@ class Guard:
         """
         self.limit = limit
         self._process = ProcessLimit(process, mx.clear_cache)
+        self.divisible = False
+        """Whether what is computed could be computed in smaller parts."""
         self._peak = 0
         mx.reset_peak_memory()
         self._waiting = min(waiting, limit)
@@ -83,11 +85,11 @@ class Guard:
             DeviceOutOfMemoryError: if it was over one of them.
         """
         peak = mx.get_peak_memory()
-        if peak > self.limit * (1 + TOLERANCE):
+        if peak > self.limit * (1 + (TOLERANCE if self.divisible else LAST_TOLERANCE)):
             raise DeviceOutOfMemoryError(
                 f"MLX held {format_bytes(peak)}, {format_bytes(self.limit)} are planned"
             )
-        self._process.check()
+        self._process.check(divisible=self.divisible)
 
     def reading(self) -> MemoryReading:
         """Return what MLX holds; the interpreter is not counted."""

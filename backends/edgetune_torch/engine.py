@@ -111,6 +111,7 @@ class Engine:
 
     def _layout(self, batch: MicroBatch, method: Adaptation) -> tuple[TokenLayout, Tensor, Tensor]:
         """Return where a micro-batch's tokens stand, the tokens and the targets (B, S)."""
+        self.decoder.weights.workspace.divisible = len(batch.tokens) > 1
         batch, layout = placed(self.decoder, batch, method)
         tokens = torch.from_numpy(batch.tokens).to(self.device).long()
         return layout, tokens, torch.from_numpy(batch.targets).to(self.device)

@@ -84,7 +84,7 @@ class Loader:
         device: torch.device,
         quantization: Quantization,
         placements: Placements | None = None,
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[bool], None] = lambda _: None,
     ) -> None:
         """Prepare to read ``model``; nothing is read yet.
 

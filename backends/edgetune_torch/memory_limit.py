@@ -24,13 +24,15 @@ class MemoryLimit:
         if self._capped and nbytes is not None:
             self._cap(max(0, nbytes - runtime))
 
-    def check(self) -> None:
+    def check(self, divisible: bool) -> None:
         """Hold this moment against the limit, where it is watched.
+
+        ``divisible`` says whether what is computed could be computed in smaller parts.
 
         Raises:
             DeviceOutOfMemoryError: if the process holds more.
         """
-        self._process.check()
+        self._process.check(divisible=divisible)
 
     def close(self) -> None:
         """Take the limit away."""

@@ -56,7 +56,7 @@ def _opened(plan: Plan, model: LocalModel) -> TorchSession:
         )
         method = adapt(plan.choice.method, model.shape, parameters)
         trim()
-        limit.check()
+        limit.check(False)
         return TorchSession(plan, engine, method, watch, held.pop_all())
 
 
@@ -85,7 +85,7 @@ def open_engine(
     plan: Plan,
     model: LocalModel,
     device: torch.device,
-    check: Callable[[], None] = lambda: None,
+    check: Callable[[bool], None] = lambda _: None,
 ) -> Engine:
     """Load the frozen model as planned; ``check`` is called before each product and may raise."""
     choice = plan.choice

@@ -35,7 +35,7 @@ class Checkpoint:
         model: LocalModel,
         quantization: str,
         files: Files,
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[bool], None] = lambda _: None,
     ) -> None:
         """Prepare to read ``model``; ``check`` is called before each tensor and may raise."""
         self.model = model
@@ -55,7 +55,7 @@ class Checkpoint:
 
     def read(self, layer: int, buffer: Tensor) -> None:
         """Read the matrices of a block one after the other; see :class:`BlockSource`."""
-        self._check()
+        self._check(False)
         layout, memory = self.layout(layer), bytes_of(buffer)
         for extent in self._extents(layer, layout):
             self.files.read(extent, memory)
@@ -67,7 +67,7 @@ class Checkpoint:
 
     def tensor(self, stored: StoredTensor) -> Tensor:
         """Return one tensor in memory of its own."""
-        self._check()
+        self._check(False)
         values = torch.empty(stored.shape, dtype=dtype_of(stored))
         self.files.read(Extent(stored.file, stored.start, stored.nbytes), bytes_of(values))
         return values

@@ -17,10 +17,16 @@ from torch import Tensor
 class Workspace:
     """Named scratch buffers of one session, each as large as its largest use."""
 
-    def __init__(self, device: torch.device, check: Callable[[], None] = lambda: None) -> None:
-        """Hold nothing yet; ``check`` is called before each product and may raise."""
+    def __init__(
+        self, device: torch.device, check: Callable[[bool], None] = lambda _: None
+    ) -> None:
+        """Hold nothing yet; ``check`` is called before each product and may raise.
+
+        It is told whether the rows that are computed could be fewer.
+        """
         self.device = device
-        self.check = check
+        self.divisible = False
+        self._check = check
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -32,6 +38,14 @@ class Workspace:
             self._buffers.pop(key, None)  # before its successor is there
             self._buffers[key] = torch.empty(size, dtype=dtype)
         return self._buffers[key][:size].view(shape)
+
+    def check(self) -> None:
+        """Say that a product comes next.
+
+        Raises:
+            DeviceOutOfMemoryError: if there is no memory for it.
+        """
+        self._check(self.divisible)
 
     @property
     def nbytes(self) -> int:

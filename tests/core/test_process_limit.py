@@ -44,33 +44,41 @@ class Process:
 
 def test_within_the_limit_nothing_is_given_back() -> None:
     process = Process(GB)
-    process.limit(GB).check()
-    process.limit(None).check()
+    process.limit(GB).check(divisible=True)
+    process.limit(None).check(divisible=True)
     assert (process.looks, process.given_back) == (1, 0)
 
 
 def test_a_little_more_than_the_limit_is_no_reason_to_fail() -> None:
-    Process(GB + GB // 50).limit(GB).check()
-    Process(100_000 + LEAST_TOLERANCE).limit(100_000).check()
+    Process(GB + GB // 50).limit(GB).check(divisible=True)
+    Process(100_000 + LEAST_TOLERANCE).limit(100_000).check(divisible=True)
     for limit in (GB, 100_000):
         with pytest.raises(DeviceOutOfMemoryError):
-            Process(limit + limit // 50 + LEAST_TOLERANCE + 1).limit(limit).check()
+            Process(limit + limit // 50 + LEAST_TOLERANCE + 1).limit(limit).check(divisible=True)
+
+
+def test_more_is_let_pass_where_nothing_smaller_is_left() -> None:
+    process = Process(GB + GB // 10)
+    process.limit(GB).check(divisible=False)
+    process.nbytes += 1
+    with pytest.raises(DeviceOutOfMemoryError):
+        process.limit(GB).check(divisible=False)
 
 
 def test_what_can_be_given_back_is_not_held_against_a_step() -> None:
     process = Process(2 * GB, kept=GB)
-    process.limit(GB).check()
+    process.limit(GB).check(divisible=True)
     assert process.given_back == 1
     process.kept = 0
     process.nbytes = 2 * GB
     with pytest.raises(DeviceOutOfMemoryError, match=r"2\.0 GB are in use, the limit is 1\.0 GB"):
-        process.limit(GB).check()
+        process.limit(GB).check(divisible=True)
 
 
 def test_counters_that_run_ahead_are_checked() -> None:
     process = Process(GB)
     process.counted_too_much = GB
-    process.limit(GB).check()
+    process.limit(GB).check(divisible=True)
     assert process.given_back == 1
 
 
@@ -78,16 +86,16 @@ def test_it_looks_from_time_to_time() -> None:
     process = Process(GB)
     limit = process.limit(GB)
     for _ in range(10):
-        limit.check()
+        limit.check(divisible=True)
     assert process.looks == 1
     process.now += LOOK_SECONDS
     process.counted_too_much = GB
-    limit.check()
+    limit.check(divisible=True)
     process.now += LOOK_SECONDS
-    limit.check()
+    limit.check(divisible=True)
     assert process.looks == 2
     process.now += PAUSE_SECONDS
-    limit.check()
+    limit.check(divisible=True)
     assert process.looks == 3
 
 

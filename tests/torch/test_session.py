@@ -329,7 +329,7 @@ from edgetune.device.footprint import anonymous_bytes
 
 model = LocalModel.open(Path(sys.argv[1]))
 try:
-    with session_for(model, quantization="nf4", limit=anonymous_bytes() + 5_000_000):
+    with session_for(model, quantization="nf4", limit=anonymous_bytes() // 2):
         print("opened")
 except OutOfMemoryError as error:
     print("refused:", error)
