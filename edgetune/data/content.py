@@ -8,6 +8,7 @@ from typing import Any
 
 from edgetune.data.problems import RowError
 from edgetune.data.template import Message
+from edgetune.data.thoughts import split_thought
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class Chat:
         """Whether a text has all that is said in it, but for space around and fields unwritten."""
         passed_over = {"role", *unwritten}
         return all(
-            value.strip() in text
+            value.strip() in text or (name == "content" and _is_thought_and_said(message, text))
             for message in self.messages
             for name, value in message.items()
             if isinstance(value, str) and name not in passed_over
@@ -108,6 +109,13 @@ class Text:
 
 
 Content = Chat | Completion | Text
+
+
+def _is_thought_and_said(message: Message, text: str) -> bool:
+    """Whether a text has what a message thinks and says, whatever stands between."""
+    thought, said = split_thought(message)
+    thinks = message["role"] == "assistant" and bool(thought)
+    return thinks and thought in text and said in text
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -21,17 +21,20 @@ LossOn = Literal["assistant", "completion", "all"]
 
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """A text, the spans of it that are learned, and whether EOS must be put after it.
+    """A text, the spans of it that are learned, and the token that must be put after it, if any.
 
     ``altered`` says that the template left out or changed some of what the row says,
-    ``unwritten`` which fields of its messages made no difference.
+    ``unwritten`` which fields of its messages made no difference, and ``cut`` what the last answer
+    lacks of the generation prompt; ``is_unended`` says that a turn is learned without its end.
     """
 
     text: str
     spans: list[Span]
-    needs_end: bool
+    end: int | None
     altered: bool = False
     unwritten: frozenset[str] = frozenset()
+    cut: str = ""
+    is_unended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +71,28 @@ class Encoder:
         content = self._as_rendered(content)
         if isinstance(content, Chat):
             self._refuse_weights(content)
-            text, spans, altered, unwritten = self._chats().mask(content, self._loss_on)
+            text, spans, altered, unwritten, cut = self._chats().mask(content, self._loss_on)
         else:
-            (text, spans), altered, unwritten = self._plain(content), False, frozenset()
+            (text, spans), altered, unwritten, cut = self._plain(content), False, frozenset(), ""
         try:
             text.encode()
         except UnicodeEncodeError as error:
             found = f"{text[error.start]!a} at character {error.start + 1}"
             raise RowError(f"The text holds half a character ({found}). Remove it.") from error
-        needs_end = self._needs_end(text, spans[-1])
-        if needs_end:
+        is_chat = isinstance(content, Chat)
+        end = self._end(text, spans[-1], is_chat)
+        ended = spans if end is None else spans[:-1]
+        if end is not None:
             spans = [*spans[:-1], (spans[-1][0], len(text))]
-        return Marked(text, spans, needs_end, altered, unwritten)
+        is_unended = (
+            is_chat
+            and self._loss_on != "all"
+            and not all(
+                text[start:stop].rstrip().endswith(self._tokenizer.end_texts)
+                for start, stop in ended
+            )
+        )
+        return Marked(text, spans, end, altered, unwritten, cut, is_unended)
 
     def encode(self, rows: Sequence[Marked]) -> list[Learned]:
         """Return the tokens of each row: BOS at most once in front, its end learned."""
@@ -113,18 +126,18 @@ class Encoder:
                 " Use --loss-on assistant, or remove the weight."
             )
 
-    def _needs_end(self, text: str, last: Span) -> bool:
-        """Whether the text ends with something learned and no token says that it ends."""
-        learned_to_the_end = not text[last[1] :].strip()
-        ended = text.rstrip().endswith(self._tokenizer.end_texts)
-        return learned_to_the_end and not ended and self._tokenizer.eos_id is not None
+    def _end(self, text: str, last: Span, is_chat: bool) -> int | None:
+        """Return the token to put after a text that ends with something learned and no such token."""
+        if text[last[1] :].strip() or text.rstrip().endswith(self._tokenizer.end_texts):
+            return None
+        return self._tokenizer.turn_end if is_chat else self._tokenizer.eos_id
 
     def _finish(self, row: Marked, encoded: Encoded) -> Learned:
         tokens = self._tokenizer.with_bos(encoded.ids)
         shift = len(tokens) - len(encoded.ids)
         found = [encoded.tokens_of(span, self._tokenizer.is_special) for span in row.spans]
         ranges = [(max(start + shift, 0), stop + shift) for start, stop in found]
-        if row.needs_end and self._tokenizer.eos_id is not None:
+        if row.end is not None:
             ranges.append((len(tokens), len(tokens) + 1))
-            tokens = np.append(tokens, np.int32(self._tokenizer.eos_id))
+            tokens = np.append(tokens, np.int32(row.end))
         return Learned(tokens, ranges)

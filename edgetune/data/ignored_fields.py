@@ -21,7 +21,7 @@ _KINDS = 1024
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
 _CALLS = "tool_calls"
 _REASONING = {"reasoning_content", "thinking", "reasoning"}  # transformers takes any for another
-_ADVICE = "Use a model whose template writes them, or remove the row."
+ADVICE = "Use a model whose template writes them, or remove the row."
 
 
 class IgnoredFields:
@@ -57,7 +57,7 @@ def _ignored(template: Renders, chat: Chat) -> frozenset[str]:
         return frozenset()
     text = _render(template, chat)
     if chat.tools and _is_same(template, replace(chat, tools=None), text):
-        raise RowError(f"The chat template does not write the tools. {_ADVICE}")
+        raise RowError(f"The chat template does not write the tools. {ADVICE}")
     if not found or _is_same(template, _without(chat, found), text):
         unwritten = found
     else:
@@ -66,13 +66,36 @@ def _ignored(template: Renders, chat: Chat) -> frozenset[str]:
     if _CALLS in unwritten:
         number = next(n for n, message in enumerate(chat.messages, 1) if message.get(_CALLS))
         raise RowError(
-            f"The chat template does not write the tool calls of message {number}. {_ADVICE}"
+            f"The chat template does not write the tool calls of message {number}. {ADVICE}"
         )
+    _refuse_lost_arguments(template, chat, text)
     return frozenset(unwritten) | {
         f"{FIELD}.{name}"
         for name in chat.arguments
         if _is_same(template, _unasked(chat, name), text)
     }
+
+
+def _refuse_lost_arguments(template: Renders, chat: Chat, text: str) -> None:
+    """Refuse calls of which the template writes the names and not the arguments."""
+    for number, message in enumerate(chat.messages, 1):
+        calls = message.get(_CALLS) or []
+        empty = [_without_arguments(call) for call in calls]
+        messages = [
+            *chat.messages[: number - 1],
+            {**message, _CALLS: empty},
+            *chat.messages[number:],
+        ]
+        if empty != calls and _is_same(template, replace(chat, messages=messages), text):
+            raise RowError(
+                f"The chat template does not write the arguments of the tool calls of message {number}."
+                f" {ADVICE}"
+            )
+
+
+def _without_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    return {**call, "function": {**function, "arguments": {}}} if function else call
 
 
 def _extra(message: Message) -> Iterable[str]:

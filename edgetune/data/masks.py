@@ -8,17 +8,29 @@ that cannot be placed beyond doubt is refused: a wrong mask trains the wrong thi
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from edgetune.data.content import Chat
 from edgetune.data.control_tokens import any_of, refuse_control_tokens
-from edgetune.data.ignored_fields import IgnoredFields
+from edgetune.data.ignored_fields import ADVICE, IgnoredFields
+from edgetune.data.lost_parts import lost_parts
 from edgetune.data.problems import RowError
-from edgetune.data.template import Message, Renders, Span
+from edgetune.data.sampled import SampledTemplate
+from edgetune.data.template import Renders, Span
+from edgetune.data.turn_places import ELSEWHERE, Turn, TurnPlaces, holds
 
-_STAND_IN = "edgetuneXanswer"
-_ALTERED = (
-    "The chat template does not write message {} ({}) as it stands, so what to learn is unclear."
-)
+
+class Masked(NamedTuple):
+    """A rendered chat, its learned spans, and what the last one lacks of the generation prompt.
+
+    ``cut`` is the end of the generation prompt that does not stand before the answer, ``""`` if
+    all of it does; ``is_rewritten`` says that a call is written otherwise than it is sampled.
+    """
+
+    text: str
+    spans: list[Span]
+    cut: str = ""
+    is_rewritten: bool = False
 
 
 class ChatMasker:
@@ -28,8 +40,11 @@ class ChatMasker:
         """Take the texts of the tokens that end a turn, and of all that structure a chat."""
         self._template, self._ignored = template, IgnoredFields(template)
         self._ends, self._controls = any_of(ends), any_of(controls)
+        self._places = TurnPlaces(template, self._ends, self._controls)
+        sampled = SampledTemplate(template, self._ends, self._controls)
+        self._sampled = TurnPlaces(sampled, self._ends, self._controls)
 
-    def spans(self, chat: Chat, *, last_only: bool = False) -> tuple[str, list[Span]]:
+    def spans(self, chat: Chat, *, last_only: bool = False) -> Masked:
         """Return the rendered chat and the spans that are learned, in order.
 
         Raises:
@@ -41,18 +56,46 @@ class ChatMasker:
             raise RowError(_nothing(chat))
         turns = learned[-1:] if last_only else learned
         text, marked = self._template.render_marked(chat.messages, chat.tools, chat.arguments)
-        if marked and len(marked) == _assistant_turns(chat):
-            kept = set(turns)
-            every = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant"]
-            pairs = zip(every, marked, strict=True)
-            return text, [self._marked(chat, text, *pair) for pair in pairs if pair[0] in kept]
-        return text, [self._turn(chat, text, index) for index in turns]
+        lost = lost_parts(self._template, chat, text)
+        found = [] if lost else self._turns(chat, text, turns, marked)
+        cut = ELSEWHERE if lost else self._places.cut(chat, text, turns[-1], found[-1])
+        if cut == ELSEWHERE and (lost or turns[-1] + 1 == len(chat.messages)):
+            sampled = self._as_sampled(chat, lost)
+            if sampled is not None:
+                text, cut = sampled, ""
+                found = [self._sampled.turn(chat, text, index) for index in turns]
+        rewritten = any(
+            self._is_rewritten(chat, text, *pair) for pair in zip(turns, found, strict=True)
+        )
+        return Masked(text, [(turn.start, turn.stop) for turn in found], cut, rewritten)
 
-    def whole(self, chat: Chat) -> tuple[str, list[Span]]:
+    def _turns(self, chat: Chat, text: str, turns: list[int], marked: list[Span]) -> list[Turn]:
+        """Return where some of the assistant's turns stand; the template may mark all of them."""
+        every = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant"]
+        if len(marked) != len(every):
+            return [self._places.turn(chat, text, index) for index in turns]
+        spans = dict(zip(every, marked, strict=True))
+        return [self._marked(chat, text, index, spans[index]) for index in turns]
+
+    def _is_rewritten(self, chat: Chat, text: str, index: int, turn: Turn) -> bool:
+        """Whether calls that more follows are written otherwise than when they are sampled."""
+        if not chat.calls(index) or index + 1 == len(chat.messages):
+            return False
+        try:
+            sampled = self._places.sampled(chat, index)
+        except RowError:
+            return False
+        return sampled is not None and not sampled.rstrip().endswith(
+            text[turn.start : turn.stop].rstrip()
+        )
+
+    def whole(self, chat: Chat) -> Masked:
         """Return the rendered chat and all of it as one span."""
         refuse_control_tokens(chat, self._controls)
-        text = self._render(chat, chat.messages)
-        return text, [(0, len(text))]
+        text = self._places.render(chat, chat.messages)
+        if lost := lost_parts(self._template, chat, text):
+            text = self._as_sampled(chat, lost) or text
+        return Masked(text, [(0, len(text))])
 
     def unwritten(self, chat: Chat) -> frozenset[str]:
         """Return the fields of messages that the template passes over.
@@ -62,78 +105,28 @@ class ChatMasker:
         """
         return self._ignored.fields(chat)
 
-    def _marked(self, chat: Chat, text: str, index: int, span: Span) -> Span:
+    def _as_sampled(self, chat: Chat, lost: str | None) -> str | None:
+        """Return a chat as the prompt and the answer, for one that the template writes otherwise.
+
+        Raises:
+            RowError: if it leaves out something, and so does the prompt.
+        """
+        try:
+            is_answered = chat.messages[-1]["role"] == "assistant"
+            text = self._sampled.render(chat, chat.messages) if is_answered else None
+        except RowError:
+            text = None
+        if lost and (text is None or lost_parts(self._template, chat, text)):
+            raise RowError(f"The chat template does not write {lost}. {ADVICE}")
+        return text
+
+    def _marked(self, chat: Chat, text: str, index: int, span: Span) -> Turn:
         start, stop = span
-        if not _holds(chat, index, text[start:stop]):
-            return self._turn(chat, text, index)
+        if not holds(chat, index, text[start:stop]):
+            return self._places.turn(chat, text, index)
+        start = min(start, self._places.prompt_end(chat, text, index) or start)
         inside = list(self._ends.finditer(text, start, stop))
-        return start, inside[-1].end() if inside else self._closed(text, stop)
-
-    def _turn(self, chat: Chat, text: str, index: int) -> Span:
-        prompt = self._prefix(chat, text, index, add_generation_prompt=True)
-        if prompt is None:
-            return self._substituted(chat, text, index)
-        calls, end = chat.calls(index), self._ends.search(text, prompt)
-        said = text[prompt : end.start()] if end else ""
-        if end and not calls and _ends_with_content(chat, index, said):
-            return prompt, end.end()
-        upto = self._prefix(chat, text, index + 1, add_generation_prompt=False)
-        if upto is not None and _holds(chat, index, text[prompt:upto]):
-            ends = self._ends.finditer(text, prompt, upto)
-            holding = (end.end() for end in ends if _holds(chat, index, text[prompt : end.start()]))
-            return prompt, next(holding, upto)
-        if not (end and calls and _holds(chat, index, said)):
-            return self._substituted(chat, text, index)
-        if not self._is_written_alike(chat, text[: end.end()], index + 1):
-            raise RowError(_ALTERED.format(index + 1, "assistant, with its tool calls"))
-        return prompt, end.end()
-
-    def _prefix(
-        self, chat: Chat, text: str, count: int, *, add_generation_prompt: bool
-    ) -> int | None:
-        """Return how much of the text the first messages are, None if they are not its start."""
-        try:
-            prefix = self._render(chat, chat.messages[:count], add_generation_prompt)
-        except RowError:
-            return None
-        return len(prefix) if text.startswith(prefix) else None
-
-    def _substituted(self, chat: Chat, text: str, index: int) -> Span:
-        """Find a turn by rendering the chat once more with another answer in its place."""
-        head, found, tail = self._with_stand_in(chat, index).partition(_STAND_IN)
-        start, stop = len(head), len(text) - len(tail)
-        answer = text[start:stop].strip()
-        same = bool(found) and start <= stop and text.startswith(head) and text.endswith(tail)
-        closed = self._closed(text, stop)
-        if not same or not answer or answer not in chat.messages[index]["content"]:
-            raise RowError(_ALTERED.format(index + 1, "assistant"))
-        if not _holds_calls(chat, index, text[start:closed]):
-            raise RowError(_ALTERED.format(index + 1, "assistant, with its tool calls"))
-        return start, closed
-
-    def _is_written_alike(self, chat: Chat, start: str, index: int) -> bool:
-        """Whether the text still starts so when a message, if there is one, says something else."""
-        try:
-            return index == len(chat.messages) or self._with_stand_in(chat, index).startswith(start)
-        except RowError:
-            return False
-
-    def _with_stand_in(self, chat: Chat, index: int) -> str:
-        messages = list(chat.messages)
-        messages[index] = {**messages[index], "content": _STAND_IN}
-        return self._render(chat, messages)
-
-    def _render(self, chat: Chat, messages: list[Message], prompt: bool = False) -> str:
-        """Return messages as text, with the tools and the arguments of a chat."""
-        return self._template.render(
-            messages, add_generation_prompt=prompt, tools=chat.tools, arguments=chat.arguments
-        )
-
-    def _closed(self, text: str, stop: int) -> int:
-        """Return where a turn ends that stops at ``stop``, its end-of-turn token included."""
-        blank = stop + len(text[stop:]) - len(text[stop:].lstrip())
-        end = self._ends.match(text, blank)
-        return end.end() if end else stop
+        return Turn(start, inside[-1].end() if inside else self._places.closed(text, stop))
 
 
 def _nothing(chat: Chat) -> str:
@@ -146,31 +139,3 @@ def _nothing(chat: Chat) -> str:
 
 def _assistant_turns(chat: Chat) -> int:
     return sum(message["role"] == "assistant" for message in chat.messages)
-
-
-def _content(chat: Chat, index: int) -> str:
-    return str(chat.messages[index]["content"]).strip()
-
-
-def _ends_with_content(chat: Chat, index: int, part: str) -> bool:
-    return _said(chat, index, part).rstrip().endswith(_content(chat, index))
-
-
-def _holds(chat: Chat, index: int, part: str) -> bool:
-    said = _said(chat, index, part)
-    return _content(chat, index) in said and _holds_calls(chat, index, part)
-
-
-def _holds_calls(chat: Chat, index: int, part: str) -> bool:
-    calls = chat.calls(index)
-    said = _said(chat, index, part).replace(_content(chat, index), "", 1) if calls else ""
-    return all(said.count(name) >= calls.count(name) for name in calls)
-
-
-def _said(chat: Chat, index: int, part: str) -> str:
-    """Return a part of the text without what is thought: it may hold the same words."""
-    fields = chat.messages[index].items()
-    beside = [value for field, value in fields if field not in ("role", "content")]
-    for text in dict.fromkeys(value.strip() for value in beside if isinstance(value, str)):
-        part = part.replace(text, "", 1)
-    return part

@@ -23,6 +23,7 @@ from edgetune.data.row_digests import Hashes
 from edgetune.data.rows import FIELDS_NAMED, BlockEncoder, Outcome
 from edgetune.data.token_store import TokenStore, TokenStoreWriter
 from edgetune.data.tokenizer import Tokenizer
+from edgetune.data.turn_places import ELSEWHERE
 from edgetune.data.workers import MOST, encode_in_processes, usable_cores
 from edgetune.errors import DataError
 from edgetune.files import sha256_file
@@ -55,6 +56,7 @@ class Reading:
     files: tuple[FileRead, ...]
     format: str
     is_chat: bool
+    prompt_cut: str
     notes: tuple[str, ...]
 
 
@@ -123,6 +125,8 @@ class _Pass:
         self._altered = 0
         self._first_altered: list[int] | None = None
         self._ignored: Counter[str] = Counter()
+        self._cuts: Counter[str] = Counter()
+        self._unended = 0
         self._done = 0
 
     def run(self, writer: TokenStoreWriter) -> dict[str, Any]:
@@ -143,6 +147,8 @@ class _Pass:
             "shadowed": sorted(self._mapped.shadowed),
             "altered": self._altered,
             "first_altered": self._first_altered,
+            "unended": self._unended,
+            "cuts": dict(self._cuts.most_common(FIELDS_NAMED)),
             "unwritten": dict(self._ignored.most_common(FIELDS_NAMED)),
             "without_template": self._is_chat and not self._options.tokenizer.has_template,
             "dated": self._is_chat and self._options.tokenizer.template.writes_dates,
@@ -186,6 +192,8 @@ class _Pass:
         self._mapped.join(outcome.mapped)
         self._altered += len(outcome.altered)
         self._ignored.update(outcome.unwritten)
+        self._cuts.update(outcome.cuts)
+        self._unended += outcome.unended
         if outcome.altered and self._first_altered is None:
             self._first_altered = [outcome.file, outcome.altered[0]]
 
@@ -220,8 +228,14 @@ def _reading(columns: TokenStore, facts: Mapping[str, Any], sources: Sequence[So
         ),
         format=facts["format"],
         is_chat=facts["is_chat"],
+        prompt_cut=_prompt_cut(facts["cuts"]),
         notes=tuple(_notes(facts, sources)),
     )
+
+
+def _prompt_cut(cuts: Mapping[str, int]) -> str:
+    """Return what all answers lack of the generation prompt, nothing if they differ."""
+    return "" if len(cuts) != 1 or ELSEWHERE in cuts else next(iter(cuts))
 
 
 def _notes(facts: Mapping[str, Any], sources: Sequence[Source]) -> Iterator[str]:
@@ -239,7 +253,25 @@ def _notes(facts: Mapping[str, Any], sources: Sequence[Source]) -> Iterator[str]
     if facts["unwritten"]:
         named = ", ".join(f"{name} (rows: {rows:,})" for name, rows in facts["unwritten"].items())
         yield printable(f"fields of messages that the template does not write: {named}")
+    yield from _prompt_notes(facts["cuts"])
+    if facts["unended"]:
+        yield (
+            f"rows with a turn that is learned without an end, as the template writes none:"
+            f" {facts['unended']:,}"
+        )
     if facts["without_template"]:
         yield "the model has no chat template, so a default stands in; export carries it along"
     if facts["dated"]:
         yield "the template writes today's date; a fixed one stands in, so that runs repeat"
+
+
+def _prompt_notes(cuts: Mapping[str, int]) -> Iterator[str]:
+    does = "does" if _prompt_cut(cuts) else "does not"
+    for cut, rows in cuts.items():
+        if cut == ELSEWHERE:
+            yield f"rows whose last answer does not begin after the generation prompt: {rows:,}"
+        elif cut:
+            yield printable(
+                f"rows whose last answer begins without {cut!r}, the end of the generation prompt:"
+                f" {rows:,}; edgetune generate {does} so too"
+            )

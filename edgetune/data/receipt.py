@@ -48,7 +48,8 @@ class Receipt:
     ``context`` is None before a length rule was applied. ``rows_too_long`` are over it, of which
     ``rows_cut`` are left with fewer tokens and ``rows_too_long_dropped`` are gone; ``tokens_lost``
     counts the tokens of both. ``padding`` is the share of positions that are padding, None before
-    batches are known.
+    batches are known. ``prompt_cut`` is the end of the template's generation prompt that no answer
+    was trained after.
     """
 
     files: tuple[FileRead, ...]
@@ -76,6 +77,7 @@ class Receipt:
     tokens_lost: int = 0
     notes: tuple[str, ...]
     padding: float | None = None
+    prompt_cut: str = ""
 
     def with_padding(self, padding: float) -> Receipt:
         """Return the receipt with the share of padding, once batches are known."""

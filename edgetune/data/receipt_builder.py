@@ -41,6 +41,7 @@ def receipt_of(
         rows_read=len(reading.examples),
         dropped=repeated,
         duplicates=count_duplicates(reading.digests),
+        prompt_cut=reading.prompt_cut,
         lengths=length_percentiles(reading.examples.lengths),
         notes=(*reading.notes, *map(printable, found.notes), *_near_empty(reading.examples)),
     )

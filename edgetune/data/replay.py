@@ -18,10 +18,11 @@ from typing import NamedTuple
 
 from edgetune.data.content import Chat
 from edgetune.data.control_tokens import any_of
-from edgetune.data.masks import ChatMasker
+from edgetune.data.masks import ChatMasker, Masked
 from edgetune.data.problems import RowError
 from edgetune.data.symbolic import Part, Question, Slot, Trace, UntraceableError, answer, mark_of
 from edgetune.data.template import FAULTS, ChatTemplate, Span
+from edgetune.data.thoughts import has_mark
 from edgetune.data.trace import TracedTemplate, Tracer
 
 _MARK = re.compile("\ue000(\\d+)\ue001(?:\ue002(\\d+)\ue003)?|\ue002(\\d+)\ue003")
@@ -32,12 +33,16 @@ Structure = tuple[object, ...]
 
 
 class Rendered(NamedTuple):
-    """A chat as text, its learned spans, whether anything said is missing, and fields unwritten."""
+    """A chat as text, its learned spans, whether anything said is missing, and fields unwritten.
+
+    ``cut`` is what the last answer lacks of the generation prompt.
+    """
 
     text: str
     spans: list[Span]
     altered: bool
     unwritten: frozenset[str] = frozenset()
+    cut: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,7 @@ class Pattern:
     answers: tuple[tuple[Question, bool], ...]
     controls: int
     is_whole: bool
+    cut: str
 
     def fill(self, contents: Sequence[str]) -> tuple[str, list[Span]] | None:
         """Return text and spans for these contents, None if they answer a question otherwise."""
@@ -93,8 +99,9 @@ class ReplayingMasker:
         patterns = self._patterns.get(structure, [])
         for pattern in patterns:
             filled = pattern.fill(contents)
-            if filled and len(self._controls.findall(filled[0])) == pattern.controls:
-                return Rendered(*filled, not pattern.is_whole and not chat.is_in(filled[0]))
+            as_many = filled and len(self._controls.findall(filled[0])) == pattern.controls
+            if filled and as_many and (pattern.is_whole or chat.is_in(filled[0])):
+                return Rendered(*filled, altered=False, cut=pattern.cut)
         rendered = self._whole_way(chat, loss_on)
         if len(patterns) < _PATTERNS_A_STRUCTURE and len(self._patterns) < _STRUCTURES:
             self._learn(structure, chat, loss_on, rendered)
@@ -102,8 +109,9 @@ class ReplayingMasker:
 
     def _whole_way(self, chat: Chat, loss_on: str) -> Rendered:
         unwritten = self._masker.unwritten(chat)
-        text, spans = _masked(self._masker, chat, loss_on)
-        return Rendered(text, spans, not chat.is_in(text, unwritten), unwritten)
+        text, spans, cut, rewritten = _masked(self._masker, chat, loss_on)
+        altered = rewritten or not chat.is_in(text, unwritten)
+        return Rendered(text, spans, altered, unwritten, cut)
 
     def _learn(self, structure: Structure, chat: Chat, loss_on: str, rendered: Rendered) -> None:
         """Keep the pattern of a chat, if there is one that gives the same again."""
@@ -112,7 +120,10 @@ class ReplayingMasker:
         except (UntraceableError, RowError, *FAULTS):
             pattern = None
         contents = [message["content"] for message in chat.messages]
-        if pattern and pattern.fill(contents) == rendered[:2]:
+        if pattern and (*(pattern.fill(contents) or ()), pattern.cut) == (
+            *rendered[:2],
+            rendered.cut,
+        ):
             self._patterns.setdefault(structure, []).append(pattern)
 
     def _pattern(self, chat: Chat, loss_on: str) -> Pattern:
@@ -121,7 +132,7 @@ class ReplayingMasker:
         marks = [{**m, "content": mark_of(i)} for i, m in enumerate(chat.messages)]
         marked = replace(chat, messages=marks)
         masker = ChatMasker(TracedTemplate(self._tracer, trace), *self._texts)
-        text, spans = _masked(masker, marked, loss_on)
+        text, spans, cut, _ = _masked(masker, marked, loss_on)
         parts, starts = _parts(text, list(trace.slots))
         whole = {part.message for part in parts if isinstance(part, Slot) and part.is_whole}
         return Pattern(
@@ -130,10 +141,11 @@ class ReplayingMasker:
             answers=tuple(trace.answers.items()),
             controls=len(self._controls.findall(text)),
             is_whole=len(whole) == len(chat.messages),
+            cut=cut,
         )
 
 
-def _masked(masker: ChatMasker, chat: Chat, loss_on: str) -> tuple[str, list[Span]]:
+def _masked(masker: ChatMasker, chat: Chat, loss_on: str) -> Masked:
     if loss_on == "all":
         return masker.whole(chat)
     return masker.spans(chat, last_only=loss_on == "completion")
@@ -150,8 +162,13 @@ def _structure(chat: Chat, loss_on: str) -> Structure | None:
         loss_on,
         chat.given,
         arguments,
-        *((message["role"], message.get("weight")) for message in chat.messages),
+        *((each["role"], each.get("weight"), _kind(each["content"])) for each in chat.messages),
     )
+
+
+def _kind(content: str) -> tuple[bool, bool]:
+    """Return what masking a chat asks of a message itself: has it a thought, is it blank?"""
+    return has_mark(content), not content.strip()
 
 
 def _parts(text: str, slots: list[Slot]) -> tuple[tuple[Part, ...], list[int]]:

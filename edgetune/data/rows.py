@@ -35,7 +35,9 @@ class Outcome:
     """What became of a block: its rows as columns, or what is wrong, in the order of the file.
 
     ``altered`` are the rows of which the template leaves out or changes a part; ``unwritten``
-    counts the rows with a field of messages that it passes over.
+    counts the rows with a field of messages that it passes over, ``cuts`` those whose last answer
+    lacks an end of the generation prompt (``""``: none), ``unended`` those with a turn that is
+    learned without its end.
     """
 
     file: int
@@ -47,6 +49,8 @@ class Outcome:
     altered: list[int] = field(default_factory=list)
     mapped: Mapped = field(default_factory=Mapped)
     unwritten: Counter[str] = field(default_factory=Counter)
+    cuts: Counter[str] = field(default_factory=Counter)
+    unended: int = 0
 
 
 class BlockEncoder:
@@ -116,6 +120,8 @@ class BlockEncoder:
         marked = self._encoder.mark(content)
         if marked.altered:
             outcome.altered.append(number)
+        outcome.cuts[marked.cut] += 1
+        outcome.unended += marked.is_unended
         for name in sorted(marked.unwritten):
             if name in outcome.unwritten or len(outcome.unwritten) < FIELDS_NAMED:
                 outcome.unwritten[name] += 1

@@ -7,6 +7,7 @@ tool that serves the model.
 from __future__ import annotations
 
 import datetime
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryEr
           SyntaxError, TypeError, ValueError)  # fmt: skip
 """How a template can fail, as someone else's program, on odd data or when it is compiled."""
 
+_PROBE = "edgetuneX"
 _DATES = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PINNED = "{%- macro strftime_now(format) %}{{ pinned_dates[format] }}{% endmacro %}{{ '' }}"  # no newline
@@ -124,7 +126,7 @@ class ChatTemplate:
 
         try:
             texts, spans = render_jinja_template(
-                conversations=[list(messages)],
+                conversations=[self._with_arguments(messages)],
                 tools=tools,
                 chat_template=self._pinned,
                 return_assistant_tokens_mask=self.is_marked,
@@ -136,6 +138,31 @@ class ChatTemplate:
             raise RowError(f"The chat template refuses these messages: {_reason(error)}") from error
         return texts[0], [(int(start), int(stop)) for start, stop in (spans or [[]])[0]]
 
+    def _with_arguments(self, messages: Sequence[Message]) -> list[Message]:
+        """Return messages with the arguments of calls as the template takes them."""
+        if not any(message.get("tool_calls") for message in messages) or self.takes_objects:
+            return list(messages)
+        return [_with_arguments_as_text(message) for message in messages]
+
+    @cached_property
+    def takes_objects(self) -> bool:
+        """Whether the template writes the arguments of calls from objects, and not from their JSON."""
+        asked: list[Message] = [{"role": "user", "content": "a"}]
+        call = {"name": _PROBE, "arguments": {_PROBE: "x"}}
+        calls = [{"id": "call00000", "type": "function", "function": call}]
+        asked.append({"role": "assistant", "content": "", "tool_calls": calls})
+        self.__dict__["takes_objects"] = True  # while it is found out
+        as_object = self._probed(asked)
+        as_text = self._probed([_with_arguments_as_text(message) for message in asked])
+        is_plain = as_object is not None and f"{{'{_PROBE}'" not in as_object
+        return is_plain or as_text is None or f'"{_PROBE}": "x"' not in as_text
+
+    def _probed(self, messages: list[Message]) -> str | None:
+        try:
+            return self.render(messages)
+        except RowError:
+            return None
+
     @cached_property
     def _pinned(self) -> str:
         return _PINNED + self.source if self.dates else self.source
@@ -145,6 +172,21 @@ class ChatTemplate:
         """What the template is told for each format in which it asks for the date."""
         formats = {match.group(2) for match in _DATES.finditer(self.source)}
         return {text: PINNED_DATE.strftime(text) for text in formats}
+
+
+def _with_arguments_as_text(message: Message) -> Message:
+    calls = [
+        {**call, "function": {**call["function"], "arguments": _as_json(call["function"])}}
+        if isinstance(call.get("function"), dict) and "arguments" in call["function"]
+        else call
+        for call in message.get("tool_calls") or []
+    ]
+    return {**message, "tool_calls": calls} if calls else message
+
+
+def _as_json(function: Mapping[str, Any]) -> Any:
+    found = function["arguments"]
+    return json.dumps(found, ensure_ascii=False) if isinstance(found, dict) else found
 
 
 def own_template(found: Any, special_tokens: Mapping[str, str]) -> ChatTemplate:

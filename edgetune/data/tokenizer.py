@@ -14,9 +14,16 @@ from numpy.typing import NDArray
 
 from edgetune.data.offsets import Encoded, Ids, Locator
 from edgetune.data.template import ChatTemplate, Message, default_template, own_template
-from edgetune.data.turn_tokens import listed_ends, markup, sample_chats, turn_ends
+from edgetune.data.turn_tokens import (
+    listed_ends,
+    longer_chats,
+    markup,
+    sample_chats,
+    turn_ends,
+)
 from edgetune.errors import ModelError
 
+_SPACES = 8  # tokens before BOS that may be white space
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
 
 
@@ -24,8 +31,9 @@ class Tokenizer:
     """Text to tokens and back, chats to text, and which tokens end a turn.
 
     ``end_tokens`` are the tokens at which generation stops; ``controls`` the texts that the
-    model reads as structure, and that therefore must not occur inside a message; ``is_special``
-    (V,) the tokens that are no text.
+    model reads as structure, and that therefore must not occur inside a message; ``turn_end`` the
+    token that a chat is ended with if its template writes none there; ``is_special`` (V,) the tokens
+    that are no text.
     """
 
     def __init__(self, inner: Any, folder: Path) -> None:
@@ -45,7 +53,11 @@ class Tokenizer:
         self.has_template, self._template = self._find_template(inner)
         chats = sample_chats(self._template)
         eos = frozenset() if self.eos_id is None else frozenset({self.eos_id})
-        self.end_tokens = eos | listed_ends(folder) | turn_ends(chats, self._added)
+        ends = turn_ends(chats, self._added)
+        # Some templates end a turn only where another follows it.
+        between = frozenset() if ends else turn_ends(longer_chats(self._template), self._added)
+        self.end_tokens = eos | listed_ends(folder) | ends | between
+        self.turn_end: int | None = min(between, default=self.eos_id)
         limits = {text for text, token in self._added.items()
                   if token == self.bos_id or token in self.end_tokens}  # fmt: skip
         self.controls = frozenset(filter(str.strip, limits | special | markup(chats)))
@@ -97,7 +109,14 @@ class Tokenizer:
         own = int(others[0]) if len(others) else len(tokens)
         if self.bos_id is None or own == 1 or not (own or self.adds_bos):
             return tokens
+        if not own and self._begins_after_space(tokens):
+            return tokens
         return np.concatenate([np.array([self.bos_id], np.int32), tokens[own:]])
+
+    def _begins_after_space(self, tokens: Ids) -> bool:
+        """Whether a template wrote BOS, with white space before it."""
+        first = np.flatnonzero(tokens[:_SPACES] == self.bos_id)[:1]
+        return bool(len(first)) and self.decode(tokens[: first[0]].tolist()).isspace()
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, special tokens included."""
@@ -108,9 +127,12 @@ class Tokenizer:
         """Return a conversation as the text that the model reads."""
         return self.template.render(messages, add_generation_prompt=add_generation_prompt)
 
-    def prompt_tokens(self, prompt: str | Sequence[Message]) -> list[int]:
-        """Return what generation starts from: a text as it stands, or a chat up to the answer."""
-        text = prompt if isinstance(prompt, str) else self.render(prompt, True)
+    def prompt_tokens(self, prompt: str | Sequence[Message], cut: str = "") -> list[int]:
+        """Return what generation starts from: a text as it stands, or a chat up to the answer.
+
+        ``cut`` is left out of the generation prompt's end, as it was in training.
+        """
+        text = prompt if isinstance(prompt, str) else self.render(prompt, True).removesuffix(cut)
         return self.encode(text, special=True)
 
     def text_of(self, token: int | None) -> str | None:
@@ -136,7 +158,7 @@ class Tokenizer:
             dict(self._template.special_tokens),
         )
         parts = (self._inner.to_str(), template, self.has_template, self.adds_bos, self.bos_id,
-                 self.eos_id, sorted(self.end_texts), sorted(self.controls))  # fmt: skip
+                 self.eos_id, self.turn_end, sorted(self.end_texts), sorted(self.controls))  # fmt: skip
         return sha256(repr(parts).encode()).hexdigest()
 
     def _find_template(self, inner: Any) -> tuple[bool, ChatTemplate | None]:

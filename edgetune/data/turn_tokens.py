@@ -20,6 +20,7 @@ _ANSWER = "edgetune"
 _MARKUP = re.compile(r"<\|[^<>|\s]+\|>|<</?[A-Z]+>>|\[/?[A-Z_]+\]")
 _SYSTEM = [{"role": "system", "content": "a"}]
 _CHAT = [{"role": "user", "content": "b"}, {"role": "assistant", "content": _ANSWER}]
+_MORE = [*_CHAT, {"role": "user", "content": "c"}]
 
 
 def sample_chats(template: ChatTemplate | None) -> list[str]:
@@ -31,6 +32,11 @@ def sample_chats(template: ChatTemplate | None) -> list[str]:
     templates = template.all if template else ()
     chats = (_CHAT, _SYSTEM + _CHAT)
     return [text for own in templates for chat in chats if (text := _sample(own, chat))]
+
+
+def longer_chats(template: ChatTemplate | None) -> list[str]:
+    """Return chats in which a question follows the answer, as far as the template allows."""
+    return [text for own in (template.all if template else ()) if (text := _sample(own, _MORE))]
 
 
 def turn_ends(chats: list[str], added: Mapping[str, int]) -> frozenset[int]:

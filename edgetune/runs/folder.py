@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 import time
@@ -142,6 +143,14 @@ class RunFolder:
     def evaluations(self) -> Iterator[dict[str, Any]]:
         """Yield what the metrics say of each evaluation; lines that say less are left out."""
         return (line for line in read_lines(self.metrics) if _is(line, "eval", ("step", "loss")))
+
+    def prompt_cut(self) -> str:
+        """Return the end of the generation prompt that the run's answers were trained without."""
+        try:
+            receipt = json.loads((self.path / "receipt.json").read_text(encoding="utf-8"))
+            return str(receipt.get("prompt_cut") or "")
+        except (OSError, ValueError, AttributeError):
+            return ""
 
     def peak_bytes(self) -> int:
         """Return the highest peak of all steps, also of those before an interruption."""

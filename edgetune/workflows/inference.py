@@ -72,7 +72,8 @@ class OpenedRun:
         Raises:
             UsageError: if there are none, or the model has no positions for so many.
         """
-        tokens = self.tokenizer.prompt_tokens(prompt)
+        cut = "" if self.adapter is None else self.folder.prompt_cut()
+        tokens = self.tokenizer.prompt_tokens(prompt, cut)
         if not tokens:
             raise UsageError("The prompt is empty: it has no token to go on from. Give some text.")
         if len(tokens) > self.positions:

@@ -20,8 +20,8 @@ from edgetune.data.problems import RowError
 TEMPLATES = {
     # What is in front changes with every message, and calls come after the end of the answer.
     "late": "{{ messages | length }}{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{{ m.content }}<|im_end|>{% for call in m.tool_calls or [] %}{{ call.function.name }}{% endfor %}"
-    "{% endfor %}",
+    "{{ m.content }}<|im_end|>{% for call in m.tool_calls or [] %}{{ call.function.name }}"
+    "{{ call.function.arguments }}{% endfor %}{% endfor %}",
     "segments": "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% if m.reasoning_content %}{{ m.reasoning_content }}<|im_end|>{% endif %}"
     "{% for call in m.tool_calls or [] %}<|im_start|>to={{ call.function.name }}"
@@ -153,8 +153,8 @@ def test_a_turn_of_several_segments_is_learned_to_the_end_of_its_call(tokenizers
     row = {**called(reasoning_content="a clock", tool_calls=calls), "tools": None}
     row["messages"][-1]["reasoning_content"] = "so it is noon"
     expected = (
-        "a clock<|im_end|><|im_start|>to=clock{'zone': 'UTC'}<|im_end|>"
-        "<|im_start|>to=clock{'zone': 'CET'}<|im_end|>"
+        'a clock<|im_end|><|im_start|>to=clock{"zone": "UTC"}<|im_end|>'
+        '<|im_start|>to=clock{"zone": "CET"}<|im_end|>'
     )
     answer = "so it is noon<|im_end|>it is noon<|im_end|>"
     assert learned(mark(tokenizers["segments"], row)) == [expected, answer]
@@ -174,6 +174,9 @@ def test_fields_that_the_template_passes_over_are_counted(tokenizers, tmp_path):
     assert notes == (f"fields of messages that the template does not write: {expected}",)
     notes = read_dataset(path, tokenizers["tools"]).receipt.notes
     assert notes == ("fields of messages that the template does not write: stars (rows: 2)",)
+    view = read_dataset(path, tokenizers["tools"], validation=0).train[0]
+    text = tokenizers["tools"].decode(view[0].tolist())
+    assert text.endswith("<|im_start|>assistant\nfine<|im_end|>\n")  # as it is sampled
 
 
 def test_thoughts_may_have_any_of_their_names(tokenizers):

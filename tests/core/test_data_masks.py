@@ -73,7 +73,9 @@ def gemma(messages: Messages) -> Iterator[Piece]:
 
 
 def mistral(messages: Messages) -> Iterator[Piece]:
-    """The system message goes into the last question, so earlier turns are no prefix."""
+    """The system message goes into the last question, so earlier turns are no prefix of the whole:
+    they are found by what is sampled for them, which begins with a space.
+    """
     system = messages[0]["content"] if messages[0]["role"] == "system" else None
     last = max(i for i, message in enumerate(messages) if message["role"] == "user")
     yield "<s>", False
@@ -82,8 +84,7 @@ def mistral(messages: Messages) -> Iterator[Piece]:
             head = f"{system}\n\n" if system is not None and index == last else ""
             yield f"[INST] {head}{message['content']} [/INST]", False
         elif message["role"] == "assistant":
-            yield " ", system is None or index > last
-            yield f"{message['content']}</s>", True
+            yield f" {message['content']}</s>", True
 
 
 def phi(messages: Messages) -> Iterator[Piece]:

@@ -154,12 +154,15 @@ def llama31(messages: Messages, tools: Tools) -> Iterator[Piece]:
 
 def mistral(messages: Messages, tools: Tools) -> Iterator[Piece]:
     system = f"{messages[0]['content']}\n\n" if messages[0]["role"] == "system" else ""
+    last = max(i for i, message in enumerate(messages) if message["role"] == "user")
     yield "<s>", False
-    for message in messages:
+    for index, message in enumerate(messages):
         match message:
             case {"role": "user", "content": content}:
-                yield f"[AVAILABLE_TOOLS]{dumps(tools)}[/AVAILABLE_TOOLS]" if tools else "", False
-                yield f"[INST] {system}{content}[/INST]", False
+                is_last = index == last
+                offered = f"[AVAILABLE_TOOLS]{dumps(tools)}[/AVAILABLE_TOOLS]" if tools else ""
+                yield offered * is_last, False
+                yield f"[INST] {system * is_last}{content}[/INST]", False
             case {"role": "tool", "content": content}:
                 yield f"[TOOL_RESULTS]{dumps(content)}[/TOOL_RESULTS]", False
             case {"tool_calls": calls}:
@@ -190,7 +193,6 @@ REFERENCES: dict[str, Callable[[Messages, Tools], Iterator[Piece]]] = {
 }  # fmt: skip
 TALKS_WHILE_CALLING = {"simple", "qwen", "qwen3"}
 CALLS_SEVERAL = {"simple", "qwen", "qwen3", "mistral"}
-EXCHANGES = {"mistral": 1}  # a call before the last question cannot be placed beyond doubt
 
 said = st.text("ab \n.é🎉<|[]/", min_size=1, max_size=8).filter(str.strip)
 arguments = st.dictionaries(st.sampled_from(["zone", "a"]), said | st.integers(0, 20), max_size=2)
@@ -219,7 +221,7 @@ def drawn_chat(draw: Callable[[Any], Any], name: str) -> Messages:
     """A chat of some exchanges, in each of which tools may be called before the answer."""
     system = draw(st.none() | st.sampled_from(["", " "]) | said)
     messages: Messages = [] if system is None else [{"role": "system", "content": system}]
-    for _ in range(draw(st.integers(1, EXCHANGES.get(name, 3)))):
+    for _ in range(draw(st.integers(1, 3))):
         messages.append({"role": "user", "content": draw(said)})
         most = 2 if name in CALLS_SEVERAL else 1
         for called in draw(st.lists(st.lists(calls, min_size=1, max_size=most), max_size=2)):
@@ -256,10 +258,13 @@ CALLED = [
 ]  # fmt: skip
 
 
-def test_a_call_that_cannot_be_placed_is_refused(tokenizers):
-    with pytest.raises(RowError, match="does not write message 2"):
-        encoded(tokenizers["mistral"], CALLED, tools)
-    assert any(encoded(tokenizers["mistral"], CALLED)[1])
+def test_a_call_before_the_last_question_is_placed(tokenizers):
+    """The tools stand before the last question, so that no earlier call is at the end of a prefix."""
+    for offered in (tools, None):
+        tokens, mask = encoded(tokenizers["mistral"], CALLED, offered)
+        pieces = list(mistral(CALLED, offered))
+        assert tokens == tokenizers["mistral"].encode("".join(text for text, _ in pieces))
+        assert mask == reference_mask(pieces, tokenizers["mistral"])
 
 
 def test_what_a_tool_says_is_not_learned_for_want_of_an_end(tmp_path):

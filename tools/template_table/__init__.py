@@ -1,0 +1,1 @@
+"""The table of chat templates: which chats each structure writes exactly, and what becomes of others."""
