@@ -53,7 +53,7 @@ def _step(session: Session) -> StepResult:
     return session.step(BATCHES, loss_tokens=tokens, learning_rate=1e-2)
 
 
-def _attacked(session: Session, backend: str, count: int) -> None:
+def _attacked(session: Session, backend: str, count: int) -> Tally:
     """Disturb the session's next step, in every kind of fault, and check what became of it."""
     tally = Tally()
     for fault_at, at_rest in faults(backend):
@@ -63,6 +63,7 @@ def _attacked(session: Session, backend: str, count: int) -> None:
     print(backend, tally)  # noqa: T201  # the long form is read
     assert not tally.wrong, "\n".join([str(tally), *tally.wrong[:20]])
     assert tally.undone
+    return tally
 
 
 def _places(bench: Bench) -> Mapping[str, Mapping[str, Any]]:
@@ -82,7 +83,7 @@ def test_every_place_and_optimizer(case: Case, place: str, bench: Bench, wide: L
     for optimizer in OPTIMIZERS[bench.name]:
         session = bench.open(case, wide, optimizer=optimizer, **_places(bench)[place])
         _step(session)
-        _attacked(session, bench.name, POINTS)
+        assert _attacked(session, bench.name, POINTS).finished
 
 
 @trained

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.faults_torch import Fault
 from torch.nn import Parameter
 
 from edgetune.errors import ModelError
@@ -133,3 +134,34 @@ def _set_into(gradients: Gradients) -> None:
     torch.manual_seed(0)
     for view in gradients.views.values():
         view.copy_(torch.randn_like(view))
+
+
+@pytest.mark.parametrize(("name", "buffers"), [("adamw", 4), ("adamw-8bit", 9)])
+def test_an_update_allocates_its_buffers_and_then_nothing(name: str, buffers: int) -> None:
+    ours = _ours(name)
+    _train(ours, 0, 1)
+    _set_gradients(ours.parameters, 1)  # type: ignore[arg-type]
+    with Fault(0, every=False) as allocations:
+        ours.step(1e-2, 2)
+
+    assert allocations.count == buffers
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw-8bit"])
+def test_an_update_without_any_memory_at_its_end_is_torn(name: str) -> None:
+    ours = _ours(name)
+    _train(ours, 0, 1)
+    _set_gradients(ours.parameters, 1)  # type: ignore[arg-type]
+    state = ours.state()
+    with Fault(0, every=True) as operations:
+        ours.step(1e-2, 2)
+    ours.restore(state)
+    with (
+        Fault(operations.count, every=True, sticky=True),
+        pytest.raises((MemoryError, RuntimeError)),
+    ):
+        ours.step(1e-2, 2)
+    assert ours.torn
+    ours.restore(state)
+
+    assert not ours.torn
