@@ -6,6 +6,9 @@ import os
 
 import pytest
 from hypothesis import settings
+from measurements import plain_measurements
+
+from edgetune.speed.measured import FILE_NAME, save_measurements
 
 # Idle OpenMP threads sleep instead of spin, as the backend has it; read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -27,5 +30,11 @@ def _quiet_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep quantized weights out of the user's cache."""
-    monkeypatch.setenv("EDGETUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    """Keep quantized weights out of the user's cache, and plans the same from test to test.
+
+    The cache says how fast this machine is, so that no run begins by measuring it.
+    """
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("EDGETUNE_CACHE", str(cache))
+    if not (cache / FILE_NAME).exists():
+        save_measurements(plain_measurements())

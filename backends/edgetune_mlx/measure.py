@@ -24,11 +24,14 @@ def measure(device: Device) -> Measurements:
     stored = matrix.astype(mx.bfloat16)
     packed = PACKINGS["q4"].pack(stored)
     mx.eval(matrix, stored, packed)
+    product_32bit, product_16bit = _product(matrix), _product(stored)
     return Measurements(
         device=device.name,
         versions=versions_of("mlx"),
-        product_32bit=_product(matrix),
-        product_16bit=_product(stored),
+        product_32bit=product_32bit,
+        product_16bit=product_16bit,
+        attention_32bit=product_32bit,  # attention is products here, in chunks of queries
+        attention_16bit=product_16bit,
         pointwise=3 * matrix.nbytes / _seconds(lambda: matrix * matrix),
         convert=matrix.size / _seconds(lambda: stored.astype(mx.float32)),
         dequantize=matrix.size / _seconds(lambda: PACKINGS["q4"].dense(packed, mx.bfloat16)),

@@ -9,17 +9,23 @@ import torch
 from torch import Tensor
 
 from edgetune.device import Device
-from edgetune.speed import Measurements, versions_of
+from edgetune.shape import Attention
+from edgetune.speed import ATTENTION_PASSES, Measurements, versions_of
+from edgetune_torch.attention import attend
+from edgetune_torch.malloc import limit_heap
 from edgetune_torch.matrices import store
 from edgetune_torch.precision import product_dtype
 
-SIDE = 2048
+SIDE = 1024
 """Rows and columns of the matrices that are multiplied."""
-REPEATS = 5
+REPEATS = 3
+ROWS, HEADS, LENGTH, WIDTH = 4, 8, 128, 64
+"""Of the attention that is measured."""
 
 
 def measure(device: Device) -> Measurements:
     """Return the rates of ``device``, the best of a few tries each."""
+    limit_heap()  # as in a session: what is allocated anew has pages to be made
     place = torch.device("cuda" if device.kind == "cuda" else "cpu")
     matrix = torch.randn(SIDE, SIDE, device=place)
     stored = matrix.bfloat16()
@@ -30,7 +36,9 @@ def measure(device: Device) -> Measurements:
         versions=versions_of("torch"),
         product_32bit=_product(matrix),
         product_16bit=_product(stored.to(dense)),
-        pointwise=_pointwise(place),
+        attention_32bit=_attention(torch.float32, place),
+        attention_16bit=_attention(torch.bfloat16, place),
+        pointwise=_pointwise(stored),
         convert=matrix.numel() / _seconds(lambda: stored.to(torch.float32), place),
         dequantize=matrix.numel() / _seconds(lambda: packed.dense(dense), place),
         optimizer=_optimizer(place),
@@ -44,10 +52,23 @@ def _product(matrix: Tensor) -> float:
     return 2 * rows.numel() * SIDE / _seconds(lambda: rows @ matrix.T, matrix.device)
 
 
-def _pointwise(place: torch.device) -> float:
-    x = torch.randn(SIDE, 2 * SIDE, device=place)
-    out = torch.empty_like(x)
-    return 3 * x.nbytes / _seconds(lambda: torch.mul(x, x, out=out), place)
+def _attention(dtype: torch.dtype, place: torch.device) -> float:
+    """Return FLOP/s of causal attention, both passes, where only what is not masked counts."""
+    size = ROWS, HEADS, LENGTH, WIDTH
+    q, k, v = (torch.randn(size, dtype=dtype, device=place, requires_grad=True) for _ in range(3))
+    rule, documents = Attention(scale=WIDTH**-0.5), ((LENGTH,),) * ROWS
+
+    def both() -> None:
+        out = attend(q, k, v, rule, documents)
+        torch.autograd.backward(out, torch.ones_like(out))
+
+    work = ATTENTION_PASSES * 2 * ROWS * LENGTH * LENGTH * HEADS * WIDTH
+    return work / _seconds(both, place)
+
+
+def _pointwise(x: Tensor) -> float:
+    """Return bytes/s read and written, in the number format of activations."""
+    return 3 * x.nbytes / _seconds(lambda: x * x, x.device)
 
 
 def _optimizer(place: torch.device) -> float:

@@ -6,7 +6,7 @@ import click
 
 from edgetune.backend import backend_names, load_backend
 from edgetune.cli.options import common_options, device_option
-from edgetune.cli.show import out, out_json, say, table
+from edgetune.cli.show import out, out_json, table
 from edgetune.device import read_device, read_machine
 from edgetune.device.profiles import profile_device
 from edgetune.errors import UsageError
@@ -23,7 +23,7 @@ from edgetune.units import format_bytes
 def command(everything: bool, measure: bool, device: str, as_json: bool) -> None:
     """List what can be trained on here, with the memory that a run may use, and why.
 
-    --measure takes a minute; what it finds is kept for later plans on the same --device.
+    --measure takes some seconds; what it finds is kept for later plans on the same --device.
     """
     if measure:
         _measure(device, as_json)
@@ -71,7 +71,7 @@ def _measure(name: str, as_json: bool) -> None:
     from edgetune.workflows.measuring import measure
 
     device = read_device(name)
-    found = measure(device, lambda what: say(f"Measuring {what}"))
+    found = measure(device)
     if as_json:
         out_json(to_plain(found))
         return

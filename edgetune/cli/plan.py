@@ -36,6 +36,7 @@ from edgetune.workflows.planning import PlanRequest, plan_for
     default=Path(FILE_NAME),
     help=f"The plan file. [default: {FILE_NAME}]",
 )
+@click.option("--measure", is_flag=True, help="Time this machine first, if that was not done yet.")
 @click.option("--verify", is_flag=True, help="Run the step without its memory and compare.")
 @knob_options
 @common_options
@@ -45,6 +46,7 @@ def command(
     device: str,
     memory: int | None,
     output: Path,
+    measure: bool,
     verify: bool,
     as_json: bool,
     **flags: Any,
@@ -64,9 +66,10 @@ def command(
         memory=memory,
         choice=fixed.choice,
         training=fixed.training,
+        measure=measure,
     )
     with reading_bar() as report:
-        plan = plan_for(request, report).plan
+        plan = plan_for(request, report, say).plan
     try:
         plan.save(output)
     except OSError as error:

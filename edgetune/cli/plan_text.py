@@ -102,22 +102,24 @@ def _phases(plan: Plan) -> list[str]:
 def _time(plan: Plan) -> list[str]:
     time = plan.time
     if not time.seconds_per_step:
-        return _wrapped("Time   ", "not known for this machine; edgetune devices --measure tells")
+        return _wrapped(
+            "Time   ", "not known for this machine; `edgetune plan --measure` measures it"
+        )
     speed = f"{time.tokens_per_second:,.0f} tokens/s"
     if time.basis == "profile":
-        basis = "by published rates; edgetune devices --measure knows better"
+        basis = "estimated from published rates; --measure measures this machine"
     else:
-        basis = "by what was measured here"
+        basis = "measured on this machine"
     step = f"{format_seconds(time.seconds_per_step)} a step, {speed} ({basis})"
     return [*_wrapped("Time   ", step), *_whole(plan)]
 
 
 def _whole(plan: Plan) -> Iterable[str]:
-    """Yield how long the whole run takes, where the data says so."""
-    if plan.data is not None and not plan.training.steps:
-        tokens = plan.data.tokens * plan.training.epochs * (1 - plan.training.validation)
-        seconds = tokens / plan.time.tokens_per_second
-        yield f"       about {format_seconds(seconds)} for all {plan.training.epochs:g} epochs"
+    """Yield how long the whole run takes, where its rows are known."""
+    if run := plan.time.run:
+        parts = {"opening": run.opening, "steps": run.steps, "evaluation": run.evaluations}
+        text = ", ".join(f"{name} {format_seconds(value)}" for name, value in parts.items())
+        yield from _wrapped("       ", f"about {format_seconds(run.total)} in all: {text}")
 
 
 def _reasons(plan: Plan) -> list[str]:

@@ -124,9 +124,10 @@ def command(
         memory=memory,
         choice=fixed.choice,
         training=fixed.training,
+        measure=True,
     )
     with reading_bar() as report:
-        planned = plan_for(_complete(request, plan_file), report)
+        planned = plan_for(_complete(request, plan_file), report, say)
     if not dry_run:
         _require_here(planned, device)
         _show(planned, say)

@@ -1,7 +1,7 @@
 """Files of examples to batches: rows, tokens and masks, packed, each one accounted for."""
 
 from edgetune.data.batch import IGNORED, MicroBatch
-from edgetune.data.batches import Batches, Step, evaluation_batches
+from edgetune.data.batches import Batches, Step, evaluation_batches, evaluation_rectangles
 from edgetune.data.dataset import Dataset, read_dataset
 from edgetune.data.encode import LossOn
 from edgetune.data.examples import Examples
@@ -27,6 +27,7 @@ __all__ = [
     "Step",
     "Tokenizer",
     "evaluation_batches",
+    "evaluation_rectangles",
     "load_tokenizer",
     "parse_fields",
     "read_dataset",

@@ -75,8 +75,12 @@ class Batches:
     @property
     def shapes(self) -> frozenset[tuple[int, int]]:
         """Every (rows, length) of the first epoch."""
-        rows = np.diff(self._first.micro_batches).tolist()
-        return frozenset(zip(rows, self._first.widths.tolist(), strict=True))
+        return frozenset(_rectangles(self._first))
+
+    @property
+    def rectangles(self) -> list[tuple[int, int]]:
+        """The (rows, length) of every micro-batch of the first epoch."""
+        return _rectangles(self._first)
 
     @property
     def padding(self) -> float:
@@ -122,6 +126,20 @@ def evaluation_batches(
         schedule = PaddedSchedules(examples.lengths, context, micro_batch).by_length()
         for index in range(rank, len(schedule), world):
             yield micro_batch_of(examples, schedule, index)
+
+
+def evaluation_rectangles(
+    examples: Examples, *, context: int, micro_batch: int
+) -> list[tuple[int, int]]:
+    """Return the (rows, length) of every micro-batch of :func:`evaluation_batches`."""
+    if not len(examples):
+        return []
+    return _rectangles(PaddedSchedules(examples.lengths, context, micro_batch).by_length())
+
+
+def _rectangles(schedule: Schedule) -> list[tuple[int, int]]:
+    rows = np.diff(schedule.micro_batches).tolist()
+    return list(zip(rows, schedule.widths.tolist(), strict=True))
 
 
 def micro_batch_of(examples: Examples, schedule: Schedule, index: int) -> MicroBatch:

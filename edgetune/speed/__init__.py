@@ -4,20 +4,29 @@ from edgetune.speed.measured import (
     Measurements,
     load_measurements,
     save_measurements,
+    settings_of,
     versions_of,
     way,
 )
 from edgetune.speed.rates import Rates, rates_of
-from edgetune.speed.step import TimeEstimate, TimeModel
+from edgetune.speed.run import Rectangle, Work, rectangles, run_estimate
+from edgetune.speed.step import ATTENTION_PASSES, RunEstimate, TimeEstimate, TimeModel
 
 __all__ = [
+    "ATTENTION_PASSES",
     "Measurements",
     "Rates",
+    "Rectangle",
+    "RunEstimate",
     "TimeEstimate",
     "TimeModel",
+    "Work",
     "load_measurements",
     "rates_of",
+    "rectangles",
+    "run_estimate",
     "save_measurements",
+    "settings_of",
     "versions_of",
     "way",
 ]

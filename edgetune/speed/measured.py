@@ -1,4 +1,4 @@
-"""What `edgetune devices --measure` found, kept for later plans by device and versions."""
+"""What was measured of a device, kept for later plans by device, versions and settings."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from typing import Any
 from edgetune.files import replacing
 
 FILE_NAME = "measurements.json"
+
+SETTINGS = ("OMP_NUM_THREADS", "MKL_", "ONEDNN_", "DNNL_", "BITSANDBYTES_", "CUBLAS_", "MLX_")
+"""Beginnings of the names of environment variables by which users change how fast it computes."""
 
 PACKAGES = {"torch": ("torch", "bitsandbytes"), "mlx": ("mlx",)}
 
@@ -31,6 +34,10 @@ class Measurements:
     """FLOP/s of float32 matrix products."""
     product_16bit: float
     """FLOP/s of bfloat16 matrix products as the engine does them."""
+    attention_32bit: float
+    """FLOP/s of causal attention in float32, both passes, what is masked not counted."""
+    attention_16bit: float
+    """The same in bfloat16."""
     pointwise: float
     """Bytes/s that element-by-element work reads and writes."""
     convert: float
@@ -41,8 +48,14 @@ class Measurements:
     """Parameters/s that AdamW updates."""
     link_bandwidth: float
     """Bytes/s from the host to the device; 0 where they share one memory."""
+    settings: str = ""
+    """What the user set of the libraries, such as their number of threads: it changes the rates."""
     disk_bandwidth: float = 0.0
     """Bytes/s of sequential reads."""
+    operation: float = 0.0
+    """Seconds that an operation takes besides its work."""
+    opening: float = 0.0
+    """Seconds until a process can open a model."""
     block: Mapping[str, float] = field(default_factory=dict)
     """Measured seconds of a block over what the rates above predict, by :func:`way`."""
     head: Mapping[str, float] = field(default_factory=dict)
@@ -65,8 +78,25 @@ def versions_of(backend: str) -> str:
     return ", ".join(found)
 
 
+def settings_of(environment: Mapping[str, str] = os.environ) -> str:
+    """Return what of this process's surroundings changes how fast the libraries compute."""
+    given = [
+        f"{name}={environment[name]}" for name in sorted(environment) if name.startswith(SETTINGS)
+    ]
+    return ", ".join([f"{_cores()} cores", *given])
+
+
+def _cores() -> int:
+    """Return the cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def cache_file() -> Path:
-    """Return where measurements are kept: the user's cache folder."""
+    """Return where measurements are kept: ``EDGETUNE_CACHE``, else the user's cache folder."""
+    if chosen := os.environ.get("EDGETUNE_CACHE"):
+        return Path(chosen) / FILE_NAME
     if override := os.environ.get("XDG_CACHE_HOME"):
         return Path(override) / "edgetune" / FILE_NAME
     if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
@@ -77,25 +107,27 @@ def cache_file() -> Path:
 
 
 def load_measurements(device: str, versions: str, file: Path | None = None) -> Measurements | None:
-    """Return what was measured on a device with these versions, or None."""
+    """Return what was measured on a device with these versions and today's settings, or None."""
+    wanted = device, versions, settings_of()
     for plain in _read(file or cache_file()):
         try:
             found = Measurements(**plain)
         except TypeError:
             continue  # written by another version of edgetune
-        if (found.device, found.versions) == (device, versions):
+        if (found.device, found.versions, found.settings) == wanted:
             return found
     return None
 
 
 def save_measurements(found: Measurements, file: Path | None = None) -> Path:
-    """Keep measurements in place of older ones of the same device; return the file.
+    """Keep measurements in place of older ones of the same device and settings; return the file.
 
     Raises:
         OSError: if the file cannot be written.
     """
     file = file or cache_file()
-    others = [plain for plain in _read(file) if plain.get("device") != found.device]
+    key = found.device, found.settings
+    others = [plain for plain in _read(file) if (plain.get("device"), plain.get("settings")) != key]
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as partial:
         partial.write_text(json.dumps([*others, asdict(found)], indent=2), "utf-8")

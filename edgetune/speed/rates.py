@@ -13,6 +13,9 @@ from edgetune.speed.measured import Measurements, way
 PRODUCT_SHARE = {"cuda": 0.5, "mlx": 0.6, "cpu": 0.55}
 """Share of a device's peak rate that matrix products of a training step reach."""
 
+ATTENTION_SHARE = {"cuda": 0.6, "mlx": 0.5, "cpu": 0.15}
+"""Share of the products' rate that attention reaches."""
+
 MEMORY_SHARE = 0.6
 """Share of the memory bandwidth that element-by-element work reaches."""
 
@@ -33,18 +36,34 @@ Copies take bandwidth, processor time and a wait between blocks. On a processor 
 """
 
 
+OPERATION = {"cpu": 8e-6, "cuda": 8e-6, "mlx": 4e-6}
+"""Seconds in which the host issues an operation, where that was not measured."""
+
+
+OPENING = 3.0
+"""Seconds of a framework's import, where they were not measured."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
     """Rates that a step's time is made of; bytes/s, FLOP/s or numbers/s."""
 
     product_32bit: float
     product_16bit: float
+    attention_32bit: float
+    attention_16bit: float
     pointwise: float
     convert: float
     dequantize: float
     optimizer: float
     link: float
     disk: float
+    operation: float
+    """Seconds that an operation takes besides its work."""
+    asynchronous: bool
+    """Whether operations are issued while the device computes earlier ones."""
+    opening: float = OPENING
+    """Seconds until a process can open a model: the framework's import."""
     beside_copies: float = 1.0
     """Times as long a block of streamed weights computes."""
     block: Mapping[str, float] = field(default_factory=dict)
@@ -58,6 +77,10 @@ class Rates:
     def product(self, compute_dtype: str) -> float:
         """Return the rate of matrix products in a number format."""
         return self.product_16bit if compute_dtype == "bfloat16" else self.product_32bit
+
+    def attention(self, compute_dtype: str) -> float:
+        """Return the rate of attention in a number format."""
+        return self.attention_16bit if compute_dtype == "bfloat16" else self.attention_32bit
 
     def block_factor(self, choice: Choice) -> float:
         """Return what a block's predicted time is multiplied by."""
@@ -74,12 +97,17 @@ def rates_of(device: Device, measured: Measurements | None = None) -> Rates:
         return Rates(
             product_32bit=measured.product_32bit,
             product_16bit=measured.product_16bit,
+            attention_32bit=measured.attention_32bit,
+            attention_16bit=measured.attention_16bit,
             pointwise=measured.pointwise,
             convert=measured.convert,
             dequantize=measured.dequantize,
             optimizer=measured.optimizer,
             link=measured.link_bandwidth or measured.pointwise,
             disk=measured.disk_bandwidth,
+            operation=measured.operation,
+            asynchronous=device.kind != "cpu",
+            opening=measured.opening,
             beside_copies=BESIDE_COPIES[device.kind],
             block=measured.block,
             head=measured.head,
@@ -88,15 +116,20 @@ def rates_of(device: Device, measured: Measurements | None = None) -> Rates:
     share = PRODUCT_SHARE[device.kind]
     rate_32bit = device.rate_32bit or UNKNOWN_RATE
     moved = MEMORY_SHARE * (device.memory_bandwidth or LEAST_BANDWIDTH)
+    product_32bit, product_16bit = share * rate_32bit, share * (device.rate_16bit or rate_32bit)
     return Rates(
-        product_32bit=share * rate_32bit,
-        product_16bit=share * (device.rate_16bit or rate_32bit),
+        product_32bit=product_32bit,
+        product_16bit=product_16bit,
+        attention_32bit=ATTENTION_SHARE[device.kind] * product_32bit,
+        attention_16bit=ATTENTION_SHARE[device.kind] * product_16bit,
         pointwise=moved,
         convert=moved / 6,  # two bytes read, four written
         dequantize=_dequantize(device, moved),
         optimizer=moved / 28,  # four numbers read, three written
         link=device.link_bandwidth or moved,
         disk=device.disk_bandwidth or DISK_BANDWIDTH,
+        operation=OPERATION[device.kind],
+        asynchronous=device.kind != "cpu",
         beside_copies=BESIDE_COPIES[device.kind],
         known=device.rate_32bit > 0,
     )

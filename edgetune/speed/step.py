@@ -14,6 +14,7 @@ from typing import Literal
 from edgetune.choice import Choice
 from edgetune.methods.base import Method
 from edgetune.shape import ModelShape
+from edgetune.speed.ops import Operations
 from edgetune.speed.rates import Rates
 from edgetune.storage import BYTES, block_bytes
 
@@ -23,8 +24,26 @@ OPTIMIZER_COST = {"adamw": 1.0, "adamw-8bit": 1.5, "paged-adamw-8bit": 1.6}
 DEQUANTIZE_COST = {"int8": 0.5, "q8": 0.5, "nf4": 1.0, "q4": 1.0, "mxfp4": 1.0, "nvfp4": 1.0}
 """Time of a weight against one of four bits: the codes of eight bits need no lookup."""
 
+ATTENTION_PASSES = 3.5
+"""Products of attention in both passes against those of the forward pass."""
+
 LOGIT_PASSES = 10
 """Times that the loss reads or writes the logits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEstimate:
+    """Seconds of a whole run by what they are spent on."""
+
+    opening: float
+    steps: float
+    evaluations: float
+    saves: float
+
+    @property
+    def total(self) -> float:
+        """The sum."""
+        return self.opening + self.steps + self.evaluations + self.saves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +53,8 @@ class TimeEstimate:
     seconds_per_step: float
     tokens_per_second: float
     basis: Literal["measured", "profile"] = "profile"
+    run: RunEstimate | None = None
+    """The whole run, where its rows are known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +80,7 @@ class TimeModel:
         self.trained = method.parameters(shape)
         self.first = method.first_layer(shape)
         self._block = cache(partial(block_bytes, shape))
+        self._operations = Operations(shape, method)
 
     def estimate(self, choice: Choice) -> TimeEstimate:
         """Return the time of an optimizer step; zero if the device's rates are not known."""
@@ -72,9 +94,28 @@ class TimeModel:
 
     def seconds(self, choice: Choice) -> float:
         """Return the seconds of an optimizer step on a device whose rates are known."""
-        micro = self.blocks(choice) + self.head(choice) + self._offload(choice)
-        updated = OPTIMIZER_COST[choice.optimizer] * self.trained / self.rates.optimizer
-        return choice.accumulation * micro + updated
+        return choice.accumulation * self.micro_batch(choice) + self.update(choice)
+
+    def micro_batch(self, choice: Choice) -> float:
+        """Return the seconds of a micro-batch's loss and gradients."""
+        work = self.blocks(choice) + self.head(choice) + self._offload(choice)
+        return self._with_issuing(work, self._operations.micro_batch(choice))
+
+    def update(self, choice: Choice) -> float:
+        """Return the seconds of the optimizer's update."""
+        work = OPTIMIZER_COST[choice.optimizer] * self.trained / self.rates.optimizer
+        return self._with_issuing(work, self._operations.update(choice))
+
+    def evaluation(self, choice: Choice) -> float:
+        """Return the seconds in which a micro-batch is evaluated."""
+        block = self._pass(choice)
+        work = self.shape.layers * block.run(block.forward) + self.head(choice) / 2
+        return self._with_issuing(work, self._operations.evaluation(choice))
+
+    def _with_issuing(self, work: float, operations: float) -> float:
+        """Return the seconds of work that is issued in so many operations."""
+        issued = operations * self.rates.operation
+        return max(work, issued) if self.rates.asynchronous else work + issued
 
     def blocks(self, choice: Choice) -> float:
         """Return the seconds of all blocks' passes for a micro-batch."""
@@ -93,11 +134,18 @@ class TimeModel:
         weights = self.shape.block_linear_parameters
         low_rank = self.trained / max(1, self.shape.layers - self.first)
         frozen = max(2 * tokens * weights / product, weights * width / rates.pointwise)
-        attention = 2 * tokens * choice.context * self._heads / product
+        attended = 2 * tokens * choice.context * self._heads
+        attention = attended / rates.attention(choice.compute_dtype)
         moved = tokens * width * self._moved / rates.pointwise
         dense = self._dense(choice) * weights
         forward = frozen + attention + moved + dense + 2 * tokens * low_rank / product
-        backward = frozen + 2.5 * attention + 2 * moved + dense + 4 * tokens * low_rank / product
+        backward = (
+            frozen
+            + (ATTENTION_PASSES - 1) * attention
+            + 2 * moved
+            + dense
+            + 4 * tokens * low_rank / product
+        )
         factor = rates.block_factor(choice)
         if choice.placement != "resident":
             factor *= rates.beside_copies

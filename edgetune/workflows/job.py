@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
-from edgetune.data import Batches, Dataset, MicroBatch, evaluation_batches
+from edgetune.data import (
+    Batches,
+    Dataset,
+    MicroBatch,
+    evaluation_batches,
+    evaluation_rectangles,
+)
 from edgetune.loop import schedule_of
 from edgetune.model import LocalModel
 from edgetune.planning import Plan
 from edgetune.runs import RunFacts, plan_hash
+from edgetune.speed import Work, rectangles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +33,7 @@ class Job:
     @classmethod
     def of(cls, plan: Plan, dataset: Dataset, model: LocalModel) -> Job:
         """Arrange the rows as planned."""
-        batches = _batches(plan, dataset)
+        batches = batches_of(plan, dataset)
         facts = RunFacts(
             plan=plan_hash(plan),
             data=dataset.fingerprint,
@@ -48,7 +56,25 @@ class Job:
         return self.dataset.receipt.with_padding(self.batches.padding).to_json()
 
 
-def _batches(plan: Plan, dataset: Dataset) -> Batches:
+def work_of(plan: Plan, dataset: Dataset) -> Work:
+    """Return what a run of a plan over fitted rows consists of, as its time is planned."""
+    choice, batches = plan.choice, batches_of(plan, dataset)
+    schedule = schedule_of(plan.training, batches.steps_per_epoch)
+    evaluation = evaluation_rectangles(
+        dataset.validation, context=choice.context, micro_batch=choice.micro_batch
+    )
+    return Work(
+        steps=schedule.steps,
+        steps_per_epoch=batches.steps_per_epoch,
+        evaluations=1 + ceil(schedule.steps / schedule.eval_every),
+        saves=1 + ceil(schedule.steps / schedule.save_every),
+        epoch=rectangles(batches.rectangles),
+        evaluation=rectangles(evaluation),
+    )
+
+
+def batches_of(plan: Plan, dataset: Dataset) -> Batches:
+    """Return the steps of a plan's run over fitted rows."""
     choice = plan.choice
     return Batches(
         dataset.train,

@@ -2,44 +2,66 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, time
+
+import psutil
 
 from edgetune.backend import load_backend
 from edgetune.data.batch import full_batch
-from edgetune.device import Device
+from edgetune.device import Device, read_device
 from edgetune.device.disk import read_bandwidth
 from edgetune.errors import UsageError
 from edgetune.model import LocalModel, open_model
 from edgetune.planning import Plan, make_plan
 from edgetune.planning.capability import capability_of
 from edgetune.settings.spec import Checkpointing
-from edgetune.speed import Measurements, TimeModel, rates_of, save_measurements, way
+from edgetune.speed import (
+    Measurements,
+    TimeModel,
+    rates_of,
+    save_measurements,
+    settings_of,
+    way,
+)
+from edgetune.speed.ops import Operations
 from edgetune.workflows.opening import open_session
 from edgetune.workflows.random_model import write_random_model
 
-BLOCKS, HEAD = {"num_hidden_layers": 4, "vocab_size": 1024}, {
-    "num_hidden_layers": 1, "vocab_size": 32768,
+BLOCKS, HEAD = {"num_hidden_layers": 2, "vocab_size": 512}, {
+    "num_hidden_layers": 1, "vocab_size": 16384,
 }  # fmt: skip
 """A model that is nearly all blocks, and one that is mostly the loss."""
+
+SMALL = {
+    "num_hidden_layers": 2, "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128,
+    "num_attention_heads": 4, "num_key_value_heads": 2,
+}  # fmt: skip
+"""A model whose products are so small that a step is the issuing of its operations."""
 
 LIKELY = (0.3, 10.0)
 """Measured over predicted seconds beyond which a measurement is taken for an accident."""
 
-ROWS, CONTEXT = 2, 256
-REPEATS = 4
+ROWS, CONTEXT = 2, 128
+SMALL_CONTEXT = 16
+REPEATS = 3
+DISK_PIECE = 1 << 26
+"""Bytes that are written and read to know the disk."""
 CONFIG = {
-    "model_type": "llama", "hidden_size": 1024, "intermediate_size": 2816,
-    "num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 4096,
+    "model_type": "llama", "hidden_size": 512, "intermediate_size": 1408,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 4096,
     "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": True,
     "torch_dtype": "bfloat16",
 }  # fmt: skip
 
 
-def measure(device: Device, say: Callable[[str], None] = lambda _: None) -> Measurements:
+def measure(device: Device) -> Measurements:
     """Measure a device of this machine, keep the result for later plans, and return it.
 
     Raises:
@@ -50,14 +72,30 @@ def measure(device: Device, say: Callable[[str], None] = lambda _: None) -> Meas
     if not usable.value or not device.here:
         because = usable.because if device.here else "it is a profile, not a device of this machine"
         raise UsageError(f"{device.name} cannot be measured: {because}.")
-    say("products, conversions and bandwidths")
-    found = replace(backend.measure(device), disk_bandwidth=read_bandwidth())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        found = _with_blocks(device, found, _model(folder / "blocks", BLOCKS), say)
-        found = _with_head(device, found, _model(folder / "head", HEAD), say)
-    save_measurements(found)
+        operation = _operation(device, _model(folder / "small", SMALL))
+        opening = time() - psutil.Process().create_time()
+        found = replace(
+            backend.measure(device),
+            disk_bandwidth=read_bandwidth(size=DISK_PIECE),
+            settings=settings_of(),
+            operation=operation,
+            opening=opening,
+        )
+        found = _with_blocks(device, found, _model(folder / "blocks", BLOCKS))
+        found = _with_head(device, found, _model(folder / "head", HEAD))
+    with suppress(OSError):
+        save_measurements(found)  # without a cache it is measured again
     return found
+
+
+def _operation(device: Device, model: LocalModel) -> float:
+    """Return the seconds of an operation besides its work."""
+    plan = _plan(device, model, "none", "float32", rows=1, context=SMALL_CONTEXT)
+    counted = Operations(plan.shape, plan.choice.method)
+    issued = counted.micro_batch(plan.choice) + counted.update(plan.choice)
+    return _step(plan, model) / issued
 
 
 def _model(folder: Path, sizes: Mapping[str, int]) -> LocalModel:
@@ -65,39 +103,33 @@ def _model(folder: Path, sizes: Mapping[str, int]) -> LocalModel:
     return open_model(str(folder))
 
 
-def _with_blocks(
-    device: Device, found: Measurements, model: LocalModel, say: Callable[[str], None]
-) -> Measurements:
+def _with_blocks(device: Device, found: Measurements, model: LocalModel) -> Measurements:
     """Return the measurements with what real blocks take over what the rates predict."""
     block, capability = {}, capability_of(device)
     for quantization in capability.quantizations:
         for dtype in capability.compute_dtypes:
-            say(f"blocks with {quantization} weights in {dtype}")
             plan = _plan(device, model, quantization, dtype)
-            time = _model_of(plan, device, found)
-            rest = time.seconds(plan.choice) - time.blocks(plan.choice)
-            share = (_step(plan, model) - rest) / time.blocks(plan.choice)
+            times = _times(plan, device, found)
+            rest = times.seconds(plan.choice) - times.blocks(plan.choice)
+            share = (_step(plan, model) - rest) / times.blocks(plan.choice)
             block[way(quantization, dtype)] = _likely(share)
     return replace(found, block=block)
 
 
-def _with_head(
-    device: Device, found: Measurements, model: LocalModel, say: Callable[[str], None]
-) -> Measurements:
+def _with_head(device: Device, found: Measurements, model: LocalModel) -> Measurements:
     """Return the measurements with what the loss takes over what the rates predict."""
     head: dict[str, float] = {}
     capability = capability_of(device)
     for dtype in capability.compute_dtypes:
-        say(f"the loss in {dtype}")
         plan = _plan(device, model, "none", dtype)
-        time = _model_of(plan, device, found)
-        rest = time.seconds(plan.choice) - time.head(plan.choice)
-        share = _likely((_step(plan, model) - rest) / time.head(plan.choice))
+        times = _times(plan, device, found)
+        rest = times.seconds(plan.choice) - times.head(plan.choice)
+        share = _likely((_step(plan, model) - rest) / times.head(plan.choice))
         head |= {way(quantization, dtype): share for quantization in capability.quantizations}
     return replace(found, head=head)
 
 
-def _model_of(plan: Plan, device: Device, found: Measurements) -> TimeModel:
+def _times(plan: Plan, device: Device, found: Measurements) -> TimeModel:
     return TimeModel(plan.shape, plan.choice.method, rates_of(device, found))
 
 
@@ -105,10 +137,18 @@ def _likely(share: float) -> float:
     return min(max(share, LIKELY[0]), LIKELY[1])
 
 
-def _plan(device: Device, model: LocalModel, quantization: str, dtype: str) -> Plan:
+def _plan(
+    device: Device,
+    model: LocalModel,
+    quantization: str,
+    dtype: str,
+    *,
+    rows: int = ROWS,
+    context: int = CONTEXT,
+) -> Plan:
     fixed = {
-        "quantization": quantization, "compute_dtype": dtype, "context": CONTEXT,
-        "micro_batch": ROWS, "accumulation": 1, "placement": "resident", "optimizer": "adamw",
+        "quantization": quantization, "compute_dtype": dtype, "context": context,
+        "micro_batch": rows, "accumulation": 1, "placement": "resident", "optimizer": "adamw",
         "checkpointing": Checkpointing(layers=0), "loss_chunk": 256,
     }  # fmt: skip
     return make_plan(device, model.ref, model.shape, fixed=fixed, training={})
@@ -116,8 +156,8 @@ def _plan(device: Device, model: LocalModel, quantization: str, dtype: str) -> P
 
 def _step(plan: Plan, model: LocalModel) -> float:
     """Return the shortest seconds of a step; the first one warms up."""
-    session = open_session(plan, model)
-    batch = full_batch(ROWS, CONTEXT, model.shape.vocabulary)
+    session, choice = open_session(plan, model), plan.choice
+    batch = full_batch(choice.micro_batch, choice.context, model.shape.vocabulary)
     best = float("inf")
     for _ in range(REPEATS + 1):
         begun = perf_counter()
@@ -125,3 +165,8 @@ def _step(plan: Plan, model: LocalModel) -> float:
         best = min(best, perf_counter() - begun)
     session.close()
     return best
+
+
+if __name__ == "__main__":
+    # for a process of its own: what it loads and allocates ends with it
+    sys.stdout.write(json.dumps(asdict(measure(read_device(sys.argv[1])))))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgetune.device import Device, read_device
+from edgetune.device import read_device
 from edgetune.errors import ModelError, UsageError
 from edgetune.model import ModelSource, resolve
 from edgetune.planning import DataFacts, Plan, make_plan
 from edgetune.settings.spec import Training, values
-from edgetune.speed import Measurements, load_measurements, versions_of
+from edgetune.speed import Rates, TimeModel, rates_of, run_estimate
+from edgetune.workflows.measured import measured, measured_once
 
 if TYPE_CHECKING:
     from edgetune.data import Dataset, Report, Tokenizer
@@ -28,6 +29,8 @@ class PlanRequest:
     memory: int | None = None
     choice: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    measure: bool = False
+    """Measure a device of this machine first, where that was not done yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,20 +47,27 @@ class PreparedPlan:
     tokenizer: Tokenizer | None = None
 
 
-def plan_for(request: PlanRequest, report: Report | None = None) -> PreparedPlan:
+def plan_for(
+    request: PlanRequest,
+    report: Report | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> PreparedPlan:
     """Return the plan for a request; the data is read if there is any, telling ``report``.
+
+    ``say`` is told of work that takes a while.
 
     Raises:
         EdgetuneError: if the model, the data or the device cannot be had, or nothing fits.
     """
     source = resolve(request.model)
     device = read_device(request.device)
+    found = measured_once(request.device, say) if request.measure else measured(device)
     ref = lasting_ref(source)
     if request.data is None:
         plan = make_plan(
             device, ref, source.shape,
             fixed=request.choice, training=request.training, memory=request.memory,
-            measured=measured(device),
+            measured=found,
         )  # fmt: skip
         return PreparedPlan(plan=plan, source=source, here=device.here)
     training = lasting_training(request.training)
@@ -66,7 +76,7 @@ def plan_for(request: PlanRequest, report: Report | None = None) -> PreparedPlan
     plan = make_plan(
         device, ref, source.shape,
         fixed=request.choice, training=training, memory=request.memory,
-        measured=measured(device),
+        measured=found,
         facts=DataFacts(
             path=_lasting_path(request.data),
             rows=len(dataset.train),
@@ -75,18 +85,32 @@ def plan_for(request: PlanRequest, report: Report | None = None) -> PreparedPlan
             long_rows=dataset.long_rows,
         ),
     )  # fmt: skip
+    fitted = dataset.fit(plan.choice.context)
     return PreparedPlan(
-        plan=plan,
+        plan=timed(plan, fitted, rates_of(device, found)),
         source=source,
         here=device.here,
         tokenizer=tokenizer,
-        dataset=dataset.fit(plan.choice.context),
+        dataset=fitted,
     )
 
 
-def measured(device: Device) -> Measurements | None:
-    """Return what `edgetune devices --measure` found on a device of this machine."""
-    return load_measurements(device.name, versions_of(device.backend)) if device.here else None
+def timed(plan: Plan, dataset: Dataset, rates: Rates) -> Plan:
+    """Return a plan whose time is that of its own rows: they can be shorter than the context."""
+    from edgetune.workflows.job import work_of
+
+    if not rates.known:
+        return plan
+    work = work_of(plan, dataset)
+    run = run_estimate(TimeModel(plan.shape, plan.choice.method, rates), plan.choice, work)
+    epochs = work.steps / work.steps_per_epoch
+    time = replace(
+        plan.time,
+        seconds_per_step=run.steps / work.steps,
+        tokens_per_second=epochs * dataset.train.token_count / run.steps,
+        run=run,
+    )
+    return replace(plan, time=time)
 
 
 def lasting_ref(source: ModelSource) -> str:

@@ -1,0 +1,97 @@
+"""How many operations a step consists of: each costs time of its own, however small its tensors.
+
+Counted as the torch engine dispatches them, views included. The counts are a model, not a
+transcript: a test holds them against the engine's for every method, family and number format.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+from edgetune.choice import Choice
+from edgetune.methods.base import Method
+from edgetune.shape import Attention, ModelShape
+
+BLOCK, LINEAR, NORM, ROTARY = 25, 5, 8, 20
+"""Operations of a forward pass: of a block as such, of each projection, norm and rotation."""
+
+CHUNKED_ATTENTION = 35
+"""Further ones of attention that is not one fused operation: windows and capped scores."""
+
+BACKWARD = 1.2
+"""Operations of a backward pass for each of the forward pass."""
+
+UNPACK = {
+    "none": 0, "int8": 8, "q8": 8, "nf4": 29, "q4": 29, "mxfp4": 29, "nvfp4": 29,
+}  # fmt: skip
+"""Operations by which a stored matrix becomes numbers, in each pass."""
+
+TENSOR_FORWARD, TENSOR_BACKWARD = 5, 12
+"""Operations for each trained tensor of a block."""
+
+ATTENDED_FORWARD, ATTENDED_BACKWARD = 30, 50
+"""Operations of attending to trained prompts or prefixes."""
+
+UPDATE = {"adamw": 13, "adamw-8bit": 38, "paged-adamw-8bit": 38}
+"""Operations of an optimizer for each trained tensor."""
+
+ENDS, CHUNK = 80, 40
+"""Operations beside the blocks: embedding, last norm and first chunk of the loss; other chunks."""
+
+
+class Operations:
+    """Counts the operations of one method on one model."""
+
+    def __init__(self, shape: ModelShape, method: Method) -> None:
+        """Prepare for many choices."""
+        tensors = method.tensors(shape)
+        self._tensors = len(tensors)
+        self._first, self._layers = method.first_layer(shape), shape.layers
+        adapted = max(1, shape.layers - self._first)
+        trained = self._tensors / adapted
+        attended = "attend" in method.footprint(shape, shape.layers - 1).places
+        self._linears = len(shape.linears)
+        self._frozen = (
+            BLOCK
+            + LINEAR * len(shape.linears)
+            + NORM * len(shape.norms)
+            + sum(map(_attention, shape.attention)) / shape.layers
+        )
+        self._added = TENSOR_FORWARD * trained + ATTENDED_FORWARD * attended
+        self._added_backward = TENSOR_BACKWARD * trained + ATTENDED_BACKWARD * attended
+
+    def forward(self, choice: Choice) -> float:
+        """Return the operations of a block's forward pass."""
+        return self._frozen + self._linears * UNPACK[choice.quantization] + self._added
+
+    def backward(self, choice: Choice) -> float:
+        """Return the operations of a block's backward pass, a forward pass before it not counted."""
+        unpacked = self._linears * UNPACK[choice.quantization]
+        return BACKWARD * self._frozen + unpacked + self._added_backward
+
+    def micro_batch(self, choice: Choice) -> float:
+        """Return the operations of a micro-batch's loss and gradients."""
+        again = max(0, choice.checkpointing.layers - self._first)
+        return (
+            (self._layers + again) * self.forward(choice)
+            + (self._layers - self._first) * self.backward(choice)
+            + _ends(choice)
+        )
+
+    def evaluation(self, choice: Choice) -> float:
+        """Return the operations of evaluating a micro-batch."""
+        return self._layers * self.forward(choice) + _ends(choice)
+
+    def update(self, choice: Choice) -> float:
+        """Return the operations of the optimizer's update."""
+        return UPDATE[choice.optimizer] * self._tensors
+
+
+def _ends(choice: Choice) -> float:
+    """Return the operations of a micro-batch outside its blocks."""
+    return ENDS + CHUNK * max(0, ceil(choice.tokens / choice.loss_chunk) - 1)
+
+
+def _attention(rule: Attention) -> int:
+    chunked = rule.window is not None or rule.softcap is not None
+    return ROTARY * (rule.rotary is not None) + CHUNKED_ATTENTION * chunked

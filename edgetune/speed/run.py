@@ -1,0 +1,85 @@
+"""The time of a whole run: opening, steps, evaluations and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from edgetune.choice import Choice
+from edgetune.shape import ModelShape
+from edgetune.speed.rates import Rates
+from edgetune.speed.step import RunEstimate, TimeModel
+from edgetune.storage import FLOAT32_BYTES, OPTIMIZER_BYTES, block_bytes, outer_bytes
+
+SAVE = 0.05
+"""Seconds of a checkpoint besides its bytes: files made, flushed and renamed."""
+
+FLUSHED = 0.3
+"""Share of a disk's reading rate at which files are written and flushed."""
+
+
+QUANTIZE_COST = 2.0
+"""Time of turning a weight into a code against turning it back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rectangle:
+    """So many micro-batches of ``rows`` by ``width`` tokens."""
+
+    count: int
+    rows: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a run does besides opening the model.
+
+    ``epoch`` and ``evaluation`` are the micro-batches of one pass over the training and the
+    validation rows.
+    """
+
+    steps: int
+    steps_per_epoch: int
+    evaluations: int
+    saves: int
+    epoch: tuple[Rectangle, ...]
+    evaluation: tuple[Rectangle, ...]
+
+
+def run_estimate(time: TimeModel, choice: Choice, work: Work) -> RunEstimate:
+    """Return the seconds of a run on a device whose rates are known."""
+    rates, shape = time.rates, time.shape
+    epoch = sum(
+        each.count * time.micro_batch(_sized(choice, each)) for each in work.epoch
+    ) + work.steps_per_epoch * time.update(choice)
+    evaluation = sum(each.count * time.evaluation(_sized(choice, each)) for each in work.evaluation)
+    state = time.trained * (FLOAT32_BYTES + OPTIMIZER_BYTES[choice.optimizer])
+    return RunEstimate(
+        opening=rates.opening + _loading(shape, choice, rates),
+        steps=epoch * work.steps / max(1, work.steps_per_epoch),
+        evaluations=work.evaluations * evaluation,
+        saves=work.saves * (SAVE + state / (FLUSHED * rates.disk)),
+    )
+
+
+def rectangles(shapes: Iterable[tuple[int, int]]) -> tuple[Rectangle, ...]:
+    """Return equal (rows, width) pairs together, in their order."""
+    counts: dict[tuple[int, int], int] = {}
+    for shape in shapes:
+        counts[shape] = counts.get(shape, 0) + 1
+    return tuple(Rectangle(count, *shape) for shape, count in sorted(counts.items()))
+
+
+def _sized(choice: Choice, rectangle: Rectangle) -> Choice:
+    return replace(choice, micro_batch=rectangle.rows, context=rectangle.width)
+
+
+def _loading(shape: ModelShape, choice: Choice, rates: Rates) -> float:
+    """Return the seconds of reading the base and, where it is quantized, of turning it into codes."""
+    stored = shape.layers * block_bytes(shape, "none") + outer_bytes(shape, "none")
+    read = stored / rates.disk
+    if choice.quantization == "none":
+        return read
+    weights = shape.layers * shape.block_linear_parameters
+    return read + QUANTIZE_COST * weights / rates.dequantize

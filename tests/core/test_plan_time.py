@@ -1,0 +1,110 @@
+"""The time of runs: what small models, long runs and evaluations add, and what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from measurements import plain_measurements
+from planning import card, processor, shape_of
+
+from edgetune.choice import Choice
+from edgetune.device import Device
+from edgetune.methods import build
+from edgetune.planning import make_plan
+from edgetune.speed import (
+    Rectangle,
+    TimeModel,
+    Work,
+    load_measurements,
+    rates_of,
+    rectangles,
+    run_estimate,
+    save_measurements,
+    settings_of,
+)
+from edgetune.speed.rates import Rates
+
+WORK = Work(
+    steps=20,
+    steps_per_epoch=10,
+    evaluations=3,
+    saves=2,
+    epoch=(Rectangle(10, 4, 128),),
+    evaluation=(Rectangle(5, 4, 64),),
+)
+
+
+def _model(device: Device | None = None, model: str = "smollm2-135m") -> tuple[TimeModel, Choice]:
+    place = device or processor()
+    shape = shape_of(model)
+    plan = make_plan(place, model, shape, fixed={"method": "lora", "context": 128}, training={})
+    return TimeModel(shape, build("lora", {"rank": 8}), rates_of(place)), plan.choice
+
+
+def test_equal_micro_batches_are_counted_together() -> None:
+    assert rectangles([(8, 64), (8, 128), (8, 64), (3, 64)]) == (
+        Rectangle(1, 3, 64),
+        Rectangle(2, 8, 64),
+        Rectangle(1, 8, 128),
+    )
+
+
+def test_a_run_is_its_steps_evaluations_and_saves() -> None:
+    time, choice = _model()
+    once = run_estimate(time, choice, WORK)
+    twice = run_estimate(time, choice, replace(WORK, steps=40, evaluations=6, saves=4))
+    assert twice.steps == pytest.approx(2 * once.steps)
+    assert twice.evaluations == pytest.approx(2 * once.evaluations)
+    assert twice.saves == pytest.approx(2 * once.saves)
+    assert twice.opening == once.opening > 0
+    assert once.total == pytest.approx(once.opening + once.steps + once.evaluations + once.saves)
+
+
+def test_an_evaluation_costs_less_than_a_step_on_the_same_rows() -> None:
+    time, choice = _model()
+    assert 0 < time.evaluation(choice) < 0.6 * time.micro_batch(choice)
+
+
+def test_small_models_are_bound_by_their_operations() -> None:
+    """A token more costs next to nothing in a tiny model, and its share in a large one."""
+    time, choice = _model(model="tiny")
+    one = replace(choice, micro_batch=1, context=8)
+    assert time.seconds(replace(one, context=16)) < 1.2 * time.seconds(one)
+    large, wide = _model(model="tinyllama-1.1b")
+    many = replace(wide, micro_batch=4, context=256)
+    assert large.seconds(replace(many, context=512)) > 1.7 * large.seconds(many)
+
+
+def test_a_card_computes_while_operations_are_issued() -> None:
+    time, choice = _model(card())
+    slow = TimeModel(time.shape, choice.method, _issuing(time.rates, 1e-3))
+    none = TimeModel(time.shape, choice.method, _issuing(time.rates, 0.0))
+    assert time.micro_batch(choice) >= none.micro_batch(choice)
+    assert slow.micro_batch(choice) > 10 * none.micro_batch(choice)
+    assert time.micro_batch(choice) < none.micro_batch(choice) + _issued(time, none, choice)
+
+
+def _issuing(rates: Rates, seconds: float) -> Rates:
+    return replace(rates, operation=seconds)
+
+
+def _issued(time: TimeModel, none: TimeModel, choice: Choice) -> float:
+    """Return what issuing alone takes: on a processor it adds to the work."""
+    alone = replace(time.rates, asynchronous=False)
+    work = TimeModel(time.shape, choice.method, alone)
+    return work.micro_batch(choice) - none.micro_batch(choice) + 1e-12
+
+
+def test_measurements_are_kept_by_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, found = tmp_path / "measured.json", plain_measurements()
+    save_measurements(found, file)
+    assert load_measurements(found.device, found.versions, file) == found
+    monkeypatch.setenv("OMP_NUM_THREADS", "63")
+    assert load_measurements(found.device, found.versions, file) is None
+    other = replace(found, settings=settings_of(), pointwise=1.0)
+    save_measurements(other, file)
+    assert load_measurements(found.device, found.versions, file) == other
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert load_measurements(found.device, "torch 0", file) is None
