@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgetune.data.batch import MicroBatch
 from edgetune.device import Device
-from edgetune.errors import EdgetuneError, OutOfMemoryError, UsageError
+from edgetune.errors import OutOfMemoryError, UsageError
 from edgetune.methods.base import Method
 from edgetune.model import LocalModel
 from edgetune.planning import Plan
@@ -40,10 +40,12 @@ class DeviceOutOfMemoryError(OutOfMemoryError):
     """Something did not fit; the session is as it was before."""
 
 
-class TornStateError(EdgetuneError):
-    """Weights or optimizer state were written half-way; a session answers so until restored."""
+class TornStateError(OutOfMemoryError):
+    """Weights or optimizer state were written half-way; a session answers so until restored.
 
-    exit_code = OutOfMemoryError.exit_code
+    Whoever would save them is answered so too.
+    """
+
     kind = "torn-state"
 
     def __init__(self) -> None:

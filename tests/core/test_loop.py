@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from softmax import HELD_OUT, TRAINED, Data, Rows, SoftmaxSession
 
-from edgetune.backend import DEFAULT_ADAPTER, StepResult
+from edgetune.backend import DEFAULT_ADAPTER, StepResult, Tensors, TornStateError
 from edgetune.data.batch import MicroBatch, split
 from edgetune.errors import DivergedError, OutOfMemoryError, StoppedError
 from edgetune.events import Evaluated, Event, Recovered, Rewound, RunState, SaveDue, Stepped
@@ -291,6 +291,27 @@ def test_one_row_that_does_not_fit_ends_the_run_with_its_state() -> None:
     assert "--resume" in str(error)
     assert events[-1] == SaveDue(state=RunState(base_loss=base_loss(), rows=1))
     assert_same(session, untouched)
+
+
+def test_a_state_that_is_torn_is_neither_gone_on_with_nor_saved() -> None:
+    saving = Saving(TornSession())
+    events, error = saving.run(SCHEDULE)
+    assert isinstance(error, TornStateError)
+    assert not of(Recovered, events)
+    assert list(saving.saved) == [0]
+
+
+class TornSession(SoftmaxSession):
+    """Is torn by its first step."""
+
+    def step(self, *_: object, **__: object) -> StepResult:
+        self.torn = True
+        raise TornStateError
+
+    def adapter_tensors(self) -> Tensors:
+        if getattr(self, "torn", False):
+            raise TornStateError
+        return super().adapter_tensors()
 
 
 def test_a_base_that_gives_no_numbers_ends_the_run_before_it_begins() -> None:
