@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,7 +42,8 @@ def replacing(path: Path, partial: Path | None = None) -> Iterator[Path]:
         partial.replace(path)
         sync(path.parent)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # of a disk that fails, the first error is told
+            partial.unlink(missing_ok=True)
 
 
 def not_new(path: Path) -> str | None:
@@ -80,14 +81,14 @@ def is_utf8(path: Path) -> bool:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that becomes ``path`` when the block succeeds.
 
-    What a process that was killed left behind at the same place is removed first.
+    What a process that was killed left behind at the same place is removed first. The folder
+    that it lies in must be there: it may have been deleted on purpose.
 
     Raises:
         OSError: if it cannot be written, or ``path`` is there and not an empty folder.
     """
     partial = partial_path(path)
     shutil.rmtree(partial, ignore_errors=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial.mkdir()
     try:
         yield partial
@@ -114,6 +115,16 @@ def unwritable(what: str, folder: Path, error: OSError, elsewhere: str) -> DiskE
         raise MemoryError(error.strerror)
     reason, remedy = error.strerror or error, _REMEDIES.get(error.errno or 0, "Mend that")
     return DiskError(f"{what} cannot be written to {folder}: {reason}. {remedy}, or {elsewhere}.")
+
+
+def disk_failed(error: OSError) -> DiskError | None:
+    """Return what an error of the system says about a disk, None if it says nothing of one."""
+    if error.errno not in _REMEDIES or error.errno == errno.EACCES:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return DiskError(
+        f"A file cannot be written: {where}{error.strerror}. {_REMEDIES[error.errno]}."
+    )
 
 
 def partial_path(path: Path) -> Path:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from io import StringIO, TextIOWrapper
@@ -15,7 +17,8 @@ import click
 from edgetune import __version__
 from edgetune.cli.process import Process
 from edgetune.cli.show import complain
-from edgetune.errors import EdgetuneError, StoppedError
+from edgetune.errors import DiskError, EdgetuneError, OutOfMemoryError, StoppedError
+from edgetune.files import disk_failed
 from edgetune.workflows.supervise import can_supervise, supervise
 
 COMMANDS = {
@@ -100,6 +103,10 @@ def _reported(arguments: Sequence[str], command: Callable[[], object]) -> int:
     except Exception as error:
         if debug:
             raise
+        if (known := _explained(error)) is not None:
+            with suppress(OSError):  # where standard error is what cannot be written
+                complain(f"Error: {known}")
+            return _failed(arguments, known.kind, known.exit_code, str(known))
         complain(
             f"Error: {type(error).__name__}: {error}\n"
             "This is a bug of edgetune. Run it again with --debug for the details."
@@ -108,11 +115,19 @@ def _reported(arguments: Sequence[str], command: Callable[[], object]) -> int:
     return result if isinstance(result, int) else 0
 
 
+def _explained(error: Exception) -> EdgetuneError | None:
+    """Return what a disk that fails and memory that runs out anywhere are told as."""
+    if isinstance(error, MemoryError):
+        return OutOfMemoryError(f"There is no memory left: {error}. Close other programs.")
+    return disk_failed(error) if isinstance(error, OSError) else None
+
+
 def _failed(arguments: Sequence[str], kind: str, exit_code: int, message: str) -> int:
     """Return the exit code of an error, after printing it as JSON if JSON was asked for."""
     if "--json" in arguments:
         error = {"kind": kind, "exit_code": exit_code, "message": message}
-        click.echo(json.dumps({"error": error}, indent=2))
+        with suppress(OSError):
+            click.echo(json.dumps({"error": error}, indent=2))
     return exit_code
 
 
@@ -124,8 +139,15 @@ def main() -> None:
     arguments = sys.argv[1:]
     process = Process.here()
     if process.worker is None and _is_supervised(arguments):
-        sys.exit(_reported(arguments, lambda: supervise(arguments, partial(_tell, arguments))))
-    sys.exit(run(arguments, process))
+        code = _reported(arguments, lambda: supervise(arguments, partial(_tell, arguments)))
+    else:
+        code = run(arguments, process)
+    try:
+        sys.stdout.flush()
+    except OSError:  # nothing may be left for the interpreter, which would end with 120
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = code or DiskError.exit_code
+    sys.exit(code)
 
 
 def _is_supervised(arguments: Sequence[str]) -> bool:

@@ -31,6 +31,8 @@ class ExportRequest:
     """Number format of the merged weights; by default each keeps that of the base."""
     shard_bytes: int | None = None
     """Bytes of tensors in one file at most, unless a single tensor is larger."""
+    verify: Callable[[Path], None] = lambda _: None
+    """Called with a merged model before it is at its place; what it raises keeps it from there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from edgetune.errors import UsageError
-from edgetune.files import not_new, whole_folder
+from edgetune.errors import DiskError, UsageError
+from edgetune.files import not_new, unwritable, whole_folder
 from edgetune.units import format_bytes
 
+ELSEWHERE: Final = "choose another place with --output"
 _ENTRY: Final = 512
 """More than a tensor's name and place take in a header and an index."""
 _CONFIG: Final = 2**16
@@ -26,15 +27,17 @@ def new_folder(target: Path, needed: int) -> Iterator[Path]:
     left behind at the same place is removed first.
 
     Raises:
-        UsageError: if the target is there already, cannot be written, or does not fit the disk.
+        UsageError: if the target is there already.
+        DiskError: if it cannot be written, or does not fit the disk.
     """
     target = _free_place(target.expanduser())
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with whole_folder(target) as partial:
             _check_space(target, needed)
             yield partial
     except OSError as error:
-        raise _unwritable(target, error) from error
+        raise unwritable("The export", target, error, ELSEWHERE) from error
 
 
 def needed_bytes(tensors: Iterable[int], files: Iterable[int] = ()) -> int:
@@ -51,8 +54,10 @@ def _free_place(target: Path) -> Path:
     """Return the place that a target stands for, after checking that nothing is there."""
     try:
         because, place = not_new(target), target.resolve()
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-        raise _unwritable(target, error) from error
+    except OSError as error:
+        raise unwritable("The export", target, error, ELSEWHERE) from error
+    except RuntimeError as error:  # links in a circle
+        raise UsageError(f"{target} is no place: {error}. Choose another with --output.") from error
     if because:
         raise UsageError(
             f"No folder {target} can be made: {because}. Nothing is overwritten: choose another "
@@ -61,14 +66,10 @@ def _free_place(target: Path) -> Path:
     return place
 
 
-def _unwritable(target: Path, error: Exception) -> UsageError:
-    return UsageError(f"{target} cannot be written: {error}. Choose another place with --output.")
-
-
 def _check_space(target: Path, needed: int) -> None:
     free = shutil.disk_usage(target.parent).free
     if needed > free:
-        raise UsageError(
+        raise DiskError(
             f"The export to {target} needs {format_bytes(needed)} ({needed} bytes), and "
             f"{format_bytes(free)} ({free} bytes) are free there. Free some, or choose another "
             "disk with --output."

@@ -40,6 +40,7 @@ def export_hf(request: ExportRequest) -> Exported:
     merged = Merged.of(request)
     with new_folder(request.output, merged.needed) as folder:
         merged.write(folder)
+        request.verify(folder)
         nbytes = folder_bytes(folder)
     return Exported(folder=request.output, nbytes=nbytes)
 

@@ -49,6 +49,7 @@ def export_mlx(request: ExportRequest) -> Exported:
         named = [Outgoing.of(name, tensors[name]) for name in sorted(tensors)]
         write_safetensors(folder / WEIGHTS, named, made_for="mlx")
         _write_config(folder / CONFIG, config)
+        request.verify(folder)
         nbytes = folder_bytes(folder)
     return Exported(folder=request.output, nbytes=nbytes)
 

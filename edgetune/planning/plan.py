@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from edgetune.choice import Choice
 from edgetune.device import Device
+from edgetune.files import write_text
 from edgetune.memory import MemoryEstimate
 from edgetune.settings.spec import LongRows, Training, to_plain
 from edgetune.shape import ModelShape
@@ -126,9 +127,12 @@ class Plan:
         }
 
     def save(self, path: Path) -> None:
-        """Write the plan file."""
+        """Write the plan file, whole or not at all; a device is written to as it is."""
         import yaml
 
         dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
         text: str = yaml.dump(self.to_json(), Dumper=dumper, sort_keys=False)
-        path.write_text(_HEADER + text, "utf-8")
+        if path.exists() and not path.is_file():
+            path.write_text(_HEADER + text, "utf-8")
+        else:
+            write_text(path.resolve(), _HEADER + text)

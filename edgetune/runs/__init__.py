@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgetune.runs.checkpoint import Checkpoint, Refused, load_checkpoint, newest_whole
 from edgetune.runs.facts import RunFacts, plan_hash
 from edgetune.runs.folder import RunFolder
-from edgetune.runs.promotion import best_whole
+from edgetune.runs.promotion import best_whole, promote
 from edgetune.runs.recorder import Recorder, recording
 from edgetune.runs.report import write_report
 from edgetune.runs.retention import best, checkpoint_name, latest
@@ -24,6 +24,7 @@ __all__ = [
     "load_checkpoint",
     "newest_whole",
     "plan_hash",
+    "promote",
     "recording",
     "rewind",
     "write_report",

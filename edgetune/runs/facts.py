@@ -34,13 +34,17 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedState:
-    """What a whole ``state.json`` says; ``plan``, ``data`` and ``model`` are hashes."""
+    """What a whole ``state.json`` says; ``plan``, ``data`` and ``model`` are hashes.
+
+    ``files`` has the SHA-256 of the other files by name.
+    """
 
     progress: RunState
     plan: str
     data: str
     model: str
     versions: Mapping[str, str]
+    files: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

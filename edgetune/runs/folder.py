@@ -7,24 +7,28 @@ import math
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from edgetune.errors import UsageError
+from edgetune.errors import DiskError, UsageError
 from edgetune.escapes import shell_word
-from edgetune.files import not_new, whole_folder, write_json
+from edgetune.files import not_new, unwritable, whole_folder, write_json
 from edgetune.planning import Plan
 from edgetune.runs.lines import append_line, read_lines
 from edgetune.runs.lock import locked
+from edgetune.runs.place import HeldFolder, held
+
+ELSEWHERE: Final = "move its folder elsewhere"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RunFolder:
-    """One run on disk."""
+    """One run on disk; ``path`` follows it when it is moved while it is held."""
 
     path: Path
+    _held: HeldFolder | None = field(default=None, compare=False)
 
     @staticmethod
     def check(path: Path) -> None:
@@ -54,7 +58,9 @@ class RunFolder:
             UsageError: if it is there already, or cannot be written.
         """
         try:
-            with whole_folder(path.resolve()) as temporary:
+            place = path.resolve()
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with whole_folder(place) as temporary:
                 plan.save(temporary / "plan.yaml")
                 write_json(temporary / "receipt.json", receipt)
                 (temporary / "checkpoints").mkdir()
@@ -118,13 +124,42 @@ class RunFolder:
             )
         return self.adapter
 
-    def locked(self) -> AbstractContextManager[None]:
-        """Keep other processes from training here for as long as the block lasts.
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training here, and notice when the folder is taken away.
 
         Raises:
-            UsageError: if one is at it.
+            UsageError: if another process is at work here.
+            DiskError: if the folder cannot be written.
         """
-        return locked(self.path / ".lock")
+        try:
+            lock = locked(self.path / ".lock")
+        except OSError as error:
+            raise unwritable("The run", self.path, error, ELSEWHERE) from error
+        with lock, held(self.path) as folder:
+            self._held = folder
+            try:
+                yield
+            finally:
+                self._held = None
+
+    def require_there(self) -> None:
+        """Refuse to go on where the folder was deleted, moved or replaced by another.
+
+        Raises:
+            DiskError: saying where the folder is now; ``path`` is that place from now on.
+        """
+        folder = self._held
+        if folder is None or folder.is_there():
+            return
+        place = folder.place()
+        if place is None:
+            raise DiskError(
+                f"The run folder {self.path} was deleted while the run was at work, and its "
+                "checkpoints with it. Train again."
+            )
+        before, self.path = self.path, place
+        raise DiskError(f"The run folder {before} was moved to {place} while the run was at work.")
 
     def note(self, what: str, because: str, **facts: Any) -> None:
         """Add a line to the journal."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from edgetune.errors import UsageError
 
@@ -22,21 +21,22 @@ else:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-@contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """Hold a file for as long as the block lasts.
+def locked(file: Path) -> IO[bytes]:
+    """Return a file that is locked until it is closed.
 
     Raises:
         UsageError: if another process holds it.
+        OSError: if it cannot be opened.
     """
-    with file.open("ab") as held:
-        try:
-            _lock(held.fileno())
-        except (BlockingIOError, PermissionError):
-            raise UsageError(
-                f"Another process is at work in {file.parent}. Wait for it or stop it, or choose "
-                "another folder with --output."
-            ) from None
-        except OSError:  # a network disk without locks
-            pass
-        yield
+    held = file.open("ab")
+    try:
+        _lock(held.fileno())
+    except (BlockingIOError, PermissionError):
+        held.close()
+        raise UsageError(
+            f"Another process is at work in {file.parent}. Wait for it or stop it, or choose "
+            "another folder with --output."
+        ) from None
+    except OSError:  # a network disk without locks
+        pass
+    return held

@@ -23,7 +23,7 @@ from edgetune.files import sync, unwritable
 from edgetune.planning import Plan
 from edgetune.runs.checkpoint import save_checkpoint
 from edgetune.runs.facts import RunFacts
-from edgetune.runs.folder import RunFolder
+from edgetune.runs.folder import ELSEWHERE, RunFolder
 from edgetune.runs.lines import append_line
 from edgetune.runs.retention import checkpoint_name, mark_best, prune
 
@@ -33,13 +33,15 @@ def recording(folder: RunFolder) -> Iterator[None]:
     """Say what it means that something of a run cannot be written.
 
     Raises:
-        DiskError: if the disk is full or gone; the checkpoints before are whole.
+        DiskError: if the disk is full, or the folder was taken away; what is there is whole.
         OutOfMemoryError: if there is no memory to write with; the same holds.
     """
+    folder.require_there()
     try:
         yield
     except OSError as error:
-        raise unwritable("The run", folder.path, error, "move its folder elsewhere") from error
+        folder.require_there()
+        raise unwritable("The run", folder.path, error, ELSEWHERE) from error
     except MemoryError as error:
         raise OutOfMemoryError(
             f"There is no memory left to save the run in {folder.path}: {error}. Close other "

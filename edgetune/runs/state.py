@@ -57,6 +57,7 @@ def read_state(checkpoint: Path) -> SavedState:
             progress=from_plain(RunState, state["progress"], "progress"),
             **{name: checked(str, state[name], name) for name in ("plan", "data", "model")},
             versions=checked(dict, state["versions"], "versions"),
+            files=digests,
         )
     except (OSError, ValueError, KeyError, UsageError) as error:
         raise _damaged(checkpoint, [STATE]) from error

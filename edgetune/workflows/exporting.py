@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgetune.adapters import LoadedAdapter, load_adapter
 from edgetune.backend import DEFAULT_ADAPTER, Session
-from edgetune.errors import CheckFailedError, UsageError
+from edgetune.errors import UsageError
 from edgetune.exporters import Exported, ExportRequest, export
 from edgetune.exporters.check import MergeCheck, compare, require
 from edgetune.exporters.folder import folder_bytes, new_folder
@@ -61,7 +60,7 @@ def export_run(
     the merged model is stored in MLX's bits, after it was compared.
 
     Raises:
-        CheckFailedError: if the merged model is not the trained one; it is removed then.
+        CheckFailedError: if the merged model is not the trained one; nothing is written then.
         EdgetuneError: if the run, its model, its data or the output cannot be had.
     """
     run, plan, model = open_planned(path)
@@ -80,23 +79,24 @@ def export_run(
     adapter = load_adapter(run.finished_adapter(), model.shape)
     if rank is not None:
         adapter = truncated(adapter, rank, plan.choice.method)
-    request = ExportRequest(
-        adapter=adapter, model=model, output=output, dtype=dtype, shard_bytes=shard_bytes
-    )
     rows = [] if to == "peft" else _rows(plan, data)
+    checks: list[MergeCheck] = []
+
+    def verify(merged: Path) -> None:
+        if rows:
+            checks.append(_compared(_unquantized(plan), model, adapter, merged, rows))
+            require(checks[-1])
+
+    request = ExportRequest(
+        adapter=adapter,
+        model=model,
+        output=output,
+        dtype=dtype,
+        shard_bytes=shard_bytes,
+        verify=verify,
+    )
     exported = export(to, request)
-    if not rows:
-        return ExportResult(exported=exported, check=None)
-    try:
-        check = _compared(_unquantized(plan), model, adapter, exported.folder, rows)
-        require(check)
-    except CheckFailedError as error:
-        shutil.rmtree(exported.folder)
-        raise CheckFailedError(f"{error} {exported.folder} was removed.") from None
-    except BaseException:  # what was not checked is not handed over
-        shutil.rmtree(exported.folder)
-        raise
-    return ExportResult(exported=exported, check=check)
+    return ExportResult(exported=exported, check=checks[-1] if checks else None)
 
 
 def _rows(plan: Plan, data: Path | None) -> list[list[int]]:
@@ -128,7 +128,7 @@ def _compared(
     plan: Plan, model: LocalModel, adapter: LoadedAdapter, merged: Path, rows: list[list[int]]
 ) -> MergeCheck:
     """Compare one model after the other, so that only one is in memory."""
-    with _waiting_logits(plan, model, adapter, rows) as (adapted, base):
+    with _waiting_logits(plan, model, adapter, rows, merged.parent) as (adapted, base):
         candidate = open_session(plan, LocalModel.open(merged))
         with closing(candidate):
             return compare(
@@ -141,10 +141,11 @@ def _compared(
 
 @contextmanager
 def _waiting_logits(
-    plan: Plan, model: LocalModel, adapter: LoadedAdapter, rows: list[list[int]]
+    plan: Plan, model: LocalModel, adapter: LoadedAdapter, rows: list[list[int]], place: Path
 ) -> Iterator[tuple[list[Logits], list[Logits]]]:
-    """Yield the logits of base and adapter, and of the base alone, kept on disk."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Yield the logits of base and adapter, and of the base alone, kept on disk at ``place``."""
+    # beside the output, whose disk has room; the system's own place is often memory
+    with tempfile.TemporaryDirectory(dir=place) as folder:
         session = open_adapted(plan, model, adapter)
         with closing(session):
             adapted, base = (

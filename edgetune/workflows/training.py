@@ -7,7 +7,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from edgetune.adapters import load_adapter, save_adapter
 from edgetune.backend import Session
 from edgetune.errors import (
     DiskError,
@@ -29,7 +28,6 @@ from edgetune.events import (
     SaveDue,
     Stepped,
 )
-from edgetune.files import whole_folder
 from edgetune.loop import Schedule, train
 from edgetune.model import open_model, resolve
 from edgetune.planning import Plan
@@ -44,6 +42,7 @@ from edgetune.runs import (
     latest,
     load_checkpoint,
     newest_whole,
+    promote,
     recording,
     rewind,
     write_report,
@@ -115,9 +114,8 @@ class Run:
                 elif isinstance(event, Evaluated) and event.step == 0:
                     now = replace(now, base_loss=event.loss)
                 yield event
-            if not self.folder.adapter.exists():
-                with recording(self.folder):
-                    self._finish(now)
+            with recording(self.folder):
+                self._finish(now)
         except (StoppedError, OutOfMemoryError, DivergedError, DiskError) as error:
             with suppress(OSError):
                 self.folder.note("ended early", str(error))
@@ -150,8 +148,7 @@ class Run:
                 source, _ = best_whole(self.folder, now)
         if source is None:
             return DivergedError(f"{error} No adapter is promoted.")
-        if not self.folder.adapter.exists():
-            self._write_adapter(source)
+        self._write_adapter(source)
         place = self.folder.adapter
         return DivergedError(f"{error} The adapter in {place} is that of {source.name}, the best.")
 
@@ -163,9 +160,10 @@ class Run:
         return error
 
     def _finish(self, now: RunState) -> None:
-        """Write what was measured and promote an adapter."""
-        self._record_memory()
-        write_report(self.folder, self.job.plan)
+        """Write what was measured and promote an adapter; a finished run stays as it is."""
+        if self.start.step < self.schedule.steps or not self.folder.adapter.exists():
+            self._record_memory()
+            write_report(self.folder, self.job.plan)
         self._promote(now)
 
     def _record_memory(self) -> None:
@@ -183,6 +181,7 @@ class Run:
 
         Raises:
             NoImprovementError: if no checkpoint is better than the base.
+            StoppedError: if something else is at its place.
         """
         folder = self.folder
         source, refused = best_whole(folder, now)
@@ -199,11 +198,9 @@ class Run:
         self._write_adapter(source)
 
     def _write_adapter(self, source: Path) -> None:
-        folder, plan = self.folder, self.job.plan
-        loaded = load_adapter(source, plan.shape)
-        with whole_folder(folder.adapter) as temporary:
-            save_adapter(temporary, loaded.method, plan.shape, loaded.tensors, base=plan.model.ref)
-        folder.note("adapter written", f"from {source.name}", step=self.schedule.steps)
+        if promote(self.folder, source):
+            because = f"from {source.name}"
+            self.folder.note("adapter written", because, step=self.schedule.steps)
 
 
 def held_against_plan(events: Iterable[Event], planned_bytes: int) -> Iterator[Event]:
@@ -234,8 +231,9 @@ def start_run(planned: PreparedPlan, output: Path) -> Run:
         stack.callback(session.close)
         folder = RunFolder.create(output, plan, job.receipt())
         stack.enter_context(folder.locked())
-        for reason in plan.reasons:
-            folder.note("planned", reason)
+        with recording(folder):
+            for reason in plan.reasons:
+                folder.note("planned", reason)
         held = stack.pop_all()
     return Run(job=job, folder=folder, session=session, start=RunState(), held=held)
 
@@ -269,7 +267,8 @@ def resume_run(
         start, recovered = RunState(), None
         if checkpoint is not None:
             session.restore(checkpoint.adapter, checkpoint.optimizer)
-            _rewound(folder, checkpoint, refused, job.facts)
+            with recording(folder):
+                _rewound(folder, checkpoint, refused, job.facts)
             start = checkpoint.state.progress
         if recovery is not None:
             fewer = recovery.rows
