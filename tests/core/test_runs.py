@@ -41,7 +41,7 @@ def run(plan: Plan, tmp_path: Path) -> Recorded:
 
 
 def saved(**facts: Any) -> SavedState:
-    given = {"plan": "plan", "data": "rows", "model": "model", "versions": {}, **facts}
+    given = {"plan": "", "data": "rows", "model": "model", "versions": {}, "files": {}, **facts}
     return SavedState(progress=RunState(), **given)
 
 
