@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
 
 import mlx.core as mx
 
-from edgetune_mlx.load import load_arrays, save_arrays
+from edgetune.owned import ScratchFolder
+from edgetune_mlx.load import load_arrays, save_arrays, scratch_folder
 
 
 class Entries(ABC):
@@ -67,12 +67,12 @@ class OnDisk(Entries):
 
     def __init__(self) -> None:
         """Make no folder yet."""
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: ScratchFolder | None = None
         self._kept: list[Path] = []
 
     def __enter__(self) -> Entries:
         """Make the folder."""
-        self._folder = tempfile.TemporaryDirectory(prefix="edgetune-")
+        self._folder = scratch_folder()
         return self
 
     def __exit__(
@@ -84,13 +84,13 @@ class OnDisk(Entries):
         """Remove the folder."""
         self._kept.clear()
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.close()
             self._folder = None
 
     def push(self, x: mx.array) -> None:
         """Write the array to a file."""
         assert self._folder is not None, "entries are pushed inside a with block"
-        file = Path(self._folder.name) / f"{len(self._kept)}.safetensors"
+        file = self._folder.path / f"{len(self._kept)}.safetensors"
         save_arrays(file, {"x": x})
         self._kept.append(file)
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edgetune.errors import ModelError
 from edgetune.files import unwritable
 from edgetune.model import LocalModel, StoredTensor
+from edgetune.owned import ScratchFolder
 from edgetune.shape import Linear
 from edgetune.tensors.writer import Outgoing, write_scratch
 from edgetune_mlx.matrices import Matrix, Packing
@@ -125,6 +126,19 @@ def read_tensor(stored: StoredTensor) -> mx.array:
                 raise ModelError(f"{stored.file} ends early: it is damaged; copy it again.")
             buffer = buffer[count:]
     return mx.array(values).view(DTYPES[stored.dtype])
+
+
+def scratch_folder() -> ScratchFolder:
+    """Return a folder for what is streamed.
+
+    Raises:
+        DiskError: if there is no place for it.
+    """
+    try:
+        return ScratchFolder()
+    except OSError as error:
+        place = Path(error.filename or "TMPDIR").parent
+        raise unwritable("What is streamed", place, error, ELSEWHERE) from None
 
 
 def save_arrays(file: Path, arrays: Mapping[str, mx.array]) -> None:

@@ -6,14 +6,14 @@ block in the checkpoint's own numbers is read from the checkpoint.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import overload
 
 import mlx.core as mx
 
-from edgetune_mlx.load import BlockWeights, Loader, load_arrays, save_arrays
+from edgetune.owned import ScratchFolder
+from edgetune_mlx.load import BlockWeights, Loader, load_arrays, save_arrays, scratch_folder
 from edgetune_mlx.matrices import Matrix, Plain
 
 
@@ -23,9 +23,9 @@ class StreamedBlocks(Sequence[BlockWeights]):
     def __init__(self, loader: Loader) -> None:
         """Write quantized blocks to a folder that is removed with this object."""
         self.loader = loader
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: ScratchFolder | None = None
         if not isinstance(loader.packing, Plain):
-            self._folder = tempfile.TemporaryDirectory(prefix="edgetune-")
+            self._folder = scratch_folder()
             for layer in range(len(self)):
                 self._write(layer)
 
@@ -50,11 +50,11 @@ class StreamedBlocks(Sequence[BlockWeights]):
     def close(self) -> None:
         """Remove the written blocks."""
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.close()
 
     def _file(self, layer: int) -> Path:
         assert self._folder is not None
-        return Path(self._folder.name) / f"{layer}.safetensors"
+        return self._folder.path / f"{layer}.safetensors"
 
     def _write(self, layer: int) -> None:
         block = self.loader.block(layer)

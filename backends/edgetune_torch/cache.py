@@ -5,34 +5,33 @@ One file a model and format, in ``$EDGETUNE_CACHE``, else ``$XDG_CACHE_HOME/edge
 ``~/.cache/edgetune``: it is shared by all runs of a model, which is why it does not lie beside a
 run. The file holds the blocks one after the other, each laid out as in memory, then a JSON footer
 and the footer's length as a little-endian u64. Its name is a hash of everything that its content
-depends on. It is written to a temporary name of the process's own and renamed, so that processes
-that begin together do not write into each other's file; any file here may be deleted at any time
-that no run is using it.
+depends on, which the footer repeats. It is written to a temporary name that is drawn at random and
+renamed, so that processes that begin together, of whichever machine, do not write into each
+other's file. Any file here may be deleted at any time: who uses one holds it open.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 from torch import Tensor
 
 from edgetune.errors import DiskError, ModelError
-from edgetune.files import replacing, sha256_json
+from edgetune.files import parsed_json, sha256_json
 from edgetune.model import LocalModel
+from edgetune.owned import replacing_shared, sweep
 from edgetune.units import format_bytes
 from edgetune_torch.layout import Layout
 from edgetune_torch.pages import Extent, Files, bytes_of
 from edgetune_torch.sources import BlockSource
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same weights would be written as other bytes."""
 
 
@@ -89,39 +88,57 @@ class WeightsCache:
 
 def find(path: Path, source: BlockSource, layers: int, files: Files) -> WeightsCache | None:
     """Return the cache if it is there and whole; what does not fit is taken as absent."""
-    layouts = tuple(source.layout(layer) for layer in range(layers))
-    footer = _footer(path)
-    size = sum(layout.nbytes for layout in layouts)
-    if footer is None or footer.get("bytes") != size or len(footer.get("sums", ())) != layers:
+    try:
+        descriptor = files.hold(path)
+    except OSError:
         return None
-    return WeightsCache(path, layouts, tuple(footer["sums"]), files)
+    return _opened(path, descriptor, source, layers, files)
+
+
+def _opened(
+    path: Path, descriptor: int, source: BlockSource, layers: int, files: Files
+) -> WeightsCache | None:
+    layouts = tuple(source.layout(layer) for layer in range(layers))
+    footer = _footer(descriptor)
+    expected = {"key": path.stem, "bytes": sum(layout.nbytes for layout in layouts)}
+    if footer is None or any(footer.get(name) != value for name, value in expected.items()):
+        return None
+    sums = footer.get("sums")
+    if not isinstance(sums, list) or len(sums) != layers:
+        return None
+    return WeightsCache(path, layouts, tuple(sums), files)
 
 
 class CacheWriter:
-    """Writes a cache block by block; use as ``with replacing(path) as temporary``."""
+    """Writes a cache block by block; use as ``with replacing_shared(path) as temporary``."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, key: str) -> None:
         """Begin a file."""
         self._file = path.open("wb", buffering=0)
+        self._key = key
         self._sums: list[int] = []
 
     def append(self, block: Tensor) -> None:
         """Write the next block."""
         memory = bytes_of(block)
         self._sums.append(zlib.crc32(memory))
-        done = 0
-        while done < len(memory):
-            done += self._file.write(memory[done:]) or 0
+        self._write(memory)
 
     def finish(self) -> None:
         """Write the footer and close the file."""
-        footer = json.dumps({"bytes": self._file.tell(), "sums": self._sums}).encode()
-        self._file.write(footer + len(footer).to_bytes(8, "little"))
+        facts = {"key": self._key, "bytes": self._file.tell(), "sums": self._sums}
+        footer = json.dumps(facts).encode()
+        self._write(memoryview(footer + len(footer).to_bytes(8, "little")))
         self._file.close()
 
     def close(self) -> None:
         """Close the file, finished or not."""
         self._file.close()
+
+    def _write(self, memory: memoryview) -> None:
+        done = 0
+        while done < len(memory):
+            done += self._file.write(memory[done:]) or 0
 
 
 def room_for(path: Path, nbytes: int) -> bool:
@@ -131,12 +148,21 @@ def room_for(path: Path, nbytes: int) -> bool:
         OSError: if there is no folder for it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path.parent)
+    sweep(path.parent)
     return shutil.disk_usage(path.parent).free >= 2 * nbytes
 
 
-def build(path: Path, source: BlockSource, layers: int, blocks: list[Tensor] | None = None) -> None:
-    """Write the cache; with ``blocks``, fill these buffers with the same bytes.
+def build(
+    path: Path,
+    source: BlockSource,
+    layers: int,
+    files: Files,
+    blocks: list[Tensor] | None = None,
+) -> WeightsCache | None:
+    """Write the cache and return it; with ``blocks``, fill these buffers with the same bytes.
+
+    It can be read even if somebody deletes it the moment that it is there. None if it cannot be
+    held while it is renamed, as on Windows.
 
     Raises:
         DiskError: if the disk has no room.
@@ -148,32 +174,24 @@ def build(path: Path, source: BlockSource, layers: int, blocks: list[Tensor] | N
             f"The quantized weights take {format_bytes(nbytes)} in {path.parent}, and its disk has "
             f"less than twice that free. Make room, or {ELSEWHERE}."
         )
-    with replacing(path, _own_partial(path)) as temporary:
-        _write(temporary, source, layers, blocks)
+    made = None
+    try:
+        with replacing_shared(path) as temporary:
+            _write(temporary, path.stem, source, layers, blocks)
+            if os.name != "nt":
+                made = _opened(path, files.hold(path, temporary), source, layers, files)
+    except FileNotFoundError:  # the folder was deleted, which is allowed
+        if made is None:
+            raise
+    return made
 
 
-def _own_partial(path: Path) -> Path:
-    """Return where this process builds a cache."""
-    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}.partial")
-
-
-def _sweep(folder: Path) -> None:
-    """Delete what processes of this machine that were killed left half written."""
-    for partial in folder.glob(f".*.blocks.{_host()}-*.partial"):
-        number = partial.name.removesuffix(".partial").rpartition("-")[2]
-        if number.isdecimal() and not psutil.pid_exists(int(number)):
-            partial.unlink(missing_ok=True)
-
-
-def _host() -> str:
-    """Return the name of this machine: a folder may be shared by several."""
-    return "".join(c if c.isalnum() else "_" for c in platform.node())
-
-
-def _write(path: Path, source: BlockSource, layers: int, blocks: list[Tensor] | None) -> None:
+def _write(
+    path: Path, key: str, source: BlockSource, layers: int, blocks: list[Tensor] | None
+) -> None:
     import torch
 
-    writer, scratch = CacheWriter(path), None
+    writer, scratch = CacheWriter(path, key), None
     try:
         for layer in range(layers):
             size = source.layout(layer).nbytes
@@ -189,17 +207,17 @@ def _write(path: Path, source: BlockSource, layers: int, blocks: list[Tensor] | 
         writer.close()
 
 
-def _footer(path: Path) -> dict[str, Any] | None:
+def _footer(descriptor: int) -> dict[str, Any] | None:
     """Return the footer, or None if there is no whole file."""
     try:
-        with path.open("rb") as file:
+        with open(descriptor, "rb", closefd=False) as file:  # noqa: PTH123: it has no path any more
             end = file.seek(0, os.SEEK_END)
             file.seek(max(0, end - 8))
             length = int.from_bytes(file.read(8), "little")
             if not 0 < length <= min(end - 8, 1 << 20):
                 return None
             start = file.seek(end - 8 - length)
-            footer = json.loads(file.read(length))
+            footer = parsed_json(file.read(length))
     except (OSError, ValueError):
         return None
     return footer if isinstance(footer, dict) and footer.get("bytes") == start else None

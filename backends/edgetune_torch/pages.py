@@ -50,6 +50,24 @@ class Files:
                 f"{extent.path} cannot be read: {error.strerror or error}. Was it moved?"
             ) from None
 
+    def hold(self, path: Path, source: Path | None = None) -> int:
+        """Open a file now, so that it can be read whoever deletes it; return its descriptor.
+
+        ``source`` is where it lies now, if it will be renamed to ``path``; what was held as
+        ``path`` before is let go of.
+
+        Raises:
+            OSError: if it is not there.
+        """
+        flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        descriptor = os.open(source or path, flags)
+        with self._lock:
+            before = self._descriptors.pop(path, None)
+            if before is not None:
+                os.close(before)
+            self._descriptors[path] = descriptor
+        return descriptor
+
     def close(self) -> None:
         """Close every file."""
         with self._lock:
@@ -59,10 +77,9 @@ class Files:
 
     def _descriptor(self, path: Path) -> int:
         with self._lock:
-            if path not in self._descriptors:
-                flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-                self._descriptors[path] = os.open(path, flags)
-            return self._descriptors[path]
+            if path in self._descriptors:
+                return self._descriptors[path]
+        return self.hold(path)
 
     def _fill(self, descriptor: int, extent: Extent, target: memoryview) -> None:
         done = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,6 +18,9 @@ from edgetune_torch.sources import BlockSource, Checkpoint
 from edgetune_torch.streaming import HostSlot, Slot, StreamedBlocks
 from edgetune_torch.weights import Blocks, BlockWeights, ResidentBlocks
 from edgetune_torch.workspace import Workspace
+
+_ATTEMPTS = 10
+"""Times that a cache is written which somebody deletes as often."""
 
 
 def place_blocks(
@@ -60,13 +64,20 @@ def _cached(checkpoint: Checkpoint, path: Path) -> BlockSource:
         OSError: if it cannot be written.
     """
     layers = checkpoint.model.shape.layers
-    found = find(path, checkpoint, layers, checkpoint.files)
-    if found is None:
-        build(path, checkpoint, layers)
-        found = find(path, checkpoint, layers, checkpoint.files)
-    if found is None:
-        raise RuntimeError(f"{path} was written and cannot be opened")
-    return found
+    for attempt in range(_ATTEMPTS):
+        try:
+            found = (
+                find(path, checkpoint, layers, checkpoint.files)
+                or build(path, checkpoint, layers, checkpoint.files)
+                or find(path, checkpoint, layers, checkpoint.files)
+            )
+        except FileNotFoundError:  # deleted while it was written
+            if attempt + 1 == _ATTEMPTS:
+                raise
+            continue
+        if found is not None:
+            return found
+    raise FileNotFoundError(errno.ENOENT, "it is deleted again and again")
 
 
 def _cache_path(checkpoint: Checkpoint) -> Path:
@@ -87,7 +98,7 @@ def _on_host(checkpoint: Checkpoint, *, pinned: bool) -> list[Tensor]:
         cached = find(path, checkpoint, layers, checkpoint.files)
         with suppress(OSError):
             if cached is None and room_for(path, sum(sizes)):
-                build(path, checkpoint, layers, buffers)
+                build(path, checkpoint, layers, checkpoint.files, buffers)
                 return buffers
         source = cached or checkpoint
     for layer, buffer in enumerate(buffers):

@@ -4,33 +4,45 @@ They lie in ``$EDGETUNE_CACHE/tokens``, or in ``~/.cache/edgetune/tokens``: besi
 folders they would be copied and shared with them, although they can be made again from the
 file at any time; in the folder of the file there may be no right to write. One folder an entry
 is named by a hash of the files' content, their kinds and everything else that decides the
-tokens, wherever the files lie and whatever they are called. It appears whole or not at all. All
-of it may be deleted at any time; an entry that nobody has used for a month is.
+tokens, wherever the files lie and whatever they are called. It appears whole or not at all, and
+is compared with that name and with hashes of its rows when it is opened. All of it may be deleted
+at any time, also by another machine: who uses an entry holds its files open, and who writes one
+reads it back through its own. One that nobody has used for a month is deleted.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from edgetune.data.token_store import DTYPES, TokenStore, read_token_store
-from edgetune.errors import DataError
-from edgetune.files import sha256_json, whole_folder, write_json
+from edgetune.data.token_store import (
+    TokenStore,
+    TokenStoreWriter,
+    content_digest,
+    is_consistent,
+    read_token_store,
+)
+from edgetune.errors import UsageError
+from edgetune.files import load_json, sha256_json, unwritable, write_json
+from edgetune.owned import own_folder, sweep
+from edgetune.settings.parse import checked
 
 FORMAT_VERSION = 3
 """Raised whenever the same file would become other tokens, masks or columns."""
 
 _LIBRARIES = ("tokenizers", "transformers", "Jinja2")
 _FACTS = "reading.json"
+_LARGEST = 1 << 26
 _UNUSED_SECONDS = 30 * 24 * 3600
+_ATTEMPTS = 100
+_ELSEWHERE = "set EDGETUNE_CACHE to a folder with about three times as much room as the data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +68,12 @@ def find(key: str) -> Entry | None:
     """Return an entry, None if there is none or it is not whole."""
     folder = cache_folder() / key
     try:
-        facts = json.loads((folder / _FACTS).read_text("utf-8"))
-        if any((folder / name).stat().st_size != facts["bytes"][name] for name in DTYPES):
-            return None
+        facts = checked(dict, load_json(folder / _FACTS, _LARGEST), _FACTS)
         columns = read_token_store(folder)
-    except (OSError, ValueError, KeyError, TypeError):
+        own = {"key": key, "rows": len(columns), "content": content_digest(columns)}
+    except (OSError, ValueError, UsageError):
+        return None
+    if any(facts.get(name) != value for name, value in own.items()) or not is_consistent(columns):
         return None
     with suppress(OSError):
         os.utime(folder)
@@ -68,41 +81,76 @@ def find(key: str) -> Entry | None:
 
 
 @contextmanager
-def new_entry(key: str) -> Iterator[Path]:
-    """Yield a folder to write the columns into; it becomes an entry by :func:`complete`.
+def new_entry(key: str) -> Iterator[NewEntry]:
+    """Yield an entry to write the columns of; it is kept if it is finished and the block ends.
+
+    Two processes may read the same file: each uses what it wrote, the first one is kept.
 
     Raises:
-        DataError: if the place cannot be written, with what to do.
+        DiskError: if the place cannot be written, with what to do.
     """
     place = cache_folder()
-    # Two processes may read the same file; the first to finish is kept.
-    own = place / f"{key}-{os.getpid()}"
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        _remove_unused(place)
-        with whole_folder(own) as folder:
-            yield folder
-        if find(key) is None:
-            shutil.rmtree(place / key, ignore_errors=True)
-        with suppress(OSError):
-            own.rename(place / key)
+        with _new_folder(place / key) as (folder, writer):
+            try:
+                entry = NewEntry(key, folder, writer)
+                yield entry
+                if entry.finished:
+                    with suppress(FileNotFoundError):  # deleted meanwhile, which is allowed
+                        _keep(folder, place / key)
+            finally:
+                writer.close()
     except OSError as error:
-        raise DataError(
-            f"The tokens cannot be kept in {place}: {error}. Set EDGETUNE_CACHE to a folder with"
-            " about three times as much room as the data."
-        ) from error
-    finally:
-        shutil.rmtree(own, ignore_errors=True)
+        raise unwritable("Tokens", place, error, _ELSEWHERE) from error
 
 
-def complete(folder: Path, facts: dict[str, Any]) -> None:
-    """Write the facts of an entry, and the sizes by which it is known to be whole."""
-    sizes = {name: (folder / name).stat().st_size for name in DTYPES}
-    write_json(folder / _FACTS, {**facts, "bytes": sizes})
+@dataclass(slots=True)
+class NewEntry:
+    """An entry that is being written."""
+
+    key: str
+    folder: Path
+    writer: TokenStoreWriter
+    finished: bool = False
+
+    def finish(self, facts: Mapping[str, Any]) -> Entry:
+        """Write the facts, and what tells that they are those of the columns; return both."""
+        columns = self.writer.finish()
+        own = {"key": self.key, "rows": len(columns), "content": content_digest(columns)}
+        with suppress(FileNotFoundError):
+            write_json(self.folder / _FACTS, {**facts, **own})
+        self.finished = True
+        return Entry(columns, {**facts, **own})
+
+
+@contextmanager
+def _new_folder(entry: Path) -> Iterator[tuple[Path, TokenStoreWriter]]:
+    """Yield a folder of this process with its files open, made again if it is deleted at once."""
+    place = entry.parent
+    with ExitStack() as held:
+        for attempt in range(_ATTEMPTS):
+            try:
+                place.mkdir(parents=True, exist_ok=True)
+                sweep(place)
+                _remove_unused(place)
+                folder = held.enter_context(own_folder(entry))
+                writer = TokenStoreWriter(folder)
+                break
+            except FileNotFoundError:
+                if attempt + 1 == _ATTEMPTS:
+                    raise
+        yield folder, writer
+
+
+def _keep(folder: Path, entry: Path) -> None:
+    if find(entry.name) is None:
+        shutil.rmtree(entry, ignore_errors=True)
+    with suppress(OSError):
+        folder.rename(entry)
 
 
 def _remove_unused(place: Path) -> None:
-    for folder in place.iterdir():
+    for folder in list(place.iterdir()):
         with suppress(OSError):
             if time.time() - folder.stat().st_mtime > _UNUSED_SECONDS:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -90,22 +90,11 @@ def read_rows(sources: Sequence[Source], options: Options, report: Report) -> Re
     key = cache.key_of(
         named, options.tokenizer.fingerprint, options.loss_on, sorted(options.fields.items())
     )
-    if cache.find(key) is None:
-        _read_into_cache(key, _Pass(sources, hashes, options, report))
     entry = cache.find(key)
     if entry is None:
-        raise DataError(f"The tokens in {cache.cache_folder()} were removed while they were used.")
+        with cache.new_entry(key) as new:
+            entry = new.finish(_Pass(sources, hashes, options, report).run(new.writer))
     return _reading(entry.columns, entry.facts, sources)
-
-
-def _read_into_cache(key: str, run: _Pass) -> None:
-    with cache.new_entry(key) as folder:
-        writer = TokenStoreWriter(folder)
-        try:
-            facts = run.run(writer)
-        finally:
-            writer.close()
-        cache.complete(folder, facts)
 
 
 class _Pass:

@@ -5,7 +5,9 @@ Legend: R rows, T tokens of all of them together.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import blake2b
 from io import BytesIO
@@ -48,6 +50,8 @@ DTYPES = {
     "lines": np.dtype(np.int64),
 }
 _TOO_LARGE_FOR_MEMORY = {"tokens", "mask", "lines"}
+_SAMPLE = 64
+"""Rows that are compared with their hashes when an entry is opened."""
 
 
 def token_store_of(rows: Sequence[Learned], lines: Sequence[int]) -> TokenStore:
@@ -64,9 +68,7 @@ def token_store_of(rows: Sequence[Learned], lines: Sequence[int]) -> TokenStore:
             mask[start + max(first, 1) : start + last] = True
         own = mask[start:stop]
         loss_tokens.append(np.count_nonzero(own))
-        digest = blake2b(tokens[start:stop].data, digest_size=8)
-        digest.update(own.data)
-        digests += digest.digest()
+        digests += _digest(tokens[start:stop], own)
     return TokenStore(
         tokens,
         mask,
@@ -78,14 +80,22 @@ def token_store_of(rows: Sequence[Learned], lines: Sequence[int]) -> TokenStore:
 
 
 class TokenStoreWriter:
-    """Grows columns block by block, in memory or, with a folder, on disk."""
+    """Grows columns block by block, in memory or, with a folder, on disk.
+
+    Files on disk are read back through the handles that wrote them: whoever deletes them from
+    the folder takes nothing away.
+    """
 
     def __init__(self, folder: Path | None = None) -> None:
-        """Start with no rows."""
+        """Start with no rows.
+
+        Raises:
+            OSError: if the folder cannot be written.
+        """
         self._folder = folder
-        self._streams: list[IO[bytes]] = [
-            BytesIO() if folder is None else (folder / name).open("wb") for name in DTYPES
-        ]
+        self._streams: list[IO[bytes]] = []
+        for name in DTYPES:
+            self._streams.append(BytesIO() if folder is None else (folder / name).open("w+b"))
 
     def append(self, block: TokenStore) -> None:
         """Add the rows of a block."""
@@ -93,15 +103,17 @@ class TokenStoreWriter:
             stream.write(getattr(block, name).data)
 
     def finish(self) -> TokenStore:
-        """Return everything that was added, without a copy."""
+        """Return everything that was added; in memory without a copy, else from the disk."""
         if self._folder is None:
             buffers = (
                 stream.getbuffer() for stream in self._streams if isinstance(stream, BytesIO)
             )
             pairs = zip(buffers, DTYPES.values(), strict=True)
             return TokenStore(*(np.frombuffer(buffer, dtype) for buffer, dtype in pairs))
-        self.close()
-        return read_token_store(self._folder)
+        for stream in self._streams:
+            stream.flush()
+            os.fsync(stream.fileno())
+        return TokenStore(*map(_read, self._streams, DTYPES))
 
     def close(self) -> None:
         """Close the files."""
@@ -115,10 +127,45 @@ def read_token_store(folder: Path) -> TokenStore:
     Raises:
         OSError: if they are not there.
     """
-    return TokenStore(*(_read(folder / name, dtype) for name, dtype in DTYPES.items()))
+    with ExitStack() as held:
+        streams = [held.enter_context((folder / name).open("rb")) for name in DTYPES]
+        return TokenStore(*map(_read, streams, DTYPES))
 
 
-def _read(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
-    if path.name in _TOO_LARGE_FOR_MEMORY and path.stat().st_size:
-        return np.memmap(path, dtype, mode="r")
-    return np.fromfile(path, dtype)
+def content_digest(store: TokenStore) -> str:
+    """Return a hash of all rows: of how long they are, and of the hashes of what is in them."""
+    digest = blake2b(digest_size=16)
+    for column in (store.lengths, store.loss_tokens, store.digests):
+        digest.update(column.data)
+    return digest.hexdigest()
+
+
+def is_consistent(store: TokenStore) -> bool:
+    """Return whether the columns belong together, and some rows to their hashes."""
+    rows, total = len(store), int(store.lengths.sum(dtype=np.int64))
+    columns = (store.loss_tokens, store.digests, store.lines)
+    if any(len(column) != rows for column in columns):
+        return False
+    if len(store.tokens) != total or len(store.mask) != total:
+        return False
+    stops = np.cumsum(store.lengths, dtype=np.int64)
+    for row in range(0, rows, max(rows // _SAMPLE, 1)):
+        part = slice(int(stops[row] - store.lengths[row]), int(stops[row]))
+        digest = _digest(store.tokens[part], store.mask[part])
+        if int.from_bytes(digest, "little") != int(store.digests[row]):
+            return False
+    return True
+
+
+def _digest(tokens: NDArray[np.int32], mask: NDArray[np.bool_]) -> bytes:
+    digest = blake2b(tokens.data, digest_size=8)
+    digest.update(mask.data)
+    return digest.digest()
+
+
+def _read(stream: IO[bytes], name: str) -> NDArray[Any]:
+    size, dtype = os.fstat(stream.fileno()).st_size, DTYPES[name]
+    if name in _TOO_LARGE_FOR_MEMORY and size:
+        return np.memmap(stream, dtype, mode="r")
+    stream.seek(0)
+    return np.fromfile(stream, dtype)

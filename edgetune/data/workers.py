@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 
 from edgetune.data.chunks import Chunk
 from edgetune.data.rows import BlockEncoder, Outcome
@@ -24,6 +25,8 @@ MOST = 8
 """More processes than this wait for the one that reads."""
 
 _WAITING = 3  # blocks a process that are under way: none is ever idle, and memory stays bounded
+_TERMINAL = tuple(getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name))
+"""What a terminal sends to all processes of a command: Ctrl-C, and that it is closed."""
 _encoder: BlockEncoder | None = None
 
 
@@ -68,11 +71,29 @@ def encode_in_processes(
 
 
 def _start(make: Callable[[], BlockEncoder]) -> None:
-    """Prepare a process; Ctrl-C is for the main one, which ends the others."""
+    """Prepare a process; what a terminal sends is for the main one, which ends the others."""
     global _encoder  # noqa: PLW0603
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _TERMINAL:
+        signal.signal(number, signal.SIG_IGN)
+    _end_with_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _encoder = make()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone, however it ended.
+
+    Its end of a pipe closes then, on every system. Nothing else would wake a process that waits
+    for work which never comes.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "processes are started by this module"
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _is_ready() -> bool:
@@ -86,12 +107,13 @@ def _encode(block: Chunk, only_check: bool) -> Outcome:
 
 @contextmanager
 def _no_interrupts() -> Iterator[None]:
-    """Keep Ctrl-C from processes while they start, before they can say so themselves."""
+    """Keep a terminal's signals from processes while they start, before they can say so."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = [signal.signal(number, signal.SIG_IGN) for number in _TERMINAL]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(_TERMINAL, before, strict=True):
+            signal.signal(number, handler)

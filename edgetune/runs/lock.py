@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import IO
 
 from edgetune.errors import UsageError
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(descriptor: int) -> None:
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-
-else:
-    import fcntl
-
-    def _lock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+from edgetune.owned import lock
 
 
 def locked(file: Path) -> IO[bytes]:
@@ -30,7 +18,7 @@ def locked(file: Path) -> IO[bytes]:
     """
     held = file.open("ab")
     try:
-        _lock(held.fileno())
+        lock(held)
     except (BlockingIOError, PermissionError):
         held.close()
         raise UsageError(

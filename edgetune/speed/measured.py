@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgetune.files import replacing
+from edgetune.owned import replacing_shared
 
 FILE_NAME = "measurements.json"
 
@@ -129,7 +129,7 @@ def save_measurements(found: Measurements, file: Path | None = None) -> Path:
     key = found.device, found.settings
     others = [plain for plain in _read(file) if (plain.get("device"), plain.get("settings")) != key]
     file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as partial:
+    with replacing_shared(file) as partial:
         partial.write_text(json.dumps([*others, asdict(found)], indent=2), "utf-8")
     return file
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from edgetune.exporters.folder import folder_bytes, new_folder
 from edgetune.exporters.mlx_quantized import Bits, quantize_folder, refuse_unquantizable
 from edgetune.exporters.truncate import truncated
 from edgetune.model import LocalModel, resolve
+from edgetune.owned import ScratchFolder
 from edgetune.planning import Plan
 from edgetune.settings.spec import Checkpointing
 from edgetune.workflows.opening import open_adapted, open_planned, open_session
@@ -68,8 +68,8 @@ def export_run(
         if to != "mlx":
             raise UsageError(f"--quantize is MLX's: it goes with --to mlx, not --to {to}.")
         refuse_unquantizable(model, quantize)
-        with new_folder(output, 0) as folder, tempfile.TemporaryDirectory(dir=folder.parent) as by:
-            whole = Path(by) / "model"
+        with new_folder(output, 0) as folder, ScratchFolder(folder.parent) as by:
+            whole = by / "model"
             result = export_run(
                 path, to, whole, dtype=dtype, shard_bytes=shard_bytes, data=data, rank=rank
             )
@@ -145,18 +145,18 @@ def _waiting_logits(
 ) -> Iterator[tuple[list[Logits], list[Logits]]]:
     """Yield the logits of base and adapter, and of the base alone, kept on disk at ``place``."""
     # beside the output, whose disk has room; the system's own place is often memory
-    with tempfile.TemporaryDirectory(dir=place) as folder:
+    with ScratchFolder(place) as folder:
         session = open_adapted(plan, model, adapter)
         with closing(session):
             adapted, base = (
-                [_on_disk(Path(folder), session, row, name) for row in rows]
+                [_on_disk(folder, session, row, name) for row in rows]
                 for name in (DEFAULT_ADAPTER, None)
             )
         yield adapted, base
 
 
 def _on_disk(folder: Path, session: Session, row: Sequence[int], name: str | None) -> Logits:
-    file = folder / f"{len(list(folder.iterdir()))}.npy"
+    file = folder / f"{len(list(folder.glob('*.npy')))}.npy"
     np.save(file, session.logits(row, adapter=name))
     logits: Logits = np.load(file, mmap_mode="r")
     return logits

@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from data_support import SHAPES, chat, write_model, write_rows
 
@@ -20,14 +25,19 @@ from edgetune.data import (
     read,
     read_dataset,
 )
-from edgetune.errors import DataError
+from edgetune.errors import DataError, DiskError
 
 ROWS = 700  # several blocks
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return load_tokenizer(write_model(tmp_path_factory.mktemp("chatml"), SHAPES["chatml"]))
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("chatml"), SHAPES["chatml"])
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model: Path) -> Tokenizer:
+    return load_tokenizer(model)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +121,83 @@ def test_a_damaged_entry_is_made_again(name, how, tokenizer, file, entries):
     assert content(read_dataset(file, tokenizer)) == expected
 
 
+@pytest.mark.parametrize("name", ["tokens", "mask", "lengths", "digests", "loss_tokens"])
+def test_other_rows_are_never_read(name, tokenizer, file, entries):
+    expected = content(read_dataset(file, tokenizer))
+    (entry,) = entries.iterdir()
+    changed = bytearray((entry / name).read_bytes())
+    changed[0] ^= 1
+    (entry / name).write_bytes(changed)
+    assert content(read_dataset(file, tokenizer)) == expected
+
+
+def test_an_entry_under_another_name_is_not_taken(tokenizer, file, entries):
+    expected = content(read_dataset(file, tokenizer))
+    (first,) = entries.iterdir()
+    read_dataset(file, tokenizer, loss_on="all")
+    (other,) = set(entries.iterdir()) - {first}
+    shutil.rmtree(first)
+    shutil.move(other, first)
+    assert content(read_dataset(file, tokenizer)) == expected
+
+
+READER = """
+import sys
+from pathlib import Path
+from edgetune.data import load_tokenizer, read, read_dataset
+read.CACHED_FROM = 0
+tokenizer = load_tokenizer(Path(sys.argv[1]))
+for _ in range(int(sys.argv[3])):
+    dataset = read_dataset(Path(sys.argv[2]), tokenizer, processes=1)
+    tokens = sum(int(tokens.sum()) for tokens, _ in dataset.train)
+    print(dataset.fingerprint, tokens)
+"""
+
+
+def reader(model: Path, file: Path, times: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", READER, model, file, str(times)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_entries_may_be_deleted_while_four_processes_read(model, file, entries):
+    processes = [reader(model, file, 3) for _ in range(4)]
+    deleted = 0
+    while any(process.poll() is None for process in processes):
+        if entries.exists():
+            shutil.rmtree(entries, ignore_errors=True)
+            deleted += 1
+        time.sleep(0.003)
+    told = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, told
+    assert len({line for out, _ in told for line in out.splitlines()}) == 1
+    assert deleted > 3
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="there are no process groups")
+def test_processes_end_with_the_one_that_started_them(model, tokenizer, tmp_path, entries):
+    rows: list[object] = [chat(f"hello {n}", "fine " * 40) for n in range(20_000)]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    script = READER.replace("processes=1", "processes=3")
+    command = [sys.executable, "-c", script, model, file, "1"]
+    parent = psutil.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list(entries.glob(".*.partial/tokens")) or len(parent.children()) < 4:
+        assert parent.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    children = parent.children(recursive=True)
+    os.killpg(parent.pid, signal.SIGHUP)  # which the workers leave to the one that started them
+    parent.wait()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
+    left = list(entries.iterdir())
+    assert left
+    for path in left:
+        os.utime(path, (0, 0))
+    read_dataset(write_rows(tmp_path / "few.jsonl", rows[:3]), tokenizer)
+    assert not [path for path in entries.iterdir() if path.name.endswith(".partial")]
+
+
 def test_an_old_entry_is_removed_and_a_used_one_is_not(tokenizer, file, entries):
     read_dataset(file, tokenizer)
     (used,) = entries.iterdir()
@@ -133,7 +220,7 @@ def test_nothing_is_left_of_a_refused_file(tokenizer, tmp_path, entries):
 def test_a_place_that_cannot_be_written_is_explained(tokenizer, file, tmp_path, monkeypatch):
     (tmp_path / "taken").write_text("")
     monkeypatch.setenv("EDGETUNE_CACHE", str(tmp_path / "taken"))
-    with pytest.raises(DataError, match="Set EDGETUNE_CACHE to a folder"):
+    with pytest.raises(DiskError, match="set EDGETUNE_CACHE to a folder"):
         read_dataset(file, tokenizer)
 
 

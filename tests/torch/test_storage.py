@@ -15,11 +15,14 @@ from safetensors.torch import load_file, save_file
 
 from edgetune.errors import DiskError, ModelError, UsageError
 from edgetune.model import LocalModel
+from edgetune.owned import own_path, replacing_shared
 from edgetune_torch import cache
 from edgetune_torch.checkpoints import DiskCheckpoints
 from edgetune_torch.int8 import product
 from edgetune_torch.load import Loader, Placements, Weights
 from edgetune_torch.matrices import store
+from edgetune_torch.pages import Files
+from edgetune_torch.sources import Checkpoint
 from edgetune_torch.streaming import HostSlot
 
 SHAPES = [(64, 128), (33, 70), (300, 2048)]
@@ -225,18 +228,53 @@ def test_processes_that_begin_together_make_one_cache(
 
 
 def test_what_a_killed_process_left_is_deleted(llama: LocalModel, folder: Path) -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    living, left = (
-        folder / f".other.blocks.{cache._host()}-{pid}.partial" for pid in (os.getppid(), gone.pid)
-    )
     folder.mkdir(parents=True)
-    for file in (living, left):
-        file.write_bytes(b"half")
-
-    _load(llama).close()
-    assert living.exists()
+    left = own_path(folder / "other.blocks")
+    left.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    with replacing_shared(folder / "other.blocks") as living:
+        os.utime(living, (0, 0))
+        _load(llama).close()
+        assert living.exists()
     assert not left.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files that are open cannot be deleted")
+@pytest.mark.parametrize("blocks", ["resident", "disk"])
+@pytest.mark.parametrize("moment", ["finish", "room_for"])
+def test_the_folder_may_be_deleted_at_any_time(
+    llama: LocalModel, folder: Path, monkeypatch: pytest.MonkeyPatch, blocks: str, moment: str
+) -> None:
+    expected = _dense(_load(llama))
+    shutil.rmtree(folder)
+    owner = cache.CacheWriter if moment == "finish" else cache
+    work, deleted = getattr(owner, moment), 0
+
+    def and_then_it_is_gone(*arguments: object) -> object:
+        nonlocal deleted
+        result = work(*arguments)
+        if deleted < 3:
+            shutil.rmtree(folder, ignore_errors=True)
+            deleted += 1
+        return result
+
+    monkeypatch.setattr(owner, moment, and_then_it_is_gone)
+    weights = _load(llama, blocks)
+    shutil.rmtree(folder, ignore_errors=True)
+    assert all(map(torch.equal, expected, _dense(weights)))
+    assert deleted
+
+
+def test_a_cache_under_another_name_is_not_taken(llama: LocalModel, folder: Path) -> None:
+    _load(llama).close()
+    (file,) = folder.iterdir()
+    layers = llama.shape.layers
+    source = Checkpoint(llama, "nf4", Files())
+    other = file.with_name("other.blocks")
+    shutil.copy(file, other)
+    assert cache.find(file, source, layers, source.files) is not None
+    assert cache.find(other, source, layers, source.files) is None
+    source.files.close()
 
 
 def test_a_folder_that_cannot_be_written_stops_only_what_is_on_disk(
