@@ -20,6 +20,7 @@ from edgetune_torch.malloc import limit_heap, trim
 from edgetune_torch.memory import MemoryWatch
 from edgetune_torch.memory_limit import MemoryLimit
 from edgetune_torch.methods import adapt
+from edgetune_torch.onednn import limit_kernels
 from edgetune_torch.out_of_memory import out_of_memory
 from edgetune_torch.session import TorchSession
 from edgetune_torch.tensors import LoadedBase, new_parameters
@@ -42,6 +43,7 @@ def open_session(plan: Plan, model: LocalModel) -> TorchSession:
 
 def _opened(plan: Plan, model: LocalModel) -> TorchSession:
     limit_heap()
+    limit_kernels()
     device = _place(plan)
     with ExitStack() as held:
         watch = MemoryWatch(device, plan.device.budget_bytes)

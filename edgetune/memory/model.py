@@ -10,6 +10,7 @@ from edgetune.memory.batch_shape import BatchShape, Platform, batch_shape_of
 from edgetune.memory.block import Block
 from edgetune.memory.estimate import MemoryEstimate, Parts, Phases
 from edgetune.memory.head import evaluation_bytes, loss_bytes
+from edgetune.memory.kernels import kernel_bytes
 from edgetune.memory.optimizer import state_bytes, update_bytes
 from edgetune.memory.passes import BlockPass, block_pass
 from edgetune.memory.runtime import runtime_bytes
@@ -97,6 +98,7 @@ class MemoryModel:
         )
         scratch = self._scratch(rows, choice.quantization, choice.head)
         places = (choice.quantization, choice.placement, choice.embedding, choice.head)
+        kernels = kernel_bytes(rows)
         parts = Parts(
             weights=self._weights(*places),
             adapter=self.adapter,
@@ -105,11 +107,11 @@ class MemoryModel:
             activations=moment.activations,
             loss=moment.loss,
             workspace=scratch + moment.workspace,
-            runtime=self.runtime,
+            runtime=self.runtime + kernels,
         )
         return _estimate(
             parts,
-            load=self._load(choice.quantization) + transient.whole,
+            load=self._load(choice.quantization) + transient.whole - kernels,  # none is made yet
             evaluation=scratch
             + step.evaluation(
                 self._evaluated(rows, choice.loss_chunk, choice.head, quantized=quantized),
