@@ -1,5 +1,8 @@
 """Causal attention without a mask tensor: fused where the kernel can, in query chunks elsewhere.
 
+On a processor it multiplies in float32: in 16 bits oneDNN would keep eight kernels for every
+length of a document, and be no faster (docs/decisions/0012).
+
 B rows, H heads, G key/value heads, S queries, K keys, h channels of a head.
 """
 
@@ -15,7 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from edgetune.shape import Attention
-from edgetune_torch.precision import attends, product_dtype
+from edgetune_torch.precision import attends, attention_dtype
 
 QUERY_CHUNK = 256
 
@@ -46,18 +49,19 @@ def causal(q: Tensor, k: Tensor, v: Tensor, rule: Attention) -> Tensor:
     """Return causal attention; with fewer queries than keys, the queries are the last ones."""
     queries, keys = q.shape[2], k.shape[2]
     if _fused(rule, keys, q) and queries in {1, keys}:
+        dtype = attention_dtype(q.dtype, q.device)
+        q_wide, k_wide, v_wide = q.to(dtype), k.to(dtype), v.to(dtype)
         return F.scaled_dot_product_attention(
-            q, k, v, is_causal=queries > 1, scale=rule.scale, enable_gqa=True
-        )
+            q_wide, k_wide, v_wide, is_causal=queries > 1, scale=rule.scale, enable_gqa=True
+        ).to(q.dtype)
     return torch.cat(_chunks(q, k, v, rule), dim=2)
 
 
 class FusedOnCpu(torch.autograd.Function):
-    """The CPU's flash attention, document by document, in the type of products.
+    """The CPU's flash attention in float32, row by row or document by document.
 
-    Saves q, k, v, the output (which the next projection saves too) and one float a query. Its
-    backward kernel in bfloat16 takes three times as long as in float32 where the processor does
-    not multiply bfloat16: one document at a time is widened.
+    Saves q, k, v, the output (which the next projection saves too) and one float a query. What is
+    narrower is widened a piece at a time.
     """
 
     @staticmethod
@@ -65,7 +69,8 @@ class FusedOnCpu(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, documents: Documents
     ) -> Tensor:
         """Return the output (B, H, S, h), laid out (B, S, H, h)."""
-        dtype, ctx.scale, ctx.pieces = product_dtype(q.dtype, q.device), scale, _pieces(documents)
+        dtype, ctx.scale = attention_dtype(q.dtype, q.device), scale
+        ctx.pieces = _pieces(documents, apart=dtype != q.dtype)
         out, sums = _laid_out(q), []
         for piece in ctx.pieces:
             part, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -80,7 +85,7 @@ class FusedOnCpu(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         """Return the gradients of q, k and v."""
         q, k, v, out, *sums = ctx.saved_tensors
-        dtype, results = product_dtype(q.dtype, q.device), tuple(map(_laid_out, (q, k, v)))
+        dtype, results = attention_dtype(q.dtype, q.device), tuple(map(_laid_out, (q, k, v)))
         for piece, log_sum in zip(ctx.pieces, sums, strict=True):
             wide = [x[piece].to(dtype) for x in (grads[0], q, k, v, out)]
             parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -96,11 +101,12 @@ def _fused(rule: Attention, keys: int, q: Tensor) -> bool:
     return plain and attends(q.dtype, q.device)
 
 
-def _pieces(documents: Documents) -> list[Piece]:
-    """Return the documents; rows of one document each go together, padding included."""
+def _pieces(documents: Documents, *, apart: bool) -> list[Piece]:
+    """Return the documents; rows of one document each go together unless ``apart``, padding too."""
     everything = slice(None)
     if all(len(row) <= 1 for row in documents):
-        return [(everything, everything, everything)]
+        rows = [slice(row, row + 1) for row in range(len(documents))] if apart else [everything]
+        return [(row, everything, everything) for row in rows]
     return [
         (slice(row, row + 1), everything, span)
         for row, lengths in enumerate(documents)
@@ -151,7 +157,7 @@ def _chunks(q: Tensor, k: Tensor, v: Tensor, rule: Attention) -> list[Tensor]:
 
 def _explicit(q: Tensor, k: Tensor, v: Tensor, *, rule: Attention, shift: int) -> Tensor:
     """Compute softmax(q k^T) v with query i at key position ``shift + i``."""
-    dtype = product_dtype(q.dtype, q.device)
+    dtype = attention_dtype(q.dtype, q.device)
     grouped = q.reshape(q.shape[0], k.shape[1], -1, *q.shape[2:]).to(dtype)  # (B, G, H/G, S, h)
     keys_T = k.to(dtype).unsqueeze(2).transpose(-1, -2)
     scores = (grouped @ keys_T).float() * rule.scale  # (B, G, H/G, S, K)

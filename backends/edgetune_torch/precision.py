@@ -23,6 +23,11 @@ def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def attention_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the format in which attention multiplies tensors of ``dtype`` on ``device``."""
+    return torch.float32 if device.type == "cpu" else dtype
+
+
 @cache
 def attends(dtype: torch.dtype, device: torch.device) -> bool:
     """Return whether torch has an attention kernel in ``dtype`` that keeps no scores.

@@ -67,9 +67,8 @@ def attend_forward(ledger: Ledger, heads: Heads, rows: BatchShape) -> int:
         ledger.transient(out)
         return 0
     sums = ledger.alloc(FLOAT32_BYTES * rows.tokens * heads.count)
-    part = heads.queries * rows.tokens * rows.product
-    wide = heads.all * rows.tokens * rows.product if rows.upcast else 0
-    ledger.transient(part, wide)
+    wide = heads.all * _widened(rows)
+    ledger.transient(heads.queries * _attended(rows), wide)
     return sums
 
 
@@ -85,10 +84,19 @@ def attend_backward(ledger: Ledger, heads: Heads, rows: BatchShape) -> int:
     if not heads.fused(rows):
         ledger.transient(_chunk(heads, rows, copies=6), rows.activation_bytes(heads.all))
         return grads
-    parts = heads.all * rows.tokens * rows.product
-    wide = (heads.all + 2 * heads.queries) * rows.tokens * rows.product if rows.upcast else 0
-    ledger.transient(parts, wide)
+    wide = (heads.all + 2 * heads.queries) * _widened(rows)
+    ledger.transient(heads.all * _attended(rows), wide)
     return grads
+
+
+def _attended(rows: BatchShape) -> int:
+    """Return the bytes of a column of what is attended at one time: a row where it is widened."""
+    return (rows.context if rows.attended != rows.width else rows.tokens) * rows.attended
+
+
+def _widened(rows: BatchShape) -> int:
+    """Return the bytes of a column that is widened."""
+    return _attended(rows) if rows.attended != rows.width else 0
 
 
 def _piece(heads: Heads, rows: BatchShape, copies: int) -> int:
@@ -120,5 +128,5 @@ def _chunk(heads: Heads, rows: BatchShape, copies: int) -> int:
     window = rows.context if heads.rule.window is None else heads.rule.window + queries
     keys = min(window, rows.context)
     scores = rows.batch * heads.count * queries * keys * FLOAT32_BYTES
-    spread = 2 * rows.batch * keys * heads.queries * rows.product
+    spread = 2 * rows.batch * keys * heads.queries * rows.attended
     return copies * scores + spread

@@ -76,6 +76,11 @@ class BatchShape:
         """Whether products are wider than activations."""
         return self.product != self.width
 
+    @property
+    def attended(self) -> int:
+        """Bytes of a number where attention multiplies it; on a processor in float32."""
+        return FLOAT32_BYTES if self.keeps_scratch else self.product
+
     def activation_bytes(self, columns: int) -> int:
         """Return the bytes of activations of so many columns."""
         return self.tokens * columns * self.width
