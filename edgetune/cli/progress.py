@@ -7,7 +7,7 @@ from shutil import get_terminal_size
 from types import TracebackType
 from typing import Any
 
-from edgetune.cli.show import NORMAL, VERBOSE, say, verbosity
+from edgetune.cli.show import NORMAL, VERBOSE, draw, say, verbosity
 from edgetune.events import (
     Evaluated,
     Event,
@@ -54,7 +54,7 @@ class ProgressBar:
     ) -> None:
         """End the live line."""
         if self._live:
-            sys.stderr.write("\n")
+            draw("\n")
 
     def show(self, event: Event) -> None:
         """Show one event."""
@@ -120,15 +120,14 @@ class ProgressBar:
             f"peak {_against(event.peak_bytes, self._planned)}  {format_seconds(left)} left"
         )
         if self._live:
-            sys.stderr.write(f"\r\x1b[K{text[: get_terminal_size().columns - 1]}")
-            sys.stderr.flush()
+            draw(f"\r\x1b[K{text[: get_terminal_size().columns - 1]}")
         else:
             often = event.step % max(1, self._steps // 20) == 0 or event.step == self._steps
             say(text, level=NORMAL if often else VERBOSE)
 
     def _line(self, text: str, level: int = NORMAL) -> None:
         if self._live and level == NORMAL:
-            sys.stderr.write("\r\x1b[K")
+            draw("\r\x1b[K")
         say(text, level=level)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from edgetune.cli.show import NORMAL, verbosity
+from edgetune.cli.show import NORMAL, draw, verbosity
 from edgetune.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -56,9 +56,8 @@ class _Bar:
     def clear(self) -> None:
         if self._width:
             self._write("")
-            sys.stderr.write("\r")
+            draw("\r")
 
     def _write(self, text: str) -> None:
-        sys.stderr.write(f"\r{text:<{self._width}}")
-        sys.stderr.flush()
+        draw(f"\r{text:<{self._width}}")
         self._width = len(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -21,18 +22,25 @@ def out(text: str = "") -> None:
 
 
 def say(text: str, *, level: int = NORMAL) -> None:
-    """Print a line about the progress, if the user wants to hear as much.
-
-    That nobody reads it any more is no reason to stop.
-    """
+    """Print a line about the progress, if the user wants to hear as much."""
     if verbosity() >= level:
-        with suppress(OSError):
-            complain(text)
+        complain(text)
 
 
 def complain(text: str) -> None:
-    """Print an error, whatever the user wants to hear."""
-    click.echo(plain(text), err=True)
+    """Print an error, whatever the user wants to hear.
+
+    That nobody reads it any more, on a closed terminal or pipe, is no reason to stop.
+    """
+    with suppress(OSError):
+        click.echo(plain(text), err=True)
+
+
+def draw(text: str) -> None:
+    """Write a part of a line about the progress, as it is."""
+    with suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def verbosity() -> int:

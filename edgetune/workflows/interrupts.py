@@ -63,8 +63,7 @@ class Interrupts:
     def _note(self, number: int, _frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         self._by[name if name == PASSED_ON else "own"] += 1
-        if name == "SIGHUP":
-            leave_terminal()
+        leave_closed_terminal()
         asked = max(self._by.values())
         if asked == self.count:  # both were told of the same
             return
@@ -75,10 +74,10 @@ class Interrupts:
         tell()
 
 
-def leave_terminal() -> None:
-    """Send nowhere what is printed on a terminal: it is gone, and printing would fail."""
+def leave_closed_terminal() -> None:
+    """Send nowhere what is printed on a terminal that is gone: printing would fail."""
     with suppress(OSError):
         nowhere = os.open(os.devnull, os.O_RDWR)
         for descriptor in (1, 2):
-            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):
                 os.dup2(nowhere, descriptor)

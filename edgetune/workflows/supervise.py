@@ -23,7 +23,7 @@ from threading import Thread
 from typing import Final
 
 from edgetune.errors import EdgetuneError, OutOfMemoryError, StoppedError
-from edgetune.workflows.interrupts import KINDS, PASSED_ON, leave_terminal
+from edgetune.workflows.interrupts import KINDS, PASSED_ON, leave_closed_terminal
 from edgetune.workflows.worker import Order, Recovery, Report
 
 RESTARTS: Final = 3
@@ -164,10 +164,9 @@ class Parent:
         by_system = code == -signal.SIGKILL and system_kills() > kills
         return Ended(code=code, killed_by_system=by_system)
 
-    def _ask(self, number: int, _frame: object) -> None:
+    def _ask(self, _number: int, _frame: object) -> None:
         self.asked += 1
-        if number == signal.SIGHUP:
-            leave_terminal()
+        leave_closed_terminal()
         if self._worker is not None:
             with suppress(ProcessLookupError):
                 os.kill(self._worker, signal.SIGUSR1)

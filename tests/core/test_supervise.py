@@ -212,6 +212,34 @@ def test_what_was_ignored_stays_ignored() -> None:
     assert (process.returncode, out.splitlines()) == (6, ["asked", "stopping"])
 
 
+def test_a_closed_terminal_asks_to_stop() -> None:
+    shell, terminal = os.openpty()
+    own = (
+        "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", own, "-c", PROGRAM + WAITS.format(0), "first"],
+        stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+    )  # fmt: skip
+    os.close(terminal)
+    shown = b""
+    while b"ready" not in shown:
+        shown += os.read(shell, 1024)
+    os.close(shell)
+    assert process.wait(60) == 6
+
+
+def test_that_nobody_reads_is_no_reason_to_stop() -> None:
+    code = "from edgetune.cli.show import complain, draw; draw('a'); complain('b'); draw('c')"
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        assert subprocess.call([sys.executable, "-c", code], stderr=write) == 0
+    finally:
+        os.close(write)
+
+
 def test_a_worker_ends_with_its_parent() -> None:
     process = begin("print('ready', flush=True); time.sleep(60)")
     wait_for(process, "ready")
