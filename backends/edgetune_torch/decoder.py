@@ -199,9 +199,11 @@ class Decoder:
         if "gate_up" in roles:
             gate, up = self._project("gate_up", layer, weights, x, method).chunk(2, dim=-1)
             x = gated_activation(gate, up, name)
+            del gate, up  # they must not live on beside what comes
         elif "gate" in roles:
             gate = self._project("gate", layer, weights, x, method)
             x = gated_activation(gate, self._project("up", layer, weights, x, method), name)
+            del gate
         else:
             x = activation(self._project("up", layer, weights, x, method), name)
         x = self._project("down", layer, weights, x, method)

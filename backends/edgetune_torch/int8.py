@@ -40,15 +40,20 @@ class Int8Matrix(StoredMatrix):
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """Return codes times scales."""
-        out = self.workspace.take("matrix", self.shape, dtype)
+        return self.rows(slice(0, self.shape[0]), dtype)
+
+    def rows(self, span: slice, dtype: torch.dtype) -> Tensor:
+        """Return some rows as plain numbers, valid until the next call on any matrix."""
+        codes, scales = self.parts["codes"][span], self.parts["scales"][span]
+        out = self.workspace.take("matrix", tuple(codes.shape), dtype)
         if out.device.type != "cpu":
-            return product(self.parts["codes"], self.parts["scales"], out)
-        for start in range(0, self.shape[0], ROWS):
+            return product(codes, scales, out)
+        for start in range(0, len(codes), ROWS):
             rows = slice(start, start + ROWS)
-            codes, part = self.parts["codes"][rows], out[rows]
+            part = out[rows]
             if dtype != torch.float32:
-                part = self.workspace.take("values", tuple(codes.shape), torch.float32)
-            part.copy_(codes).mul_(self.parts["scales"][rows])
+                part = self.workspace.take("values", tuple(part.shape), torch.float32)
+            part.copy_(codes[rows]).mul_(scales[rows])
             if dtype != torch.float32:
                 out[rows] = part
         return out

@@ -132,7 +132,7 @@ def loss_and_gradient(
             softmax.add(at, tile)
             if not head.rows.streamed:
                 kept.append(tile)
-            del rows  # the last slice is not needed any more
+            del tile, rows  # not needed any more while the next ones are made
         softmax.add_to(sums)
         grad[span] = _gradient(x[span], head, softmax, kept, scale)
     return sums, grad
@@ -151,6 +151,7 @@ def _gradient(x: Tensor, head: Head, softmax: _Softmax, kept: list[Tensor], scal
             grad.addmm_(part, rows)
         else:
             grad += part @ rows
+        del tile, rows, probability, part
     return grad
 
 
@@ -170,7 +171,8 @@ def loss_only(x: Tensor, targets: Tensor, head: Head, *, chunk: int) -> Sums:
     sums = Sums()
     for start in range(0, len(x), chunk):
         softmax = _Softmax(targets[start : start + chunk])
-        for span, tile, _ in head.tiles(x[start : start + chunk]):
+        for span, tile, rows in head.tiles(x[start : start + chunk]):
             softmax.add(span, tile)
+            del tile, rows
         softmax.add_to(sums)
     return sums

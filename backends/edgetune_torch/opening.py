@@ -56,6 +56,7 @@ def _opened(plan: Plan, model: LocalModel) -> TorchSession:
         parameters = new_parameters(
             plan.choice.method, model.shape, base, plan.training.seed, device
         )
+        engine.decoder.weights.workspace.clear()  # what was read is wider than products may be
         method = adapt(plan.choice.method, model.shape, parameters)
         trim()
         limit.check(False)

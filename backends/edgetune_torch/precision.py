@@ -8,12 +8,11 @@ inputs, sum in float32 and round once: the memory of bfloat16 at the speed of fl
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import torch
 
-BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-"""What Linux calls bfloat16 products on x86 and on ARM."""
+from edgetune.device.cpu import multiplies_16bit
+from edgetune.device.system import this_system
 
 
 def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -41,17 +40,5 @@ def attends(dtype: torch.dtype, device: torch.device) -> bool:
 
 @cache
 def cpu_multiplies_bf16() -> bool:
-    """Return whether the processor says that it multiplies bfloat16; False where it is mute."""
-    return bool(BF16_FLAGS & _flags(Path("/proc/cpuinfo")))
-
-
-def _flags(cpuinfo: Path) -> frozenset[str]:
-    try:
-        lines = cpuinfo.read_text("utf-8").splitlines()
-    except OSError:
-        return frozenset()
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name.strip() in {"flags", "Features"}:
-            return frozenset(value.split())
-    return frozenset()
+    """Return whether this processor multiplies bfloat16, as plans for it say."""
+    return multiplies_16bit(this_system())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from edgetune.model import StoredTensor
-from edgetune_torch.int8 import Int8Matrix, product
+from edgetune_torch.int8 import Int8Matrix
 from edgetune_torch.pages import Extent, Files, bytes_of
 from edgetune_torch.sources import dtype_of
 from edgetune_torch.workspace import Workspace
@@ -151,13 +151,7 @@ class Int8Head(HeadRows):
     def slices(self, dtype: torch.dtype) -> Iterator[Slice]:
         """Yield all rows."""
         for span in self._spans():
-            codes, scales = self.matrix.parts["codes"][span], self.matrix.parts["scales"][span]
-            if codes.device.type != "cpu":
-                out = self.workspace.take("matrix", tuple(codes.shape), dtype)
-                yield span, product(codes, scales, out)
-                continue
-            wide = self.workspace.take("matrix", tuple(codes.shape), torch.float32)
-            yield span, self._widened(wide.copy_(codes).mul_(scales), dtype)
+            yield span, self.matrix.rows(span, dtype)
 
     @property
     def nbytes(self) -> int:

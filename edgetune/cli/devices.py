@@ -7,7 +7,7 @@ import click
 from edgetune.backend import backend_names, load_backend
 from edgetune.cli.options import common_options, device_option
 from edgetune.cli.show import out, out_json, table
-from edgetune.device import read_device, read_machine
+from edgetune.device import Device, read_device, read_machine
 from edgetune.device.profiles import profile_device
 from edgetune.errors import UsageError
 from edgetune.profile import names
@@ -52,6 +52,8 @@ def command(everything: bool, measure: bool, device: str, as_json: bool) -> None
     for here in machine.devices:
         for note in here.notes:
             out(f"- {here.name}: {note}")
+        if here.kind == "cpu":
+            out(f"- {here.name}: {_products(here)}")
     for reason in machine.absent:
         out(f"- {reason}")
     out("\nBackends")
@@ -65,6 +67,12 @@ def command(everything: bool, measure: bool, device: str, as_json: bool) -> None
         out("\n" + table(listed, ("--device", "total", "for a run")))
     else:
         out(f"\n{len(names('devices'))} profiles of other machines: edgetune devices --all")
+
+
+def _products(processor: Device) -> str:
+    if processor.multiplies_16bit:
+        return "multiplies bfloat16 itself"
+    return "does not multiply bfloat16: such numbers are widened to float32 for products"
 
 
 def _measure(name: str, as_json: bool) -> None:

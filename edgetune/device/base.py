@@ -38,6 +38,8 @@ class Device:
     """Peak FLOP/s of dense 16-bit matrix products summed in float32."""
     rate_32bit: float
     """Peak FLOP/s of float32 matrix products."""
+    multiplies_16bit: bool = True
+    """False: a processor, on which 16-bit numbers are widened to multiply them."""
     host_free_bytes: int
     """Host memory that streamed weights and offloaded checkpoints may use."""
     unified: bool

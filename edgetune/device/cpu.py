@@ -13,6 +13,14 @@ from edgetune.units import format_bytes
 MARGIN_SHARE: Final = 0.05
 """Share of the host's memory that is left to the desktop."""
 
+_BFLOAT16: Final = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+"""What Linux calls bfloat16 products on x86 and on ARM."""
+
+_LIMITS_OF_ONEDNN: Final = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+_WITHOUT_BFLOAT16: Final = frozenset(
+    {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
+)
+
 _IN_USE: Final = {"RLIMIT_AS": "VmSize:", "RLIMIT_DATA": "VmData:"}
 
 
@@ -61,12 +69,23 @@ def read_cpu(system: System) -> Device:
         disk_bandwidth=DISK_BANDWIDTH,
         rate_16bit=rate_16bit,
         rate_32bit=rate_32bit,
+        multiplies_16bit=multiplies_16bit(system),
         host_free_bytes=memory.usable,
         unified=True,
         here=True,
         notes=memory.notes,
         because=f"memory from the operating system and its limits; {how}; memory bandwidth unknown",
     )
+
+
+def multiplies_16bit(system: System) -> bool:
+    """Return whether the processor says that it multiplies bfloat16; False where it is mute.
+
+    Plans and the engine both ask here. oneDNN, which does the products, may be told by the
+    environment to leave the units alone.
+    """
+    allowed = {system.environment.get(name, "").upper() for name in _LIMITS_OF_ONEDNN}
+    return bool(_flags(system) & _BFLOAT16) and not allowed & _WITHOUT_BFLOAT16
 
 
 def _in_use(system: System, field: str) -> int:
@@ -104,18 +123,19 @@ def _vector_units(system: System) -> tuple[int, int, str]:
     Two 128-bit (NEON) or 256-bit multiply-add units are counted: laptop processors have one
     512-bit unit or two halves of it. Without 16-bit products, float32 does the work of both.
     """
+    narrow, flags = multiplies_16bit(system), _flags(system)
     if system.architecture.lower() in {"arm64", "aarch64"}:
-        return 16, 16, "NEON"
-    flags = _flags(system)
-    if "amx_bf16" in flags:
+        return (16, 32, "NEON (bfloat16)") if narrow else (16, 16, "NEON")
+    if narrow and "amx_bf16" in flags:
         return 64, 2048, "AMX"
-    if "avx512_bf16" in flags:
+    if narrow:
         return 32, 64, "AVX-512 (bfloat16)"
     return (32, 32, "AVX2") if {"avx2", "fma"} <= flags else (0, 0, "")
 
 
 def _flags(system: System) -> frozenset[str]:
     for line in (system.read_text("/proc/cpuinfo") or "").splitlines():
-        if line.startswith("flags"):
-            return frozenset(line.partition(":")[2].split())
+        name, _, value = line.partition(":")
+        if name.strip() in {"flags", "Features"}:
+            return frozenset(value.split())
     return frozenset()

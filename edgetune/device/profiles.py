@@ -92,6 +92,7 @@ def _device(name: str, content: Mapping[str, Any]) -> Device:
         disk_bandwidth=content["disk_bandwidth"],
         rate_16bit=content["rate_16bit"],
         rate_32bit=content["rate_32bit"],
+        multiplies_16bit=content.get("multiplies_16bit", True),
         host_free_bytes=usable if unified else _HOST_BYTES,
         unified=unified,
         here=False,

@@ -75,6 +75,7 @@ def _mlx(system: System) -> Device:
             backend="mlx",
             kind="mlx",
             rate_16bit=cpu.rate_32bit / 2,  # bfloat16 is widened before it is multiplied
+            multiplies_16bit=False,
             notes=(*cpu.notes, _MLX_ON_CPU),
         )
     raise UsageError(f"There is no such device here: {'; '.join(found.absent)}.")

@@ -11,6 +11,9 @@ from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.ledger import Ledger
 from edgetune.storage import FLOAT32_BYTES
 
+NORM_ROWS = 128
+"""Rows of a matrix that are in float32 at a time for their norms."""
+
 INNER = 512
 """Columns of the network that a prefix is computed by."""
 
@@ -46,6 +49,15 @@ def bottleneck_backward(ledger: Ledger, rows: BatchShape, hidden: int, width: in
     entry = ledger.alloc(out)
     ledger.free(own)
     return entry
+
+
+def row_norms(rows: BatchShape, inputs: int, outputs: int, rank: int) -> int:
+    """Return the bytes that the norms of a matrix with its low-rank update take for a moment."""
+    if rows.mlx:
+        return 0
+    piece = min(NORM_ROWS, outputs)
+    wide = 0 if rows.product == FLOAT32_BYTES else piece * inputs
+    return FLOAT32_BYTES * (wide + piece * rank + rank**2 + 3 * outputs)
 
 
 def prompt_forward(

@@ -177,7 +177,7 @@ class Forward:
         scaled = "down" in block.footprint.inputs
         kept = self.grad and block.reached(*block.before_mlp, GATES)
         if not kept:
-            late = gates // 2 if gated and fused is None else (gates if gated else 0)
+            late = gates // (2 if fused is None else 1) if gated and rows.mlx else 0
             ledger.free(gates - late)
         result = self._project("down")
         if kept:
@@ -228,6 +228,10 @@ class Forward:
         if role in footprint.biases:
             self.ledger.transient(out, product.outputs * self.rows.width)
         if role in footprint.outputs:
+            if product.rank:  # scaled by the norms of its rows
+                self.ledger.transient(
+                    additions.row_norms(self.rows, product.inputs, product.outputs, product.rank)
+                )
             self.ledger.alloc(out)
             if self.grad:
                 self.saved.scaled[role] = out

@@ -62,12 +62,8 @@ def _chunk(
     narrow = 0 if rows.product == FLOAT32_BYTES else tokens * height * rows.product
     statistics = 10 * FLOAT32_BYTES * tokens + _slices(shape, rows, height, head)
     going = kept + max(tile, narrow)
-    again = 0
-    if head == "disk":  # the last tile of the way forward, and the one before the one that comes
-        last = shape.vocabulary % height or height
-        again = FLOAT32_BYTES * tokens * last + (tile if shape.vocabulary > height else 0)
     summand = 0 if rows.product == FLOAT32_BYTES else tokens * shape.hidden_size * rows.product
-    back = FLOAT32_BYTES * tokens * shape.hidden_size + kept + again + narrow + summand
+    back = FLOAT32_BYTES * tokens * shape.hidden_size + kept + narrow + summand
     if gradient and shape.logit_softcap is not None:
         back += 3 * tile
     return wide + statistics + max(going, back if gradient else 0)

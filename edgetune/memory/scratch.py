@@ -9,6 +9,9 @@ from edgetune.storage import FLOAT32_BYTES
 HEAD_SLICE = 2048
 """Rows of the head that are multiplied at a time on a processor."""
 
+ROWS = 256
+"""Rows of an int8 matrix that are turned into numbers at a time."""
+
 UNPACKED = 1 << 20
 """Packed bytes that are unpacked at a time."""
 
@@ -18,42 +21,32 @@ def scratch_bytes(
 ) -> int:
     """Return the bytes of all buffers once every product has been done.
 
-    ``frozen``: whether there are products with frozen projections.
+    Each has its largest use: a matrix in the type of products, float32 values on their way there,
+    indices of codes, a piece of inputs and of outputs. ``frozen``: whether there are products
+    with frozen projections.
     """
     if not rows.keeps_scratch:
         return 0
-    blocks = _dense(_largest(shape) if frozen else 0, rows, stored=quantization)
-    heads = _dense(
-        min(HEAD_SLICE, shape.vocabulary) * shape.hidden_size,
-        rows,
-        stored="int8" if head == "int8" else "none",
-    )
-    shared = sum(map(max, zip(blocks, heads, strict=True)))
-    unpacking = _unpacking(shape, rows, quantization) if frozen else 0
-    return shared + unpacking + (_widened(shape, rows) if frozen else 0)
-
-
-def _largest(shape: ModelShape) -> int:
-    return max(linear.inputs * linear.outputs for linear in shape.linears)
-
-
-def _dense(size: int, rows: BatchShape, stored: str) -> tuple[int, int]:
-    """Return the bytes of the float32 and of the 16-bit form of a matrix of ``size`` weights."""
-    if stored == "none" and not rows.recast:
-        return 0, 0
-    narrow = 0 if rows.product == FLOAT32_BYTES else size * rows.product
-    wide = FLOAT32_BYTES * size if stored == "int8" or not narrow else 0
-    return wide, narrow
-
-
-def _unpacking(shape: ModelShape, rows: BatchShape, quantization: str) -> int:
-    """Return the bytes of indices, and of float32 values on their way to 16 bits."""
-    if quantization != "nf4":
-        return 0
-    packed = min(UNPACKED, _largest(shape) // 2)
-    return FLOAT32_BYTES * packed + (
-        0 if rows.product == FLOAT32_BYTES else 2 * FLOAT32_BYTES * packed
-    )
+    height, width = min(HEAD_SLICE, shape.vocabulary), shape.hidden_size
+    eighths = head == "int8"
+    matrix = height * width if eighths or rows.recast else 0
+    values = min(ROWS, height) * width if eighths else 0
+    indices = pieces = 0
+    if frozen:
+        largest = max(linear.inputs * linear.outputs for linear in shape.linears)
+        if quantization != "none" or rows.recast:
+            matrix = max(matrix, largest)
+        match quantization:
+            case "int8":
+                each = (min(ROWS, x.outputs) * x.inputs for x in shape.linears)
+                values = max(values, *each)
+            case "nf4":
+                indices = min(UNPACKED, largest // 2)
+                values = max(values, 2 * indices)
+        pieces = _widened(shape, rows)
+    if rows.product == FLOAT32_BYTES:
+        values = 0  # they are made where the matrix is
+    return matrix * rows.product + FLOAT32_BYTES * (values + indices) + pieces
 
 
 def _widened(shape: ModelShape, rows: BatchShape) -> int:

@@ -8,6 +8,7 @@ that touch the result, :mod:`~edgetune.planning.ladder` lists what may be given 
 
 from edgetune.planning.file import FILE_NAME, plan_from_json, read_plan_file
 from edgetune.planning.make import make_plan
+from edgetune.planning.moved import moved
 from edgetune.planning.plan import Alternative, DataFacts, DeviceSummary, ModelSummary, Plan
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "ModelSummary",
     "Plan",
     "make_plan",
+    "moved",
     "plan_from_json",
     "read_plan_file",
 ]

@@ -74,11 +74,11 @@ def capability_of(device: Device) -> Capability:
             return replace(CUDA, placements=("resident", "disk"), offloads=("none", "disk"))
         case "cuda":
             return CUDA
-        case "mlx" if device.rate_16bit < device.rate_32bit:  # MLX on a processor
+        case "mlx" if not device.multiplies_16bit:  # MLX on a processor
             return replace(MLX, compute_dtypes=("float32", "bfloat16"))
         case "mlx":
             return MLX
-        case "cpu" if device.rate_16bit > device.rate_32bit:
+        case "cpu" if device.multiplies_16bit:
             return replace(CPU, compute_dtypes=("bfloat16", "float32"))
         case "cpu":
             return CPU
@@ -95,13 +95,8 @@ def fitting(capability: Capability, shape: ModelShape) -> Capability:
 
 def platform_of(device: Device) -> Platform:
     """Return what of a device decides bytes."""
-    match device.kind:
-        case "cpu":
-            multiplies = device.rate_16bit > device.rate_32bit
-        case "mlx":  # slower only where MLX runs on a processor
-            multiplies = device.rate_16bit >= device.rate_32bit
-        case "cuda":
-            multiplies = True
     known = device.rate_32bit > 0
     slow = device.kind == "cuda" and known and device.rate_16bit <= device.rate_32bit
-    return Platform(kind=device.kind, multiplies_16bit=multiplies, attends_16bit=not slow)
+    return Platform(
+        kind=device.kind, multiplies_16bit=device.multiplies_16bit, attends_16bit=not slow
+    )

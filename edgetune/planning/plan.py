@@ -33,6 +33,8 @@ class DeviceSummary:
     """What the user allows with ``--memory``; an allocation beyond it fails."""
     uuid: str | None = None
     """Of a card, where a machine may have several."""
+    multiplies_16bit: bool = True
+    """Whether products of 16-bit numbers are computed without widening them."""
 
     @classmethod
     def of(cls, device: Device, budget: int, limit: int | None) -> DeviceSummary:
@@ -46,6 +48,7 @@ class DeviceSummary:
             budget_bytes=budget,
             limit_bytes=limit,
             uuid=device.uuid,
+            multiplies_16bit=device.multiplies_16bit,
         )
 
 
@@ -83,6 +86,13 @@ class DataFacts:
     longest: int
     tokens: int
     long_rows: LongRows = "refuse"
+
+
+def mean_document(facts: DataFacts | None, training: Training) -> float | None:
+    """Return the mean tokens of a row, where several may share one; None: one each."""
+    if facts is None or not training.packing:
+        return None
+    return max(1.0, facts.tokens / max(1, facts.rows))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from edgetune.errors import UsageError
 from edgetune.methods import Method
 from edgetune.planning.capability import Capability, capability_of, fitting
 from edgetune.planning.defaults import context_for, rank_for, training_for
-from edgetune.planning.plan import DataFacts
+from edgetune.planning.plan import DataFacts, mean_document
 from edgetune.settings.spec import Checkpointing, Training, knobs, refuse_outside
 from edgetune.shape import ModelShape
 from edgetune.storage import GROUPS, broken_rows
@@ -51,9 +51,7 @@ class SearchProblem:
     @property
     def documents(self) -> float | None:
         """Mean tokens of a row of the data, where several of them may share one; None: one each."""
-        if self.facts is None or not self.training.packing:
-            return None
-        return max(1.0, self.facts.tokens / max(1, self.facts.rows))
+        return mean_document(self.facts, self.training)
 
     def options(self, name: str, offered: Sequence[Any]) -> tuple[Any, ...]:
         """Return what may be chosen for a knob: the fixed value, else what is offered."""

@@ -63,7 +63,7 @@ def _number_format(found: Found, problem: SearchProblem) -> Iterator[str]:
     if problem.device.kind != "cpu" or "compute_dtype" in problem.fixed:
         return
     if choice.compute_dtype == problem.capability.compute_dtypes[0]:
-        faster = problem.device.rate_16bit > problem.device.rate_32bit
+        faster = problem.device.multiplies_16bit
         yield (
             f"computing in {choice.compute_dtype}: "
             + ("this processor multiplies it faster" if faster else

@@ -7,15 +7,18 @@ from pathlib import Path
 
 from edgetune.adapters import LoadedAdapter
 from edgetune.backend import Session, load_backend
+from edgetune.device import read_device
 from edgetune.errors import UsageError
 from edgetune.model import LocalModel, open_model
-from edgetune.planning import Plan, plan_from_json, read_plan_file
+from edgetune.planning import Plan, moved, plan_from_json, read_plan_file
 from edgetune.runs import RunFolder
 from edgetune.workflows.planning import planned_model
 
 
 def open_planned(path: Path) -> tuple[RunFolder, Plan, LocalModel]:
     """Return a run folder, its plan and its model, whose tensors are not read yet.
+
+    The plan says what its choice takes here, if it was made for another processor.
 
     Raises:
         UsageError: if it is no run folder, or its plan cannot be read.
@@ -24,7 +27,10 @@ def open_planned(path: Path) -> tuple[RunFolder, Plan, LocalModel]:
     folder = RunFolder.open(path)
     plain = read_plan_file(folder.plan)
     model = open_model(planned_model(plain, folder.plan))
-    return folder, plan_from_json(plain, model.shape), model
+    plan = plan_from_json(plain, model.shape)
+    if plan.device.kind == "cpu":
+        plan = moved(plan, read_device("cpu"))
+    return folder, plan, model
 
 
 def open_session(plan: Plan, model: LocalModel) -> Session:

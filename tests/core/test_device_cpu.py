@@ -83,6 +83,7 @@ def test_rates_follow_the_vector_units(flags: str, per_cycle_32: int, per_cycle_
     facts = {"total_bytes": 10**10, "available_bytes": 10**10, "clock": 2e9, "cores": 4}
     device = read_cpu(recorded_system({**facts, "files": files}))
     assert device.name == "A processor"
+    assert device.multiplies_16bit == (per_cycle_16 > per_cycle_32)
     assert device.rate_32bit == 4 * 2e9 * per_cycle_32
     assert device.rate_16bit == 4 * 2e9 * per_cycle_16
     assert ("estimated" if per_cycle_32 else "unknown") in device.because
@@ -93,3 +94,32 @@ def test_without_a_clock_the_rates_are_unknown() -> None:
     device = read_cpu(recorded_system(facts))
     assert (device.rate_16bit, device.rate_32bit) == (0, 0)
     assert "the clock cannot be read" in device.because
+
+
+@pytest.mark.parametrize(("features", "multiplies"), [("fp asimd bf16", True), ("fp asimd", False)])
+def test_a_processor_multiplies_16_bits_whatever_else_is_known_of_it(
+    features: str, multiplies: bool
+) -> None:
+    files = {"/proc/cpuinfo": f"processor\t: 0\nFeatures\t: {features}\n"}
+    facts = {"total_bytes": 10**10, "available_bytes": 10**10, "architecture": "aarch64"}
+    hidden = read_cpu(recorded_system({**facts, "files": files}))
+    assert hidden.multiplies_16bit == multiplies
+    known = read_cpu(recorded_system({**facts, "files": files, "clock": 2e9}))
+    assert known.multiplies_16bit == (known.rate_16bit > known.rate_32bit) == multiplies
+
+
+@pytest.mark.parametrize(
+    ("limit", "multiplies"),
+    [("avx2", False), ("AVX512_CORE", False), ("AVX512_CORE_BF16", True), ("DEFAULT", True)],
+)
+def test_products_that_onednn_may_not_use_do_not_count(limit: str, multiplies: bool) -> None:
+    device = read_cpu(
+        recorded_system(
+            {
+                "total_bytes": 10**10, "available_bytes": 10**10, "clock": 2e9,
+                "files": {"/proc/cpuinfo": "flags\t: avx2 fma avx512f avx512_bf16\n"},
+                "environment": {"ONEDNN_MAX_CPU_ISA": limit},
+            }
+        )
+    )  # fmt: skip
+    assert device.multiplies_16bit == (device.rate_16bit > device.rate_32bit) == multiplies

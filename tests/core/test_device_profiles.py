@@ -33,7 +33,9 @@ def test_there_are_profiles_for_the_machines_people_own() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_profile_holds_each_field_and_no_other(name: str) -> None:
     content = read_yaml("devices", name)
-    assert set(content) - {"notes"} == set(REQUIRED)
+    own = {"multiplies_16bit"} if content["kind"] == "cpu" else set()
+    assert set(content) - {"notes"} == set(REQUIRED) | own
+    assert isinstance(content.get("multiplies_16bit", True), bool)
     for field, kind in REQUIRED.items():
         assert isinstance(content[field], kind), field
     assert all(isinstance(note, str) for note in content.get("notes", []))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from edgetune.device.profiles import profile_device
 from edgetune.errors import NothingFitsError, UsageError
 from edgetune.memory import estimate
 from edgetune.methods import build
-from edgetune.planning import DataFacts, Plan
+from edgetune.planning import DataFacts, Plan, moved
 from edgetune.planning.capability import platform_of
 from edgetune.planning.defaults import context_for, rank_for, training_for
 from edgetune.settings.spec import Checkpointing
@@ -69,9 +70,7 @@ def test_float32_first_on_a_processor_and_bfloat16_where_it_is_needed() -> None:
     wide = plan_of("smollm2-135m", processor())
     assert wide.choice.compute_dtype == "float32"
     assert "computing in float32: exact" in why(wide)
-    from dataclasses import replace
-
-    fast = replace(processor(), rate_16bit=2 * processor().rate_32bit)
+    fast = replace(processor(), multiplies_16bit=True)
     assert plan_of("smollm2-135m", fast).choice.compute_dtype == "bfloat16"
 
 
@@ -174,3 +173,18 @@ def test_a_card_without_bfloat16_attends_in_chunks() -> None:
     ]
 
     assert peaks[1] > peaks[0]
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_a_plan_that_is_moved_counts_what_the_engine_holds_there(multiplies: bool) -> None:
+    here = replace(processor(), multiplies_16bit=multiplies)
+    there = replace(processor(), multiplies_16bit=not multiplies)
+    fixed = {"compute_dtype": "bfloat16", "context": 512, "micro_batch": 2}
+    plan = plan_of("smollm2-135m", there, **fixed)
+    found = moved(plan, here)
+    assert found.choice == plan.choice
+    assert found.memory != plan.memory
+    assert found.device.multiplies_16bit == multiplies
+    assert moved(plan, there) == plan
+    assert moved(found, there) == plan
+    assert found.memory == estimate(plan.shape, plan.choice, platform_of(here))

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from products import products
+
 from edgetune.choice import Choice
-from edgetune.memory import Platform, estimate
+from edgetune.memory import MemoryEstimate, Platform, estimate
 from edgetune.methods import METHODS, Method, build
 from edgetune.methods.lora import Lora
 from edgetune.model import resolve
@@ -47,6 +49,7 @@ class Compared:
     """What the closed form says and what was counted, in bytes."""
 
     case: Case
+    multiplies_16bit: bool
     phase: str
     planned: int
     counted: int
@@ -71,17 +74,32 @@ def cases(count: int, seed: int = 0) -> Iterator[Case]:
 
 
 def compare(case: Case) -> list[Compared]:
-    """Return closed form and count of both phases."""
-    from edgetune_torch.dry_run import live_peaks
-    from edgetune_torch.precision import cpu_multiplies_bf16
+    """Return closed form and count of both phases, on processors with 16-bit products and without.
 
-    platform = Platform(kind="cpu", multiplies_16bit=cpu_multiplies_bf16())
-    planned = estimate(case.shape, case.choice, platform)
-    counted = live_peaks(case.shape, case.choice)
-    without = planned.parts.runtime
+    In float32 both must plan the same, and do.
+    """
+    with_them, without_them = (
+        estimate(case.shape, case.choice, Platform(kind="cpu", multiplies_16bit=multiplies))
+        for multiplies in (True, False)
+    )
+    if case.choice.compute_dtype == "float32":
+        assert with_them == without_them
+        return _counted(case, without_them, multiplies_16bit=False)
     return [
-        Compared(case, "train", planned.phases.train - without, counted["train"]),
-        Compared(case, "evaluate", planned.phases.evaluate - without, counted["evaluate"]),
+        *_counted(case, with_them, multiplies_16bit=True),
+        *_counted(case, without_them, multiplies_16bit=False),
+    ]
+
+
+def _counted(case: Case, planned: MemoryEstimate, *, multiplies_16bit: bool) -> list[Compared]:
+    from edgetune_torch.dry_run import live_peaks
+
+    with products(multiplies_16bit=multiplies_16bit):
+        counted = live_peaks(case.shape, case.choice)
+    phases = {"train": planned.phases.train, "evaluate": planned.phases.evaluate}
+    return [
+        Compared(case, multiplies_16bit, phase, size - planned.parts.runtime, counted[phase])
+        for phase, size in phases.items()
     ]
 
 

@@ -13,7 +13,7 @@ import pytest
 from oracle import Case, Compared, cases, compare
 
 from edgetune.methods import METHODS, build
-from edgetune.settings.spec import Checkpointing
+from edgetune.settings.spec import Checkpointing, ComputeDtype
 
 DRAWN = 200
 WORST, USUAL = 0.04, 0.015
@@ -30,8 +30,9 @@ def workers() -> Iterator[ProcessPoolExecutor]:
 @pytest.mark.timeout(900)
 def test_the_closed_form_is_never_under_and_hardly_over() -> None:
     with workers() as pool:
-        found = [item for pair in pool.map(compare, cases(DRAWN), chunksize=4) for item in pair]
+        found = [item for each in pool.map(compare, cases(DRAWN), chunksize=4) for item in each]
     assert len(found) >= 2 * DRAWN
+    assert {item.multiplies_16bit for item in found} == {True, False}
     under = [_words(item) for item in found if item.over < 0]
     far = [_words(item) for item in found if item.over > WORST]
     assert not under, "\n".join(under)
@@ -39,14 +40,15 @@ def test_the_closed_form_is_never_under_and_hardly_over() -> None:
     assert median(item.over for item in found) <= USUAL
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", METHODS)
-def test_no_method_needs_more_than_planned(kind: str) -> None:
+def test_no_method_needs_more_than_planned(kind: str, dtype: ComputeDtype) -> None:
     for checkpointed in (0, 2):
         case = next(cases(1))
         kept = Checkpointing(layers=checkpointed)
         choice = replace(
             case.choice, method=build(kind, {}), quantization="none", checkpointing=kept,
-            placement="resident", compute_dtype="float32", context=128, micro_batch=2,
+            placement="resident", compute_dtype=dtype, context=128, micro_batch=2,
         )  # fmt: skip
         for item in compare(Case("smollm2-135m", 2, 512, choice)):
             assert item.over >= 0, _words(item)
@@ -54,7 +56,9 @@ def test_no_method_needs_more_than_planned(kind: str) -> None:
 
 def _words(item: Compared) -> str:
     case = item.case
+    products = "16-bit" if item.multiplies_16bit else "float32"
     return (
-        f"{item.over:+.2%} {item.phase} {case.model} L={case.layers} V={case.vocabulary} "
+        f"{item.over:+.2%} {item.phase} {products} products {case.model} L={case.layers} "
+        f"V={case.vocabulary} "
         f"{case.choice}"
     )

@@ -26,6 +26,7 @@ from edgetune.backend import DeviceOutOfMemoryError, GenerateOptions, Tensors
 from edgetune.errors import UsageError
 from edgetune.memory.generation import cache_bytes
 from edgetune.methods.base import Method
+from edgetune.methods.dora import Dora
 from edgetune.methods.lora import Lora
 from edgetune.methods.prefix import Prefix
 from edgetune.methods.prompt import Prompt
@@ -124,6 +125,12 @@ def test_a_restored_session_goes_on_bit_for_bit(
     assert rest == again
     assert _same(end[0], end_again[0])
     assert _same(end[1], end_again[1])
+
+
+@pytest.mark.parametrize("method", [Dora(rank=2), Lora(rank=2, lora_initial="pissa")])
+def test_opening_leaves_nothing_that_no_product_needs(llama: LocalModel, method: Method) -> None:
+    with session_for(llama, method=method, quantization="int8") as session:
+        assert session.engine.decoder.weights.workspace.nbytes == 0
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
