@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 from measurements import plain_measurements
 
-from edgetune.speed.measured import FILE_NAME, save_measurements
+from edgetune.speed.measured import FILE_NAME, PACKAGES, save_measurements
 
 # Idle OpenMP threads sleep instead of spin, as the backend has it; read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -37,4 +37,5 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
     cache = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("EDGETUNE_CACHE", str(cache))
     if not (cache / FILE_NAME).exists():
-        save_measurements(plain_measurements())
+        for backend in PACKAGES:
+            save_measurements(plain_measurements(backend))

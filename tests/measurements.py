@@ -6,11 +6,11 @@ from edgetune.device import read_device
 from edgetune.speed import Measurements, settings_of, versions_of
 
 
-def plain_measurements() -> Measurements:
-    """Return round figures of a processor with 16-bit products."""
+def plain_measurements(backend: str = "torch") -> Measurements:
+    """Return round figures of a processor with 16-bit products, as a backend would find them."""
     return Measurements(
         device=read_device("cpu").name,
-        versions=versions_of("torch"),
+        versions=versions_of(backend),
         settings=settings_of(),
         product_32bit=1e11,
         product_16bit=2e11,

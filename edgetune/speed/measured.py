@@ -126,12 +126,17 @@ def save_measurements(found: Measurements, file: Path | None = None) -> Path:
         OSError: if the file cannot be written.
     """
     file = file or cache_file()
-    key = found.device, found.settings
-    others = [plain for plain in _read(file) if (plain.get("device"), plain.get("settings")) != key]
+    others = [plain for plain in _read(file) if _place(plain) != _place(asdict(found))]
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing_shared(file) as partial:
         partial.write_text(json.dumps([*others, asdict(found)], indent=2), "utf-8")
     return file
+
+
+def _place(plain: Mapping[str, Any]) -> tuple[object, ...]:
+    """Return what a newer measurement replaces: device, library and settings, not its version."""
+    library = str(plain.get("versions")).partition(" ")[0]
+    return plain.get("device"), library, plain.get("settings")
 
 
 def _read(file: Path) -> list[dict[str, Any]]:

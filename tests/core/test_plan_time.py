@@ -106,5 +106,9 @@ def test_measurements_are_kept_by_settings(tmp_path: Path, monkeypatch: pytest.M
     other = replace(found, settings=settings_of(), pointwise=1.0)
     save_measurements(other, file)
     assert load_measurements(found.device, found.versions, file) == other
+    beside = plain_measurements("mlx")
+    save_measurements(replace(beside, settings=settings_of()), file)
+    assert load_measurements(found.device, found.versions, file) == other
     monkeypatch.delenv("OMP_NUM_THREADS")
+    assert load_measurements(found.device, found.versions, file) == found
     assert load_measurements(found.device, "torch 0", file) is None
