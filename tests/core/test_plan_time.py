@@ -101,7 +101,7 @@ def test_measurements_are_kept_by_settings(tmp_path: Path, monkeypatch: pytest.M
     file, found = tmp_path / "measured.json", plain_measurements()
     save_measurements(found, file)
     assert load_measurements(found.device, found.versions, file) == found
-    monkeypatch.setenv("OMP_NUM_THREADS", "63")
+    monkeypatch.setenv("MKL_DYNAMIC", "63")
     assert load_measurements(found.device, found.versions, file) is None
     other = replace(found, settings=settings_of(), pointwise=1.0)
     save_measurements(other, file)
@@ -109,6 +109,6 @@ def test_measurements_are_kept_by_settings(tmp_path: Path, monkeypatch: pytest.M
     beside = plain_measurements("mlx")
     save_measurements(replace(beside, settings=settings_of()), file)
     assert load_measurements(found.device, found.versions, file) == other
-    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.delenv("MKL_DYNAMIC")
     assert load_measurements(found.device, found.versions, file) == found
     assert load_measurements(found.device, "torch 0", file) is None
