@@ -124,7 +124,8 @@ class ChatMasker:
         start, stop = span
         if not holds(chat, index, text[start:stop]):
             return self._places.turn(chat, text, index)
-        start = min(start, self._places.prompt_end(chat, text, index) or start)
+        prompt = self._places.prompt_end(chat, text, index)
+        start = start if prompt is None or prompt > stop else prompt
         inside = list(self._ends.finditer(text, start, stop))
         return Turn(start, inside[-1].end() if inside else self._places.closed(text, stop))
 

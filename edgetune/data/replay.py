@@ -22,7 +22,7 @@ from edgetune.data.masks import ChatMasker, Masked
 from edgetune.data.problems import RowError
 from edgetune.data.symbolic import Part, Question, Slot, Trace, UntraceableError, answer, mark_of
 from edgetune.data.template import FAULTS, ChatTemplate, Span
-from edgetune.data.thoughts import has_mark
+from edgetune.data.thoughts import FIELDS, has_mark, split_thought
 from edgetune.data.trace import TracedTemplate, Tracer
 
 _MARK = re.compile("\ue000(\\d+)\ue001(?:\ue002(\\d+)\ue003)?|\ue002(\\d+)\ue003")
@@ -110,6 +110,10 @@ class ReplayingMasker:
     def _whole_way(self, chat: Chat, loss_on: str) -> Rendered:
         unwritten = self._masker.unwritten(chat)
         text, spans, cut, rewritten = _masked(self._masker, chat, loss_on)
+        if unwritten & set(FIELDS) and (split_thought(chat.messages[-1])[0] or text) in text:
+            unwritten -= set(
+                FIELDS
+            )  # the template does not write a thought, but the prompt begins it
         altered = rewritten or not chat.is_in(text, unwritten)
         return Rendered(text, spans, altered, unwritten, cut)
 

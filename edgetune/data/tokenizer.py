@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from edgetune.data.offsets import Encoded, Ids, Locator
 from edgetune.data.template import ChatTemplate, Message, default_template, own_template
 from edgetune.data.turn_tokens import (
+    end_between,
     listed_ends,
-    longer_chats,
     markup,
     sample_chats,
     turn_ends,
@@ -53,11 +53,12 @@ class Tokenizer:
         self.has_template, self._template = self._find_template(inner)
         chats = sample_chats(self._template)
         eos = frozenset() if self.eos_id is None else frozenset({self.eos_id})
-        ends = turn_ends(chats, self._added)
+        known = eos | listed_ends(folder)
         # Some templates end a turn only where another follows it.
-        between = frozenset() if ends else turn_ends(longer_chats(self._template), self._added)
-        self.end_tokens = eos | listed_ends(folder) | ends | between
-        self.turn_end: int | None = min(between, default=self.eos_id)
+        between = end_between(self._template, self._added)
+        self.end_tokens = known | turn_ends(self._template, self._added, known)
+        self.end_tokens |= frozenset() if between is None else {between}
+        self.turn_end: int | None = self.eos_id if between is None else between
         limits = {text for text, token in self._added.items()
                   if token == self.bos_id or token in self.end_tokens}  # fmt: skip
         self.controls = frozenset(filter(str.strip, limits | special | markup(chats)))

@@ -64,7 +64,8 @@ class TurnPlaces:
         if upto is not None and holds(chat, index, text[prompt:upto]):
             return Turn(prompt, self._with_end(text, self._end_of(chat, index, text, prompt, upto)))
         if not (end and calls and holds(chat, index, said)):
-            return self._relocated(chat, text, index) or self._substituted(chat, text, index)
+            found = self._relocated(chat, text, index) or self._unended(chat, text, index, prompt)
+            return found or self._substituted(chat, text, index)
         if not self._is_written_alike(chat, text[: end.end()], index + 1):
             raise RowError(_ALTERED.format(index + 1, "assistant, with its tool calls"))
         return Turn(prompt, end.end())
@@ -149,6 +150,20 @@ class TurnPlaces:
         if not upto.startswith(prompt) or not holds(chat, index, upto[len(prompt) :]):
             return None
         return upto[len(prompt) : self._end_of(chat, index, upto, len(prompt), len(upto))]
+
+    def _unended(self, chat: Chat, text: str, index: int, start: int) -> Turn | None:
+        """Find a turn that ends otherwise where more follows: with other tokens, or with none."""
+        try:
+            upto = self.render(chat, chat.messages[: index + 1])
+        except RowError:
+            return None
+        said = upto[start:].rstrip()
+        while end := next((e for e in self._controls.finditer(said) if e.end() == len(said)), None):
+            said = said[: end.start()].rstrip()
+        same = upto.startswith(text[:start]) and text.startswith(said, start)
+        if not said or not same or not holds(chat, index, said):
+            return None
+        return Turn(start, self._with_end(text, start + len(said)))
 
     def _opened(self, chat: Chat, text: str, index: int) -> Turn | None:
         """Find a turn that begins as the generation prompt does, but goes on otherwise."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from os.path import commonprefix
 from pathlib import Path
 
+from edgetune.data.control_tokens import any_of
 from edgetune.data.problems import RowError
 from edgetune.data.template import ChatTemplate
 from edgetune.errors import ModelError
@@ -34,17 +36,47 @@ def sample_chats(template: ChatTemplate | None) -> list[str]:
     return [text for own in templates for chat in chats if (text := _sample(own, chat))]
 
 
-def longer_chats(template: ChatTemplate | None) -> list[str]:
-    """Return chats in which a question follows the answer, as far as the template allows."""
-    return [text for own in (template.all if template else ()) if (text := _sample(own, _MORE))]
+def turn_ends(
+    template: ChatTemplate | None, added: Mapping[str, int], known: frozenset[int]
+) -> frozenset[int]:
+    """Return the added tokens that end an answer, last or before another question.
+
+    Of several that close a turn it is the first that is ``known`` to end sequences, else the last.
+    """
+    found = (_turn_end(own, added, known) for own in (template.all if template else ()))
+    return frozenset(token for token in found if token is not None)
 
 
-def turn_ends(chats: list[str], added: Mapping[str, int]) -> frozenset[int]:
-    """Return the added token that stands right after the answer, if one does."""
-    after = [chat.partition(_ANSWER)[2].lstrip() for chat in chats]
-    found = {max((text for text in added if rest.startswith(text)), key=len, default="")
-             for rest in after}  # fmt: skip
-    return frozenset(added[text] for text in found if text)
+def end_between(template: ChatTemplate | None, added: Mapping[str, int]) -> int | None:
+    """Return the added token that stands behind an answer only where a question follows."""
+    texts = any_of(added)
+    for own in template.all if template else ():
+        if (found := texts.match(_rest(own, _MORE))) and not texts.match(_rest(own, _CHAT)):
+            return added[found.group()]
+    return None
+
+
+def _turn_end(
+    template: ChatTemplate, added: Mapping[str, int], known: frozenset[int]
+) -> int | None:
+    texts = any_of(added)
+    alone, before = _rest(template, _CHAT), _rest(template, _MORE)
+    alone = alone or _rest(template, _SYSTEM + _CHAT)
+    first = texts.match(alone)
+    if first is None:
+        return None
+    found = [added[each.group()] for each in texts.finditer(_shared(alone, before))]
+    closing = found or [added[first.group()]]
+    return next((token for token in closing if token in known), closing[-1])
+
+
+def _shared(one: str, other: str) -> str:
+    return commonprefix([one, other])  # noqa: RUF071 (no paths)
+
+
+def _rest(template: ChatTemplate, chat: list[dict[str, str]]) -> str:
+    """Return what a template writes after an answer, without the space before it."""
+    return _sample(template, chat).partition(_ANSWER)[2].lstrip()
 
 
 def listed_ends(folder: Path) -> frozenset[int]:
