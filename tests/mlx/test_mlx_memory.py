@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
-from mlx_sessions import one_document, open_session
+from mlx_sessions import one_document, open_session, plan_of
 from models import make_model
 
-from edgetune.backend import Session, load_backend
+from edgetune.backend import DeviceOutOfMemoryError, Session, load_backend
+from edgetune.device.footprint import anonymous_bytes
+from edgetune.model import LocalModel
 
 LAYERS = 6
 
@@ -81,6 +85,20 @@ def test_the_limits_come_from_the_plan(folder: Path) -> None:
     assert session.memory().limit_bytes == limit
     assert mx.get_memory_limit() < limit
     session.close()
+
+
+def test_the_whole_process_is_held_to_the_limit(folder: Path) -> None:
+    model = LocalModel.open(folder)
+    plan = plan_of(model, "mlx")
+    limited = replace(plan, device=replace(plan.device, limit_bytes=anonymous_bytes() // 2))
+    session = load_backend("mlx").open(limited, model)
+    before = session.adapter_tensors()
+    with pytest.raises(DeviceOutOfMemoryError, match="are in use, the limit is"):
+        _step(session)
+    after = session.adapter_tensors()
+    session.close()
+
+    assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
 def test_the_backend_is_usable_and_says_on_what() -> None:
