@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from reprlib import Repr
 from typing import Final
 
 _STEERING: Final = re.compile(
@@ -16,7 +17,16 @@ _STEERING: Final = re.compile(
     "\u200b\u2028\u2029\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # unseen
     "\ud800-\udfff]"  # bytes of a file name that are not UTF-8
 )
+_LINE: Final = 80
 _LINES: Final = re.compile(f"{_STEERING.pattern[:-1]}\t\n]")
+_SHORT: Final = Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlong, _SHORT.maxother = 3, 60, 40, 60
+
+
+def short(value: object) -> str:
+    """Return what a file held as it would be written in Python, in about a line."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= _LINE else f"{text[: _LINE - 3]}..."
 
 
 def plain(text: str) -> str:

@@ -163,13 +163,23 @@ def load_json(path: Path, largest: int) -> Any:
         OSError: if it cannot be read.
         ValueError: if it is no file, too large, too deep, or not JSON.
     """
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file")
+    return parsed_json(read_bounded(path, largest))
+
+
+def read_bounded(path: Path, largest: int) -> bytes:
+    """Return the content of a regular file of at most ``largest`` bytes.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is something else (a pipe, a device), or larger.
+    """
+    if not path.is_file() and path.exists():
+        raise ValueError(f"{path} is not a regular file")
     with path.open("rb") as file:
         data = file.read(largest + 1)
     if len(data) > largest:
         raise ValueError(f"{path} is larger than {largest} bytes")
-    return parsed_json(data)
+    return data
 
 
 def parsed_json(data: bytes) -> Any:

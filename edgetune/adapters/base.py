@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.errors import ModelError, UsageError
+from edgetune.escapes import short
 from edgetune.methods.base import Method
 from edgetune.model.weights import listing
 from edgetune.shape import ModelShape
@@ -114,7 +115,7 @@ def unsupported(
     """Name the fields that ask for something: an empty or false field asks for nothing."""
     for name, value in config.items():
         if value and name not in known and value not in allowed.get(name, ()):
-            yield f"{name} is {value!r}: not supported"
+            yield f"{name} is {short(value)}: not supported"
 
 
 def check_shapes(

@@ -18,6 +18,7 @@ from edgetune.adapters.base import (
     check_shapes,
 )
 from edgetune.errors import ModelError
+from edgetune.escapes import short
 from edgetune.model import StoredTensor
 from edgetune.model.weights import listing, read_json
 from edgetune.shape import ModelShape
@@ -99,7 +100,7 @@ def _kind(folder: Path, config: Mapping[str, object]) -> str:
     peft_type = config.get("peft_type")
     if not isinstance(peft_type, str) or peft_type not in PEFT_TYPES:
         raise ModelError(
-            f"Unsupported adapter in {folder}: peft_type {peft_type!r}. "
+            f"Unsupported adapter in {folder}: peft_type {short(peft_type)}. "
             f"Supported: {', '.join(PEFT_TYPES)}."
         )
     return PEFT_TYPES[peft_type]

@@ -8,6 +8,7 @@ from typing import Any
 from edgetune import methods
 from edgetune.adapters.base import EDGETUNE, AdapterFormat
 from edgetune.errors import ModelError, UsageError
+from edgetune.escapes import short
 from edgetune.methods.base import Method
 from edgetune.settings.spec import to_plain
 from edgetune.shape import ModelShape
@@ -32,7 +33,7 @@ class TypedFormat(AdapterFormat):
         kind, settings = config.get("method"), config.get("settings")
         if not isinstance(kind, str) or not isinstance(settings, dict):
             raise ModelError(
-                f"The adapter's config names the method {kind!r} with the settings {settings!r}; "
+                f"The adapter's config names the method {short(kind)} with the settings {short(settings)}; "
                 "expected a name and an object. Save or copy the adapter again."
             )
         try:

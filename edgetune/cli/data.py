@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from edgetune.cli.options import Names, common_options, some_knob_options
+from edgetune.cli.options import FilePath, Names, common_options, some_knob_options
 from edgetune.cli.reading import reading_bar
 from edgetune.cli.show import out, out_json
 from edgetune.data import ShownRow, show_rows
@@ -26,7 +26,7 @@ def command() -> None:
 
 
 @command.command("check")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=FilePath())
 @click.option(
     "--model", default="tiny", show_default=True, metavar="REF", help="Whose tokens and template."
 )

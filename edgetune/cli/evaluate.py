@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgetune.cli.options import common_options
+from edgetune.cli.options import FilePath, common_options
 from edgetune.cli.show import VERBOSE, out, out_json, say, table
 from edgetune.settings.spec import to_plain
 from edgetune.workflows.inference import Scores, open_runs, rows_of, score
@@ -15,10 +15,10 @@ _BASE = "base"
 
 
 @click.command("eval", short_help="Score runs on rows, beside their base model.")
-@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN...")
+@click.argument("runs", type=FilePath(), nargs=-1, required=True, metavar="RUN...")
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     required=True,
     metavar="FILE",
     help="The rows to score on: a file or a folder of files.",

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgetune.cli.options import Size, common_options
+from edgetune.cli.options import FilePath, Size, common_options
 from edgetune.cli.show import VERBOSE, out, out_json, say
 from edgetune.exporters import EXPORTERS
 from edgetune.settings.spec import to_plain
@@ -16,9 +16,9 @@ from edgetune.workflows.exporting import export_run
 
 
 @click.command("export", short_help="Write a run as files that other tools load.")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=FilePath())
 @click.option("--to", type=click.Choice(list(EXPORTERS)), required=True, help="The format.")
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="A new folder.")
+@click.option("--output", type=FilePath(), required=True, help="A new folder.")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16"]),
@@ -27,7 +27,7 @@ from edgetune.workflows.exporting import export_run
 @click.option("--shard-size", type=Size(), metavar="SIZE", help="Largest file. [default: 5GB]")
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="FILE",
     help="Rows to check a merge on. [default: the run's own]",
 )

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from edgetune.backend import GenerateOptions
-from edgetune.cli.options import common_options, some_knob_options
+from edgetune.cli.options import FilePath, common_options, some_knob_options
 from edgetune.cli.show import VERBOSE, out, out_json, say
 from edgetune.errors import UsageError
 from edgetune.workflows.inference import OpenedRun, answers, open_runs
@@ -20,7 +20,7 @@ Question = str | list[dict[str, str]]
 
 
 @click.command("generate", short_help="Let runs answer a prompt.")
-@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN...")
+@click.argument("runs", type=FilePath(), nargs=-1, required=True, metavar="RUN...")
 @click.option("-p", "--prompt", "prompts", multiple=True, help="A prompt; may be repeated.")
 @click.option("--system", help="A system message before the prompt.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as text, without chat template.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from errno import ENAMETOOLONG
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -13,6 +14,7 @@ import click
 from edgetune.choice import Choice
 from edgetune.cli.show import NORMAL, QUIET, VERBOSE, set_verbosity, verbosity
 from edgetune.errors import UsageError
+from edgetune.escapes import short
 from edgetune.methods import METHODS, Method, method_class
 from edgetune.settings.spec import Checkpointing, Knob, Training, knobs, refuse_outside
 from edgetune.units import parse_bytes
@@ -31,6 +33,23 @@ class Size(click.ParamType[int]):
             return value if isinstance(value, int) else parse_bytes(value)
         except UsageError as error:
             self.fail(str(error), param, ctx)
+
+
+class FilePath(click.ParamType[Path]):
+    """The name of a file or folder, there or not."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path:
+        """Return the path, if it is one that the system can be asked about."""
+        path = Path(value)
+        try:
+            path.lstat()
+        except (OSError, ValueError) as error:
+            if isinstance(error, ValueError) or error.errno == ENAMETOOLONG:
+                reason = getattr(error, "strerror", None) or error
+                raise UsageError(f"{short(str(path))} cannot be looked at: {reason}.") from None
+        return path
 
 
 class Names(click.ParamType["tuple[str, ...]"]):
@@ -126,7 +145,7 @@ def common_options(function: F) -> F:
 model_option = click.option("--model", metavar="REF", help="A folder, a hub id or a profile.")
 data_option = click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="FILE",
     help="The examples: a file or a folder of files.",
 )

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from edgetune.cli.options import (
+    FilePath,
     Fixed,
     common_options,
     data_option,
@@ -20,7 +21,7 @@ from edgetune.cli.plan_text import plan_text, verified_text
 from edgetune.cli.reading import reading_bar
 from edgetune.cli.show import out, out_json, say
 from edgetune.errors import UsageError
-from edgetune.planning import FILE_NAME, Plan
+from edgetune.planning import FILE_NAME, Plan, is_plan_file
 from edgetune.settings.spec import to_plain
 from edgetune.workflows.planning import PlanRequest, plan_for
 
@@ -32,7 +33,7 @@ from edgetune.workflows.planning import PlanRequest, plan_for
 @memory_option
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     default=Path(FILE_NAME),
     help=f"The plan file. [default: {FILE_NAME}]",
 )
@@ -58,6 +59,7 @@ def command(
     """
     if model is None:
         raise UsageError("Which model? Give --model REF; `edgetune models` lists what is known.")
+    _keep_others_files(output)
     fixed = Fixed.of(flags)
     request = PlanRequest(
         model=model,
@@ -82,6 +84,21 @@ def command(
         if checks is not None:
             out("\n" + verified_text(checks))
     say(f"Written to {output}")
+
+
+def _keep_others_files(output: Path) -> None:
+    """Refuse to write a plan over a file that is no plan, or to wait for a pipe's reader."""
+    try:
+        if output.is_fifo() or output.is_socket():
+            raise UsageError(f"{output} is a pipe or a socket. Choose a file with --output.")
+        is_other = output.is_file() and output.stat().st_size and not is_plan_file(output)
+    except OSError as error:
+        raise UsageError(f"The plan file {output} cannot be written: {error.strerror}.") from None
+    if is_other:
+        raise UsageError(
+            f"{output} is there and is not a plan file: it is not overwritten. "
+            "Choose another with --output."
+        )
 
 
 def _verified(plan: Plan) -> list[Any]:

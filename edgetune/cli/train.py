@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from edgetune.cli.options import (
+    FilePath,
     Fixed,
     common_options,
     data_option,
@@ -67,8 +68,8 @@ class Again:
 @click.command("train", short_help="Train on a file of examples.")
 @data_option
 @model_option
-@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="A plan file.")
-@click.option("--output", type=click.Path(path_type=Path), help="The run folder.")
+@click.option("--plan", "plan_file", type=FilePath(), help="A plan file.")
+@click.option("--output", type=FilePath(), help="The run folder.")
 @click.option(
     "--resume",
     is_flag=True,

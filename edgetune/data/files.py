@@ -19,7 +19,7 @@ from edgetune.data.lines import UTF8_MARK
 from edgetune.data.readers import JSON_LINES, JSON_OBJECTS, READERS, Reader
 from edgetune.data.unpack import PACKED, unpacked
 from edgetune.errors import DataError
-from edgetune.escapes import one_line
+from edgetune.escapes import one_line, short
 
 _BLOCK = 1 << 16
 _OPENED = re.compile(
@@ -78,11 +78,16 @@ def find_sources(path: Path) -> tuple[list[Source], list[str]]:
     Raises:
         DataError: if there are none, or ``path`` is neither.
     """
-    if path.is_dir():
+    try:
+        is_folder, is_there, is_file = path.is_dir(), path.exists(), path.is_file()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{short(str(path))} cannot be looked at: {reason}.") from error
+    if is_folder:
         return _folder(path)
-    if not path.exists():
+    if not is_there:
         raise DataError(f"There is no file {path}. Check the name and the folder.")
-    if not path.is_file():
+    if not is_file:
         raise DataError(f"{path} is a pipe, a socket or a device. Save the rows in a file.")
     reader = _reader_for(path)
     if reader is None:

@@ -30,7 +30,7 @@ def new_folder(target: Path, needed: int) -> Iterator[Path]:
         UsageError: if the target is there already.
         DiskError: if it cannot be written, or does not fit the disk.
     """
-    target = _free_place(target.expanduser())
+    target = _free_place(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with whole_folder(target) as partial:
@@ -53,10 +53,11 @@ def folder_bytes(folder: Path) -> int:
 def _free_place(target: Path) -> Path:
     """Return the place that a target stands for, after checking that nothing is there."""
     try:
+        target = target.expanduser()
         because, place = not_new(target), target.resolve()
     except OSError as error:
         raise unwritable("The export", target, error, ELSEWHERE) from error
-    except RuntimeError as error:  # links in a circle
+    except RuntimeError as error:  # links in a circle, no such user
         raise UsageError(f"{target} is no place: {error}. Choose another with --output.") from error
     if because:
         raise UsageError(

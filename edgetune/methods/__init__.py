@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from edgetune.errors import UsageError
+from edgetune.escapes import short
 from edgetune.methods.base import AdapterTensor, Method, initial_value
 
 __all__ = [
@@ -43,7 +44,7 @@ def method_class(kind: str) -> type[Method]:
         UsageError: if there is no such method, naming those there are.
     """
     if kind not in METHODS:
-        raise UsageError(f"Unsupported method {kind!r}. Supported: {', '.join(METHODS)}.")
+        raise UsageError(f"Unsupported method {short(kind)}. Supported: {', '.join(METHODS)}.")
     module, _, name = METHODS[kind].partition(":")
     found: type[Method] = getattr(import_module(module), name)
     return found

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Final, Literal, cast
 
 from edgetune.errors import ModelError
+from edgetune.escapes import short
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 FloatName = Literal["float32", "float16", "bfloat16"]
@@ -141,7 +142,7 @@ class Fields:
     def refuse(self, name: str, because: str) -> None:
         """Note a problem when a switch of the config is on that nothing here honours."""
         if self.raw(name):
-            self.problems.append(f"{name} is {self.raw(name)!r}: {because}")
+            self.problems.append(f"{name} is {short(self.raw(name))}: {because}")
 
     def finish(self, model_type: str) -> None:
         """Raise all problems at once.
@@ -154,7 +155,7 @@ class Fields:
             raise ModelError(f"The config.json of this {model_type} model cannot be used:{listing}")
 
     def _wrong(self, name: str, wanted: str, found: object) -> None:
-        self.problems.append(f"{name} must be {wanted}; found {found!r}")
+        self.problems.append(f"{name} must be {wanted}; found {short(found)}")
 
 
 def is_number(value: object) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgetune.errors import ModelError
+from edgetune.escapes import short
 from edgetune.model.families import shape_of
 from edgetune.model.hub import cache_entry, cached_snapshot, is_hub_id
 from edgetune.model.local import LocalModel, read_config
@@ -80,7 +81,8 @@ def _looked_at(ref: str) -> tuple[Path, bool]:
         path = Path(ref).expanduser()
         return path, (path / "config.json").is_file()
     except (OSError, RuntimeError, ValueError) as error:  # no such home, too long, not allowed
-        raise ModelError(f"{ref[:80]!r} cannot be looked at: {error}.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"{short(ref)} cannot be looked at: {reason}.") from error
 
 
 def _shape(folder: Path) -> ModelShape:

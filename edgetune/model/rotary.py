@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Final, Literal
 
+from edgetune.escapes import short
 from edgetune.model.config import Fields, is_number
 from edgetune.shape import Rotary
 
@@ -79,7 +80,9 @@ def _scaling(table: Fields) -> Scaling:
     name = table.raw("rope_type") or table.raw("type") or "default"
     if isinstance(name, str) and name in _SCALINGS:
         return _SCALINGS[name]
-    table.problems.append(f"rope_type {name!r} is not supported; supported: {', '.join(_SCALINGS)}")
+    table.problems.append(
+        f"rope_type {short(name)} is not supported; supported: {', '.join(_SCALINGS)}"
+    )
     return "none"
 
 
@@ -110,7 +113,7 @@ def _factor(table: Fields, scaling: Scaling, ratio: float) -> float:
     if scaling == "none":
         return 1.0
     if table.raw("factor") is None and scaling in {"linear", "llama3"}:
-        table.problems.append(f"rope_type {scaling!r} needs a factor")
+        table.problems.append(f"rope_type {short(scaling)} needs a factor")
     return table.positive("factor", ratio)
 
 

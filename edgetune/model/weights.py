@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Final
 
 from edgetune.errors import ModelError
+from edgetune.files import read_bounded
 from edgetune.tensors.header import StoredTensor, read_header
 
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
+LARGEST_JSON: Final = 1 << 24
+"""Bytes; the index of the largest models has half as many."""
 _LISTED: Final = 8
 
 
@@ -75,7 +78,7 @@ def read_json(file: Path) -> object:
         ModelError: if it cannot be read.
     """
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(read_bounded(file, LARGEST_JSON).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} cannot be read: {error}. Fetch or copy it again.") from error
 

@@ -6,7 +6,7 @@ that touch the result, :mod:`~edgetune.planning.ladder` lists what may be given 
 :mod:`~edgetune.planning.reasons` and :mod:`~edgetune.planning.alternatives` say why.
 """
 
-from edgetune.planning.file import FILE_NAME, plan_from_json, read_plan_file
+from edgetune.planning.file import FILE_NAME, is_plan_file, plan_from_json, read_plan_file
 from edgetune.planning.make import make_plan
 from edgetune.planning.moved import moved
 from edgetune.planning.plan import Alternative, DataFacts, DeviceSummary, ModelSummary, Plan
@@ -18,6 +18,7 @@ __all__ = [
     "DeviceSummary",
     "ModelSummary",
     "Plan",
+    "is_plan_file",
     "make_plan",
     "moved",
     "plan_from_json",

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgetune.choice import choice_from_json
 from edgetune.errors import UsageError
+from edgetune.files import read_bounded
 from edgetune.memory import MemoryEstimate
 from edgetune.planning.plan import (
     VERSION,
@@ -19,11 +20,15 @@ from edgetune.planning.plan import (
 )
 from edgetune.settings.parse import checked, from_plain
 from edgetune.settings.spec import Training
+from edgetune.settings.strict_yaml import parsed_yaml
 from edgetune.shape import ModelShape
 from edgetune.speed import TimeEstimate
 from edgetune.units import LEAST_BARE
 
 FILE_NAME = "edgetune-plan.yaml"
+_START = 4096
+LARGEST = 1 << 18
+"""Bytes of a plan file; ours have a few thousand."""
 PARTS = (
     "device", "model", "choice", "training", "memory", "time", "fits", "reasons", "alternatives",
 )  # fmt: skip
@@ -67,21 +72,30 @@ def _device(plain: Any) -> DeviceSummary:
     return device
 
 
+def is_plan_file(path: Path) -> bool:
+    """Return whether a file looks like a plan, whatever is wrong with it.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    with path.open("rb") as file:
+        start = file.read(_START)
+    return b"edgetune plan" in start or b"\nchoice:" in start or start.startswith(b"version:")
+
+
 def read_plan_file(path: Path) -> dict[str, Any]:
     """Return what a plan file holds.
 
     Raises:
         UsageError: if it cannot be read as a plan.
     """
-    import yaml
-
     try:
-        plain = yaml.safe_load(path.read_text("utf-8"))
+        plain = parsed_yaml(read_bounded(path, LARGEST).decode())
     except FileNotFoundError:
         raise UsageError(f"There is no plan file {path}. Make one with `edgetune plan`.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"The plan file {path} cannot be read: {reason}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"The plan file {path} cannot be read: {reason}.") from None
     if not isinstance(plain, dict) or "choice" not in plain:
         raise UsageError(f"{path} is not a plan file. Make one with `edgetune plan`.")
     return plain

@@ -8,6 +8,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from edgetune.errors import UsageError
+from edgetune.escapes import short
 
 T = TypeVar("T")
 
@@ -24,7 +25,7 @@ def from_plain(cls: type[T], plain: Any, where: str) -> T:
         UsageError: naming the first value that is missing, unknown or of another type.
     """
     if not isinstance(plain, Mapping):
-        raise UsageError(f"{where} must be a table of settings; found {_shown(plain)}.")
+        raise UsageError(f"{where} must be a table of settings; found {short(plain)}.")
     hints, known = get_type_hints(cls), {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
     for name in plain:
         if name not in known:
@@ -54,22 +55,17 @@ def checked(hint: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         if value in inner and not isinstance(value, bool):
             return value
-        raise UsageError(f"{where} must be one of {_list(inner)}; found {_shown(value)}.")
+        raise UsageError(f"{where} must be one of {_list(inner)}; found {short(value)}.")
     if origin is tuple:
         if isinstance(value, list | tuple):
             return tuple(checked(inner[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-        raise UsageError(f"{where} must be a list; found {_shown(value)}.")
+        raise UsageError(f"{where} must be a list; found {short(value)}.")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return value
     if hint in WORDS and type(value) is not hint:
-        raise UsageError(f"{where} must be {WORDS[hint]}; found {_shown(value)}.")
+        raise UsageError(f"{where} must be {WORDS[hint]}; found {short(value)}.")
     return value
 
 
 def _list(values: tuple[Any, ...]) -> str:
     return ", ".join(str(value) for value in values)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, TypeGuard
 
 from edgetune.errors import ModelError
+from edgetune.escapes import short
 
 LONGEST_HEADER: Final = 1 << 24
 """Bytes: room for a hundred thousand tensors, and little enough to parse whatever it holds."""
@@ -103,19 +104,17 @@ def _entry(file: Path, name: str, entry: object, base: int) -> StoredTensor:
     found = entry if isinstance(entry, dict) else {}
     shape, offsets = found.get("shape"), found.get("data_offsets")
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
-        raise _damaged(file, f"tensor {_short(name)} has no valid shape and offsets")
+        raise _damaged(file, f"tensor {short(name)} has no valid shape and offsets")
     written = found.get("dtype")
     if not isinstance(written, str) or written not in TYPES:
         raise ModelError(
-            f"{file}: tensor {_short(name)} is of unknown type {_short(written)}. "
+            f"{file}: tensor {short(name)} is of unknown type {short(written)}. "
             f"Known: {', '.join(TYPES)}."
         )
     dtype, width = TYPES[written]
     start, end = offsets
     if end - start != prod(shape) * width:
-        raise _damaged(
-            file, f"tensor {_short(name)} of shape {shape} cannot be {end - start} bytes"
-        )
+        raise _damaged(file, f"tensor {short(name)} of shape {shape} cannot be {end - start} bytes")
     return StoredTensor(file, name, dtype, tuple(shape), base + start, base + end)
 
 
@@ -127,17 +126,12 @@ def _sizes(value: object) -> TypeGuard[list[int]]:
     )
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def _check_layout(file: Path, tensors: dict[str, StoredTensor], base: int, size: int) -> None:
     position = base
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.end)):
         if tensor.start != position:
             kind = "overlaps another tensor" if tensor.start < position else "follows a gap"
-            raise _damaged(file, f"tensor {_short(tensor.name)} {kind}")
+            raise _damaged(file, f"tensor {short(tensor.name)} {kind}")
         position = tensor.end
     if position != size:
         raise _damaged(file, f"it should be {position} bytes long and is {size}")

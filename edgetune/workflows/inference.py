@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import exp, isfinite
+from os.path import realpath
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +134,7 @@ def open_runs(paths: Sequence[Path]) -> list[OpenedRun]:
         UsageError: if a run is given twice, or if their base models differ or are not computed
             with in the same way; else as :func:`open_run`.
     """
-    places = [path.resolve() for path in paths]
+    places = [realpath(path) for path in paths]
     twice = next((path for i, path in enumerate(paths) if places[i] in places[:i]), None)
     if twice is not None:
         raise UsageError(f"{twice} is given twice. Once is enough.")
@@ -159,7 +160,7 @@ def _beside(first: OpenedRun, path: Path) -> OpenedRun:
                 "Use them one at a time."
             )
     adapter = load_adapter(file, model.shape)
-    name = str(path.resolve())  # no name of a folder can be that of the session's own adapter
+    name = realpath(path)  # no name of a folder can be that of the session's own adapter
     first.session.attach(name, adapter.method, adapter.tensors)
     return replace(first, folder=folder, plan=plan, adapter=name)
 

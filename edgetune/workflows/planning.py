@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune.device import read_device
 from edgetune.errors import ModelError, UsageError
+from edgetune.files import is_utf8
 from edgetune.model import ModelSource, resolve
 from edgetune.planning import DataFacts, Plan, make_plan
 from edgetune.settings.spec import Training, values
@@ -144,14 +145,13 @@ def lasting_training(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lasting_path(path: Path) -> str:
-    whole = str(path.expanduser().absolute())
     try:
-        whole.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(
-            f"{whole!a} is not UTF-8, so that a plan cannot name it. Rename it."
-        ) from error
-    return whole
+        whole = path.expanduser().absolute()
+    except RuntimeError as error:  # no such user
+        raise UsageError(f"{path} cannot be looked at: {error}") from error
+    if not is_utf8(whole):
+        raise UsageError(f"{str(whole)!a} is not UTF-8, so that a plan cannot name it. Rename it.")
+    return str(whole)
 
 
 def read_rows(

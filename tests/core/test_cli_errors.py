@@ -147,7 +147,6 @@ def test_a_profile_without_weights_can_be_planned_and_not_trained(cli: Cli) -> N
         ("old-run", "exists already"),
         pytest.param("/proc/run", "cannot be made", marks=pytest.mark.skipif(
             not Path("/proc").is_dir(), reason="no folder that even root cannot write")),
-        ("x" * 300, "cannot be made"),
     ],
 )  # fmt: skip
 def test_a_run_folder_that_cannot_be_made(cli: Cli, output: str, said: str) -> None:
@@ -164,6 +163,34 @@ def test_a_run_folder_that_cannot_be_made(cli: Cli, output: str, said: str) -> N
     assert code == 2
     assert said in message
     assert "--output" in message
+
+
+def test_a_name_that_is_too_long(cli: Cli) -> None:
+    write_rows(Path("rows.jsonl"))
+    for command in (
+        (*TRAIN, "--data", "rows.jsonl", "--output"), (*TRAIN, "--dry-run", "--data"),
+        ("train", "--data", "rows.jsonl", "--plan"), (*PLAN, "--output"), ("data", "check"),
+        ("train", "--resume", "--output"), ("eval", "--data", "rows.jsonl"), ("generate",),
+    ):  # fmt: skip
+        code, message = refused(cli, *command, "x" * 300)
+        assert code == 2
+        assert "cannot be looked at: File name too long" in message
+        assert len(message) < 200
+    code, message = refused(cli, *PLAN, "--data", "rows.jsonl", "--validation-data", "x" * 300)
+    assert (code, len(message) < 200) == (4, True)
+    code, message = refused(cli, *PLAN, "--data", "rows.jsonl", "--validation-data", "~nouser/x")
+    assert (code, "~nouser/x" in message) == (2, True)
+
+
+def test_a_plan_is_not_written_over_something_else(cli: Cli) -> None:
+    rows = write_rows(Path("rows.jsonl"))
+    os.mkfifo("pipe")
+    for output, said in ((rows, "is not a plan file: it is not overwritten"), ("pipe", "a pipe")):
+        code, message = refused(cli, *PLAN, "--output", output)
+        assert (code, said in message) == (2, True)
+    assert len(rows.read_text().splitlines()) == 20
+    for _ in range(2):  # a plan is
+        assert cli(*PLAN, "--output", "plan.yaml", "-q").code == 0
 
 
 def test_an_old_run_says_how_to_go_on(cli: Cli) -> None:

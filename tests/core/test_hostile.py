@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,58 @@ def test_a_receipt_names_a_file_on_one_line(cli: Cli) -> None:
     assert named.startswith("File        a\\nFile        b.jsonl: 20 rows, sha256 ")
     receipt = json.loads(cli("data", "check", rows, "--json").out)
     assert receipt["files"][0]["name"] == "a\\nFile        b.jsonl"
+
+
+PLAN_FILES = {
+    "aliases": ("a: &a [1, 1]\nb: &b [*a, *a]\nchoice: [*b, *b]", "an alias (*)"),
+    "anchor": ("choice: &a {b: *a}", "an alias (*)"),
+    "deep list": ("choice: " + "[" * 100_000, "nested too deep"),
+    "deep names": ("\n".join(" " * depth + "a:" for depth in range(400)), "nested too deep"),
+    "digits": (f"choice: {'9' * 5000}", "a number of 5000 characters"),
+    "base 60": (f"choice: {':'.join(['1'] * 50_000)}", "a number of 99999 characters"),
+    "nan": ("choice: .nan", ".nan is not a number"),
+    "infinite": ("choice: -.inf", "-.inf is not a number"),
+    "date": ("choice: 2001-13-01", "a value of the type timestamp"),
+    "code": ("choice: !!python/object/apply:os.system [x]", "a value of the type os.system"),
+    "set": ("choice: !!set {a}", "a value of the type set"),
+    "merge": ("choice: {<<: {a: 1}}", "a value of the type merge"),
+    "twice": ("choice: {}\nchoice: {}", "a name occurs twice in line 1 or below"),
+    "list as name": ("choice: {? [a] : b}", "found unhashable key in line 1"),
+    "two": ("choice: {}\n---\n{}", "found another document in line 2"),
+    "many": ("choice: [" + "1," * 100_000 + "1]", "more than 10,000 values"),
+    "large": ("choice: " + "x" * (1 << 20), "larger than"),
+    "escape": ("choice: \x1b", "unacceptable character"),
+    "empty": ("", "is not a plan file"),
+    "old": ("version: 0\nchoice: {}\nmodel: {ref: tiny}", "of version 0"),
+    "six bytes": (None, "device.limit_bytes is 6 bytes"),
+}
+
+
+@pytest.mark.parametrize("name", PLAN_FILES)
+def test_a_hostile_plan_file(cli: Cli, name: str) -> None:
+    content, said = PLAN_FILES[name]
+    if content is None:
+        cli("plan", "--model", "tiny", "--device", "cpu", "--memory", "1GB", "-q")
+        made = Path("edgetune-plan.yaml").read_text()
+        content = made.replace("limit_bytes: 1000000000", "limit_bytes: 6")
+        assert content != made
+    Path("plan.yaml").write_text(content)
+    write_rows(Path("rows.jsonl"))
+    before = time.process_time()
+    called = cli("train", "--plan", "plan.yaml", "--data", "rows.jsonl", "--dry-run")
+    assert (called.code, called.out) == (2, "")
+    assert said in called.err
+    assert len(called.err) < 300
+    assert time.process_time() - before < 5
+
+
+def test_a_plan_file_that_never_ends(cli: Cli) -> None:
+    write_rows(Path("rows.jsonl"))
+    os.mkfifo("pipe")
+    for name in ("/dev/zero", "pipe"):
+        called = cli("train", "--plan", name, "--data", "rows.jsonl", "--dry-run")
+        assert called.code == 2
+        assert "is not a regular file" in called.err
 
 
 def test_a_link_to_an_empty_folder_is_followed(tmp_path: Path) -> None:

@@ -178,14 +178,16 @@ def test_a_header_that_is_not_a_table_is_refused(tmp_path: Path, text: bytes) ->
         read_header(file)
 
 
-@pytest.mark.parametrize("dtype", ["F4", ["F32"], {}, 7, None, "F" * 10_000], ids=repr)
+@pytest.mark.parametrize(
+    "dtype", ["F4", ["F32"], {}, 7, None, "F" * 10_000], ids=lambda x: repr(x)[:9]
+)
 def test_an_unknown_number_type_is_named(tmp_path: Path, dtype: object) -> None:
     entries = {"a": {"dtype": dtype, "shape": [2], "data_offsets": [0, 1]}}
     file = _write(tmp_path / "model.safetensors", entries, bytes(1))
 
     with pytest.raises(ModelError, match="'a' is of unknown type") as caught:
         read_header(file)
-    assert repr(dtype)[:77] in str(caught.value)
+    assert repr(dtype)[:20] in str(caught.value)
     assert len(str(caught.value)) < 500
 
 

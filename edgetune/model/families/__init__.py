@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Final, cast
 
 from edgetune.errors import ModelError
+from edgetune.escapes import short
 from edgetune.model.config import Fields
 from edgetune.model.families.refused import kind_of
 from edgetune.shape import ModelShape
@@ -63,7 +64,9 @@ def _unsupported(model_type: object, config: Mapping[str, object]) -> str:
         return f"The config.json has no model_type. Supported: {', '.join(supported())}."
     kind = kind_of(model_type, config)
     detail = f" ({kind})" if kind else ""
-    return f"Unsupported model type {model_type!r}{detail}. Supported: {', '.join(supported())}."
+    return (
+        f"Unsupported model type {short(model_type)}{detail}. Supported: {', '.join(supported())}."
+    )
 
 
 def _refuse_quantized(config: Mapping[str, object]) -> None:
