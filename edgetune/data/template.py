@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from edgetune.data.problems import RowError
+from edgetune.data.template_limits import is_risky, limited
 from edgetune.errors import ModelError
 
 Message = dict[str, Any]
@@ -100,6 +101,7 @@ class ChatTemplate:
 
         Raises:
             RowError: if the template refuses the messages, with the template's own reason.
+            ModelError: if the template does not come to an end.
         """
         return self._render(messages, tools, arguments or {}, add_generation_prompt)[0]
 
@@ -125,14 +127,17 @@ class ChatTemplate:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            texts, spans = render_jinja_template(
-                conversations=[self._with_arguments(messages)],
-                tools=tools,
-                chat_template=self._pinned,
-                return_assistant_tokens_mask=self.is_marked,
-                add_generation_prompt=prompt,
-                pinned_dates=self.dates,
-                **{**self.special_tokens, **arguments},
+            texts, spans = limited(
+                lambda: render_jinja_template(
+                    conversations=[self._with_arguments(messages)],
+                    tools=tools,
+                    chat_template=self._pinned,
+                    return_assistant_tokens_mask=self.is_marked,
+                    add_generation_prompt=prompt,
+                    pinned_dates=self.dates,
+                    **{**self.special_tokens, **arguments},
+                ),
+                memory=is_risky(self.source),
             )
         except (TemplateError, *FAULTS) as error:
             raise RowError(f"The chat template refuses these messages: {_reason(error)}") from error
@@ -220,5 +225,7 @@ def default_template(end: str, special_tokens: Mapping[str, str]) -> ChatTemplat
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, MemoryError | OverflowError):
+        return "it needs more memory than a chat can be worth"
     text = str(error) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}…"

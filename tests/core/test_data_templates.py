@@ -105,11 +105,11 @@ def test_bos_is_there_once_however_often_it_is_written(written, adds_bos, loss_o
 
 
 FAILING = {
-    "memory": "{{ 'a' * 10**14 }}",
+    "memory": "{% set n = 99999999999999 %}{{ 'a' * n }}",
     "recursion": "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
     "deep": "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
     "memory where followed": "{% if messages[0].content == 'hello' %}" + CHATML
-    + "{% else %}{{ 'a' * 10**14 }}{% endif %}",
+    + "{% else %}{% set n = 99999999999999 %}{{ 'a' * n }}{% endif %}",
 }  # fmt: skip
 
 
