@@ -45,6 +45,28 @@ class SaveDue:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrialSaveDue:
+    """The state should be written as a checkpoint is, and what was written removed."""
+
+    state: RunState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piloted:
+    """A step, an evaluation and a save were tried and undone before the step after ``step``.
+
+    ``seconds`` is the time of the step, ``positions`` the tokens and the padding that it was
+    computed on, ``rows`` at most at once; ``peak_bytes`` is the peak of everything so far.
+    """
+
+    step: int
+    peak_bytes: int
+    seconds: float
+    positions: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recovered:
     """Memory ran out; the same micro-batches are computed again, ``rows`` rows at once."""
 
@@ -81,7 +103,17 @@ class PlanExceeded:
     planned_bytes: int
 
 
-Event = Stepped | Evaluated | SaveDue | Recovered | Rewound | UnderPressure | PlanExceeded
+Event = (
+    Stepped
+    | Evaluated
+    | SaveDue
+    | TrialSaveDue
+    | Piloted
+    | Recovered
+    | Rewound
+    | UnderPressure
+    | PlanExceeded
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import fmean
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from edgetune.backend import (
     DEFAULT_ADAPTER,
@@ -22,57 +23,22 @@ from edgetune.backend import (
 )
 from edgetune.data.batch import MicroBatch, split
 from edgetune.errors import DiskError, DivergedError, OutOfMemoryError, StoppedError
-from edgetune.events import Evaluated, Event, Recovered, Rewound, RunState, SaveDue, Stepped
+from edgetune.events import (
+    Evaluated,
+    Event,
+    Piloted,
+    Recovered,
+    Rewound,
+    RunState,
+    SaveDue,
+    Stepped,
+    TrialSaveDue,
+)
 from edgetune.guard import REWINDS, is_stuck, ran_away
-from edgetune.settings.spec import Training
+from edgetune.pilot import QUICK, Pilot, StepData, positions
+from edgetune.schedule import Schedule
 
 R = TypeVar("R")
-
-
-class StepData(Protocol):
-    """The micro-batches of one optimizer step; counts are over the whole world."""
-
-    @property
-    def micro_batches(self) -> tuple[MicroBatch, ...]: ...
-    @property
-    def loss_tokens(self) -> int: ...
-    @property
-    def tokens(self) -> int: ...
-    @property
-    def epoch(self) -> int: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Schedule:
-    """When what happens, in steps, and the learning rate of each step."""
-
-    steps: int
-    eval_every: int
-    save_every: int
-    warmup: int
-    learning_rate: float
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate of a step counted from 0: linear warm-up, cosine to zero."""
-        if step < self.warmup:
-            return self.learning_rate * ((step + 1) / self.warmup)
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def schedule_of(training: Training, steps_per_epoch: int) -> Schedule:
-    """Return the schedule that the settings ask for."""
-    steps = training.steps
-    if steps is None:
-        steps = max(1, math.ceil(training.epochs * steps_per_epoch))
-    eval_every = training.eval_every or max(1, math.ceil(steps / 10))
-    return Schedule(
-        steps=steps,
-        eval_every=eval_every,
-        save_every=training.save_every or eval_every,
-        warmup=math.ceil(training.warmup * steps),
-        learning_rate=training.learning_rate,
-    )
 
 
 def train(
@@ -85,6 +51,7 @@ def train(
     *,
     rewind: Callable[[int], RunState] | None = None,
     strict: bool = False,
+    pilot: Pilot | None = None,
 ) -> Iterator[Event]:
     """Train from ``start`` to the end of the schedule, yielding what happens.
 
@@ -93,14 +60,17 @@ def train(
     step. The state is offered for saving before the first step, and again when it ends by ``stop``
     or by memory that runs out. ``rewind`` takes the session back to the checkpoint of a step and
     returns its state; a loss that runs away goes back so, and on at half the learning rate.
-    ``strict`` ends the run instead of changing the rate or the rows at once.
+    ``strict`` ends the run instead of changing the rate or the rows at once. A ``pilot`` is tried
+    before anything is learned, and undone by ``rewind``.
 
     Raises:
         StoppedError: if ``stop`` said so.
         OutOfMemoryError: if not even one row at a time fits.
         DivergedError: if the loss runs away and nothing is left to try.
     """
-    return Loop(session, steps, evaluation, schedule, rewind, strict).run(start or RunState(), stop)
+    return Loop(session, steps, evaluation, schedule, rewind, strict).run(
+        start or RunState(), stop, pilot
+    )
 
 
 @dataclass(slots=True)
@@ -115,12 +85,17 @@ class Loop:
     strict: bool
     now: RunState = field(default_factory=RunState)
 
-    def run(self, start: RunState, stop: Callable[[], bool]) -> Iterator[Event]:
+    def run(
+        self, start: RunState, stop: Callable[[], bool], pilot: Pilot | None
+    ) -> Iterator[Event]:
         """Yield what happens; see :func:`train`."""
         self.now = start
         if start.step == 0:
             # a place that cannot be written is found before any work is done
             yield SaveDue(state=start)
+        if pilot is not None and self.rewind is not None and not self._ended:
+            yield from self._pilot(pilot, self.rewind)
+        if start.step == 0:
             yield from self._evaluate(None)
         while self.now.step < self.schedule.steps:
             try:
@@ -143,6 +118,36 @@ class Loop:
     @property
     def _ended(self) -> bool:
         return self.now.step == self.schedule.steps
+
+    def _pilot(
+        self, pilot: Pilot, rewind: Callable[[int], RunState]
+    ) -> Generator[Event, None, None]:
+        """Take a step, evaluate and save; then everything is as it was, but for rows at once."""
+        data, number = pilot.step, self.now.step + 1
+        rate = self.schedule.rate(self.now.step) * self.now.guard.rate_factor
+        work = partial(self.session.step, loss_tokens=data.loss_tokens, learning_rate=rate)
+        seconds, rows = 0.0, self.now.rows
+        with suppress(DivergedError):  # the run's own steps tell
+            for _ in range(2):
+                begun = time.perf_counter()
+                yield from self._fitted(work, data.micro_batches, number)
+                seconds = time.perf_counter() - begun
+                if seconds > QUICK and self.now.rows == rows:
+                    break
+        yield from self._losses((pilot.evaluated,), DEFAULT_ADAPTER)
+        yield TrialSaveDue(state=self.now)
+        rewind(self.now.step)
+        memory, rows = self.session.memory(), self._most_rows(data.micro_batches)
+        yield Piloted(
+            step=self.now.step,
+            peak_bytes=memory.peak_bytes,
+            seconds=seconds,
+            positions=positions(data.micro_batches),
+            rows=rows,
+        )
+        if memory.peak_bytes > memory.limit_bytes and rows > 1:
+            because = f"{memory.peak_bytes:,} bytes at the peak, {memory.limit_bytes:,} are allowed"
+            yield self._with_fewer_rows(data.micro_batches, number, because)
 
     def _step(self) -> Generator[Event, None, None]:
         """Take one step."""
@@ -293,22 +298,29 @@ class Loop:
             try:
                 return work(split(batches, self.now.rows))
             except DeviceOutOfMemoryError as error:
-                if self.strict:
-                    raise OutOfMemoryError(
-                        f"Step {step} does not fit: {error}. The state is saved; without --strict "
-                        "the step is repeated with fewer rows at once."
-                    ) from None
-                self.now = replace(self.now, rows=_fewer(batches, self.now.rows, error))
-                yield Recovered(step=step, rows=self.now.rows, because=str(error))
+                yield self._with_fewer_rows(batches, step, str(error))
 
+    def _with_fewer_rows(self, batches: Sequence[MicroBatch], step: int, because: str) -> Recovered:
+        """Go on with half of the rows at once.
 
-def _fewer(batches: Sequence[MicroBatch], rows: int, error: DeviceOutOfMemoryError) -> int:
-    largest = max(len(batch.tokens) for batch in batches)
-    smaller = min(rows or largest, largest) // 2
-    if smaller == 0:
-        raise OutOfMemoryError(
-            f"One row of {batches[0].tokens.shape[1]} tokens does not fit: {error}. The state is "
-            "saved: close other programs and --resume, with more --memory if that was given, or "
-            "plan again with a smaller --memory or --context."
-        ) from None
-    return smaller
+        Raises:
+            OutOfMemoryError: if that may not be, or a single row is too much.
+        """
+        if self.strict:
+            raise OutOfMemoryError(
+                f"Step {step} does not fit: {because}. The state is saved; without --strict "
+                "the step is repeated with fewer rows at once."
+            ) from None
+        rows = self._most_rows(batches) // 2
+        if rows == 0:
+            raise OutOfMemoryError(
+                f"One row of {batches[0].tokens.shape[1]} tokens does not fit: {because}. The "
+                "state is saved: close other programs and --resume, with more --memory if that "
+                "was given, or plan again with a smaller --memory or --context."
+            ) from None
+        self.now = replace(self.now, rows=rows)
+        return Recovered(step=step, rows=rows, because=because)
+
+    def _most_rows(self, batches: Sequence[MicroBatch]) -> int:
+        """Return how many rows of micro-batches are computed at once."""
+        return max(len(batch.tokens) for batch in split(batches, self.now.rows))

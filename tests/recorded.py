@@ -12,7 +12,7 @@ from softmax import CONFIG, HELD_OUT, METHOD, TRAINED, SoftmaxSession
 
 from edgetune.events import Event, RunState
 from edgetune.files import sha256_file
-from edgetune.loop import schedule_of, train
+from edgetune.loop import train
 from edgetune.planning import Plan
 from edgetune.runs import (
     Checkpoint,
@@ -27,6 +27,7 @@ from edgetune.runs import (
     rewind,
 )
 from edgetune.runs.lines import read_lines
+from edgetune.schedule import schedule_of
 from edgetune.settings.spec import values
 from edgetune.workflows.planning import PlanRequest, plan_for
 

@@ -11,11 +11,13 @@ from edgetune.cli.show import NORMAL, VERBOSE, draw, say, verbosity
 from edgetune.events import (
     Evaluated,
     Event,
+    Piloted,
     PlanExceeded,
     Recovered,
     Rewound,
     SaveDue,
     Stepped,
+    TrialSaveDue,
     UnderPressure,
 )
 from edgetune.units import format_bytes, format_seconds
@@ -32,7 +34,10 @@ class ProgressBar:
         """Show a run; on a terminal each step overwrites the line of the one before."""
         self._steps = run.schedule.steps
         self._first = run.start.step
+        self._plan = run.job.plan
         self._planned = run.job.plan.memory.peak_bytes
+        self._mean_positions = run.job.batches.mean_positions
+        self._piloted: Piloted | None = None
         self._live = sys.stderr.isatty() and verbosity() == NORMAL
         self._loss: float | None = None
         self._seconds: float | None = None
@@ -63,6 +68,10 @@ class ProgressBar:
                 self._step(event)
             case Evaluated():
                 self._evaluation(event)
+            case TrialSaveDue():
+                pass
+            case Piloted():
+                self._pilot(event)
             case Recovered():
                 self._line(
                     f"step {event.step}: out of memory; going on with {event.rows} rows at once"
@@ -75,8 +84,8 @@ class ProgressBar:
                 )
             case PlanExceeded():
                 self._line(
-                    f"Warning: step {event.step}: the peak of {format_bytes(event.peak_bytes)} is "
-                    f"above the {format_bytes(event.planned_bytes)} planned."
+                    f"Warning: the peak of {format_bytes(event.peak_bytes)} is above the "
+                    f"{format_bytes(event.planned_bytes)} planned."
                 )
             case UnderPressure():
                 then = "waiting until that is over" if event.paused else "--pause would wait"
@@ -87,6 +96,7 @@ class ProgressBar:
     def summary(self) -> dict[str, Any]:
         """Return the last figures, for ``--json``."""
         last, evaluated, base = self._last, self._evaluated, self._base
+        pilot = self._piloted
         return {
             "steps": last.step if last else self._first,
             "loss": last.loss if last else None,
@@ -95,7 +105,28 @@ class ProgressBar:
             "base_validation_loss": base.loss if base else None,
             "validation_loss": evaluated.loss if evaluated else None,
             "rewinds": self._rewinds,
+            "pilot": pilot
+            and {
+                "peak_bytes": pilot.peak_bytes,
+                "seconds_per_step": pilot.seconds,
+                "planned_seconds_per_step": self._plan.time.seconds_per_step,
+            },
         }
+
+    def _pilot(self, event: Piloted) -> None:
+        """Show what was measured beside the plan, and how long the run will take from here."""
+        self._piloted = event
+        text = f"pilot: measured {format_bytes(event.peak_bytes)} of {format_bytes(self._planned)} planned"
+        if event.seconds:
+            planned = self._plan.time.seconds_per_step
+            beside = f" of {format_seconds(planned)} planned" if planned else ""
+            self._seconds = event.seconds * self._mean_positions / event.positions
+            left = (self._steps - event.step) * self._seconds
+            text += (
+                f"; {format_seconds(event.seconds)} a step{beside}; "
+                f"about {format_seconds(left)} for {self._steps - event.step} steps"
+            )
+        self._line(text)
 
     def _evaluation(self, event: Evaluated) -> None:
         if event.step:

@@ -72,6 +72,23 @@ class Batches:
         rows = int(np.diff(self._first.micro_batches).max())
         return rows, int(self._schedules.widths[-1])
 
+    def worst_step(self, steps: int) -> int:
+        """Return the step with the largest micro-batch, of equals the one with most under loss.
+
+        It is one of the first ``steps`` of the first epoch; others have the same shapes.
+        """
+        first, count = self._first, min(len(self._first), steps * self._group)
+        areas = np.diff(first.micro_batches) * first.widths
+        starts = first.rows[first.micro_batches[:-1]]
+        learned = np.add.reduceat(self._loss_tokens[first.order], starts)
+        return int(np.lexsort((learned[:count], areas[:count]))[-1]) // self._group
+
+    @property
+    def mean_positions(self) -> float:
+        """Tokens and padding of a step of the first epoch on average."""
+        areas = np.diff(self._first.micro_batches) @ self._first.widths
+        return float(areas) / self.steps_per_epoch
+
     @property
     def shapes(self) -> frozenset[tuple[int, int]]:
         """Every (rows, length) of the first epoch."""

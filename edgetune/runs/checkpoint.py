@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,8 @@ from edgetune.tensors.reader import read_tensors
 from edgetune.tensors.writer import Outgoing, write_safetensors
 
 OPTIMIZER: Final = "optimizer.safetensors"
+TRIAL: Final = ".trial.partial"
+"""Swept where a process was killed before it removed this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +61,18 @@ def save_checkpoint(
         files[OPTIMIZER] = _save_optimizer(temporary / OPTIMIZER, session.optimizer_tensors())
         write_state(temporary, facts.state(progress), files)
     return path
+
+
+def save_trial(
+    folder: Path, session: Session, plan: Plan, progress: RunState, facts: RunFacts
+) -> None:
+    """Write the session's state where no checkpoint is looked for, and remove it again."""
+    trial = folder / TRIAL
+    trial.mkdir(exist_ok=True)
+    try:
+        save_checkpoint(trial, session, plan, progress, facts)
+    finally:
+        shutil.rmtree(trial, ignore_errors=True)
 
 
 def _save_optimizer(path: Path, tensors: Tensors) -> str:

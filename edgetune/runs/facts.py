@@ -11,8 +11,8 @@ from typing import Any, Final
 from edgetune import __version__
 from edgetune.events import RunState
 from edgetune.files import sha256_json
-from edgetune.loop import Schedule
 from edgetune.planning import Plan
+from edgetune.schedule import Schedule
 
 VERSION: Final = 2
 PACKAGES: Final = (

@@ -11,17 +11,19 @@ from edgetune.errors import OutOfMemoryError
 from edgetune.events import (
     Evaluated,
     Event,
+    Piloted,
     PlanExceeded,
     Recovered,
     Rewound,
     RunState,
     SaveDue,
     Stepped,
+    TrialSaveDue,
     UnderPressure,
 )
 from edgetune.files import sync, unwritable
 from edgetune.planning import Plan
-from edgetune.runs.checkpoint import save_checkpoint
+from edgetune.runs.checkpoint import save_checkpoint, save_trial
 from edgetune.runs.facts import RunFacts
 from edgetune.runs.folder import ELSEWHERE, RunFolder
 from edgetune.runs.lines import append_line
@@ -74,6 +76,13 @@ class Recorder:
                 append_line(self.folder.metrics, {"event": "step", **asdict(event)})
             case Evaluated():
                 append_line(self.folder.metrics, {"event": "eval", **asdict(event)})
+            case TrialSaveDue():
+                save_trial(
+                    self.folder.checkpoints, self.session, self.plan, event.state, self.facts
+                )
+            case Piloted():
+                facts = {"peak_bytes": event.peak_bytes, "rows": event.rows}
+                self.folder.note("pilot", "tried before training", **facts, seconds=event.seconds)
             case Recovered():
                 facts = {"step": event.step, "rows": event.rows}
                 self.folder.note("smaller micro-batches", event.because, **facts)

@@ -14,10 +14,11 @@ from edgetune.data import (
     evaluation_batches,
     evaluation_rectangles,
 )
-from edgetune.loop import schedule_of
 from edgetune.model import LocalModel
+from edgetune.pilot import Pilot
 from edgetune.planning import Plan
 from edgetune.runs import RunFacts, plan_hash
+from edgetune.schedule import schedule_of
 from edgetune.speed import Work, rectangles
 
 
@@ -50,6 +51,12 @@ class Job:
         return evaluation_batches(
             self.dataset.validation, context=choice.context, micro_batch=choice.micro_batch
         )
+
+    def pilot(self) -> Pilot:
+        """Return the largest step and the largest evaluation of the run."""
+        worst = self.batches.worst_step(self.facts.schedule.steps)
+        largest = max(self.evaluation(), key=lambda batch: batch.tokens.size, default=None)
+        return Pilot(step=self.batches.step(worst), evaluation=largest)
 
     def receipt(self) -> dict[str, Any]:
         """Return the account of the rows, padding included."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,13 +22,11 @@ from edgetune.errors import (
 from edgetune.events import (
     Evaluated,
     Event,
-    PlanExceeded,
     Recovered,
     RunState,
     SaveDue,
-    Stepped,
 )
-from edgetune.loop import Schedule, train
+from edgetune.loop import train
 from edgetune.model import open_model, resolve
 from edgetune.planning import Plan
 from edgetune.runs import (
@@ -47,7 +45,9 @@ from edgetune.runs import (
     rewind,
     write_report,
 )
+from edgetune.schedule import Schedule
 from edgetune.units import format_bytes
+from edgetune.workflows.against_plan import AgainstPlan
 from edgetune.workflows.job import Job
 from edgetune.workflows.opening import open_planned, open_session
 from edgetune.workflows.planning import PreparedPlan, read_rows
@@ -82,11 +82,13 @@ class Run:
         *,
         pause: bool = False,
         strict: bool = False,
+        pilot: bool = True,
     ) -> Iterator[Event]:
         """Train to the end, recording and passing on what happens.
 
         With ``pause`` steps wait while the machine is on battery or short of memory; ``strict``
-        ends the run where it would go on with fewer rows at once or a lower rate.
+        ends the run where it would go on with fewer rows at once or a lower rate. A ``pilot``
+        comes first: what a step, an evaluation and a save take is measured, and undone.
 
         Raises:
             StoppedError: if ``stop`` said so, or the disk failed after a checkpoint was saved.
@@ -100,14 +102,14 @@ class Run:
         recorder = Recorder(folder=self.folder, session=session, plan=job.plan, facts=job.facts)
         steps = train(
             session, job.batches.step, job.evaluation, self.schedule, self.start, stop,
-            rewind=self._back_to, strict=strict,
+            rewind=self._back_to, strict=strict, pilot=job.pilot() if pilot else None,
         )  # fmt: skip
         events = yield_to_machine(steps, pause=pause, stop=stop)
-        now = self.start
+        now, watched = self.start, AgainstPlan(job.plan, self.folder)
         if self.recovered is not None:
             recorder.handle(self.recovered)
         try:
-            for event in held_against_plan(events, job.plan.memory.peak_bytes):
+            for event in watched.watch(events):
                 recorder.handle(event)
                 if isinstance(event, SaveDue):
                     now = event.state
@@ -115,7 +117,7 @@ class Run:
                     now = replace(now, base_loss=event.loss)
                 yield event
             with recording(self.folder):
-                self._finish(now)
+                self._finish(now, watched)
         except (StoppedError, OutOfMemoryError, DivergedError, DiskError) as error:
             with suppress(OSError):
                 self.folder.note("ended early", str(error))
@@ -123,7 +125,7 @@ class Run:
                 raise self._stopped(error) from error
             if isinstance(error, DivergedError) and not strict:
                 with recording(self.folder):
-                    raise self._given_up(error, now) from None
+                    raise self._given_up(error, now, watched) from None
             raise
 
     def close(self) -> None:
@@ -138,9 +140,9 @@ class Run:
         rewind(self.folder, checkpoint)
         return checkpoint.state.progress
 
-    def _given_up(self, error: DivergedError, now: RunState) -> DivergedError:
+    def _given_up(self, error: DivergedError, now: RunState, watched: AgainstPlan) -> DivergedError:
         """Promote the best checkpoint of a run that ran away, if there is one; say which."""
-        self._record_memory()
+        self._record_memory(watched)
         write_report(self.folder, self.job.plan)
         source = None
         if now.base_loss is not None:
@@ -159,22 +161,16 @@ class Run:
                 return StoppedError(f"Stopped: {error} The checkpoint {newest.name} is whole.")
         return error
 
-    def _finish(self, now: RunState) -> None:
+    def _finish(self, now: RunState, watched: AgainstPlan) -> None:
         """Write what was measured and promote an adapter; a finished run stays as it is."""
         if self.start.step < self.schedule.steps or not self.folder.adapter.exists():
-            self._record_memory()
+            self._record_memory(watched)
             write_report(self.folder, self.job.plan)
         self._promote(now)
 
-    def _record_memory(self) -> None:
-        folder, plan = self.folder, self.job.plan
-        memory = {
-            "planned_bytes": plan.memory.peak_bytes,
-            "peak_bytes": max(self.session.memory().peak_bytes, folder.peak_bytes()),
-            "budget_bytes": plan.device.budget_bytes,
-        }
-        folder.write("memory.json", memory)
-        folder.note("memory measured", "to be held against the plan", **memory)
+    def _record_memory(self, watched: AgainstPlan) -> None:
+        memory = watched.record(self.session.memory().peak_bytes)
+        self.folder.note("memory measured", "to be held against the plan", **memory)
 
     def _promote(self, now: RunState) -> None:
         """Write ``adapter/``: the best checkpoint, the last one if nothing was evaluated.
@@ -201,18 +197,6 @@ class Run:
         if promote(self.folder, source):
             because = f"from {source.name}"
             self.folder.note("adapter written", because, step=self.schedule.steps)
-
-
-def held_against_plan(events: Iterable[Event], planned_bytes: int) -> Iterator[Event]:
-    """Pass events on; say once when the peak is above what was planned."""
-    told = False
-    for event in events:
-        yield event
-        if isinstance(event, Stepped) and event.peak_bytes > planned_bytes and not told:
-            told = True
-            yield PlanExceeded(
-                step=event.step, peak_bytes=event.peak_bytes, planned_bytes=planned_bytes
-            )
 
 
 def start_run(planned: PreparedPlan, output: Path) -> Run:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 from rows import write_rows
 
 from conformance.backends import BACKENDS, WAYS
-from conformance.sessions import Bench, rows
-from edgetune.backend import Session, Tensors
-from edgetune.data.batch import MicroBatch
+from conformance.loops import assert_same, state_of, step_of, trained
+from conformance.sessions import Bench
+from edgetune.backend import Session
 from edgetune.errors import DivergedError
-from edgetune.events import Event, Rewound, RunState, SaveDue, Stepped
+from edgetune.events import Event, Rewound, Stepped
 from edgetune.guard import REWINDS
-from edgetune.loop import Schedule, train
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
+from edgetune.schedule import Schedule
 from edgetune.workflows.planning import PlanRequest, plan_for
 from edgetune.workflows.training import start_run
 
@@ -29,60 +26,25 @@ STEPS, SPOILED, GOOD = 14, 5, 4
 SCHEDULE = Schedule(steps=STEPS, eval_every=50, save_every=4, warmup=0, learning_rate=1e-3)
 
 
-@dataclass(frozen=True)
-class Data:
-    """One micro-batch is the step."""
+class Spoiler:
+    """Spoils an adapter once, after a step."""
 
-    micro_batches: tuple[MicroBatch, ...]
-    loss_tokens: int
-    tokens: int
-    epoch: int = 0
+    def __init__(self, session: Session) -> None:
+        """Wait for the step."""
+        self.session, self.done = session, False
 
-
-def step_of(number: int) -> Data:
-    batch = rows(4, seed=number)
-    return Data((batch,), batch.loss_tokens, batch.real_tokens)
-
-
-def nothing() -> Iterator[MicroBatch]:
-    return iter(())
-
-
-def state_of(session: Session) -> tuple[Tensors, Tensors]:
-    return session.adapter_tensors(), session.optimizer_tensors()
-
-
-def assert_same(one: Session, other: Session) -> None:
-    for found, expected in zip(state_of(one), state_of(other), strict=True):
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            assert np.asarray(found[name]).tobytes() == np.asarray(value).tobytes(), name
-
-
-def trained(session: Session, *, spoil: bool) -> list[Event]:
-    """Train with checkpoints in memory; spoil the adapter once, after a step."""
-    saved: dict[int, tuple[RunState, tuple[Tensors, Tensors]]] = {}
-
-    def back_to(step: int) -> RunState:
-        state, tensors = saved[step]
-        session.restore(*tensors)
-        return state
-
-    events = []
-    for event in train(session, step_of, nothing, SCHEDULE, rewind=back_to):
-        events.append(event)
-        if isinstance(event, SaveDue):
-            saved[event.state.step] = event.state, state_of(session)
-        elif isinstance(event, Stepped) and event.step == SPOILED and spoil:
-            spoil, (adapter, optimizer) = False, state_of(session)
-            session.restore({name: value + 1e38 for name, value in adapter.items()}, optimizer)
-    return events
+    def __call__(self, event: Event) -> None:
+        """Act on an event."""
+        if isinstance(event, Stepped) and event.step == SPOILED and not self.done:
+            self.done, (adapter, optimizer) = True, state_of(self.session)
+            self.session.restore({n: value + 1e38 for n, value in adapter.items()}, optimizer)
 
 
 def test_going_back_is_exact(bench: Bench, llama: LocalModel) -> None:
     method = Lora(rank=2, dropout=0.1)
     session, clean = bench.open(method, llama), bench.open(method, llama)
-    (back,) = [event for event in trained(session, spoil=True) if isinstance(event, Rewound)]
+    events = trained(session, SCHEDULE, act=Spoiler(session))
+    (back,) = [event for event in events if isinstance(event, Rewound)]
     assert (back.step, back.to) == (SPOILED, GOOD)
     assert back.learning_rate == SCHEDULE.learning_rate / 2
     for number in range(STEPS):

@@ -108,6 +108,17 @@ def test_shapes_are_few_and_bounded(lengths, layout):
     assert all(len(step.micro_batches) <= layout["accumulation"] for step in steps)
     positions = sum(part.tokens.size for step in steps for part in step.micro_batches)
     assert batches.padding == pytest.approx(1 - sum(lengths) / positions)
+    assert batches.mean_positions == pytest.approx(positions / len(steps))
+    for count in (1, len(steps), len(steps) + 9):
+        run = steps[:count]
+        worst = steps[batches.worst_step(count)]
+        assert largest(worst) == max(largest(step) for step in run)
+        assert batches.worst_step(count) < count
+
+
+def largest(step):
+    """Return the size of a step's largest micro-batch, and the most loss tokens of such a one."""
+    return max((part.tokens.size, part.loss_tokens) for part in step.micro_batches)
 
 
 @checked

@@ -13,12 +13,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from softmax import HELD_OUT, TRAINED, Data, Rows, SoftmaxSession
 
-from edgetune.backend import DEFAULT_ADAPTER, StepResult, Tensors, TornStateError
+from edgetune.backend import DEFAULT_ADAPTER, MemoryReading, StepResult, Tensors, TornStateError
 from edgetune.data.batch import MicroBatch, split
 from edgetune.errors import DivergedError, OutOfMemoryError, StoppedError
-from edgetune.events import Evaluated, Event, Recovered, Rewound, RunState, SaveDue, Stepped
+from edgetune.events import (
+    Evaluated,
+    Event,
+    Piloted,
+    Recovered,
+    Rewound,
+    RunState,
+    SaveDue,
+    Stepped,
+    TrialSaveDue,
+)
 from edgetune.guard import PATIENCE, REWINDS
-from edgetune.loop import Schedule, schedule_of, train
+from edgetune.loop import train
+from edgetune.pilot import Pilot
+from edgetune.schedule import Schedule, schedule_of
 from edgetune.settings.spec import Training
 
 SCHEDULE = Schedule(steps=7, eval_every=2, save_every=3, warmup=2, learning_rate=0.05)
@@ -440,6 +452,57 @@ def test_ordinary_runs_are_left_alone(rate: float, size: int) -> None:
         session = SoftmaxSession(seed=seed)
         run_ = train(session, lambda number, rows=rows: rows.step(number, size), nothing, schedule)
         assert len(of(Stepped, list(run_))) == 150
+
+
+def pilot(number: int = 3) -> Pilot:
+    return Pilot(step=TRAINED.step(number), evaluation=next(HELD_OUT.evaluation()))
+
+
+def test_a_pilot_changes_nothing() -> None:
+    piloted, plain = Saving(SoftmaxSession()), Saving(SoftmaxSession())
+    events, _ = piloted.run(SCHEDULE, pilot=pilot())
+    expected, _ = plain.run(SCHEDULE)
+    first, trial, told, *rest = events
+    assert (first, trial) == (SaveDue(state=RunState()), TrialSaveDue(state=RunState()))
+    assert (told.step, told.rows, told.positions) == (0, 8, 8 * 12)
+    assert losses(rest) == losses(expected)
+    assert rest[-1] == expected[-1]
+    assert_same(piloted.session, plain.session)
+
+
+def test_a_pilot_that_does_not_fit_steps_down_before_anything_is_learned() -> None:
+    saving = Saving(SoftmaxSession(rows=3))
+    events, _ = saving.run(SCHEDULE, pilot=pilot())
+    assert [type(event) for event in events[:5]] == [
+        SaveDue, Recovered, Recovered, TrialSaveDue, Piloted,
+    ]  # fmt: skip
+    assert events[4].rows == 2
+    assert not of(Recovered, events[5:])
+    events, error = Saving(SoftmaxSession(rows=3)).run(SCHEDULE, pilot=pilot(), strict=True)
+    assert isinstance(error, OutOfMemoryError)
+    assert not of(Piloted, events)
+
+
+class Watched(SoftmaxSession):
+    """Its peak is above what it may take, without an allocation that fails."""
+
+    def memory(self) -> MemoryReading:
+        return replace(super().memory(), limit_bytes=1000)
+
+
+def test_a_pilot_above_the_limit_steps_down() -> None:
+    events, _ = Saving(Watched()).run(SCHEDULE, pilot=pilot())
+    (told,) = of(Recovered, events)
+    assert (told.step, told.rows) == (1, 4)
+    assert "1,000 are allowed" in told.because
+
+
+def test_a_pilot_without_a_number_leaves_it_to_the_run_to_say_so() -> None:
+    session = SoftmaxSession()
+    session.base[:] = np.nan
+    events, error = Saving(session).run(RUNAWAY, nothing, pilot=pilot())
+    assert len(of(Piloted, events)) == 1
+    assert "Step 1 gave loss nan" in str(error)
 
 
 def test_a_first_step_without_a_number_has_nothing_to_go_back_to() -> None:

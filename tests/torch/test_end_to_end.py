@@ -117,7 +117,9 @@ def test_a_run_folder_is_complete(run: Path) -> None:
     assert sorted(path.name for path in (run / "adapter").iterdir()) == CHECKPOINT[:2]
     assert json.loads((run / "receipt.json").read_text())["rows_read"] == 40
     memory = json.loads((run / "memory.json").read_text())
-    assert memory.keys() == {"planned_bytes", "peak_bytes", "budget_bytes"}
+    assert memory.keys() == {"planned_bytes", "peak_bytes", "budget_bytes", "exceeded", "pilot"}
+    assert 0 < memory["pilot"]["peak_bytes"] <= memory["peak_bytes"]
+    assert memory["exceeded"] is (memory["peak_bytes"] > memory["planned_bytes"])
     best = (run / "checkpoints" / "best").resolve() / "adapter_model.safetensors"
     assert best.read_bytes() == (run / "adapter" / "adapter_model.safetensors").read_bytes()
 
@@ -129,7 +131,7 @@ def test_the_log_has_every_step_and_evaluation(run: Path) -> None:
         expected += [("step", step)] + [("eval", step)] * (step % 2 == 0)
     assert found == expected
     journal = lines(run / "journal.jsonl")
-    assert {"planned", "best checkpoint", "memory measured", "adapter written"} == {
+    assert {"planned", "pilot", "best checkpoint", "memory measured", "adapter written"} == {
         line["what"] for line in journal
     } - {"over the plan"}
     assert all(line["because"] for line in journal)
@@ -250,7 +252,9 @@ def test_json_and_verbosity_of_training(cli: Cli, tmp_path: Path) -> None:
     told = cli(*short, "--output", tmp_path / "told", "--json")
     result = json.loads(told.out)
     assert result.keys() == {"run", "adapter", "steps", "loss", "peak_bytes", "planned_bytes",
-                             "base_validation_loss", "validation_loss"}  # fmt: skip
+                             "base_validation_loss", "validation_loss", "rewinds",
+                             "pilot"}  # fmt: skip
+    assert "pilot: measured" in told.err
     assert result["steps"] == 2
     assert result["validation_loss"] < result["base_validation_loss"]
     assert f"before training: validation loss {result['base_validation_loss']:.4f}" in told.err

@@ -66,7 +66,8 @@ def came_to(folder: Path, command: list[str]) -> dict[str, object]:
         printed.append(value)
         text = text[end:]
     assert len(printed) == len(JOB)
-    printed[0].pop("peak_bytes")
+    for measured in ("peak_bytes", "pilot"):
+        printed[0].pop(measured)
     files = [folder / "run" / "adapter", folder / "merged", folder / "adapter"]
     return {
         "printed": printed,
