@@ -17,6 +17,8 @@ FILE_NAME = "measurements.json"
 
 SETTINGS = ("OMP_NUM_THREADS", "MKL_", "ONEDNN_", "DNNL_", "BITSANDBYTES_", "CUBLAS_", "MLX_")
 """Beginnings of the names of environment variables by which users change how fast it computes."""
+OURS = frozenset({"ONEDNN_PRIMITIVE_CACHE_CAPACITY"})
+"""Those that a backend sets itself, whatever users say."""
 
 PACKAGES = {"torch": ("torch", "bitsandbytes"), "mlx": ("mlx",)}
 
@@ -81,7 +83,9 @@ def versions_of(backend: str) -> str:
 def settings_of(environment: Mapping[str, str] = os.environ) -> str:
     """Return what of this process's surroundings changes how fast the libraries compute."""
     given = [
-        f"{name}={environment[name]}" for name in sorted(environment) if name.startswith(SETTINGS)
+        f"{name}={environment[name]}"
+        for name in sorted(environment)
+        if name.startswith(SETTINGS) and name not in OURS
     ]
     return ", ".join([f"{_cores()} cores", *given])
 

@@ -97,6 +97,11 @@ def _issued(time: TimeModel, none: TimeModel, choice: Choice) -> float:
     return work.micro_batch(choice) - none.micro_batch(choice) + 1e-12
 
 
+def test_what_a_backend_sets_itself_is_no_setting_of_the_user() -> None:
+    ours = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "1"}
+    assert settings_of(ours) == settings_of({}) != settings_of({"ONEDNN_VERBOSE": "1"})
+
+
 def test_measurements_are_kept_by_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, found = tmp_path / "measured.json", plain_measurements()
     save_measurements(found, file)
