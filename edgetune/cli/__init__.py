@@ -87,8 +87,7 @@ def _reported(arguments: Sequence[str], command: Callable[[], object]) -> int:
     try:
         result = command()
     except click.exceptions.Abort:
-        complain("Stopped.")
-        return 130
+        return _stopped()
     except click.ClickException as error:
         shown = StringIO()
         error.show(shown)
@@ -136,18 +135,29 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    arguments = sys.argv[1:]
-    process = Process.here()
-    if process.worker is None and _is_supervised(arguments):
-        code = _reported(arguments, lambda: supervise(arguments, partial(_tell, arguments)))
-    else:
-        code = run(arguments, process)
+    try:
+        code = _run_here(sys.argv[1:])
+    except KeyboardInterrupt:  # before a command was there to be stopped
+        code = _stopped()
     try:
         sys.stdout.flush()
     except OSError:  # nothing may be left for the interpreter, which would end with 120
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = code or DiskError.exit_code
     sys.exit(code)
+
+
+def _run_here(arguments: Sequence[str]) -> int:
+    """Run a command line in this process, or as the parent of one that does."""
+    process = Process.here()
+    if process.worker is None and _is_supervised(arguments):
+        return _reported(arguments, lambda: supervise(arguments, partial(_tell, arguments)))
+    return run(arguments, process)
+
+
+def _stopped() -> int:
+    complain("Stopped.")
+    return 130
 
 
 def _is_supervised(arguments: Sequence[str]) -> bool:

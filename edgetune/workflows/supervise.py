@@ -132,6 +132,7 @@ class Parent:
         numbers = [getattr(signal, name) for name in KINDS]
         numbers = [x for x in numbers if signal.getsignal(x) is not signal.SIG_IGN]
         before = [signal.signal(number, self._ask) for number in numbers]
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, no exit code would be kept
         try:
             yield
         finally:
@@ -151,6 +152,8 @@ class Parent:
                     env={**os.environ, **order.environment()},
                 )
                 self._worker = process.pid
+                if self.asked:  # while there was no worker
+                    self._pass_on()
         finally:
             os.close(report_end)
             os.close(life)
@@ -167,6 +170,9 @@ class Parent:
     def _ask(self, _number: int, _frame: object) -> None:
         self.asked += 1
         leave_closed_terminal()
+        self._pass_on()
+
+    def _pass_on(self) -> None:
         if self._worker is not None:
             with suppress(ProcessLookupError):
                 os.kill(self._worker, signal.SIGUSR1)
