@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from edgetune.data.batch import MicroBatch
-from edgetune.data.virtual import with_virtual_tokens
+from edgetune.data.virtual import computed
 from edgetune.shape import ModelShape, Rotary
 from edgetune_mlx.adaptation import BASE, Adaptation, Attended
 from edgetune_mlx.attention import Keys
@@ -104,7 +104,7 @@ def placed(
 ) -> tuple[MicroBatch, TokenLayout]:
     """Return a micro-batch with the placeholders that its rows want, and where its tokens stand."""
     each = method.of_rows(len(batch.tokens))
-    batch = with_virtual_tokens(batch, [row.virtual_tokens for row in each])
+    batch = computed(batch, [row.virtual_tokens for row in each])
     return batch, TokenLayout.of(decoder.shape, batch, method, caches)
 
 

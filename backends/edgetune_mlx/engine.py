@@ -105,8 +105,9 @@ class Engine:
     def logits(self, row: Sequence[int], method: Adaptation) -> NDArray[np.float32]:
         """Return float32 logits (S, V) after each token of one row."""
         batch, layout = placed(self.decoder, prompt_batch([row]), method)
-        x = self._hidden(mx.array(batch.tokens), layout, method)[0, method.virtual_tokens :]
-        return np.array(self.head.logits(self.decoder.final_norm(x, method)))
+        x = self._hidden(mx.array(batch.tokens), layout, method)[0]
+        logits = np.array(self.head.logits(self.decoder.final_norm(x, method)))
+        return logits[method.virtual_tokens :][: len(row)]
 
     def _placed(self, batch: MicroBatch, method: Adaptation) -> tuple[MicroBatch, TokenLayout]:
         """Return a micro-batch as the method wants it, and where its tokens stand."""

@@ -13,11 +13,9 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune.buckets import chunked
 from edgetune.data.batch import IGNORED
 from edgetune_mlx.matrices import Matrix
-
-STEPS = 8
-"""A chunk that is not full is as long as a multiple of this part: shapes stay few."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +65,7 @@ class Wanted:
         """Return the positions under loss in targets (B, S)."""
         flat = targets.reshape(-1)
         at = np.flatnonzero(flat != IGNORED)
-        unit = max(1, chunk // STEPS)
-        padding = min(flat.size, max(unit, -(-len(at) // unit) * unit)) - len(at)
+        padding = min(flat.size, chunked(max(1, len(at)), chunk)) - len(at)
         filled = np.pad(at, (0, padding))
         weights = np.pad(np.ones(len(at), np.float32), (0, padding))
         tokens = np.where(weights > 0, flat[filled], 0)

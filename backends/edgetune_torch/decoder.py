@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from edgetune.data.batch import MicroBatch
-from edgetune.data.virtual import with_virtual_tokens
+from edgetune.data.virtual import computed
 from edgetune.shape import ModelShape, Rotary
 from edgetune_torch.adaptation import BASE, Adaptation, Attended
 from edgetune_torch.attention import Documents
@@ -64,7 +64,7 @@ def placed(
 ) -> tuple[MicroBatch, TokenLayout]:
     """Return a micro-batch with the placeholders that its rows want, and where its tokens stand."""
     each = method.of_rows(len(batch.tokens))
-    batch = with_virtual_tokens(batch, [one.virtual_tokens for one in each])
+    batch = computed(batch, [one.virtual_tokens for one in each])
     before, device = np.array([[one.positions] for one in each], np.int32), decoder.weights.device
     lengths = batch.lengths() + before if decoder.shape.rotates_by_length else None
     return batch, TokenLayout(

@@ -96,8 +96,9 @@ class Engine:
     def logits(self, row: Sequence[int], method: Adaptation) -> Tensor:
         """Return float32 logits (S, V) after each token of one row."""
         layout, tokens, _ = self._layout(prompt_batch([row]), method)
-        x = self.decoder.hidden(tokens, layout, method)[0, method.virtual_tokens :]
-        return self.head.logits(self.decoder.final_norm(x, method))
+        x = self.decoder.hidden(tokens, layout, method)[0]
+        logits = self.head.logits(self.decoder.final_norm(x, method))
+        return logits[method.virtual_tokens :][: len(row)]
 
     def close(self) -> None:
         """Give weights, checkpoints and scratch memory back."""
@@ -118,9 +119,10 @@ class Engine:
 
     def _loss(self, x: Tensor, targets: Tensor, method: Adaptation) -> Sums:
         """Return the summed loss of the last block's output (B, S, D)."""
-        at = loss_positions(targets)
+        at, count = loss_positions(targets, self.chunk)
         selected = self.decoder.final_norm(x.flatten(0, 1)[at], method)
-        return loss_only(selected, targets.reshape(-1)[at], self.head, chunk=self.chunk)
+        wanted = targets.reshape(-1)[at]
+        return loss_only(selected, wanted, count, self.head, chunk=self.chunk)
 
     def _forward(
         self, tokens: Tensor, layout: TokenLayout, method: Adaptation
@@ -145,15 +147,16 @@ class Engine:
         self, x: Tensor, targets: Tensor, method: Adaptation, scale: float
     ) -> tuple[Sums, Tensor]:
         """Return the loss and the gradient (B, S, D) of the last block's output."""
-        at = loss_positions(targets)
+        at, count = loss_positions(targets, self.chunk)
         selected = x.flatten(0, 1)[at].requires_grad_()
         normed = self.decoder.final_norm(selected, method)
         sums, normed_grad = loss_and_gradient(
-            normed.detach(), targets.reshape(-1)[at], self.head, chunk=self.chunk, scale=scale
-        )
+            normed.detach(), targets.reshape(-1)[at], count, self.head,
+            chunk=self.chunk, scale=scale,
+        )  # fmt: skip
         torch.autograd.backward(normed, normed_grad)
         grad = torch.zeros_like(x)
-        grad.view(-1, x.shape[-1])[at] = cast("Tensor", selected.grad)
+        grad.view(-1, x.shape[-1])[at[:count]] = cast("Tensor", selected.grad)[:count]
         return sums, grad
 
     def _backward(

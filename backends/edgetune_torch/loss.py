@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edgetune.buckets import chunked
 from edgetune.data.batch import IGNORED
 from edgetune_torch.precision import product_dtype
 from edgetune_torch.vocabulary import HeadRows
@@ -104,24 +105,32 @@ class _Softmax:
         """The log-sum-exp of every row, (C, 1)."""
         return self.highest + self.total.log()
 
-    def add_to(self, sums: Sums) -> None:
-        """Add the losses of all rows."""
-        sums.loss += float((self.log_total - self.wanted).sum(dtype=torch.float64))
-        sums.tokens += len(self.targets)
-        sums.correct += int((self.best == self.targets).sum())
+    def add_to(self, sums: Sums, count: int) -> None:
+        """Add the losses of the first ``count`` rows."""
+        losses = (self.log_total - self.wanted)[:count]
+        sums.loss += float(losses.sum(dtype=torch.float64))
+        sums.tokens += len(losses)
+        sums.correct += int((self.best == self.targets)[:count].sum())
 
 
-def loss_positions(targets: Tensor) -> Tensor:
-    """Return the flat indices (N,) of the positions under loss in targets (B, S)."""
-    return (targets.reshape(-1) != IGNORED).nonzero(as_tuple=True)[0]
+def loss_positions(targets: Tensor, chunk: int) -> tuple[Tensor, int]:
+    """Return the flat indices (N,) of the positions under loss in targets (B, S), filled up.
+
+    The last chunk is filled up with the first index, so that chunks have few lengths; with the
+    indices comes how many are under loss.
+    """
+    at = (targets.reshape(-1) != IGNORED).nonzero(as_tuple=True)[0]
+    filling = min(chunked(len(at), chunk), targets.numel()) - len(at)
+    return torch.cat((at, at[:1].expand(filling))) if filling else at, len(at)
 
 
 def loss_and_gradient(
-    x: Tensor, targets: Tensor, head: Head, *, chunk: int, scale: float
+    x: Tensor, targets: Tensor, count: int, head: Head, *, chunk: int, scale: float
 ) -> tuple[Sums, Tensor]:
     """Return the summed loss of x (N, D) and ``scale`` times its gradient (N, D).
 
-    ``targets`` (N,) holds token ids only; ``chunk`` is in loss tokens.
+    ``targets`` (N,) holds token ids only, ``chunk`` is in loss tokens. Rows behind the first
+    ``count`` add nothing to the loss, and their gradient is zero.
     """
     sums = Sums()
     grad = torch.empty_like(x)
@@ -133,8 +142,9 @@ def loss_and_gradient(
             if not head.rows.streamed:
                 kept.append(tile)
             del tile, rows  # not needed any more while the next ones are made
-        softmax.add_to(sums)
+        softmax.add_to(sums, max(0, count - start))
         grad[span] = _gradient(x[span], head, softmax, kept, scale)
+    grad[count:] = 0
     return sums, grad
 
 
@@ -166,13 +176,13 @@ def _again(
         yield span, kept.pop(), rows
 
 
-def loss_only(x: Tensor, targets: Tensor, head: Head, *, chunk: int) -> Sums:
-    """Return the summed loss of x (N, D) against targets (N,), without a gradient."""
+def loss_only(x: Tensor, targets: Tensor, count: int, head: Head, *, chunk: int) -> Sums:
+    """Return the summed loss of the first rows of x (N, D) against targets (N,)."""
     sums = Sums()
     for start in range(0, len(x), chunk):
         softmax = _Softmax(targets[start : start + chunk])
         for span, tile, rows in head.tiles(x[start : start + chunk]):
             softmax.add(span, tile)
             del tile, rows
-        softmax.add_to(sums)
+        softmax.add_to(sums, max(0, count - start))
     return sums

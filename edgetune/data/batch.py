@@ -57,6 +57,17 @@ class MicroBatch:
             row[: sum(sizes)] = np.repeat(sizes, sizes)
         return lengths
 
+    def widened(self, width: int) -> MicroBatch:
+        """Return the same rows with padding up to ``width`` positions."""
+        if width == self.tokens.shape[1]:
+            return self
+        behind = ((0, 0), (0, width - self.tokens.shape[1]))
+        return MicroBatch(
+            tokens=np.pad(self.tokens, behind),
+            targets=np.pad(self.targets, behind, constant_values=IGNORED),
+            documents=self.documents,
+        )
+
     def rows(self, start: int, stop: int) -> MicroBatch:
         """Return some rows as a micro-batch; the losses of all parts add up to the whole's."""
         return MicroBatch(

@@ -11,18 +11,18 @@ from itertools import combinations
 
 import numpy as np
 
+from edgetune.buckets import bucket, buckets
 from edgetune.data.token_store import Counts, Integers
 
 WIDTHS = 4
 _CANDIDATES = 24
-_STEP = 8
 
 
 def row_widths(lengths: Counts, context: int) -> Integers:
     """Return at most four row lengths, rising, the last of which holds the longest example.
 
-    The candidates divide the longest length evenly (in multiples of 8, never over the
-    context); of all ways to choose among them the one that pads least is taken.
+    The candidates are those of :mod:`edgetune.buckets`, never over the context; of all ways to
+    choose among them the one that pads least is taken.
     """
     candidates = _candidates(int(lengths.max()), context)
     up_to = np.searchsorted(np.sort(lengths), candidates, side="right")
@@ -37,9 +37,10 @@ def row_widths(lengths: Counts, context: int) -> Integers:
 
 
 def _candidates(longest: int, context: int) -> Integers:
-    step = -(-longest // (_CANDIDATES * _STEP)) * _STEP
-    steps = np.arange(step, longest + step, step, dtype=np.int64)
-    return np.unique(np.minimum(steps, context))
+    widths = buckets(bucket(longest))
+    while len(widths) > _CANDIDATES:
+        widths = widths[::-2][::-1]
+    return np.unique(np.minimum(widths, context))
 
 
 def _positions(widths: Integers, up_to: Integers, choice: tuple[int, ...]) -> int:

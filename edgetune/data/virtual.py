@@ -1,4 +1,4 @@
-"""Places for a method's trained tokens in front of every document."""
+"""Rows as the engines compute them: with places for a method's trained tokens, and filled up."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ from itertools import accumulate
 
 import numpy as np
 
+from edgetune.buckets import bucket
 from edgetune.data.batch import IGNORED, MicroBatch
 
 PLACEHOLDER = 0
 """The token that stands where a trained one goes; its embedding is never read."""
+
+
+def computed(batch: MicroBatch, counts: Sequence[int]) -> MicroBatch:
+    """Return a micro-batch with its virtual tokens, in rows of one of the few lengths there are."""
+    batch = with_virtual_tokens(batch, counts)
+    return batch.widened(bucket(batch.tokens.shape[1]))
 
 
 def with_virtual_tokens(batch: MicroBatch, counts: Sequence[int]) -> MicroBatch:

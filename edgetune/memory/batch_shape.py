@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
+from edgetune.buckets import bucket
 from edgetune.choice import Choice
 from edgetune.shape import ModelShape
 from edgetune.storage import AFFINE, BYTES, FLOAT32_BYTES, GROUPS
@@ -100,7 +101,7 @@ def batch_shape_of(
     multiplied = "float32" if wide else choice.compute_dtype
     return BatchShape(
         batch=choice.micro_batch,
-        context=choice.context + sharing * choice.method.virtual_tokens,
+        context=bucket(choice.context + sharing * choice.method.virtual_tokens),
         width=BYTES[choice.compute_dtype],
         product=FLOAT32_BYTES if wide else BYTES[choice.compute_dtype],
         dense=choice.quantization != "none" or multiplied != shape.dtype,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgetune.buckets import bucket
 from edgetune.choice import Choice
 from edgetune.memory.estimate import MemoryEstimate
 from edgetune.shape import ModelShape
@@ -31,5 +32,5 @@ def rows_at_once(
     transient = phases.evaluate - parts.weights - trained - parts.runtime
     room = memory.peak_bytes - parts.weights - parts.adapter - parts.runtime - transient
     cached = room // cache_bytes(shape, choice, prompt + answer)
-    passed = choice.micro_batch * choice.context // prompt
+    passed = choice.micro_batch * choice.context // bucket(prompt)
     return max(1, min(cached, passed, MOST_ROWS))

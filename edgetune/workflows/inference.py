@@ -20,6 +20,7 @@ from edgetune.backend import (
     GenerateOptions,
     Session,
 )
+from edgetune.buckets import bucket
 from edgetune.data import Examples, MicroBatch, Tokenizer, evaluation_batches, load_tokenizer
 from edgetune.data.batch import split
 from edgetune.data.template import Message
@@ -228,7 +229,7 @@ def _evaluated(run: OpenedRun, batch: MicroBatch) -> EvalResult:
     they run out of memory, there are fewer still.
     """
     width, planned = batch.tokens.shape[1], run.plan.choice.micro_batch * run.plan.choice.context
-    rows = max(1, min(len(batch.tokens), planned // width))
+    rows = max(1, min(len(batch.tokens), planned // bucket(width)))
     while True:
         try:
             return run.session.evaluate(split((batch,), rows), adapter=run.adapter)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from edgetune.buckets import buckets
 from edgetune.data.batch import IGNORED
 from edgetune_mlx.loss import Head, Loss, Sums, Wanted, losses_only
 from edgetune_mlx.matrices import PACKINGS, Matrix
@@ -56,7 +57,7 @@ def test_shapes_are_few_whatever_the_number_of_loss_tokens() -> None:
         len(Wanted.of(np.where(np.arange(512) < n, 5, IGNORED)[None], 64).at) for n in range(512)
     }
 
-    assert lengths == set(range(8, 513, 8))
+    assert lengths == {64 * whole + rest for whole in range(8) for rest in buckets(64)}
 
 
 def test_only_one_chunk_of_logits_is_held() -> None:
