@@ -12,6 +12,7 @@ from unicodedata import is_normalized
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune.data.panics import refused_panics
 from edgetune.data.template import Span
 
 Ids = NDArray[np.int32]
@@ -75,7 +76,15 @@ class Locator:
         self._lengths = _byte_lengths(inner) if exact and known else None
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
-        """Return the tokens of each text, without BOS or EOS around them."""
+        """Return the tokens of each text, without BOS or EOS around them.
+
+        Raises:
+            ModelError: if the tokenizer itself fails.
+        """
+        with refused_panics():
+            return self._encoded(texts)
+
+    def _encoded(self, texts: Sequence[str]) -> list[Encoded]:
         if self._lengths is None:
             found = self._inner.encode_batch(list(texts), add_special_tokens=False)
             return list(map(_by_offsets, found))
@@ -96,10 +105,12 @@ class Locator:
 
 def _byte_lengths(inner: Any) -> NDArray[np.int64]:
     """Return of each token the bytes of text that it stands for, (V,)."""
-    lengths = np.zeros(inner.get_vocab_size(with_added_tokens=True), np.int64)
-    for text, token in inner.get_vocab(with_added_tokens=False).items():
+    vocabulary = inner.get_vocab(with_added_tokens=False)
+    added_tokens = inner.get_added_tokens_decoder()
+    lengths = np.zeros(1 + max((*vocabulary.values(), *added_tokens), default=-1), np.int64)
+    for text, token in vocabulary.items():
         lengths[token] = len(text)  # in a byte-level vocabulary a letter is a byte
-    for token, added in inner.get_added_tokens_decoder().items():
+    for token, added in added_tokens.items():
         lengths[token] = len(added.content.encode())
     return lengths
 

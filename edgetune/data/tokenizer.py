@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.data.offsets import Encoded, Ids, Locator
+from edgetune.data.panics import refused_panics
 from edgetune.data.template import ChatTemplate, Message, default_template, own_template
 from edgetune.data.turn_tokens import (
     end_between,
@@ -22,6 +23,7 @@ from edgetune.data.turn_tokens import (
     turn_ends,
 )
 from edgetune.errors import ModelError
+from edgetune.escapes import short
 
 _SPACES = 8  # tokens before BOS that may be white space
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
@@ -36,19 +38,27 @@ class Tokenizer:
     that are no text.
     """
 
-    def __init__(self, inner: Any, folder: Path) -> None:
-        """Take what is needed of a fast transformers tokenizer that was read from ``folder``."""
+    def __init__(self, inner: Any, folder: Path, embeddings: int | None = None) -> None:
+        """Take what is needed of a fast transformers tokenizer that was read from ``folder``.
+
+        ``embeddings`` is how many tokens the model knows, None if that does not matter.
+        """
         self._inner = inner.backend_tokenizer
         self._inner.no_truncation()
         self._inner.no_padding()
         self._locator = Locator(self._inner)
+        self._embeddings = _checked_embeddings(self._inner, folder, embeddings)
         self.eos_id: int | None = inner.eos_token_id
         self.bos_id: int | None = inner.bos_token_id
         self.pad_id: int | None = inner.pad_token_id
+        for token in (self.bos_id, self.eos_id):  # they join texts that do not have them
+            if token is not None:
+                self._refuse_unknown(np.array([token], np.int32))
         added = inner.added_tokens_decoder.items()
         self._added = {token.content: id_ for id_, token in added}
         special = {token.content for _, token in added if token.special}
-        self.is_special: NDArray[np.bool_] = np.zeros(len(inner), dtype=np.bool_)
+        size = max(len(inner), 1 + max(self._added.values(), default=-1))
+        self.is_special: NDArray[np.bool_] = np.zeros(size, dtype=np.bool_)
         self.is_special[[self._added[text] for text in special]] = True
         self.has_template, self._template = self._find_template(inner)
         chats = sample_chats(self._template)
@@ -99,8 +109,25 @@ class Tokenizer:
         return tokens
 
     def encode_many(self, texts: Sequence[str]) -> list[Encoded]:
-        """Return tokens and places of many texts, using all cores."""
-        return self._locator.encode(texts)
+        """Return tokens and places of many texts, using all cores.
+
+        Raises:
+            ModelError: if the tokenizer fails, or makes a token that the model does not know.
+        """
+        found = self._locator.encode(texts)
+        for each in found if self._embeddings is not None else ():
+            self._refuse_unknown(each.ids)
+        return found
+
+    def _refuse_unknown(self, tokens: Ids) -> None:
+        if self._embeddings is None or not len(tokens):
+            return
+        if (token := int(tokens.max())) >= self._embeddings:
+            raise ModelError(
+                f"The text has {short(self.text_of(token))}, which is token {token} of the "
+                f"tokenizer, and the model has embeddings for {self._embeddings} tokens. "
+                "Leave it out, or take the tokenizer that belongs to the model."
+            )
 
     def with_bos(self, tokens: Ids) -> Ids:
         """Return the tokens with one BOS in front, if the text has any there or the tokenizer
@@ -159,7 +186,8 @@ class Tokenizer:
             dict(self._template.special_tokens),
         )
         parts = (self._inner.to_str(), template, self.has_template, self.adds_bos, self.bos_id,
-                 self.eos_id, self.turn_end, sorted(self.end_texts), sorted(self.controls))  # fmt: skip
+                 self.eos_id, self.turn_end, sorted(self.end_texts), sorted(self.controls),
+                 *(() if self._embeddings is None else (self._embeddings,)))  # fmt: skip
         return sha256(repr(parts).encode()).hexdigest()
 
     def _find_template(self, inner: Any) -> tuple[bool, ChatTemplate | None]:
@@ -171,19 +199,26 @@ class Tokenizer:
         return False, default_template(end, texts) if end else None
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
+def load_tokenizer(folder: Path, embeddings: int | None = None) -> Tokenizer:
     """Read the tokenizer and the chat template of the model in ``folder``.
 
+    ``embeddings`` is how many tokens the model knows; a tokenizer may have special tokens beyond
+    them, as long as no text uses them.
+
     Raises:
-        ModelError: if the files are missing, damaged, or would need code from the folder.
+        ModelError: if the files are missing, damaged, or would need code from the folder, or if
+            the tokenizer is that of another model.
     """
     from transformers import AutoTokenizer
 
     _check_files(folder)
     try:
-        inner = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
+        with refused_panics():
+            inner = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+    except ModelError:
+        raise
     # tokenizers raises plain Exception for a damaged file.
     except Exception as error:
         needs_code = "trust_remote_code" in str(error)
@@ -196,7 +231,20 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             f"The tokenizer in {folder} has no fast version, which tells where in the text each"
             " token stands. Add its tokenizer.json."
         )
-    return Tokenizer(inner, folder)
+    return Tokenizer(inner, folder, embeddings)
+
+
+def _checked_embeddings(inner: Any, folder: Path, embeddings: int | None) -> int | None:
+    """Return the number of embeddings if the tokenizer has special tokens beyond them."""
+    if embeddings is None:
+        return None
+    most = max(inner.get_vocab(with_added_tokens=False).values(), default=-1)
+    if most >= embeddings:
+        raise ModelError(
+            f"The tokenizer in {folder} has tokens up to number {most}, and the model has "
+            f"embeddings for {embeddings}: it belongs to another model. Copy its files again."
+        )
+    return embeddings if any(x >= embeddings for x in inner.get_added_tokens_decoder()) else None
 
 
 def _check_files(folder: Path) -> None:

@@ -123,7 +123,7 @@ def open_run(path: Path) -> OpenedRun:
         folder=folder,
         plan=plan,
         model=model,
-        tokenizer=load_tokenizer(model.folder),
+        tokenizer=load_tokenizer(model.folder, model.shape.vocabulary),
         session=session,
     )
 

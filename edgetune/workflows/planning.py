@@ -174,7 +174,7 @@ def read_rows(
             f"not on this machine. Get the model with `hf download {source.hub_id}`, or give its "
             "folder: --model FOLDER. A plan alone can do without --data."
         )
-    tokenizer = load_tokenizer(source.folder)
+    tokenizer = load_tokenizer(source.folder, source.shape.vocabulary)
     dataset = read_dataset(
         data,
         tokenizer,
