@@ -20,6 +20,7 @@ from edgetune.files import unwritable
 from edgetune.model import LocalModel, StoredTensor
 from edgetune.owned import ScratchFolder
 from edgetune.shape import Linear
+from edgetune.tensors.finite import require_finite
 from edgetune.tensors.writer import Outgoing, write_scratch
 from edgetune_mlx.matrices import Matrix, Packing
 from edgetune_mlx.precision import DTYPES
@@ -109,7 +110,8 @@ def read_tensor(stored: StoredTensor) -> mx.array:
     """Return one tensor of a safetensors file, read into memory of its own.
 
     Raises:
-        ModelError: if its number format is not a floating one, or the file ends early.
+        ModelError: if its number format is not a floating one, values are not finite, or the file
+            ends early.
     """
     if stored.dtype not in DTYPES:
         raise ModelError(
@@ -125,6 +127,7 @@ def read_tensor(stored: StoredTensor) -> mx.array:
             if not count:
                 raise ModelError(f"{stored.file} ends early: it is damaged; copy it again.")
             buffer = buffer[count:]
+    require_finite(stored, values.reshape(-1).view(np.uint8).data)
     return mx.array(values).view(DTYPES[stored.dtype])
 
 

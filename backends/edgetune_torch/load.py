@@ -136,6 +136,7 @@ class Loader:
     def _embedding(self) -> Embedding:
         name = f"{self.model.shape.embedding}.weight"
         if self.placements.embedding == "disk":
+            self._source.verify(self.model.tensors[name])
             return FileEmbedding(self.model.tensors[name], self._files)
         return ResidentEmbedding(self._read(name))
 
@@ -145,6 +146,8 @@ class Loader:
         match self.placements.head:
             case "disk":
                 stored: StoredTensor = self.model.tensors[name]
+                if not (shape.tied and isinstance(embedding, FileEmbedding)):
+                    self._source.verify(stored)
                 return FileHead(stored, self._files, self._reader, self._workspace)
             case "int8":
                 matrix = store(self._read(name), "int8", self._workspace)

@@ -10,9 +10,13 @@ from torch import Tensor
 
 from edgetune.errors import ModelError
 from edgetune.model import LocalModel, StoredTensor
+from edgetune.tensors.finite import require_finite
 from edgetune_torch.layout import Fitting, Layout
 from edgetune_torch.pages import Extent, Files, bytes_of
 from edgetune_torch.workspace import Workspace
+
+CHUNK = 1 << 22
+"""Bytes of a tensor that are verified together."""
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -43,6 +47,7 @@ class Checkpoint:
         self.files = files
         self._check = check
         self._layouts: dict[tuple[torch.dtype, ...], Layout] = {}
+        self._finite: set[int] = set()
 
     def layout(self, layer: int) -> Layout:
         """Return how a block lies in its buffer; blocks of the same number formats share one."""
@@ -57,8 +62,11 @@ class Checkpoint:
         """Read the matrices of a block one after the other; see :class:`BlockSource`."""
         self._check(False)
         layout, memory = self.layout(layer), bytes_of(buffer)
-        for extent in self._extents(layer, layout):
+        for stored, extent in self._extents(layer, layout):
             self.files.read(extent, memory)
+            if layer not in self._finite:  # a streamed block comes again and again
+                require_finite(stored, memory[extent.offset : extent.offset + extent.length])
+        self._finite.add(layer)
         quantized = [item for item in layout.fittings if item.format.quantized]
         matrices = layout.bind(buffer[: layout.nbytes], Workspace(buffer.device))
         for item in quantized:
@@ -70,13 +78,28 @@ class Checkpoint:
         self._check(False)
         values = torch.empty(stored.shape, dtype=dtype_of(stored))
         self.files.read(Extent(stored.file, stored.start, stored.nbytes), bytes_of(values))
+        require_finite(stored, bytes_of(values))
         return values
 
-    def _extents(self, layer: int, layout: Layout) -> Iterator[Extent]:
+    def verify(self, stored: StoredTensor) -> None:
+        """Read a tensor that will be read by rows, some at a time, to see that it is usable.
+
+        Raises:
+            ModelError: if it is not.
+        """
+        dtype_of(stored)
+        buffer = bytes_of(torch.empty(min(CHUNK, stored.nbytes), dtype=torch.uint8))
+        for start in range(stored.start, stored.end, CHUNK):
+            length = min(CHUNK, stored.end - start)
+            self.files.read(Extent(stored.file, start, length), buffer)
+            require_finite(stored, buffer[:length])
+
+    def _extents(self, layer: int, layout: Layout) -> Iterator[tuple[StoredTensor, Extent]]:
         """Yield what can be read to its place as it is."""
         for item in layout.fittings:
             if not item.format.quantized:
-                yield self._extent(self._stored(layer, item.linear.module), item)
+                stored = self._stored(layer, item.linear.module)
+                yield stored, self._extent(stored, item)
 
     def _extent(self, stored: StoredTensor, item: Fitting) -> Extent:
         return Extent(stored.file, stored.start, stored.nbytes, item.places["values"].offset)
