@@ -78,7 +78,7 @@ def _watched(call: Callable[[], T]) -> T:
 
 @lru_cache(maxsize=8)
 def is_risky(source: str) -> bool:
-    """Return whether a template can make something huge in one operation.
+    """Return whether a template can make something huge in a few operations.
 
     Raises:
         ModelError: if it computes powers, or multiplies by what it reads.
@@ -111,7 +111,8 @@ def is_risky(source: str) -> bool:
         )
     wide = (*tree.find_all(nodes.Filter), *tree.find_all(nodes.Getattr))
     names = {getattr(node, "name", None) or getattr(node, "attr", None) for node in wide}
-    return bool(products or any(tree.find_all(nodes.Mod)) or names & _WIDENING)
+    grows = any(tree.find_all((nodes.Mod, nodes.NSRef)))  # a namespace can double what it holds
+    return bool(products or grows or names & _WIDENING)
 
 
 def _is_small(product: Any) -> bool:
@@ -191,7 +192,10 @@ def _excess(job: _Job) -> str | None:
 
     if time.monotonic() - job.began > SECONDS:
         return f"ran for {SECONDS:g} seconds on one chat"
-    memory = psutil.Process().memory_info().rss
+    try:
+        memory = psutil.Process().memory_info().rss
+    except MemoryError:  # what is rendered has it all, and is about to be told so
+        return None
     job.memory = memory if job.memory is None else job.memory
     return f"took {MEMORY >> 20} MB for one chat" if memory - job.memory > MEMORY else None
 

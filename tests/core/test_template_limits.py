@@ -71,7 +71,7 @@ def test_what_never_ends_is_interrupted(name: str) -> None:
         template(ENDLESS[name]).render(CHAT)
     assert time.process_time() - before < 4
     assert psutil.Process().memory_info().rss - memory < 300e6
-    if name != "recursive":  # Python's own limit may come first
+    if name not in {"recursive", "doubling", "list"}:  # Python's limit, or memory, may come first
         assert "it may never end. Mend chat_template.jinja" in str(caught.value)
     assert template("{{ messages|length }}").render(CHAT) == "2"
 
