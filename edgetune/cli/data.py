@@ -12,7 +12,7 @@ import click
 from edgetune.cli.options import FilePath, Names, common_options, some_knob_options
 from edgetune.cli.reading import reading_bar
 from edgetune.cli.show import out, out_json
-from edgetune.data import ShownRow, show_rows
+from edgetune.data import ShownRow, review, show_rows
 from edgetune.errors import UsageError
 from edgetune.escapes import plain
 from edgetune.model import resolve
@@ -35,6 +35,9 @@ def command() -> None:
 @click.option(
     "--show", type=Names(), metavar="LINE,…", help="Rows to show, such as 12 or chats.jsonl:12."
 )
+@click.option(
+    "--pii", is_flag=True, help="List personal data and keys found by patterns; no guarantee."
+)
 @click.option("--color/--no-color", default=None, help="Colour what is trained, or [bracket] it.")
 @some_knob_options("loss_on", "long_rows", "validation", "validation_data", "fields", "seed")
 @common_options
@@ -44,6 +47,7 @@ def check(
     context: int | None,
     rows: int | None,
     show: tuple[str, ...] | None,
+    pii: bool,
     color: bool | None,
     as_json: bool,
     **settings: Any,
@@ -58,10 +62,14 @@ def check(
         dataset = dataset.fit(context)
     first = rows if rows is not None else 0 if show or as_json else 2
     shown = show_rows(dataset, tokenizer, first=first, locations=show or ())
+    found = review(dataset, tokenizer, pii=pii)
+    if found is None and pii:
+        raise UsageError("--pii looks at 100,000 rows at most. Check parts of the file.")
     if as_json:
-        out_json({**dataset.receipt.to_json(), **_as_json(shown)})
+        reviewed = {"review": found.to_json()} if found else {}
+        out_json({**dataset.receipt.to_json(), **reviewed, **_as_json(shown)})
         return
-    out("\n".join(dataset.receipt.lines()))
+    out("\n".join([*dataset.receipt.lines(), *(found.lines() if found else ())]))
     in_color = _may_color() if color is None else color
     for row in shown:
         _print_row(row, in_color)
@@ -73,6 +81,8 @@ def _as_json(shown: list[ShownRow]) -> dict[str, Any]:
             "place": row.place,
             "side": row.side,
             "because": row.because,
+            "tokens": row.tokens,
+            "learned": row.learned,
             "pieces": [{"text": text, "learned": learned} for text, learned in row.pieces],
         }
         for row in shown
@@ -90,7 +100,10 @@ def _print_row(row: ShownRow, in_color: bool) -> None:
         return
     text = "".join(_piece(plain(text), learned, in_color) for text, learned in row.pieces)
     marks = "in colour" if in_color else "in [brackets]"
-    click.echo(f"\n{plain(row.place)}, {row.side} (learned text {marks})\n{text}", color=in_color)
+    click.echo(
+        f"\n{plain(row.place)}, {row.side} ({row.tokens:,} tokens, {row.learned:,} learned: text {marks})\n{text}",
+        color=in_color,
+    )
 
 
 def _piece(text: str, learned: bool, in_color: bool) -> str:

@@ -9,6 +9,7 @@ from edgetune.data.fields import parse_fields
 from edgetune.data.fit import LongRows
 from edgetune.data.read import ReadProgress, Report
 from edgetune.data.receipt import Receipt
+from edgetune.data.review import Review, review
 from edgetune.data.tokenizer import Tokenizer, load_tokenizer
 from edgetune.data.view import ShownRow, show_rows, view_row
 
@@ -23,6 +24,7 @@ __all__ = [
     "ReadProgress",
     "Receipt",
     "Report",
+    "Review",
     "ShownRow",
     "Step",
     "Tokenizer",
@@ -31,6 +33,7 @@ __all__ = [
     "load_tokenizer",
     "parse_fields",
     "read_dataset",
+    "review",
     "show_rows",
     "view_row",
 ]

@@ -18,13 +18,15 @@ class ShownRow:
     """A row's place, its side and its (text, is learned) pieces.
 
     The side is ``trained``, ``validation`` or ``dropped``; then there are no pieces, and
-    ``because`` says why.
+    ``because`` says why. ``tokens`` counts all, ``learned`` those that are learned.
     """
 
     place: str
     side: str
     pieces: list[tuple[str, bool]]
     because: str | None = None
+    tokens: int = 0
+    learned: int = 0
 
 
 def show_rows(
@@ -46,7 +48,9 @@ def _shown(dataset: Dataset, tokenizer: Tokenizer, row: int) -> Iterator[ShownRo
         for index in np.flatnonzero(examples.rows == row).tolist():
             tokens, mask = examples[index]
             pieces = view_row((tokens.tolist(), mask.tolist()), tokenizer)
-            yield ShownRow(examples.place(index), side, pieces)
+            yield ShownRow(
+                examples.place(index), side, pieces, tokens=len(tokens), learned=int(mask.sum())
+            )
     if 0 <= row < dataset.receipt.rows_read:
         place = dataset.train.locations[row]
         for dropped in dataset.receipt.dropped:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import zstandard
 
@@ -35,6 +36,9 @@ Row = Any
 WORDS = ["hello", "fine", "é🎉", "Paris", "<|im_end|>", "<|im_", "end|>", "\0", "\x1b[2J", "\r", "",
          " ", "\u2028", "\ue000", "\ud800", "</s>", "a" * 500, "{{ messages }}", '"', ",", "\t"]  # fmt: skip
 ROLES = [
+    "function_call",
+    "observation",
+    "bot",
     "user",
     "assistant",
     "system",
@@ -86,7 +90,52 @@ def message(draw: random.Random, number: int) -> Row:
     turn = {names[0]: role, names[1]: odd_or(draw, words(draw))}
     if draw.random() < 0.1:
         turn[draw.choice(("weight", "tool_calls", "name", "x"))] = draw.choice(ODD)(draw)
+    if draw.random() < 0.1:
+        turn |= beside(draw)
+    if draw.random() < 0.05:
+        turn[names[1]] = draw.choice((parts, call, lambda draw: json.dumps(call(draw))))(draw)
     return odd_or(draw, turn, 0.02)
+
+
+def call(draw: random.Random) -> Row:
+    """A call of a tool, in one of its dialects."""
+    arguments = draw.choice(({"city": words(draw)}, {"city": None}, {}, None, "Oslo", "[1]", ""))
+    given = json.dumps(arguments) if draw.random() < 0.5 else odd_or(draw, arguments)
+    function = {"name": draw.choice(("weather", "clock", "")), "arguments": given}
+    return odd_or(draw, function if draw.random() < 0.4 else {"id": "a", "function": function})
+
+
+def beside(draw: random.Random) -> Row:
+    """What some tools put into a message or a row."""
+    return draw.choice((
+        {"tool_calls": [call(draw) for _ in range(draw.randint(0, 3))]}, {"function_call": call(draw)},
+        {"train": draw.choice((True, False, 1, "no"))}, {"loss_weight": draw.choice((0, 1.0, 0.5))},
+        {"masked": True}, {"mask": 1}, {"reasoning_content": words(draw)}, {"images": ["a.png"]},
+    ))  # fmt: skip
+
+
+def column(draw: random.Random) -> Row:
+    """A column that some tools put beside the others."""
+    tool = {"name": "weather", "parameters": draw.choice(({}, None, {"type": "object"}))}
+    tools = draw.choice(
+        ([tool], [{"type": "function", "function": tool}], [], "", draw.choice(ODD)(draw))
+    )
+    return draw.choice((
+        {"system": words(draw)}, {"system_prompt": odd_or(draw, words(draw))},
+        {"tools": tools}, {"tools": json.dumps(tools, default=str)}, {"functions": tools},
+        {"history": [[words(draw), words(draw)]]}, {"history": draw.choice(ODD)(draw)},
+        {"chat_template_kwargs": draw.choice(({"enable_thinking": False}, {"messages": 1}, 7, "{}"))},
+        {"chosen": words(draw), "rejected": words(draw)}, {"label": draw.choice((True, 0, "x"))},
+        {"images": draw.choice(([], None, ["a.png"]))},
+    ))  # fmt: skip
+
+
+def parts(draw: random.Random) -> Row:
+    """A content in several parts."""
+    kinds = ("text", "input_text", "output_text", "image")
+    return [
+        {"type": draw.choice(kinds), draw.choice(("text", "value")): words(draw)} for _ in range(2)
+    ]
 
 
 def row(draw: random.Random, kind: str) -> Row:
@@ -100,9 +149,12 @@ def row(draw: random.Random, kind: str) -> Row:
         "prompt": {"prompt": text[0], "completion": text[1]},
         "instruction": {"instruction": text[0], "input": text[1], "output": text[2]},
         "text": {"text": text[0]},
+        "question": {"question": text[0], "answer": text[1], "context": text[2]},
         "other": draw.choice(ODD)(draw),
     }
     found = odd_or(draw, rows[kind], 0.02)
+    if isinstance(found, dict) and draw.random() < 0.12:
+        found = {**found, **column(draw)}
     if isinstance(found, dict) and draw.random() < 0.1:
         found = {**found, draw.choice(("tools", "id", "text", "système")): draw.choice(ODD)(draw)}
     return found
@@ -117,6 +169,8 @@ def as_json_lines(draw: random.Random, rows: list[Row]) -> bytes:
 
 def as_json(draw: random.Random, rows: list[Row]) -> bytes:
     """Rows as one JSON list, on one line or many."""
+    if draw.random() < 0.2:  # one object after another, each over several lines
+        return "\n".join(json.dumps(each, indent=2) for each in rows).encode()
     return json.dumps(rows, indent=draw.choice((None, 2))).encode()
 
 
@@ -126,9 +180,11 @@ def as_table(delimiter: str) -> Callable[[random.Random, list[Row]], bytes]:
     def write(draw: random.Random, rows: list[Row]) -> bytes:
         rows = [each for each in rows if isinstance(each, dict)] or [{"text": "a"}]
         stream = io.StringIO()
-        writer = csv.DictWriter(stream, list(rows[0]), extrasaction="ignore", delimiter=delimiter)
+        names = [*([""] if draw.random() < 0.1 else []), *rows[0]]  # an unnamed index in front
+        separator = draw.choice((delimiter, delimiter, ";", "|"))
+        writer = csv.DictWriter(stream, names, extrasaction="ignore", delimiter=separator)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({"": number, **each} for number, each in enumerate(rows))
         return stream.getvalue().encode("utf-8", "surrogatepass")
 
     return write
@@ -142,16 +198,33 @@ def as_text(draw: random.Random, rows: list[Row]) -> bytes:
 def as_parquet(draw: random.Random, rows: list[Row]) -> bytes:
     """Rows as Parquet, as far as it can hold them."""
     stream = io.BytesIO()
-    try:
-        table = pyarrow.Table.from_pylist([each for each in rows if isinstance(each, dict)])
-        pyarrow.parquet.write_table(table, stream)
-    except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError, TypeError):
-        pyarrow.parquet.write_table(pyarrow.table({"text": ["hello", None]}), stream)
+    pyarrow.parquet.write_table(as_arrow_table(rows), stream)
     return stream.getvalue()
 
 
+def as_arrow(draw: random.Random, rows: list[Row]) -> bytes:
+    """Rows as an Arrow stream or file, as far as it can hold them."""
+    stream, table = io.BytesIO(), as_arrow_table(rows)
+    opened = draw.choice((pyarrow.ipc.new_stream, pyarrow.ipc.new_file))
+    with opened(stream, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    return stream.getvalue()
+
+
+def as_arrow_table(rows: list[Row]) -> pyarrow.Table:
+    """Rows as a table that Parquet can hold, or another in their place."""
+    try:
+        table = pyarrow.Table.from_pylist([each for each in rows if isinstance(each, dict)])
+        pyarrow.parquet.write_table(table, io.BytesIO())
+        with pyarrow.ipc.new_stream(io.BytesIO(), table.schema) as writer:
+            writer.write_table(table)
+    except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError, TypeError):
+        return pyarrow.table({"text": ["hello", None]})
+    return table
+
+
 KINDS = {".jsonl": as_json_lines, ".json": as_json, ".csv": as_table(","), ".tsv": as_table("\t"),
-         ".txt": as_text, ".parquet": as_parquet, ".ndjson": as_json_lines}  # fmt: skip
+         ".txt": as_text, ".parquet": as_parquet, ".arrow": as_arrow, ".ndjson": as_json_lines}  # fmt: skip
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes, ".gz": gzip.compress, ".zst": zstandard.compress,
 }  # fmt: skip
@@ -185,7 +258,7 @@ def hostile_file(seed: int) -> tuple[str, bytes]:
     """Return name and content of a file; about one in three is not damaged as a whole."""
     draw = random.Random(seed)
     suffix, packing = draw.choice(list(KINDS)), draw.choice(("", "", "", ".gz", ".zst"))
-    formats = ["messages", "conversations", "prompt", "instruction", "text", "other"]
+    formats = ["messages", "conversations", "prompt", "instruction", "text", "question", "other"]
     kind, mixes = draw.choice(formats), draw.random() < 0.1
     rows = [row(draw, draw.choice(formats) if mixes else kind) for _ in range(draw.randint(0, 8))]
     content = KINDS[suffix](draw, rows)
