@@ -78,7 +78,7 @@ def _watched(call: Callable[[], T]) -> T:
 
 @lru_cache(maxsize=8)
 def is_risky(source: str) -> bool:
-    """Return whether a template can make something huge in a few operations.
+    """Return whether a template can make something huge in one operation.
 
     Raises:
         ModelError: if it computes powers, or multiplies by what it reads.
@@ -111,8 +111,7 @@ def is_risky(source: str) -> bool:
         )
     wide = (*tree.find_all(nodes.Filter), *tree.find_all(nodes.Getattr))
     names = {getattr(node, "name", None) or getattr(node, "attr", None) for node in wide}
-    grows = any(tree.find_all((nodes.Mod, nodes.NSRef)))  # a namespace can double what it holds
-    return bool(products or grows or names & _WIDENING)
+    return bool(products or any(tree.find_all(nodes.Mod)) or names & _WIDENING)
 
 
 def _is_small(product: Any) -> bool:
