@@ -12,7 +12,7 @@ numbers in the same order, on a processor bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import sqrt
 
@@ -64,19 +64,21 @@ class AdamW:
 
     def update(
         self,
-        parameters: dict[str, mx.array],
+        get: Callable[[str], mx.array],
+        put: Callable[[str, mx.array], None],
         grads: dict[str, mx.array],
         clip: float,
         rate: float,
         number: int,
     ) -> None:
-        """Replace all trained ``parameters``; ``grads``, which are used up, count ``clip`` times.
+        """Replace every trained tensor; ``grads``, which are used up, count ``clip`` times.
 
+        ``get`` and ``put`` are asked for one after the other: nobody else keeps what was replaced.
         ``number`` counts steps from 1. Nothing has changed if memory runs out, unless ``torn``.
         """
         self.prepare()
         for name in self._order:
-            before = (parameters[name], *self._moments[name])
+            before = (get(name), *self._moments[name])
             factors = Factors.of(rate * self.rates[name], self.decay, number, clip)
             try:
                 weight, mean, square = _advanced(before, grads[name], factors)
@@ -86,7 +88,8 @@ class AdamW:
                 _advance_in_place(before, grads[name], factors, self._spare)
                 weight, mean, square = before
             self.torn = True
-            parameters[name], self._moments[name] = weight, (mean, square)
+            put(name, weight)
+            self._moments[name] = (mean, square)
             del before, weight, mean, square, grads[name]  # none outlives its successor
         self.torn = False
 

@@ -70,7 +70,7 @@ class MlxSession:
             if not (isfinite(loss) and isfinite(norm)):
                 raise DivergedError(f"loss {loss}, gradient norm {norm}")
             result = StepResult(loss=loss, grad_norm=norm)
-            self.optimizer.update(self.method.parameters, grads, clip, learning_rate, number)
+            self.optimizer.update(self._get, self._put, grads, clip, learning_rate, number)
             self.steps = number
         return result
 
@@ -186,6 +186,12 @@ class MlxSession:
             if self.optimizer.torn:
                 raise TornStateError from None
             raise
+
+    def _get(self, name: str) -> mx.array:
+        return self.method.parameters[name]
+
+    def _put(self, name: str, tensor: mx.array) -> None:
+        self.method = self.method.over({name: tensor})
 
     def _inference(self, adapter: str | None) -> Adaptation:
         if adapter is None:

@@ -16,8 +16,8 @@ BLOCK = 256
 CHUNK, CARD_CHUNK = 1 << 16, 1 << 20
 """Elements that are updated at a time, on a processor and on a card."""
 
-MLX_COPIES = 4
-"""Arrays of a tensor's size in its update on MLX, which waits for more of them to be freed."""
+MLX_COPIES = 5
+"""New arrays of a tensor's size in its update on MLX: three to keep, two in between."""
 
 
 def state_bytes(sizes: Sequence[int], optimizer: str) -> int:

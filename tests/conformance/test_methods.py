@@ -181,3 +181,12 @@ def test_generation_takes_the_most_probable_token(
     for _, token in session.generate([ROW], GenerateOptions(max_tokens=4)):
         assert token == int(session.logits(row)[-1].argmax())
         row.append(token)
+
+
+@every_method
+def test_what_was_trained_is_what_is_evaluated(case: Case, bench: Bench, llama: LocalModel) -> None:
+    trained, restored = bench.open(case, llama), bench.open(case, llama, seed=1)
+    step(trained, rows(seed=1), rate=case.rate)
+    restored.restore(trained.adapter_tensors(), trained.optimizer_tensors())
+
+    np.testing.assert_array_equal(trained.logits(ROW), restored.logits(ROW))
