@@ -6,6 +6,7 @@ from edgetune.buckets import bucket
 from edgetune.choice import Choice
 from edgetune.memory.estimate import MemoryEstimate
 from edgetune.shape import ModelShape
+from edgetune.storage import FLOAT32_BYTES
 
 MOST_ROWS = 16
 """More at once no longer make the products faster on a processor."""
@@ -19,6 +20,20 @@ def cache_bytes(shape: ModelShape, choice: Choice, tokens: int) -> int:
     return 2 * shape.layers * width * tokens * BYTES[choice.compute_dtype]
 
 
+def row_bytes(shape: ModelShape, choice: Choice, tokens: int) -> int:
+    """Return the bytes of a row: its cache, its logits, and those of the token before."""
+    return cache_bytes(shape, choice, tokens) + 2 * FLOAT32_BYTES * shape.vocabulary
+
+
+def attended_bytes(shape: ModelShape, tokens: int) -> int:
+    """Return the bytes that one row's attention to its cache takes for a moment.
+
+    Keys and values of a layer may be copied, widened, and laid out for every head.
+    """
+    columns = (2 * shape.kv_heads + 2 * shape.heads) * shape.head_dim
+    return FLOAT32_BYTES * columns * tokens
+
+
 def rows_at_once(
     shape: ModelShape, choice: Choice, memory: MemoryEstimate, *, prompt: int, answer: int
 ) -> int:
@@ -30,7 +45,9 @@ def rows_at_once(
     parts, phases = memory.parts, memory.phases
     trained = parts.adapter + parts.gradients + parts.optimizer
     transient = phases.evaluate - parts.weights - trained - parts.runtime
+    tokens = prompt + answer
+    transient = max(transient, attended_bytes(shape, tokens))
     room = memory.peak_bytes - parts.weights - parts.adapter - parts.runtime - transient
-    cached = room // cache_bytes(shape, choice, prompt + answer)
+    cached = room // row_bytes(shape, choice, tokens)
     passed = choice.micro_batch * choice.context // bucket(prompt)
     return max(1, min(cached, passed, MOST_ROWS))

@@ -9,8 +9,10 @@ from typing import Any
 
 from products import products
 
+from edgetune.backend import GenerateOptions
 from edgetune.choice import Choice
 from edgetune.memory import MemoryEstimate, Platform, estimate
+from edgetune.memory.generation import rows_at_once
 from edgetune.methods import METHODS, Method, build
 from edgetune.methods.lora import Lora
 from edgetune.model import resolve
@@ -67,10 +69,10 @@ def cases(count: int, seed: int = 0) -> Iterator[Case]:
         model, layers = draw.choice(MODELS), draw.choice((1, 1, 2, 2, 3))
         yield Case(model, layers, draw.choice((512, 2500, 5000)), _choice(draw, model, layers))
     for vocabulary in (128_256, 151_936, 256_000):
-        yield Case("qwen2.5-0.5b", 1, vocabulary, _plain(loss_chunk=64, context=64))
+        yield Case("qwen2.5-0.5b", 1, vocabulary, plain(loss_chunk=64, context=64))
     for layers in (16, 32):
         kept = Checkpointing(layers=layers * 3 // 4)
-        yield Case("smollm2-135m", layers, 512, _plain(checkpointing=kept))
+        yield Case("smollm2-135m", layers, 512, plain(checkpointing=kept))
 
 
 def compare(case: Case) -> list[Compared]:
@@ -103,10 +105,33 @@ def _counted(case: Case, planned: MemoryEstimate, *, multiplies_16bit: bool) -> 
     ]
 
 
+def generation(case: Case, prompt: int, answer: int) -> tuple[int, int]:
+    """Return what a plan allows, and what is held when prompts of one length are continued."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from edgetune_torch.dry_run import LiveBytes
+    from edgetune_torch.fake import fake_engine, fake_method, warm_up
+    from edgetune_torch.generate import generate
+    from edgetune_torch.precision import cpu_multiplies_bf16
+
+    shape, choice = case.shape, case.choice
+    platform = Platform(kind="cpu", multiplies_16bit=cpu_multiplies_bf16())
+    planned = estimate(shape, choice, platform)
+    count = rows_at_once(shape, choice, planned, prompt=prompt, answer=answer)
+    warm_up(choice.quantization)
+    live, options = LiveBytes(), GenerateOptions(max_tokens=answer)
+    with FakeTensorMode(allow_non_fake_inputs=True), live:
+        engine, method = fake_engine(shape, choice), fake_method(shape, choice)
+        prompts, methods = [[1] * prompt] * count, [method] * count
+        found = list(generate(engine.decoder, engine.head, prompts, methods, options))
+    assert len(found) == count * answer
+    return planned.peak_bytes - planned.parts.runtime, live.peak
+
+
 def _choice(draw: random.Random, model: str, layers: int) -> Choice:
     quantizations = ("none", "int8", "none" if model in LARGE else "nf4")
     method = _method(draw)
-    return _plain(
+    return plain(
         method=method,
         quantization="none" if method.kind == "full" else draw.choice(quantizations),
         checkpointing=Checkpointing(
@@ -135,7 +160,7 @@ def _method(draw: random.Random) -> Method:
     return build(draw.choice([kind for kind in METHODS if kind != "lora"]), {})
 
 
-def _plain(**knobs: Any) -> Choice:
+def plain(**knobs: Any) -> Choice:
     plain: dict[str, Any] = {
         "method": Lora(), "quantization": "none", "checkpointing": Checkpointing(layers=0),
         "placement": "resident", "optimizer": "adamw", "compute_dtype": "float32",

@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from statistics import median
 
 import pytest
-from oracle import Case, Compared, cases, compare
+from oracle import Case, Compared, cases, compare, generation, plain
 
 from edgetune.methods import METHODS, build
 from edgetune.settings.spec import Checkpointing, ComputeDtype
@@ -52,6 +52,18 @@ def test_no_method_needs_more_than_planned(kind: str, dtype: ComputeDtype) -> No
         )  # fmt: skip
         for item in compare(Case("smollm2-135m", 2, 512, choice)):
             assert item.over >= 0, _words(item)
+
+
+@pytest.mark.parametrize("kind", ["lora", "prefix"])
+@pytest.mark.usefixtures("products")
+def test_prompts_that_go_together_fit_into_the_plan(kind: str) -> None:
+    choice = plain(
+        method=build(kind, {}), compute_dtype="bfloat16", context=64, micro_batch=8,
+        loss_chunk=64, head="disk",
+    )  # fmt: skip
+    for prompt, answer in ((40, 2), (2, 10)):
+        allowed, held = generation(Case("gemma-3-1b", 2, 256_000, choice), prompt, answer)
+        assert held <= allowed, (prompt, answer)
 
 
 def _words(item: Compared) -> str:
