@@ -12,11 +12,12 @@ from conformance.backends import BACKENDS, WAYS
 from conformance.loops import assert_same, state_of, step_of, trained
 from conformance.sessions import Bench
 from edgetune.backend import Session
-from edgetune.errors import DivergedError
+from edgetune.errors import DivergedError, NoImprovementError, UsageError
 from edgetune.events import Event, Rewound, Stepped
 from edgetune.guard import REWINDS
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
+from edgetune.runs import latest
 from edgetune.schedule import Schedule
 from edgetune.workflows.planning import PlanRequest, plan_for
 from edgetune.workflows.training import start_run
@@ -69,3 +70,22 @@ def test_a_rate_beyond_any_use_promotes_nothing(name: str, tmp_path: Path) -> No
     assert len([event for event in events if isinstance(event, Rewound)]) == REWINDS
     assert not run.folder.adapter.exists()
     assert (run.folder.path / "memory.json").exists()
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_what_is_no_better_than_the_base_is_not_promoted(name: str, tmp_path: Path) -> None:
+    choice = {"micro_batch": 1, "accumulation": 1, "rank": 2, "targets": ("q_proj",),
+              "compute_dtype": "float32"}  # fmt: skip
+    training = {"learning_rate": 1e-30, "steps": 1}
+    request = PlanRequest(
+        model="tiny", data=write_rows(tmp_path / "rows.jsonl"), device=WAYS[name].device,
+        choice=choice, training=training,
+    )  # fmt: skip
+    run = start_run(plan_for(request), tmp_path / "run")
+    with closing(run), pytest.raises(NoImprovementError, match="no adapter is promoted") as caught:
+        list(run.events(pilot=False))
+    assert (caught.value.exit_code, caught.value.kind) == (8, "no-improvement")
+    assert not run.folder.adapter.exists()
+    assert latest(run.folder.checkpoints).name == "step-000001"
+    with pytest.raises(UsageError, match="none of its checkpoints was better than the base"):
+        run.folder.finished_adapter()
