@@ -86,9 +86,13 @@ class GuardState:
         """Return the state after a checkpoint that was due."""
         return replace(self, saved=step)
 
-    def proven(self, step: int) -> GuardState:
-        """Return the state at a checkpoint that the validation rows speak for."""
-        return self.checkpointed(step).cleared()
+    def proven(self, step: int, best: int | None = None) -> GuardState:
+        """Return the state at a checkpoint that the validation rows speak for.
+
+        The one before it is the ``best`` until now, if there is one: its adapter may be wanted.
+        """
+        state = self.checkpointed(step).cleared()
+        return state if best is None else replace(state, earlier=best)
 
     def target(self, step: int) -> int:
         """Return where a run that ran away in the step after ``step`` goes back to.

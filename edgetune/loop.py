@@ -190,7 +190,7 @@ class Loop:
         if adapter is None:
             self.now = replace(now, base_loss=loss)
         elif now.loss_to_beat is None or loss < now.loss_to_beat:
-            guard = now.guard.proven(now.step)
+            guard = now.guard.proven(now.step, now.best_step)
             self.now = replace(now, best_step=now.step, best_loss=loss, guard=guard)
         yield Evaluated(
             step=now.step,

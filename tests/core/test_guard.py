@@ -79,6 +79,7 @@ def test_the_good_checkpoint_is_the_one_before_a_sound_step() -> None:
     assert high.checkpointed(12).good == 0
     assert after([2.0], high.checkpointed(12)).good == 12
     assert high.proven(12).good == 12
+    assert (sound.proven(14).earlier, sound.proven(14, 6).earlier) == (10, 6)
 
 
 def test_going_back_remembers_only_that_it_did() -> None:

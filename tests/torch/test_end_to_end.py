@@ -269,6 +269,18 @@ def test_json_and_verbosity_of_training(cli: Cli, tmp_path: Path) -> None:
     assert json.loads(quiet.out)["loss"] == result["loss"]
 
 
+def test_a_run_that_runs_away_ends_with_a_kind_of_its_own(cli: Cli, tmp_path: Path) -> None:
+    short = [*LEARN[:7], "--steps", "6", "--eval-every", "6", "--learning-rate", "1e4"]
+    ended = cli(*short, "--output", tmp_path / "run", "--json")
+    error = json.loads(ended.out)["error"]
+    assert (ended.code, error["exit_code"], error["kind"]) == (8, 8, "diverged")
+    assert ended.err.count("with half the learning rate") == 3
+    assert not (tmp_path / "run" / "adapter").exists()
+    again = cli("train", "--resume", "--output", tmp_path / "run", "--strict")
+    assert again.code == 8
+    assert "with half the learning rate" not in again.err
+
+
 def test_evaluation_knows_the_columns_that_the_run_had(folder: Path, cli: Cli) -> None:
     asked = {"question": "Is it on?", "answer": "It is."}
     write_rows(folder / "mapped.jsonl", [asked] * 2)
