@@ -30,6 +30,7 @@ from edgetune_torch.moments import (
     chunk_of,
     in_bytes,
     make_moment,
+    part,
     restore,
     spans,
     state_of,
@@ -180,20 +181,20 @@ class TensorUpdate:
 
     def compute(self, span: slice, buffers: UpdateBuffers) -> None:
         """Put what a span becomes into the buffers."""
-        size, grad = span.stop - span.start, self.grad[span]
+        size, grad = span.stop - span.start, part(self.grad, span)
         mean, square = buffers.first.values[:size], buffers.second.values[:size]
         after, deviation = buffers.weight[:size], buffers.deviation[:size]
         torch.lerp(self.first.read(span, buffers.first), grad, 1 - ADAMW.beta1, out=mean)
         torch.mul(self.second.read(span, buffers.second), ADAMW.beta2, out=square)
         square.addcmul_(grad, grad, value=1 - ADAMW.beta2)
         torch.sqrt(square, out=deviation).div_(self.factors.correction).add_(ADAMW.eps)
-        torch.mul(self.weight[span], self.factors.decay, out=after)
+        torch.mul(part(self.weight, span), self.factors.decay, out=after)
         after.addcdiv_(mean, deviation, value=-self.factors.share)
         self.first.encode(span, buffers.first, buffers.deviation)
         self.second.encode(span, buffers.second, buffers.deviation)
 
     def overwrite(self, span: slice, buffers: UpdateBuffers) -> None:
         """Put what is in the buffers into its place."""
-        self.weight[span].copy_(buffers.weight[: span.stop - span.start])
+        part(self.weight, span).copy_(buffers.weight[: span.stop - span.start])
         self.first.commit(span, buffers.first)
         self.second.commit(span, buffers.second)
