@@ -2,8 +2,8 @@
 
     python tools/bench/flat_memory.py /tmp/models [--question tiny packed ...]
 
-Each question is a process of its own. Memory is anonymous memory (what a plan counts for a
-tokenizer is taken off, as none is loaded); growth is that of the last reading over the one after
+Each question is a process of its own that loads what a run loads, but no tokenizer of the model,
+which is taken off the plan. Memory is anonymous memory; growth is that of the last reading over the one after
 20 steps.
 """
 
@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from models import write_model
+from models import load_libraries, write_model
 
 from edgetune.backend import GenerateOptions, Session
 from edgetune.data.batch import IGNORED, MicroBatch
@@ -119,6 +119,7 @@ def answer(question: Question, folder: Path) -> Found:
     assert at is not None
     model = LocalModel.open(at)
     plan = plan_for(question, model)
+    load_libraries()
     session = open_session(plan, model)
     seen = list(readings(session, question, model.shape.vocabulary))
     peak = session.memory().peak_bytes

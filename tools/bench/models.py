@@ -21,6 +21,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune.data.tokenizer import load_tokenizer
+from edgetune.model import resolve
 from edgetune.model.families import shape_of
 from edgetune.profile import model_profile
 from edgetune.shape import ModelShape, TensorShape
@@ -47,6 +49,13 @@ def write_model(name: str, folder: Path, changes: dict[str, Any]) -> Path:
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": index})
     (folder / "model.safetensors.index.json").write_text(text)
     return folder
+
+
+def load_libraries() -> None:
+    """Load what a run has loaded before its first tensor: a tokenizer, and what that imports."""
+    folder = resolve("tiny").folder
+    assert folder is not None
+    load_tokenizer(folder)
 
 
 def _shards(shape: ModelShape) -> Iterator[list[TensorShape]]:
