@@ -1,0 +1,1 @@
+"""Attacks on runs: what is resumed must be what was never interrupted, bit for bit."""
