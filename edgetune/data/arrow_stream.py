@@ -31,6 +31,15 @@ def read_arrow(stream: BufferedReader, faults: Faults) -> Iterator[tuple[int, di
         else:
             batches = ipc.open_stream(stream)
             names = batches.schema.names
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, ValueError, MemoryError) as error:
         raise ReadingError(f"it cannot be read: {error}") from error
-    yield from read_batches(names, batches)
+    try:
+        yield from read_batches(names, map(_validated, batches))
+    except (UnicodeDecodeError, MemoryError) as error:  # in names and lengths
+        raise ReadingError(f"it is damaged: {error}") from error
+
+
+def _validated(batch: Any) -> Any:
+    """Return a batch whose buffers agree with its lengths: a damaged one would be read beyond its end."""
+    batch.validate(full=True)
+    return batch

@@ -167,6 +167,8 @@ def _chat(row: Fields, messages: list[Message], given: int = 0) -> Chat:
 
 def _system(row: Fields) -> str:
     """Return the system prompt that stands beside the messages, under either of its names."""
+    if row.keys().isdisjoint(("system", "system_prompt")):
+        return ""
     found = [_string(row, name, empty=True) for name in ("system", "system_prompt")]
     given = [text for text in found if text.strip()]
     if len(set(given)) > 1:

@@ -30,9 +30,9 @@ class PartsJoiner:
         Raises:
             RowError: if the template does more with the parts of a message than join them.
         """
-        parted = [i for i, each in enumerate(chat.messages) if not isinstance(each["content"], str)]
-        if not parted:
+        if all(isinstance(message["content"], str) for message in chat.messages):
             return chat
+        parted = [i for i, each in enumerate(chat.messages) if not isinstance(each["content"], str)]
         template = self._tokenizer.template
         between = {i: self._of(template, chat.messages[i]["role"]) for i in parted}
         messages, listed = list(chat.messages), list(chat.messages)

@@ -48,7 +48,7 @@ def read_messages(value: Any) -> list[Message]:
         )
     messages = [_message(message, number) for number, message in enumerate(value, 1)]
     called = [_is_call(message) for message in value]
-    return _joined(messages, called) if any(called) else messages
+    return _joined(messages, called) if True in called else messages
 
 
 def refuse_media(row: Mapping[str, Any], place: str = "The row") -> None:
@@ -57,6 +57,8 @@ def refuse_media(row: Mapping[str, Any], place: str = "The row") -> None:
     Raises:
         RowError: naming the field.
     """
+    if row.keys().isdisjoint(_MEDIA):
+        return
     for name in _MEDIA:
         if row.get(name):
             raise RowError(
@@ -80,6 +82,8 @@ def _listed(text: str) -> Any:
 def _message(value: Any, number: int) -> Message:
     if not isinstance(value, dict):
         raise RowError(f"Message {number} is not an object with role and content.")
+    if (plain := _plain(value)) is not None:
+        return plain
     refuse_media(value, f"Message {number}")
     role = _role(_either(value, _ROLE, number), _is_null(value, _ROLE), number)
     found = _either(value, _CONTENT, number)
@@ -100,6 +104,19 @@ def _message(value: Any, number: int) -> Message:
         if turn_weights.read_weight(value, message["role"], number) == 0:
             message["weight"] = 0
     return message
+
+
+def _plain(value: Message) -> Message | None:
+    """Return a message of a known role and a text, None if it is any other: most are such."""
+    if len(value) != 2:
+        return None
+    role, content = value.get("role", value.get("from")), value.get("content", value.get("value"))
+    if not (
+        isinstance(role, str) and isinstance(content, str) and content and not content.isspace()
+    ):
+        return None
+    meant = _ROLES.get(role)
+    return None if meant in (None, "call") else {"role": meant, "content": content}
 
 
 def _joined(messages: list[Message], called: list[bool]) -> list[Message]:

@@ -13,6 +13,7 @@ _REJECTED = ("rejected", "rejected_response", "response_rejected", "rejected_mes
              "rejected_output", "non_preferred_output", "dispreferred", "answer_rejected",
              "rejected_completion")  # fmt: skip
 _LABELS = ("label", "kto_tag")
+_TELLING = frozenset((*_CHOSEN, *_REJECTED, *_LABELS))
 _ANSWERS = ("completion", "messages", "conversations", "output")
 _LABEL_VALUES = ("true", "false", "0", "1", "0.0", "1.0")
 
@@ -23,9 +24,11 @@ def refuse_preference(row: Mapping[str, Any], mapped: Set[str]) -> None:
     Raises:
         RowError: naming the fields, with what to do.
     """
+    if row.keys().isdisjoint(_TELLING):
+        return
     pair = [name for name in (*_CHOSEN, *_REJECTED) if row.get(name) is not None]
     label = next((name for name in _LABELS if _is_label(row, name)), None)
-    if mapped & {*_CHOSEN, *_REJECTED, *_LABELS} or not (pair or label):
+    if mapped & _TELLING or not (pair or label):
         return
     if pair:
         advice = _advice(row, next((name for name in pair if name in _CHOSEN), None))

@@ -161,7 +161,7 @@ def _structure(chat: Chat, loss_on: str) -> Structure | None:
         message.keys() - {"role", "content", "weight"} for message in chat.messages
     ):
         return None
-    arguments = json.dumps(chat.arguments, sort_keys=True, default=str)
+    arguments = json.dumps(chat.arguments, sort_keys=True, default=str) if chat.arguments else ""
     return (
         loss_on,
         chat.given,

@@ -24,7 +24,7 @@ _ANY = re.compile("|".join(map(re.escape, (*_MARKS, *_MARKS.values()))))
 
 def has_mark(content: str) -> bool:
     """Whether a text has anything in it that begins or ends a thought."""
-    return bool(_ANY.search(content))
+    return ("<" in content or "[" in content) and bool(_ANY.search(content))
 
 
 def split_thought(message: Message) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -200,6 +201,16 @@ def test_a_damaged_arrow_file_is_explained(tokenizer, tmp_path):
         (tmp_path / "rows.arrow").write_bytes(content)
         with pytest.raises(DataError, match=r"rows\.arrow"):
             read_dataset(tmp_path / "rows.arrow", tokenizer)
+
+
+def test_an_arrow_file_with_a_wrong_byte_is_accepted_or_refused(tokenizer, tmp_path):
+    """Lengths and places in it are believed by the library that reads it, unless they are checked."""
+    path = saved(tmp_path / "rows.arrow", [chat("hello", f"fine {n}") for n in range(4)])
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 23):
+        path.write_bytes(whole[:place] + b"\xff" + whole[place + 1 :])
+        with suppress(DataError):
+            read_dataset(path, tokenizer)
 
 
 def test_two_columns_of_one_name_are_refused(tokenizer, tmp_path):

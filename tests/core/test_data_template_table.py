@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
+
+from edgetune.data import read_dataset
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
@@ -62,3 +65,36 @@ def test_a_template_that_has_no_end_is_noted(tmp_path):
     )
     verdict = judge(tokenizer_of(endless, tmp_path), CHATS["turns"])
     assert (verdict.kind, verdict.because) == ("noted", "a turn is learned without an end")
+
+
+@pytest.mark.parametrize("name", ["R1 Distill Llama", "QwQ", "Command R7B", "GLM 4.7"])
+def test_generation_starts_as_training_did(name, tmp_path):
+    """The prompt opens a thought, and no answer in the file has one."""
+    tokenizer = tokenizer_of(STRUCTURES[name], tmp_path / "model")
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(CHATS["system"]) + "\n" + json.dumps(CHATS["turns"]) + "\n")
+    dataset = read_dataset(path, tokenizer, validation=0)
+    cut = dataset.receipt.prompt_cut
+    assert cut
+    assert any("edgetune generate does so too" in note for note in dataset.receipt.notes)
+    for number, chat in enumerate(("system", "turns")):
+        tokens, mask = dataset.train[number]
+        answer = tokens.tolist()[: len(mask) - int(mask[::-1].argmin())]
+        prompt = tokenizer.prompt_tokens(CHATS[chat]["messages"][:-1], cut)
+        assert answer[: len(prompt)] == prompt
+        assert mask[len(prompt)]
+        assert not mask[len(prompt) - 1]
+
+
+def test_generation_starts_with_the_whole_prompt_where_one_answer_did(tmp_path):
+    tokenizer = tokenizer_of(STRUCTURES["R1 Distill Llama"], tmp_path / "model")
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(CHATS["one turn"]) + "\n" + json.dumps(CHATS["thought"]) + "\n")
+    dataset = read_dataset(path, tokenizer, validation=0)
+    assert dataset.receipt.prompt_cut == ""
+    assert any("edgetune generate does not so too" in note for note in dataset.receipt.notes)
+    tokens, mask = dataset.train[1]
+    learned = tokenizer.decode(tokens[mask].tolist())
+    assert learned == "It is 7 times 13.\n</think>\n\nNo.<|end_of_sentence|>"
+    prompt = tokenizer.prompt_tokens(CHATS["thought"]["messages"][:1])
+    assert tokens.tolist()[: len(prompt)] == prompt
