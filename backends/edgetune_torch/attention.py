@@ -77,6 +77,7 @@ class FusedOnCpu(torch.autograd.Function):
                 *(x[piece].to(dtype) for x in (q, k, v)), 0.0, True, scale=scale
             )
             out[piece] = part
+            del part  # it must not live on beside the next piece
             sums.append(log_sum)
         ctx.save_for_backward(q, k, v, out, *sums)
         return out
@@ -93,6 +94,7 @@ class FusedOnCpu(torch.autograd.Function):
             )
             for result, part in zip(results, parts, strict=True):
                 result[piece] = part
+            del wide, parts, part
         return (*results, None, None)
 
 
