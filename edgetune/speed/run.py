@@ -55,11 +55,13 @@ def run_estimate(time: TimeModel, choice: Choice, work: Work) -> RunEstimate:
     ) + work.steps_per_epoch * time.update(choice)
     evaluation = sum(each.count * time.evaluation(_sized(choice, each)) for each in work.evaluation)
     state = time.trained * (FLOAT32_BYTES + OPTIMIZER_BYTES[choice.optimizer])
+    save = SAVE + state / (FLUSHED * rates.disk)
     return RunEstimate(
         opening=rates.opening + _loading(shape, choice, rates),
+        pilot=time.seconds(choice) + evaluation + save,
         steps=epoch * work.steps / max(1, work.steps_per_epoch),
         evaluations=work.evaluations * evaluation,
-        saves=work.saves * (SAVE + state / (FLUSHED * rates.disk)),
+        saves=work.saves * save,
     )
 
 

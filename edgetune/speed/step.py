@@ -36,6 +36,8 @@ class RunEstimate:
     """Seconds of a whole run by what they are spent on."""
 
     opening: float
+    pilot: float
+    """A step, an evaluation and a save before the first step."""
     steps: float
     evaluations: float
     saves: float
@@ -43,7 +45,7 @@ class RunEstimate:
     @property
     def total(self) -> float:
         """The sum."""
-        return self.opening + self.steps + self.evaluations + self.saves
+        return self.opening + self.pilot + self.steps + self.evaluations + self.saves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

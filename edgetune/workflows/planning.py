@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgetune.device import read_device
+from edgetune.device import Device, read_device
 from edgetune.errors import ModelError, UsageError
 from edgetune.files import is_utf8
 from edgetune.model import ModelSource, resolve
 from edgetune.planning import DataFacts, Plan, make_plan
 from edgetune.settings.spec import Training, values
-from edgetune.speed import Rates, TimeModel, rates_of, run_estimate
+from edgetune.speed import Measurements, Rates, TimeModel, rates_of, run_estimate
 from edgetune.workflows.measured import measured, measured_once
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ def plan_for(
     """
     source = resolve(request.model)
     device = read_device(request.device)
-    found = measured_once(request.device, say) if request.measure else measured(device)
     ref = lasting_ref(source)
     if request.data is None:
+        found = _found(request, device, say)
         plan = make_plan(
             device, ref, source.shape,
             fixed=request.choice, training=request.training, memory=request.memory,
@@ -73,6 +73,7 @@ def plan_for(
         return PreparedPlan(plan=plan, source=source, here=device.here)
     training = lasting_training(request.training)
     tokenizer, dataset = read_rows(source, request.data, Training(**training), report)
+    found = _found(request, device, say)  # only now: bad data is told at once
     lengths = dataset.lengths
     plan = make_plan(
         device, ref, source.shape,
@@ -94,6 +95,10 @@ def plan_for(
         tokenizer=tokenizer,
         dataset=fitted,
     )
+
+
+def _found(request: PlanRequest, device: Device, say: Callable[[str], None]) -> Measurements | None:
+    return measured_once(request.device, say) if request.measure else measured(device)
 
 
 def timed(plan: Plan, dataset: Dataset, rates: Rates) -> Plan:
