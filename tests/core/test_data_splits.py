@@ -273,7 +273,7 @@ def test_a_dropped_row_says_why(cli, tmp_path):
     fitted = ("--context", "64", "--long-rows", "drop", "--show", "10,1")
     shown = cli("data", "check", file, *fitted).out
     assert "\nrows.jsonl:10, dropped: " in shown
-    assert "tokens, more than the context of 64\n\nrows.jsonl:1, trained (learned" in shown
+    assert "tokens, more than the context of 64\n\nrows.jsonl:1, trained (" in shown
     first, second = json.loads(cli("data", "check", file, *fitted, "--json").out)["rows"]
     assert (first["side"], first["pieces"]) == ("dropped", [])
     assert first["because"].endswith("more than the context of 64")

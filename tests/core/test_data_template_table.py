@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgetune.data import read_dataset
+from edgetune.runs import RunFolder
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
@@ -98,3 +99,17 @@ def test_generation_starts_with_the_whole_prompt_where_one_answer_did(tmp_path):
     assert learned == "It is 7 times 13.\n</think>\n\nNo.<|end_of_sentence|>"
     prompt = tokenizer.prompt_tokens(CHATS["thought"]["messages"][:1])
     assert tokens.tolist()[: len(prompt)] == prompt
+
+
+def test_a_run_remembers_how_its_answers_began(tmp_path):
+    """From receipt.json; a run without one, or of an earlier version, begins as the template does."""
+    run = RunFolder(tmp_path)
+    assert run.prompt_cut() == ""
+    for content, cut in (
+        ('{"prompt_cut": "<think>\\n"}', "<think>\n"),
+        ("{}", ""),
+        ("[", ""),
+        ("[]", ""),
+    ):
+        (tmp_path / "receipt.json").write_text(content.replace("\n", "\\n"))
+        assert run.prompt_cut() == cut
