@@ -1,7 +1,7 @@
 """Causal attention without a mask tensor: fused where the kernel can, in query chunks elsewhere.
 
 On a processor it multiplies in float32: in 16 bits oneDNN would keep eight kernels for every
-length of a document, and be no faster (docs/decisions/0015).
+length of a document, and be no faster (docs/decisions/0018).
 
 B rows, H heads, G key/value heads, S queries, K keys, h channels of a head.
 """
