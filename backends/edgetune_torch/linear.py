@@ -1,4 +1,4 @@
-"""Products with frozen matrices, written so that nothing is saved that can be had again.
+"""Products with frozen matrices, which save nothing that can be had again.
 
 T tokens, K inputs, N outputs, R rank. The dense form of a matrix lives for one product; the
 input of a projection is saved by reference, so that projections which read the same tensor share

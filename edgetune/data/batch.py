@@ -1,7 +1,7 @@
 """What a backend is given: rectangles of tokens, with targets already shifted.
 
 There is never a mask tensor. Rows are padded on the right, attention is causal, and
-``documents`` says where attention restarts, so that nothing leaks between packed documents.
+``documents`` says where attention restarts: nothing leaks between packed documents.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The few row lengths that unpacked examples are padded to.
 
-Few, so that nothing is compiled twice and memory can be planned; chosen from the lengths of
+Few: nothing is compiled twice, and memory can be planned; chosen from the lengths of
 the examples, so that little is padded.
 """
 
