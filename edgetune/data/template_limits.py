@@ -24,11 +24,13 @@ T = TypeVar("T")
 
 SECONDS: Final = 5.0
 """A thousand times what a long chat takes."""
-MEMORY: Final = 256 << 20
+MEMORY: Final = 128 << 20
 """Bytes that rendering one chat may add."""
 LONGEST: Final = 1 << 20
 """Characters of a template; the longest there are have thirty thousand."""
 _LOOK_SECONDS: Final = 0.05
+_GROWING_SECONDS: Final = 0.002
+"""Between looks at what has taken some memory: a text that is doubled soon has it all."""
 _IDLE_SECONDS: Final = 2.0
 _AGAIN: Final = 20
 """Looks until who did not hear an interruption is told again."""
@@ -128,6 +130,9 @@ class _Job:
     thread: int
     began: float
     memory: int | None = None
+    """Bytes of the process at the first look."""
+    grown: int = 0
+    """Bytes that it has more at the latest one."""
     because: str | None = None
     """Why it was interrupted."""
     looks: int = 0
@@ -167,7 +172,8 @@ class _Watcher:
     def _watch(self) -> None:
         idle = 0.0
         while self._jobs or idle < _IDLE_SECONDS:
-            time.sleep(_LOOK_SECONDS)
+            growing = any(job.grown > MEMORY >> 4 for job in list(self._jobs.values()))
+            time.sleep(min(_LOOK_SECONDS, _GROWING_SECONDS) if growing else _LOOK_SECONDS)
             idle = 0.0 if self._jobs else idle + _LOOK_SECONDS
             for job in list(self._jobs.values()):
                 job.looks += job.because is not None
@@ -196,7 +202,8 @@ def _excess(job: _Job) -> str | None:
     except MemoryError:  # what is rendered has it all, and is about to be told so
         return None
     job.memory = memory if job.memory is None else job.memory
-    return f"took {MEMORY >> 20} MB for one chat" if memory - job.memory > MEMORY else None
+    job.grown = memory - job.memory
+    return f"took {MEMORY >> 20} MB for one chat" if job.grown > MEMORY else None
 
 
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:

@@ -17,7 +17,7 @@ from model_folders import TINY, arrays_for, write_folder
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from edgetune.errors import CheckFailedError, UsageError
+from edgetune.errors import CheckFailedError, DiskError, UsageError
 from edgetune.exporters import EXPORTERS, Exported, ExportRequest, export
 from edgetune.exporters import merge as merge_module
 from edgetune.methods.lora import Lora
@@ -215,7 +215,7 @@ def test_an_interrupted_export_leaves_nothing(
         return read_tensor(tensor)[start:stop]
 
     monkeypatch.setattr(merge_module, "read_rows", read)
-    with pytest.raises((KeyboardInterrupt, UsageError)):
+    with pytest.raises((KeyboardInterrupt, DiskError)):
         export("hf", request)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
@@ -241,7 +241,7 @@ def test_nothing_is_overwritten(tmp_path: Path, name: str) -> None:
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     model = _model(tmp_path / "base")
 
-    with pytest.raises(UsageError, match="cannot be written"):
+    with pytest.raises(DiskError, match="cannot be written"):
         export("hf", _request(model, model.folder / "config.json" / "out"))
 
 
@@ -251,7 +251,7 @@ def test_a_full_disk_is_seen_before_the_start(
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     monkeypatch.setattr(merge_module, "read_rows", None)
 
-    with pytest.raises(UsageError, match=r"needs .* bytes\), and .*\(1000 bytes\) are free"):
+    with pytest.raises(DiskError, match=r"needs .* bytes\), and .*\(1000 bytes\) are free"):
         export("hf", _request(_model(tmp_path / "base"), tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

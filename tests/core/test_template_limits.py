@@ -125,7 +125,7 @@ def test_no_interruption_comes_late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_limits, "_LOOK_SECONDS", 0.0003)
     ends = {"done": 0, "interrupted": 0}
     for number in range(400):
-        own = template("{% for i in range(" + str(number * 40) + ") %}{% endfor %}.")
+        own = template("{% for i in range(" + str(number * 240) + ") %}{% endfor %}.")
         try:
             ends["done"] += own.render(CHAT) == "."
         except ModelError:

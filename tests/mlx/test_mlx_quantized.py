@@ -51,7 +51,7 @@ def test_a_quantized_base_streams_from_disk_unchanged(quantization: str, tmp_pat
 
     assert take_steps(resident, 2) == take_steps(streamed, 2)
     assert np.array_equal(resident.logits(ROW), streamed.logits(ROW))
-    written = streamed.engine.decoder.weights.blocks._folder.name  # type: ignore[attr-defined]
+    written = streamed.engine.decoder.weights.blocks._folder.path  # type: ignore[attr-defined]
     streamed.close()
     assert not Path(written).exists()
 
