@@ -19,7 +19,7 @@ from edgetune_torch.precision import product_dtype
 SIDE = 1024
 """Rows and columns of the matrices that are multiplied."""
 REPEATS = 3
-ROWS, HEADS, LENGTH, WIDTH = 4, 8, 128, 64
+ROWS, HEADS, LENGTH, WIDTH = 2, 8, 256, 64
 """Of the attention that is measured."""
 
 

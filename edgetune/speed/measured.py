@@ -59,7 +59,7 @@ class Measurements:
     opening: float = 0.0
     """Seconds until a process can open a model."""
     block: Mapping[str, float] = field(default_factory=dict)
-    """Measured seconds of a block over what the rates above predict, by :func:`way`."""
+    """Measured over predicted seconds of a block's work besides products, by :func:`way`."""
     head: Mapping[str, float] = field(default_factory=dict)
     """The same for the loss."""
 

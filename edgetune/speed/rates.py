@@ -67,7 +67,7 @@ class Rates:
     beside_copies: float = 1.0
     """Times as long a block of streamed weights computes."""
     block: Mapping[str, float] = field(default_factory=dict)
-    """Factors on the time of a block by way of computing, from measuring one."""
+    """Factors on a block's element-by-element work by way of computing, from measuring one."""
     head: Mapping[str, float] = field(default_factory=dict)
     """Factors on the time of the loss."""
     basis: Literal["measured", "profile"] = "profile"
@@ -83,7 +83,7 @@ class Rates:
         return self.attention_16bit if compute_dtype == "bfloat16" else self.attention_32bit
 
     def block_factor(self, choice: Choice) -> float:
-        """Return what a block's predicted time is multiplied by."""
+        """Return what a block's element-by-element work is multiplied by."""
         return self.block.get(way(choice.quantization, choice.compute_dtype), 1.0)
 
     def head_factor(self, choice: Choice) -> float:

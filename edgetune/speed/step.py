@@ -138,24 +138,28 @@ class TimeModel:
         frozen = max(2 * tokens * weights / product, weights * width / rates.pointwise)
         attended = 2 * tokens * choice.context * self._heads
         attention = attended / rates.attention(choice.compute_dtype)
-        moved = tokens * width * self._moved / rates.pointwise
-        dense = self._dense(choice) * weights
-        forward = frozen + attention + moved + dense + 2 * tokens * low_rank / product
-        backward = (
-            frozen
-            + (ATTENTION_PASSES - 1) * attention
-            + 2 * moved
-            + dense
-            + 4 * tokens * low_rank / product
-        )
-        factor = rates.block_factor(choice)
-        if choice.placement != "resident":
-            factor *= rates.beside_copies
+        added = 2 * tokens * low_rank / product
+        beside = rates.beside_copies if choice.placement != "resident" else 1.0
+        touched = self._touched(choice)
         return Pass(
-            forward=factor * forward,
-            backward=factor * backward,
+            forward=beside * (frozen + attention + touched[0] + added),
+            backward=beside
+            * (frozen + (ATTENTION_PASSES - 1) * attention + touched[1] + 2 * added),
             transfer=self._transfer(choice),
         )
+
+    def touched(self, choice: Choice) -> float:
+        """Return the seconds in which all blocks work element by element, unpacking included."""
+        forward, backward = self._touched(choice)
+        return self.shape.layers * forward + (self.shape.layers - self.first) * backward
+
+    def _touched(self, choice: Choice) -> tuple[float, float]:
+        """Return a block's seconds of it, forward and backward."""
+        rates = self.rates
+        moved = choice.tokens * BYTES[choice.compute_dtype] * self._moved / rates.pointwise
+        dense = self._dense(choice) * self.shape.block_linear_parameters
+        factor = rates.block_factor(choice)
+        return factor * (moved + dense), factor * (2 * moved + dense)
 
     @cached_property
     def _heads(self) -> int:

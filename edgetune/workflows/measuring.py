@@ -48,9 +48,12 @@ SMALL = {
 LIKELY = (0.3, 10.0)
 """Measured over predicted seconds beyond which a measurement is taken for an accident."""
 
-ROWS, CONTEXT = 2, 128
+LEAST_OPERATION = 1e-6
+"""Seconds that an operation takes at least."""
+
+ROWS, CONTEXT = 2, 256
 SMALL_CONTEXT = 16
-REPEATS = 3
+REPEATS, SMALL_REPEATS = 2, 8
 DISK_PIECE = 1 << 26
 """Bytes that are written and read to know the disk."""
 CONFIG = {
@@ -74,15 +77,17 @@ def measure(device: Device) -> Measurements:
         raise UsageError(f"{device.name} cannot be measured: {because}.")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        operation = _operation(device, _model(folder / "small", SMALL))
+        small = _model(folder / "small", SMALL)
+        plan = _plan(device, small, "none", "float32", rows=1, context=SMALL_CONTEXT)
+        step = _step(plan, small, SMALL_REPEATS)
         opening = time() - psutil.Process().create_time()
         found = replace(
             backend.measure(device),
             disk_bandwidth=read_bandwidth(size=DISK_PIECE),
             settings=settings_of(),
-            operation=operation,
             opening=opening,
         )
+        found = replace(found, operation=_operation(plan, step, _times(plan, device, found)))
         found = _with_blocks(device, found, _model(folder / "blocks", BLOCKS))
         found = _with_head(device, found, _model(folder / "head", HEAD))
     with suppress(OSError):
@@ -90,12 +95,11 @@ def measure(device: Device) -> Measurements:
     return found
 
 
-def _operation(device: Device, model: LocalModel) -> float:
-    """Return the seconds of an operation besides its work."""
-    plan = _plan(device, model, "none", "float32", rows=1, context=SMALL_CONTEXT)
+def _operation(plan: Plan, step: float, without: TimeModel) -> float:
+    """Return the seconds of an operation besides its work, from those of a small step."""
     counted = Operations(plan.shape, plan.choice.method)
     issued = counted.micro_batch(plan.choice) + counted.update(plan.choice)
-    return _step(plan, model) / issued
+    return max(LEAST_OPERATION, (step - without.seconds(plan.choice)) / issued)
 
 
 def _model(folder: Path, sizes: Mapping[str, int]) -> LocalModel:
@@ -110,8 +114,8 @@ def _with_blocks(device: Device, found: Measurements, model: LocalModel) -> Meas
         for dtype in capability.compute_dtypes:
             plan = _plan(device, model, quantization, dtype)
             times = _times(plan, device, found)
-            rest = times.seconds(plan.choice) - times.blocks(plan.choice)
-            share = (_step(plan, model) - rest) / times.blocks(plan.choice)
+            rest = times.seconds(plan.choice) - times.touched(plan.choice)
+            share = (_step(plan, model) - rest) / times.touched(plan.choice)
             block[way(quantization, dtype)] = _likely(share)
     return replace(found, block=block)
 
@@ -154,12 +158,12 @@ def _plan(
     return make_plan(device, model.ref, model.shape, fixed=fixed, training={})
 
 
-def _step(plan: Plan, model: LocalModel) -> float:
+def _step(plan: Plan, model: LocalModel, repeats: int = REPEATS) -> float:
     """Return the shortest seconds of a step; the first one warms up."""
     session, choice = open_session(plan, model), plan.choice
     batch = full_batch(choice.micro_batch, choice.context, model.shape.vocabulary)
     best = float("inf")
-    for _ in range(REPEATS + 1):
+    for _ in range(repeats + 1):
         begun = perf_counter()
         session.step([batch], loss_tokens=batch.loss_tokens, learning_rate=1e-4)
         best = min(best, perf_counter() - begun)

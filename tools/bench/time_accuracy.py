@@ -47,9 +47,9 @@ CASES = (
     Case("tiny", "lora"),
     Case("tiny", "adapter", context=128, compute_dtype="float32"),
     Case("tiny", "prefix", context=64, steps=60),
-    Case("smollm2-135m", "lora", context=256, steps=10),
-    Case("smollm2-135m", "bitfit", context=128, steps=10, quantization="nf4"),
-    Case("smollm2-360m", "dora", context=128, steps=6),
+    Case("smollm2-135m", "lora", context=256, steps=4),
+    Case("smollm2-135m", "bitfit", context=128, steps=4, quantization="nf4"),
+    Case("smollm2-360m", "dora", context=128, steps=2),
 )
 
 
