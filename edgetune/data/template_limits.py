@@ -28,11 +28,11 @@ MEMORY: Final = 128 << 20
 """Bytes that rendering one chat may add."""
 LONGEST: Final = 1 << 20
 """Characters of a template; the longest there are have thirty thousand."""
-_LOOK_SECONDS: Final = 0.05
+_LOOK_SECONDS: Final = 0.01
 _GROWING_SECONDS: Final = 0.002
 """Between looks at what has taken some memory: a text that is doubled soon has it all."""
 _IDLE_SECONDS: Final = 2.0
-_AGAIN: Final = 20
+_AGAIN: Final = 100
 """Looks until who did not hear an interruption is told again."""
 _LARGEST_FACTOR: Final = 1000
 _WIDENING: Final = frozenset(
@@ -60,7 +60,7 @@ def limited(call: Callable[[], T], *, memory: bool) -> T:
 
 def _watched(call: Callable[[], T]) -> T:
     # An interruption can come between any two instructions: all of them are in this one frame.
-    job = _Job(threading.get_ident(), time.monotonic())
+    job = _Job(threading.get_ident(), time.monotonic(), _WATCHER.memory)
     try:
         _WATCHER.begin(job)
         try:
@@ -129,8 +129,8 @@ def _is_small(product: Any) -> bool:
 class _Job:
     thread: int
     began: float
-    memory: int | None = None
-    """Bytes of the process at the first look."""
+    memory: int
+    """Bytes of the process at the last look before it."""
     grown: int = 0
     """Bytes that it has more at the latest one."""
     because: str | None = None
@@ -148,10 +148,13 @@ class _Watcher:
     def __init__(self) -> None:
         self._jobs: dict[int, _Job] = {}
         self._thread: threading.Thread | None = None
+        self.memory = 0
+        """Bytes of the process at the latest look."""
 
     def wake(self) -> None:
         """Start the thread that watches, if it left."""
         if self._thread is None:
+            self.memory = _memory() or self.memory
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
 
@@ -175,9 +178,11 @@ class _Watcher:
             growing = any(job.grown > MEMORY >> 4 for job in list(self._jobs.values()))
             time.sleep(min(_LOOK_SECONDS, _GROWING_SECONDS) if growing else _LOOK_SECONDS)
             idle = 0.0 if self._jobs else idle + _LOOK_SECONDS
+            # who has it all is about to be told so: then nothing can be read
+            self.memory = _memory() or self.memory
             for job in list(self._jobs.values()):
                 job.looks += job.because is not None
-                if job.because is None and (because := _excess(job)):
+                if job.because is None and (because := _excess(job, self.memory)):
                     self._interrupt(job, because)
                 elif job.looks % _AGAIN == _AGAIN - 1 and not job.heard:
                     self._interrupt(job, job.because)  # lost: a weak reference's callback eats it
@@ -192,18 +197,21 @@ class _Watcher:
         job.told = True
 
 
-def _excess(job: _Job) -> str | None:
-    import psutil
-
+def _excess(job: _Job, memory: int) -> str | None:
     if time.monotonic() - job.began > SECONDS:
         return f"ran for {SECONDS:g} seconds on one chat"
-    try:
-        memory = psutil.Process().memory_info().rss
-    except MemoryError:  # what is rendered has it all, and is about to be told so
-        return None
-    job.memory = memory if job.memory is None else job.memory
     job.grown = memory - job.memory
     return f"took {MEMORY >> 20} MB for one chat" if job.grown > MEMORY else None
+
+
+def _memory() -> int | None:
+    """Return the bytes of this process; None where not even these can be had."""
+    import psutil
+
+    try:
+        return int(psutil.Process().memory_info().rss)
+    except MemoryError:
+        return None
 
 
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:
