@@ -146,8 +146,9 @@ def test_a_command_that_saves_nothing_is_not_repeated(name: str, code: int) -> N
 
 
 def test_a_worker_that_is_told_to_end_has_no_successor() -> None:
-    process = begin("begin(); interrupts.listen(passed_on=False); print('ready', flush=True)\n"
-                    "signal.signal(signal.SIGTERM, signal.SIG_DFL); time.sleep(60)")  # fmt: skip
+    process = begin("begin(); interrupts.listen(passed_on=False)\n"
+                    "signal.signal(signal.SIGTERM, signal.SIG_DFL)\n"
+                    "print('ready', flush=True); time.sleep(60)")  # fmt: skip
     wait_for(process, "ready")
     os.kill(worker_of(process), signal.SIGTERM)
     assert finish(process)[0] == 128 + signal.SIGTERM
