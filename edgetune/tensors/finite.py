@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 
 from edgetune.errors import ModelError
+from edgetune.tensors.gguf.finite import all_finite
 from edgetune.tensors.header import StoredTensor
 
 _BITS: Final = {
@@ -23,14 +24,25 @@ CHUNK: Final = 1 << 18
 def require_finite(stored: StoredTensor, content: memoryview) -> None:
     """Check the bytes of a tensor, or a part of them, as they lie in its file.
 
+    A part of a tensor in blocks is whole blocks.
+
     Raises:
         ModelError: naming the tensor and its file if a value is NaN or infinite.
     """
-    kind, mask = _BITS[stored.dtype]
+    finite = (
+        _finite(stored.dtype, content)
+        if stored.dtype in _BITS
+        else (all_finite(stored.dtype, content))
+    )
+    if not finite:
+        raise ModelError(
+            f"The tensor {stored.name} in {stored.file} has values that are NaN or infinite, "
+            "so that nothing can be computed with this model. Fetch or convert it again."
+        )
+
+
+def _finite(dtype: str, content: memoryview) -> bool:
+    kind, mask = _BITS[dtype]
     numbers, exponent = np.frombuffer(content, kind), kind(mask)
-    for start in range(0, len(numbers), CHUNK):
-        if np.any(numbers[start : start + CHUNK] & exponent == exponent):
-            raise ModelError(
-                f"The tensor {stored.name} in {stored.file} has values that are NaN or infinite, "
-                "so that nothing can be computed with this model. Fetch or convert it again."
-            )
+    parts = range(0, len(numbers), CHUNK)
+    return not any(np.any(numbers[start : start + CHUNK] & exponent == exponent) for start in parts)
