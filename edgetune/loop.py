@@ -58,8 +58,8 @@ def train(
     ``steps`` gives the data of a step by its number, ``evaluation`` the validation rows, which
     may be none; the base alone is evaluated before the first step. ``stop`` is asked after every
     step. The state is offered for saving before the first step, and again when it ends by ``stop``
-    or by memory that runs out. ``rewind`` takes the session back to the checkpoint of a step and
-    returns its state; a loss that runs away goes back so, and on at half the learning rate.
+    or by memory that runs out. ``rewind`` takes the session back to the checkpoint of a step, or
+    to one before it if that was damaged, and returns its state; a loss that runs away goes back so, and on at half the learning rate.
     ``strict`` ends the run instead of changing the rate or the rows at once. A ``pilot`` is tried
     before anything is learned, and undone by ``rewind``.
 
@@ -95,7 +95,7 @@ class Loop:
             yield SaveDue(state=start)
         if pilot is not None and self.rewind is not None and not self._ended:
             yield from self._pilot(pilot, self.rewind)
-        if start.step == 0:
+        if self.now.step == 0:
             yield from self._evaluate(None)
         while self.now.step < self.schedule.steps:
             try:
@@ -136,7 +136,7 @@ class Loop:
                     break
         yield from self._losses((pilot.evaluated,), DEFAULT_ADAPTER)
         yield TrialSaveDue(state=self.now)
-        rewind(self.now.step)
+        self.now = replace(rewind(self.now.step), rows=self.now.rows)
         memory, rows = self.session.memory(), self._most_rows(data.micro_batches)
         yield Piloted(
             step=self.now.step,
@@ -182,9 +182,9 @@ class Loop:
         loss, now = total.loss_sum / total.loss_tokens, self.now
         if not math.isfinite(loss):
             raise DivergedError(
-                f"The validation loss after step {now.step} is {loss}"
+                f"The validation loss after step {now.step} is {loss:.4g}"
                 if now.step
-                else f"The validation loss of the base model is {loss}: its numbers overflow. "
+                else f"The validation loss of the base model is {loss:.4g}: its numbers overflow. "
                 "--compute-dtype float32 helps if another one is used."
             )
         if adapter is None:
@@ -223,7 +223,7 @@ class Loop:
         if self._ended and self.now.base_loss is None:
             loss = yield from self._loss_of(step - 1, DEFAULT_ADAPTER)
             if not math.isfinite(loss):
-                raise DivergedError(f"The loss after step {step} is {loss}")
+                raise DivergedError(f"The loss after step {step} is {loss:.4g}")
             guard, suspects = replace(guard, suspects=()).after(loss), [step - 1]
         elif guard.suspicious:
             suspects = list(range(step - len(guard.suspects), step))
@@ -265,10 +265,10 @@ class Loop:
                 before,
                 base_loss=now.base_loss,
                 rows=now.rows,
-                guard=guard.rewound(to, before.guard),
+                guard=guard.rewound(before.step, before.guard),
             )
             rate = self.schedule.learning_rate * self.now.guard.rate_factor
-            yield Rewound(step=now.step, to=to, because=str(error), learning_rate=rate)
+            yield Rewound(step=now.step, to=before.step, because=str(error), learning_rate=rate)
             return
         raise DivergedError(
             f"{error}. {reason}. The checkpoint after step {to} is the last good one; a "

@@ -68,7 +68,7 @@ class MlxSession:
             clip, norm = clipping(grads, self.plan.training.max_grad_norm)
             loss = total / loss_tokens
             if not (isfinite(loss) and isfinite(norm)):
-                raise DivergedError(f"loss {loss}, gradient norm {norm}")
+                raise DivergedError(f"loss {loss:.4g}, gradient norm {norm:.4g}")
             result = StepResult(loss=loss, grad_norm=norm)
             self.optimizer.update(self._get, self._put, grads, clip, learning_rate, number)
             self.steps = number

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import Parameter
 
-from edgetune.errors import UsageError
+from edgetune.errors import ModelError, UsageError
 from edgetune.settings.spec import ADAMW, OptimizerName
 from edgetune_torch.commit import Commit
 from edgetune_torch.dynamic_map import load_tables
@@ -109,12 +109,18 @@ class AdamW:
         """Take over what :meth:`state` returned.
 
         Raises:
-            ModelError: naming everything that does not fit.
+            ModelError: naming everything that does not fit; nothing has changed then.
         """
-        self._moments.clear()
-        if state:
+        before = self._moments
+        if not state:
+            self._moments = {}
+        else:
             self.prepare()
-            restore(self._moments, state)
+            try:
+                restore(self._moments, state)
+            except ModelError:
+                self._moments = before
+                raise
         self.torn = False
 
     def _of(self, key: str, factors: Factors) -> TensorUpdate:

@@ -86,7 +86,7 @@ class TorchSession:
                 loss = self._accumulate(micro_batches, 1.0 / loss_tokens) / loss_tokens
                 norm = gradients.clip(self.plan.training.max_grad_norm)
                 if not (isfinite(loss) and isfinite(norm)):
-                    raise DivergedError(f"loss {loss}, gradient norm {norm}")
+                    raise DivergedError(f"loss {loss:.4g}, gradient norm {norm:.4g}")
                 result = StepResult(loss=loss, grad_norm=norm)
                 self.optimizer.step(learning_rate, number)
                 self.steps = number
@@ -173,6 +173,7 @@ class TorchSession:
             with out_of_memory():
                 take_over(self.method, adapter, unsaved)
                 if optimizer is not None:
+                    self.optimizer.torn = True  # until the optimizer's state fits, too
                     self.steps = int(state.pop(STEP))
                     self.optimizer.restore(state)
         except DeviceOutOfMemoryError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgetune.adapters.base import CONFIG, WEIGHTS, LoadedAdapter
-from edgetune.adapters.load import load_adapter
+from edgetune.adapters.load import NotFiniteError, load_adapter
 from edgetune.adapters.save import save_adapter
 
-__all__ = ["CONFIG", "WEIGHTS", "LoadedAdapter", "load_adapter", "save_adapter"]
+__all__ = ["CONFIG", "WEIGHTS", "LoadedAdapter", "NotFiniteError", "load_adapter", "save_adapter"]

@@ -28,6 +28,10 @@ from edgetune.tensors.reader import read_tensor
 _FLOATS: Final = frozenset({"float16", "bfloat16", "float32", "float64"})
 
 
+class NotFiniteError(ModelError):
+    """An adapter holds NaN or infinite values and nothing else is wrong with it."""
+
+
 def load_adapter(folder: Path, shape: ModelShape) -> LoadedAdapter:
     """Return the adapter in a folder, for a model of this shape.
 
@@ -75,20 +79,26 @@ def _values(file: Path, stored: Mapping[str, StoredTensor]) -> dict[str, NDArray
     """Return the tensors in float32.
 
     Raises:
-        ModelError: naming all that are not of finite floating-point numbers.
+        ModelError: naming all that are not of floating-point numbers.
+        NotFiniteError: naming all with values that are not finite.
     """
-    problems = [f"{n}: is {x.dtype}" for n, x in stored.items() if x.dtype not in _FLOATS]
+    if problems := [f"{n}: is {x.dtype}" for n, x in stored.items() if x.dtype not in _FLOATS]:
+        raise ModelError(_unusable(file, problems))
     values: dict[str, NDArray[np.float32]] = {}
-    for name, tensor in {} if problems else stored.items():
+    for name, tensor in stored.items():
         values[name] = read_tensor(tensor).astype(np.float32, copy=False)
         if not _is_finite(values[name]):
             problems.append(f"{name}: has values that are not finite (NaN or infinite)")
     if problems:
-        raise ModelError(
-            f"The tensors in {file} cannot be used; expected finite floating-point numbers. "
-            f"Save or copy the adapter again.\n  - {listing(problems)}"
-        )
+        raise NotFiniteError(_unusable(file, problems))
     return values
+
+
+def _unusable(file: Path, problems: list[str]) -> str:
+    return (
+        f"The tensors in {file} cannot be used; expected finite floating-point numbers. "
+        f"Save or copy the adapter again.\n  - {listing(problems)}"
+    )
 
 
 def _is_finite(values: NDArray[np.float32]) -> bool:

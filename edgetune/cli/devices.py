@@ -76,10 +76,10 @@ def _products(processor: Device) -> str:
 
 
 def _measure(name: str, as_json: bool) -> None:
-    from edgetune.workflows.measuring import measure
+    from edgetune.workflows.measured import measure_apart
 
     device = read_device(name)
-    found = measure(device)
+    found = measure_apart(device, name)
     if as_json:
         out_json(to_plain(found))
         return

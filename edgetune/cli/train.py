@@ -39,7 +39,8 @@ from edgetune.workflows.planning import (
     planned_model,
     replanned,
 )
-from edgetune.workflows.training import Run, resume_run, start_run
+from edgetune.workflows.resuming import resume_run
+from edgetune.workflows.training import Run, start_run
 from edgetune.workflows.worker import Worker
 
 

@@ -19,7 +19,7 @@ from multiprocessing.connection import wait
 
 from edgetune.data.chunks import Chunk
 from edgetune.data.rows import BlockEncoder, Outcome
-from edgetune.errors import DataError
+from edgetune.errors import OutOfMemoryError
 
 MOST = 8
 """More processes than this wait for the one that reads."""
@@ -46,7 +46,7 @@ def encode_in_processes(
     """Yield the outcome of each block in order; ``make`` must be picklable.
 
     Raises:
-        DataError: if a process was killed from outside.
+        OutOfMemoryError: if a process was killed from outside.
     """
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, context, _start, (make,))
@@ -62,9 +62,9 @@ def encode_in_processes(
             yield waiting.popleft().result()
         del ready
     except BrokenProcessPool as error:
-        raise DataError(
+        raise OutOfMemoryError(
             "A process that tokenizes was killed, most likely for want of memory. Close other"
-            " programs, or split the file."
+            " programs, or split the file; nothing was trained yet, so run the command again."
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from edgetune.runs.checkpoint import Checkpoint, Refused, load_checkpoint, newest_whole
+from edgetune.runs.checkpoint import (
+    Checkpoint,
+    Refused,
+    load_checkpoint,
+    newest_whole,
+    none_whole,
+)
 from edgetune.runs.facts import RunFacts, plan_hash
 from edgetune.runs.folder import RunFolder
 from edgetune.runs.promotion import best_whole, promote
@@ -23,6 +29,7 @@ __all__ = [
     "latest",
     "load_checkpoint",
     "newest_whole",
+    "none_whole",
     "plan_hash",
     "promote",
     "recording",

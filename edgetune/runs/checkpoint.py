@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from edgetune.adapters import load_adapter, save_adapter
+from edgetune.adapters import NotFiniteError, load_adapter, save_adapter
 from edgetune.backend import Session, Tensors
+from edgetune.errors import ModelError
 from edgetune.events import RunState
 from edgetune.files import whole_folder
 from edgetune.planning import Plan
@@ -41,6 +43,11 @@ class Refused:
 
     path: Path
     because: str
+
+    @property
+    def notice(self) -> str:
+        """What a user is told who goes on without it."""
+        return f"{self.because} The one before it is taken."
 
 
 def save_checkpoint(
@@ -84,27 +91,44 @@ def load_checkpoint(path: Path, plan: Plan) -> Checkpoint:
     """Return a checkpoint after checking that it is whole.
 
     Raises:
-        DamagedCheckpointError: if a file is missing or differs from what was written, naming it.
+        DamagedCheckpointError: if a file is missing or differs from what was written, naming it,
+            or if the adapter was not finite any more when it was written.
         ModelError: if it is of another version.
     """
+    state = read_state(path)
+    try:
+        adapter = load_adapter(path, plan.shape).tensors
+    except NotFiniteError as error:
+        raise DamagedCheckpointError(
+            f"The checkpoint {path} cannot be gone on from: the step before it left values that "
+            "are not finite."
+        ) from error
     return Checkpoint(
-        path=path,
-        state=read_state(path),
-        adapter=load_adapter(path, plan.shape).tensors,
-        optimizer=read_tensors(path / OPTIMIZER),
+        path=path, state=state, adapter=adapter, optimizer=read_tensors(path / OPTIMIZER)
     )
 
 
-def newest_whole(folder: Path, plan: Plan) -> tuple[Checkpoint | None, tuple[Refused, ...]]:
+def newest_whole(
+    folder: Path, plan: Plan, last: int | None = None
+) -> tuple[Checkpoint | None, tuple[Refused, ...]]:
     """Return the newest checkpoint that is whole, if there is one, and those that were refused.
+
+    Those after step ``last`` are not looked at.
 
     Raises:
         ModelError: if one is of another version.
     """
     refused: list[Refused] = []
-    for path in reversed(checkpoints(folder)):
+    for path in reversed(checkpoints(folder, last)):
         try:
             return load_checkpoint(path, plan), tuple(refused)
         except DamagedCheckpointError as error:
             refused.append(Refused(path=path, because=str(error)))
     return None, tuple(refused)
+
+
+def none_whole(run: Path, refused: Sequence[Refused]) -> ModelError:
+    """Return the error of a run that has no checkpoint left to go on from."""
+    what = f"No checkpoint of the run {run} is whole. Train anew into another --output."
+    reasons = [item.because for item in refused] or ["there is none any more"]
+    return ModelError("\n  - ".join([what, *reasons]))

@@ -19,10 +19,11 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints of a folder, the newest last."""
+def checkpoints(folder: Path, last: int | None = None) -> list[Path]:
+    """Return the checkpoints of a folder up to that of step ``last``, the newest last."""
     found = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted((int(match[1]), path) for match, path in found)]
+    ordered = sorted((int(match[1]), path) for match, path in found)
+    return [path for step, path in ordered if last is None or step <= last]
 
 
 def latest(folder: Path) -> Path | None:

@@ -9,8 +9,14 @@ from edgetune.speed.measured import (
     way,
 )
 from edgetune.speed.rates import Rates, rates_of
-from edgetune.speed.run import Rectangle, Work, rectangles, run_estimate
-from edgetune.speed.step import ATTENTION_PASSES, RunEstimate, TimeEstimate, TimeModel
+from edgetune.speed.run import Work, rectangles, run_estimate
+from edgetune.speed.step import (
+    ATTENTION_PASSES,
+    Rectangle,
+    RunEstimate,
+    TimeEstimate,
+    TimeModel,
+)
 
 __all__ = [
     "ATTENTION_PASSES",

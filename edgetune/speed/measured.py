@@ -62,6 +62,9 @@ class Measurements:
     """Measured over predicted seconds of a block's work besides products, by :func:`way`."""
     head: Mapping[str, float] = field(default_factory=dict)
     """The same for the loss."""
+    correction: float = 1.0
+    """Share of the measured seconds of computing that a run's own steps take; less than 1 where
+    the machine was busy when it was measured."""
 
 
 def way(quantization: str, compute_dtype: str) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from edgetune.choice import Choice
 from edgetune.shape import ModelShape
 from edgetune.speed.rates import Rates
-from edgetune.speed.step import RunEstimate, TimeModel
+from edgetune.speed.step import Rectangle, RunEstimate, TimeModel
 from edgetune.storage import FLOAT32_BYTES, OPTIMIZER_BYTES, block_bytes, outer_bytes
 
 SAVE = 0.05
@@ -20,15 +20,6 @@ FLUSHED = 0.3
 
 QUANTIZE_COST = 2.0
 """Time of turning a weight into a code against turning it back."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rectangle:
-    """So many micro-batches of ``rows`` by ``width`` tokens."""
-
-    count: int
-    rows: int
-    width: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +42,9 @@ def run_estimate(time: TimeModel, choice: Choice, work: Work) -> RunEstimate:
     """Return the seconds of a run on a device whose rates are known."""
     rates, shape = time.rates, time.shape
     epoch = sum(
-        each.count * time.micro_batch(_sized(choice, each)) for each in work.epoch
+        each.count * time.micro_batch(each.of(choice)) for each in work.epoch
     ) + work.steps_per_epoch * time.update(choice)
-    evaluation = sum(each.count * time.evaluation(_sized(choice, each)) for each in work.evaluation)
+    evaluation = sum(each.count * time.evaluation(each.of(choice)) for each in work.evaluation)
     state = time.trained * (FLOAT32_BYTES + OPTIMIZER_BYTES[choice.optimizer])
     save = SAVE + state / (FLUSHED * rates.disk)
     return RunEstimate(
@@ -71,10 +62,6 @@ def rectangles(shapes: Iterable[tuple[int, int]]) -> tuple[Rectangle, ...]:
     for shape in shapes:
         counts[shape] = counts.get(shape, 0) + 1
     return tuple(Rectangle(count, *shape) for shape, count in sorted(counts.items()))
-
-
-def _sized(choice: Choice, rectangle: Rectangle) -> Choice:
-    return replace(choice, micro_batch=rectangle.rows, context=rectangle.width)
 
 
 def _loading(shape: ModelShape, choice: Choice, rates: Rates) -> float:

@@ -6,7 +6,8 @@ projections, V vocabulary. A product of T tokens with N weights costs 2 T N oper
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from math import ceil
 from typing import Literal
@@ -59,6 +60,19 @@ class TimeEstimate:
     """The whole run, where its rows are known."""
 
 
+@dataclass(frozen=True, slots=True)
+class Rectangle:
+    """So many micro-batches of ``rows`` by ``width`` tokens."""
+
+    count: int
+    rows: int
+    width: int
+
+    def of(self, choice: Choice) -> Choice:
+        """Return a choice that computes one of them at a time."""
+        return replace(choice, micro_batch=self.rows, context=self.width)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
     """Seconds of one block's forward and backward pass, and of bringing its weights."""
@@ -97,6 +111,11 @@ class TimeModel:
     def seconds(self, choice: Choice) -> float:
         """Return the seconds of an optimizer step on a device whose rates are known."""
         return choice.accumulation * self.micro_batch(choice) + self.update(choice)
+
+    def step_of(self, choice: Choice, micro_batches: Iterable[Rectangle]) -> float:
+        """Return the seconds of a step of these micro-batches, whatever the choice says of them."""
+        passes = sum(each.count * self.micro_batch(each.of(choice)) for each in micro_batches)
+        return passes + self.update(choice)
 
     def micro_batch(self, choice: Choice) -> float:
         """Return the seconds of a micro-batch's loss and gradients."""

@@ -10,6 +10,8 @@ from contextlib import suppress
 from typing import Final
 
 from edgetune.device import Device, read_device
+from edgetune.errors import CheckFailedError, UsageError
+from edgetune.settings.spec import Decision
 from edgetune.speed import Measurements, load_measurements, versions_of
 
 MOST_SECONDS: Final = 120.0
@@ -30,23 +32,46 @@ def measured_once(name: str, say: Callable[[str], None] = lambda _: None) -> Mea
     device = read_device(name)
     if (known := measured(device)) is not None or not device.here:
         return known
-    from edgetune.backend import load_backend
-
-    if not load_backend(device.backend).usable().value:
+    if not _usable(device).value:
         return None
     say("Measuring this machine once, which takes some seconds")
-    with suppress(OSError, ValueError, TypeError, subprocess.SubprocessError):
-        return measure_apart(name)
+    with suppress(CheckFailedError):
+        return measure_apart(device, name)
     say("It could not be measured; times are estimated from published rates")
     return None
 
 
-def measure_apart(name: str) -> Measurements:
+def measure_apart(device: Device, name: str) -> Measurements:
     """Measure a device in a process of its own: what it loads and allocates does not stay.
 
+    ``name`` is what ``--device`` calls it.
+
     Raises:
-        subprocess.SubprocessError: if it fails or takes longer than two minutes.
+        UsageError: if it is not here or its backend cannot be used.
+        CheckFailedError: if measuring fails or takes longer than two minutes.
     """
+    usable = _usable(device)
+    if not usable.value:
+        raise UsageError(f"{device.name} cannot be measured: {usable.because}.")
     command = [sys.executable, "-m", "edgetune.workflows.measuring", name]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=MOST_SECONDS, check=True)
-    return Measurements(**json.loads(done.stdout))
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=MOST_SECONDS, check=True
+        )
+        return Measurements(**json.loads(done.stdout))
+    except (OSError, ValueError, TypeError, subprocess.SubprocessError) as error:
+        raise CheckFailedError(f"{device.name} could not be measured: {_reason(error)}") from error
+
+
+def _usable(device: Device) -> Decision[bool]:
+    from edgetune.backend import load_backend
+
+    if not device.here:
+        return Decision(value=False, because="it is a profile, not a device of this machine")
+    return load_backend(device.backend).usable()
+
+
+def _reason(error: Exception) -> str:
+    """Return what a process that failed said last, if it said anything."""
+    lines = str(getattr(error, "stderr", None) or "").strip().splitlines()
+    return lines[-1] if lines else str(error)

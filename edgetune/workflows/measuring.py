@@ -17,7 +17,6 @@ from edgetune.backend import load_backend
 from edgetune.data.batch import full_batch
 from edgetune.device import Device, read_device
 from edgetune.device.disk import read_bandwidth
-from edgetune.errors import UsageError
 from edgetune.model import LocalModel, open_model
 from edgetune.planning import Plan, make_plan
 from edgetune.planning.capability import capability_of
@@ -65,16 +64,7 @@ CONFIG = {
 
 
 def measure(device: Device) -> Measurements:
-    """Measure a device of this machine, keep the result for later plans, and return it.
-
-    Raises:
-        UsageError: if its backend cannot be used here.
-    """
-    backend = load_backend(device.backend)
-    usable = backend.usable()
-    if not usable.value or not device.here:
-        because = usable.because if device.here else "it is a profile, not a device of this machine"
-        raise UsageError(f"{device.name} cannot be measured: {because}.")
+    """Measure a device that can be used here, keep the result for later plans, and return it."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         small = _model(folder / "small", SMALL)
@@ -82,7 +72,7 @@ def measure(device: Device) -> Measurements:
         step = _step(plan, small, SMALL_REPEATS)
         opening = time() - psutil.Process().create_time()
         found = replace(
-            backend.measure(device),
+            load_backend(device.backend).measure(device),
             disk_bandwidth=read_bandwidth(size=DISK_PIECE),
             settings=settings_of(),
             opening=opening,

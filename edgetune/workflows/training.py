@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +14,6 @@ from edgetune.errors import (
     EdgetuneError,
     ModelError,
     NoImprovementError,
-    NothingFitsError,
     OutOfMemoryError,
     StoppedError,
     UsageError,
@@ -22,37 +21,32 @@ from edgetune.errors import (
 from edgetune.events import (
     Evaluated,
     Event,
+    Piloted,
     Recovered,
     RunState,
     SaveDue,
 )
 from edgetune.loop import train
-from edgetune.model import open_model, resolve
-from edgetune.planning import Plan
+from edgetune.model import open_model
 from edgetune.runs import (
-    Checkpoint,
     Recorder,
-    Refused,
-    RunFacts,
     RunFolder,
     best_whole,
-    checkpoint_name,
     latest,
-    load_checkpoint,
     newest_whole,
+    none_whole,
     promote,
     recording,
     rewind,
     write_report,
 )
 from edgetune.schedule import Schedule
-from edgetune.units import format_bytes
 from edgetune.workflows.against_plan import AgainstPlan
+from edgetune.workflows.correcting import correct_rates
 from edgetune.workflows.job import Job
-from edgetune.workflows.opening import open_planned, open_session
-from edgetune.workflows.planning import PreparedPlan, read_rows
+from edgetune.workflows.opening import open_session
+from edgetune.workflows.planning import PreparedPlan
 from edgetune.workflows.throttle import yield_to_machine
-from edgetune.workflows.worker import Recovery
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +109,8 @@ class Run:
                     now = event.state
                 elif isinstance(event, Evaluated) and event.step == 0:
                     now = replace(now, base_loss=event.loss)
+                elif isinstance(event, Piloted) and event.seconds:
+                    self._correct_rates(event)
                 yield event
             with recording(self.folder):
                 self._finish(now, watched)
@@ -133,12 +129,29 @@ class Run:
         self.held.close()
 
     def _back_to(self, step: int) -> RunState:
-        """Take session and folder back to a checkpoint and return its state."""
-        path = self.folder.checkpoints / checkpoint_name(step)
-        checkpoint = load_checkpoint(path, self.job.plan)
+        """Take session and folder back to a checkpoint and return its state.
+
+        If it was damaged meanwhile, the one before it is taken.
+
+        Raises:
+            ModelError: if none up to it is whole.
+        """
+        checkpoint, refused = newest_whole(self.folder.checkpoints, self.job.plan, step)
+        if checkpoint is None:
+            raise none_whole(self.folder.path, refused)
         self.session.restore(checkpoint.adapter, checkpoint.optimizer)
-        rewind(self.folder, checkpoint)
+        rewind(self.folder, checkpoint, refused)
+        self.notices.extend(item.notice for item in refused)
         return checkpoint.state.progress
+
+    def _correct_rates(self, pilot: Piloted) -> None:
+        """Hold what is kept of this machine's speed against a pilot that took its step whole."""
+        shapes = [batch.tokens.shape for batch in self.job.pilot().step.micro_batches]
+        if pilot.rows < max(rows for rows, _ in shapes):
+            return
+        if (kept := correct_rates(self.job.plan, shapes, pilot.seconds)) is not None:
+            because = "steps here take another time than this machine's rates predict"
+            self.folder.note("rates corrected", because, share=kept.correction)
 
     def _given_up(self, error: DivergedError, now: RunState, watched: AgainstPlan) -> DivergedError:
         """Promote the best checkpoint of a run that ran away, if there is one; say which."""
@@ -220,110 +233,3 @@ def start_run(planned: PreparedPlan, output: Path) -> Run:
                 folder.note("planned", reason)
         held = stack.pop_all()
     return Run(job=job, folder=folder, session=session, start=RunState(), held=held)
-
-
-def resume_run(
-    path: Path,
-    data: Path | None = None,
-    memory: int | None = None,
-    recovery: Recovery | None = None,
-) -> Run:
-    """Open a run where its newest checkpoint left it, at its start if it has none.
-
-    ``data`` is where its rows lie now, ``memory`` the bytes that it may use from now on: the
-    result does not depend on them. ``recovery`` says what became of the process before this one.
-
-    Raises:
-        UsageError: if there is nothing to resume, another process is at work on it, or the rows,
-            the plan or the model are not the same.
-        NothingFitsError: if the plan needs more than ``memory``.
-        ModelError: if no checkpoint is whole.
-    """
-    folder, plan, model = open_planned(path)
-    with ExitStack() as stack:
-        stack.enter_context(folder.locked())
-        rows = _rows_of(plan, data)
-        _, dataset = read_rows(resolve(plan.model.ref), rows, plan.training)
-        job = Job.of(plan, dataset.fit(plan.choice.context), model)
-        checkpoint, refused = _checkpoint(folder, job)
-        session = open_session(_allowed(plan, memory), model)
-        stack.callback(session.close)
-        start, recovered = RunState(), None
-        if checkpoint is not None:
-            session.restore(checkpoint.adapter, checkpoint.optimizer)
-            with recording(folder):
-                _rewound(folder, checkpoint, refused, job.facts)
-            start = checkpoint.state.progress
-        if recovery is not None:
-            fewer = recovery.rows
-            recovered = Recovered(step=start.step, rows=fewer, because=recovery.because)
-            if fewer < (start.rows or plan.choice.micro_batch):
-                start = replace(start, rows=fewer)
-        held = stack.pop_all()
-    return Run(
-        job=job,
-        folder=folder,
-        session=session,
-        start=start,
-        held=held,
-        notices=[f"{item.because} The one before it is taken." for item in refused],
-        recovered=recovered,
-    )
-
-
-def _allowed(plan: Plan, memory: int | None) -> Plan:
-    """Return the plan of a run with another limit, if one is given."""
-    if memory is None:
-        return plan
-    needed = plan.memory.peak_bytes
-    if memory < needed:
-        raise NothingFitsError(
-            f"This run needs {format_bytes(needed)}, and --memory allows {format_bytes(memory)}. "
-            "Allow more, or train with a new plan into another --output."
-        )
-    return replace(plan, device=replace(plan.device, limit_bytes=memory, budget_bytes=memory))
-
-
-def _rows_of(plan: Plan, data: Path | None) -> Path:
-    """Return the file of the run's rows."""
-    planned = Path(plan.data.path) if plan.data else None
-    path = data or planned
-    if path is None or (data is None and not path.exists()):
-        raise UsageError(
-            f"The rows of the run are not at {planned} any more. Say where they are now: "
-            "--data FILE."
-        )
-    return path
-
-
-def _checkpoint(folder: RunFolder, job: Job) -> tuple[Checkpoint | None, tuple[Refused, ...]]:
-    """Return the newest whole checkpoint, if the run can go on from it as it began.
-
-    None if it was stopped before its first one.
-    """
-    checkpoint, refused = newest_whole(folder.checkpoints, job.plan)
-    if checkpoint is None and refused:
-        reasons = "\n  - ".join(item.because for item in refused)
-        raise ModelError(
-            f"No checkpoint of the run {folder.path} is whole. Train anew into another --output."
-            f"\n  - {reasons}"
-        )
-    if checkpoint is None:
-        return None, ()
-    if changed := job.facts.changed(checkpoint.state):
-        raise UsageError(
-            f"The {' and the '.join(changed)} changed since {checkpoint.path} was written, so that "
-            "the run could not go on as it began. Train anew into another --output."
-        )
-    return checkpoint, refused
-
-
-def _rewound(
-    folder: RunFolder, checkpoint: Checkpoint, refused: Sequence[Refused], facts: RunFacts
-) -> None:
-    """Rewind the folder to the checkpoint and note it."""
-    step = checkpoint.state.progress.step
-    dropped = rewind(folder, checkpoint, refused, first=0 if step else 1)
-    folder.note("resumed", f"from {checkpoint.path.name}", step=step, dropped=dropped)
-    if newer := facts.newer(checkpoint.state):
-        folder.note("versions changed", "the result may differ in its last bits", **newer)

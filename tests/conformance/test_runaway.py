@@ -12,7 +12,7 @@ from conformance.backends import BACKENDS, WAYS
 from conformance.loops import assert_same, state_of, step_of, trained
 from conformance.sessions import Bench
 from edgetune.backend import Session
-from edgetune.errors import DivergedError, NoImprovementError, UsageError
+from edgetune.errors import DivergedError, ModelError, NoImprovementError, UsageError
 from edgetune.events import Event, Rewound, Stepped
 from edgetune.guard import REWINDS
 from edgetune.methods.lora import Lora
@@ -89,3 +89,27 @@ def test_what_is_no_better_than_the_base_is_not_promoted(name: str, tmp_path: Pa
     assert latest(run.folder.checkpoints).name == "step-000001"
     with pytest.raises(UsageError, match="none of its checkpoints was better than the base"):
         run.folder.finished_adapter()
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_checkpoint_damaged_while_the_run_goes_on_is_not_gone_back_to(
+    name: str, tmp_path: Path
+) -> None:
+    training = {"steps": 3, "save_every": 1, "eval_every": 3, "learning_rate": 1e-4, "keep": 0}
+    request = PlanRequest(
+        model="tiny", data=write_rows(tmp_path / "rows.jsonl"), device=WAYS[name].device,
+        choice={"micro_batch": 1, "accumulation": 1, "rank": 2}, training=training,
+    )  # fmt: skip
+    run = start_run(plan_for(request), tmp_path / "run")
+    with closing(run):
+        for event in run.events(pilot=False):
+            if isinstance(event, Stepped) and event.step == 3:
+                break
+        (run.folder.checkpoints / "step-000002" / "optimizer.safetensors").write_bytes(b"")
+        assert run._back_to(2).step == 1
+        assert "step-000002 is not whole" in run.notices[0]
+        assert latest(run.folder.checkpoints).name == "step-000001"
+        for path in run.folder.checkpoints.glob("step-*/state.json"):
+            path.unlink()
+        with pytest.raises(ModelError, match=r"No checkpoint of the run .* is whole"):
+            run._back_to(2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from hypothesis import strategies as st
 from edgetune.data import Batches, Dataset, Examples, Tokenizer, load_tokenizer, read_dataset
 from edgetune.data.fit import fit
 from edgetune.data.row_digests import Hashes, count_duplicates, held_out, seeded
-from edgetune.errors import DataError, UsageError
+from edgetune.data.workers import encode_in_processes
+from edgetune.errors import DataError, OutOfMemoryError, UsageError
 
 checked = settings(derandomize=True, deadline=None, max_examples=60)
 token_rows = st.lists(
@@ -250,3 +253,8 @@ def test_tiny_files_still_train(tokenizer, tmp_path):
     for count, validated in ((1, 0), (2, 1), (3, 1)):
         dataset = read_dataset(write_rows(tmp_path / "few.jsonl", CHATS[:count]), tokenizer)
         assert (len(dataset.train), len(dataset.validation)) == (count - validated, validated)
+
+
+def test_a_process_that_is_killed_is_no_fault_of_the_data() -> None:
+    with pytest.raises(OutOfMemoryError, match="was killed, most likely for want of memory"):
+        list(encode_in_processes(partial(os._exit, 9), iter([None]), 1, bool))

@@ -341,6 +341,7 @@ class Saving:
     def __init__(self, session: SoftmaxSession) -> None:
         self.session = session
         self.saved: dict[int, tuple[RunState, dict, dict]] = {}
+        self.damaged: set[int] = set()
 
     def run(
         self, schedule: Schedule, evaluation: object = HELD_OUT.evaluation, **others: object
@@ -362,6 +363,7 @@ class Saving:
     def rewind(self, step: int) -> RunState:
         for later in [number for number in self.saved if number > step]:
             del self.saved[later]
+        step = max(self.saved.keys() - self.damaged)
         state, adapter, optimizer = self.saved[step]
         self.session.restore(adapter, optimizer)
         return state
@@ -413,6 +415,23 @@ def test_after_going_back_everything_is_as_at_half_the_rate(at: int, good: int) 
         clean.step(data.micro_batches, loss_tokens=data.loss_tokens, learning_rate=rate)
     assert_same(spoiled, clean)
     assert events[-1].state.guard.rewinds == 1
+
+
+def test_a_damaged_checkpoint_is_not_gone_back_to() -> None:
+    schedule = replace(RUNAWAY, steps=30, learning_rate=0.02)
+    spoiled, clean = Shaken(17), SoftmaxSession()
+    saving = Saving(spoiled)
+    saving.damaged = {15}
+    events, error = saving.run(schedule, nothing)
+    assert error is None
+    (back,) = of(Rewound, events)
+    assert (back.step, back.to) == (16 + PATIENCE, 10)
+    for step in range(30):
+        data = TRAINED.step(step)
+        rate = schedule.rate(step) * (0.5 if step >= 10 else 1)
+        clean.step(data.micro_batches, loss_tokens=data.loss_tokens, learning_rate=rate)
+    assert_same(spoiled, clean)
+    assert events[-1].state.guard.good == 25
 
 
 def test_strict_stops_instead_of_changing() -> None:

@@ -10,9 +10,10 @@ from measurements import plain_measurements
 from planning import card, processor, shape_of
 
 from edgetune.choice import Choice
-from edgetune.device import Device
+from edgetune.device import Device, read_device
 from edgetune.methods import build
-from edgetune.planning import make_plan
+from edgetune.planning import Plan, make_plan
+from edgetune.settings.spec import values
 from edgetune.speed import (
     Rectangle,
     TimeModel,
@@ -23,8 +24,10 @@ from edgetune.speed import (
     run_estimate,
     save_measurements,
     settings_of,
+    versions_of,
 )
 from edgetune.speed.rates import Rates
+from edgetune.workflows.correcting import correct_rates
 
 WORK = Work(
     steps=20,
@@ -97,6 +100,37 @@ def _issued(time: TimeModel, none: TimeModel, choice: Choice) -> float:
     alone = replace(time.rates, asynchronous=False)
     work = TimeModel(time.shape, choice.method, alone)
     return work.micro_batch(choice) - none.micro_batch(choice) + 1e-12
+
+
+def _corrected(plan: Plan, seconds: float) -> float:
+    """Return what is kept of the machine's rates after a pilot's step of some rows took so long."""
+    correct_rates(plan, [(2, 64), (1, 128)], seconds)
+    found = load_measurements(plan.device.name, versions_of("torch"))
+    assert found is not None
+    return found.correction
+
+
+def test_a_step_faster_than_the_rates_allow_corrects_them() -> None:
+    device, shape = read_device("cpu"), shape_of("smollm2-135m")
+    known = plain_measurements()
+    plan = make_plan(device, "smollm2-135m", shape, fixed={}, training={}, measured=known)
+    choice, parts = plan.choice, rectangles([(2, 64), (1, 128)])
+    times = TimeModel(shape, choice.method, rates_of(device, known))
+    predicted = times.step_of(choice, parts)
+    assert predicted == pytest.approx(
+        sum(times.micro_batch(part.of(choice)) for part in parts) + times.update(choice)
+    )
+
+    assert _corrected(plan, predicted / 1.2) == 1.0  # near enough
+    assert _corrected(plan, predicted * 5) == 1.0  # busy now: nothing learned of the rates
+    assert _corrected(plan, predicted / 2) == pytest.approx(0.5)
+    later = make_plan(
+        device, "smollm2-135m", shape, fixed=values(choice) | {"method": "lora"}, training={},
+        measured=load_measurements(device.name, versions_of("torch")),
+    )  # fmt: skip
+    assert later.time.seconds_per_step == pytest.approx(plan.time.seconds_per_step / 2, rel=1e-3)
+    assert _corrected(plan, predicted / 2) == pytest.approx(0.5)  # as predicted by now
+    assert _corrected(plan, predicted * 3) == 1.0  # back, and not further
 
 
 def test_what_a_backend_sets_itself_is_no_setting_of_the_user() -> None:

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from recorded import Recorded, make_plan
 
 from edgetune.errors import ModelError
-from edgetune.events import RunState
+from edgetune.events import RunState, SaveDue
 from edgetune.files import sha256_json
 from edgetune.planning import Plan
 from edgetune.runs import best_whole, latest, load_checkpoint, newest_whole, rewind
@@ -182,6 +183,26 @@ def test_the_one_before_is_taken_and_the_end_is_the_same(run: Recorded, damaged:
         f"{path.name}.damaged" for path in steps[-damaged:][::-1]
     ]
     assert all((run.folder.checkpoints / line["kept"]).is_dir() for line in notes)
+
+
+def test_a_state_that_is_not_finite_is_not_gone_on_from(run: Recorded) -> None:
+    newest = checkpoints(run.folder.checkpoints)[-1]
+    checkpoint = load_checkpoint(newest, run.plan)
+    values = {name: np.full_like(value, np.nan) for name, value in checkpoint.adapter.items()}
+    run.session.restore(values, checkpoint.optimizer)
+    run.recorder.handle(SaveDue(state=replace(checkpoint.state.progress, step=7)))
+    spoiled = checkpoints(run.folder.checkpoints)[-1]
+    assert spoiled.name == "step-000007"
+    found, (refused,) = newest_whole(run.folder.checkpoints, run.plan)
+    assert found is not None
+    assert (found.path, refused.path) == (newest, spoiled)
+    assert "are not finite" in refused.because
+
+
+def test_checkpoints_after_a_step_are_not_looked_at(run: Recorded) -> None:
+    found, refused = newest_whole(run.folder.checkpoints, run.plan, 5)
+    assert found is not None
+    assert (found.path.name, refused) == ("step-000004", ())
 
 
 def test_there_may_be_no_whole_checkpoint(run: Recorded) -> None:

@@ -12,7 +12,8 @@ from edgetune.errors import StoppedError
 from edgetune.events import Stepped
 from edgetune.files import sha256_file
 from edgetune.workflows.planning import PlanRequest, plan_for
-from edgetune.workflows.training import resume_run, start_run
+from edgetune.workflows.resuming import resume_run
+from edgetune.workflows.training import start_run
 
 CHOICE = {"micro_batch": 1, "accumulation": 1, "rank": 2, "targets": ("q_proj",), "layers": 1,
           "dropout": 0.2}  # fmt: skip

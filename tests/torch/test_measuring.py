@@ -5,11 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from measurements import plain_measurements
+from rows import write_rows
 
-from edgetune.speed.measured import FILE_NAME
+from edgetune.device import read_device
+from edgetune.errors import CheckFailedError, NoImprovementError, UsageError
+from edgetune.speed.measured import FILE_NAME, save_measurements
+from edgetune.workflows import measured
+from edgetune.workflows.planning import PlanRequest, plan_for
+from edgetune.workflows.training import start_run
 
 
 def _plan(folder: Path, *more: str) -> dict[str, object]:
@@ -20,18 +29,54 @@ def _plan(folder: Path, *more: str) -> dict[str, object]:
     return time
 
 
+def test_a_measurement_that_fails_is_told_from_a_device_that_is_not_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(UsageError, match="it is a profile, not a device of this machine"):
+        measured.measure_apart(read_device("rtx-4060-laptop"), "rtx-4060-laptop")
+    monkeypatch.setattr(measured, "MOST_SECONDS", 0.01)
+    with pytest.raises(CheckFailedError, match=r"could not be measured: .*timed out"):
+        measured.measure_apart(read_device("cpu"), "cpu")
+
+
+def test_a_pilot_corrects_rates_of_a_busy_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGETUNE_CACHE", str(tmp_path / "cache"))
+    slow = {name: getattr(plain_measurements(), name) / 1000 for name in ("product_32bit",
+            "product_16bit", "attention_32bit", "attention_16bit", "pointwise")}  # fmt: skip
+    save_measurements(replace(plain_measurements(), **slow))
+    run = start_run(
+        plan_for(
+            PlanRequest(
+                model="tiny", data=write_rows(tmp_path / "rows.jsonl"), device="cpu",
+                choice={"micro_batch": 2, "accumulation": 1}, training={"steps": 1},
+            )
+        ),
+        tmp_path / "run",
+    )  # fmt: skip
+    with closing(run), suppress(NoImprovementError):
+        list(run.events())
+    (found,) = json.loads((tmp_path / "cache" / FILE_NAME).read_text())
+    assert found["correction"] < 0.5
+    notes = [json.loads(line) for line in run.folder.journal.read_text().splitlines()]
+    assert [note["share"] for note in notes if note["what"] == "rates corrected"] == [
+        found["correction"]
+    ]
+
+
 def test_a_machine_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGETUNE_CACHE", str(tmp_path / "cache"))
     assert _plan(tmp_path)["basis"] == "profile"
     assert not (tmp_path / "cache").exists()
 
-    measured = _plan(tmp_path, "--measure")
-    assert measured["basis"] == "measured"
+    found = _plan(tmp_path, "--measure")
+    assert found["basis"] == "measured"
     kept = (tmp_path / "cache" / FILE_NAME).read_bytes()
 
-    assert _plan(tmp_path, "--measure") == measured  # not measured again
-    assert _plan(tmp_path) == measured
+    assert _plan(tmp_path, "--measure") == found  # not measured again
+    assert _plan(tmp_path) == found
     assert (tmp_path / "cache" / FILE_NAME).read_bytes() == kept
-    (found,) = json.loads(kept)
-    assert 0 < found["operation"] < 1e-2
-    assert set(found["block"]) == set(found["head"])
+    (rates,) = json.loads(kept)
+    assert 0 < rates["operation"] < 1e-2
+    assert set(rates["block"]) == set(rates["head"])

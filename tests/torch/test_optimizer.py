@@ -115,6 +115,15 @@ def test_a_state_that_does_not_fit_is_named() -> None:
 
     with pytest.raises(ModelError, match=r"small.exp_avg is missing; .*strange is unknown"):
         ours.restore(state)
+    assert ours.state() == {}
+
+    _train(ours, 0, 1)
+    before = ours.state()
+    with pytest.raises(ModelError, match="strange is unknown"):
+        ours.restore(state)
+    assert {name: x.tobytes() for name, x in ours.state().items()} == {
+        name: x.tobytes() for name, x in before.items()
+    }
 
 
 def test_gradients_are_clipped_by_their_common_norm() -> None:

@@ -1,0 +1,132 @@
+"""Opening a run that was interrupted, where its newest checkpoint left it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from edgetune.errors import NothingFitsError, UsageError
+from edgetune.events import Recovered, RunState
+from edgetune.model import resolve
+from edgetune.planning import Plan
+from edgetune.runs import (
+    Checkpoint,
+    Refused,
+    RunFacts,
+    RunFolder,
+    newest_whole,
+    none_whole,
+    recording,
+    rewind,
+)
+from edgetune.units import format_bytes
+from edgetune.workflows.job import Job
+from edgetune.workflows.opening import open_planned, open_session
+from edgetune.workflows.planning import read_rows
+from edgetune.workflows.training import Run
+from edgetune.workflows.worker import Recovery
+
+
+def resume_run(
+    path: Path,
+    data: Path | None = None,
+    memory: int | None = None,
+    recovery: Recovery | None = None,
+) -> Run:
+    """Open a run where its newest checkpoint left it, at its start if it has none.
+
+    ``data`` is where its rows lie now, ``memory`` the bytes that it may use from now on: the
+    result does not depend on them. ``recovery`` says what became of the process before this one.
+
+    Raises:
+        UsageError: if there is nothing to resume, another process is at work on it, or the rows,
+            the plan or the model are not the same.
+        NothingFitsError: if the plan needs more than ``memory``.
+        ModelError: if no checkpoint is whole.
+    """
+    folder, plan, model = open_planned(path)
+    with ExitStack() as stack:
+        stack.enter_context(folder.locked())
+        rows = _rows_of(plan, data)
+        _, dataset = read_rows(resolve(plan.model.ref), rows, plan.training)
+        job = Job.of(plan, dataset.fit(plan.choice.context), model)
+        checkpoint, refused = _checkpoint(folder, job)
+        session = open_session(_allowed(plan, memory), model)
+        stack.callback(session.close)
+        start, recovered = RunState(), None
+        if checkpoint is not None:
+            session.restore(checkpoint.adapter, checkpoint.optimizer)
+            with recording(folder):
+                _rewound(folder, checkpoint, refused, job.facts)
+            start = checkpoint.state.progress
+        if recovery is not None:
+            fewer = recovery.rows
+            recovered = Recovered(step=start.step, rows=fewer, because=recovery.because)
+            if fewer < (start.rows or plan.choice.micro_batch):
+                start = replace(start, rows=fewer)
+        held = stack.pop_all()
+    return Run(
+        job=job,
+        folder=folder,
+        session=session,
+        start=start,
+        held=held,
+        notices=[item.notice for item in refused],
+        recovered=recovered,
+    )
+
+
+def _allowed(plan: Plan, memory: int | None) -> Plan:
+    """Return the plan of a run with another limit, if one is given."""
+    if memory is None:
+        return plan
+    needed = plan.memory.peak_bytes
+    if memory < needed:
+        raise NothingFitsError(
+            f"This run needs {format_bytes(needed)}, and --memory allows {format_bytes(memory)}. "
+            "Allow more, or train with a new plan into another --output."
+        )
+    return replace(plan, device=replace(plan.device, limit_bytes=memory, budget_bytes=memory))
+
+
+def _rows_of(plan: Plan, data: Path | None) -> Path:
+    """Return the file of the run's rows."""
+    planned = Path(plan.data.path) if plan.data else None
+    path = data or planned
+    if path is None or (data is None and not path.exists()):
+        raise UsageError(
+            f"The rows of the run are not at {planned} any more. Say where they are now: "
+            "--data FILE."
+        )
+    return path
+
+
+def _checkpoint(folder: RunFolder, job: Job) -> tuple[Checkpoint | None, tuple[Refused, ...]]:
+    """Return the newest whole checkpoint, if the run can go on from it as it began.
+
+    None if it was stopped before its first one.
+    """
+    checkpoint, refused = newest_whole(folder.checkpoints, job.plan)
+    if checkpoint is None and refused:
+        raise none_whole(folder.path, refused)
+    if checkpoint is None:
+        return None, ()
+    if changed := job.facts.changed(checkpoint.state):
+        raise UsageError(
+            f"The {' and the '.join(changed)} changed since {checkpoint.path} was written, so that "
+            "the run could not go on as it began. Train anew into another --output."
+        )
+    return checkpoint, refused
+
+
+def _rewound(
+    folder: RunFolder, checkpoint: Checkpoint, refused: Sequence[Refused], facts: RunFacts
+) -> None:
+    """Rewind the folder to the checkpoint and note it."""
+    step = checkpoint.state.progress.step
+    dropped = rewind(folder, checkpoint, refused, first=0 if step else 1)
+    folder.note("resumed", f"from {checkpoint.path.name}", step=step, dropped=dropped)
+    if newer := facts.newer(checkpoint.state):
+        folder.note("versions changed", "the result may differ in its last bits", **newer)
