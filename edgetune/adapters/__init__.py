@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from edgetune.adapters.base import CONFIG, WEIGHTS, LoadedAdapter
-from edgetune.adapters.load import NotFiniteError, load_adapter
+from edgetune.adapters.load import base_of, is_adapter, load_adapter
 from edgetune.adapters.save import save_adapter
+from edgetune.adapters.values import NotFiniteError
 
-__all__ = ["CONFIG", "WEIGHTS", "LoadedAdapter", "NotFiniteError", "load_adapter", "save_adapter"]
+__all__ = [
+    "CONFIG",
+    "WEIGHTS",
+    "LoadedAdapter",
+    "NotFiniteError",
+    "base_of",
+    "is_adapter",
+    "load_adapter",
+    "save_adapter",
+]

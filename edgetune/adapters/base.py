@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, ClassVar, Final
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edgetune.errors import ModelError, UsageError
 from edgetune.escapes import short
 from edgetune.methods.base import Method
+from edgetune.methods.lora import LowRank
 from edgetune.model.weights import listing
 from edgetune.shape import ModelShape
 
@@ -60,6 +61,13 @@ class LoadedAdapter:
     method: Method
     tensors: Mapping[str, NDArray[np.float32]]
     base: str | None
+
+    def evened(self, shape: ModelShape) -> LoadedAdapter:
+        """Return the same adapter with one scale for all updates, as sessions compute them."""
+        if not isinstance(self.method, LowRank):
+            return self
+        method, tensors = self.method.evened(shape, self.tensors)
+        return replace(self, method=method, tensors=tensors)
 
 
 ANYWHERE: Final = frozenset(

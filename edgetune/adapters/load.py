@@ -1,13 +1,9 @@
-"""Reading an adapter, our own or one that PEFT saved."""
+"""Reading an adapter: our own, one that PEFT saved, or one of mlx-lm."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
-
-import numpy as np
-from numpy.typing import NDArray
 
 from edgetune.adapters.base import (
     CONFIG,
@@ -17,19 +13,14 @@ from edgetune.adapters.base import (
     adapter_format,
     check_shapes,
 )
+from edgetune.adapters.mlx_lm import MLX_WEIGHTS, load_mlx_lm
+from edgetune.adapters.values import float_values
 from edgetune.errors import ModelError
 from edgetune.escapes import short
 from edgetune.model import StoredTensor
-from edgetune.model.weights import listing, read_json
+from edgetune.model.weights import read_json
 from edgetune.shape import ModelShape
 from edgetune.tensors.header import read_header
-from edgetune.tensors.reader import read_tensor
-
-_FLOATS: Final = frozenset({"float16", "bfloat16", "float32", "float64"})
-
-
-class NotFiniteError(ModelError):
-    """An adapter holds NaN or infinite values and nothing else is wrong with it."""
 
 
 def load_adapter(folder: Path, shape: ModelShape) -> LoadedAdapter:
@@ -40,6 +31,8 @@ def load_adapter(folder: Path, shape: ModelShape) -> LoadedAdapter:
             supported, or if it does not fit the model; every reason is named.
     """
     config = _read_config(folder)
+    if "peft_type" not in config and (folder / MLX_WEIGHTS).is_file():
+        return load_mlx_lm(folder, config, shape)
     stored = _stored_tensors(folder)
     written = adapter_format(_kind(folder, config))
     named = {name.removeprefix(written.prefix): tensor for name, tensor in stored.items()}
@@ -49,9 +42,25 @@ def load_adapter(folder: Path, shape: ModelShape) -> LoadedAdapter:
     base = config.get("base_model_name_or_path")
     return LoadedAdapter(
         method=method,
-        tensors=_values(folder / WEIGHTS, named),
+        tensors=float_values(folder / WEIGHTS, named),
         base=base if isinstance(base, str) else None,
     )
+
+
+def is_adapter(folder: Path) -> bool:
+    """Return whether a folder holds an adapter, and no model beside it."""
+    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def base_of(folder: Path) -> str | None:
+    """Return what an adapter's folder calls the model that it was trained on, if it says it.
+
+    Raises:
+        ModelError: if its config cannot be read.
+    """
+    config = _read_config(folder)
+    names = (config.get(name) for name in ("base_model_name_or_path", "model"))
+    return next((name for name in names if isinstance(name, str) and name), None)
 
 
 def _read_config(folder: Path) -> dict[str, object]:
@@ -73,37 +82,6 @@ def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
             f"Save it again with PEFT, which writes {WEIGHTS}."
         )
     raise ModelError(f"{folder} has no {WEIGHTS}. Save or copy the adapter again.")
-
-
-def _values(file: Path, stored: Mapping[str, StoredTensor]) -> dict[str, NDArray[np.float32]]:
-    """Return the tensors in float32.
-
-    Raises:
-        ModelError: naming all that are not of floating-point numbers.
-        NotFiniteError: naming all with values that are not finite.
-    """
-    if problems := [f"{n}: is {x.dtype}" for n, x in stored.items() if x.dtype not in _FLOATS]:
-        raise ModelError(_unusable(file, problems))
-    values: dict[str, NDArray[np.float32]] = {}
-    for name, tensor in stored.items():
-        values[name] = read_tensor(tensor).astype(np.float32, copy=False)
-        if not _is_finite(values[name]):
-            problems.append(f"{name}: has values that are not finite (NaN or infinite)")
-    if problems:
-        raise NotFiniteError(_unusable(file, problems))
-    return values
-
-
-def _unusable(file: Path, problems: list[str]) -> str:
-    return (
-        f"The tensors in {file} cannot be used; expected finite floating-point numbers. "
-        f"Save or copy the adapter again.\n  - {listing(problems)}"
-    )
-
-
-def _is_finite(values: NDArray[np.float32]) -> bool:
-    """Tell whether all values are finite, without a mask of their size; (0,) is."""
-    return not values.size or bool(np.isfinite(values.min()) and np.isfinite(values.max()))
 
 
 def _kind(folder: Path, config: Mapping[str, object]) -> str:

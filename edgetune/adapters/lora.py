@@ -7,6 +7,7 @@ from typing import Any, Final, cast
 
 from edgetune.adapters.base import ANYWHERE, AdapterFormat, unsupported
 from edgetune.adapters.modules import adaptable, exact_names
+from edgetune.adapters.patterns import Pattern
 from edgetune.errors import ModelError
 from edgetune.methods.base import Method
 from edgetune.methods.dora import Dora
@@ -16,7 +17,7 @@ from edgetune.model.weights import listing
 from edgetune.shape import ModelShape
 
 _KNOWN: Final = ANYWHERE | {
-    "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora",
+    "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern",
     # which modules are adapted: the tensors in the file say it
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
     # how training began, how PEFT computes
@@ -40,11 +41,15 @@ class LoraFormat(AdapterFormat):
         lora = cast("LowRank", method)
         targets = lora.select(shape)
         alpha = 2 * lora.rank if lora.alpha is None else lora.alpha
+        ranks = {target.module: float(lora.rank_of(target)) for target in targets}
+        alphas = {target.module: lora.alpha_of(target) for target in targets}
         return {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
             "r": lora.rank,
-            "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+            "lora_alpha": _number(alpha),
+            **_written("rank_pattern", ranks, lora.rank, shape),
+            **_written("alpha_pattern", alphas, alpha, shape),
             "lora_dropout": lora.dropout,
             "use_rslora": lora.rslora,
             "use_dora": lora.kind == "dora",
@@ -64,12 +69,50 @@ class LoraFormat(AdapterFormat):
         found = {_module(name) for name in names}
         known = [module for module in adaptable(shape) if module in found]
         strange = _strange(found, known, shape)
+        ranks, alphas = Pattern.of(config, "rank_pattern"), Pattern.of(config, "alpha_pattern")
         problems = [*fields.problems, *unsupported(config, _KNOWN, _ALLOWED), *strange]
+        problems += [*ranks.problems, *alphas.problems]
         if problems:
             raise ModelError(f"This LoRA adapter cannot be used:\n  - {listing(problems)}")
-        targets = exact_names(shape, known)
         cls: type[LowRank] = Dora if dora else Lora
-        return cls(rank=rank, alpha=alpha, dropout=dropout, targets=targets, rslora=rslora)
+        return cls(
+            rank=rank,
+            alpha=alpha,
+            dropout=dropout,
+            targets=exact_names(shape, known),
+            rslora=rslora,
+            rank_pattern=_entries(ranks.each(known, rank), rank, shape),
+            alpha_pattern=_entries(alphas.each(known, alpha), alpha, shape),
+        )
+
+
+def _written(
+    name: str, values: Mapping[str, float], usual: float, shape: ModelShape
+) -> dict[str, dict[str, float]]:
+    """Return PEFT's field for values that are not the usual ones, nothing if there are none."""
+    named = dict(_named(values, usual, shape))
+    return {name: named} if named else {}
+
+
+def _entries(values: Mapping[str, float], usual: float, shape: ModelShape) -> tuple[str, ...]:
+    """Return the same as settings of a method."""
+    return tuple(f"{name}={value!r}" for name, value in _named(values, usual, shape))
+
+
+def _named(
+    values: Mapping[str, float], usual: float, shape: ModelShape
+) -> Iterator[tuple[str, float]]:
+    """Yield the shortest exact names of the modules whose value is not the usual one."""
+    for value in dict.fromkeys(values.values()):
+        if value != usual:
+            modules = [module for module, own in values.items() if own == value]
+            for name in exact_names(shape, modules):
+                yield name, _number(value)
+
+
+def _number(value: float) -> float:
+    """Return a whole number as one."""
+    return int(value) if value == int(value) else value
 
 
 def _module(name: str) -> str:

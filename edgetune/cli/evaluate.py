@@ -1,4 +1,4 @@
-"""``edgetune eval``: how well runs predict rows, beside their base model."""
+"""``edgetune eval``: how well runs and adapters predict rows, beside their base model."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from pathlib import Path
 
 import click
 
-from edgetune.cli.options import FilePath, common_options
+from edgetune.cli.options import FilePath, Ref, common_options, over_options
 from edgetune.cli.show import VERBOSE, out, out_json, say, table
 from edgetune.settings.spec import to_plain
-from edgetune.workflows.inference import Scores, open_runs, rows_of, score
+from edgetune.workflows.inference import Scores, rows_of, score
+from edgetune.workflows.over import Over
+from edgetune.workflows.references import open_references
 
 _BASE = "base"
 
 
-@click.command("eval", short_help="Score runs on rows, beside their base model.")
-@click.argument("runs", type=FilePath(), nargs=-1, required=True, metavar="RUN...")
+@click.command("eval", short_help="Score runs or adapters on rows, beside their base model.")
+@click.argument("names", type=Ref(), nargs=-1, required=True, metavar="REF...")
 @click.option(
     "--data",
     type=FilePath(),
@@ -26,21 +28,25 @@ _BASE = "base"
 @click.option(
     "--exact-match", is_flag=True, help="Also let both models answer, and compare to the letter."
 )
+@over_options
 @common_options
-def command(runs: tuple[Path, ...], data: Path, exact_match: bool, as_json: bool) -> None:
-    """Print loss, perplexity and token accuracy of each RUN on all rows of a file.
+def command(
+    names: tuple[str, ...], data: Path, exact_match: bool, over: Over, as_json: bool
+) -> None:
+    """Print loss, perplexity and token accuracy of each REF on all rows of a file.
 
-    The base model without the adapter is scored on the same rows, so that the gain is seen. It
-    is loaded once for all runs, which must be over the same one; rows are read as the first RUN
-    reads them.
+    A REF is a run's folder, an adapter's (over its own base or --model), or a model. The base
+    model without the adapter is scored on the same rows, so that the gain is seen. It is loaded
+    once for all, which must be over the same one; rows are read as the first REF reads them.
     """
-    opened = open_runs(runs)
-    for run in opened:
-        say(f"Opened {run.model.folder} with {run.folder.adapter}", level=VERBOSE)
+    opened = open_references(names, over)
+    for one in opened:
+        say(f"Opened {one.model.folder} for {one.name}", level=VERBOSE)
     rows = rows_of(opened[0], data)
-    names = ["tuned"] if len(runs) == 1 else [_name(path) for path in runs]
-    each = {_BASE: opened[0].base(), **dict(zip(names, opened, strict=True))}
-    scores = {name: score(run, rows, exact_match=exact_match) for name, run in each.items()}
+    tuned = [one for one in opened if one.adapter is not None]
+    called = ["tuned"] if len(tuned) == 1 else [_name(one.name) for one in tuned]
+    each = {_BASE: opened[0].base(), **dict(zip(called, tuned, strict=True))}
+    scores = {name: score(one, rows, exact_match=exact_match) for name, one in each.items()}
     if as_json:
         out_json(to_plain(scores))
         return
@@ -49,9 +55,9 @@ def command(runs: tuple[Path, ...], data: Path, exact_match: bool, as_json: bool
     out(table([_row(name, found)[:cut] for name, found in scores.items()], header[:cut]))
 
 
-def _name(path: Path) -> str:
+def _name(name: str) -> str:
     """Return what a run is called beside the base model."""
-    return str(path) if str(path) != _BASE else f"./{path}"
+    return name if name != _BASE else f"./{name}"
 
 
 def _row(name: str, scores: Scores) -> tuple[str, ...]:

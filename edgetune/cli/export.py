@@ -7,16 +7,17 @@ from typing import Any
 
 import click
 
-from edgetune.cli.options import FilePath, Size, common_options
+from edgetune.cli.options import FilePath, Ref, Size, common_options, over_options
 from edgetune.cli.show import VERBOSE, out, out_json, say
 from edgetune.exporters import EXPORTERS
 from edgetune.settings.spec import to_plain
 from edgetune.units import format_bytes
 from edgetune.workflows.exporting import export_run
+from edgetune.workflows.over import Over
 
 
-@click.command("export", short_help="Write a run as files that other tools load.")
-@click.argument("run", type=FilePath())
+@click.command("export", short_help="Write a run or an adapter as files that other tools load.")
+@click.argument("name", type=Ref(), metavar="REF")
 @click.option("--to", type=click.Choice(list(EXPORTERS)), required=True, help="The format.")
 @click.option("--output", type=FilePath(), required=True, help="A new folder.")
 @click.option(
@@ -37,9 +38,10 @@ from edgetune.workflows.exporting import export_run
     type=click.Choice(["q8", "q4"]),
     help="Store merged weights in 8 or 4 bits, for --to mlx.",
 )
+@over_options
 @common_options
 def command(
-    run: Path,
+    name: str,
     to: str,
     output: Path,
     dtype: Any,
@@ -47,16 +49,17 @@ def command(
     data: Path | None,
     rank: int | None,
     quantize: Any,
+    over: Over,
     as_json: bool,
 ) -> None:
-    """Write the adapter of a RUN (peft), the model with the adapter merged in (hf), or both
+    """Write the adapter of a run (peft), the model with the adapter merged in (hf), or both
     for mlx-lm in one folder (mlx).
 
-    A merged model is compared with base and adapter on rows of the run, and refused if it
-    differs.
+    REF is a run's folder, or an adapter's, over its own base or --model. A merged model is
+    compared with base and adapter on rows of the run (or --data), and refused if it differs.
     """
     result = export_run(
-        run, to, output, dtype=dtype, shard_bytes=shard_size, data=data, rank=rank,
+        name, to, output, over=over, dtype=dtype, shard_bytes=shard_size, data=data, rank=rank,
         quantize=quantize,
     )  # fmt: skip
     if result.check is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from errno import ENAMETOOLONG
+from functools import wraps
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -18,6 +19,7 @@ from edgetune.escapes import short
 from edgetune.methods import METHODS, Method, method_class
 from edgetune.settings.spec import Checkpointing, Knob, Training, knobs, refuse_outside
 from edgetune.units import parse_bytes
+from edgetune.workflows.over import Over
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -50,6 +52,17 @@ class FilePath(click.ParamType[Path]):
                 reason = getattr(error, "strerror", None) or error
                 raise UsageError(f"{short(str(path))} cannot be looked at: {reason}.") from None
         return path
+
+
+class Ref(click.ParamType[str]):
+    """What is called a run, an adapter or a model: a folder, or a name."""
+
+    name = "ref"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """Return the name, if it is one that the system can be asked about as a path."""
+        FilePath().convert(value, param, ctx)
+        return str(value)
 
 
 class Names(click.ParamType["tuple[str, ...]"]):
@@ -155,6 +168,17 @@ device_option = click.option(
 memory_option = click.option(
     "--memory", type=Size(), metavar="SIZE", help="Use at most this much, such as 6GB."
 )
+
+
+def over_options(function: F) -> F:
+    """Add the flags for what a reference does not say itself; the command gets ``over``."""
+
+    @wraps(function)
+    def with_over(*, model: str | None, device: str, memory: int | None, **others: Any) -> Any:
+        return function(over=Over(model=model, device=device, memory=memory), **others)
+
+    base = click.option("--model", metavar="REF", help="The base of adapters that are no run's.")
+    return base(device_option(memory_option(with_over)))  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,15 @@ def out(text: str = "") -> None:
     click.echo(plain(text))
 
 
+def stream(parts: Iterable[str]) -> None:
+    """Print a result as it comes, and end its line."""
+    for part in parts:
+        sys.stdout.write(plain(part))
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
 def say(text: str, *, level: int = NORMAL) -> None:
     """Print a line about the progress, if the user wants to hear as much."""
     if verbosity() >= level:

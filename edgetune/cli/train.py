@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from edgetune.events import Event, Recovered, SaveDue
 from edgetune.model import resolve
 from edgetune.planning import FILE_NAME, plan_from_json, read_plan_file
 from edgetune.runs import RunFolder
+from edgetune.workflows.continuing import Beginning, read_beginning
 from edgetune.workflows.planning import (
     PlanRequest,
     PreparedPlan,
@@ -76,6 +77,12 @@ class Again:
     is_flag=True,
     help="Go on with the run in --output; --data if its rows moved, --memory for another limit.",
 )
+@click.option(
+    "--from",
+    "source",
+    metavar="ADAPTER",
+    help="Go on from an adapter: a run's folder, or one that PEFT or mlx-lm saved.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan and the receipt, train nothing.")
 @click.option(
     "--pause", is_flag=True, help="Wait while the machine is on battery or short of memory."
@@ -95,6 +102,7 @@ def command(
     plan_file: Path | None,
     output: Path | None,
     resume: bool,
+    source: str | None,
     dry_run: bool,
     pause: bool,
     strict: bool,
@@ -110,7 +118,7 @@ def command(
     """
     fixed = Fixed.of(flags)
     if resume:
-        others = {"model": model, "plan": plan_file, "dry-run": dry_run}
+        others = {"model": model, "plan": plan_file, "from": source, "dry-run": dry_run}
         _refuse_with_resume(fixed, device=device != "auto", **others)
         worker = this_process().worker
         run = resume_run(_resumed(output), data, memory, worker.recovery if worker else None)
@@ -128,17 +136,33 @@ def command(
         training=fixed.training,
         measure=True,
     )
+    request, beginning = _begun(request, plan_file, source)
     with reading_bar() as report:
-        planned = plan_for(_complete(request, plan_file), report, say)
+        planned = plan_for(request, report, say)
     if not dry_run:
         _require_here(planned, device)
         _show(planned, say)
-        run = start_run(planned, output or _fresh_name(planned))
+        run = start_run(planned, output or _fresh_name(planned), beginning)
         _train(run, Again(as_json=as_json, pause=pause, strict=strict))
     elif as_json:
         out_json(planned.plan.to_json())
     else:
         _show(planned, out)
+
+
+def _begun(
+    request: PlanRequest, plan_file: Path | None, source: str | None
+) -> tuple[PlanRequest, Beginning | None]:
+    """Return the complete request, and the adapter that the training goes on from, if any."""
+    if source is None:
+        return _complete(request, plan_file), None
+    beginning = None
+    if not request.model and plan_file is None:
+        beginning = read_beginning(source, None)
+        request = replace(request, model=beginning.ref)
+    request = _complete(request, plan_file)
+    beginning = beginning or read_beginning(source, request.model)
+    return beginning.request(request), beginning
 
 
 def _complete(request: PlanRequest, plan_file: Path | None) -> PlanRequest:

@@ -16,20 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.adapters import CONFIG, LoadedAdapter
+from edgetune.adapters.mlx_lm import MLX_WEIGHTS, PARTS, mlx_block
 from edgetune.errors import UsageError
 from edgetune.exporters.base import Exported, ExportRequest
 from edgetune.exporters.folder import folder_bytes, new_folder
 from edgetune.exporters.hf import Merged
-from edgetune.methods.lora import Lora
+from edgetune.methods.lora import Lora, LowRank
 from edgetune.shape import ModelShape
 from edgetune.tensors.writer import Outgoing, write_safetensors
 
-WEIGHTS: Final = "adapters.safetensors"
-
-_BLOCKS: Final[Mapping[str, str]] = {"gpt2": "model.h.{}.", "gpt_neox": "model.h.{}."}
-"""Where mlx-lm has the blocks of an architecture, if not where transformers has them."""
-
-_PARTS: Final = {"lora_A": "lora_a", "lora_B": "lora_b"}
+_PARTS: Final = {ours.partition(".")[0]: theirs for theirs, ours in PARTS.items()}
 
 
 def export_mlx(request: ExportRequest) -> Exported:
@@ -47,7 +43,7 @@ def export_mlx(request: ExportRequest) -> Exported:
     with new_folder(request.output, needed) as folder:
         merged.write(folder)
         named = [Outgoing.of(name, tensors[name]) for name in sorted(tensors)]
-        write_safetensors(folder / WEIGHTS, named, made_for="mlx")
+        write_safetensors(folder / MLX_WEIGHTS, named, made_for="mlx")
         _write_config(folder / CONFIG, config)
         request.verify(folder)
         nbytes = folder_bytes(folder)
@@ -60,16 +56,16 @@ def adapter_tensors(adapter: LoadedAdapter, shape: ModelShape) -> dict[str, NDAr
     Raises:
         UsageError: if the method is not one that mlx-lm loads.
     """
-    _lora(adapter)
-    blocks = _BLOCKS.get(shape.family, shape.block_prefix)
+    lora, tensors = _lora(adapter).evened(shape, adapter.tensors)
+    widest = _widest(lora, shape)
     renamed = {}
     for layer in range(shape.layers):
         prefix = shape.block(layer)
-        for name, tensor in adapter.tensors.items():
+        for name, tensor in tensors.items():
             if name.startswith(prefix):
                 module, part, _ = name.removeprefix(prefix).rsplit(".", 2)
-                full = f"{blocks.format(layer)}{module}.{_PARTS[part]}"
-                renamed[full] = tensor.T
+                full = f"{mlx_block(shape, layer)}{module}.{_PARTS[part]}"
+                renamed[full] = _widened(tensor.T, part, widest)
     return renamed
 
 
@@ -84,11 +80,12 @@ def adapter_config(adapter: LoadedAdapter, shape: ModelShape) -> dict[str, Any]:
     """
     lora = _lora(adapter)
     targets = lora.select(shape)
+    widest = _widest(lora, shape)
     return {
         "fine_tune_type": "lora",
         "num_layers": shape.layers - lora.first_layer(shape),
         "lora_parameters": {
-            "rank": lora.rank,
+            "rank": widest,
             "scale": lora.scale,
             "dropout": lora.dropout,
             "keys": sorted({target.linear.module for target in targets}),
@@ -117,6 +114,18 @@ def readable_config(config: Mapping[str, object], shape: ModelShape) -> dict[str
     if shape.family == "gpt2":
         written["n_ctx"] = shape.max_context
     return written
+
+
+def _widest(lora: LowRank, shape: ModelShape) -> int:
+    """Return the largest rank of a target: mlx-lm has one for all."""
+    return max(lora.rank_of(target) for target in lora.select(shape))
+
+
+def _widened(tensor: NDArray[np.float32], part: str, rank: int) -> NDArray[np.float32]:
+    """Return ``lora_a`` (inputs, rank) or ``lora_b`` (rank, outputs) with components of zero."""
+    missing = rank - tensor.shape[1 if part == "lora_A" else 0]
+    after = ((0, 0), (0, missing)) if part == "lora_A" else ((0, missing), (0, 0))
+    return np.pad(tensor, after) if missing else tensor
 
 
 def _lora(adapter: LoadedAdapter) -> Lora:

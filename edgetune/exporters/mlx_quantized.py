@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.adapters import CONFIG
+from edgetune.adapters.mlx_lm import MLX_WEIGHTS
 from edgetune.errors import UsageError
 from edgetune.exporters.hf import Merged, companions
-from edgetune.exporters.mlx import WEIGHTS
 from edgetune.model import LocalModel, StoredTensor
 from edgetune.model.weights import stored_tensors
 from edgetune.storage import AFFINE_GROUP, broken_rows
@@ -43,7 +43,7 @@ def quantize_folder(source: Path, target: Path, quantization: Bits) -> None:
     how = {"group_size": AFFINE_GROUP, "bits": bits, "mode": "affine"}
     merged = Merged(
         shards=shards,
-        copied=[*companions(source), source / WEIGHTS, source / CONFIG],
+        copied=[*companions(source), source / MLX_WEIGHTS, source / CONFIG],
         config={**json.loads((source / "config.json").read_text("utf-8")), "quantization": how},
         source=source,
         needed=0,

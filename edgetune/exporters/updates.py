@@ -118,7 +118,7 @@ def _low_rank(adapter: LoadedAdapter, target: Target) -> LowRankUpdate:
     a = adapter.tensors[f"{target.module}.lora_A.weight"]
     b = adapter.tensors[f"{target.module}.lora_B.weight"]
     left, right = (a.T, b.T) if target.linear.transposed else (b, a)
-    return LowRankUpdate(left, right, cast("LowRank", adapter.method).scale)
+    return LowRankUpdate(left, right, cast("LowRank", adapter.method).scale_of(target))
 
 
 def _dora(adapter: LoadedAdapter, model: LocalModel) -> Merge:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import isclose, sqrt
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgetune.methods.base import AdapterTensor, Method, Ranks
 from edgetune.methods.initial import ZEROS, Initial, Normal, Principal, Uniform
+from edgetune.methods.patterns import entries, refuse_unmatched, value_of
 from edgetune.methods.targets import Target, select
-from edgetune.settings.spec import Interval, knob
+from edgetune.settings.spec import Interval, check_numbers, knob
 from edgetune.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -50,38 +51,114 @@ class LowRank(Method):
         "The learning rate of B is so many times that of A (default: the same).",
         interval=Interval(above=0),
     )
+    rank_pattern: tuple[str, ...] = knob(
+        (), "Targets with a rank of their own, the first match counts.", metavar="NAME=RANK,…"
+    )
+    alpha_pattern: tuple[str, ...] = knob(
+        (), "Targets with an alpha of their own, the first match counts.", metavar="NAME=ALPHA,…"
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse numbers and patterns that mean nothing."""
+        check_numbers(self)
+        entries("rank_pattern", self.rank_pattern, whole=True)
+        entries("alpha_pattern", self.alpha_pattern)
+
+    @property
+    def one_rank_because(self) -> str | None:
+        """Why all targets have to have the same rank, if they have."""
+        return None
 
     @property
     def scale(self) -> float:
-        """What the update is multiplied by."""
+        """What the update of a target without a pattern of its own is multiplied by."""
         return self.scale_at(self.rank)
 
     def scale_at(self, rank: int) -> float:
         """Return the scale of the update's first ``rank`` components alone."""
         alpha = 2.0 * self.rank if self.alpha is None else self.alpha
-        return alpha / (sqrt(rank) if self.rslora else rank)
+        return alpha / self._divisor(rank)
+
+    def rank_of(self, target: Target) -> int:
+        """Return the rank of a target's update."""
+        if not self.rank_pattern:
+            return self.rank
+        own = value_of(entries("rank_pattern", self.rank_pattern, whole=True), target)
+        return self.rank if own is None else int(own)
+
+    def alpha_of(self, target: Target) -> float:
+        """Return the numerator of the scale of a target's update."""
+        own = None
+        if self.alpha_pattern:
+            own = value_of(entries("alpha_pattern", self.alpha_pattern), target)
+        if own is not None:
+            return own
+        return 2.0 * self.rank_of(target) if self.alpha is None else self.alpha
+
+    def scale_of(self, target: Target) -> float:
+        """Return what the update of a target is multiplied by."""
+        return self.alpha_of(target) / self._divisor(self.rank_of(target))
+
+    def evened(
+        self, shape: ModelShape, tensors: Mapping[str, NDArray[Any]]
+    ) -> tuple[LowRank, dict[str, Any]]:
+        """Return the same updates with one scale for all targets, which B makes up for."""
+        even = tuple(
+            f"{name}={self.scale * self._divisor(int(rank))!r}"
+            for name, rank in entries("rank_pattern", self.rank_pattern, whole=True)
+        )
+        scaled = dict(tensors)
+        for target in self.select(shape):
+            own = self.scale_of(target)
+            if own != self.scale:
+                name = f"{target.module}.lora_B.weight"
+                scaled[name] = scaled[name] * scaled[name].dtype.type(own / self.scale)
+        return replace(self, alpha_pattern=even), scaled
+
+    def refusals(self, shape: ModelShape, *, context: int, quantization: str) -> list[str]:
+        """Return that the updates of a training have one scale, where they would not."""
+        if not self.rank_pattern and not self.alpha_pattern:
+            return []
+        if because := self.one_rank_because:
+            return [f"{because}. Leave out --rank-pattern and --alpha-pattern."]
+        scales = [self.scale_of(target) for target in self.select(shape)]
+        if all(isclose(scale, self.scale, rel_tol=1e-6) for scale in scales):
+            return []
+        because = (
+            f"The updates are trained with one scale, and these patterns ask for {min(scales):g} "
+            f"to {max(scales):g}. Leave out --alpha, --rslora and --alpha-pattern: then alpha "
+            "follows each rank."
+        )
+        return [because]
+
+    def _divisor(self, rank: int) -> float:
+        return sqrt(rank) if self.rslora else rank
 
     def select(self, shape: ModelShape) -> list[Target]:
         """Return the adapted projections of a model."""
-        return select(shape, self.targets, self.layers)
+        targets = select(shape, self.targets, self.layers)
+        for name in ("rank_pattern", "alpha_pattern"):
+            if getattr(self, name):
+                refuse_unmatched(name, getattr(self, name), targets)
+        return targets
 
     def ranks(self, shape: ModelShape) -> tuple[Ranks, ...]:
-        """Return the targets of each block; all have the same rank."""
+        """Return the targets of each block with their ranks."""
         blocks: list[Ranks] = [()] * shape.layers
         for target in self.select(shape):
-            blocks[target.layer] += ((target.linear.role, self.rank),)
+            blocks[target.layer] += ((target.linear.role, self.rank_of(target)),)
         return tuple(blocks)
 
     def pair(self, target: Target, a: Initial, b: Initial) -> tuple[AdapterTensor, AdapterTensor]:
         """Return A and B of one target: ``rank * (inputs + outputs)`` parameters."""
-        linear = target.linear
+        linear, rank = target.linear, self.rank_of(target)
         return (
             AdapterTensor(
-                name=f"{target.module}.lora_A.weight", shape=(self.rank, linear.inputs), initial=a
+                name=f"{target.module}.lora_A.weight", shape=(rank, linear.inputs), initial=a
             ),
             AdapterTensor(
                 name=f"{target.module}.lora_B.weight",
-                shape=(linear.outputs, self.rank),
+                shape=(linear.outputs, rank),
                 initial=b,
                 rate=1.0 if self.lora_plus is None else self.lora_plus,
             ),
@@ -109,6 +186,11 @@ class Lora(LowRank):
     lora_initial: Literal["kaiming", "gaussian", "pissa"] = knob(
         "kaiming", "How A (with pissa: A and B) starts."
     )
+
+    @property
+    def one_rank_because(self) -> str | None:
+        """Why all targets have to have the same rank, if they have."""
+        return "PiSSA starts all targets at one rank" if self.lora_initial == "pissa" else None
 
     def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
         """Return A and B of every target, with PiSSA each followed by its constant."""
@@ -160,6 +242,11 @@ class DyLora(LowRank):
     """
 
     kind: ClassVar[str] = "dylora"
+
+    @property
+    def one_rank_because(self) -> str | None:
+        """Why all targets have to have the same rank."""
+        return "DyLoRA draws one rank for all targets"
 
     def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
         """Return A and B of every target."""

@@ -43,14 +43,14 @@ def select(shape: ModelShape, patterns: Sequence[str], layers: int | None = None
         for layer in last_blocks(shape, layers)
         for linear in shape.linears
     ]
-    unmatched = [p for p in patterns if not any(_matches(p, c) for c in candidates)]
+    unmatched = [p for p in patterns if not any(matches(p, c) for c in candidates)]
     if unmatched or not patterns:
         names = ", ".join(_last(linear.module) for linear in shape.linears)
         raise UsageError(
             f"No projection of this {shape.family} model is named {', '.join(unmatched) or '()'}. "
             f"It has {names}; the groups are {', '.join(GROUPS)}."
         )
-    return [c for c in candidates if any(_matches(p, c) for p in patterns)]
+    return [c for c in candidates if any(matches(p, c) for p in patterns)]
 
 
 def last_blocks(shape: ModelShape, count: int | None) -> range:
@@ -106,7 +106,8 @@ def names(shape: ModelShape, patterns: Sequence[str]) -> tuple[str, ...]:
     return tuple(written)
 
 
-def _matches(pattern: str, target: Target) -> bool:
+def matches(pattern: str, target: Target) -> bool:
+    """Return whether a pattern of :func:`select` names a projection."""
     if pattern in GROUPS:
         return target.linear.role in GROUPS[pattern]
     if pattern in (target.module, target.linear.module, _last(target.linear.module)):

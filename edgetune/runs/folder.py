@@ -6,7 +6,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,8 +51,14 @@ class RunFolder:
             raise _cannot_be_made(path, error) from None
 
     @classmethod
-    def create(cls, path: Path, plan: Plan, receipt: Mapping[str, Any]) -> RunFolder:
-        """Make a new run folder, whole or not at all.
+    def create(
+        cls,
+        path: Path,
+        plan: Plan,
+        receipt: Mapping[str, Any],
+        fill: Callable[[RunFolder], None] = lambda _: None,
+    ) -> RunFolder:
+        """Make a new run folder, whole or not at all; ``fill`` may add to it.
 
         Raises:
             UsageError: if it is there already, or cannot be written.
@@ -64,6 +70,7 @@ class RunFolder:
                 plan.save(temporary / "plan.yaml")
                 write_json(temporary / "receipt.json", receipt)
                 (temporary / "checkpoints").mkdir()
+                fill(cls(temporary))
         except OSError as error:
             raise _cannot_be_made(path, error) from None
         return cls(path)
@@ -105,6 +112,11 @@ class RunFolder:
     def adapter(self) -> Path:
         """The trained adapter in PEFT's layout."""
         return self.path / "adapter"
+
+    @property
+    def start(self) -> Path:
+        """The adapter that the run goes on from, if it goes on from one."""
+        return self.path / "start"
 
     @property
     def resume_command(self) -> str:

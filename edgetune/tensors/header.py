@@ -88,7 +88,7 @@ def _parse(file: Path, text: bytes, base: int) -> dict[str, StoredTensor]:
         raise _damaged(file, f"its header is not valid ({error})") from error
     if not isinstance(entries, dict):
         raise _damaged(file, "its header is not a JSON object")
-    if not isinstance(entries.pop("__metadata__", {}), dict):
+    if not isinstance(entries.pop("__metadata__", None), dict | None):  # MLX writes null
         raise _damaged(file, "its __metadata__ is not a JSON object")
     return {name: _entry(file, name, value, base) for name, value in entries.items()}
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.adapters import LoadedAdapter, load_adapter
+from edgetune.adapters import LoadedAdapter
 from edgetune.backend import DEFAULT_ADAPTER, Session
 from edgetune.errors import UsageError
 from edgetune.exporters import Exported, ExportRequest, export
@@ -23,8 +23,10 @@ from edgetune.model import LocalModel, resolve
 from edgetune.owned import ScratchFolder
 from edgetune.planning import Plan
 from edgetune.settings.spec import Checkpointing
-from edgetune.workflows.opening import open_adapted, open_planned, open_session
+from edgetune.workflows.opening import open_adapted, open_session
+from edgetune.workflows.over import Over
 from edgetune.workflows.planning import read_rows
+from edgetune.workflows.references import new_plan, read_adapted
 
 Logits = NDArray[np.float32]
 
@@ -44,17 +46,19 @@ class ExportResult:
 
 
 def export_run(
-    path: Path,
+    name: str,
     to: str,
     output: Path,
     *,
+    over: Over | None = None,
     dtype: Any = None,
     shard_bytes: int | None = None,
     data: Path | None = None,
     rank: int | None = None,
     quantize: Bits | None = None,
 ) -> ExportResult:
-    """Export a run; merged weights are compared with base and adapter on rows of its data.
+    """Export a run, or an adapter over a base; merged weights are compared with base and adapter
+    on rows of the run's data.
 
     With ``rank`` an adapter that DyLoRA trained is cut to its first components. With ``quantize``
     the merged model is stored in MLX's bits, after it was compared.
@@ -63,7 +67,9 @@ def export_run(
         CheckFailedError: if the merged model is not the trained one; nothing is written then.
         EdgetuneError: if the run, its model, its data or the output cannot be had.
     """
-    run, plan, model = open_planned(path)
+    over = over or Over()
+    found = read_adapted(name, over)
+    adapter, model = found.adapter, found.model
     if quantize is not None:
         if to != "mlx":
             raise UsageError(f"--quantize is MLX's: it goes with --to mlx, not --to {to}.")
@@ -71,19 +77,26 @@ def export_run(
         with new_folder(output, 0) as folder, ScratchFolder(folder.parent) as by:
             whole = by / "model"
             result = export_run(
-                path, to, whole, dtype=dtype, shard_bytes=shard_bytes, data=data, rank=rank
+                name,
+                to,
+                whole,
+                over=over,
+                dtype=dtype,
+                shard_bytes=shard_bytes,
+                data=data,
+                rank=rank,
             )
             quantize_folder(whole, folder, quantize)
             nbytes = folder_bytes(folder)
         return ExportResult(exported=Exported(folder=output, nbytes=nbytes), check=result.check)
-    adapter = load_adapter(run.finished_adapter(), model.shape)
     if rank is not None:
-        adapter = truncated(adapter, rank, plan.choice.method)
-    rows = [] if to == "peft" else _rows(plan, data)
+        adapter = truncated(adapter, rank, (found.plan.choice if found.plan else adapter).method)
+    plan = None if to == "peft" else found.plan or new_plan(found, over)
+    rows = [] if plan is None else _rows(plan, data)
     checks: list[MergeCheck] = []
 
     def verify(merged: Path) -> None:
-        if rows:
+        if plan is not None:
             checks.append(_compared(_unquantized(plan), model, adapter, merged, rows))
             require(checks[-1])
 

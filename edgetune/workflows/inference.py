@@ -1,101 +1,26 @@
-"""Finished runs put to use: scores on other rows, text."""
+"""Runs, adapters and models put to use: scores on rows, answers to many prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import exp, isfinite
-from os.path import realpath
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.adapters import load_adapter
-from edgetune.backend import (
-    DEFAULT_ADAPTER,
-    DeviceOutOfMemoryError,
-    EvalResult,
-    GenerateOptions,
-    Session,
-)
+from edgetune.backend import DeviceOutOfMemoryError, EvalResult, GenerateOptions
 from edgetune.buckets import bucket
-from edgetune.data import Examples, MicroBatch, Tokenizer, evaluation_batches, load_tokenizer
+from edgetune.data import Examples, MicroBatch, evaluation_batches
 from edgetune.data.batch import split
 from edgetune.data.template import Message
 from edgetune.errors import CheckFailedError, OutOfMemoryError, UsageError
-from edgetune.memory.generation import cache_bytes, rows_at_once
-from edgetune.model import LocalModel, resolve
-from edgetune.planning import Plan
-from edgetune.runs import RunFolder
+from edgetune.memory.generation import rows_at_once
+from edgetune.model import resolve
 from edgetune.settings.spec import Training
-from edgetune.units import format_bytes
-from edgetune.workflows.opening import open_adapted, open_planned
+from edgetune.workflows.opened import Opened, fitting
 from edgetune.workflows.planning import read_rows
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenedRun:
-    """A run whose adapter is loaded; several over the same base share a session."""
-
-    folder: RunFolder
-    plan: Plan
-    model: LocalModel
-    tokenizer: Tokenizer
-    session: Session
-    adapter: str | None = DEFAULT_ADAPTER
-    """Name of its adapter in the session; None: the base model alone."""
-
-    def base(self) -> OpenedRun:
-        """Return the same without the adapter."""
-        return replace(self, adapter=None)
-
-    def generate(self, prompt: str | Sequence[Message], options: GenerateOptions) -> Iterator[str]:
-        """Yield the continuation piece by piece, without the token that ends it."""
-        tokens = self.prompt_tokens(prompt)
-        options = self.within_positions(options, len(tokens))
-        done: list[int] = []
-        shown = ""
-        with _fitting(self, len(tokens), options):
-            for _, token in self.session.generate([tokens], options, adapters=[self.adapter]):
-                if token in options.end_tokens:
-                    break
-                done.append(token)
-                text = self.tokenizer.decode(done)
-                if not text.endswith("\ufffd"):  # half of a character waits for its other half
-                    yield text[len(shown) :]
-                    shown = text
-        yield self.tokenizer.decode(done)[len(shown) :]
-
-    def prompt_tokens(self, prompt: str | Sequence[Message]) -> list[int]:
-        """Return the tokens of a prompt.
-
-        Raises:
-            UsageError: if there are none, or the model has no positions for so many.
-        """
-        cut = "" if self.adapter is None else self.folder.prompt_cut()
-        tokens = self.tokenizer.prompt_tokens(prompt, cut)
-        if not tokens:
-            raise UsageError("The prompt is empty: it has no token to go on from. Give some text.")
-        if len(tokens) > self.positions:
-            raise UsageError(
-                f"The prompt has {len(tokens)} tokens, and {self.plan.model.ref} has positions "
-                f"for {self.positions}. Give a shorter one."
-            )
-        return tokens
-
-    @property
-    def positions(self) -> int:
-        """How many tokens the model has positions for, besides those that the method takes."""
-        method = None if self.adapter is None else self.plan.choice.method
-        before = 0 if method is None else method.virtual_tokens + method.positions
-        return self.model.shape.max_context - before
-
-    def within_positions(self, options: GenerateOptions, prompt: int) -> GenerateOptions:
-        """Return the options with answers that end at the model's last position."""
-        rest = self.positions - prompt + 1  # the last token of an answer takes none
-        return replace(options, max_tokens=max(1, min(options.max_tokens, rest)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,65 +34,8 @@ class Scores:
     exact_match: float | None
 
 
-def open_run(path: Path) -> OpenedRun:
-    """Return a finished run with its adapter loaded.
-
-    Raises:
-        UsageError: if it is no run folder, or the run has not finished.
-        ModelError: if the model or the adapter is missing or damaged.
-    """
-    adapter = RunFolder.open(path).finished_adapter()
-    folder, plan, model = open_planned(path)
-    session = open_adapted(plan, model, load_adapter(adapter, model.shape))
-    return OpenedRun(
-        folder=folder,
-        plan=plan,
-        model=model,
-        tokenizer=load_tokenizer(model.folder, model.shape.vocabulary),
-        session=session,
-    )
-
-
-def open_runs(paths: Sequence[Path]) -> list[OpenedRun]:
-    """Return finished runs over one base model, which is loaded once, as the first run's plan says.
-
-    Raises:
-        UsageError: if a run is given twice, or if their base models differ or are not computed
-            with in the same way; else as :func:`open_run`.
-    """
-    places = [realpath(path) for path in paths]
-    twice = next((path for i, path in enumerate(paths) if places[i] in places[:i]), None)
-    if twice is not None:
-        raise UsageError(f"{twice} is given twice. Once is enough.")
-    first = open_run(paths[0])
-    return [first, *(_beside(first, path) for path in paths[1:])]
-
-
-def _beside(first: OpenedRun, path: Path) -> OpenedRun:
-    """Return a run whose adapter joins the session of another."""
-    file = RunFolder.open(path).finished_adapter()
-    folder, plan, model = open_planned(path)
-    if model.fingerprint != first.model.fingerprint:
-        raise UsageError(
-            f"{path} was trained on {plan.model.ref}, {first.folder.path} on "
-            f"{first.plan.model.ref}: only runs over the same base model can be used together."
-        )
-    for name in ("quantization", "compute_dtype"):
-        one, other = getattr(first.plan.choice, name), getattr(plan.choice, name)
-        if one != other:
-            raise UsageError(
-                f"{path} was trained with {name} {other}, {first.folder.path} with {one}: "
-                "together one of them would not be the model that was trained. "
-                "Use them one at a time."
-            )
-    adapter = load_adapter(file, model.shape)
-    name = realpath(path)  # no name of a folder can be that of the session's own adapter
-    first.session.attach(name, adapter.method, adapter.tensors)
-    return replace(first, folder=folder, plan=plan, adapter=name)
-
-
 def answers(
-    runs: Sequence[OpenedRun], prompts: Sequence[str | Sequence[Message]], options: GenerateOptions
+    runs: Sequence[Opened], prompts: Sequence[str | Sequence[Message]], options: GenerateOptions
 ) -> Iterator[str]:
     """Yield the answers of runs over one base: all of the first prompt, then of the next.
 
@@ -178,7 +46,7 @@ def answers(
         yield runs[0].tokenizer.decode(tokens)
 
 
-def rows_of(run: OpenedRun, data: Path) -> Examples:
+def rows_of(run: Opened, data: Path) -> Examples:
     """Return all rows of a file as the run would read them, none held back.
 
     Its columns may have the names that the run's file had, or those that the formats know.
@@ -202,7 +70,7 @@ def rows_of(run: OpenedRun, data: Path) -> Examples:
     return dataset.fit(min(limit, positions)).train
 
 
-def score(run: OpenedRun, rows: Examples, *, exact_match: bool) -> Scores:
+def score(run: Opened, rows: Examples, *, exact_match: bool) -> Scores:
     """Return how well rows are predicted."""
     context = int(rows.lengths.max())
     batches = evaluation_batches(rows, context=context, micro_batch=run.plan.choice.micro_batch)
@@ -211,7 +79,7 @@ def score(run: OpenedRun, rows: Examples, *, exact_match: bool) -> Scores:
         result += _evaluated(run, batch)
     loss = result.loss_sum / result.loss_tokens
     if not isfinite(loss):
-        which = "of the base model" if run.adapter is None else f"of {run.folder.path}"
+        which = "of the base model" if run.adapter is None else f"of {run.name}"
         raise CheckFailedError(f"The loss {which} on these rows is {loss}, which is no number.")
     return Scores(
         loss=loss,
@@ -222,7 +90,7 @@ def score(run: OpenedRun, rows: Examples, *, exact_match: bool) -> Scores:
     )
 
 
-def _evaluated(run: OpenedRun, batch: MicroBatch) -> EvalResult:
+def _evaluated(run: Opened, batch: MicroBatch) -> EvalResult:
     """Return the loss of a micro-batch, a few of its rows at a time.
 
     These rows may be longer than those of the plan: fewer of them are as many tokens. Where even
@@ -242,21 +110,7 @@ def _evaluated(run: OpenedRun, batch: MicroBatch) -> EvalResult:
             rows //= 2
 
 
-@contextmanager
-def _fitting(run: OpenedRun, prompt: int, options: GenerateOptions) -> Iterator[None]:
-    """Say what took the memory when a prompt cannot be continued in it."""
-    try:
-        yield
-    except DeviceOutOfMemoryError as error:
-        size = cache_bytes(run.model.shape, run.plan.choice, prompt + options.max_tokens)
-        raise OutOfMemoryError(
-            f"A prompt of {prompt} tokens with an answer of up to {options.max_tokens} keeps "
-            f"{format_bytes(size)} of keys and values, which do not fit: {error}. Close other "
-            "programs, or ask for less with --max-tokens."
-        ) from None
-
-
-def _exact_match(run: OpenedRun, rows: Examples) -> float:
+def _exact_match(run: Opened, rows: Examples) -> float:
     """Return the share of rows whose last answer is the most probable one, to the letter."""
     ends = run.tokenizer.end_tokens
     asked = [_question(*rows[index], ends) for index in range(len(rows))]
@@ -281,7 +135,7 @@ def _question(
 
 
 def _continued(
-    asked: Sequence[tuple[OpenedRun, list[int]]], options: GenerateOptions
+    asked: Sequence[tuple[Opened, list[int]]], options: GenerateOptions
 ) -> Iterator[list[int]]:
     """Yield the tokens after each prompt, without the one that ends them."""
     run = asked[0][0]
@@ -297,7 +151,7 @@ def _continued(
         part = asked[start : start + count]
         found: list[list[int]] = [[] for _ in part]
         prompts, adapters = [prompt for _, prompt in part], [one.adapter for one, _ in part]
-        with _fitting(run, longest, options):
+        with fitting(run, longest, options):
             for row, token in run.session.generate(prompts, options, adapters=adapters):
                 if token not in options.end_tokens:
                     found[row].append(token)

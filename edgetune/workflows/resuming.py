@@ -22,6 +22,7 @@ from edgetune.runs import (
     rewind,
 )
 from edgetune.units import format_bytes
+from edgetune.workflows.continuing import begin
 from edgetune.workflows.job import Job
 from edgetune.workflows.opening import open_planned, open_session
 from edgetune.workflows.planning import read_rows
@@ -61,6 +62,8 @@ def resume_run(
             with recording(folder):
                 _rewound(folder, checkpoint, refused, job.facts)
             start = checkpoint.state.progress
+        else:
+            begin(session, folder, plan)
         if recovery is not None:
             fewer = recovery.rows
             recovered = Recovered(step=start.step, rows=fewer, because=recovery.because)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from edgetune.backend import Session
@@ -42,6 +43,7 @@ from edgetune.runs import (
 )
 from edgetune.schedule import Schedule
 from edgetune.workflows.against_plan import AgainstPlan
+from edgetune.workflows.continuing import Beginning, begin, keep_start
 from edgetune.workflows.correcting import correct_rates
 from edgetune.workflows.job import Job
 from edgetune.workflows.opening import open_session
@@ -212,8 +214,10 @@ class Run:
             self.folder.note("adapter written", because, step=self.schedule.steps)
 
 
-def start_run(planned: PreparedPlan, output: Path) -> Run:
+def start_run(planned: PreparedPlan, output: Path, beginning: Beginning | None = None) -> Run:
     """Open a new run; its folder holds plan, receipt and journal when this returns.
+
+    With a ``beginning`` it goes on from that adapter, of which the folder keeps a copy.
 
     Raises:
         EdgetuneError: if the model or the backend cannot be opened, or the folder is taken.
@@ -226,9 +230,12 @@ def start_run(planned: PreparedPlan, output: Path) -> Run:
     with ExitStack() as stack:
         session = open_session(plan, model)
         stack.callback(session.close)
-        folder = RunFolder.create(output, plan, job.receipt())
+        folder = RunFolder.create(output, plan, job.receipt(), partial(keep_start, beginning, plan))
         stack.enter_context(folder.locked())
+        begin(session, folder, plan)
         with recording(folder):
+            if beginning is not None:
+                folder.note("goes on from an adapter", f"--from {beginning.name}")
             for reason in plan.reasons:
                 folder.note("planned", reason)
         held = stack.pop_all()

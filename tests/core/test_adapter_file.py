@@ -144,8 +144,8 @@ def test_names_select_the_same_modules_here(data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("rank_pattern", {"q_proj": 4}),
-        ("alpha_pattern", {"q_proj": 4}),
+        ("target_parameters", ["mlp.experts"]),
+        ("trainable_token_indices", [1]),
         ("modules_to_save", ["lm_head"]),
         ("bias", "lora_only"),
         ("init_lora_weights", "pissa"),

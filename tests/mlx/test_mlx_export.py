@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from adapters import random_adapter
 from answers import continued
+from mlx.utils import tree_flatten
 from mlx_lm import load, stream_generate
-from mlx_lm.tuner.utils import load_adapters
+from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 from mlx_lm.utils import load_model
 from mlx_sessions import VOCABULARY, open_session
 from models import make_model
 
+from edgetune.adapters import load_adapter
 from edgetune.backend import GenerateOptions
 from edgetune.data import load_tokenizer
-from edgetune.errors import UsageError
+from edgetune.errors import ModelError, UsageError
 from edgetune.exporters import ExportRequest, export
 from edgetune.exporters.mlx import readable_config
 from edgetune.exporters.mlx_quantized import (
@@ -29,6 +32,7 @@ from edgetune.exporters.mlx_quantized import (
     refuse_unquantizable,
 )
 from edgetune.methods import build
+from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel, open_model
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2",
@@ -68,6 +72,70 @@ def test_mlx_lm_computes_the_same_from_adapter_and_from_merged_model(
         logits = np.array(found(mx.array([row])))[0]
         np.testing.assert_allclose(logits, expected, atol=TOLERANCE.get(family, 1e-4))
     assert not np.allclose(session.logits(row, adapter=None), expected, atol=1e-2)
+
+
+def test_targets_with_ranks_of_their_own_are_one_rank_to_mlx_lm(tmp_path: Path) -> None:
+    model = LocalModel.open(make_model(tmp_path / "base", "llama"))
+    method = Lora(rank=3, rank_pattern=("mlp=6", "q_proj=1"), alpha_pattern=("v_proj=9",))
+    adapter = random_adapter(method, model.shape)
+    out = tmp_path / "out"
+    export("mlx", ExportRequest(adapter=adapter, model=model, output=out))
+    even = adapter.evened(model.shape)
+    session = open_session(model.folder, rank=3)
+    session.attach("even", even.method, even.tensors)
+    expected = session.logits(ROW, adapter="even")
+
+    merged, _ = load_model(out)
+    unmerged, _ = load_model(_as_on_the_hub(model, tmp_path / "hub"))
+    for found in (merged, load_adapters(unmerged, str(out))):
+        np.testing.assert_allclose(np.array(found(mx.array([ROW])))[0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_what_mlx_lm_trained_is_read(family: str, kind: str, tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "base", family, **CHANGES.get(family, {}))
+    model = LocalModel.open(folder)
+    row = ROW[:5] if family in WITHOUT_WINDOW else ROW
+    theirs, _ = load_model(_as_on_the_hub(model, tmp_path / "hub"))
+    parameters = {"rank": 3, "scale": 2.5, "dropout": 0.0}
+    linear_to_lora_layers(theirs, 2, parameters, use_dora=kind == "dora")
+    trained = _randomly_trained(theirs)
+    config = {"fine_tune_type": kind, "num_layers": 2, "lora_parameters": parameters}
+    (tmp_path / "adapter").mkdir()
+    mx.save_safetensors(str(tmp_path / "adapter" / "adapters.safetensors"), trained)
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+
+    adapter = load_adapter(tmp_path / "adapter", model.shape)
+    session = open_session(folder)
+    session.attach("theirs", adapter.method, adapter.tensors)
+    found, expected = session.logits(row, adapter="theirs"), np.array(theirs(mx.array([row])))[0]
+
+    assert adapter.method.kind == kind
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE.get(family, 1e-4))
+    assert not np.allclose(session.logits(row, adapter=None), expected, atol=1e-2)
+
+
+def _randomly_trained(model: Any) -> dict[str, mx.array]:
+    """Give every tensor of an adapter other values and return them."""
+    parts = ("lora_a", "lora_b", "m")
+    named = tree_flatten(model.parameters())
+    tensors = {name: x for name, x in named if name.rsplit(".", 1)[-1] in parts}
+    keys = mx.random.split(mx.random.key(7), len(tensors))
+    noise = zip(tensors.items(), keys, strict=True)
+    trained = {name: x + 0.1 * mx.random.normal(x.shape, key=key) for (name, x), key in noise}
+    model.load_weights(list(trained.items()), strict=False)
+    return trained
+
+
+def test_an_adapter_of_mlx_lm_that_is_none_of_a_projection_is_refused(tmp_path: Path) -> None:
+    model = LocalModel.open(make_model(tmp_path / "base", "llama"))
+    stored = {"model.embed_tokens.lora_a": mx.zeros((97, 3))}
+    mx.save_safetensors(str(tmp_path / "adapters.safetensors"), stored)
+    for kind, reason in (("lora", "model.embed_tokens.lora_a"), ("full", "fine_tune_type 'full'")):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"fine_tune_type": kind}))
+        with pytest.raises(ModelError, match=reason):
+            load_adapter(tmp_path, model.shape)
 
 
 def test_the_same_greedy_text(tmp_path: Path) -> None:

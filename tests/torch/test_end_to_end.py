@@ -22,8 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from edgetune.backend import GenerateOptions
 from edgetune.files import sha256_file
 from edgetune.model import open_model
-from edgetune.workflows.inference import open_run
 from edgetune.workflows.opening import open_planned
+from edgetune.workflows.references import open_references
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STEPS = 8
@@ -377,7 +377,7 @@ def test_runs_that_do_not_go_together_are_refused(
     assert "with quantization int8" in called.err
     called = cli("generate", run, other, "--base", "-p", "Hello")
     assert called.code == 2
-    assert "one RUN is enough" in called.err
+    assert "one REF is enough" in called.err
     called = cli("eval", run, other, run, "--data", "few.jsonl")
     assert called.code == 2
     assert f"{run} is given twice" in called.err
@@ -456,7 +456,7 @@ def test_in_bfloat16_nothing_is_said_that_transformers_would_not_say(
         AutoModelForCausalLM.from_pretrained(merged, dtype=dtype)
         for dtype in (torch.float32, torch.bfloat16)
     )
-    opened = open_run(run)
+    (opened,) = open_references([str(run)])
     options = GenerateOptions(max_tokens=LONGEST)
     for prompt in held_out_prompts(10):
         asked = opened.tokenizer.prompt_tokens(prompt)
@@ -477,7 +477,7 @@ def peft_model(adapter: Path, dtype: torch.dtype) -> Any:
 def test_peft_computes_the_same_logits(run: Path, cli: Cli, tmp_path: Path) -> None:
     run = in_format(run, "float32")
     theirs = peft_model(exported(cli, run, "peft", tmp_path / "adapter"), torch.float32)
-    opened = open_run(run)
+    (opened,) = open_references([str(run)])
     for prompt in held_out_prompts(5):
         tokens = opened.tokenizer.prompt_tokens(prompt)
         expected = theirs(torch.tensor([tokens])).logits[0].numpy()
@@ -495,7 +495,7 @@ def test_in_bfloat16_the_logits_are_nearer_than_pefts(
     run = in_format(run, "bfloat16")
     adapter = exported(cli, run, "peft", tmp_path / "adapter")
     wide, narrow = (peft_model(adapter, dtype) for dtype in (torch.float32, torch.bfloat16))
-    opened = open_run(run)
+    (opened,) = open_references([str(run)])
     ours, theirs = 0.0, 0.0
     for prompt in held_out_prompts(20):
         tokens = opened.tokenizer.prompt_tokens(prompt)

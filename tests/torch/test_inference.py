@@ -22,8 +22,8 @@ from edgetune.data.token_store import token_store_of
 from edgetune.errors import OutOfMemoryError, UsageError
 from edgetune.methods.prompt import Prompt
 from edgetune.model import LocalModel, resolve
-from edgetune.runs import RunFolder
-from edgetune.workflows.inference import OpenedRun, answers, rows_of, score
+from edgetune.workflows.inference import answers, rows_of, score
+from edgetune.workflows.opened import Opened
 
 LENGTHS = (20, 20, 20, 90, 90, 90)
 POSITIONS = 96
@@ -31,7 +31,7 @@ POSITIONS = 96
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[OpenedRun]:
+def run(tmp_path: Path) -> Iterator[Opened]:
     """A run that was planned for two rows of 32 tokens."""
     tiny = resolve("tiny").folder
     assert tiny is not None
@@ -41,8 +41,8 @@ def run(tmp_path: Path) -> Iterator[OpenedRun]:
         shutil.copy(tiny / name, folder)
     model = LocalModel.open(folder)
     with session_for(model) as session:
-        yield OpenedRun(
-            folder=RunFolder(tmp_path),
+        yield Opened(
+            name="run",
             plan=session.plan,
             model=model,
             tokenizer=load_tokenizer(folder),
@@ -57,7 +57,7 @@ def _rows() -> Examples:
     return Examples.of(columns, RowLocations(("rows:",), np.array([0, len(rows)]), columns.lines))
 
 
-def _seen(run: OpenedRun, monkeypatch: pytest.MonkeyPatch, most: int) -> list[tuple[int, ...]]:
+def _seen(run: Opened, monkeypatch: pytest.MonkeyPatch, most: int) -> list[tuple[int, ...]]:
     """Return what will hold the shapes that are evaluated; more tokens than ``most`` fail."""
     shapes, evaluate = [], run.session.evaluate
 
@@ -73,7 +73,7 @@ def _seen(run: OpenedRun, monkeypatch: pytest.MonkeyPatch, most: int) -> list[tu
 
 
 def test_longer_rows_are_evaluated_a_few_at_a_time(
-    run: OpenedRun, monkeypatch: pytest.MonkeyPatch
+    run: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shapes = _seen(run, monkeypatch, most=95)
     found = score(run, _rows(), exact_match=False)
@@ -83,7 +83,7 @@ def test_longer_rows_are_evaluated_a_few_at_a_time(
 
 
 def test_rows_that_do_not_fit_are_tried_one_by_one_and_named(
-    run: OpenedRun, monkeypatch: pytest.MonkeyPatch
+    run: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shapes = _seen(run, monkeypatch, most=30)  # similar lengths are padded to one
     with pytest.raises(OutOfMemoryError, match="A row of 90 tokens does not fit"):
@@ -93,7 +93,7 @@ def test_rows_that_do_not_fit_are_tried_one_by_one_and_named(
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_an_answer_ends_with_the_last_learned_position(run: OpenedRun, count: int) -> None:
+def test_an_answer_ends_with_the_last_learned_position(run: Opened, count: int) -> None:
     options = GenerateOptions(max_tokens=POSITIONS)
     prompt = "Turn on the lamp. " * 4
     length = len(run.prompt_tokens(prompt))
@@ -104,7 +104,7 @@ def test_an_answer_ends_with_the_last_learned_position(run: OpenedRun, count: in
     assert len(found) == POSITIONS - length + 1
 
 
-def test_rows_beyond_the_positions_of_the_model_are_refused(run: OpenedRun, tmp_path: Path) -> None:
+def test_rows_beyond_the_positions_of_the_model_are_refused(run: Opened, tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     rows = [{"prompt": "Turn on the lamp.", "completion": "lamp " * n} for n in (1, POSITIONS)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -113,7 +113,7 @@ def test_rows_beyond_the_positions_of_the_model_are_refused(run: OpenedRun, tmp_
         rows_of(replace(run, plan=replace(run.plan, model=named)), data)
 
 
-def test_a_prompt_beyond_the_learned_positions_is_refused(run: OpenedRun) -> None:
+def test_a_prompt_beyond_the_learned_positions_is_refused(run: Opened) -> None:
     prompt = "Turn on the lamp. " * POSITIONS
     with pytest.raises(UsageError, match=f"has positions for {POSITIONS}"):
         list(answers([run], [prompt], GenerateOptions(max_tokens=1)))
@@ -121,17 +121,14 @@ def test_a_prompt_beyond_the_learned_positions_is_refused(run: OpenedRun) -> Non
         list(run.generate(prompt, GenerateOptions(max_tokens=1)))
 
 
-def test_trained_tokens_take_positions_too(run: OpenedRun) -> None:
-    choice = replace(run.plan.choice, method=Prompt(prompt_length=POSITIONS - 1))
-    full = replace(run, plan=replace(run.plan, choice=choice))
+def test_trained_tokens_take_positions_too(run: Opened) -> None:
+    full = replace(run, method=Prompt(prompt_length=POSITIONS - 1))
     with pytest.raises(UsageError, match="has positions for 1"):
         full.prompt_tokens("Turn on the lamp.")
     assert full.base().prompt_tokens("Turn on the lamp.")
 
 
-def test_an_answer_that_does_not_fit_is_said(
-    run: OpenedRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_that_does_not_fit_is_said(run: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> Any:
         raise DeviceOutOfMemoryError("can't allocate memory")
 

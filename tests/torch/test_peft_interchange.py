@@ -37,7 +37,7 @@ Logits = Callable[[Sequence[int]], NDArray[np.float32]]
 
 def _ours(model: LocalModel, adapter: LoadedAdapter) -> Logits:
     """Return the logits of base and adapter as the torch backend computes them."""
-    engine = open_decoder(model)
+    engine, adapter = open_decoder(model), adapter.evened(model.shape)
     parameters = {n: Parameter(torch.tensor(x)) for n, x in adapter.tensors.items()}
     method = adapt(adapter.method, model.shape, parameters)
     return lambda tokens: engine.logits(tokens, method).numpy()
@@ -75,8 +75,15 @@ def _last_of_attention(model: LocalModel) -> tuple[str, ...]:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"rslora": True, "alpha": 3.5, "dropout": 0.5}, {"targets": ("mlp",)}, {"targets": None}],
-    ids=["all-linear", "rslora", "mlp", "last-block"],
+    [
+        {},
+        {"rslora": True, "alpha": 3.5, "dropout": 0.5},
+        {"targets": ("mlp",)},
+        {"targets": None},
+        {"rank_pattern": ("mlp=7", "*.1.*=2"), "alpha_pattern": ("*.0.*=1.5",), "rslora": True},
+        {"rank_pattern": ("*.2.*=6",)},
+    ],
+    ids=["all-linear", "rslora", "mlp", "last-block", "patterns", "ranks"],
 )
 def test_peft_computes_what_we_compute(
     model: LocalModel, tmp_path: Path, settings: dict[str, Any]
@@ -101,8 +108,13 @@ def test_peft_computes_what_we_compute(
         {"target_modules": r".*\.[012]\..*proj.*|.*c_attn"},
         {"target_modules": ["q_proj", "down_proj", "c_fc"], "layers_to_transform": [0, 2]},
         {"target_modules": "all-linear", "exclude_modules": r".*\.(o_proj|c_proj)"},
+        {
+            "target_modules": "all-linear",
+            "rank_pattern": {"(o_proj|c_proj)": 7, r".*\.0\..*": 2},
+            "alpha_pattern": {"(o_proj|c_proj)": 1, r".*\.[12]\..*": 5},
+        },
     ],
-    ids=["all-linear", "regex", "layers", "excluded"],
+    ids=["all-linear", "regex", "layers", "excluded", "patterns"],
 )
 def test_we_compute_what_peft_saved(
     model: LocalModel, tmp_path: Path, settings: dict[str, Any]

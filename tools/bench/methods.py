@@ -25,7 +25,8 @@ from typing import Any
 
 from edgetune.methods import METHODS, method_class
 from edgetune.units import format_bytes
-from edgetune.workflows.inference import open_run, rows_of, score
+from edgetune.workflows.inference import rows_of, score
+from edgetune.workflows.references import open_references
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "methods.md"
@@ -56,7 +57,7 @@ def measure(method: str, steps: int, seed: int, rows: int) -> dict[str, Any]:
         held_out = Path(folder) / "held-out.jsonl"
         lines = (ROOT / HELD_OUT).read_text("utf-8").splitlines()[:rows]
         held_out.write_text("\n".join(lines) + "\n", "utf-8")
-        opened = open_run(run)
+        (opened,) = open_references([str(run)])
         scores = score(opened, rows_of(opened, held_out), exact_match=True)
         opened.session.close()
         memory = json.loads((run / "memory.json").read_text("utf-8"))

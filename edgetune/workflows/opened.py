@@ -1,0 +1,101 @@
+"""What was opened to be used: text from it, within the positions and the memory that there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from edgetune.backend import DEFAULT_ADAPTER, DeviceOutOfMemoryError, GenerateOptions, Session
+from edgetune.data import Tokenizer
+from edgetune.data.template import Message
+from edgetune.errors import OutOfMemoryError, UsageError
+from edgetune.memory.generation import cache_bytes
+from edgetune.methods import Method
+from edgetune.model import LocalModel
+from edgetune.planning import Plan
+from edgetune.units import format_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A model with an adapter or none, ready for use; several over one base share a session.
+
+    ``plan`` is the session's. ``prompt_cut`` is the end of the generation prompt that the
+    adapter was trained without.
+    """
+
+    name: str
+    """How the user called it."""
+    plan: Plan
+    model: LocalModel
+    tokenizer: Tokenizer
+    session: Session
+    adapter: str | None = DEFAULT_ADAPTER
+    """Name of its adapter in the session; None: the base model alone."""
+    method: Method | None = None
+    """The adapter's."""
+    prompt_cut: str = ""
+
+    def base(self) -> Opened:
+        """Return the same without the adapter."""
+        return replace(self, adapter=None, method=None, prompt_cut="")
+
+    def generate(self, prompt: str | Sequence[Message], options: GenerateOptions) -> Iterator[str]:
+        """Yield the continuation piece by piece, without the token that ends it."""
+        tokens = self.prompt_tokens(prompt)
+        options = self.within_positions(options, len(tokens))
+        done: list[int] = []
+        shown = ""
+        with fitting(self, len(tokens), options):
+            for _, token in self.session.generate([tokens], options, adapters=[self.adapter]):
+                if token in options.end_tokens:
+                    break
+                done.append(token)
+                text = self.tokenizer.decode(done)
+                if not text.endswith("\ufffd"):  # half of a character waits for its other half
+                    yield text[len(shown) :]
+                    shown = text
+        yield self.tokenizer.decode(done)[len(shown) :]
+
+    def prompt_tokens(self, prompt: str | Sequence[Message]) -> list[int]:
+        """Return the tokens of a prompt.
+
+        Raises:
+            UsageError: if there are none, or the model has no positions for so many.
+        """
+        tokens = self.tokenizer.prompt_tokens(prompt, self.prompt_cut)
+        if not tokens:
+            raise UsageError("The prompt is empty: it has no token to go on from. Give some text.")
+        if len(tokens) > self.positions:
+            raise UsageError(
+                f"The prompt has {len(tokens)} tokens, and {self.plan.model.ref} has positions "
+                f"for {self.positions}. Give a shorter one."
+            )
+        return tokens
+
+    @property
+    def positions(self) -> int:
+        """How many tokens the model has positions for, besides those that the method takes."""
+        method = self.method
+        before = 0 if method is None else method.virtual_tokens + method.positions
+        return self.model.shape.max_context - before
+
+    def within_positions(self, options: GenerateOptions, prompt: int) -> GenerateOptions:
+        """Return the options with answers that end at the model's last position."""
+        rest = self.positions - prompt + 1  # the last token of an answer takes none
+        return replace(options, max_tokens=max(1, min(options.max_tokens, rest)))
+
+
+@contextmanager
+def fitting(opened: Opened, prompt: int, options: GenerateOptions) -> Iterator[None]:
+    """Say what took the memory when a prompt cannot be continued in it."""
+    try:
+        yield
+    except DeviceOutOfMemoryError as error:
+        size = cache_bytes(opened.model.shape, opened.plan.choice, prompt + options.max_tokens)
+        raise OutOfMemoryError(
+            f"A prompt of {prompt} tokens with an answer of up to {options.max_tokens} keeps "
+            f"{format_bytes(size)} of keys and values, which do not fit: {error}. Close other "
+            "programs, or ask for less with --max-tokens."
+        ) from None

@@ -1,0 +1,249 @@
+"""What a user calls a thing to use: a run, an adapter over a base, a model; read and opened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from os.path import realpath
+from pathlib import Path
+from typing import Any
+
+from edgetune.adapters import LoadedAdapter, base_of, is_adapter, load_adapter
+from edgetune.data import load_tokenizer
+from edgetune.errors import ModelError, UsageError
+from edgetune.model import LocalModel, open_model
+from edgetune.planning import Plan
+from edgetune.runs import RunFolder
+from edgetune.settings.spec import values
+from edgetune.workflows.opened import Opened
+from edgetune.workflows.opening import open_adapted, open_planned, open_session
+from edgetune.workflows.over import Over
+from edgetune.workflows.planning import PlanRequest, plan_for
+
+_UNTRAINED: dict[str, Any] = {"method": "lora", "rank": 1, "layers": 1}
+"""The smallest adapter, for a session of which the base alone is used."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """What was named, read but for the base's weights; ``plan`` is a run's."""
+
+    name: str
+    model: LocalModel
+    adapter: LoadedAdapter | None = None
+    plan: Plan | None = None
+    prompt_cut: str = ""
+
+
+def read_reference(name: str, over: Over) -> Reference:
+    """Return what a name stands for: a run's folder, an adapter's, or a model.
+
+    Raises:
+        UsageError: if it is a folder of nothing that is known, a run that has not finished, or
+            an adapter that does not say over which model.
+        ModelError: if the model or the adapter is missing or damaged.
+    """
+    path = _path(name)
+    if (path / "plan.yaml").is_file():
+        finished = RunFolder.open(path).finished_adapter()
+        folder, plan, model = open_planned(path)
+        adapter, cut = load_adapter(finished, model.shape), folder.prompt_cut()
+        return Reference(name=name, model=model, adapter=adapter, plan=plan, prompt_cut=cut)
+    if is_adapter(path):
+        model = _base(path, over)
+        adapter = load_adapter(path, model.shape)
+        return Reference(name=name, model=model, adapter=adapter, prompt_cut=_cut_of_run(path))
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UsageError(
+            f"{name} is neither a run's folder (it has no plan.yaml) nor an adapter's "
+            "(adapter_config.json) nor a model's (config.json)."
+        )
+    try:
+        return Reference(name=name, model=open_model(name))
+    except ModelError as error:
+        if path.exists():
+            raise
+        kind = ModelError if "/" in name else UsageError
+        raise kind(f"There is no run and no adapter {name}. As a model: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapted(Reference):
+    """A reference that has an adapter."""
+
+    adapter: LoadedAdapter
+
+
+def read_adapted(name: str, over: Over) -> Adapted:
+    """Return a run or an adapter.
+
+    Raises:
+        UsageError: if it is a model; else as :func:`read_reference`.
+    """
+    _refuse_unused((name,), over)
+    found = read_reference(name, over)
+    if found.adapter is None:
+        raise UsageError(f"{name} is a model. Give a run's folder or an adapter's.")
+    return Adapted(**values(found))
+
+
+def open_references(names: Sequence[str], over: Over | None = None) -> list[Opened]:
+    """Return what was named, opened over one base model, which is loaded once.
+
+    The session is planned as the first run among them was; without one, anew.
+
+    Raises:
+        UsageError: if a folder is given twice, or if base models differ or are not computed
+            with in the same way; else as :func:`read_reference`.
+        NothingFitsError: if nothing fits that is planned anew.
+    """
+    over = over or Over()
+    _refuse_twice(names)
+    found = _read_all(names, over)
+    for other in found[1:]:
+        _require_same_base(found[0], other)
+    planned = [item for item in found if item.plan is not None]
+    for other in planned[1:]:
+        _require_same_numbers(planned[0], other)
+    adapted = [item for item in (*planned[:1], *found) if item.adapter is not None]
+    own = adapted[0] if adapted else None
+    plan = planned[0].plan if planned else None
+    return _opened(found, own, plan or new_plan(own or found[0], over))
+
+
+def _opened(found: Sequence[Reference], own: Reference | None, plan: Plan) -> list[Opened]:
+    """Open a session with one adapter of its own and hold the others beside it."""
+    model = found[0].model
+    if own is None or own.adapter is None:
+        session = open_session(plan, model)
+    else:
+        session = open_adapted(plan, model, own.adapter)
+    tokenizer = load_tokenizer(model.folder, model.shape.vocabulary)
+    opened = []
+    for item in found:
+        one = Opened(
+            name=item.name,
+            plan=item.plan or plan,
+            model=model,
+            tokenizer=tokenizer,
+            session=session,
+            prompt_cut=item.prompt_cut,
+        )
+        if item.adapter is None:
+            one = one.base()
+        else:
+            one = replace(one, method=item.adapter.method)
+            if item is not own:
+                adapter = item.adapter.evened(model.shape)
+                name = realpath(item.name)  # no folder is named as the session's own adapter
+                session.attach(name, adapter.method, adapter.tensors)
+                one = replace(one, adapter=name)
+        opened.append(one)
+    return opened
+
+
+def _read_all(names: Sequence[str], over: Over) -> list[Reference]:
+    """Read what was named; adapters that do not say their base have that of the runs."""
+    runs = _refuse_unused(names, over)
+    known = {name: read_reference(name, over) for name in runs}
+    if runs and over.model is None:
+        over = replace(over, model=known[runs[0]].model.ref)
+    return [known.get(name) or read_reference(name, over) for name in names]
+
+
+def _refuse_unused(names: Sequence[str], over: Over) -> list[str]:
+    """Return the runs among names, which say themselves what ``over`` says of others."""
+    runs = [name for name in names if is_run(name)]
+    if runs and (over.device != "auto" or over.memory is not None):
+        raise UsageError(
+            f"{runs[0]} is a run, which is used with the device and the memory of its plan. "
+            "Leave out --device and --memory, or give the adapter in it."
+        )
+    if runs and len(runs) == len(names) and over.model is not None:
+        raise UsageError(f"{runs[0]} is a run and says its model itself. Leave out --model.")
+    return runs
+
+
+def is_run(name: str) -> bool:
+    """Return whether a name is that of a run's folder."""
+    return (_path(name) / "plan.yaml").is_file()
+
+
+def _path(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:  # no such user
+        raise UsageError(f"{name} cannot be looked at: {error}") from error
+
+
+def _base(path: Path, over: Over) -> LocalModel:
+    """Return the model of an adapter: the one that was given, else the one that it names."""
+    if over.model is not None:
+        return open_model(over.model)
+    named = base_of(path)
+    if named is None:
+        raise UsageError(f"{path} is an adapter that does not say over which model. Give --model.")
+    try:
+        return open_model(named)
+    except ModelError as error:
+        raise ModelError(
+            f"{path} is an adapter over {named}, which cannot be opened: {error} Say where that "
+            "model is: --model REF."
+        ) from error
+
+
+def _cut_of_run(adapter: Path) -> str:
+    """Return the cut of the run in whose folder an adapter lies, if it lies in one."""
+    whole = adapter.absolute()
+    around = (place for place in whole.parents[:2] if (place / "plan.yaml").is_file())
+    return next((RunFolder(place).prompt_cut() for place in around), "")
+
+
+def new_plan(item: Reference, over: Over) -> Plan:
+    """Return a plan for what has none."""
+    shape, settings = item.model.shape, dict(_UNTRAINED)
+    if item.adapter is not None:
+        method = item.adapter.evened(shape).method
+        settings = values(method) | {"method": method.kind}
+    planned = plan_for(
+        PlanRequest(
+            model=item.model.ref,
+            device=over.device,
+            memory=over.memory,
+            choice={**settings, "micro_batch": 1},
+        )
+    )
+    if not planned.here:
+        raise UsageError(
+            f"--device {over.device} is another machine's profile, to plan for. Use a device that "
+            "is here: auto, cpu, cuda or mlx."
+        )
+    return planned.plan
+
+
+def _refuse_twice(names: Sequence[str]) -> None:
+    places = [realpath(name) for name in names]
+    twice = next((name for i, name in enumerate(names) if places[i] in places[:i]), None)
+    if twice is not None:
+        raise UsageError(f"{twice} is given twice. Once is enough.")
+
+
+def _require_same_base(first: Reference, other: Reference) -> None:
+    if first.model.fingerprint != other.model.fingerprint:
+        raise UsageError(
+            f"{other.name} is over {other.model.ref}, {first.name} over {first.model.ref}: "
+            "only what is over the same base model can be used together."
+        )
+
+
+def _require_same_numbers(first: Reference, other: Reference) -> None:
+    assert first.plan is not None
+    assert other.plan is not None
+    for name in ("quantization", "compute_dtype"):
+        one, another = getattr(first.plan.choice, name), getattr(other.plan.choice, name)
+        if one != another:
+            raise UsageError(
+                f"{other.name} was trained with {name} {another}, {first.name} with {one}: "
+                "together one of them would not be the model that was trained. "
+                "Use them one at a time."
+            )
