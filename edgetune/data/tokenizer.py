@@ -92,6 +92,17 @@ class Tokenizer:
         return self._template
 
     @property
+    def definition(self) -> str:
+        """The whole tokenizer as the tokenizers library writes it down (``tokenizer.json``)."""
+        return str(self._inner.to_str())
+
+    @property
+    def templates(self) -> dict[str, str]:
+        """The sources of the chat templates in use by name, empty if there can be none."""
+        found = self._template.all if self._template else ()
+        return {name: own.source for name, own in zip(("default", "tool_use"), found, strict=False)}
+
+    @property
     def chat_template(self) -> str | None:
         """The source of the model's own chat template, None if it has none."""
         return self._template.source if self._template and self.has_template else None

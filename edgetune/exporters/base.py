@@ -17,6 +17,9 @@ EXPORTERS: Final[Mapping[str, str]] = {
     "peft": "edgetune.exporters.peft:export_peft",
     "hf": "edgetune.exporters.hf:export_hf",
     "mlx": "edgetune.exporters.mlx:export_mlx",
+    "gguf": "edgetune.exporters.gguf:export_gguf",
+    "ollama": "edgetune.exporters.ollama:export_ollama",
+    "lmstudio": "edgetune.exporters.lmstudio:export_lmstudio",
 }
 
 
@@ -31,16 +34,28 @@ class ExportRequest:
     """Number format of the merged weights; by default each keeps that of the base."""
     shard_bytes: int | None = None
     """Bytes of tensors in one file at most, unless a single tensor is larger."""
+    quantize: str | None = None
+    """What a GGUF file stores its matrices in."""
+    context: int | None = None
+    """The longest row of the training, in tokens."""
     verify: Callable[[Path], None] = lambda _: None
-    """Called with a merged model before it is at its place; what it raises keeps it from there."""
+    """Called with what was written before it is at its place; what it raises keeps it from there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """The folder that was written, and the bytes in it."""
+    """The folder that was written, or the one file in it, and its bytes."""
 
     folder: Path
     nbytes: int
+    file: Path | None = None
+    notes: tuple[str, ...] = ()
+    """What the user should know of it, or type next; a sentence each."""
+
+    @property
+    def path(self) -> Path:
+        """What was written."""
+        return self.file or self.folder
 
 
 Exporter = Callable[[ExportRequest], Exported]

@@ -83,7 +83,13 @@ def compare(
     )
 
 
-def require(check: MergeCheck, limits: MergeLimits = LIMITS) -> None:
+_REMEDY: Final = (
+    "Export again with --dtype float32; if that fails too, check that the base is the model that "
+    "the adapter was trained on."
+)
+
+
+def require(check: MergeCheck, limits: MergeLimits = LIMITS, remedy: str = _REMEDY) -> None:
     """Accept a merge that is within the limits.
 
     Raises:
@@ -100,9 +106,7 @@ def require(check: MergeCheck, limits: MergeLimits = LIMITS) -> None:
             f"The merged model is not the one that was trained: over {check.tokens} tokens of "
             f"{check.rows} rows, KL {check.kl_mean:.2g} on average (limit {mean:.2g}), "
             f"{check.kl_max:.2g} at most (limit {limits.kl_max:.2g}), the same next token after "
-            f"{check.top1_agreement:.1%} (limit {limits.top1_agreement:.0%}). Export again with "
-            "--dtype float32; if that fails too, check that the base is the model that the "
-            "adapter was trained on."
+            f"{check.top1_agreement:.1%} (limit {limits.top1_agreement:.0%}). {remedy}"
         )
 
 

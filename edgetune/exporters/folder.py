@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from edgetune.errors import DiskError, UsageError
-from edgetune.files import not_new, unwritable, whole_folder
+from edgetune.files import is_utf8, not_new, replacing, unwritable, whole_folder
 from edgetune.units import format_bytes
 
 ELSEWHERE: Final = "choose another place with --output"
@@ -38,6 +38,29 @@ def new_folder(target: Path, needed: int) -> Iterator[Path]:
             yield partial
     except OSError as error:
         raise unwritable("The export", target, error, ELSEWHERE) from error
+
+
+@contextmanager
+def new_file(target: Path, needed: int) -> Iterator[Path]:
+    """Yield where a file is written that becomes ``target`` when the block succeeds.
+
+    Raises:
+        UsageError: if something is there already.
+        DiskError: if it cannot be written, or does not fit the disk.
+    """
+    target = target.expanduser()
+    if target.is_symlink() or target.exists() or not is_utf8(target):
+        raise UsageError(
+            f"No file {target} can be made: something is there, or its name is not UTF-8. Nothing "
+            "is overwritten: choose another name with --output."
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as partial:
+            _check_space(target, needed)
+            yield partial
+    except OSError as error:
+        raise unwritable("The export", target.parent, error, ELSEWHERE) from error
 
 
 def needed_bytes(tensors: Iterable[int], files: Iterable[int] = ()) -> int:

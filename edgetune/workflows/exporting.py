@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.adapters import LoadedAdapter
 from edgetune.backend import DEFAULT_ADAPTER, Session
+from edgetune.data import Tokenizer
 from edgetune.errors import UsageError
 from edgetune.exporters import Exported, ExportRequest, export
 from edgetune.exporters.check import MergeCheck, compare, require
 from edgetune.exporters.folder import folder_bytes, new_folder
-from edgetune.exporters.mlx_quantized import Bits, quantize_folder, refuse_unquantizable
+from edgetune.exporters.gguf.client import PACKAGE, client_is_here
+from edgetune.exporters.gguf.mixture import DEFAULTS
+from edgetune.exporters.mlx_quantized import BITS, Bits, quantize_folder, refuse_unquantizable
 from edgetune.exporters.truncate import truncated
 from edgetune.model import LocalModel, resolve
 from edgetune.owned import ScratchFolder
 from edgetune.planning import Plan
 from edgetune.settings.spec import Checkpointing
+from edgetune.workflows.client_check import ClientCheck, check_in_client, expected
 from edgetune.workflows.opening import open_adapted, open_session
 from edgetune.workflows.over import Over
 from edgetune.workflows.planning import read_rows
@@ -37,82 +41,139 @@ CHECK_TOKENS = 128
 """Tokens of each of these rows: their logits wait on disk until the merged model is open."""
 
 
+GGUF: Final = frozenset({"gguf", "ollama", "lmstudio"})
+"""The exports whose weights are one GGUF file: what is checked is what llama.cpp makes of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """How a run is exported; what is None is the exporter's to choose."""
+
+    dtype: Any = None
+    shard_bytes: int | None = None
+    data: Path | None = None
+    """Rows to check on; by default the run's own."""
+    rank: int | None = None
+    """An adapter that DyLoRA trained is cut to its first components."""
+    quantize: str | None = None
+    over: Over = field(default_factory=Over)
+    check: bool = True
+    """Whether what is merged is compared with base and adapter."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportResult:
-    """What was written, and how the merged model compares; None where nothing was merged."""
+    """What was written, and how the merged model compares; None where it was not compared."""
 
     exported: Exported
     check: MergeCheck | None
+    same_text: int | None = None
+    """Rows that llama.cpp continues with the same text, of those of the check."""
 
 
-def export_run(
-    name: str,
-    to: str,
-    output: Path,
-    *,
-    over: Over | None = None,
-    dtype: Any = None,
-    shard_bytes: int | None = None,
-    data: Path | None = None,
-    rank: int | None = None,
-    quantize: Bits | None = None,
-) -> ExportResult:
+def export_run(name: str, to: str, output: Path, options: ExportOptions) -> ExportResult:
     """Export a run, or an adapter over a base; merged weights are compared with base and adapter
     on rows of the run's data.
 
-    With ``rank`` an adapter that DyLoRA trained is cut to its first components. With ``quantize``
-    the merged model is stored in MLX's bits, after it was compared.
+    With ``quantize`` a model for MLX is stored in its bits after it was compared. GGUF files are
+    compared in llama.cpp itself, where it is installed.
 
     Raises:
         CheckFailedError: if the merged model is not the trained one; nothing is written then.
         EdgetuneError: if the run, its model, its data or the output cannot be had.
     """
-    over = over or Over()
-    found = read_adapted(name, over)
-    adapter, model = found.adapter, found.model
-    if quantize is not None:
-        if to != "mlx":
-            raise UsageError(f"--quantize is MLX's: it goes with --to mlx, not --to {to}.")
-        refuse_unquantizable(model, quantize)
-        with new_folder(output, 0) as folder, ScratchFolder(folder.parent) as by:
-            whole = by / "model"
-            result = export_run(
-                name,
-                to,
-                whole,
-                over=over,
-                dtype=dtype,
-                shard_bytes=shard_bytes,
-                data=data,
-                rank=rank,
-            )
-            quantize_folder(whole, folder, quantize)
-            nbytes = folder_bytes(folder)
-        return ExportResult(exported=Exported(folder=output, nbytes=nbytes), check=result.check)
-    if rank is not None:
-        adapter = truncated(adapter, rank, (found.plan.choice if found.plan else adapter).method)
-    plan = None if to == "peft" else found.plan or new_plan(found, over)
-    rows = [] if plan is None else _rows(plan, data)
+    found = read_adapted(name, options.over)
+    if options.quantize is not None and to not in {"mlx", *GGUF}:
+        raise UsageError(f"--quantize is for --to mlx, {', '.join(sorted(GGUF))}, not --to {to}.")
+    if options.quantize is not None and to == "mlx":
+        return _quantized_for_mlx(name, output, found.model, options)
+    adapter = found.adapter
+    if options.rank is not None:
+        trained = (found.plan.choice if found.plan else adapter).method
+        adapter = truncated(adapter, options.rank, trained)
+    request = ExportRequest(
+        adapter=adapter,
+        model=found.model,
+        output=output,
+        dtype=options.dtype,
+        shard_bytes=options.shard_bytes,
+        quantize=options.quantize,
+        context=found.plan.choice.context if found.plan else None,
+    )
+    if not options.check or to == "peft":
+        return ExportResult(exported=export(to, request), check=None)
+    if to in GGUF and not client_is_here():
+        return _not_checked(to, request)
+    plan = found.plan or new_plan(found, options.over)
+    if to in GGUF:
+        return _checked_in_client(to, request, plan, options)
+    return _checked(to, request, plan, options)
+
+
+def _checked(to: str, request: ExportRequest, plan: Plan, options: ExportOptions) -> ExportResult:
+    """Export a folder and compare it in our own engine."""
+    _, rows = _rows(plan, options.data)
     checks: list[MergeCheck] = []
 
     def verify(merged: Path) -> None:
-        if plan is not None:
-            checks.append(_compared(_unquantized(plan), model, adapter, merged, rows))
-            require(checks[-1])
+        model, adapter = request.model, request.adapter
+        checks.append(_compared(_unquantized(plan), model, adapter, merged, rows))
+        require(checks[-1])
 
-    request = ExportRequest(
-        adapter=adapter,
-        model=model,
-        output=output,
-        dtype=dtype,
-        shard_bytes=shard_bytes,
-        verify=verify,
-    )
-    exported = export(to, request)
+    exported = export(to, replace(request, verify=verify))
     return ExportResult(exported=exported, check=checks[-1] if checks else None)
 
 
-def _rows(plan: Plan, data: Path | None) -> list[list[int]]:
+def _checked_in_client(
+    to: str, request: ExportRequest, plan: Plan, options: ExportOptions
+) -> ExportResult:
+    """Export a GGUF file and compare it in llama.cpp."""
+    tokenizer, rows = _rows(plan, options.data)
+    checks: list[ClientCheck] = []
+
+    def verify(file: Path) -> None:
+        beginnings = [tuple(row) for row in rows]
+        wanted = expected(
+            _unquantized(plan), request.model, request.adapter, beginnings, tokenizer.end_tokens
+        )
+        found = check_in_client(
+            file,
+            wanted,
+            tokenizer,
+            quantization=request.quantize or DEFAULTS[to],
+            context=2 * CHECK_TOKENS,
+        )
+        checks.append(found)
+
+    exported = export(to, replace(request, verify=verify))
+    check = checks[-1]
+    return ExportResult(exported=exported, check=check.merge, same_text=check.same_text)
+
+
+def _not_checked(to: str, request: ExportRequest) -> ExportResult:
+    exported = export(to, request)
+    note = (
+        f"Not checked in llama.cpp, because {PACKAGE} is not installed: pip install edgetune[gguf]"
+    )
+    return ExportResult(exported=replace(exported, notes=(*exported.notes, note)), check=None)
+
+
+def _quantized_for_mlx(
+    name: str, output: Path, model: LocalModel, options: ExportOptions
+) -> ExportResult:
+    if options.quantize not in BITS:
+        raise UsageError(f"--to mlx takes --quantize {' or '.join(BITS)}, not {options.quantize}.")
+    bits = cast("Bits", options.quantize)
+    refuse_unquantizable(model, bits)
+    with new_folder(output, 0) as folder, ScratchFolder(folder.parent) as by:
+        whole = by / "model"
+        result = export_run(name, "mlx", whole, replace(options, quantize=None))
+        quantize_folder(whole, folder, bits)
+        nbytes = folder_bytes(folder)
+    return ExportResult(exported=Exported(folder=output, nbytes=nbytes), check=result.check)
+
+
+def _rows(plan: Plan, data: Path | None) -> tuple[Tokenizer, list[list[int]]]:
     """Return the first rows that the run did not train on, of its own data or another file."""
     path = data or (Path(plan.data.path) if plan.data else None)
     if path is None or not path.exists():
@@ -120,10 +181,11 @@ def _rows(plan: Plan, data: Path | None) -> list[list[int]]:
             f"A merge is checked on rows, and {path or 'the data of the run'} is not there. "
             "Give a file of rows: --data FILE."
         )
-    _, dataset = read_rows(resolve(plan.model.ref), path, plan.training)
+    tokenizer, dataset = read_rows(resolve(plan.model.ref), path, plan.training)
     dataset = dataset.fit(max(plan.choice.context, int(dataset.lengths.max())))
     rows = dataset.validation if len(dataset.validation) else dataset.train
-    return [rows[i][0][:CHECK_TOKENS].tolist() for i in range(min(CHECK_ROWS, len(rows)))]
+    first = range(min(CHECK_ROWS, len(rows)))
+    return tokenizer, [rows[i][0][:CHECK_TOKENS].tolist() for i in first]
 
 
 def _unquantized(plan: Plan) -> Plan:

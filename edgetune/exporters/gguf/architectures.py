@@ -1,0 +1,146 @@
+"""What llama.cpp calls each family, and how it computes it where models can differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import Final
+
+from edgetune.errors import UsageError
+from edgetune.shape import ModelShape
+
+SILU: Final = frozenset({"silu"})
+GELU: Final = frozenset({"gelu_tanh"})
+EITHER_GELU: Final = frozenset({"gelu", "gelu_tanh"})
+"""llama.cpp approximates both by the tangent: less than 16-bit weights change the result."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """One architecture of llama.cpp."""
+
+    name: str
+    activations: frozenset[str] = SILU
+    neighbours_rotate: bool = False
+    """Channels 2i and 2i + 1 of a head rotate together, not i and i + half: rows move."""
+    window_pattern: int | None = None
+    """All layers but every so manieth have a window; None where no layer can have one."""
+    softcaps: bool = False
+    """Caps scores and logits always."""
+    wide_scales: frozenset[int] = field(default_factory=frozenset)
+    """Numbers of layers at which attention is scaled by hidden size / heads, not by head size."""
+    rotation_tensor: bool = False
+    """Takes Llama 3's rotation as a tensor, ``rope_freqs``."""
+    unrotated_pattern: int | None = None
+    """Every so manieth layer does not rotate."""
+    multipliers: bool = False
+    """Reads Granite's multipliers."""
+    parallel: bool = False
+    """Both halves of a block can read the same input."""
+
+    def windowed(self, layer: int) -> bool:
+        """Whether a layer sees only the tokens of the model's window."""
+        every = self.window_pattern
+        return every is not None and (layer + 1) % every != 0
+
+    def rotates(self, layer: int) -> bool:
+        """Whether a layer has rotary embeddings, in a model that has them."""
+        every = self.unrotated_pattern
+        return every is None or (layer + 1) % every != 0
+
+    def attention_scale(self, shape: ModelShape) -> float:
+        """What scores are multiplied by."""
+        wide = shape.layers in self.wide_scales
+        return 1 / sqrt(shape.hidden_size / shape.heads if wide else shape.head_dim)
+
+
+_LLAMA: Final = Architecture(name="llama", neighbours_rotate=True, rotation_tensor=True)
+
+ARCHITECTURES: Final[Mapping[str, Architecture]] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": Architecture(name="qwen2"),
+    "qwen3": Architecture(name="qwen3"),
+    "gemma": Architecture(name="gemma", activations=GELU),
+    "gemma2": Architecture(
+        name="gemma2",
+        activations=GELU,
+        window_pattern=2,
+        softcaps=True,
+        wide_scales=frozenset({46}),
+    ),
+    "gemma3_text": Architecture(
+        name="gemma3", activations=GELU, window_pattern=6, wide_scales=frozenset({62})
+    ),
+    "phi3": Architecture(name="phi3"),
+    "gpt2": Architecture(name="gpt2", activations=GELU),
+    "gpt_neox": Architecture(name="gptneox", activations=EITHER_GELU, parallel=True),
+    "olmo2": Architecture(name="olmo2"),
+    "granite": Architecture(
+        name="granite", neighbours_rotate=True, rotation_tensor=True, multipliers=True
+    ),
+    "smollm3": Architecture(name="smollm3", neighbours_rotate=True, unrotated_pattern=4),
+    "stablelm": Architecture(name="stablelm"),
+    "starcoder2": Architecture(name="starcoder2", activations=GELU),
+}
+"""By family."""
+
+
+def architecture_of(shape: ModelShape) -> Architecture:
+    """Return llama.cpp's architecture for a model.
+
+    Raises:
+        UsageError: naming all that llama.cpp would compute otherwise.
+    """
+    found = ARCHITECTURES.get(shape.family)
+    if found is None:
+        raise UsageError(
+            f"llama.cpp has no architecture for {shape.family} models (known: "
+            f"{', '.join(ARCHITECTURES)}). Export the model as a folder: --to hf."
+        )
+    problems = list(_differences(shape, found))
+    if problems:
+        raise UsageError(
+            f"llama.cpp would not compute this {shape.family} model as it was trained: "
+            f"{'; '.join(problems)}. Export it as a folder: --to hf."
+        )
+    return found
+
+
+def _differences(shape: ModelShape, architecture: Architecture) -> list[str]:
+    problems = []
+    if shape.activation not in architecture.activations:
+        known = " or ".join(sorted(architecture.activations))
+        problems.append(f"its activation is {shape.activation}, there it is {known}")
+    multiplied = (shape.logit_scale, shape.residual_scale) != (1.0, 1.0)
+    if multiplied and not architecture.multipliers:
+        problems.append("it has multipliers of its own")
+    if shape.parallel and not architecture.parallel:
+        problems.append("both halves of a block read the same input")
+    capped = shape.attention[0].softcap is not None
+    if capped != architecture.softcaps:
+        problems.append(f"its scores are {'' if capped else 'not '}capped")
+    if architecture.softcaps and shape.logit_softcap is None:
+        problems.append("its logits are not capped")
+    if shape.head_bias:
+        problems.append("its head has a bias")
+    return problems + _attention_differences(shape, architecture)
+
+
+def _attention_differences(shape: ModelShape, architecture: Architecture) -> list[str]:
+    problems = []
+    for layer, attention in enumerate(shape.attention):
+        windowed = architecture.windowed(layer)
+        if architecture.window_pattern is not None and windowed != (attention.window is not None):
+            has = "has no window" if windowed else "has a window"
+            problems.append(f"layer {layer} {has}")
+        rotates = shape.positions is None and architecture.rotates(layer)
+        if rotates != (attention.rotary is not None):
+            has = "does not rotate" if rotates else "rotates"
+            problems.append(f"layer {layer} {has}")
+    rules = {(a.rotary, a.window) for a in shape.attention if a.rotary is not None}
+    most = 1 if architecture.window_pattern is None else 2
+    if len({rotary for rotary, _ in rules}) > most:
+        problems.append("its layers rotate in different ways")
+    return problems

@@ -1,0 +1,152 @@
+"""Which tensors a file has: each from which of the model's, in which order and form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune.exporters.gguf.architectures import Architecture
+from edgetune.exporters.gguf.metadata import rotation_tensors
+from edgetune.exporters.gguf.rows import (
+    FirstRescaled,
+    HeldRows,
+    MergedRows,
+    Reordered,
+    Rescaled,
+    Rows,
+    Transposed,
+)
+from edgetune.exporters.updates import Merge
+from edgetune.model import LocalModel
+from edgetune.shape import Linear, ModelShape, Norm
+
+LINEARS: Final[Mapping[str, str]] = {
+    "q": "attn_q",
+    "k": "attn_k",
+    "v": "attn_v",
+    "qkv": "attn_qkv",
+    "o": "attn_output",
+    "gate": "ffn_gate",
+    "up": "ffn_up",
+    "gate_up": "ffn_up",
+    "down": "ffn_down",
+}
+NORMS: Final[Mapping[str, str]] = {
+    "attention_input": "attn_norm",
+    "attention_output": "post_attention_norm",
+    "mlp_input": "ffn_norm",
+    "mlp_output": "post_ffw_norm",
+    "q": "attn_q_norm",
+    "k": "attn_k_norm",
+    "final": "output_norm",
+}
+"""llama.cpp's names of the parts of a block, by role."""
+
+
+def file_tensors(model: LocalModel, merge: Merge, architecture: Architecture) -> dict[str, Rows]:
+    """Return the tensors of a file by their names there, in its order; none is read yet."""
+    return dict(_Layout(model, merge, architecture).tensors())
+
+
+def row_order(
+    shape: ModelShape, linear: Linear, architecture: Architecture
+) -> NDArray[np.int64] | None:
+    """Return which of the model's rows each row of a projection in the file is; None: the same."""
+    if linear.role in ("q", "k") and architecture.neighbours_rotate:
+        return neighbours(linear.outputs, shape.head_dim)
+    if linear.role == "qkv" and shape.interleaved_qkv:
+        return one_after_another(shape.heads, shape.head_dim)
+    return None
+
+
+def neighbours(rows: int, head_dim: int) -> NDArray[np.int64]:
+    """Return the order that brings channels i and i + half of every head side by side.
+
+    >>> neighbours(4, 4).tolist()
+    [0, 2, 1, 3]
+    """
+    by_half = np.arange(rows).reshape(-1, 2, head_dim // 2)
+    order: NDArray[np.int64] = by_half.swapaxes(1, 2).reshape(-1)
+    return order
+
+
+def one_after_another(heads: int, head_dim: int) -> NDArray[np.int64]:
+    """Return the order of all queries, keys, values from that of q, k, v head by head.
+
+    >>> one_after_another(2, 1).tolist()
+    [0, 3, 1, 4, 2, 5]
+    """
+    by_head = np.arange(3 * heads * head_dim).reshape(heads, 3, head_dim)
+    order: NDArray[np.int64] = by_head.swapaxes(0, 1).reshape(-1)
+    return order
+
+
+class _Layout:
+    """The tensors of one model."""
+
+    def __init__(self, model: LocalModel, merge: Merge, architecture: Architecture) -> None:
+        self._model, self._merge, self._architecture = model, merge, architecture
+        self._shape = model.shape
+        # what llama.cpp does not scale as the model does is scaled in queries or their norm
+        own = architecture.attention_scale(self._shape)
+        multiplied = architecture.multipliers
+        self._query_scale = [1.0 if multiplied else x.scale / own for x in self._shape.attention]
+
+    def tensors(self) -> Iterator[tuple[str, Rows]]:
+        """Yield names and rows."""
+        shape = self._shape
+        yield "token_embd.weight", self._source(f"{shape.embedding}.weight")
+        if shape.positions is not None:
+            yield "position_embd.weight", self._source(f"{shape.positions}.weight")
+        for name, values in rotation_tensors(shape).items():
+            yield name, HeldRows(values)
+        for layer in range(shape.layers):
+            yield from self._block(layer)
+        yield from self._norm(shape.final_norm, "", "", 1.0)
+        if not shape.tied:
+            yield "output.weight", self._source(f"{shape.head}.weight")
+
+    def _block(self, layer: int) -> Iterator[tuple[str, Rows]]:
+        shape, prefix, target = self._shape, self._shape.block(layer), f"blk.{layer}."
+        for norm in shape.norms:
+            scale = self._query_scale[layer] if norm.role == "q" else 1.0
+            yield from self._norm(norm, prefix, target, scale)
+        for linear in shape.linears:
+            yield from self._linear(linear, layer, prefix, target)
+
+    def _norm(
+        self, norm: Norm, prefix: str, target: str, scale: float
+    ) -> Iterator[tuple[str, Rows]]:
+        name, source = f"{target}{NORMS[norm.role]}", f"{prefix}{norm.module}"
+        weight, offset = self._source(f"{source}.weight"), self._shape.norm.offset
+        plain = (scale, offset) == (1.0, 0.0)
+        yield f"{name}.weight", weight if plain else Rescaled(weight, offset, scale)
+        if norm.bias:
+            yield f"{name}.bias", self._source(f"{source}.bias")
+
+    def _linear(
+        self, linear: Linear, layer: int, prefix: str, target: str
+    ) -> Iterator[tuple[str, Rows]]:
+        name, source = f"{target}{LINEARS[linear.role]}", f"{prefix}{linear.module}"
+        weight = self._source(f"{source}.weight")
+        weight = Transposed(weight) if linear.transposed else weight
+        yield f"{name}.weight", self._arranged(weight, linear, layer)
+        if linear.bias or f"{source}.bias" in self._merge.added:
+            yield f"{name}.bias", self._arranged(self._source(f"{source}.bias"), linear, layer)
+
+    def _arranged(self, rows: Rows, linear: Linear, layer: int) -> Rows:
+        order = row_order(self._shape, linear, self._architecture)
+        rows = rows if order is None else Reordered(rows, order)
+        scale = self._query_scale[layer]
+        if linear.role not in ("q", "qkv") or "q" in self._shape.norm_by_role or scale == 1.0:
+            return rows
+        return FirstRescaled(rows, self._shape.heads * self._shape.head_dim, scale)
+
+    def _source(self, name: str) -> Rows:
+        added = self._merge.added.get(name)
+        if added is not None:
+            return HeldRows(added)
+        return MergedRows(self._model.tensors[name], self._merge.changes.get(name))

@@ -1,0 +1,149 @@
+"""What a GGUF file says of a model's sizes and rules, under llama.cpp's names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune.errors import UsageError
+from edgetune.exporters.gguf.architectures import Architecture
+from edgetune.shape import ModelShape, Rotary
+from edgetune.tensors.gguf.writer import Value
+
+_LONGROPE: Final = "longrope"
+
+
+def context_of(shape: ModelShape, architecture: Architecture) -> int:
+    """Return the longest context in which llama.cpp computes what was trained.
+
+    It has no windows in most architectures: there, only documents within one are right.
+    """
+    if architecture.window_pattern is not None:
+        return shape.max_context
+    windows = [rule.window for rule in shape.attention if rule.window is not None]
+    return min([shape.max_context, *windows])
+
+
+def model_metadata(shape: ModelShape, architecture: Architecture) -> dict[str, Value]:
+    """Return the sizes and rules of a model.
+
+    Raises:
+        UsageError: if llama.cpp cannot rotate as the model does.
+    """
+    pairs = [*_sizes(shape, architecture), *_attention(shape, architecture)]
+    pairs += [*_multipliers(shape, architecture), *_rotation(shape, architecture)]
+    return {f"{architecture.name}.{key}": value for key, value in pairs}
+
+
+def rotation_tensors(shape: ModelShape) -> dict[str, NDArray[np.float32]]:
+    """Return the tensors by which frequencies are divided, by their names in the file."""
+    rule = _main_rotary(shape)
+    if rule is None:
+        return {}
+    if rule.scaling == "llama3":
+        return {"rope_freqs.weight": _llama3_factors(rule)}
+    if rule.scaling == _LONGROPE:
+        return {
+            "rope_factors_long.weight": np.array(rule.long_factors, np.float32),
+            "rope_factors_short.weight": np.array(rule.short_factors, np.float32),
+        }
+    return {}
+
+
+def _sizes(shape: ModelShape, architecture: Architecture) -> Iterator[tuple[str, Value]]:
+    yield "vocab_size", Value("uint32", shape.vocabulary)
+    yield "context_length", Value("uint32", context_of(shape, architecture))
+    yield "embedding_length", Value("uint32", shape.hidden_size)
+    yield "block_count", Value("uint32", shape.layers)
+    yield "feed_forward_length", Value("uint32", shape.ffn_size)
+    if architecture.parallel:
+        yield "use_parallel_residual", Value("bool", shape.parallel)
+
+
+def _attention(shape: ModelShape, architecture: Architecture) -> Iterator[tuple[str, Value]]:
+    rms = "_rms" if shape.norm.kind == "rms" else ""
+    yield "attention.head_count", Value("uint32", shape.heads)
+    yield "attention.head_count_kv", Value("uint32", shape.kv_heads)
+    yield "attention.key_length", Value("uint32", shape.head_dim)
+    yield "attention.value_length", Value("uint32", shape.head_dim)
+    yield f"attention.layer_norm{rms}_epsilon", Value("float32", shape.norm.eps)
+    windows = {rule.window for rule in shape.attention if rule.window is not None}
+    if architecture.window_pattern is not None and windows:
+        yield "attention.sliding_window", Value("uint32", max(windows))
+    softcap = shape.attention[0].softcap
+    if softcap is not None:
+        yield "attn_logit_softcapping", Value("float32", softcap)
+    if shape.logit_softcap is not None:
+        yield "final_logit_softcapping", Value("float32", shape.logit_softcap)
+
+
+def _multipliers(shape: ModelShape, architecture: Architecture) -> Iterator[tuple[str, Value]]:
+    if architecture.multipliers:
+        yield "attention.scale", Value("float32", shape.attention[0].scale)
+        yield "embedding_scale", Value("float32", shape.embedding_scale)
+        yield "residual_scale", Value("float32", shape.residual_scale)
+        yield "logit_scale", Value("float32", 1 / shape.logit_scale)  # llama.cpp divides
+
+
+def _main_rotary(shape: ModelShape) -> Rotary | None:
+    """Return the rotation of the layers that see everything."""
+    rules = [rule for rule in shape.attention if rule.rotary is not None]
+    full = [rule for rule in rules if rule.window is None] or rules
+    return full[0].rotary if full else None
+
+
+def _rotation(shape: ModelShape, architecture: Architecture) -> Iterator[tuple[str, Value]]:
+    rule = _main_rotary(shape)
+    if rule is None:
+        return
+    yield "rope.dimension_count", Value("uint32", rule.dimensions)
+    yield "rope.freq_base", Value("float32", rule.theta)
+    yield from _scaling(rule, shape, architecture)
+    others = {x.rotary for x in shape.attention if x.rotary not in (None, rule)}
+    for other in others:
+        if other is None or other.scaling != "none":
+            raise _refused(shape, "scaled rotation in its windowed layers")
+        yield "rope.freq_base_swa", Value("float32", other.theta)
+
+
+def _scaling(
+    rule: Rotary, shape: ModelShape, architecture: Architecture
+) -> Iterator[tuple[str, Value]]:
+    if rule.scaling == "llama3" and not architecture.rotation_tensor:
+        raise _refused(shape, "Llama 3's rotation")
+    if rule.scaling == _LONGROPE:
+        if shape.family != "phi3":
+            raise _refused(shape, "LongRoPE")
+        yield "rope.scaling.original_context_length", Value("uint32", rule.original_context)
+        yield "rope.scaling.attn_factor", Value("float32", rule.attention_factor)
+    if rule.scaling in {"linear", "yarn"}:
+        yield "rope.scaling.type", Value("string", rule.scaling)
+        yield "rope.scaling.factor", Value("float32", rule.factor)
+    if rule.scaling == "yarn":
+        if not rule.truncate:
+            raise _refused(shape, "YaRN without whole bounds")
+        yield "rope.scaling.original_context_length", Value("uint32", rule.original_context)
+        own = 1 + 0.1 * math.log(rule.factor)
+        yield "rope.scaling.attn_factor", Value("float32", rule.attention_factor / own)
+        yield "rope.scaling.yarn_beta_fast", Value("float32", rule.beta_fast)
+        yield "rope.scaling.yarn_beta_slow", Value("float32", rule.beta_slow)
+
+
+def _refused(shape: ModelShape, what: str) -> UsageError:
+    return UsageError(
+        f"llama.cpp has no {what} for {shape.family} models. Export it as a folder: --to hf."
+    )
+
+
+def _llama3_factors(rule: Rotary) -> NDArray[np.float32]:
+    """Return what each frequency is divided by (Llama 3.1, as published with its weights)."""
+    exponents = np.arange(0, rule.dimensions, 2, dtype=np.float64) / rule.dimensions
+    wavelength = 2 * math.pi * rule.theta**exponents
+    low, high = rule.low_frequency_factor, rule.high_frequency_factor
+    smooth = (rule.original_context / wavelength - low) / (high - low)
+    smooth = np.clip(smooth, 0, 1)
+    return (1 / ((1 - smooth) / rule.factor + smooth)).astype(np.float32)

@@ -1,0 +1,95 @@
+"""How a byte-level tokenizer cuts a text before it merges bytes, by llama.cpp's name for it.
+
+llama.cpp knows each way by a name in the file; a wrong one gives other tokens without a word. The
+steps that ``tokenizer.json`` describes are compared here with those that a name stands for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from edgetune.errors import UsageError
+from edgetune.escapes import short
+
+_ENDINGS: Final = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+_ANY_CASE: Final = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+"""Two ways to write the same."""
+_GPT2: Final = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_TAIL: Final = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORD: Final = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_MARKED: Final = (
+    rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_UPPER: Final = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+_LOWER: Final = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+_SLASH_TAIL: Final = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+_NAMES: Final[Mapping[tuple[tuple[str, ...], bool], str]] = {
+    ((_GPT2,), False): "gpt-2",
+    ((r"\p{N}", _GPT2), False): "smollm",
+    ((rf"{_ENDINGS}|{_WORD}|\p{{N}}{{1,3}}{_TAIL}",), True): "llama-bpe",
+    ((rf"{_ENDINGS}|{_WORD}|\p{{N}}{{1,3}}{_TAIL}",), False): "dbrx",
+    ((rf"{_ENDINGS}|{_WORD}|\p{{N}}{_TAIL}",), False): "qwen2",
+    ((_MARKED,), False): "qwen35",
+    ((rf"{_UPPER}|{_LOWER}|\p{{N}}{_SLASH_TAIL}",), True): "tekken",
+    (
+        (rf"{_UPPER}{_ENDINGS}?|{_LOWER}{_ENDINGS}?|\p{{N}}{{1,3}}{_SLASH_TAIL}",),
+        False,
+    ): "gpt-4o",
+}
+"""Regular expressions, one after another, and whether whole words of the vocabulary are taken
+before any merge, to the name."""
+
+
+def pretokenizer_name(tokenizer: Mapping[str, Any]) -> str:
+    """Return llama.cpp's name for how a ``tokenizer.json`` cuts texts.
+
+    Raises:
+        UsageError: if it has none.
+    """
+    steps = tuple(_steps(tokenizer.get("pre_tokenizer")))
+    whole_words = bool(tokenizer["model"].get("ignore_merges"))
+    name = _NAMES.get((steps, whole_words)) or _NAMES.get((steps, not whole_words))
+    if name is None or whole_words > _takes_whole_words(name):
+        raise UsageError(
+            "llama.cpp has no name for how this model's tokenizer cuts texts "
+            f"({short(' then '.join(steps))}), so that it would make other tokens of them. Export "
+            "the model as a folder: --to hf."
+        )
+    return name
+
+
+def _takes_whole_words(name: str) -> bool:
+    return any(known == name for (_, whole), known in _NAMES.items() if whole)
+
+
+def _steps(step: Any) -> Iterator[str]:
+    """Yield the regular expressions that a text is cut with, one after another."""
+    kind = step.get("type") if isinstance(step, dict) else None
+    if kind == "Sequence":
+        for inner in step["pretokenizers"]:
+            yield from _steps(inner)
+    elif kind == "ByteLevel":
+        if step.get("add_prefix_space"):
+            yield "a space in front"
+        if step.get("use_regex", True):
+            yield _GPT2
+    elif kind == "Digits":
+        yield r"\p{N}" if step.get("individual_digits") else r"\p{N}+"
+    elif kind == "Split" and _isolates(step):
+        pattern = step["pattern"]
+        yield _normal(pattern.get("Regex") or str(pattern))
+    else:
+        yield f"{kind}"
+
+
+def _isolates(step: Mapping[str, Any]) -> bool:
+    """Return whether what a split finds, and what lies between, are pieces of their own."""
+    behavior, inverted = step.get("behavior"), bool(step.get("invert"))
+    return behavior == "Isolated" or (behavior == "Removed" and inverted)
+
+
+def _normal(regex: str) -> str:
+    return regex.replace(_ANY_CASE, _ENDINGS)

@@ -1,0 +1,144 @@
+"""Rows of a merged model's tensors in float32, in the order and form in which a file wants them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune.exporters.updates import Update
+from edgetune.model import StoredTensor
+from edgetune.tensors.reader import read_rows
+from edgetune.tensors.writer import row_spans
+
+Float32 = NDArray[np.float32]
+
+
+class Rows(Protocol):
+    """A tensor that is read by rows; that of one axis has rows of one number."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its size along every axis."""
+
+    def read(self, start: int, stop: int) -> Float32:
+        """Return rows ``start`` to ``stop``, in memory of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class MergedRows:
+    """A stored tensor with what a merge does to it."""
+
+    stored: StoredTensor
+    change: Update | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The stored tensor's."""
+        return self.stored.shape
+
+    def read(self, start: int, stop: int) -> Float32:
+        """Read the rows and change them."""
+        rows = read_rows(self.stored, start, stop).astype(np.float32, copy=False)
+        if self.change is not None:
+            self.change.apply(rows, start, stop)
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
+class HeldRows:
+    """A small tensor that is in memory: a new bias, factors of a rotation."""
+
+    values: Float32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's."""
+        return self.values.shape
+
+    def read(self, start: int, stop: int) -> Float32:
+        """Copy the rows."""
+        copied: Float32 = self.values[start:stop].copy()
+        return copied
+
+
+@dataclass(frozen=True, slots=True)
+class Transposed:
+    """A matrix that is stored (inputs, outputs), read by its outputs."""
+
+    rows: Rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Outputs, inputs."""
+        return self.rows.shape[::-1]
+
+    def read(self, start: int, stop: int) -> Float32:
+        """Gather the columns; the stored matrix is read once a call, some rows at a time."""
+        spans = row_spans(self.rows.shape)
+        parts = [self.rows.read(*span)[:, start:stop].copy() for span in spans]
+        whole: Float32 = np.concatenate(parts)
+        return np.ascontiguousarray(whole.T)
+
+
+@dataclass(frozen=True, slots=True)
+class Reordered:
+    """Row ``i`` is row ``order[i]`` of another tensor; neighbours stay near each other."""
+
+    rows: Rows
+    order: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As many rows as are named."""
+        return (len(self.order), *self.rows.shape[1:])
+
+    def read(self, start: int, stop: int) -> Float32:
+        """Read everything between the first and the last row that is wanted."""
+        wanted = self.order[start:stop]
+        first, last = int(wanted.min()), int(wanted.max())
+        rows: Float32 = self.rows.read(first, last + 1)[wanted - first]
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Rescaled:
+    """Every number ``x`` is ``(x + offset) * scale``."""
+
+    rows: Rows
+    offset: float
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The same."""
+        return self.rows.shape
+
+    def read(self, start: int, stop: int) -> Float32:
+        """Change the rows in place."""
+        rows = self.rows.read(start, stop)
+        rows += np.float32(self.offset)
+        rows *= np.float32(self.scale)
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
+class FirstRescaled:
+    """The first ``count`` rows, multiplied: the queries of a fused projection."""
+
+    rows: Rows
+    count: int
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The same."""
+        return self.rows.shape
+
+    def read(self, start: int, stop: int) -> Float32:
+        """Change what belongs to the first rows in place."""
+        rows = self.rows.read(start, stop)
+        rows[: max(0, self.count - start)] *= np.float32(self.scale)
+        return rows

@@ -1,0 +1,154 @@
+"""A GGUF file in llama.cpp itself, beside the run that it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune.adapters import LoadedAdapter
+from edgetune.backend import DEFAULT_ADAPTER, GenerateOptions, Session
+from edgetune.data import Tokenizer
+from edgetune.errors import CheckFailedError
+from edgetune.exporters.check import MergeCheck, MergeLimits, compare, require
+from edgetune.exporters.gguf.client import Client
+from edgetune.model import LocalModel
+from edgetune.planning import Plan
+from edgetune.workflows.opening import open_adapted
+
+Row = tuple[int, ...]
+
+PLACES: Final = 4
+"""Tokens of each row after which distributions are compared: llama.cpp gives one at a time."""
+ANSWER: Final = 16
+"""Tokens of the most probable continuations that are compared."""
+_ANYWAY: Final = "To write the file anyway: --no-check."
+_CHAT: Final = [{"role": "user", "content": "Good morning! Is 1,234 more than 12?"}]
+
+_EXACT: Final = MergeLimits(top1_agreement=0.9)
+CLIENT_LIMITS: Final = {
+    "f32": _EXACT,
+    "f16": _EXACT,
+    "bf16": _EXACT,
+    "q8_0": MergeLimits(kl_mean=0.03, top1_agreement=0.85, effect_share=1.0),
+    "q6_k": MergeLimits(kl_mean=0.1, kl_max=2.0, top1_agreement=0.8, effect_share=1.0),
+    "q5_k_m": MergeLimits(kl_mean=0.3, kl_max=4.0, top1_agreement=0.7, effect_share=1.0),
+    "q4_k_m": MergeLimits(kl_mean=0.6, kl_max=6.0, top1_agreement=0.6, effect_share=1.0),
+    "q4_0": MergeLimits(kl_mean=1.0, kl_max=8.0, top1_agreement=0.5, effect_share=1.0),
+}
+"""What a good file stays within, by its quantization: far above the error that it makes in models
+of a hundred million parameters, and below that of a wrong rotation or a lost adapter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientCheck:
+    """How llama.cpp computes the file, beside base and adapter."""
+
+    merge: MergeCheck
+    same_text: int
+    """Rows of which both continue the first half with the same most probable text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What base and adapter compute: by the beginnings of rows, the logits (1, V) after them."""
+
+    adapted: dict[Row, NDArray[np.float32]]
+    base: dict[Row, NDArray[np.float32]]
+    answers: dict[Row, list[int]]
+
+
+def expected(
+    plan: Plan, model: LocalModel, adapter: LoadedAdapter, rows: Sequence[Row], ends: frozenset[int]
+) -> Expected:
+    """Compute what a file is compared with; the session is closed again."""
+    found = Expected({}, {}, {})
+    with closing(open_adapted(plan, model, adapter)) as session:
+        for row in rows:
+            for name, logits in ((DEFAULT_ADAPTER, found.adapted), (None, found.base)):
+                after = session.logits(row, adapter=name)
+                logits |= {row[:end]: after[end - 1 : end].copy() for end in _ends(row)}
+            prompt = row[: len(row) // 2 + 1]
+            found.answers[prompt] = _answer(session, prompt, ends)
+    return found
+
+
+def check_in_client(
+    file: Path,
+    wanted: Expected,
+    tokenizer: Tokenizer,
+    *,
+    quantization: str,
+    context: int,
+    lora: Path | None = None,
+) -> ClientCheck:
+    """Load a file in llama.cpp, compare it, and accept it if it is the model that was trained.
+
+    Raises:
+        CheckFailedError: if llama.cpp does not load it, makes other tokens or prompts of texts,
+            or computes more than the quantization's error apart.
+    """
+    size = next(iter(wanted.adapted.values())).shape[-1]
+    with Client(file, context=context, adapter=lora) as client:
+        _require_same_texts(client, tokenizer, list(wanted.answers))
+        merge = compare(
+            lambda row: wanted.adapted[tuple(row)],
+            lambda row: client.log_probabilities(row, size)[None],
+            list(wanted.adapted),
+            base=lambda row: wanted.base[tuple(row)],
+        )
+        require(merge, CLIENT_LIMITS[quantization], _ANYWAY)
+        same = sum(
+            _without_end(client.generate(prompt, ANSWER), tokenizer)
+            == _without_end(answer, tokenizer)
+            for prompt, answer in wanted.answers.items()
+        )
+    return ClientCheck(merge=replace(merge, rows=len(wanted.answers)), same_text=same)
+
+
+def _ends(row: Row) -> Iterator[int]:
+    yield from sorted({max(1, len(row) * part // PLACES) for part in range(1, PLACES + 1)})
+
+
+def _answer(session: Session, prompt: Row, ends: frozenset[int]) -> list[int]:
+    options = GenerateOptions(max_tokens=ANSWER, end_tokens=ends)
+    return [token for _, token in session.generate([prompt], options)]
+
+
+def _without_end(tokens: Sequence[int], tokenizer: Tokenizer) -> list[int]:
+    """Return an answer up to the token that ends it, which llama.cpp does not give."""
+    kept = []
+    for token in tokens:
+        if token in tokenizer.end_tokens:
+            break
+        kept.append(token)
+    return kept
+
+
+def _require_same_texts(client: Client, tokenizer: Tokenizer, rows: Sequence[Row]) -> None:
+    for row in rows:
+        text = tokenizer.decode(row[1:] if row[:1] == (tokenizer.bos_id,) else row)
+        ours, theirs = tokenizer.encode(text, special=True), client.tokens(text, special=True)
+        if ours != theirs:
+            place = next(
+                (i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]),
+                0,
+            )
+            raise CheckFailedError(
+                f"llama.cpp makes other tokens of {text!r}: from number {place}, "
+                f"{theirs[place:][:8]} instead of {ours[place:][:8]}. {_ANYWAY}"
+            )
+    if tokenizer.chat_template is None or tokenizer.template.writes_dates:
+        return
+    bos = tokenizer.text_of(tokenizer.bos_id) or ""
+    ours_text = tokenizer.render(_CHAT, True).removeprefix(bos)
+    theirs_text = client.rendered(_CHAT).removeprefix(bos)
+    if ours_text != theirs_text:
+        raise CheckFailedError(
+            f"llama.cpp renders a chat otherwise: {theirs_text!r} instead of {ours_text!r}. {_ANYWAY}"
+        )

@@ -1,0 +1,132 @@
+"""GGUF files in llama.cpp itself: what it computes is what was trained."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from adapters import random_adapter
+from models import make_model
+from numpy.typing import NDArray
+from opened import open_decoder
+
+import edgetune_profiles
+from edgetune.exporters import ExportRequest, export
+from edgetune.exporters.gguf.client import Client
+from edgetune.exporters.gguf.mixture import MIXTURES
+from edgetune.methods.lora import Lora
+from edgetune.model import LocalModel
+from edgetune_torch.adaptation import BASE
+
+TINY = Path(edgetune_profiles.__file__).parent / "tiny"
+SIZES = {
+    "vocab_size": 1024,
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.08,
+}
+GPT2 = {"vocab_size": 1024, "n_embd": 128, "n_positions": 512, "initializer_range": 0.08}
+LENGTHS = (32, 256)
+
+
+def rope(kind: str, **settings: object) -> dict[str, object]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **settings}}
+
+
+YARN = rope("yarn", factor=4.0, original_max_position_embeddings=128)
+LLAMA3 = rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+              original_max_position_embeddings=64)  # fmt: skip
+LONGROPE = rope("longrope", factor=8.0, original_max_position_embeddings=16,
+                short_factor=[1 + i / 16 for i in range(16)],
+                long_factor=[2.0 + i for i in range(16)])  # fmt: skip
+GEMMA3 = {"rope_parameters": {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 2e4}}}  # fmt: skip
+WINDOW = {"sliding_window": 64, "num_hidden_layers": 7}
+NO_WINDOW = {"sliding_window": None}
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama, tied": ("llama", {"tie_word_embeddings": True}),
+    "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama, llama3": ("llama", LLAMA3),
+    "llama, linear": ("llama", rope("linear", factor=4.0)),
+    "llama, yarn": ("llama", YARN),
+    "mistral": ("mistral", NO_WINDOW),
+    "qwen2": ("qwen2", {}),
+    "qwen2, yarn": ("qwen2", YARN),
+    "qwen3": ("qwen3", {}),
+    "gemma": ("gemma", {}),
+    "gemma2": ("gemma2", WINDOW | {"query_pre_attn_scalar": 144}),
+    "gemma3": ("gemma3_text", WINDOW),
+    "gemma3, capped": ("gemma3_text", WINDOW | GEMMA3 | {"final_logit_softcapping": 20.0}),
+    "phi3": ("phi3", NO_WINDOW),
+    "phi3, partial": ("phi3", NO_WINDOW | rope("default", partial_rotary_factor=0.5)),
+    "phi3, longrope": ("phi3", NO_WINDOW | LONGROPE),
+    "gpt2": ("gpt2", GPT2),
+    "gpt2, scaled": ("gpt2", GPT2 | {"scale_attn_by_inverse_layer_idx": True}),
+    "gpt_neox": ("gpt_neox", rope("default", partial_rotary_factor=0.5) | {"rotary_pct": 0.5}),
+    "olmo2": ("olmo2", {}),
+}
+
+
+def _folder(folder: Path, family: str, **changes: object) -> Path:
+    sizes = {} if family == "gpt2" else SIZES
+    make_model(folder, family, **(sizes | changes))
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(TINY / file, folder)
+    return folder
+
+
+def _request(folder: Path, output: Path, **options: Any) -> ExportRequest:
+    model = LocalModel.open(folder)
+    adapter = random_adapter(Lora(rank=2, alpha=3.0), model.shape)
+    return ExportRequest(adapter=adapter, model=model, output=output, **options)
+
+
+def _logits(folder: Path, tokens: list[int]) -> NDArray[np.float32]:
+    """Return our engine's logits of a merged folder."""
+    return open_decoder(LocalModel.open(folder)).logits(tokens, BASE).numpy()
+
+
+def _centred(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    return values - values.mean(dtype=np.float64).astype(np.float32)
+
+
+@pytest.mark.parametrize(("family", "changes"), CASES.values(), ids=list(CASES))
+def test_llama_cpp_computes_what_was_trained(
+    tmp_path: Path, family: str, changes: dict[str, Any]
+) -> None:
+    request = _request(_folder(tmp_path / "base", family, **changes), tmp_path / "m.gguf")
+    export("gguf", request)
+    export("hf", _request(tmp_path / "base", tmp_path / "hf"))
+    tokens = np.random.default_rng(1).integers(4, 1024, max(LENGTHS)).tolist()
+    with Client(tmp_path / "m.gguf", context=512) as client:
+        for length in LENGTHS:
+            # both are beyond what changes LongRoPE: by the document here, by the context there
+            logits = _logits(tmp_path / "hf", tokens[:length])[-1]
+            found = client.log_probabilities(tokens[:length], 1024)
+            assert np.abs(_centred(found) - _centred(logits)).max() < 2e-2
+            assert logits.std() > 0.5
+
+
+@pytest.mark.parametrize("quantization", MIXTURES)
+def test_every_quantization_loads_and_errs_by_its_bits(tmp_path: Path, quantization: str) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
+    folder = _folder(tmp_path / "base", "llama", **sizes, initializer_range=0.03)
+    export("gguf", _request(folder, tmp_path / "m.gguf", quantize=quantization))
+    export("hf", _request(folder, tmp_path / "hf"))
+    tokens = np.random.default_rng(1).integers(4, 1024, 32).tolist()
+    logits = _centred(_logits(tmp_path / "hf", tokens)[-1])
+    with Client(tmp_path / "m.gguf", context=512) as client:
+        found = _centred(client.log_probabilities(tokens, 1024))
+
+    error = np.sqrt(np.square(found - logits).mean() / np.square(logits).mean())
+    limits = {"f32": 1e-4, "f16": 2e-3, "bf16": 0.02, "q8_0": 0.05, "q6_k": 0.15, "q5_k_m": 0.3,
+              "q4_k_m": 0.5, "q4_0": 0.6}  # fmt: skip
+    assert error < limits[quantization]
