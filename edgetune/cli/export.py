@@ -40,6 +40,7 @@ from edgetune.workflows.over import Over
     help="How merged weights are stored: q8 and q4 for --to mlx, the others in GGUF files. "
     "[default: f16 for gguf, q4_k_m for ollama and lmstudio]",
 )
+@click.option("--adapter", is_flag=True, help="Only the LoRA, for --to gguf.")
 @click.option("--no-check", is_flag=True, help="Write without comparing with base and adapter.")
 @over_options
 @common_options
@@ -52,6 +53,7 @@ def command(
     data: Path | None,
     rank: int | None,
     quantize: str | None,
+    adapter: bool,
     no_check: bool,
     over: Over,
     as_json: bool,
@@ -67,7 +69,7 @@ def command(
     """
     options = ExportOptions(
         dtype=dtype, shard_bytes=shard_size, data=data, rank=rank, quantize=quantize, over=over,
-        check=not no_check,
+        adapter=adapter, check=not no_check,
     )  # fmt: skip
     result = export_run(name, to, output, options)
     if result.check is not None:

@@ -36,6 +36,8 @@ class ExportRequest:
     """Bytes of tensors in one file at most, unless a single tensor is larger."""
     quantize: str | None = None
     """What a GGUF file stores its matrices in."""
+    alone: bool = False
+    """The adapter's own GGUF file, not the merged model's."""
     context: int | None = None
     """The longest row of the training, in tokens."""
     verify: Callable[[Path], None] = lambda _: None

@@ -8,8 +8,9 @@ from typing import Final
 
 from edgetune.errors import UsageError
 from edgetune.exporters.base import Exported, ExportRequest
-from edgetune.exporters.gguf.export import MergedFile, write_folder
+from edgetune.exporters.gguf.export import write_folder
 from edgetune.exporters.gguf.mixture import DEFAULTS
+from edgetune.exporters.gguf.model_file import merged_file
 
 PUBLISHER: Final = "edgetune"
 _MODELS: Final = (".lmstudio", "models")
@@ -26,7 +27,7 @@ def export_lmstudio(request: ExportRequest) -> Exported:
             output is in LM Studio's folder but not two folders below it.
         CheckFailedError: if a merged weight is no finite number in the file's format.
     """
-    merged = MergedFile.of(request, DEFAULTS["lmstudio"])
+    merged = merged_file(request, DEFAULTS["lmstudio"])
     name = request.output.name
     file, below = merged.filename(name), depth(request.output)
     if below is None:

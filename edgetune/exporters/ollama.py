@@ -12,8 +12,9 @@ from dataclasses import replace
 from typing import Final
 
 from edgetune.exporters.base import Exported, ExportRequest
-from edgetune.exporters.gguf.export import MergedFile, write_folder
+from edgetune.exporters.gguf.export import write_folder
 from edgetune.exporters.gguf.mixture import DEFAULTS
+from edgetune.exporters.gguf.model_file import merged_file
 from edgetune.exporters.gguf.tokenizer import TokenizerFacts
 
 LEAST_VERSION: Final = "0.34.1"
@@ -29,7 +30,7 @@ def export_ollama(request: ExportRequest) -> Exported:
         UsageError: if the method cannot be merged, or llama.cpp lacks what the model needs.
         CheckFailedError: if a merged weight is no finite number in the file's format.
     """
-    merged = MergedFile.of(request, DEFAULTS["ollama"])
+    merged = merged_file(request, DEFAULTS["ollama"])
     name = merged.filename(request.output.name)
     stops = TokenizerFacts.read(request.model.folder).end_texts
     context = min(max(_USUAL_CONTEXT, request.context or 0), merged.context)

@@ -55,6 +55,14 @@ class ClientCheck:
 
 
 @dataclass(frozen=True, slots=True)
+class Loaded:
+    """What llama.cpp loads: a model's file, and a LoRA's over it."""
+
+    file: Path
+    lora: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Expected:
     """What base and adapter compute: by the beginnings of rows, the logits (1, V) after them."""
 
@@ -79,13 +87,7 @@ def expected(
 
 
 def check_in_client(
-    file: Path,
-    wanted: Expected,
-    tokenizer: Tokenizer,
-    *,
-    quantization: str,
-    context: int,
-    lora: Path | None = None,
+    loaded: Loaded, wanted: Expected, tokenizer: Tokenizer, *, quantization: str, context: int
 ) -> ClientCheck:
     """Load a file in llama.cpp, compare it, and accept it if it is the model that was trained.
 
@@ -94,7 +96,7 @@ def check_in_client(
             or computes more than the quantization's error apart.
     """
     size = next(iter(wanted.adapted.values())).shape[-1]
-    with Client(file, context=context, adapter=lora) as client:
+    with Client(loaded.file, context=context, adapter=loaded.lora) as client:
         _require_same_texts(client, tokenizer, list(wanted.answers))
         merge = compare(
             lambda row: wanted.adapted[tuple(row)],

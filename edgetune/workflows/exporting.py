@@ -19,14 +19,16 @@ from edgetune.exporters import Exported, ExportRequest, export
 from edgetune.exporters.check import MergeCheck, compare, require
 from edgetune.exporters.folder import folder_bytes, new_folder
 from edgetune.exporters.gguf.client import PACKAGE, client_is_here
-from edgetune.exporters.gguf.mixture import DEFAULTS
+from edgetune.exporters.gguf.mixture import DEFAULTS, Quantization
+from edgetune.exporters.gguf.model_file import model_file
 from edgetune.exporters.mlx_quantized import BITS, Bits, quantize_folder, refuse_unquantizable
 from edgetune.exporters.truncate import truncated
+from edgetune.exporters.updates import Merge
 from edgetune.model import LocalModel, resolve
 from edgetune.owned import ScratchFolder
 from edgetune.planning import Plan
 from edgetune.settings.spec import Checkpointing
-from edgetune.workflows.client_check import ClientCheck, check_in_client, expected
+from edgetune.workflows.client_check import ClientCheck, Loaded, check_in_client, expected
 from edgetune.workflows.opening import open_adapted, open_session
 from edgetune.workflows.over import Over
 from edgetune.workflows.planning import read_rows
@@ -56,6 +58,8 @@ class ExportOptions:
     rank: int | None = None
     """An adapter that DyLoRA trained is cut to its first components."""
     quantize: str | None = None
+    adapter: bool = False
+    """The adapter's own GGUF file, not the merged model's."""
     over: Over = field(default_factory=Over)
     check: bool = True
     """Whether what is merged is compared with base and adapter."""
@@ -83,6 +87,8 @@ def export_run(name: str, to: str, output: Path, options: ExportOptions) -> Expo
         EdgetuneError: if the run, its model, its data or the output cannot be had.
     """
     found = read_adapted(name, options.over)
+    if options.adapter and to != "gguf":
+        raise UsageError(f"--adapter is for --to gguf, not --to {to}.")
     if options.quantize is not None and to not in {"mlx", *GGUF}:
         raise UsageError(f"--quantize is for --to mlx, {', '.join(sorted(GGUF))}, not --to {to}.")
     if options.quantize is not None and to == "mlx":
@@ -98,6 +104,7 @@ def export_run(name: str, to: str, output: Path, options: ExportOptions) -> Expo
         dtype=options.dtype,
         shard_bytes=options.shard_bytes,
         quantize=options.quantize,
+        alone=options.adapter,
         context=found.plan.choice.context if found.plan else None,
     )
     if not options.check or to == "peft":
@@ -132,22 +139,33 @@ def _checked_in_client(
     checks: list[ClientCheck] = []
 
     def verify(file: Path) -> None:
-        beginnings = [tuple(row) for row in rows]
+        model, beginnings = request.model, [tuple(row) for row in rows]
         wanted = expected(
-            _unquantized(plan), request.model, request.adapter, beginnings, tokenizer.end_tokens
+            _unquantized(plan), model, request.adapter, beginnings, tokenizer.end_tokens
         )
-        found = check_in_client(
-            file,
-            wanted,
-            tokenizer,
-            quantization=request.quantize or DEFAULTS[to],
-            context=2 * CHECK_TOKENS,
-        )
+        with _as_loaded(file, request) as loaded:
+            kind = DEFAULTS["gguf"] if request.alone else request.quantize or DEFAULTS[to]
+            found = check_in_client(
+                loaded, wanted, tokenizer, quantization=kind, context=2 * CHECK_TOKENS
+            )
         checks.append(found)
 
     exported = export(to, replace(request, verify=verify))
     check = checks[-1]
     return ExportResult(exported=exported, check=check.merge, same_text=check.same_text)
+
+
+@contextmanager
+def _as_loaded(file: Path, request: ExportRequest) -> Iterator[Loaded]:
+    """Yield what llama.cpp loads: a model's file, or that of its base, made for this, and a LoRA."""
+    if not request.alone:
+        yield Loaded(file)
+        return
+    quantization: Quantization = "bf16" if request.model.shape.dtype == "bfloat16" else "f16"
+    with ScratchFolder(file.parent) as folder:
+        base = folder / "base.gguf"
+        model_file(request.model, Merge(changes={}), quantization).write(base)
+        yield Loaded(base, file)
 
 
 def _not_checked(to: str, request: ExportRequest) -> ExportResult:

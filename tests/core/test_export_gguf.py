@@ -22,6 +22,7 @@ from edgetune.errors import CheckFailedError, DiskError, UsageError
 from edgetune.exporters import ExportRequest, export
 from edgetune.exporters.gguf import rows as rows_module
 from edgetune.exporters.gguf.tokenizer import TokenizerFacts
+from edgetune.methods.dora import Dora
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel, StoredTensor, shape_of
 from edgetune.tensors.reader import read_tensor
@@ -265,3 +266,34 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
     assert max(tensor.nbytes for tensor in model.tensors.values()) > 100e6
     # stored, summed and scaled values, codes and the product, a run of rows each
     assert peak < 8 * 4 * CHUNK_ELEMENTS
+
+
+def test_an_adapter_alone_has_its_alpha_and_both_matrices_of_each_target(tmp_path: Path) -> None:
+    request = _request(_model(tmp_path / "base"), tmp_path / "lora.gguf", alone=True)
+    result = export("gguf", request)
+    found = {tensor.name: tensor.data for tensor in gguf.GGUFReader(result.path).tensors}
+    down = "model.layers.1.mlp.down_proj"
+
+    assert _field(result.path, "general.type") == "adapter"
+    assert _field(result.path, "adapter.type") == "lora"
+    assert _field(result.path, "adapter.lora.alpha") == LORA.alpha
+    assert len(found) == 2 * len(LORA.select(request.model.shape))
+    for part in "ab":
+        expected = request.adapter.tensors[f"{down}.lora_{part.upper()}.weight"]
+        np.testing.assert_array_equal(found[f"blk.1.ffn_down.weight.lora_{part}"], expected)
+
+
+def test_an_adapter_that_llama_cpp_does_not_have_is_refused(tmp_path: Path) -> None:
+    model = _model(tmp_path / "base")
+    adapter = random_adapter(Dora(rank=2), model.shape)
+    request = ExportRequest(adapter=adapter, model=model, output=tmp_path / "out", alone=True)
+
+    with pytest.raises(UsageError, match=r"llama.cpp has no dora .*without --adapter"):
+        export("gguf", request)
+
+
+def test_an_adapter_is_not_quantized(tmp_path: Path) -> None:
+    model = _model(tmp_path / "base")
+
+    with pytest.raises(UsageError, match="in f32 or f16, not q4_k_m"):
+        export("gguf", _request(model, tmp_path / "out", alone=True, quantize="q4_k_m"))

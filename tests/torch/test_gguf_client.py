@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import edgetune_profiles
 from edgetune.exporters import ExportRequest, export
 from edgetune.exporters.gguf.client import Client
 from edgetune.exporters.gguf.mixture import MIXTURES
+from edgetune.exporters.gguf.model_file import model_file
+from edgetune.exporters.updates import Merge
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
 from edgetune_torch.adaptation import BASE
@@ -130,3 +133,38 @@ def test_every_quantization_loads_and_errs_by_its_bits(tmp_path: Path, quantizat
     limits = {"f32": 1e-4, "f16": 2e-3, "bf16": 0.02, "q8_0": 0.05, "q6_k": 0.15, "q5_k_m": 0.3,
               "q4_k_m": 0.5, "q4_0": 0.6}  # fmt: skip
     assert error < limits[quantization]
+
+
+LORAS = [
+    ("llama", {}, Lora(rank=2, alpha=3.0)),
+    ("llama", {}, Lora(rank=4, rslora=True, targets=("q_proj", "k_proj"), layers=1)),
+    ("llama", {}, Lora(rank=4, rank_pattern=("q_proj=2", "down_proj=8"), alpha_pattern=("v_proj=3",))),
+    ("qwen3", {}, Lora(rank=2)),
+    ("gemma2", WINDOW | {"query_pre_attn_scalar": 144}, Lora(rank=2)),
+    ("phi3", NO_WINDOW, Lora(rank=2)),
+    ("gpt2", GPT2, Lora(rank=2)),
+    ("gpt_neox", {"rotary_pct": 0.5} | rope("default", partial_rotary_factor=0.5), Lora(rank=2)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "changes", "lora"), LORAS)
+def test_an_adapter_over_its_base_is_the_merged_model(
+    tmp_path: Path, family: str, changes: dict[str, Any], lora: Lora
+) -> None:
+    model = LocalModel.open(_folder(tmp_path / "base", family, **changes))
+    adapter = random_adapter(lora, model.shape)
+    request = ExportRequest(
+        adapter=adapter, model=model, output=tmp_path / "merged.gguf", quantize="f32"
+    )
+    export("gguf", request)
+    export("gguf", replace(request, output=tmp_path / "lora.gguf", alone=True))
+    model_file(model, Merge(changes={}), "f32").write(tmp_path / "base.gguf")
+    tokens = np.random.default_rng(1).integers(4, 1024, 32).tolist()
+
+    def logits(file: str, lora: Path | None = None) -> NDArray[np.float32]:
+        with Client(tmp_path / file, context=512, adapter=lora) as client:
+            return client.log_probabilities(tokens, 1024)
+
+    merged, base = logits("merged.gguf"), logits("base.gguf")
+    assert np.abs(logits("base.gguf", tmp_path / "lora.gguf") - merged).max() < 2e-3
+    assert np.abs(base - merged).max() > 0.05

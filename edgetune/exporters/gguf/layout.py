@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import isclose
 from typing import Final
 
 import numpy as np
@@ -84,6 +85,26 @@ def one_after_another(heads: int, head_dim: int) -> NDArray[np.int64]:
     return order
 
 
+def query_scale(shape: ModelShape, architecture: Architecture, layer: int) -> float:
+    """Return what queries are multiplied by, so that llama.cpp's scale makes the model's."""
+    if architecture.multipliers:
+        return 1.0
+    scale = shape.attention[layer].scale / architecture.attention_scale(shape)
+    return 1.0 if isclose(scale, 1.0, rel_tol=1e-6) else scale
+
+
+def arranged(
+    rows: Rows, linear: Linear, layer: int, shape: ModelShape, architecture: Architecture
+) -> Rows:
+    """Return a projection's rows, its weight's, bias's or B's, as the file has them."""
+    order = row_order(shape, linear, architecture)
+    rows = rows if order is None else Reordered(rows, order)
+    scale = query_scale(shape, architecture, layer)
+    if linear.role not in ("q", "qkv") or "q" in shape.norm_by_role or scale == 1.0:
+        return rows
+    return FirstRescaled(rows, shape.heads * shape.head_dim, scale)
+
+
 class _Layout:
     """The tensors of one model."""
 
@@ -91,9 +112,8 @@ class _Layout:
         self._model, self._merge, self._architecture = model, merge, architecture
         self._shape = model.shape
         # what llama.cpp does not scale as the model does is scaled in queries or their norm
-        own = architecture.attention_scale(self._shape)
-        multiplied = architecture.multipliers
-        self._query_scale = [1.0 if multiplied else x.scale / own for x in self._shape.attention]
+        layers = range(self._shape.layers)
+        self._query_scale = [query_scale(self._shape, architecture, layer) for layer in layers]
 
     def tensors(self) -> Iterator[tuple[str, Rows]]:
         """Yield names and rows."""
@@ -138,12 +158,7 @@ class _Layout:
             yield f"{name}.bias", self._arranged(self._source(f"{source}.bias"), linear, layer)
 
     def _arranged(self, rows: Rows, linear: Linear, layer: int) -> Rows:
-        order = row_order(self._shape, linear, self._architecture)
-        rows = rows if order is None else Reordered(rows, order)
-        scale = self._query_scale[layer]
-        if linear.role not in ("q", "qkv") or "q" in self._shape.norm_by_role or scale == 1.0:
-            return rows
-        return FirstRescaled(rows, self._shape.heads * self._shape.head_dim, scale)
+        return arranged(rows, linear, layer, self._shape, self._architecture)
 
     def _source(self, name: str) -> Rows:
         added = self._merge.added.get(name)

@@ -1,0 +1,76 @@
+"""A GGUF file about to be written: its metadata, and tensors made when their turn comes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune.errors import CheckFailedError
+from edgetune.exporters.gguf.rows import Rows
+from edgetune.tensors.gguf.quantize import quantized
+from edgetune.tensors.gguf.types import TensorType
+from edgetune.tensors.gguf.writer import Metadata, OutgoingBlocks, file_bytes, write_gguf
+from edgetune.tensors.writer import row_spans
+
+_LARGEST: Final = {"F16": 65504.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufFile:
+    """What a file holds; ``label`` says what kind it is, as file names do."""
+
+    label: str
+    metadata: Metadata
+    tensors: tuple[OutgoingBlocks, ...]
+    notes: tuple[str, ...] = ()
+
+    def filename(self, name: str) -> str:
+        """Return what a file of this kind is called, as is usual: ``name-Q4_K_M.gguf``."""
+        return f"{name}-{self.label}.gguf"
+
+    @property
+    def context(self) -> int:
+        """The longest context of the model in llama.cpp."""
+        name = self.metadata["general.architecture"].content
+        return int(self.metadata[f"{name}.context_length"].content)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file."""
+        return file_bytes(self.metadata, self.tensors)
+
+    def write(self, path: Path) -> None:
+        """Write the file.
+
+        Raises:
+            CheckFailedError: if a number is not finite in the file's format.
+        """
+        write_gguf(path, self.metadata, self.tensors)
+
+
+def outgoing(name: str, rows: Rows, kind: TensorType) -> OutgoingBlocks:
+    """Return a tensor of a file from its rows."""
+    chunks = partial(_chunks, name, rows, kind)
+    return OutgoingBlocks(name=name, type=kind, shape=rows.shape, chunks=chunks)
+
+
+def _chunks(name: str, rows: Rows, kind: TensorType) -> Iterator[NDArray[np.uint8]]:
+    for start, stop in row_spans(rows.shape):
+        values = rows.read(start, stop)
+        _require_finite(name, values, kind)
+        yield quantized(values if values.ndim > 1 else values[None], kind)
+
+
+def _require_finite(name: str, values: NDArray[np.float32], kind: TensorType) -> None:
+    largest = _LARGEST.get(kind.name, float(np.finfo(np.float32).max))
+    if values.size and not (values.min() >= -largest and values.max() <= largest):
+        raise CheckFailedError(
+            f"{name} has values that are not finite in {kind.name}. Export with --quantize bf16; if "
+            "that fails too, the base model or the adapter is damaged."
+        )
