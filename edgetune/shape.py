@@ -147,6 +147,9 @@ class ModelShape:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     residual_scale: float = 1.0
+    inside: str | None = None
+    """Module that holds the decoder in the class that its folder loads as, where that is a wrapper
+    (an image-and-text model); the names here are those of the decoder alone."""
 
     @cached_property
     def linear_by_role(self) -> dict[str, Linear]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -31,7 +32,7 @@ GPT2 = {
     "vocab_size": 97, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128,
     "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-FAMILIES = {
+FAMILIES: dict[str, dict[str, Any]] = {
     "llama": SMALL,
     "mistral": SMALL | WINDOWS,
     "qwen2": SMALL,
@@ -46,6 +47,19 @@ FAMILIES = {
     "gpt2": GPT2,
 }  # fmt: skip
 
+WRAPPERS = {
+    "gemma3": {
+        "text_config": FAMILIES["gemma3_text"],
+        "vision_config": {
+            "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "image_size": 8, "patch_size": 4,
+        },
+        "mm_tokens_per_image": 4, "image_token_index": 96, "boi_token_index": 94,
+        "eoi_token_index": 95,
+    },
+}  # fmt: skip
+"""Families whose folders load as a class around the decoder, with parts for images beside it."""
+
 
 def make_model(
     folder: Path, family: str, *, dtype: torch.dtype = torch.float32, **changes: object
@@ -54,7 +68,7 @@ def make_model(
 
     Every tensor is random, norms and biases too: a part that is left out changes the logits.
     """
-    config = AutoConfig.for_model(family, **(FAMILIES[family] | changes))
+    config = AutoConfig.for_model(family, **((FAMILIES | WRAPPERS)[family] | changes))
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():

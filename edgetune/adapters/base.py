@@ -61,6 +61,8 @@ class LoadedAdapter:
     method: Method
     tensors: Mapping[str, NDArray[np.float32]]
     base: str | None
+    unused: int = 0
+    """Tensors of the file for parts of a wrapper that text does not reach; they are left out."""
 
     def evened(self, shape: ModelShape) -> LoadedAdapter:
         """Return the same adapter with one scale for all updates, as sessions compute them."""

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final, cast
 
 from edgetune.adapters.base import ANYWHERE, AdapterFormat, unsupported
-from edgetune.adapters.modules import adaptable, exact_names
+from edgetune.adapters.modules import adaptable, exact_names, peft_names
 from edgetune.errors import ModelError
 from edgetune.methods.base import Method
 from edgetune.methods.ia3 import Ia3, scales_inputs
@@ -29,11 +29,12 @@ class Ia3Format(AdapterFormat):
         """Return the fields of an ``IA3Config``."""
         targets = cast("Ia3", method).select(shape)
         inward = [target.module for target in targets if scales_inputs(target.linear)]
-        names = exact_names(shape, [target.module for target in targets])
-        inward_names = exact_names(shape, inward) if inward else ()
+        every = [target.module for target in targets]
+        names = peft_names(shape, every)
+        inward_names = peft_names(shape, inward) if inward else ()
         if not set(inward_names) <= set(names):
             # PEFT wants the second list to repeat names of the first
-            names, inward_names = tuple(target.module for target in targets), tuple(inward)
+            names, inward_names = tuple(every), tuple(inward)
         return {
             "peft_type": "IA3",
             "task_type": "CAUSAL_LM",

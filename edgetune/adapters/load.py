@@ -14,10 +14,12 @@ from edgetune.adapters.base import (
     check_shapes,
 )
 from edgetune.adapters.mlx_lm import MLX_WEIGHTS, load_mlx_lm
+from edgetune.adapters.modules import decoder_name
 from edgetune.adapters.values import float_values
 from edgetune.errors import ModelError
 from edgetune.escapes import short
 from edgetune.model import StoredTensor
+from edgetune.model.names import is_for_images
 from edgetune.model.weights import read_json
 from edgetune.shape import ModelShape
 from edgetune.tensors.header import read_header
@@ -35,7 +37,11 @@ def load_adapter(folder: Path, shape: ModelShape) -> LoadedAdapter:
         return load_mlx_lm(folder, config, shape)
     stored = _stored_tensors(folder)
     written = adapter_format(_kind(folder, config))
-    named = {name.removeprefix(written.prefix): tensor for name, tensor in stored.items()}
+    names = {name: decoder_name(shape, name.removeprefix(written.prefix)) for name in stored}
+    unused = {name for name in stored if is_for_images(shape, names[name])}
+    named = {names[name]: tensor for name, tensor in stored.items() if name not in unused}
+    if len(named) + len(unused) < len(stored):
+        raise ModelError(f"{folder} has tensors twice, under several names. Save it again.")
     method = written.method(config, named, shape)
     shapes = {name: tensor.shape for name, tensor in named.items()}
     check_shapes(str(folder), method, shape, shapes)
@@ -44,6 +50,7 @@ def load_adapter(folder: Path, shape: ModelShape) -> LoadedAdapter:
         method=method,
         tensors=float_values(folder / WEIGHTS, named),
         base=base if isinstance(base, str) else None,
+        unused=len(unused),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final, cast
 
 from edgetune.adapters.base import ANYWHERE, AdapterFormat, unsupported
-from edgetune.adapters.modules import adaptable, exact_names
+from edgetune.adapters.modules import adaptable, exact_names, loaded_name, peft_names
 from edgetune.adapters.patterns import Pattern
 from edgetune.errors import ModelError
 from edgetune.methods.base import Method
@@ -55,7 +55,7 @@ class LoraFormat(AdapterFormat):
             "use_dora": lora.kind == "dora",
             "bias": "none",
             "fan_in_fan_out": any(target.linear.transposed for target in targets),
-            "target_modules": list(exact_names(shape, [target.module for target in targets])),
+            "target_modules": list(peft_names(shape, [target.module for target in targets])),
         }
 
     def method(
@@ -74,6 +74,7 @@ class LoraFormat(AdapterFormat):
         problems += [*ranks.problems, *alphas.problems]
         if problems:
             raise ModelError(f"This LoRA adapter cannot be used:\n  - {listing(problems)}")
+        paths = {module: loaded_name(shape, module) for module in known}
         cls: type[LowRank] = Dora if dora else Lora
         return cls(
             rank=rank,
@@ -81,8 +82,8 @@ class LoraFormat(AdapterFormat):
             dropout=dropout,
             targets=exact_names(shape, known),
             rslora=rslora,
-            rank_pattern=_entries(ranks.each(known, rank), rank, shape),
-            alpha_pattern=_entries(alphas.each(known, alpha), alpha, shape),
+            rank_pattern=_entries(ranks.each(paths, rank), rank, shape),
+            alpha_pattern=_entries(alphas.each(paths, alpha), alpha, shape),
         )
 
 
@@ -90,7 +91,7 @@ def _written(
     name: str, values: Mapping[str, float], usual: float, shape: ModelShape
 ) -> dict[str, dict[str, float]]:
     """Return PEFT's field for values that are not the usual ones, nothing if there are none."""
-    named = dict(_named(values, usual, shape))
+    named = {loaded_name(shape, key): value for key, value in _named(values, usual, shape)}
     return {name: named} if named else {}
 
 

@@ -42,7 +42,8 @@ _TYPES: Final[Mapping[str, type[LowRank]]] = {"lora": Lora, "dora": Dora}
 
 def mlx_block(shape: ModelShape, layer: int) -> str:
     """Return what mlx-lm calls a block, ending in a dot."""
-    return _BLOCKS.get(shape.family, shape.block_prefix).format(layer)
+    block = _BLOCKS.get(shape.family, shape.block_prefix).format(layer)
+    return block if shape.inside is None else f"language_model.{block}"
 
 
 def load_mlx_lm(folder: Path, config: Mapping[str, object], shape: ModelShape) -> LoadedAdapter:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final, cast
 
 from edgetune.adapters.base import ANYWHERE, AdapterFormat, unsupported
+from edgetune.adapters.modules import loaded_name
 from edgetune.errors import ModelError
 from edgetune.methods.base import Method
 from edgetune.methods.norm import PART, NormTuning
@@ -22,10 +23,11 @@ class NormFormat(AdapterFormat):
 
     def config(self, method: Method, shape: ModelShape) -> dict[str, Any]:
         """Return the fields of an ``LNTuningConfig``; norms by their full paths."""
+        selected = cast("NormTuning", method).select(shape)
         return {
             "peft_type": "LN_TUNING",
             "task_type": "CAUSAL_LM",
-            "target_modules": [module for module, _ in cast("NormTuning", method).select(shape)],
+            "target_modules": [loaded_name(shape, module) for module, _ in selected],
         }
 
     def method(

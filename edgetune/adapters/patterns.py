@@ -7,7 +7,7 @@ hours to fail, so that only those are read that cannot.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 from typing import Final
@@ -47,12 +47,12 @@ class Pattern:
                 keys.append((compiled, float(value)))
         return cls(keys=tuple(keys), problems=tuple(problems))
 
-    def each(self, modules: Collection[str], usual: float) -> dict[str, float]:
-        """Return the value of each module, the usual one where nothing is said."""
-        return {module: self._value(module, usual) for module in modules}
+    def each(self, paths: Mapping[str, str], usual: float) -> dict[str, float]:
+        """Return the value of each module by its ``paths``, the usual one where nothing is said."""
+        return {module: self._value(path, usual) for module, path in paths.items()}
 
-    def _value(self, module: str, usual: float) -> float:
-        return next((value for key, value in self.keys if key.match(module)), usual)
+    def _value(self, path: str, usual: float) -> float:
+        return next((value for key, value in self.keys if key.match(path)), usual)
 
 
 def _compiled(key: str) -> re.Pattern[str] | None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.adapters.base import CONFIG, WEIGHTS, adapter_format, check_shapes
+from edgetune.adapters.modules import loaded_name
 from edgetune.files import write_text
 from edgetune.methods.base import Method
 from edgetune.shape import ModelShape
@@ -43,7 +44,9 @@ def save_adapter(
         **written.config(method, shape),
     }
     named = [
-        Outgoing.of(f"{written.prefix}{name}", np.asarray(tensors[name]), "float32")
+        Outgoing.of(
+            f"{written.prefix}{loaded_name(shape, name)}", np.asarray(tensors[name]), "float32"
+        )
         for name in sorted(tensors)
     ]
     folder.mkdir(exist_ok=True)

@@ -42,6 +42,8 @@ def command(
     opened = open_references(names, over)
     for one in opened:
         say(f"Opened {one.model.folder} for {one.name}", level=VERBOSE)
+        for notice in one.notices:
+            say(notice)
     rows = rows_of(opened[0], data)
     tuned = [one for one in opened if one.adapter is not None]
     called = ["tuned"] if len(tuned) == 1 else [_name(one.name) for one in tuned]

@@ -52,6 +52,8 @@ def command(
     opened = open_references(names, over)
     for one in opened:
         say(f"Opened {one.model.folder} for {one.name}", level=VERBOSE)
+        for notice in one.notices:
+            say(notice)
     if base:
         opened = [opened[0].base()]
     options = replace(options, end_tokens=opened[0].tokenizer.end_tokens)

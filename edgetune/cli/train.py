@@ -162,6 +162,8 @@ def _begun(
         request = replace(request, model=beginning.ref)
     request = _complete(request, plan_file)
     beginning = beginning or read_beginning(source, request.model)
+    for notice in beginning.notices:
+        say(notice)
     return beginning.request(request), beginning
 
 

@@ -98,8 +98,11 @@ def readable_config(config: Mapping[str, object], shape: ModelShape) -> dict[str
 
     mlx-lm takes its defaults where a field is missing: a rotation of another base frequency.
     """
+    written, inner = dict(config), config.get("text_config")
+    if shape.inside is not None and isinstance(inner, dict):
+        written["text_config"] = readable_config(inner, replace(shape, inside=None))
+        return {**written, "vocab_size": shape.vocabulary}
     ropes = config.get("rope_parameters")
-    written = dict(config)
     if isinstance(ropes, dict) and "full_attention" in ropes:
         written["rope_local_base_freq"] = ropes["sliding_attention"]["rope_theta"]
         ropes = ropes["full_attention"]

@@ -8,10 +8,12 @@ from typing import Final
 
 from edgetune.shape import ModelShape
 
+_EYES: Final = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector)\.")
+"""What Gemma 3 sees images with."""
+
 _EXTRA: Final = re.compile(
     r"rotary_emb\.inv_freq$"  # buffers, computed from the config
     r"|\.(attn|attention)\.(masked_)?bias$"  # GPT-2's and GPT-NeoX's causal masks
-    r"|^(model\.)?(vision_tower|multi_modal_projector)\."  # Gemma 3's eyes
 )
 _HEADS: Final = ("lm_head.weight", "embed_out.weight")
 
@@ -35,7 +37,13 @@ def match_names(shape: ModelShape, stored: Iterable[str]) -> tuple[dict[str, str
 
 def is_extra(shape: ModelShape, name: str) -> bool:
     """Return whether a stored tensor is known to be needless."""
-    return _EXTRA.search(name) is not None or bool(tied_heads(shape, [name]))
+    found = _EXTRA.search(name) or _EYES.search(name)
+    return found is not None or bool(tied_heads(shape, [name]))
+
+
+def is_for_images(shape: ModelShape, name: str) -> bool:
+    """Return whether a module or a tensor is a part of a wrapper that text does not reach."""
+    return shape.inside is not None and _EYES.search(name) is not None
 
 
 def tied_heads(shape: ModelShape, stored: Iterable[str]) -> list[str]:

@@ -31,6 +31,8 @@ class Beginning:
     shape: ModelShape
     ref: str
     """Its base."""
+    notices: tuple[str, ...]
+    """What the user should know of it."""
 
     def request(self, asked: PlanRequest) -> PlanRequest:
         """Return a request for a plan with the adapter's method.
@@ -82,7 +84,9 @@ def read_beginning(name: str, model: str | None) -> Beginning:
         )
     shape = found.model.shape
     adapter = found.adapter.evened(shape)
-    return Beginning(name=name, adapter=adapter, shape=shape, ref=found.model.ref)
+    return Beginning(
+        name=name, adapter=adapter, shape=shape, ref=found.model.ref, notices=found.notices
+    )
 
 
 def _without_training(method: LowRank, shape: ModelShape) -> list[tuple[Any, ...]]:

@@ -32,7 +32,7 @@ from edgetune.workflows.client_check import ClientCheck, Loaded, check_in_client
 from edgetune.workflows.opening import open_adapted, open_session
 from edgetune.workflows.over import Over
 from edgetune.workflows.planning import read_rows
-from edgetune.workflows.references import new_plan, read_adapted
+from edgetune.workflows.references import Adapted, new_plan, read_adapted
 
 Logits = NDArray[np.float32]
 
@@ -87,12 +87,18 @@ def export_run(name: str, to: str, output: Path, options: ExportOptions) -> Expo
         EdgetuneError: if the run, its model, its data or the output cannot be had.
     """
     found = read_adapted(name, options.over)
+    result = _exported(found, to, output, options)
+    notes = (*found.notices, *result.exported.notes)
+    return replace(result, exported=replace(result.exported, notes=notes))
+
+
+def _exported(found: Adapted, to: str, output: Path, options: ExportOptions) -> ExportResult:
     if options.adapter and to != "gguf":
         raise UsageError(f"--adapter is for --to gguf, not --to {to}.")
     if options.quantize is not None and to not in {"mlx", *GGUF}:
         raise UsageError(f"--quantize is for --to mlx, {', '.join(sorted(GGUF))}, not --to {to}.")
     if options.quantize is not None and to == "mlx":
-        return _quantized_for_mlx(name, output, found.model, options)
+        return _quantized_for_mlx(found.name, output, found.model, options)
     adapter = found.adapter
     if options.rank is not None:
         trained = (found.plan.choice if found.plan else adapter).method

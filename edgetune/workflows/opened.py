@@ -36,6 +36,8 @@ class Opened:
     method: Method | None = None
     """The adapter's."""
     prompt_cut: str = ""
+    notices: tuple[str, ...] = ()
+    """What the user should know of it."""
 
     def base(self) -> Opened:
         """Return the same without the adapter."""

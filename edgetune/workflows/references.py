@@ -34,6 +34,14 @@ class Reference:
     plan: Plan | None = None
     prompt_cut: str = ""
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should know of it."""
+        if self.adapter is None or not self.adapter.unused:
+            return ()
+        count = self.adapter.unused
+        return (f"{self.name}: {count} tensors for images are left out; text does not reach them.",)
+
 
 def read_reference(name: str, over: Over) -> Reference:
     """Return what a name stands for: a run's folder, an adapter's, or a model.
@@ -128,6 +136,7 @@ def _opened(found: Sequence[Reference], own: Reference | None, plan: Plan) -> li
             tokenizer=tokenizer,
             session=session,
             prompt_cut=item.prompt_cut,
+            notices=item.notices,
         )
         if item.adapter is None:
             one = one.base()

@@ -16,6 +16,7 @@ from mlx_lm import load, stream_generate
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 from mlx_lm.utils import load_model
 from mlx_sessions import VOCABULARY, open_session
+from models import FAMILIES as FAMILY_SIZES
 from models import make_model
 
 from edgetune.adapters import load_adapter
@@ -36,15 +37,19 @@ from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel, open_model
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2",
-            "gpt_neox", "gpt2")  # fmt: skip
+            "gpt_neox", "gpt2", "gemma3")  # fmt: skip
 
 WITHOUT_WINDOW = {"mistral", "phi3", "gemma2"}
 """mlx-lm's classes let every token see all before it: rows are kept within the window."""
 
-CHANGES = {"gemma3_text": {"num_hidden_layers": 6}, "gpt_neox": {"intermediate_size": 128}}
+CHANGES = {
+    "gemma3_text": {"num_hidden_layers": 6},
+    "gemma3": {"text_config": FAMILY_SIZES["gemma3_text"] | {"num_hidden_layers": 6}},
+    "gpt_neox": {"intermediate_size": 128},
+}
 """mlx-lm wants one layer that sees everything, and fixes the width of GPT-NeoX's MLP."""
 
-TOLERANCE = {"gemma": 2e-3, "gemma3_text": 2e-3, "gpt_neox": 2e-3}
+TOLERANCE = {"gemma": 2e-3, "gemma3": 2e-3, "gemma3_text": 2e-3, "gpt_neox": 2e-3}
 """mlx-lm computes another approximation of GELU."""
 
 ROW = np.random.default_rng(4).integers(3, VOCABULARY, 23).tolist()

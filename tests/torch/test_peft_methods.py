@@ -32,7 +32,7 @@ pytestmark = [
 
 TOKENS = np.random.default_rng(0).integers(3, 97, 24).tolist()
 TOLERANCE = 1e-4
-FAMILIES = ("llama", "phi3", "gpt2")
+FAMILIES = ("llama", "phi3", "gpt2", "gemma3")
 
 OURS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "dora": ("dora", {"rank": 4}, FAMILIES),
@@ -99,8 +99,8 @@ def _config(name: str, shape: ModelShape) -> Any:
                 target_modules="all-linear", fan_in_fan_out=turned,
             )  # fmt: skip
         case "ia3":
-            down = {"phi3": "down_proj", "llama": "down_proj", "gpt2": "mlp.c_proj"}[shape.family]
-            first = {"phi3": "qkv_proj", "llama": "v_proj", "gpt2": "c_attn"}[shape.family]
+            down = {"gpt2": "mlp.c_proj"}.get(shape.family, "down_proj")
+            first = {"phi3": "qkv_proj", "gpt2": "c_attn"}.get(shape.family, "v_proj")
             return peft.IA3Config(
                 task_type="CAUSAL_LM", target_modules=[first, down], feedforward_modules=[down],
                 init_ia3_weights=False, fan_in_fan_out=turned,

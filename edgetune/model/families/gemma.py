@@ -96,6 +96,7 @@ def gemma3(fields: Fields) -> ModelShape:
     inner = Fields(fields.table("text_config"))
     shape = gemma3_text(inner)
     fields.problems += [f"text_config: {problem}" for problem in inner.problems]
+    shape = replace(shape, inside="model.language_model")
     inherits = inner.raw("dtype") is None and inner.raw("torch_dtype") is None
     return replace(shape, dtype=fields.dtype()) if inherits else shape
 
