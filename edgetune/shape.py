@@ -107,6 +107,17 @@ class TensorShape:
         return prod(self.shape)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileFormats:
+    """Types of matrices in a file of blocks, by ggml's names; ``F16`` and the like are plain."""
+
+    matrices: tuple[tuple[str, ...], ...]
+    """By layer, those of its projections in their order."""
+    embedding: str
+    head: str
+    """The embedding's where both are one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
     """Everything about a decoder language model but its weights.
@@ -150,6 +161,8 @@ class ModelShape:
     inside: str | None = None
     """Module that holds the decoder in the class that its folder loads as, where that is a wrapper
     (an image-and-text model); the names here are those of the decoder alone."""
+    formats: FileFormats | None = None
+    """How a GGUF file stores its matrices, if any of them is in blocks."""
 
     @cached_property
     def linear_by_role(self) -> dict[str, Linear]:

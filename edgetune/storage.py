@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import ceil
+from typing import Final
 
 from edgetune.shape import ModelShape
+from edgetune.tensors.gguf.types import BY_NAME
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -39,6 +42,10 @@ OPTIMIZER_BYTES = {"adamw": 8.0, "adamw-8bit": 2.03, "paged-adamw-8bit": 2.03}
 """Bytes of optimizer state a trained parameter takes."""
 
 
+FILE_FORMAT: Final = "gguf"
+"""The format of a base whose file has its matrices in blocks: they are computed with as they are."""
+
+
 def matrix_bytes(outputs: int, inputs: int, quantization: str, stored: int) -> int:
     """Return the bytes of a matrix (outputs, inputs) that the file has in ``stored`` bytes."""
     size = outputs * inputs
@@ -50,6 +57,21 @@ def matrix_bytes(outputs: int, inputs: int, quantization: str, stored: int) -> i
     return ceil(size * WEIGHT_BYTES[quantization]) + scales
 
 
+def file_bytes(outputs: int, inputs: int, kind: str) -> int:
+    """Return the bytes of a matrix in a type of GGUF files."""
+    return outputs * BY_NAME[kind].row_bytes(inputs)
+
+
+def linear_bytes(shape: ModelShape, layer: int, quantization: str) -> list[int]:
+    """Return the bytes of each projection of a block."""
+    if quantization == FILE_FORMAT and shape.formats is not None:
+        kinds = shape.formats.matrices[layer]
+        pairs = zip(shape.linears, kinds, strict=True)
+        return [file_bytes(linear.outputs, linear.inputs, kind) for linear, kind in pairs]
+    stored = BYTES[shape.dtype]
+    return [matrix_bytes(x.outputs, x.inputs, quantization, stored) for x in shape.linears]
+
+
 def broken_rows(shape: ModelShape, quantization: str) -> int | None:
     """Return the inputs of a matrix that are not whole groups of a format, None if all are."""
     group = GROUPS.get(quantization, 1)
@@ -58,20 +80,49 @@ def broken_rows(shape: ModelShape, quantization: str) -> int | None:
 
 
 def block_bytes(shape: ModelShape, quantization: str) -> int:
-    """Return the bytes of one block's frozen tensors."""
-    stored = BYTES[shape.dtype]
-    linears = sum(matrix_bytes(x.outputs, x.inputs, quantization, stored) for x in shape.linears)
-    others = sum(x.size for x in shape.block_tensors(0)) - shape.block_linear_parameters
-    return linears + others * stored
+    """Return the bytes of one block's frozen tensors, of the largest where blocks differ."""
+    layers = range(shape.layers if quantization == FILE_FORMAT else 1)
+    linears = max(sum(linear_bytes(shape, layer, quantization)) for layer in layers)
+    return linears + small_bytes(shape)
+
+
+def blocks_bytes(shape: ModelShape, quantization: str) -> int:
+    """Return the bytes of all blocks' frozen tensors."""
+    if quantization != FILE_FORMAT:
+        return shape.layers * block_bytes(shape, quantization)
+    layers = range(shape.layers)
+    linears = sum(sum(linear_bytes(shape, layer, quantization)) for layer in layers)
+    return linears + shape.layers * small_bytes(shape)
+
+
+def small_bytes(shape: ModelShape) -> int:
+    """Return the bytes of a block's norms and biases."""
+    small = sum(x.size for x in shape.block_tensors(0)) - shape.block_linear_parameters
+    return small * BYTES[shape.dtype]
 
 
 def outer_bytes(shape: ModelShape, quantization: str) -> int:
     """Return the bytes of embedding, head, positions and final norm."""
-    stored = BYTES[shape.dtype]
-    outer = quantization if quantization in QUANTIZED_OUTER else "none"
     return sum(
-        matrix_bytes(tensor.shape[0], tensor.shape[1], outer, stored)
+        vocabulary_bytes(shape, quantization, tensor.kind)
         if tensor.kind in {"embedding", "head"}
-        else tensor.size * stored
+        else tensor.size * BYTES[shape.dtype]
         for tensor in shape.outer_tensors()
     )
+
+
+def vocabulary_bytes(shape: ModelShape, quantization: str, which: str) -> int:
+    """Return the bytes of the ``embedding`` or of the ``head``."""
+    rows, width = shape.vocabulary, shape.hidden_size
+    if quantization == FILE_FORMAT and shape.formats is not None:
+        formats = shape.formats
+        return file_bytes(rows, width, formats.embedding if which == "embedding" else formats.head)
+    outer = quantization if quantization in QUANTIZED_OUTER else "none"
+    return matrix_bytes(rows, width, outer, BYTES[shape.dtype])
+
+
+def file_kinds(shape: ModelShape) -> str:
+    """Return the types of a file's projections, the most frequent first: ``Q4_K and Q6_K``."""
+    layers = () if shape.formats is None else shape.formats.matrices
+    kinds = Counter(kind for layer in layers for kind in layer)
+    return " and ".join(kind for kind, _ in kinds.most_common())

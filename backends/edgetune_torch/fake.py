@@ -5,6 +5,7 @@ Everything that would be read from a file is empty; everything else is the engin
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -13,34 +14,44 @@ from torch.nn import Parameter
 
 from edgetune.choice import Choice
 from edgetune.shape import ModelShape
+from edgetune.storage import FILE_FORMAT
+from edgetune.tensors.gguf.types import BY_NAME, FLOATS, QUANTIZED
 from edgetune_torch.adaptation import Adapted
 from edgetune_torch.checkpoints import Checkpoints, KeptCheckpoints
 from edgetune_torch.decoder import Decoder
 from edgetune_torch.dynamic_map import decode_blocks, encode_blocks
 from edgetune_torch.engine import Engine
+from edgetune_torch.gguf import unpack
 from edgetune_torch.int8 import Int8Matrix
-from edgetune_torch.layout import Layout
+from edgetune_torch.layout import Layout, StoredAs
 from edgetune_torch.load import Weights
 from edgetune_torch.loss import Head
 from edgetune_torch.matrices import store
 from edgetune_torch.methods import adapt
 from edgetune_torch.opening import DTYPES
+from edgetune_torch.row_formats import BlockRows, PlainRows, RowFormat
 from edgetune_torch.streaming import Slot, StreamedBlocks
-from edgetune_torch.vocabulary import HeadRows, Int8Head, ResidentEmbedding, ResidentHead
+from edgetune_torch.vocabulary import (
+    HeadRows,
+    Int8Head,
+    ResidentEmbedding,
+    ResidentHead,
+    Slice,
+)
 from edgetune_torch.weights import Blocks, BlockWeights, ResidentBlocks
 from edgetune_torch.workspace import Workspace
 
 
 class FakeSource:
-    """Blocks of one layout that are never read."""
+    """Blocks of some layouts that are never read."""
 
-    def __init__(self, layout: Layout) -> None:
-        """Say of every block that it lies so."""
-        self._layout = layout
+    def __init__(self, layouts: Sequence[Layout]) -> None:
+        """Say of every block how it lies."""
+        self._layouts = layouts
 
-    def layout(self, layer: int) -> Layout:  # noqa: ARG002  # all blocks are alike
+    def layout(self, layer: int) -> Layout:
         """Return the layout."""
-        return self._layout
+        return self._layouts[layer]
 
     def read(self, layer: int, buffer: Tensor) -> None:
         """Leave the buffer as it is."""
@@ -72,16 +83,27 @@ class FakeEmbedding:
         return torch.empty(*tokens.shape, self.width, dtype=self.dtype, device=tokens.device)
 
 
-class FakeHead(ResidentHead):
+class FakeHead(HeadRows):
     """A head that is read through two buffers of one slice each."""
 
     streamed = True
 
-    def __init__(self, shape: tuple[int, int], dtype: torch.dtype, workspace: Workspace) -> None:
-        """Allocate the buffers; the rows themselves are seen and not counted."""
-        HeadRows.__init__(self, shape, workspace)
-        self._buffers = [torch.empty(self.height, shape[1], dtype=dtype) for _ in range(2)]
-        self.weight = self._buffers[0][:1].expand(shape[0], shape[1])
+    def __init__(self, shape: tuple[int, int], form: RowFormat, workspace: Workspace) -> None:
+        """Allocate the buffers; the rows themselves are nowhere."""
+        super().__init__(shape, workspace)
+        self.form = form
+        self._buffers = [form.empty(self.height) for _ in range(2)]
+
+    def slices(self, dtype: torch.dtype) -> Iterator[Slice]:
+        """Yield all rows, whose values nobody needs."""
+        for span in self._spans():
+            rows = self._buffers[0][: span.stop - span.start]
+            yield span, self.form.multiplied(rows, dtype, self.workspace)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both buffers."""
+        return sum(buffer.nbytes for buffer in self._buffers)
 
 
 class PassingCheckpoints(Checkpoints):
@@ -112,22 +134,28 @@ def warm_up(quantization: str) -> None:
         encode_blocks(
             decode_blocks(codes, scales, 64, signed=signed), codes, scales, 64, signed=signed
         )
+    if quantization == FILE_FORMAT:
+        for kind in map(BY_NAME.__getitem__, QUANTIZED):
+            out = torch.empty(1, kind.block)
+            unpack(kind, torch.zeros(1, kind.nbytes, dtype=torch.uint8), out, Workspace(out.device))
+        return
     store(torch.zeros(64, 64), quantization).dense(torch.float32)
 
 
 def fake_engine(shape: ModelShape, choice: Choice) -> Engine:
     """Return the engine for a choice."""
     dtype, workspace = DTYPES_STORED[shape.dtype], Workspace(torch.device("cpu"))
-    embedding = torch.empty(shape.vocabulary, shape.hidden_size, dtype=dtype)
+    form = _form(shape, shape.formats.embedding if shape.formats else None, workspace)
+    embedding = form.empty(shape.vocabulary)
     resident = choice.embedding == "resident"
     kept = choice.embedding == "resident" or (shape.tied and choice.head == "resident")
     final = shape.final_norm
     weights = Weights(
         device=workspace.device,
-        embedding=ResidentEmbedding(embedding)
+        embedding=ResidentEmbedding(embedding, form)
         if resident
-        else FakeEmbedding(shape.hidden_size, dtype),
-        head=_head(shape, choice, embedding if kept else None, dtype, workspace),
+        else FakeEmbedding(shape.hidden_size, form.dtype),
+        head=_head(shape, choice, embedding if kept else None, workspace),
         head_bias=torch.empty(shape.vocabulary, dtype=dtype) if shape.head_bias else None,
         positions=torch.empty(shape.max_context, shape.hidden_size, dtype=dtype)
         if shape.positions
@@ -172,36 +200,59 @@ def _head(
     shape: ModelShape,
     choice: Choice,
     embedding: Tensor | None,
-    dtype: torch.dtype,
     workspace: Workspace,
 ) -> HeadRows:
     size = (shape.vocabulary, shape.hidden_size)
+    form = _form(shape, shape.formats.head if shape.formats else None, workspace)
     match choice.head:
         case "disk":
-            return FakeHead(size, dtype, workspace)
+            return FakeHead(size, form, workspace)
         case "int8":
             parts = {
                 name: torch.empty(part.shape, dtype=part.dtype)
-                for name, part in Int8Matrix.parts_of(*size, dtype).items()
+                for name, part in Int8Matrix.parts_of(*size, form.dtype).items()
             }
             return Int8Head(Int8Matrix(size, parts, workspace), workspace)
         case "resident":
             if shape.tied and embedding is not None:
-                return ResidentHead(embedding, workspace, shared=choice.embedding == "resident")
-            return ResidentHead(torch.empty(size, dtype=dtype), workspace, shared=False)
+                shared = choice.embedding == "resident"
+                return ResidentHead(embedding, form, size, workspace, shared=shared)
+            return ResidentHead(form.empty(shape.vocabulary), form, size, workspace, shared=False)
+
+
+def _form(shape: ModelShape, kind: str | None, workspace: Workspace) -> RowFormat:
+    """Return how rows of embedding or head are stored; ``kind`` is their type in a GGUF file."""
+    if kind in QUANTIZED:
+        return BlockRows.of(shape.hidden_size, kind, workspace)
+    return PlainRows(shape.hidden_size, DTYPES_STORED[FLOATS[kind] if kind else shape.dtype])
+
+
+def _stored(shape: ModelShape, layer: int) -> tuple[StoredAs, ...]:
+    if shape.formats is None:
+        dtype = DTYPES_STORED[shape.dtype]
+        return tuple(StoredAs(dtype, linear.transposed) for linear in shape.linears)
+    return tuple(
+        StoredAs(torch.float32, blocks=kind)
+        if kind in QUANTIZED
+        else StoredAs(DTYPES_STORED[FLOATS[kind]])
+        for kind in shape.formats.matrices[layer]
+    )
 
 
 def _blocks(shape: ModelShape, choice: Choice, dtype: torch.dtype, workspace: Workspace) -> Blocks:
-    layout = Layout(shape.linears, choice.quantization, (dtype,) * len(shape.linears))
+    layouts = [
+        Layout(shape.linears, choice.quantization, _stored(shape, layer))
+        for layer in range(shape.layers)
+    ]
     blocks = [_small(shape, dtype) for _ in range(shape.layers)]
     if choice.placement == "resident":
-        buffers = [torch.empty(layout.nbytes, dtype=torch.uint8) for _ in blocks]
-        for block, buffer in zip(blocks, buffers, strict=True):
+        buffers = [torch.empty(layout.nbytes, dtype=torch.uint8) for layout in layouts]
+        for block, buffer, layout in zip(blocks, buffers, layouts, strict=True):
             block.matrices = layout.bind(buffer, workspace)
         return ResidentBlocks(blocks, buffers)
-    source = FakeSource(layout)
+    source, size = FakeSource(layouts), max(layout.nbytes for layout in layouts)
     slots = tuple(
-        FakeSlot(source, torch.empty(layout.nbytes, dtype=torch.uint8), workspace) for _ in range(2)
+        FakeSlot(source, torch.empty(size, dtype=torch.uint8), workspace) for _ in range(2)
     )
     roles = [linear.role for linear in shape.linears]
     return StreamedBlocks(blocks, roles, (slots[0], slots[1]))

@@ -10,13 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgetune_torch.matrices import Part, StoredMatrix
+from edgetune_torch.matrices import Part, WritableMatrix
 
 ROWS = 256
 """Rows that are converted at a time, to bound the float32 copies."""
 
 
-class Int8Matrix(StoredMatrix):
+class Int8Matrix(WritableMatrix):
     """A matrix of int8 codes (outputs, inputs) and float32 scales (outputs, 1)."""
 
     @staticmethod

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from edgetune.shape import Linear
+from edgetune_torch.gguf import GgufFormat
 from edgetune_torch.matrices import (
     DenseMatrix,
+    Format,
     Part,
     StoredMatrix,
     TransposedMatrix,
@@ -39,11 +41,22 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredAs:
+    """How a file has a matrix."""
+
+    dtype: torch.dtype
+    transposed: bool = False
+    """Whether it has (inputs, outputs)."""
+    blocks: str | None = None
+    """The type of its blocks, None where they are plain numbers."""
+
+
+@dataclass(frozen=True, slots=True)
 class Fitting:
     """One matrix of the block: its format and where its parts are."""
 
     linear: Linear
-    format: type[StoredMatrix]
+    format: Format
     places: Mapping[str, Place]
 
 
@@ -51,19 +64,19 @@ class Layout:
     """The matrices of one block in a fixed order."""
 
     def __init__(
-        self, linears: tuple[Linear, ...], quantization: str, dtypes: tuple[torch.dtype, ...]
+        self, linears: tuple[Linear, ...], quantization: str, stored: tuple[StoredAs, ...]
     ) -> None:
-        """Lay out ``linears``, which the checkpoint stores as ``dtypes``."""
+        """Lay out ``linears``, each of which a file has as ``stored`` says."""
         self.fittings: list[Fitting] = []
         end = 0
-        for linear, dtype in zip(linears, dtypes, strict=True):
-            cls = _format(linear, quantization)
+        for linear, found in zip(linears, stored, strict=True):
+            form = _format(quantization, found)
             places = {}
-            for name, part in cls.parts_of(linear.outputs, linear.inputs, dtype).items():
+            for name, part in form.parts_of(linear.outputs, linear.inputs, found.dtype).items():
                 start = -(-end // ALIGNMENT) * ALIGNMENT
                 places[name] = Place(part, start)
                 end = start + part.nbytes
-            self.fittings.append(Fitting(linear, cls, places))
+            self.fittings.append(Fitting(linear, form, places))
         self.nbytes = -(-end // PAGE) * PAGE
 
     def bind(self, buffer: Tensor, workspace: Workspace) -> dict[str, StoredMatrix]:
@@ -78,6 +91,8 @@ class Layout:
         }
 
 
-def _format(linear: Linear, quantization: str) -> type[StoredMatrix]:
-    cls = matrix_class(quantization)
-    return TransposedMatrix if cls is DenseMatrix and linear.transposed else cls
+def _format(quantization: str, stored: StoredAs) -> Format:
+    if stored.blocks is not None:
+        return GgufFormat.of(stored.blocks)
+    cls = matrix_class("none" if quantization == "gguf" else quantization)
+    return TransposedMatrix if cls is DenseMatrix and stored.transposed else cls

@@ -17,11 +17,13 @@ from torch import Tensor
 from edgetune.errors import UsageError
 from edgetune.model import LocalModel, StoredTensor
 from edgetune.settings.spec import EmbeddingPlace, HeadPlace, Placement, Quantization
+from edgetune.tensors.gguf.tensor import GgufTensor
 from edgetune_torch.int8 import Int8Matrix
 from edgetune_torch.matrices import store
 from edgetune_torch.pages import Files
 from edgetune_torch.placement import place_blocks
-from edgetune_torch.sources import Checkpoint
+from edgetune_torch.row_formats import BlockRows, PlainRows, RowFormat
+from edgetune_torch.sources import Checkpoint, dtype_of
 from edgetune_torch.vocabulary import (
     Embedding,
     FileEmbedding,
@@ -134,29 +136,43 @@ class Loader:
         )
 
     def _embedding(self) -> Embedding:
-        name = f"{self.model.shape.embedding}.weight"
+        stored = self.model.tensors[f"{self.model.shape.embedding}.weight"]
+        form = self._form(stored)
         if self.placements.embedding == "disk":
-            self._source.verify(self.model.tensors[name])
-            return FileEmbedding(self.model.tensors[name], self._files)
-        return ResidentEmbedding(self._read(name))
+            self._source.verify(stored)
+            return FileEmbedding(stored, form, self._files)
+        return ResidentEmbedding(self._rows(stored), form)
 
     def _head(self, embedding: Embedding) -> HeadRows:
         shape = self.model.shape
         name = f"{shape.embedding if shape.tied else shape.head}.weight"
+        stored, size = self.model.tensors[name], (shape.vocabulary, shape.hidden_size)
+        form = self._form(stored)
         match self.placements.head:
             case "disk":
-                stored: StoredTensor = self.model.tensors[name]
                 if not (shape.tied and isinstance(embedding, FileEmbedding)):
                     self._source.verify(stored)
-                return FileHead(stored, self._files, self._reader, self._workspace)
+                return FileHead(stored, form, self._files, self._reader, self._workspace)
             case "int8":
                 matrix = store(self._read(name), "int8", self._workspace)
                 assert isinstance(matrix, Int8Matrix)
                 return Int8Head(matrix, self._workspace)
             case "resident":
                 if shape.tied and isinstance(embedding, ResidentEmbedding):
-                    return ResidentHead(embedding.weight, self._workspace, shared=True)
-                return ResidentHead(self._read(name), self._workspace, shared=False)
+                    return ResidentHead(embedding.weight, form, size, self._workspace, shared=True)
+                return ResidentHead(self._rows(stored), form, size, self._workspace, shared=False)
+
+    def _form(self, stored: StoredTensor) -> RowFormat:
+        """Return how rows of embedding or head are stored."""
+        if isinstance(stored, GgufTensor) and stored.in_blocks:
+            return BlockRows.of(stored.shape[1], stored.dtype, self._workspace)
+        return PlainRows(stored.shape[1], dtype_of(stored))
+
+    def _rows(self, stored: StoredTensor) -> Tensor:
+        """Return all rows of embedding or head, as they are stored."""
+        packed = isinstance(stored, GgufTensor) and stored.in_blocks
+        read = self._source.packed if packed else self._source.tensor
+        return read(stored).to(self.device)
 
     def _small(self, layer: int) -> BlockWeights:
         """Return the norms and biases of a block."""

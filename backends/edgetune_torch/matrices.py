@@ -57,25 +57,30 @@ class Part:
         return prod(self.shape) * self.dtype.itemsize
 
 
+class Format(Protocol):
+    """How a matrix is stored: as which parts, and whether a file has the same bytes."""
+
+    @property
+    def converted(self) -> bool:
+        """Whether values are written to the parts; else a file's bytes are the only part."""
+
+    def parts_of(self, outputs: int, inputs: int, dtype: torch.dtype) -> dict[str, Part]:
+        """Return the parts of a matrix that is stored as ``dtype`` in the checkpoint."""
+
+    def __call__(
+        self, shape: tuple[int, int], parts: Mapping[str, Tensor], workspace: Workspace
+    ) -> StoredMatrix:
+        """Return the matrix over parts that exist."""
+
+
 class StoredMatrix(ABC):
     """A matrix in one format, over parts that exist."""
 
-    quantized: ClassVar[bool] = True
-
     def __init__(self, shape: tuple[int, int], parts: Mapping[str, Tensor], workspace: Workspace):
-        """Read and write ``parts``, which have the shapes that :meth:`parts_of` says."""
+        """Take ``parts``, which have the shapes that :meth:`Format.parts_of` says."""
         self.shape = shape
         self.parts = dict(parts)
         self.workspace = workspace
-
-    @staticmethod
-    @abstractmethod
-    def parts_of(outputs: int, inputs: int, dtype: torch.dtype) -> dict[str, Part]:
-        """Return the parts of a matrix that is stored as ``dtype`` in the checkpoint."""
-
-    @abstractmethod
-    def write(self, values: Tensor) -> None:
-        """Store ``values`` (outputs, inputs) in the parts."""
 
     @abstractmethod
     def dense(self, dtype: torch.dtype) -> Tensor:
@@ -87,10 +92,25 @@ class StoredMatrix(ABC):
         return sum(part.nbytes for part in self.parts.values())
 
 
-class DenseMatrix(StoredMatrix):
+class WritableMatrix(StoredMatrix):
+    """A matrix in a format that any numbers can be brought into; the class is the format."""
+
+    converted: ClassVar[bool] = True
+
+    @staticmethod
+    @abstractmethod
+    def parts_of(outputs: int, inputs: int, dtype: torch.dtype) -> dict[str, Part]:
+        """Return the parts; see :class:`Format`."""
+
+    @abstractmethod
+    def write(self, values: Tensor) -> None:
+        """Store ``values`` (outputs, inputs) in the parts."""
+
+
+class DenseMatrix(WritableMatrix):
     """A matrix in the numbers of its checkpoint."""
 
-    quantized = False
+    converted = False
 
     @staticmethod
     def parts_of(outputs: int, inputs: int, dtype: torch.dtype) -> dict[str, Part]:
@@ -129,7 +149,7 @@ class TransposedMatrix(DenseMatrix):
         return self.workspace.take("matrix", self.shape[::-1], dtype).copy_(values).T
 
 
-def matrix_class(quantization: str) -> type[StoredMatrix]:
+def matrix_class(quantization: str) -> type[WritableMatrix]:
     """Return the class of a storage format.
 
     Raises:
@@ -139,11 +159,11 @@ def matrix_class(quantization: str) -> type[StoredMatrix]:
         supported = ", ".join(FORMATS)
         raise UsageError(f"Unsupported quantization {quantization!r} on torch: it has {supported}.")
     module, _, name = FORMATS[quantization].partition(":")
-    found: type[StoredMatrix] = getattr(import_module(module), name)
+    found: type[WritableMatrix] = getattr(import_module(module), name)
     return found
 
 
-def store(values: Tensor, quantization: str, workspace: Workspace | None = None) -> StoredMatrix:
+def store(values: Tensor, quantization: str, workspace: Workspace | None = None) -> WritableMatrix:
     """Return ``values`` (outputs, inputs) in a storage format, in memory of its own."""
     cls, (outputs, inputs) = matrix_class(quantization), values.shape
     parts = {

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from edgetune_torch.dynamic_map import decode_blocks, encode_blocks
-from edgetune_torch.matrices import Part, StoredMatrix
+from edgetune_torch.matrices import Part, WritableMatrix
 
 BLOCK = 64
 GROUP = 256
@@ -35,7 +35,7 @@ BYTES = 1 << 20
 """Packed bytes that are unpacked at a time: their float32 values still fit a large cache."""
 
 
-class Nf4Matrix(StoredMatrix):
+class Nf4Matrix(WritableMatrix):
     """A matrix of packed codes, 8-bit scales, the scales of these and their offset."""
 
     @staticmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -12,6 +13,9 @@ import torch
 from torch import Tensor
 
 from edgetune.errors import ModelError
+
+_AT_ONCE = 1024
+"""Pieces of memory that one call fills; systems allow no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +42,16 @@ class Files:
         Raises:
             ModelError: if the file cannot be read or ends early.
         """
-        target = buffer[extent.offset : extent.offset + extent.length]
+        self._reading(extent, [buffer[extent.offset : extent.offset + extent.length]])
+
+    def scatter(self, extent: Extent, pieces: Sequence[memoryview]) -> None:
+        """Read a span of a file into ``pieces``, one after the other; see :meth:`read`."""
+        self._reading(extent, pieces)
+
+    def _reading(self, extent: Extent, pieces: Sequence[memoryview]) -> None:
         try:
             descriptor = self._descriptor(extent.path)
-            self._fill(descriptor, extent, target)
+            self._fill(descriptor, extent, pieces)
             _forget(descriptor, extent)
         except OSError as error:
             if error.errno == errno.ENOMEM:
@@ -81,22 +91,27 @@ class Files:
                 return self._descriptors[path]
         return self.hold(path)
 
-    def _fill(self, descriptor: int, extent: Extent, target: memoryview) -> None:
-        done = 0
-        while done < extent.length:
-            count = self._read_some(descriptor, target[done:], extent.start + done)
+    def _fill(self, descriptor: int, extent: Extent, pieces: Sequence[memoryview]) -> None:
+        done, left = 0, list(reversed(pieces))
+        while left:
+            together = left[: -_AT_ONCE - 1 : -1]
+            count = self._read_some(descriptor, together, extent.start + done)
             if count == 0:
                 raise ModelError(f"{extent.path} ends early: it is damaged. Copy it again.")
             done += count
+            while left and count >= len(left[-1]):
+                count -= len(left.pop())
+            if count:
+                left[-1] = left[-1][count:]
 
-    def _read_some(self, descriptor: int, target: memoryview, start: int) -> int:
+    def _read_some(self, descriptor: int, pieces: list[memoryview], start: int) -> int:
         if os.name == "nt":  # no positional reads
             with self._lock:
                 os.lseek(descriptor, start, os.SEEK_SET)
-                data = os.read(descriptor, len(target))
-            target[: len(data)] = data
+                data = os.read(descriptor, len(pieces[0]))
+            pieces[0][: len(data)] = data
             return len(data)
-        return os.preadv(descriptor, [target], start)
+        return os.preadv(descriptor, pieces, start)
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

@@ -48,7 +48,7 @@ def place_blocks(
 
 def _on_disk(checkpoint: Checkpoint) -> BlockSource:
     """Return the files that hold the blocks as they are stored in memory."""
-    if checkpoint.quantization == "none":
+    if not checkpoint.converts:
         return checkpoint
     path = _cache_path(checkpoint)
     try:
@@ -93,7 +93,7 @@ def _on_host(checkpoint: Checkpoint, *, pinned: bool) -> list[Tensor]:
     sizes = [checkpoint.layout(layer).nbytes for layer in range(layers)]
     buffers = _pinned(sizes) if pinned else [torch.zeros(x, dtype=torch.uint8) for x in sizes]
     source: BlockSource = checkpoint
-    if checkpoint.quantization != "none":
+    if checkpoint.converts:
         path = _cache_path(checkpoint)
         cached = find(path, checkpoint, layers, checkpoint.files)
         with suppress(OSError):
@@ -138,7 +138,7 @@ def _moved(checkpoint: Checkpoint, device: torch.device) -> Iterator[Tensor]:
     """Yield the blocks on a card; the host holds one of them at a time."""
     layers = checkpoint.model.shape.layers
     source: BlockSource = checkpoint
-    if checkpoint.quantization != "none":
+    if checkpoint.converts:
         path = _cache_path(checkpoint)
         total = sum(checkpoint.layout(layer).nbytes for layer in range(layers))
         with suppress(OSError):  # a disk that cannot be written is no reason to stop

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from edgetune.errors import ModelError
 from edgetune.model import LocalModel, StoredTensor
+from edgetune.shape import Linear
 from edgetune.tensors.finite import require_finite
-from edgetune_torch.layout import Fitting, Layout
+from edgetune.tensors.gguf.tensor import GgufTensor
+from edgetune.tensors.reader import read_tensor
+from edgetune_torch.layout import Fitting, Layout, StoredAs
+from edgetune_torch.matrices import WritableMatrix
 from edgetune_torch.pages import Extent, Files, bytes_of
 from edgetune_torch.workspace import Workspace
 
@@ -46,40 +52,61 @@ class Checkpoint:
         self.quantization = quantization
         self.files = files
         self._check = check
-        self._layouts: dict[tuple[torch.dtype, ...], Layout] = {}
+        self._layouts: dict[tuple[StoredAs, ...], Layout] = {}
         self._finite: set[int] = set()
+
+    @property
+    def converts(self) -> bool:
+        """Whether blocks hold other bytes than the files."""
+        return self.quantization not in {"none", "gguf"}
 
     def layout(self, layer: int) -> Layout:
         """Return how a block lies in its buffer; blocks of the same number formats share one."""
         linears = self.model.shape.linears
-        stored = (self._stored(layer, fitting) for fitting in (linear.module for linear in linears))
-        dtypes = tuple(dtype_of(tensor) for tensor in stored)
-        if dtypes not in self._layouts:
-            self._layouts[dtypes] = Layout(linears, self.quantization, dtypes)
-        return self._layouts[dtypes]
+        stored = tuple(stored_as(self._stored(layer, x.module), x) for x in linears)
+        if stored not in self._layouts:
+            self._layouts[stored] = Layout(linears, self.quantization, stored)
+        return self._layouts[stored]
 
     def read(self, layer: int, buffer: Tensor) -> None:
         """Read the matrices of a block one after the other; see :class:`BlockSource`."""
         self._check(False)
         layout, memory = self.layout(layer), bytes_of(buffer)
         for stored, extent in self._extents(layer, layout):
-            self.files.read(extent, memory)
+            self._read(stored, extent, memory)
             if layer not in self._finite:  # a streamed block comes again and again
                 require_finite(stored, memory[extent.offset : extent.offset + extent.length])
         self._finite.add(layer)
-        quantized = [item for item in layout.fittings if item.format.quantized]
         matrices = layout.bind(buffer[: layout.nbytes], Workspace(buffer.device))
-        for item in quantized:
-            values = self.tensor(self._stored(layer, item.linear.module))
-            matrices[item.linear.role].write(values.T if item.linear.transposed else values)
+        for item in layout.fittings:
+            matrix = matrices[item.linear.role]
+            if item.format.converted and isinstance(matrix, WritableMatrix):
+                values = self.tensor(self._stored(layer, item.linear.module))
+                matrix.write(values.T if item.linear.transposed else values)
 
     def tensor(self, stored: StoredTensor) -> Tensor:
-        """Return one tensor in memory of its own."""
+        """Return one tensor in memory of its own, blocks as float32."""
         self._check(False)
+        if isinstance(stored, GgufTensor):
+            return self._of_gguf(stored)
         values = torch.empty(stored.shape, dtype=dtype_of(stored))
         self.files.read(Extent(stored.file, stored.start, stored.nbytes), bytes_of(values))
         require_finite(stored, bytes_of(values))
         return values
+
+    def _of_gguf(self, stored: GgufTensor) -> Tensor:
+        self.verify(stored)
+        found = torch.from_numpy(_torch_numbers(read_tensor(stored)))
+        return found.view(dtype_of(stored)) if stored.dtype == "bfloat16" else found
+
+    def packed(self, stored: StoredTensor) -> Tensor:
+        """Return the rows of a matrix in blocks as bytes (rows, bytes of a row)."""
+        assert isinstance(stored, GgufTensor)
+        self._check(False)
+        rows = torch.empty(stored.file_shape[0], stored.row_bytes, dtype=torch.uint8)
+        self.files.read(Extent(stored.file, stored.start, stored.nbytes), bytes_of(rows))
+        require_finite(stored, bytes_of(rows))
+        return rows
 
     def verify(self, stored: StoredTensor) -> None:
         """Read a tensor that will be read by rows, some at a time, to see that it is usable.
@@ -88,18 +115,30 @@ class Checkpoint:
             ModelError: if it is not.
         """
         dtype_of(stored)
-        buffer = bytes_of(torch.empty(min(CHUNK, stored.nbytes), dtype=torch.uint8))
-        for start in range(stored.start, stored.end, CHUNK):
-            length = min(CHUNK, stored.end - start)
+        width = stored.row_bytes if isinstance(stored, GgufTensor) else 8
+        size = max(CHUNK // width, 1) * width
+        buffer = bytes_of(torch.empty(min(size, stored.nbytes), dtype=torch.uint8))
+        for start in range(stored.start, stored.end, size):
+            length = min(size, stored.end - start)
             self.files.read(Extent(stored.file, start, length), buffer)
             require_finite(stored, buffer[:length])
 
     def _extents(self, layer: int, layout: Layout) -> Iterator[tuple[StoredTensor, Extent]]:
         """Yield what can be read to its place as it is."""
         for item in layout.fittings:
-            if not item.format.quantized:
+            if not item.format.converted:
                 stored = self._stored(layer, item.linear.module)
                 yield stored, self._extent(stored, item)
+
+    def _read(self, stored: StoredTensor, extent: Extent, memory: memoryview) -> None:
+        """Read a matrix to its place; rows that a file has in another order go to their own."""
+        if not isinstance(stored, GgufTensor) or stored.order is None:
+            self.files.read(extent, memory)
+            return
+        width, offset = stored.row_bytes, extent.offset
+        spans = ((offset + row * width, count * width) for row, count in stored.order.runs())
+        pieces = [memory[start : start + length] for start, length in spans]
+        self.files.scatter(extent, pieces)
 
     def _extent(self, stored: StoredTensor, item: Fitting) -> Extent:
         return Extent(stored.file, stored.start, stored.nbytes, item.places["values"].offset)
@@ -108,12 +147,26 @@ class Checkpoint:
         return self.model.tensors[f"{self.model.shape.block(layer)}{module}.weight"]
 
 
+def stored_as(stored: StoredTensor, linear: Linear) -> StoredAs:
+    """Return how a file has the matrix of a projection."""
+    if not isinstance(stored, GgufTensor):
+        return StoredAs(dtype_of(stored), transposed=linear.transposed)
+    return StoredAs(dtype_of(stored), blocks=stored.dtype if stored.in_blocks else None)
+
+
+def _torch_numbers(values: NDArray[Any]) -> NDArray[Any]:
+    """Return numbers as torch takes them from numpy, bfloat16 as its bits."""
+    return values.view(np.int16) if values.dtype.name == "bfloat16" else values
+
+
 def dtype_of(stored: StoredTensor) -> torch.dtype:
-    """Return the number format of a tensor in a file.
+    """Return the number format of a tensor in a file; blocks become float32.
 
     Raises:
         ModelError: if it is not a floating one.
     """
+    if isinstance(stored, GgufTensor) and stored.in_blocks:
+        return torch.float32
     if stored.dtype not in DTYPES:
         raise ModelError(
             f"{stored.file} holds a tensor of type {stored.dtype}; "

@@ -16,7 +16,7 @@ from torch import Tensor
 from edgetune.model import StoredTensor
 from edgetune_torch.int8 import Int8Matrix
 from edgetune_torch.pages import Extent, Files, bytes_of
-from edgetune_torch.sources import dtype_of
+from edgetune_torch.row_formats import RowFormat
 from edgetune_torch.workspace import Workspace
 
 CPU_SLICE, CARD_SLICE = 2048, 4096
@@ -44,14 +44,15 @@ class Embedding(Protocol):
 class ResidentEmbedding:
     """An embedding on the device."""
 
-    def __init__(self, weight: Tensor) -> None:
-        """Keep ``weight`` (V, D)."""
+    def __init__(self, weight: Tensor, form: RowFormat) -> None:
+        """Keep ``weight``, V rows in a format."""
         self.weight = weight
+        self.form = form
 
     @property
     def dtype(self) -> torch.dtype:
-        """Number format in which it is stored."""
-        return self.weight.dtype
+        """Number format of its rows."""
+        return self.form.dtype
 
     @property
     def nbytes(self) -> int:
@@ -60,7 +61,8 @@ class ResidentEmbedding:
 
     def rows(self, tokens: Tensor) -> Tensor:
         """Return the rows of tokens."""
-        return self.weight[tokens]
+        found = self.form.looked_up(self.weight[tokens.reshape(-1)])
+        return found.view(*tokens.shape, found.shape[-1])
 
 
 class FileEmbedding:
@@ -68,22 +70,22 @@ class FileEmbedding:
 
     nbytes = 0
 
-    def __init__(self, stored: StoredTensor, files: Files) -> None:
-        """Read from the checkpoint's own file."""
+    def __init__(self, stored: StoredTensor, form: RowFormat, files: Files) -> None:
+        """Read from the checkpoint's own file, whose rows are in a format."""
         self.stored = stored
+        self.form = form
         self.files = files
-        self.dtype = dtype_of(stored)
+        self.dtype = form.dtype
 
     def rows(self, tokens: Tensor) -> Tensor:
         """Return the rows of tokens: each different one is read once."""
         wanted, places = torch.unique(tokens.cpu(), return_inverse=True)
-        width = self.stored.shape[1]
-        found = torch.empty(len(wanted), width, dtype=self.dtype)
-        memory, stride = bytes_of(found), width * self.dtype.itemsize
+        found = self.form.empty(len(wanted))
+        memory, stride = bytes_of(found), found.nbytes // max(1, len(wanted))
         for place, row in enumerate(wanted.tolist()):
             start = self.stored.start + row * stride
             self.files.read(Extent(self.stored.file, start, stride, place * stride), memory)
-        return found[places].to(tokens.device)
+        return self.form.looked_up(found)[places].to(tokens.device)
 
 
 class HeadRows(ABC):
@@ -114,25 +116,29 @@ class HeadRows(ABC):
         starts = range(0, self.vocabulary, self.height)
         return [slice(start, min(start + self.height, self.vocabulary)) for start in starts]
 
-    def _widened(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        if rows.dtype == dtype:
-            return rows
-        return self.workspace.take("matrix", tuple(rows.shape), dtype).copy_(rows)
-
 
 class ResidentHead(HeadRows):
     """A head on the device as it is stored; a tied one is the embedding's own tensor."""
 
-    def __init__(self, weight: Tensor, workspace: Workspace, *, shared: bool) -> None:
-        """Keep ``weight`` (V, D); ``shared`` memory is counted elsewhere."""
-        super().__init__((weight.shape[0], weight.shape[1]), workspace)
+    def __init__(
+        self,
+        weight: Tensor,
+        form: RowFormat,
+        shape: tuple[int, int],
+        workspace: Workspace,
+        *,
+        shared: bool,
+    ) -> None:
+        """Keep ``weight``, the rows of ``shape`` in a format; ``shared`` memory is counted elsewhere."""
+        super().__init__(shape, workspace)
         self.weight = weight
+        self.form = form
         self.shared = shared
 
     def slices(self, dtype: torch.dtype) -> Iterator[Slice]:
         """Yield all rows."""
         for span in self._spans():
-            yield span, self._widened(self.weight[span], dtype)
+            yield span, self.form.multiplied(self.weight[span], dtype, self.workspace)
 
     @property
     def nbytes(self) -> int:
@@ -165,18 +171,21 @@ class FileHead(HeadRows):
     streamed = True
 
     def __init__(
-        self, stored: StoredTensor, files: Files, reader: ThreadPoolExecutor, workspace: Workspace
+        self,
+        stored: StoredTensor,
+        form: RowFormat,
+        files: Files,
+        reader: ThreadPoolExecutor,
+        workspace: Workspace,
     ) -> None:
         """Read with ``reader`` while the slice before is computed with."""
         super().__init__((stored.shape[0], stored.shape[1]), workspace)
         self.stored = stored
+        self.form = form
         self.files = files
         self.reader = reader
         pinned = workspace.device.type == "cuda"
-        self._buffers = [
-            torch.empty(self.height, self.hidden, dtype=dtype_of(stored), pin_memory=pinned)
-            for _ in range(2)
-        ]
+        self._buffers = [form.empty(self.height, pin_memory=pinned) for _ in range(2)]
 
     def slices(self, dtype: torch.dtype) -> Iterator[Slice]:
         """Yield all rows, each slice read while the one before is in use."""
@@ -188,13 +197,14 @@ class FileHead(HeadRows):
                 if index + 1 < len(spans):
                     other = self._buffers[(index + 1) % 2]
                     coming = self.reader.submit(self._read, spans[index + 1], other)
-                yield span, self._widened(rows.to(self.workspace.device), dtype)
+                moved = rows.to(self.workspace.device)
+                yield span, self.form.multiplied(moved, dtype, self.workspace)
         finally:
             coming.exception()  # a walk that was broken off must not leave a read behind
 
     def _read(self, span: slice, buffer: Tensor) -> Tensor:
         rows = buffer[: span.stop - span.start]
-        start = self.stored.start + span.start * self.hidden * buffer.dtype.itemsize
+        start = self.stored.start + span.start * (buffer.nbytes // len(buffer))
         self.files.read(Extent(self.stored.file, start, rows.nbytes), bytes_of(rows))
         return rows
 

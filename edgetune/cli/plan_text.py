@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgetune.planning import Alternative, Plan
 from edgetune.planning.reasons import PLACES
 from edgetune.settings.spec import values
+from edgetune.storage import FILE_FORMAT, file_kinds
 from edgetune.units import format_bytes, format_count, format_seconds, precise_bytes
 
 if TYPE_CHECKING:
@@ -58,7 +59,9 @@ def _head(plan: Plan) -> list[str]:
 
 def _base(plan: Plan) -> str:
     choice, kept = plan.choice, plan.choice.checkpointing
-    stored = plan.shape.dtype if choice.quantization == "none" else choice.quantization
+    stored: str = plan.shape.dtype if choice.quantization == "none" else choice.quantization
+    if choice.quantization == FILE_FORMAT:
+        stored = f"{file_kinds(plan.shape)} as in the file"
     blocks = "no checkpointing"
     if kept.layers:
         where = "" if kept.offload == "none" else f" to {kept.offload}"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune.data.gguf_tokenizer import read_gguf_tokenizer
 from edgetune.data.offsets import Encoded, Ids, Locator
 from edgetune.data.panics import refused_panics
 from edgetune.data.template import ChatTemplate, Message, default_template, own_template
@@ -38,10 +39,17 @@ class Tokenizer:
     that are no text.
     """
 
-    def __init__(self, inner: Any, folder: Path, embeddings: int | None = None) -> None:
+    def __init__(
+        self,
+        inner: Any,
+        folder: Path,
+        embeddings: int | None = None,
+        ends: frozenset[int] | None = None,
+    ) -> None:
         """Take what is needed of a fast transformers tokenizer that was read from ``folder``.
 
-        ``embeddings`` is how many tokens the model knows, None if that does not matter.
+        ``embeddings`` is how many tokens the model knows, None if that does not matter; ``ends``
+        the tokens that end an answer, None for those of the folder's generation settings.
         """
         self._inner = inner.backend_tokenizer
         self._inner.no_truncation()
@@ -63,7 +71,7 @@ class Tokenizer:
         self.has_template, self._template = self._find_template(inner)
         chats = sample_chats(self._template)
         eos = frozenset() if self.eos_id is None else frozenset({self.eos_id})
-        known = eos | listed_ends(folder)
+        known = eos | (listed_ends(folder) if ends is None else ends)
         # Some templates end a turn only where another follows it.
         between = end_between(self._template, self._added)
         self.end_tokens = known | turn_ends(self._template, self._added, known)
@@ -211,7 +219,7 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: Path, embeddings: int | None = None) -> Tokenizer:
-    """Read the tokenizer and the chat template of the model in ``folder``.
+    """Read the tokenizer and the chat template of the model in ``folder``, or in a GGUF file.
 
     ``embeddings`` is how many tokens the model knows; a tokenizer may have special tokens beyond
     them, as long as no text uses them.
@@ -220,6 +228,9 @@ def load_tokenizer(folder: Path, embeddings: int | None = None) -> Tokenizer:
         ModelError: if the files are missing, damaged, or would need code from the folder, or if
             the tokenizer is that of another model.
     """
+    if folder.is_file():
+        found = read_gguf_tokenizer(folder)
+        return Tokenizer(found.inner, folder, embeddings, found.ends)
     from transformers import AutoTokenizer
 
     _check_files(folder)

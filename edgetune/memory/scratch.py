@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgetune.memory.batch_shape import PIECE, BatchShape
 from edgetune.shape import ModelShape
-from edgetune.storage import FLOAT32_BYTES
+from edgetune.storage import FILE_FORMAT, FLOAT32_BYTES
 
 HEAD_SLICE = 2048
 """Rows of the head that are multiplied at a time on a processor."""
@@ -14,6 +14,9 @@ ROWS = 256
 
 UNPACKED = 1 << 20
 """Packed bytes that are unpacked at a time."""
+
+UNBLOCKED = 1 << 20
+"""Weights in the blocks of a GGUF file that are unpacked at a time."""
 
 
 def scratch_bytes(
@@ -28,10 +31,11 @@ def scratch_bytes(
     if not rows.keeps_scratch:
         return 0
     height, width = min(HEAD_SLICE, shape.vocabulary), shape.hidden_size
-    eighths = head == "int8"
-    matrix = height * width if eighths or rows.recast else 0
+    eighths, blocks = head == "int8", quantization == FILE_FORMAT
+    matrix = height * width if eighths or rows.recast or blocks else 0
     values = min(ROWS, height) * width if eighths else 0
     indices = pieces = 0
+    codes = min(UNBLOCKED, height * width) if blocks else 0
     if frozen:
         largest = max(linear.inputs * linear.outputs for linear in shape.linears)
         if quantization != "none" or rows.recast:
@@ -43,10 +47,13 @@ def scratch_bytes(
             case "nf4":
                 indices = min(UNPACKED, largest // 2)
                 values = max(values, 2 * indices)
+            case "gguf":
+                codes = max(codes, min(UNBLOCKED, largest))
         pieces = _widened(shape, rows)
+    values = max(values, codes)
     if rows.product == FLOAT32_BYTES:
         values = 0  # they are made where the matrix is
-    return matrix * rows.product + FLOAT32_BYTES * (values + indices) + pieces
+    return matrix * rows.product + FLOAT32_BYTES * (values + indices) + codes + pieces
 
 
 def _widened(shape: ModelShape, rows: BatchShape) -> int:

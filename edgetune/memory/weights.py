@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgetune.memory.scratch import HEAD_SLICE
-from edgetune.shape import ModelShape
+from edgetune.shape import MLP_ROLES, ModelShape
 from edgetune.storage import (
     BYTES,
+    FILE_FORMAT,
     FLOAT32_BYTES,
     QUANTIZED_OUTER,
     block_bytes,
-    matrix_bytes,
+    blocks_bytes,
+    linear_bytes,
     outer_bytes,
+    small_bytes,
+    vocabulary_bytes,
 )
 
 ALIGNMENT, PAGE = 64, 4096
@@ -30,12 +34,12 @@ def weight_bytes(
     MLX reads a streamed block when it is computed and drops it then: :func:`passing_bytes`.
     """
     streamed = 0 if mlx else STREAMED_BLOCKS
-    present = shape.layers if placement == "resident" else streamed
-    return (
-        present * _matrices(shape, quantization)
-        + shape.layers * _small(shape) * BYTES[shape.dtype]
-        + _vocabulary(shape, quantization, embedding, head)
-    )
+    small = shape.layers * small_bytes(shape)
+    if placement == "resident":
+        matrices = blocks_bytes(shape, quantization) - small + shape.layers * _padding(shape)
+    else:
+        matrices = streamed * _largest(shape, quantization)
+    return matrices + small + _vocabulary(shape, quantization, embedding, head)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,49 +61,52 @@ def transient_bytes(
     """Return what comes and goes with a block: all of it is read, and dropped after its use."""
     if not mlx or placement == "resident":
         return TransientWeights()
-    whole = _matrices(shape, quantization)
-    roles = {"gate", "up", "gate_up", "down"}
-    mlp = sum(
-        matrix_bytes(x.outputs, x.inputs, quantization, BYTES[shape.dtype])
-        for x in shape.linears
-        if x.role in roles
-    )
+    whole = _largest(shape, quantization)
+    layers = range(shape.layers if quantization == FILE_FORMAT else 1)
+    mlp = max(sum(_of_mlp(shape, layer, quantization)) for layer in layers)
     return TransientWeights(whole - mlp, mlp)
 
 
-def _matrices(shape: ModelShape, quantization: str) -> int:
-    """Return the bytes of a block's matrices."""
-    matrices = block_bytes(shape, quantization) - _small(shape) * BYTES[shape.dtype]
-    return matrices + ALIGNMENT * len(shape.linears) * 4 + PAGE
+def _of_mlp(shape: ModelShape, layer: int, quantization: str) -> list[int]:
+    pairs = zip(shape.linears, linear_bytes(shape, layer, quantization), strict=True)
+    return [nbytes for linear, nbytes in pairs if linear.role in MLP_ROLES]
 
 
-def _small(shape: ModelShape) -> int:
-    """Return how many numbers of a block are in none of its matrices."""
-    return sum(x.size for x in shape.block_tensors(0)) - shape.block_linear_parameters
+def _largest(shape: ModelShape, quantization: str) -> int:
+    """Return the bytes of a block's matrices, of the largest block where they differ."""
+    return block_bytes(shape, quantization) - small_bytes(shape) + _padding(shape)
+
+
+def _padding(shape: ModelShape) -> int:
+    """Return the bytes between the parts of a block's matrices."""
+    return ALIGNMENT * len(shape.linears) * 4 + PAGE
 
 
 def _vocabulary(shape: ModelShape, quantization: str, embedding: str, head: str) -> int:
     """Return the bytes of everything outside the blocks; a tied head is the embedding itself."""
-    stored, matrix = BYTES[shape.dtype], shape.vocabulary * shape.hidden_size
-    whole = outer_bytes(shape, quantization)
-    outer = quantization if quantization in QUANTIZED_OUTER else "none"
-    one = matrix_bytes(shape.vocabulary, shape.hidden_size, outer, stored)
-    others = whole - one * (1 if shape.tied else 2)
-    kept = one if embedding == "resident" else 0
+    table = vocabulary_bytes(shape, quantization, "embedding")
+    rows = vocabulary_bytes(shape, quantization, "head")
+    others = outer_bytes(shape, quantization) - table - (0 if shape.tied else rows)
+    kept = table if embedding == "resident" else 0
     if head == "disk":
-        return others + kept + 2 * HEAD_SLICE * shape.hidden_size * stored
+        return others + kept + 2 * HEAD_SLICE * (rows // shape.vocabulary)
     if head == "int8":
+        matrix = shape.vocabulary * shape.hidden_size
         return others + kept + matrix + FLOAT32_BYTES * shape.vocabulary
     shared = shape.tied and embedding == "resident"
-    return others + kept + (0 if shared else one)
+    return others + kept + (0 if shared else rows)
 
 
 def load_bytes(shape: ModelShape, quantization: str) -> int:
     """Return the most bytes over the weights themselves while they are loaded.
 
     One projection as the file has it, and what quantizing it takes beside it; everything else
-    goes from the mapped file to its place. MLX's formats take the embedding, too.
+    goes from the mapped file to its place. MLX's formats take the embedding, too. What is in blocks
+    goes to its place, too; looking for scales that are no numbers takes two bytes a block.
     """
+    if quantization == FILE_FORMAT:
+        largest = max(linear.inputs * linear.outputs for linear in shape.linears)
+        return max(largest, shape.vocabulary * shape.hidden_size) // 16
     sizes = [linear.inputs * linear.outputs for linear in shape.linears]
     if quantization in QUANTIZED_OUTER:
         sizes.append(shape.vocabulary * shape.hidden_size)

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from edgetune.errors import ModelError
 from edgetune.model.config import FloatName
 from edgetune.model.families import shape_of
+from edgetune.model.gguf import read_model
 from edgetune.model.names import match_names, tied_heads
 from edgetune.model.weights import listing, read_json, stored_tensors
 from edgetune.shape import ModelShape
+from edgetune.tensors.gguf.tensor import GgufTensor
 from edgetune.tensors.header import StoredTensor
 from edgetune.tensors.samples import same_sample, sample_digest
 
@@ -32,7 +34,10 @@ _FLOATS: Final = frozenset({"float32", "float16", "bfloat16"})
 
 @dataclass(frozen=True, kw_only=True)
 class LocalModel:
-    """A checked model folder; ``tensors`` has exactly the names of ``shape.tensors()``."""
+    """A checked model folder; ``tensors`` has exactly the names of ``shape.tensors()``.
+
+    ``folder`` is the file itself where the model is one GGUF file.
+    """
 
     ref: str
     folder: Path
@@ -42,11 +47,13 @@ class LocalModel:
 
     @classmethod
     def open(cls, folder: Path, *, ref: str | None = None) -> LocalModel:
-        """Check a folder and return the model in it.
+        """Check a folder, or a GGUF file, and return the model in it.
 
         Raises:
             ModelError: if files are missing or damaged, or tensors differ from the config.
         """
+        if folder.is_file():
+            return cls._of_gguf(folder, ref)
         config = read_config(folder)
         shape = shape_of(config)
         stored = stored_tensors(folder)
@@ -58,6 +65,18 @@ class LocalModel:
             shape=replace(shape, dtype=_main_dtype(tensors)),
             tensors=tensors,
             config=config,
+        )
+
+    @classmethod
+    def _of_gguf(cls, file: Path, ref: str | None) -> LocalModel:
+        config, shape, tensors = read_model(file)
+        dtype = _main_dtype(tensors) if shape.formats is None else "float32"
+        return cls(
+            ref=ref or str(file),
+            folder=file,
+            shape=replace(shape, dtype=dtype),
+            tensors=tensors,
+            config={**config, "dtype": dtype},
         )
 
     @cached_property
@@ -79,12 +98,17 @@ class LocalModel:
     def read(self, name: str) -> NDArray[Any]:
         """Return a read-only view of one tensor; its pages are read as they are touched.
 
-        The array has the stored shape and number type (``ml_dtypes.bfloat16`` for bfloat16).
+        The array has the stored shape and number type (``ml_dtypes.bfloat16`` for bfloat16). Of a
+        GGUF file it is a copy, in blocks no longer.
         """
         import ml_dtypes
         import numpy as np
 
+        from edgetune.tensors.gguf.rows import read_gguf_rows
+
         tensor = self.tensors[name]
+        if isinstance(tensor, GgufTensor):
+            return read_gguf_rows(tensor, 0, tensor.shape[0])
         dtype = np.dtype(ml_dtypes.bfloat16 if tensor.dtype == "bfloat16" else tensor.dtype)
         data = np.memmap(tensor.file, np.uint8, "r", tensor.start, (tensor.nbytes,))
         return np.asarray(data).view(dtype).reshape(tensor.shape)

@@ -1,4 +1,4 @@
-"""From what the user calls a model to what is known of it: folder, hub id or profile name."""
+"""From what the user calls a model to what is known of it: folder, file, hub id or profile name."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 from edgetune.errors import ModelError
 from edgetune.escapes import short
 from edgetune.model.families import shape_of
+from edgetune.model.gguf_stores import STORES, file_of, only_file
 from edgetune.model.hub import cache_entry, cached_snapshot, is_hub_id
 from edgetune.model.local import LocalModel, read_config
 from edgetune.model.weights import has_weights
 from edgetune.profile import ModelProfile, model_names, model_profile, read_yaml, unknown
 from edgetune.shape import ModelShape
+from edgetune.tensors.gguf.reader import is_gguf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,9 +24,11 @@ class ModelSource:
     ref: str
     shape: ModelShape
     folder: Path | None = None
-    """The model's files; ``None`` when only its profile is known."""
+    """The model's files, or its GGUF file; ``None`` when only its profile is known."""
     profile: str | None = None
     hub_id: str | None = None
+    in_store: bool = False
+    """Whether another tool's store has it by the name ``ref``."""
 
     @property
     def parameters(self) -> int:
@@ -33,7 +37,10 @@ class ModelSource:
 
 
 def resolve(ref: str) -> ModelSource:
-    """Return what is known of a model: a folder, a hub id or a profile's name, in that order.
+    """Return what is known of a model.
+
+    A name is that of a folder, of a GGUF file, of a profile or of a model on the hub, in that
+    order; ``ollama:`` and ``lmstudio:`` are what other tools have here.
 
     Nothing is downloaded, and weights are not needed.
 
@@ -44,9 +51,12 @@ def resolve(ref: str) -> ModelSource:
         raise ModelError(
             "The model has no name. Give a folder, a hub id or a profile: --model tiny."
         )
-    path, is_folder = _looked_at(ref)
-    if is_folder:
-        return ModelSource(ref=ref, shape=_shape(path), folder=path)
+    if ref.startswith(STORES):
+        file = file_of(ref)
+        return ModelSource(ref=ref, shape=_shape(file), folder=file, in_store=True)
+    path, found = _looked_at(ref)
+    if found is not None:
+        return ModelSource(ref=ref, shape=_shape(found), folder=found)
     if ref.lower() in model_names():
         return _from_profile(ref, model_profile(ref))
     if is_hub_id(ref) and (folder := cached_snapshot(ref)):
@@ -67,7 +77,9 @@ def open_model(ref: str) -> LocalModel:
         ModelError: as :func:`resolve`, or if the weights are not here or are damaged.
     """
     source = resolve(ref)
-    incomplete = source.folder is None or not has_weights(source.folder)
+    incomplete = source.folder is None or not (
+        source.folder.is_file() or has_weights(source.folder)
+    )
     if incomplete and source.hub_id is not None:
         raise ModelError(_not_here(source.hub_id, ref))
     if source.folder is None:
@@ -75,11 +87,13 @@ def open_model(ref: str) -> LocalModel:
     return LocalModel.open(source.folder, ref=ref)
 
 
-def _looked_at(ref: str) -> tuple[Path, bool]:
-    """Return a name as a path, and whether a model's folder is there."""
+def _looked_at(ref: str) -> tuple[Path, Path | None]:
+    """Return a name as a path, and the model's folder or GGUF file there, if there is one."""
     try:
         path = Path(ref).expanduser()
-        return path, (path / "config.json").is_file()
+        if (path / "config.json").is_file() or (path.is_file() and is_gguf(path)):
+            return path, path
+        return path, only_file(path) if path.is_dir() else None
     except (OSError, RuntimeError, ValueError) as error:  # no such home, too long, not allowed
         reason = getattr(error, "strerror", None) or error
         raise ModelError(f"{short(ref)} cannot be looked at: {reason}.") from error
@@ -87,7 +101,7 @@ def _looked_at(ref: str) -> tuple[Path, bool]:
 
 def _shape(folder: Path) -> ModelShape:
     """Return the shape of a model's folder: its tensors say more than its config, if it has any."""
-    if has_weights(folder):
+    if folder.is_file() or has_weights(folder):
         return LocalModel.open(folder).shape
     return shape_of(read_config(folder))
 
@@ -119,7 +133,10 @@ def _not_here(hub_id: str, ref: str | None = None) -> str:
 
 def _not_a_model(ref: str, path: Path) -> str:
     if path.is_file():
-        return f"{ref} is a file. Give the folder with config.json and the safetensors files."
+        return (
+            f"{ref} is a file, and no GGUF file. Give one, or the folder with config.json and the "
+            "safetensors files."
+        )
     if path.is_dir():
         read_config(path)
     return f"There is no folder {ref}, and it is not the id of a model on the hub."

@@ -16,7 +16,7 @@ from edgetune.settings.spec import (
     Quantization,
 )
 from edgetune.shape import ModelShape
-from edgetune.storage import broken_rows
+from edgetune.storage import FILE_FORMAT, broken_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,12 @@ def capability_of(device: Device) -> Capability:
 
 
 def fitting(capability: Capability, shape: ModelShape) -> Capability:
-    """Return what can be chosen for a model: formats in groups need inputs that are whole groups."""
+    """Return what can be chosen for a model: formats in groups need inputs that are whole groups.
+
+    What is in blocks stays as it is in its file.
+    """
+    if shape.formats is not None:
+        return replace(capability, quantizations=(FILE_FORMAT,), on_request=())
     return replace(
         capability,
         quantizations=tuple(x for x in capability.quantizations if not broken_rows(shape, x)),

@@ -73,6 +73,8 @@ def make_problem(
     """
     own, reasons = _resolved(fixed, shape), []
     capability = capability_of(device)
+    if shape.formats is not None:
+        capability = fitting(capability, shape)
     problems = [*_impossible(own, shape, device, capability)]
     capability = fitting(capability, shape)
     if problems:
@@ -169,6 +171,8 @@ def _impossible(
             f"with {broken} inputs, which is no multiple of {GROUPS[quantization]}. "
             "--quantization none works."
         )
+    if shape.formats is not None and own.get("head") == "int8":
+        yield "--head int8 would round a head again that the GGUF file has quantized already."
     kept = own.get("checkpointing")
     if kept is not None and kept.offload not in capability.offloads:
         yield _unsupported(f"--checkpointing …:{kept.offload}", device, capability.offloads)

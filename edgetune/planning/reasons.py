@@ -10,10 +10,11 @@ from edgetune.planning.ladder import Rung
 from edgetune.planning.problem import SearchProblem
 from edgetune.planning.search import Found, Search
 from edgetune.settings.spec import Checkpointing
+from edgetune.storage import FILE_FORMAT, file_kinds
 from edgetune.units import format_seconds, precise_bytes
 
 BITS = {"none": "16-bit", "int8": "8-bit", "q8": "8-bit", "nf4": "4-bit", "q4": "4-bit",
-        "mxfp4": "4-bit", "nvfp4": "4-bit"}  # fmt: skip
+        "mxfp4": "4-bit", "nvfp4": "4-bit", "gguf": "quantized"}  # fmt: skip
 
 PLACES = {
     "resident": "in memory",
@@ -46,6 +47,8 @@ def _base(
         return
     larger = next((r for r in reversed(above) if r.quantization != chosen), None)
     if larger is None:
+        if chosen == FILE_FORMAT:
+            yield f"weights in {file_kinds(problem.shape)} as in the file: nothing is rounded again"
         if chosen == "none":
             yield f"weights in {problem.shape.dtype} as published: they fit, so nothing is rounded"
         return

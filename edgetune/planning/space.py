@@ -12,7 +12,7 @@ from edgetune.planning.defaults import ROWS
 from edgetune.planning.ladder import Rung
 from edgetune.planning.problem import SearchProblem
 from edgetune.settings.spec import Checkpointing, EmbeddingPlace, HeadPlace, Offload
-from edgetune.storage import BYTES, block_bytes
+from edgetune.storage import BYTES, blocks_bytes
 
 CHUNKS = (2048, 1024, 512, 256, 128, 64, 32)
 """Loss tokens at once: more read the head fewer times, fewer hold fewer logits."""
@@ -24,7 +24,7 @@ class Space:
     def __init__(self, problem: SearchProblem) -> None:
         """Keep what the user fixed."""
         self.problem = problem
-        self._block = cache(partial(block_bytes, problem.shape))
+        self._blocks = cache(partial(blocks_bytes, problem.shape))
 
     @property
     def chunks(self) -> tuple[int, ...]:
@@ -116,6 +116,6 @@ class Space:
     def _host_bytes(self, choice: Choice) -> int:
         """Return what streaming and offloading keep in the host's memory."""
         shape, kept = self.problem.shape, choice.checkpointing
-        weights = shape.layers * self._block(choice.quantization)
+        weights = self._blocks(choice.quantization)
         inputs = kept.layers * choice.tokens * shape.hidden_size * BYTES[choice.compute_dtype]
         return weights * (choice.placement == "host") + inputs * (kept.offload == "host")

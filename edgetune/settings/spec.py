@@ -18,7 +18,7 @@ from edgetune.errors import UsageError
 
 T = TypeVar("T")
 
-Quantization = Literal["none", "int8", "nf4", "q8", "q4", "mxfp4", "nvfp4"]
+Quantization = Literal["none", "int8", "nf4", "q8", "q4", "mxfp4", "nvfp4", "gguf"]
 Placement = Literal["resident", "host", "disk"]
 Offload = Literal["none", "host", "disk"]
 EmbeddingPlace = Literal["resident", "disk"]

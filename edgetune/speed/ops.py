@@ -23,6 +23,7 @@ BACKWARD = 1.2
 
 UNPACK = {
     "none": 0, "int8": 8, "q8": 8, "nf4": 29, "q4": 29, "mxfp4": 29, "nvfp4": 29,
+    "gguf": 16,
 }  # fmt: skip
 """Operations by which a stored matrix becomes numbers, in each pass."""
 

@@ -9,7 +9,13 @@ from edgetune.choice import Choice
 from edgetune.shape import ModelShape
 from edgetune.speed.rates import Rates
 from edgetune.speed.step import Rectangle, RunEstimate, TimeModel
-from edgetune.storage import FLOAT32_BYTES, OPTIMIZER_BYTES, block_bytes, outer_bytes
+from edgetune.storage import (
+    FILE_FORMAT,
+    FLOAT32_BYTES,
+    OPTIMIZER_BYTES,
+    blocks_bytes,
+    outer_bytes,
+)
 
 SAVE = 0.05
 """Seconds of a checkpoint besides its bytes: files made, flushed and renamed."""
@@ -66,9 +72,9 @@ def rectangles(shapes: Iterable[tuple[int, int]]) -> tuple[Rectangle, ...]:
 
 def _loading(shape: ModelShape, choice: Choice, rates: Rates) -> float:
     """Return the seconds of reading the base and, where it is quantized, of turning it into codes."""
-    stored = shape.layers * block_bytes(shape, "none") + outer_bytes(shape, "none")
-    read = stored / rates.disk
-    if choice.quantization == "none":
+    form = choice.quantization if choice.quantization == FILE_FORMAT else "none"
+    read = (blocks_bytes(shape, form) + outer_bytes(shape, form)) / rates.disk
+    if choice.quantization in {"none", FILE_FORMAT}:
         return read
     weights = shape.layers * shape.block_linear_parameters
     return read + QUANTIZE_COST * weights / rates.dequantize

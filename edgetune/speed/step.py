@@ -17,12 +17,13 @@ from edgetune.methods.base import Method
 from edgetune.shape import ModelShape
 from edgetune.speed.ops import Operations
 from edgetune.speed.rates import Rates
-from edgetune.storage import BYTES, block_bytes
+from edgetune.storage import BYTES, FILE_FORMAT, blocks_bytes, vocabulary_bytes
 
 OPTIMIZER_COST = {"adamw": 1.0, "adamw-8bit": 1.5, "paged-adamw-8bit": 1.6}
 """Time of an update against plain AdamW's."""
 
-DEQUANTIZE_COST = {"int8": 0.5, "q8": 0.5, "nf4": 1.0, "q4": 1.0, "mxfp4": 1.0, "nvfp4": 1.0}
+DEQUANTIZE_COST = {"int8": 0.5, "q8": 0.5, "nf4": 1.0, "q4": 1.0, "mxfp4": 1.0, "nvfp4": 1.0,
+                   "gguf": 2.0}  # fmt: skip
 """Time of a weight against one of four bits: the codes of eight bits need no lookup."""
 
 ATTENTION_PASSES = 3.5
@@ -95,7 +96,7 @@ class TimeModel:
         self.rates = rates
         self.trained = method.parameters(shape)
         self.first = method.first_layer(shape)
-        self._block = cache(partial(block_bytes, shape))
+        self._blocks = cache(partial(blocks_bytes, shape))
         self._operations = Operations(shape, method)
 
     def estimate(self, choice: Choice) -> TimeEstimate:
@@ -205,7 +206,8 @@ class TimeModel:
     def _transfer(self, choice: Choice) -> float:
         if choice.placement == "resident":
             return 0.0
-        return self._block(choice.quantization) / self._bandwidth(choice.placement)
+        block = self._blocks(choice.quantization) / self.shape.layers
+        return block / self._bandwidth(choice.placement)
 
     def head(self, choice: Choice) -> float:
         """Return the seconds of the loss: logits, their gradient and that of the states."""
@@ -214,12 +216,16 @@ class TimeModel:
         products = 4 * tokens * matrix / rates.product(choice.compute_dtype)
         logits = 4 * tokens * shape.vocabulary * LOGIT_PASSES / rates.pointwise
         chunks = ceil(tokens / choice.loss_chunk)
-        if BYTES[choice.compute_dtype] != BYTES[shape.dtype]:
+        if choice.quantization == FILE_FORMAT:
+            read = matrix * DEQUANTIZE_COST[FILE_FORMAT] / rates.dequantize
+        elif BYTES[choice.compute_dtype] != BYTES[shape.dtype]:
             read = matrix / rates.convert
         else:
             read = matrix * BYTES[shape.dtype] / rates.pointwise
-        brought = chunks * matrix * BYTES[shape.dtype] * (choice.head == "disk") / rates.disk
-        looked_up = tokens * shape.hidden_size * BYTES[shape.dtype] / rates.disk
+        stored = vocabulary_bytes(shape, choice.quantization, "head")
+        brought = chunks * stored * (choice.head == "disk") / rates.disk
+        table = vocabulary_bytes(shape, choice.quantization, "embedding")
+        looked_up = tokens * table / shape.vocabulary / rates.disk
         computed = rates.head_factor(choice) * (products + logits + 2 * chunks * read)
         return computed + 2 * brought + looked_up * (choice.embedding == "disk")
 

@@ -2,47 +2,47 @@
 
 from __future__ import annotations
 
-import errno
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.errors import ModelError
+from edgetune.tensors.gguf.rows import read_gguf_rows
+from edgetune.tensors.gguf.tensor import GgufTensor
 from edgetune.tensors.header import StoredTensor, read_header
+from edgetune.tensors.raw import fill, number_type
 
-
-def number_type(name: str) -> np.dtype[Any]:
-    """Return the numpy type of a stored number format, those of ``ml_dtypes`` included."""
-    return np.dtype(getattr(ml_dtypes, name, name))
+__all__ = ["number_type", "read_rows", "read_tensor", "read_tensors"]
 
 
 def read_rows(tensor: StoredTensor, start: int, stop: int) -> NDArray[Any]:
     """Return rows ``start`` to ``stop`` of the first axis, in the stored number format.
 
-    A tensor without axes is one row, (1,).
+    A tensor without axes is one row, (1,). What is in blocks comes as float32.
 
     Raises:
         ModelError: if the file cannot be read or ends early.
     """
+    if isinstance(tensor, GgufTensor):
+        return read_gguf_rows(tensor, start, stop)
     dtype = number_type(tensor.dtype)
     rows = np.empty((stop - start, *tensor.shape[1:]), dtype)
-    offset = tensor.start + start * prod(tensor.shape[1:]) * dtype.itemsize
-    _fill(rows, tensor, offset)
+    fill(rows, tensor.file, tensor.start + start * prod(tensor.shape[1:]) * dtype.itemsize)
     return rows
 
 
 def read_tensor(tensor: StoredTensor) -> NDArray[Any]:
-    """Return a whole tensor, in the stored number format.
+    """Return a whole tensor, in the stored number format; see :func:`read_rows`.
 
     Raises:
         ModelError: if the file cannot be read or ends early.
     """
+    if isinstance(tensor, GgufTensor):
+        return read_gguf_rows(tensor, 0, tensor.shape[0])
     values = np.empty(tensor.shape, number_type(tensor.dtype))
-    _fill(values, tensor, tensor.start)
+    fill(values, tensor.file, tensor.start)
     return values
 
 
@@ -53,19 +53,3 @@ def read_tensors(file: Path) -> dict[str, NDArray[Any]]:
         ModelError: if the file cannot be read, is cut short or contradicts itself.
     """
     return {name: read_tensor(tensor) for name, tensor in read_header(file).items()}
-
-
-def _fill(values: NDArray[Any], tensor: StoredTensor, offset: int) -> None:
-    buffer = values.reshape(-1).view(np.uint8).data
-    try:
-        with tensor.file.open("rb", buffering=0) as file:
-            file.seek(offset)
-            while buffer:
-                count = file.readinto(buffer)
-                if not count:
-                    raise ModelError(f"{tensor.file} ends early: it is damaged; copy it again.")
-                buffer = buffer[count:]
-    except OSError as error:
-        if error.errno == errno.ENOMEM:
-            raise MemoryError(error.strerror) from error
-        raise ModelError(f"{tensor.file} cannot be read: {error.strerror or error}.") from error

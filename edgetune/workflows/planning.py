@@ -121,7 +121,8 @@ def timed(plan: Plan, dataset: Dataset, rates: Rates) -> Plan:
 
 def lasting_ref(source: ModelSource) -> str:
     """Return how a model is called from any working directory: a folder by its whole path."""
-    if source.profile is not None or source.hub_id is not None or source.folder is None:
+    named = source.profile is not None or source.hub_id is not None or source.in_store
+    if named or source.folder is None:
         return source.ref
     return str(source.folder.absolute())
 

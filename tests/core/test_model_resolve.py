@@ -148,10 +148,10 @@ def test_what_is_neither_a_folder_nor_an_id(cache: Path, ref: str) -> None:
 
 
 def test_a_file_is_not_a_model(cache: Path, tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "model.bin").write_bytes(b"GGML")
 
-    with pytest.raises(ModelError, match=r"model\.gguf is a file\. Give the folder"):
-        resolve("model.gguf")
+    with pytest.raises(ModelError, match=r"model\.bin is a file, and no GGUF file\."):
+        resolve("model.bin")
 
 
 def test_an_empty_folder_is_not_a_model(cache: Path, tmp_path: Path) -> None:

@@ -86,21 +86,22 @@ def compare(case: Case) -> list[Compared]:
     )
     if case.choice.compute_dtype == "float32":
         assert with_them == without_them
-        return _counted(case, without_them, multiplies_16bit=False)
+        return counted(case, without_them, multiplies_16bit=False)
     return [
-        *_counted(case, with_them, multiplies_16bit=True),
-        *_counted(case, without_them, multiplies_16bit=False),
+        *counted(case, with_them, multiplies_16bit=True),
+        *counted(case, without_them, multiplies_16bit=False),
     ]
 
 
-def _counted(case: Case, planned: MemoryEstimate, *, multiplies_16bit: bool) -> list[Compared]:
+def counted(case: Any, planned: MemoryEstimate, *, multiplies_16bit: bool) -> list[Compared]:
+    """Return what is planned for a case, which has a shape and a choice, beside what is counted."""
     from edgetune_torch.dry_run import live_peaks
 
     with products(multiplies_16bit=multiplies_16bit):
-        counted = live_peaks(case.shape, case.choice)
+        found = live_peaks(case.shape, case.choice)
     phases = {"train": planned.phases.train, "evaluate": planned.phases.evaluate}
     return [
-        Compared(case, multiplies_16bit, phase, size - planned.parts.runtime, counted[phase])
+        Compared(case, multiplies_16bit, phase, size - planned.parts.runtime, found[phase])
         for phase, size in phases.items()
     ]
 

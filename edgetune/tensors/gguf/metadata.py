@@ -14,6 +14,8 @@ from edgetune.tensors.gguf.types import ARRAY, STRING, VALUE_TYPES, ValueType
 
 MOST_KEYS: Final = 1 << 16
 MOST_ITEMS: Final = 1 << 26
+_LARGEST: Final = 3.4e38
+"""What is above may be no float32."""
 
 Scalar = int | float | bool | str
 
@@ -131,6 +133,15 @@ def _scalar(cursor: Cursor, key: str, kind: ValueType) -> Scalar:
     if kind is STRING:
         return cursor.text(short(key), LONGEST_TEXT)
     value: Scalar = cursor.number(kind.code)
+    return _shortest(value) if kind.code == "f" and isinstance(value, float) else value
+
+
+def _shortest(value: float) -> float:
+    """Return the number of fewest digits that is this float32: 1e-05, as the config had it."""
+    for digits in range(1, 9):
+        rounded = float(f"{value:.{digits}g}")
+        if abs(rounded) < _LARGEST and struct.pack("<f", rounded) == struct.pack("<f", value):
+            return rounded
     return value
 
 

@@ -1,0 +1,101 @@
+"""How text is cut before byte-level BPE, by the names that llama.cpp gives to these rules.
+
+The expressions are those of the models' own tokenizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+_CONTRACTION: Final = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_SPACES: Final = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORDS: Final = rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+"
+_SIGNS: Final = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
+
+LLAMA3: Final = rf"{_WORDS}|\p{{N}}{{1,3}}|{_SIGNS}|{_SPACES}"
+QWEN2: Final = rf"{_WORDS}|\p{{N}}|{_SIGNS}|{_SPACES}"
+
+_UPPER: Final = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_LOWER: Final = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_BEFORE: Final = r"[^\r\n\p{L}\p{N}]?"
+_SIGNS_OR_SLASHES: Final = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
+
+
+def _cased(end: str) -> str:
+    """Return an expression for words that go on in one case, with what may stand at their end."""
+    return rf"{_BEFORE}{_UPPER}*{_LOWER}+{end}|{_BEFORE}{_UPPER}+{_LOWER}*{end}"
+
+
+GPT4O: Final = rf"{_cased(f'{_CONTRACTION}?')}|\p{{N}}{{1,3}}|{_SIGNS_OR_SLASHES}|{_SPACES}"
+TEKKEN: Final = rf"{_cased('')}|\p{{N}}|{_SIGNS_OR_SLASHES}|{_SPACES}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A rule: an expression whose matches are cut out, or the one of GPT-2."""
+
+    expression: str | None = None
+    single_digits: bool = False
+    """Whether every digit stands alone, before all else."""
+    composed: bool = False
+    """Whether letters and their accents become one sign first (NFC)."""
+    whole_words: bool = False
+    """Whether a piece that is a token is one, whatever the merges say."""
+    adds_bos: bool = False
+    """Whether texts begin with BOS unless a file says otherwise."""
+
+    def pre_tokenizer(self) -> Any:
+        """Return the rule for the tokenizers library."""
+        from tokenizers import Regex, pre_tokenizers
+
+        bytes_only = pre_tokenizers.ByteLevel(
+            add_prefix_space=False, use_regex=self.expression is None
+        )
+        first: list[Any] = []
+        if self.single_digits:
+            first.append(pre_tokenizers.Digits(individual_digits=True))
+        if self.expression is not None:
+            first.append(pre_tokenizers.Split(Regex(self.expression), "isolated"))
+        return pre_tokenizers.Sequence([*first, bytes_only]) if first else bytes_only
+
+    def normalizer(self) -> Any:
+        """Return what is done to a text before, or ``None``."""
+        from tokenizers import normalizers
+
+        return normalizers.NFC() if self.composed else None
+
+
+_GPT2: Final = Cut()
+_DIGITS: Final = Cut(single_digits=True)
+_LLAMA3: Final = Cut(LLAMA3, whole_words=True, adds_bos=True)
+_CL100K: Final = Cut(LLAMA3)
+_QWEN2: Final = Cut(QWEN2, composed=True)
+_GPT4O: Final = Cut(GPT4O)
+
+CUTS: Final[Mapping[str, Cut]] = {
+    "gpt-2": _GPT2,
+    "gpt2": _GPT2,
+    "default": _GPT2,
+    "phi-2": _GPT2,
+    "mpt": Cut(composed=True),
+    "olmo": Cut(composed=True),
+    "gpt-neox": Cut(composed=True),
+    "smollm": _DIGITS,
+    "starcoder": _DIGITS,
+    "refact": _DIGITS,
+    "command-r": Cut(single_digits=True, composed=True),
+    "llama-bpe": _LLAMA3,
+    "llama3": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "falcon3": _LLAMA3,
+    "dbrx": _CL100K,
+    "smaug-bpe": _CL100K,
+    "qwen2": _QWEN2,
+    "deepseek-r1-qwen": _QWEN2,
+    "stablelm2": Cut(QWEN2),
+    "gpt-4o": _GPT4O,
+    "llama4": _GPT4O,
+    "tekken": Cut(TEKKEN, whole_words=True, adds_bos=True),
+}

@@ -1,0 +1,224 @@
+"""The tokenizer and the chat template that a GGUF file carries, as the library's fast tokenizer.
+
+A file has the tokens in order, the kind of each, and either merges with the name of the rule by
+which text is cut beforehand (``gpt2``: byte-level BPE) or scores (``llama``: BPE as SentencePiece
+does it, in which the best token that two neighbours make is made first).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from edgetune.data.gguf_cutting import CUTS, Cut
+from edgetune.data.panics import refused_panics
+from edgetune.errors import ModelError
+from edgetune.escapes import short
+from edgetune.tensors.gguf.metadata import Metadata
+from edgetune.tensors.gguf.reader import read_gguf
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Inner
+
+CONTROL: Final = 3
+USER_DEFINED: Final = 4
+UNUSED: Final = 5
+_KEY: Final = "tokenizer.ggml."
+_ENDS: Final = ("eos", "eot", "eom")
+_SPACE: Final = "\u2581"
+"""SentencePiece's sign for a space."""
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTokenizer:
+    """A fast tokenizer of transformers, and the tokens that end an answer."""
+
+    inner: Any
+    ends: frozenset[int]
+
+
+def read_gguf_tokenizer(file: Path) -> GgufTokenizer:
+    """Return the tokenizer of a file.
+
+    Raises:
+        ModelError: if it has none, a damaged one, or one of a kind that is not known.
+    """
+    metadata = read_gguf(file).metadata
+    vocabulary = _Vocabulary.read(metadata)
+    match metadata.text(f"{_KEY}model", ""):
+        case "gpt2":
+            tokenizer, adds_bos = _byte_level(metadata, vocabulary)
+        case "llama":
+            tokenizer, adds_bos = _sentencepiece(metadata, vocabulary), True
+        case other:
+            raise ModelError(
+                f"{file} has a tokenizer of the kind {short(other)}. Supported: gpt2 (byte-level "
+                "BPE) and llama (SentencePiece)."
+            )
+    tokenizer.add_special_tokens(list(vocabulary.added(CONTROL)))
+    tokenizer.add_tokens(list(vocabulary.added(USER_DEFINED)))
+    special = _special_tokens(metadata, vocabulary)
+    _frame(tokenizer, metadata, special, adds_bos=adds_bos)
+    keys = [f"{_KEY}{name}_token_id" for name in _ENDS]
+    ends = frozenset(metadata.whole(key) for key in keys if key in metadata)
+    return GgufTokenizer(_fast(tokenizer, metadata, special), ends)
+
+
+@dataclass(frozen=True, slots=True)
+class _Vocabulary:
+    """Tokens in order, and the kind of each."""
+
+    tokens: list[str]
+    kinds: list[int]
+
+    @classmethod
+    def read(cls, metadata: Metadata) -> _Vocabulary:
+        tokens = metadata.items(f"{_KEY}tokens", str)
+        if not tokens:
+            raise ModelError(
+                f"{metadata.file} has no tokenizer ({_KEY}tokens), so that no text can be read."
+            )
+        kinds = metadata.items(f"{_KEY}token_type", int) or [1] * len(tokens)
+        if len(kinds) != len(tokens):
+            raise ModelError(
+                f"{metadata.file} says of {len(kinds)} tokens what they are, and has {len(tokens)}."
+            )
+        return cls(tokens, kinds)
+
+    @property
+    def known(self) -> dict[str, int]:
+        """The number of every token but those that only fill up the embedding."""
+        pairs = zip(self.tokens, self.kinds, strict=True)
+        return {
+            token: number
+            for number, (token, kind) in enumerate(pairs)
+            if kind != UNUSED or not token.startswith("[PAD")
+        }
+
+    def added(self, wanted: int) -> Iterator[Any]:
+        """Yield the tokens of a kind that are found in a text before all others."""
+        from tokenizers import AddedToken
+
+        for token, kind in zip(self.tokens, self.kinds, strict=True):
+            if kind == wanted and token:
+                yield AddedToken(token, special=kind == CONTROL, normalized=False)
+
+
+def _byte_level(metadata: Metadata, vocabulary: _Vocabulary) -> tuple[Inner, bool]:
+    """Return byte-level BPE, and whether texts begin with BOS where the file does not say."""
+    from tokenizers import Tokenizer, decoders, models
+
+    name = metadata.text(f"{_KEY}pre", "gpt-2")
+    if name not in CUTS:
+        raise ModelError(
+            f"{metadata.file} cuts text by the rule {short(name)}, which is not known here. "
+            f"Supported: {', '.join(CUTS)}."
+        )
+    cut: Cut = CUTS[name]
+    merges = [tuple(pair.split(" ", 1)) for pair in metadata.items(f"{_KEY}merges", str) or ()]
+    with _reported(metadata.file):
+        model = models.BPE(vocabulary.known, merges, ignore_merges=cut.whole_words)
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = cut.pre_tokenizer()
+    tokenizer.normalizer = cut.normalizer()
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer, cut.adds_bos
+
+
+def _sentencepiece(metadata: Metadata, vocabulary: _Vocabulary) -> Inner:
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    scores = metadata.items(f"{_KEY}scores", float)
+    if scores is None or len(scores) != len(vocabulary.tokens):
+        raise ModelError(f"{metadata.file} has no score for each of its tokens.")
+    known = vocabulary.known
+    unknown = metadata.whole(f"{_KEY}unknown_token_id", 0)
+    with _reported(metadata.file):
+        model = models.BPE(
+            known,
+            _merges(known, dict(zip(vocabulary.tokens, scores, strict=True))),
+            unk_token=_text(metadata, vocabulary, unknown),
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    tokenizer = Tokenizer(model)
+    prefix = metadata.flag(f"{_KEY}add_space_prefix", True)
+    before = [normalizers.Prepend(_SPACE)] if prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*before, normalizers.Replace(" ", _SPACE)])
+    after = [decoders.Strip(content=" ", left=1)] if prefix else []
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *after]
+    )
+    return tokenizer
+
+
+def _merges(known: dict[str, int], scores: dict[str, float]) -> list[tuple[str, str]]:
+    """Return every pair of tokens that makes a token, the best token's first."""
+    found = []
+    for token in known:
+        score = scores[token]
+        pairs = ((token[:at], token[at:]) for at in range(1, len(token)))
+        made = [(left, right) for left, right in pairs if left in known and right in known]
+        made.sort(key=lambda pair: (known[pair[0]], known[pair[1]]))
+        found += [(score, left, right) for left, right in made]
+    found.sort(key=lambda item: (-item[0], -len(item[1]), -len(item[2])))
+    return [(left, right) for _, left, right in found]
+
+
+def _special_tokens(metadata: Metadata, vocabulary: _Vocabulary) -> dict[str, str]:
+    names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    keys = {f"{name}_token": f"{_KEY}{key}_token_id" for name, key in names.items()}
+    return {
+        name: _text(metadata, vocabulary, metadata.whole(key))
+        for name, key in keys.items()
+        if key in metadata
+    }
+
+
+def _text(metadata: Metadata, vocabulary: _Vocabulary, token: int) -> str:
+    if not 0 <= token < len(vocabulary.tokens):
+        raise ModelError(
+            f"{metadata.file} names the token {token}, and has {len(vocabulary.tokens)} tokens."
+        )
+    return vocabulary.tokens[token]
+
+
+def _frame(
+    tokenizer: Inner, metadata: Metadata, special: dict[str, str], *, adds_bos: bool
+) -> None:
+    """Begin and end encoded texts as the file says."""
+    from tokenizers import processors
+
+    bos = special.get("bos_token")
+    if bos is None or not metadata.flag(f"{_KEY}add_bos_token", adds_bos):
+        return
+    number = tokenizer.token_to_id(bos)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, number)]
+    )
+
+
+def _fast(tokenizer: Inner, metadata: Metadata, special: dict[str, str]) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    template = "tokenizer.chat_template"
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special
+    )
+    fast.chat_template = metadata.text(template) if template in metadata else None
+    return fast
+
+
+@contextmanager
+def _reported(file: Path) -> Iterator[None]:
+    """Turn what the library raises for a damaged vocabulary into an error that names the file."""
+    try:
+        with refused_panics():
+            yield
+    except ModelError:
+        raise
+    except Exception as error:  # the library raises plain ones
+        raise ModelError(f"The tokenizer in {file} cannot be read: {error}.") from error

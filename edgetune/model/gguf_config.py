@@ -1,0 +1,262 @@
+"""The ``config.json`` that a GGUF file was made with, as far as its metadata tell.
+
+llama.cpp names architectures as transformers names model types, nearly; it keeps what its own
+code needs and leaves out what follows from the architecture, which is put back here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from edgetune.errors import ModelError
+from edgetune.escapes import one_line
+from edgetune.model.gguf_names import EMBEDDING, HEAD
+from edgetune.model.gguf_rotary import rope_parameters, rotated_share
+from edgetune.tensors.gguf.metadata import Metadata
+from edgetune.tensors.gguf.reader import GgufHeader
+
+Config = dict[str, Any]
+
+
+class Source:
+    """A header, with the keys of its architecture by their short names."""
+
+    def __init__(self, header: GgufHeader) -> None:
+        """Read the architecture."""
+        self.header = header
+        self.metadata: Metadata = header.metadata
+        self.architecture = header.metadata.text("general.architecture")
+
+    def whole(self, name: str, default: int | None = None) -> int:
+        """Return a whole number; a list of one number a layer must be all the same."""
+        key = f"{self.architecture}.{name}"
+        listed = self.metadata.raw(key)
+        if isinstance(listed, int) or listed is None or isinstance(listed, str | float):
+            return self.metadata.whole(key, default)
+        found = set(self.metadata.items(key, int) or ())
+        if len(found) != 1:
+            raise ModelError(
+                f"{self.header.file}: {one_line(key)} differs from layer to layer, which no "
+                "supported architecture does."
+            )
+        return int(found.pop())
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """Return a number."""
+        return self.metadata.number(f"{self.architecture}.{name}", default)
+
+    def has(self, name: str) -> bool:
+        """Return whether the architecture's key is there."""
+        return f"{self.architecture}.{name}" in self.metadata
+
+    def has_tensor(self, name: str) -> bool:
+        """Return whether the file has a tensor."""
+        return name in self.header.tensors
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens with an embedding."""
+        embedding = self.header.tensors.get(EMBEDDING)
+        if embedding is None or len(embedding.shape) != 2:
+            raise ModelError(
+                f"{self.header.file} has no matrix {EMBEDDING}. Is it a part of a model, or "
+                "something else than a language model?"
+            )
+        return embedding.shape[0]
+
+
+def config_of(header: GgufHeader) -> Config:
+    """Return the config of a file's model.
+
+    Raises:
+        ModelError: if its architecture is not supported, or metadata are missing or wrong.
+    """
+    source = Source(header)
+    if source.architecture not in ARCHITECTURES:
+        raise ModelError(
+            f"{header.file} holds a model of the architecture {one_line(source.architecture)}, "
+            f"which is not supported. Supported: {', '.join(ARCHITECTURES)}."
+        )
+    if source.whole("expert_count", 0):
+        raise ModelError(f"{header.file} holds a mixture of experts, which is not supported yet.")
+    architecture = ARCHITECTURES[source.architecture]
+    config = architecture.config(source) | {
+        "vocab_size": source.vocabulary,
+        "tie_word_embeddings": not source.has_tensor(HEAD),
+        "architectures": [architecture.transformers],
+    }
+    return {"model_type": architecture.model_type} | config | _token_ids(source.metadata)
+
+
+def _token_ids(metadata: Metadata) -> Config:
+    names = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
+    keys = {name: f"tokenizer.ggml.{short}_token_id" for name, short in names.items()}
+    return {name: metadata.whole(key) for name, key in keys.items() if key in metadata}
+
+
+def _sizes(source: Source, *, norm: str = "rms_norm_eps", layer_norm: bool = False) -> Config:
+    heads = source.whole("attention.head_count")
+    kind = "layer_norm_epsilon" if layer_norm else "layer_norm_rms_epsilon"
+    config = {
+        "hidden_size": source.whole("embedding_length"),
+        "intermediate_size": source.whole("feed_forward_length"),
+        "num_hidden_layers": source.whole("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": source.whole("attention.head_count_kv", heads),
+        "max_position_embeddings": source.whole("context_length"),
+        norm: source.number(f"attention.{kind}"),
+        "rope_theta": source.number("rope.freq_base", 10_000.0),
+    }
+    if source.has("attention.key_length"):
+        config["head_dim"] = source.whole("attention.key_length")
+    return config | rope_parameters(source.header, source.architecture)
+
+
+def _llama(source: Source) -> Config:
+    config = _sizes(source)
+    if "head_dim" not in config and source.has("rope.dimension_count"):
+        config["head_dim"] = source.whole("rope.dimension_count")
+    return config | {
+        "attention_bias": source.has_tensor("blk.0.attn_q.bias"),
+        "mlp_bias": source.has_tensor("blk.0.ffn_up.bias"),
+    }
+
+
+def _granite(source: Source) -> Config:
+    return _llama(source) | {
+        "attention_multiplier": source.number("attention.scale", 1.0),
+        "embedding_multiplier": source.number("embedding_scale", 1.0),
+        "residual_multiplier": source.number("residual_scale", 1.0),
+        "logits_scaling": source.number("logit_scale", 1.0),
+    }
+
+
+def _qwen3(source: Source) -> Config:
+    return _sizes(source) | {"attention_bias": source.has_tensor("blk.0.attn_q.bias")}
+
+
+def _gemma(source: Source) -> Config:
+    return _sizes(source) | {"hidden_act": "gelu_pytorch_tanh"}
+
+
+def _gemma2(source: Source) -> Config:
+    config = _sizes(source)
+    return config | {
+        "query_pre_attn_scalar": _query_scalar(source, config, largest=46),
+        "sliding_window": source.whole("attention.sliding_window", 4096),
+        "attn_logit_softcapping": source.number("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": source.number("final_logit_softcapping", 30.0),
+    }
+
+
+def _gemma3(source: Source) -> Config:
+    config = _sizes(source)
+    rotary = config.pop("rope_parameters", None)
+    if rotary is not None:
+        config["rope_scaling"] = rotary
+    capped = source.has("final_logit_softcapping")
+    return config | {
+        "rope_theta": source.number("rope.freq_base", 1e6),
+        "rope_local_base_freq": source.number("rope.freq_base_swa", 10_000.0),
+        "query_pre_attn_scalar": _query_scalar(source, config, largest=62),
+        "sliding_window": source.whole("attention.sliding_window", 1024),
+        "final_logit_softcapping": source.number("final_logit_softcapping") if capped else None,
+    }
+
+
+def _query_scalar(source: Source, config: Config, *, largest: int) -> float:
+    """Return what queries are divided by the root of: the head's size, but in the largest model.
+
+    That one, known by its number of layers, uses the hidden size over the number of heads.
+    """
+    if source.has("attention.scale"):
+        return source.number("attention.scale") ** -2
+    if config["num_hidden_layers"] == largest:
+        return float(config["hidden_size"] // config["num_attention_heads"])
+    return float(config.get("head_dim", 256))
+
+
+def _phi3(source: Source) -> Config:
+    config = _sizes(source)
+    window = source.whole("attention.sliding_window", 0)
+    original = source.whole("rope.scaling.original_context_length", 0)
+    return config | {
+        "sliding_window": window or None,
+        "original_max_position_embeddings": original or config["max_position_embeddings"],
+        "partial_rotary_factor": rotated_share(source.header, source.architecture, config),
+    }
+
+
+def _gpt2(source: Source) -> Config:
+    return {
+        "n_embd": source.whole("embedding_length"),
+        "n_inner": source.whole("feed_forward_length"),
+        "n_layer": source.whole("block_count"),
+        "n_head": source.whole("attention.head_count"),
+        "n_positions": source.whole("context_length"),
+        "layer_norm_epsilon": source.number("attention.layer_norm_epsilon"),
+        "activation_function": "gelu_new",
+    }
+
+
+def _gptneox(source: Source) -> Config:
+    config = _sizes(source, norm="layer_norm_eps", layer_norm=True)
+    parallel = source.metadata.flag(f"{source.architecture}.use_parallel_residual", True)
+    return config | {
+        "rotary_emb_base": config["rope_theta"],
+        "rotary_pct": rotated_share(source.header, source.architecture, config),
+        "use_parallel_residual": parallel,
+        "attention_bias": source.has_tensor("blk.0.attn_qkv.bias"),
+        "hidden_act": "gelu",
+    }
+
+
+def _starcoder2(source: Source) -> Config:
+    return _sizes(source, norm="norm_epsilon", layer_norm=True) | {
+        "use_bias": source.has_tensor("blk.0.attn_q.bias")
+    }
+
+
+def _stablelm(source: Source) -> Config:
+    config = _sizes(source, norm="layer_norm_eps", layer_norm=True)
+    parallel = source.metadata.flag(f"{source.architecture}.use_parallel_residual", False)
+    return config | {
+        "use_qkv_bias": source.has_tensor("blk.0.attn_q.bias"),
+        "use_parallel_residual": parallel,
+        "qk_layernorm": source.has_tensor("blk.0.attn_q_norm.weight"),
+        "partial_rotary_factor": rotated_share(source.header, source.architecture, config),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """How files of one architecture are read."""
+
+    model_type: str
+    transformers: str
+    """Name of the class in transformers."""
+    config: Callable[[Source], Config]
+    pairs_channels: bool = False
+    """Whether channels that rotate together are neighbours: rows of queries and keys moved."""
+    norms_around_one: bool = False
+    """Whether one was added to the weights of norms."""
+
+
+ARCHITECTURES: Final[Mapping[str, Architecture]] = {
+    "gemma": Architecture("gemma", "GemmaForCausalLM", _gemma, norms_around_one=True),
+    "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", _gemma2, norms_around_one=True),
+    "gemma3": Architecture("gemma3_text", "Gemma3ForCausalLM", _gemma3, norms_around_one=True),
+    "gpt2": Architecture("gpt2", "GPT2LMHeadModel", _gpt2),
+    "gptneox": Architecture("gpt_neox", "GPTNeoXForCausalLM", _gptneox),
+    "granite": Architecture("granite", "GraniteForCausalLM", _granite, pairs_channels=True),
+    "llama": Architecture("llama", "LlamaForCausalLM", _llama, pairs_channels=True),
+    "olmo2": Architecture("olmo2", "Olmo2ForCausalLM", _sizes),
+    "phi3": Architecture("phi3", "Phi3ForCausalLM", _phi3),
+    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", _sizes),
+    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", _qwen3),
+    "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", _llama, pairs_channels=True),
+    "stablelm": Architecture("stablelm", "StableLmForCausalLM", _stablelm),
+    "starcoder2": Architecture("starcoder2", "Starcoder2ForCausalLM", _starcoder2),
+}

@@ -1,0 +1,69 @@
+"""What llama.cpp calls the tensors of a model, by the roles that they have here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from edgetune.shape import LinearRole, ModelShape, NormRole
+
+LINEARS: Final[Mapping[LinearRole, str]] = {
+    "q": "attn_q",
+    "k": "attn_k",
+    "v": "attn_v",
+    "qkv": "attn_qkv",
+    "o": "attn_output",
+    "gate": "ffn_gate",
+    "up": "ffn_up",
+    "gate_up": "ffn_up",
+    "down": "ffn_down",
+}
+
+NORMS: Final[Mapping[NormRole, str]] = {
+    "attention_input": "attn_norm",
+    "attention_output": "post_attention_norm",
+    "mlp_input": "ffn_norm",
+    "mlp_output": "post_ffw_norm",
+    "q": "attn_q_norm",
+    "k": "attn_k_norm",
+}
+
+EMBEDDING: Final = "token_embd.weight"
+HEAD: Final = "output.weight"
+POSITIONS: Final = "position_embd.weight"
+
+ROPE_FACTORS: Final = "rope_freqs.weight"
+LONG_FACTORS: Final = "rope_factors_long.weight"
+SHORT_FACTORS: Final = "rope_factors_short.weight"
+BESIDES: Final = frozenset({ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS})
+"""Tensors that say how to rotate; the config has what they say."""
+
+
+def gguf_names(shape: ModelShape) -> dict[str, str]:
+    """Return the name in a GGUF file of every tensor of a model."""
+    return dict(_outer(shape)) | dict(_blocks(shape))
+
+
+def _outer(shape: ModelShape) -> Iterator[tuple[str, str]]:
+    final = shape.final_norm
+    yield f"{shape.embedding}.weight", EMBEDDING
+    if shape.positions is not None:
+        yield f"{shape.positions}.weight", POSITIONS
+    for part in ("weight", "bias") if final.bias else ("weight",):
+        yield f"{final.module}.{part}", f"output_norm.{part}"
+    if not shape.tied:
+        yield f"{shape.head}.weight", HEAD
+    if shape.head_bias:
+        yield f"{shape.head}.bias", "output.bias"
+
+
+def _blocks(shape: ModelShape) -> Iterator[tuple[str, str]]:
+    for layer in range(shape.layers):
+        prefix, ours = f"blk.{layer}.", shape.block(layer)
+        for linear in shape.linears:
+            for part in ("weight", "bias") if linear.bias else ("weight",):
+                yield f"{ours}{linear.module}.{part}", f"{prefix}{LINEARS[linear.role]}.{part}"
+        for norm in shape.norms:
+            assert norm.role != "final"
+            for part in ("weight", "bias") if norm.bias else ("weight",):
+                yield f"{ours}{norm.module}.{part}", f"{prefix}{NORMS[norm.role]}.{part}"

@@ -1,0 +1,79 @@
+"""A tensor of a GGUF file beside the tensor of the checkpoint that it was made from.
+
+Converting a checkpoint moves rows, turns matrices and adds to norms, for the sake of llama.cpp's
+kernels. What was done stands here as data, and is undone wherever a tensor is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from edgetune.tensors.gguf.types import BY_NAME, FLOATS, QUANTIZED, TensorType
+from edgetune.tensors.header import StoredTensor
+
+_NAMES = {dtype: name for name, dtype in FLOATS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class RowOrder:
+    """Rows (outer, first, second, run) of the checkpoint lie as (outer, second, first, run)."""
+
+    outer: int
+    first: int
+    second: int
+    run: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.outer * self.first * self.second * self.run
+
+    def row_in_file(self, row: int) -> int:
+        """Return where a row of the checkpoint lies in the file."""
+        row, inner = divmod(row, self.run)
+        row, second = divmod(row, self.second)
+        outer, first = divmod(row, self.first)
+        return ((outer * self.second + second) * self.first + first) * self.run + inner
+
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """Yield the first row in the checkpoint, and the number of rows, of each run of the file."""
+        for outer in range(self.outer):
+            for second in range(self.second):
+                for first in range(self.first):
+                    group = (outer * self.first + first) * self.second + second
+                    yield group * self.run, self.run
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTensor(StoredTensor):
+    """A tensor with the ``shape`` that the checkpoint gives it, and how the file differs.
+
+    ``dtype`` is a number format, or the name of a type of blocks.
+    """
+
+    order: RowOrder | None = None
+    transposed: bool = False
+    """Whether the file has (outputs, inputs) where the checkpoint has (inputs, outputs)."""
+    added: float = 0.0
+    """What the file has more than the checkpoint: Gemma's norms are kept around one."""
+
+    @property
+    def kind(self) -> TensorType:
+        """The type of the file."""
+        return BY_NAME[_NAMES.get(self.dtype, self.dtype)]
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether the numbers are in blocks."""
+        return self.dtype in QUANTIZED
+
+    @property
+    def file_shape(self) -> tuple[int, ...]:
+        """The axes as the file has them."""
+        return self.shape[::-1] if self.transposed else self.shape
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row of the file."""
+        return self.kind.row_bytes(self.file_shape[-1])

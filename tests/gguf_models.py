@@ -1,0 +1,164 @@
+"""Models of transformers as GGUF files, converted as llama.cpp's own script does it.
+
+Names of tensors are those of the ``gguf`` package; what is done to tensors is written out here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf_files import random_blocks, write_gguf
+from numpy.typing import NDArray
+
+from edgetune.model import LocalModel
+from edgetune.tensors.gguf.types import BY_NAME, QUANTIZED
+
+Values = NDArray[np.float32]
+
+ARCHITECTURES = {
+    "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma", "gemma2": "gemma2",
+    "gemma3_text": "gemma3", "phi3": "phi3", "olmo2": "olmo2", "gpt2": "gpt2",
+    "gpt_neox": "gptneox", "granite": "granite", "smollm3": "smollm3", "stablelm": "stablelm",
+    "starcoder2": "starcoder2",
+}  # fmt: skip
+PAIRED = frozenset({"llama", "granite", "smollm3"})
+"""Architectures in which channels that rotate together are made neighbours."""
+
+
+def convert(folder: Path, file: Path, kind: str | Mapping[str, str] = "F32") -> Path:
+    """Write a model's folder as a GGUF file; matrices in a type, or each by a part of its name.
+
+    Matrices in blocks have random bits of their own: what they hold is what the file says.
+    """
+    model = LocalModel.open(folder)
+    architecture = ARCHITECTURES[str(model.config["model_type"])]
+    names = gguf.get_tensor_name_map(_arch(architecture), model.shape.layers)
+    tensors = {}
+    for name in model.tensors:
+        values = _converted(architecture, name, model)
+        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert target is not None, name
+        wanted = _wanted(kind, target) if values.ndim == 2 else "F32"
+        tensors[target] = (_stored(values, wanted, seed=len(tensors)), wanted)
+    return write_gguf(file, architecture, _metadata(architecture, model.config), tensors)
+
+
+def _wanted(kind: str | Mapping[str, str], name: str) -> str:
+    if isinstance(kind, str):
+        return kind
+    return next(found for part, found in kind.items() if part in name)
+
+
+def _stored(values: Values, kind: str, seed: int) -> NDArray[Any]:
+    if kind not in QUANTIZED:
+        return values
+    rows, inputs = values.shape
+    blocks = random_blocks(kind, rows * inputs // BY_NAME[kind].block, seed)
+    return _calmed(kind, blocks).reshape(rows, -1)
+
+
+def _calmed(kind: str, blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Make the numbers of random blocks as small as weights are."""
+    from edgetune.tensors.gguf.dequantize import dequantize
+    from edgetune.tensors.gguf.finite import HALVES
+
+    if kind == "MXFP4":
+        blocks[:, 0] = 122
+        return blocks
+    factor = 0.05 / dequantize(kind, blocks).std()
+    for place in HALVES[kind]:
+        scales = np.ascontiguousarray(blocks[:, place : place + 2]).view(np.float16)
+        scales = (scales * factor).astype(np.float16)
+        blocks[:, place : place + 2] = scales.view(np.uint8)
+    return blocks
+
+
+def _arch(architecture: str) -> gguf.MODEL_ARCH:
+    return next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+
+
+def _converted(architecture: str, name: str, model: LocalModel) -> Values:
+    values, shape = model.read(name).astype(np.float32), model.shape
+    module = name.rsplit(".", 1)[0]
+    if architecture in PAIRED and module.endswith(("q_proj", "k_proj")):
+        heads = shape.heads if module.endswith("q_proj") else shape.kv_heads
+        apart = values.reshape(heads, 2, -1, *values.shape[1:])
+        return apart.swapaxes(1, 2).reshape(values.shape)
+    if architecture.startswith("gemma") and name.endswith("norm.weight"):
+        return values + 1
+    if architecture == "gpt2" and values.ndim == 2 and ".h." in name:
+        return np.ascontiguousarray(values.T)
+    if architecture == "gptneox" and "query_key_value" in name:
+        apart = values.reshape(shape.heads, 3, -1, *values.shape[1:])
+        return apart.swapaxes(0, 1).reshape(values.shape)
+    return values
+
+
+def _metadata(architecture: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    first = _gpt2 if architecture == "gpt2" else _common
+    own = first(config) | OWN.get(architecture, lambda _: {})(config)
+    return {f"{architecture}.{name}": value for name, value in own.items() if value is not None}
+
+
+def _gpt2(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "context_length": config["n_positions"],
+        "embedding_length": config["n_embd"],
+        "feed_forward_length": 4 * config["n_embd"],
+        "block_count": config["n_layer"],
+        "attention.head_count": config["n_head"],
+        "attention.layer_norm_epsilon": config["layer_norm_epsilon"],
+    }
+
+
+def _common(config: Mapping[str, Any]) -> dict[str, Any]:
+    rotary = config.get("rope_parameters") or {}
+    rotary = rotary.get("full_attention", rotary)
+    layer_norm = next((config[x] for x in ("layer_norm_eps", "norm_epsilon") if x in config), None)
+    return {
+        "context_length": config["max_position_embeddings"],
+        "embedding_length": config["hidden_size"],
+        "feed_forward_length": config["intermediate_size"],
+        "block_count": config["num_hidden_layers"],
+        "attention.head_count": config["num_attention_heads"],
+        "attention.head_count_kv": config.get("num_key_value_heads"),
+        "attention.key_length": config.get("head_dim"),
+        "attention.layer_norm_rms_epsilon": config.get("rms_norm_eps"),
+        "attention.layer_norm_epsilon": layer_norm,
+        "rope.freq_base": float(rotary.get("rope_theta", 10_000.0)),
+    }
+
+
+def _partial(config: Mapping[str, Any]) -> dict[str, Any]:
+    head = config["hidden_size"] // config["num_attention_heads"]
+    share = config["rope_parameters"]["partial_rotary_factor"]
+    return {"rope.dimension_count": int(head * share)}
+
+
+OWN: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "gemma2": lambda config: {
+        "attention.sliding_window": config["sliding_window"],
+        "attn_logit_softcapping": config["attn_logit_softcapping"],
+        "final_logit_softcapping": config["final_logit_softcapping"],
+        "attention.scale": config["query_pre_attn_scalar"] ** -0.5,
+    },
+    "gemma3": lambda config: {
+        "attention.sliding_window": config["sliding_window"],
+        "attention.scale": config["query_pre_attn_scalar"] ** -0.5,
+    },
+    "phi3": lambda config: {"attention.sliding_window": config["sliding_window"]},
+    "gptneox": lambda config: {
+        **_partial(config), "use_parallel_residual": config["use_parallel_residual"],
+    },
+    "stablelm": _partial,
+    "granite": lambda config: {
+        "attention.scale": float(config["attention_multiplier"]),
+        "embedding_scale": float(config["embedding_multiplier"]),
+        "residual_scale": float(config["residual_multiplier"]),
+        "logit_scale": float(config["logits_scaling"]),
+    },
+}  # fmt: skip
