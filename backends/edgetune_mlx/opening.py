@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgetune.backend import DeviceOutOfMemoryError, opening_error
 from edgetune.errors import UsageError
+from edgetune.methods.adapted import Adapted
 from edgetune.model import LocalModel
 from edgetune.planning import Plan
 from edgetune_mlx.checkpoints import InMemory, OnDisk
@@ -13,7 +14,6 @@ from edgetune_mlx.load import Loader
 from edgetune_mlx.loss import Head
 from edgetune_mlx.matrices import packing_of
 from edgetune_mlx.memory import Guard
-from edgetune_mlx.methods import adapt
 from edgetune_mlx.out_of_memory import out_of_memory
 from edgetune_mlx.precision import DTYPES, compiles
 from edgetune_mlx.session import MlxSession
@@ -59,7 +59,7 @@ def _opened(plan: Plan, model: LocalModel) -> MlxSession:
         )
         base = LoadedBase(shape, weights, model.folder)
         parameters = new_parameters(choice.method, shape, base, plan.training.seed)
-        method = adapt(choice.method, shape, parameters)
+        method = Adapted(choice.method, shape, parameters)
     except BaseException:
         guard.close()
         raise

@@ -23,14 +23,14 @@ from edgetune.backend import (
 )
 from edgetune.data.batch import MicroBatch
 from edgetune.errors import DivergedError
+from edgetune.methods.adapted import Adapted
 from edgetune.methods.base import Method
+from edgetune.network.adaptation import BASE, Adaptation
+from edgetune.network.mixed import mixed
 from edgetune.planning import Plan
-from edgetune_mlx.adaptation import BASE, Adaptation, Adapted
 from edgetune_mlx.engine import Engine, Gradients
 from edgetune_mlx.generate import generate
 from edgetune_mlx.loss import Sums
-from edgetune_mlx.methods import adapt
-from edgetune_mlx.mixed import mixed
 from edgetune_mlx.optimizer import AdamW, clipping
 from edgetune_mlx.out_of_memory import out_of_memory
 from edgetune_mlx.streaming import StreamedBlocks
@@ -49,14 +49,14 @@ STEP = "step"
 class MlxSession:
     """One model, one adaptation, one optimizer."""
 
-    def __init__(self, plan: Plan, engine: Engine, method: Adapted) -> None:
+    def __init__(self, plan: Plan, engine: Engine, method: Adapted[mx.array]) -> None:
         """Take over a loaded engine and a method with its tensors."""
         self.plan = plan
         self.engine = engine
         self.method = method
         self.steps = 0
-        self._attached = Attached[Adapted]()
-        self.optimizer = AdamW(method.trained, method.rates, plan.training.weight_decay)
+        self._attached = Attached[Adapted[mx.array]]()
+        self.optimizer = AdamW(method.sizes, method.rates, plan.training.weight_decay)
 
     def step(
         self, micro_batches: Sequence[MicroBatch], *, loss_tokens: int, learning_rate: float
@@ -79,7 +79,7 @@ class MlxSession:
         saved, shape = method.on_disk(), self.method.shape
         with self._within_memory():
             self._attached.add(
-                name, lambda: adapt(saved, shape, loaded_parameters(saved, shape, tensors))
+                name, lambda: Adapted(saved, shape, loaded_parameters(saved, shape, tensors))
             )
 
     def detach(self, name: str) -> None:
@@ -188,12 +188,12 @@ class MlxSession:
             raise
 
     def _get(self, name: str) -> mx.array:
-        return self.method.parameters[name]
+        return self.method.tensors[name]
 
     def _put(self, name: str, tensor: mx.array) -> None:
         self.method = self.method.over({name: tensor})
 
-    def _inference(self, adapter: str | None) -> Adaptation:
+    def _inference(self, adapter: str | None) -> Adaptation[mx.array]:
         if adapter is None:
             return BASE
         return self.method if adapter == DEFAULT_ADAPTER else self._attached.named(adapter)

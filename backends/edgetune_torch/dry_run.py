@@ -104,7 +104,7 @@ def live_peaks(
         engine.evaluate(batch, method)
         evaluated = live.peak
         live.restart()
-        method.seed("0")
+        method = method.drawing("0")
         engine.gradients(batch, method, scale=1.0)
         gradients.clip(1.0)
         optimizer.step(1e-4, 1)

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 import torch
+from torch import Tensor
 
 from edgetune.backend import DeviceOutOfMemoryError, opening_error
+from edgetune.methods.adapted import Adapted
 from edgetune.model import LocalModel
 from edgetune.planning import Plan
 from edgetune.settings.spec import Offload
@@ -19,7 +21,6 @@ from edgetune_torch.loss import Head
 from edgetune_torch.malloc import limit_heap, trim
 from edgetune_torch.memory import MemoryWatch
 from edgetune_torch.memory_limit import MemoryLimit
-from edgetune_torch.methods import adapt
 from edgetune_torch.onednn import limit_kernels
 from edgetune_torch.out_of_memory import out_of_memory
 from edgetune_torch.session import TorchSession
@@ -57,7 +58,7 @@ def _opened(plan: Plan, model: LocalModel) -> TorchSession:
             plan.choice.method, model.shape, base, plan.training.seed, device
         )
         engine.decoder.weights.workspace.clear()  # what was read is wider than products may be
-        method = adapt(plan.choice.method, model.shape, parameters)
+        method = Adapted[Tensor](plan.choice.method, model.shape, parameters)
         trim()
         limit.check(False)
         return TorchSession(plan, engine, method, watch, held.pop_all())

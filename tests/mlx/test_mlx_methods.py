@@ -13,8 +13,9 @@ from models import make_model
 
 from edgetune.backend import GenerateOptions, Session
 from edgetune.methods import METHODS
-from edgetune_mlx.methods import ADAPTATIONS as ON_MLX
-from edgetune_torch.methods import ADAPTATIONS as ON_TORCH
+from edgetune.network.ops import Ops
+from edgetune_mlx.ops import MlxOps
+from edgetune_torch.ops import TorchOps
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "lora": {}, "lora-pissa": {"lora_initial": "pissa"}, "lora-plus": {"lora_plus": 4.0},
@@ -26,14 +27,13 @@ FAMILIES = ("llama", "gemma2", "gpt2")
 BATCH = batch_of(((7, 12, 13), (20, 5), (30,)))
 
 
-def test_both_backends_have_all_methods() -> None:
-    assert set(METHODS) == set(ON_MLX) == set(ON_TORCH)
+def test_both_backends_have_all_operations_and_all_methods_are_tried() -> None:
+    assert _operations(Ops) == _operations(MlxOps) == _operations(TorchOps)
     assert {name.partition("-")[0] for name in SETTINGS} == {k.partition("-")[0] for k in METHODS}
-    files = [
-        {file.name for file in Path(package).glob("*.py")}
-        for package in ("backends/edgetune_mlx/methods", "backends/edgetune_torch/methods")
-    ]
-    assert files[0] == files[1]
+
+
+def _operations(ops: type) -> set[str]:
+    return {name for name, value in vars(ops).items() if callable(value) and name[0] != "_"}
 
 
 @pytest.mark.parametrize("name", SETTINGS)

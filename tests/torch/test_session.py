@@ -31,9 +31,9 @@ from edgetune.methods.lora import Lora
 from edgetune.methods.prefix import Prefix
 from edgetune.methods.prompt import Prompt
 from edgetune.model import LocalModel
+from edgetune.network.adaptation import BASE
 from edgetune.settings.spec import Checkpointing
 from edgetune_torch import memory
-from edgetune_torch.adaptation import BASE
 from edgetune_torch.generate import new_row
 from edgetune_torch.opening import open_session
 from edgetune_torch.out_of_memory import SIGNS, out_of_memory
