@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from edgetune.device import Device
 from edgetune.model import LocalModel
-from edgetune.planning import Plan
+from edgetune.run_spec import RunSpec
 from edgetune.settings.spec import Decision
+from edgetune.shape import ModelShape
 from edgetune.speed import Measurements
 
 if TYPE_CHECKING:
@@ -31,12 +32,12 @@ class TorchBackend:
             return Decision(True, f"torch {torch.__version__} sees {torch.cuda.get_device_name()}")
         return Decision(True, f"torch {torch.__version__} on CPU")
 
-    def open(self, plan: Plan, model: LocalModel) -> TorchSession:
+    def open(self, spec: RunSpec, model: LocalModel) -> TorchSession:
         """Load the model as planned, with a new adapter."""
         _wait_quietly()
         from edgetune_torch.opening import open_session
 
-        return open_session(plan, model)
+        return open_session(spec, model)
 
     def measure(self, device: Device) -> Measurements:
         """Time what a step consists of."""
@@ -45,12 +46,12 @@ class TorchBackend:
 
         return measure(device)
 
-    def dry_run(self, plan: Plan) -> Mapping[str, int]:
+    def dry_run(self, spec: RunSpec, shape: ModelShape) -> Mapping[str, int]:
         """Run the planned step on tensors without content."""
         _wait_quietly()
         from edgetune_torch.dry_run import dry_run
 
-        return dry_run(plan)
+        return dry_run(spec, shape)
 
 
 def _wait_quietly() -> None:

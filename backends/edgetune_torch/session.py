@@ -29,7 +29,7 @@ from edgetune.methods.adapted import Adapted
 from edgetune.methods.base import Method
 from edgetune.network.adaptation import BASE, Adaptation
 from edgetune.network.mixed import mixed
-from edgetune.planning import Plan
+from edgetune.run_spec import RunSpec
 from edgetune_torch.engine import Engine
 from edgetune_torch.generate import generate
 from edgetune_torch.gradients import Gradients
@@ -55,14 +55,14 @@ class TorchSession:
 
     def __init__(
         self,
-        plan: Plan,
+        spec: RunSpec,
         engine: Engine,
         method: Adapted[Tensor],
         watch: MemoryWatch,
         held: ExitStack,
     ) -> None:
         """Take over a loaded engine, and what is ``held`` until the session is closed."""
-        self.plan = plan
+        self.spec = spec
         self.engine = engine
         self.method = method
         self.steps = 0
@@ -71,7 +71,7 @@ class TorchSession:
         self._gradients: Gradients | None = None
         self._attached = Attached[Adapted[Tensor]]()
         self.optimizer = AdamW(
-            plan.choice.optimizer, method.trained, method.rates, plan.training.weight_decay
+            spec.choice.optimizer, method.trained, method.rates, spec.training.weight_decay
         )
 
     @property
@@ -89,7 +89,7 @@ class TorchSession:
             try:
                 gradients.begin()
                 loss = self._accumulate(micro_batches, 1.0 / loss_tokens) / loss_tokens
-                norm = gradients.clip(self.plan.training.max_grad_norm)
+                norm = gradients.clip(self.spec.training.max_grad_norm)
                 if not (isfinite(loss) and isfinite(norm)):
                     raise DivergedError(f"loss {loss:.4g}, gradient norm {norm:.4g}")
                 result = StepResult(loss=loss, grad_norm=norm)
@@ -222,7 +222,7 @@ class TorchSession:
     def _accumulate(self, micro_batches: Sequence[MicroBatch], scale: float) -> float:
         loss = 0.0
         for index, batch in enumerate(micro_batches):
-            method = self.method.drawing(f"{self.plan.training.seed}:{self.steps}", index)
+            method = self.method.drawing(f"{self.spec.training.seed}:{self.steps}", index)
             loss += self.engine.gradients(batch, method, scale=scale).loss
         return loss
 

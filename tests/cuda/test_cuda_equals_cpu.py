@@ -153,7 +153,7 @@ def test_memory_is_limited(wide: LocalModel) -> None:
     from sessions import plan_for
 
     plan = plan_for(wide, device="cuda", limit=800_000_000)
-    session = open_session(plan, wide)
+    session = open_session(plan.spec, wide)
     large = micro_batch(*[(128,)] * 2048, width=128)
     small = micro_batch((9, 6), (17,), width=19)
     with pytest.raises(DeviceOutOfMemoryError):
