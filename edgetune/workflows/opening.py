@@ -54,7 +54,6 @@ def open_adapted(plan: Plan, model: LocalModel, adapter: LoadedAdapter) -> Sessi
     Raises:
         UsageError: if the backend cannot be used here, with its reason.
     """
-    adapter = adapter.evened(model.shape)
     choice = replace(plan.choice, method=adapter.method)
     session = open_session(replace(plan, choice=choice), model)
     session.restore(adapter.tensors)

@@ -37,7 +37,7 @@ Logits = Callable[[Sequence[int]], NDArray[np.float32]]
 
 def _ours(model: LocalModel, adapter: LoadedAdapter) -> Logits:
     """Return the logits of base and adapter as the torch backend computes them."""
-    engine, adapter = open_decoder(model), adapter.evened(model.shape)
+    engine = open_decoder(model)
     parameters = {n: Parameter(torch.tensor(x)) for n, x in adapter.tensors.items()}
     method = Adapted(adapter.method, model.shape, parameters)
     return lambda tokens: engine.logits(tokens, method).numpy()
