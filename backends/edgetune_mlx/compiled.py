@@ -13,9 +13,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from edgetune.methods.adapted import Adapted
-from edgetune_mlx.decoder import Decoder
-from edgetune_mlx.token_layout import TokenLayout
+from edgetune_mlx.adaptation import Adapted
+from edgetune_mlx.decoder import Decoder, TokenLayout
 
 Function = Callable[..., Any]
 
@@ -32,32 +31,20 @@ class Blocks:
         self.compiled = compiled and isinstance(decoder.weights.blocks, list)
         self._made: dict[tuple[object, ...], Function] = {}
 
-    def forward(
-        self, layer: int, x: mx.array, layout: TokenLayout, method: Adapted[mx.array]
-    ) -> mx.array:
+    def forward(self, layer: int, x: mx.array, layout: TokenLayout, method: Adapted) -> mx.array:
         """Return the output of a block (B, S, D)."""
         out: mx.array = self._computed("forward", layer, [x], layout, method)
         return out
 
     def backward(
-        self,
-        layer: int,
-        x: mx.array,
-        grad: mx.array,
-        layout: TokenLayout,
-        method: Adapted[mx.array],
+        self, layer: int, x: mx.array, grad: mx.array, layout: TokenLayout, method: Adapted
     ) -> tuple[mx.array, dict[str, mx.array]]:
         """Return the gradients of a block's input and of its trained tensors."""
         x_grad, *grads = self._computed("backward", layer, [x, grad], layout, method)
         return x_grad, dict(zip(method.of_block(layer), grads, strict=True))
 
     def _computed(
-        self,
-        way: str,
-        layer: int,
-        given: list[mx.array],
-        layout: TokenLayout,
-        method: Adapted[mx.array],
+        self, way: str, layer: int, given: list[mx.array], layout: TokenLayout, method: Adapted
     ) -> Any:
         """Call a block's function, and compile all anew if it fails.
 
@@ -71,7 +58,7 @@ class Blocks:
             raise
 
     def _function(
-        self, way: str, layer: int, layout: TokenLayout, method: Adapted[mx.array]
+        self, way: str, layer: int, layout: TokenLayout, method: Adapted
     ) -> tuple[Function, tuple[Any, ...]]:
         """Return a block's function of arrays, and what it wants after the first of them."""
         own = method.of_block(layer)
@@ -81,17 +68,12 @@ class Blocks:
             return self._make(way, layer, layout, method, tuple(own)), inputs
         form = (way, layer, layout.context, layout.first, *places)
         if form not in self._made:
-            function = self._make(way, layer, layout, method.without_trained(), tuple(own))
+            function = self._make(way, layer, layout, method.without_tensors(), tuple(own))
             self._made[form] = mx.compile(function)
         return self._made[form], inputs
 
     def _make(
-        self,
-        way: str,
-        layer: int,
-        layout: TokenLayout,
-        method: Adapted[mx.array],
-        names: Sequence[str],
+        self, way: str, layer: int, layout: TokenLayout, method: Adapted, names: Sequence[str]
     ) -> Function:
         def forward(
             given: list[mx.array], places: dict[str, mx.array], tensors: list[mx.array]

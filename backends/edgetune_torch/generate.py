@@ -10,11 +10,10 @@ from torch import Tensor
 
 from edgetune.backend import GenerateOptions
 from edgetune.data.batch import prompt_batch
-from edgetune.network.adaptation import Adaptation
-from edgetune.network.mixed import mixed
-from edgetune_torch.decoder import Decoder
+from edgetune_torch.adaptation import Adaptation
+from edgetune_torch.decoder import Cache, Decoder, TokenLayout, placed
 from edgetune_torch.loss import Head
-from edgetune_torch.token_layout import Cache, TokenLayout
+from edgetune_torch.mixed import mixed
 
 
 @dataclass(slots=True)
@@ -23,7 +22,7 @@ class Row:
 
     number: int
     prompt: Sequence[int]
-    method: Adaptation[Tensor]
+    method: Adaptation
     cache: Cache
     draws: torch.Generator
     found: list[int] = field(default_factory=list)
@@ -38,7 +37,7 @@ def generate(
     decoder: Decoder,
     head: Head,
     prompts: Sequence[Sequence[int]],
-    methods: Sequence[Adaptation[Tensor]],
+    methods: Sequence[Adaptation],
     options: GenerateOptions,
 ) -> Iterator[tuple[int, int]]:
     """Yield the number of a prompt and its next token, at most ``max_tokens`` for each."""
@@ -69,8 +68,9 @@ def _first(decoder: Decoder, head: Head, rows: Sequence[Row]) -> Tensor:
         row.cache.length = 0
     method = mixed([row.method for row in rows])
     caches = [row.cache for row in rows]
-    told = prompt_batch([[*row.prompt, *row.found] for row in rows])
-    batch, layout = decoder.placed(told, method, caches)
+    batch, layout = placed(
+        decoder, prompt_batch([[*row.prompt, *row.found] for row in rows]), method, caches
+    )
     tokens = torch.from_numpy(batch.tokens).to(decoder.weights.device).long()
     x = decoder.hidden(tokens, layout, method)
     for cache, (length,) in zip(caches, batch.documents, strict=True):
@@ -116,7 +116,7 @@ def new_row(
     decoder: Decoder,
     number: int,
     prompt: Sequence[int],
-    method: Adaptation[Tensor],
+    method: Adaptation,
     options: GenerateOptions,
 ) -> Row:
     """Return a prompt with a cache for all of its tokens and those of its answer."""

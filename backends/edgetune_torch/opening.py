@@ -6,12 +6,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 import torch
-from torch import Tensor
 
 from edgetune.backend import DeviceOutOfMemoryError, opening_error
-from edgetune.methods.adapted import Adapted
 from edgetune.model import LocalModel
-from edgetune.run_spec import RunSpec
+from edgetune.planning import Plan
 from edgetune.settings.spec import Offload
 from edgetune_torch.checkpoints import make_checkpoints
 from edgetune_torch.decoder import Decoder
@@ -21,6 +19,7 @@ from edgetune_torch.loss import Head
 from edgetune_torch.malloc import limit_heap, trim
 from edgetune_torch.memory import MemoryWatch
 from edgetune_torch.memory_limit import MemoryLimit
+from edgetune_torch.methods import adapt
 from edgetune_torch.onednn import limit_kernels
 from edgetune_torch.out_of_memory import out_of_memory
 from edgetune_torch.session import TorchSession
@@ -29,7 +28,7 @@ from edgetune_torch.tensors import LoadedBase, new_parameters
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def open_session(spec: RunSpec, model: LocalModel) -> TorchSession:
+def open_session(plan: Plan, model: LocalModel) -> TorchSession:
     """Load the model as planned, with a new adapter.
 
     Raises:
@@ -37,41 +36,41 @@ def open_session(spec: RunSpec, model: LocalModel) -> TorchSession:
     """
     try:
         with out_of_memory():
-            return _opened(spec, model)
+            return _opened(plan, model)
     except DeviceOutOfMemoryError as error:
         raise opening_error(error) from None
 
 
-def _opened(spec: RunSpec, model: LocalModel) -> TorchSession:
+def _opened(plan: Plan, model: LocalModel) -> TorchSession:
     limit_heap()
     limit_kernels()
-    device = _place(spec)
+    device = _place(plan)
     with ExitStack() as held:
-        watch = MemoryWatch(device, spec.limits.budget_bytes)
+        watch = MemoryWatch(device, plan.device.budget_bytes)
         held.callback(watch.close)
-        limit = MemoryLimit(device, spec.limits.limit_bytes, spec.limits.runtime_bytes)
+        limit = MemoryLimit(device, plan.device.limit_bytes, plan.memory.parts.runtime)
         held.callback(limit.close)
-        engine = open_engine(spec, model, device, limit.check)
+        engine = open_engine(plan, model, device, limit.check)
         held.callback(engine.close)
         base = LoadedBase(model.shape, engine.decoder.weights, model.folder)
         parameters = new_parameters(
-            spec.choice.method, model.shape, base, spec.training.seed, device
+            plan.choice.method, model.shape, base, plan.training.seed, device
         )
         engine.decoder.weights.workspace.clear()  # what was read is wider than products may be
-        method = Adapted[Tensor](spec.choice.method, model.shape, parameters)
+        method = adapt(plan.choice.method, model.shape, parameters)
         trim()
         limit.check(False)
-        return TorchSession(spec, engine, method, watch, held.pop_all())
+        return TorchSession(plan, engine, method, watch, held.pop_all())
 
 
-def _place(spec: RunSpec) -> torch.device:
+def _place(plan: Plan) -> torch.device:
     """Return where the plan computes; a card by its number, which the allocator's cap asks for.
 
     It is the one that was planned for, if it is still here, and made the current one.
     """
-    if spec.kind != "cuda":
+    if plan.device.kind != "cuda":
         return torch.device("cpu")
-    device = torch.device("cuda", card_number(spec.uuid))
+    device = torch.device("cuda", card_number(plan.device.uuid))
     torch.cuda.set_device(device)
     return device
 
@@ -86,13 +85,13 @@ def card_number(uuid: str | None) -> int:
 
 
 def open_engine(
-    spec: RunSpec,
+    plan: Plan,
     model: LocalModel,
     device: torch.device,
     check: Callable[[bool], None] = lambda _: None,
 ) -> Engine:
     """Load the frozen model as planned; ``check`` is called before each product and may raise."""
-    choice = spec.choice
+    choice = plan.choice
     placements = Placements(blocks=choice.placement, embedding=choice.embedding, head=choice.head)
     weights = Loader(model, device, choice.quantization, placements, check).load()
     return build_engine(

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import Parameter
 
 from edgetune.errors import ModelError, UsageError
 from edgetune.settings.spec import ADAMW, OptimizerName
@@ -42,7 +43,7 @@ class AdamW:
     def __init__(
         self,
         name: OptimizerName,
-        parameters: Mapping[str, Tensor],
+        parameters: Mapping[str, Parameter],
         rates: Mapping[str, float],
         weight_decay: float,
     ) -> None:

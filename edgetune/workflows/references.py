@@ -143,8 +143,9 @@ def _opened(found: Sequence[Reference], own: Reference | None, plan: Plan) -> li
         else:
             one = replace(one, method=item.adapter.method)
             if item is not own:
+                adapter = item.adapter.evened(model.shape)
                 name = realpath(item.name)  # no folder is named as the session's own adapter
-                session.attach(name, item.adapter.method, item.adapter.tensors)
+                session.attach(name, adapter.method, adapter.tensors)
                 one = replace(one, adapter=name)
         opened.append(one)
     return opened
@@ -209,9 +210,9 @@ def _cut_of_run(adapter: Path) -> str:
 
 def new_plan(item: Reference, over: Over) -> Plan:
     """Return a plan for what has none."""
-    settings = dict(_UNTRAINED)
+    shape, settings = item.model.shape, dict(_UNTRAINED)
     if item.adapter is not None:
-        method = item.adapter.method
+        method = item.adapter.evened(shape).method
         settings = values(method) | {"method": method.kind}
     planned = plan_for(
         PlanRequest(
