@@ -19,8 +19,9 @@ from edgetune.device import Device
 from edgetune.errors import OutOfMemoryError, UsageError
 from edgetune.methods.base import Method
 from edgetune.model import LocalModel
-from edgetune.planning import Plan
+from edgetune.run_spec import RunSpec
 from edgetune.settings.spec import SEEDS, Decision, Interval, check_numbers, knob
+from edgetune.shape import ModelShape
 from edgetune.speed import Measurements
 
 GROUP = "edgetune.backends"
@@ -221,13 +222,18 @@ class Backend(Protocol):
     def usable(self) -> Decision[bool]:
         """Say whether this backend can run here and why; never raise."""
 
-    def open(self, plan: Plan, model: LocalModel) -> Session:
-        """Load a model as planned and add its adapter, untrained."""
+    def open(self, spec: RunSpec, model: LocalModel) -> Session:
+        """Load a model as planned and add its adapter, untrained.
+
+        Raises:
+            UsageError: naming everything of the spec that this backend cannot do.
+            DeviceOutOfMemoryError: if memory runs out before the first step.
+        """
 
     def measure(self, device: Device) -> Measurements:
         """Return how fast a device of this machine does what a step consists of."""
 
-    def dry_run(self, plan: Plan) -> Mapping[str, int]:
+    def dry_run(self, spec: RunSpec, shape: ModelShape) -> Mapping[str, int]:
         """Return the peak bytes of live tensors by phase, found without computing anything.
 
         Raises:

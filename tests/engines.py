@@ -14,13 +14,12 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from edgetune.data.batch import IGNORED, MicroBatch
+from edgetune.methods.adapted import Adapted
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
 from edgetune.settings.spec import Quantization
-from edgetune_torch.adaptation import Adapted
 from edgetune_torch.engine import Engine
 from edgetune_torch.load import Loader, Placements
-from edgetune_torch.methods import adapt
 from edgetune_torch.opening import build_engine
 
 LORA = Lora(rank=3)
@@ -32,16 +31,16 @@ class Opened:
     """An engine and the adaptation that it runs with."""
 
     engine: Engine
-    method: Adapted
+    method: Adapted[Tensor]
 
     def gradients(
         self, *batches: MicroBatch, scale: float = 1.0
     ) -> tuple[float, dict[str, Tensor]]:
         """Return the summed loss of micro-batches and its gradient by tensor."""
-        for parameter in self.method.parameters.values():
+        for parameter in self.method.tensors.values():
             parameter.grad = None
         loss = sum(self.engine.gradients(x, self.method, scale=scale).loss for x in batches)
-        found = {name: parameter.grad for name, parameter in self.method.parameters.items()}
+        found = {name: parameter.grad for name, parameter in self.method.tensors.items()}
         return float(loss), {name: grad for name, grad in found.items() if grad is not None}
 
 
@@ -65,7 +64,7 @@ def opened(
     tensors = random_tensors(lora, model.shape)
     parameters = {n: Parameter(torch.from_numpy(x).to(device)) for n, x in tensors.items()}
     try:
-        yield Opened(engine, adapt(lora, model.shape, parameters))
+        yield Opened(engine, Adapted(lora, model.shape, parameters))
     finally:
         engine.close()
 

@@ -46,7 +46,7 @@ def plan_of(model: LocalModel, backend: str, **changes: Any) -> Plan:
 def open_session(folder: Path, backend: str = "mlx", **changes: Any) -> Session:
     """Open a model's folder; what the test does not close is closed after it."""
     model = LocalModel.open(folder)
-    session = load_backend(backend).open(plan_of(model, backend, **changes), model)
+    session = load_backend(backend).open(plan_of(model, backend, **changes).spec, model)
     _OPENED.append(session)
     return session
 

@@ -45,7 +45,7 @@ def plan_for(
 @contextmanager
 def session_for(model: LocalModel, **knobs: Any) -> Iterator[TorchSession]:
     """Yield an opened session; the knobs are those of :func:`plan_for`."""
-    session = open_session(plan_for(model, **knobs), model)
+    session = open_session(plan_for(model, **knobs).spec, model)
     try:
         yield session
     finally:

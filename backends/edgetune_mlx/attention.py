@@ -15,7 +15,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from edgetune.network.ops import Attended
 from edgetune.shape import Attention
+from edgetune_mlx.linear import recomputed
 
 QUERY_CHUNK = 256
 
@@ -64,6 +66,27 @@ def causal(q: mx.array, k: mx.array, v: mx.array, rule: Attention, keys: Keys) -
 
     out: mx.array = custom(q, k, v)
     return out
+
+
+def behind(attended: Attended[mx.array], k: mx.array, v: mx.array) -> Attended[mx.array]:
+    """Return attention to k and v (1, G, P, h) in front of every document's own keys as well."""
+    keys = replace(attended.keys, before=k.shape[2])
+    return attended.with_keys(_preceded(attended.k, k), _preceded(attended.v, v), keys)
+
+
+def _preceded(x: mx.array, before: mx.array) -> mx.array:
+    """Return x (B, G, S, h) with ``before`` (1, G, P, h) in front of each row."""
+    return mx.concatenate([mx.broadcast_to(before, (len(x), *before.shape[1:])), x], axis=2)
+
+
+def attend_all(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+    """Return the output (B, H, S, h) of attention to keys (1, G, P, h) that all queries see."""
+    return recomputed(partial(_attend_all, scale=scale))(q, k, v)
+
+
+def _attend_all(q: mx.array, k: mx.array, v: mx.array, *, scale: float) -> mx.array:
+    k, v = (mx.broadcast_to(x, (len(q), *x.shape[1:])) for x in (k, v))
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
 def _pieces(queries: int, keys: int, window: int | None) -> Iterator[Piece]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from edgetune.device import Device
 from edgetune.errors import UsageError
 from edgetune.model import LocalModel
-from edgetune.planning import Plan
+from edgetune.run_spec import RunSpec
 from edgetune.settings.spec import Decision
+from edgetune.shape import ModelShape
 from edgetune.speed import Measurements
 
 if TYPE_CHECKING:
@@ -32,11 +33,11 @@ class MlxBackend:
         where = "on Metal" if mx.metal.is_available() else "on CPU, for tests"
         return Decision(True, f"mlx {version('mlx')} {where}")
 
-    def open(self, plan: Plan, model: LocalModel) -> MlxSession:
+    def open(self, spec: RunSpec, model: LocalModel) -> MlxSession:
         """Load the model as planned, with a new adapter."""
         from edgetune_mlx.opening import open_session
 
-        return open_session(plan, model)
+        return open_session(spec, model)
 
     def measure(self, device: Device) -> Measurements:
         """Return how fast this machine does what a step consists of."""
@@ -44,13 +45,13 @@ class MlxBackend:
 
         return measure(device)
 
-    def dry_run(self, plan: Plan) -> Mapping[str, int]:
+    def dry_run(self, spec: RunSpec, shape: ModelShape) -> Mapping[str, int]:  # noqa: ARG002
         """Refuse.
 
         Raises:
             UsageError: always: MLX has no tensors without memory.
         """
         raise UsageError(
-            f"MLX cannot tell the memory of {plan.model.ref} without computing; the plan's figures "
-            "stand, and a run measures them."
+            "MLX cannot tell the memory of a step without computing it; the plan's figures stand, and "
+            "a run measures them."
         )

@@ -13,8 +13,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from edgetune_mlx.adaptation import Adapted
-from edgetune_mlx.decoder import Decoder, TokenLayout
+from edgetune.methods.adapted import Adapted
+from edgetune_mlx.decoder import Decoder
+from edgetune_mlx.token_layout import TokenLayout
 
 Function = Callable[..., Any]
 
@@ -31,20 +32,32 @@ class Blocks:
         self.compiled = compiled and isinstance(decoder.weights.blocks, list)
         self._made: dict[tuple[object, ...], Function] = {}
 
-    def forward(self, layer: int, x: mx.array, layout: TokenLayout, method: Adapted) -> mx.array:
+    def forward(
+        self, layer: int, x: mx.array, layout: TokenLayout, method: Adapted[mx.array]
+    ) -> mx.array:
         """Return the output of a block (B, S, D)."""
         out: mx.array = self._computed("forward", layer, [x], layout, method)
         return out
 
     def backward(
-        self, layer: int, x: mx.array, grad: mx.array, layout: TokenLayout, method: Adapted
+        self,
+        layer: int,
+        x: mx.array,
+        grad: mx.array,
+        layout: TokenLayout,
+        method: Adapted[mx.array],
     ) -> tuple[mx.array, dict[str, mx.array]]:
         """Return the gradients of a block's input and of its trained tensors."""
         x_grad, *grads = self._computed("backward", layer, [x, grad], layout, method)
         return x_grad, dict(zip(method.of_block(layer), grads, strict=True))
 
     def _computed(
-        self, way: str, layer: int, given: list[mx.array], layout: TokenLayout, method: Adapted
+        self,
+        way: str,
+        layer: int,
+        given: list[mx.array],
+        layout: TokenLayout,
+        method: Adapted[mx.array],
     ) -> Any:
         """Call a block's function, and compile all anew if it fails.
 
@@ -58,7 +71,7 @@ class Blocks:
             raise
 
     def _function(
-        self, way: str, layer: int, layout: TokenLayout, method: Adapted
+        self, way: str, layer: int, layout: TokenLayout, method: Adapted[mx.array]
     ) -> tuple[Function, tuple[Any, ...]]:
         """Return a block's function of arrays, and what it wants after the first of them."""
         own = method.of_block(layer)
@@ -68,12 +81,17 @@ class Blocks:
             return self._make(way, layer, layout, method, tuple(own)), inputs
         form = (way, layer, layout.context, layout.first, *places)
         if form not in self._made:
-            function = self._make(way, layer, layout, method.without_tensors(), tuple(own))
+            function = self._make(way, layer, layout, method.without_trained(), tuple(own))
             self._made[form] = mx.compile(function)
         return self._made[form], inputs
 
     def _make(
-        self, way: str, layer: int, layout: TokenLayout, method: Adapted, names: Sequence[str]
+        self,
+        way: str,
+        layer: int,
+        layout: TokenLayout,
+        method: Adapted[mx.array],
+        names: Sequence[str],
     ) -> Function:
         def forward(
             given: list[mx.array], places: dict[str, mx.array], tensors: list[mx.array]

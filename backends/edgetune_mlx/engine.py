@@ -18,12 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.data.batch import MicroBatch, prompt_batch
-from edgetune_mlx.adaptation import Adaptation, Adapted
+from edgetune.methods.adapted import Adapted
+from edgetune.network.adaptation import Adaptation
 from edgetune_mlx.checkpoints import Entries
 from edgetune_mlx.compiled import Blocks
-from edgetune_mlx.decoder import Decoder, TokenLayout, placed
+from edgetune_mlx.decoder import Decoder
 from edgetune_mlx.loss import Head, Loss, Sums, Wanted, losses_only
 from edgetune_mlx.memory import Guard
+from edgetune_mlx.token_layout import TokenLayout
 
 Gradients = dict[str, mx.array]
 
@@ -35,7 +37,7 @@ class Pass:
     tokens: mx.array
     layout: TokenLayout
     wanted: Wanted
-    method: Adapted
+    method: Adapted[mx.array]
     scale: float
     grads: Gradients
     """The gradients of a step, to which those of this micro-batch are added as they are found."""
@@ -65,7 +67,7 @@ class Engine:
         self.entries = entries
 
     def gradients(
-        self, batch: MicroBatch, method: Adapted, *, scale: float, into: Gradients
+        self, batch: MicroBatch, method: Adapted[mx.array], *, scale: float, into: Gradients
     ) -> Sums:
         """Return the summed loss; add ``scale`` times its gradient by each trained tensor."""
         batch, layout = self._placed(batch, method)
@@ -87,13 +89,13 @@ class Engine:
             self._input(run, grad)
         return sums
 
-    def evaluate(self, batch: MicroBatch, method: Adaptation) -> Sums:
+    def evaluate(self, batch: MicroBatch, method: Adaptation[mx.array]) -> Sums:
         """Return the summed loss of a micro-batch."""
         batch, layout = self._placed(batch, method)
         x = self._hidden(mx.array(batch.tokens), layout, method)
         return self._loss(x, batch.targets, method)
 
-    def evaluate_rows(self, batch: MicroBatch, method: Adaptation) -> list[Sums]:
+    def evaluate_rows(self, batch: MicroBatch, method: Adaptation[mx.array]) -> list[Sums]:
         """Return the summed loss of each row of a micro-batch."""
         batch, layout = self._placed(batch, method)
         x = self._hidden(mx.array(batch.tokens), layout, method)
@@ -102,19 +104,21 @@ class Engine:
             self._loss(x[i : i + 1], batch.targets[i : i + 1], one) for i, one in enumerate(each)
         ]
 
-    def logits(self, row: Sequence[int], method: Adaptation) -> NDArray[np.float32]:
+    def logits(self, row: Sequence[int], method: Adaptation[mx.array]) -> NDArray[np.float32]:
         """Return float32 logits (S, V) after each token of one row."""
-        batch, layout = placed(self.decoder, prompt_batch([row]), method)
+        batch, layout = self.decoder.placed(prompt_batch([row]), method)
         x = self._hidden(mx.array(batch.tokens), layout, method)[0]
         logits = np.array(self.head.logits(self.decoder.final_norm(x, method)))
         return logits[method.virtual_tokens :][: len(row)]
 
-    def _placed(self, batch: MicroBatch, method: Adaptation) -> tuple[MicroBatch, TokenLayout]:
+    def _placed(
+        self, batch: MicroBatch, method: Adaptation[mx.array]
+    ) -> tuple[MicroBatch, TokenLayout]:
         """Return a micro-batch as the method wants it, and where its tokens stand."""
         self.guard.divisible = len(batch.tokens) > 1
-        return placed(self.decoder, batch, method)
+        return self.decoder.placed(batch, method)
 
-    def _loss(self, x: mx.array, targets: NDArray[np.int32], method: Adaptation) -> Sums:
+    def _loss(self, x: mx.array, targets: NDArray[np.int32], method: Adaptation[mx.array]) -> Sums:
         """Return the summed loss of the last block's output (B, S, D)."""
         wanted = Wanted.of(targets, self.chunk)
         selected = self.decoder.final_norm(x.flatten(0, 1)[wanted.at], method)
@@ -122,7 +126,9 @@ class Engine:
         self.guard.check()
         return sums
 
-    def _hidden(self, tokens: mx.array, layout: TokenLayout, method: Adaptation) -> mx.array:
+    def _hidden(
+        self, tokens: mx.array, layout: TokenLayout, method: Adaptation[mx.array]
+    ) -> mx.array:
         """Return the output of the last block (B, S, D)."""
         x = self.decoder.embed(tokens, layout, method)
         for layer in range(self.decoder.shape.layers):

@@ -10,10 +10,11 @@ import numpy as np
 
 from edgetune.backend import GenerateOptions
 from edgetune.data.batch import prompt_batch
-from edgetune_mlx.adaptation import Adaptation
-from edgetune_mlx.decoder import Cache, Decoder, TokenLayout, placed
+from edgetune.network.adaptation import Adaptation
+from edgetune.network.mixed import mixed
+from edgetune_mlx.decoder import Decoder
 from edgetune_mlx.loss import Head
-from edgetune_mlx.mixed import mixed
+from edgetune_mlx.token_layout import Cache, TokenLayout
 
 
 @dataclass(slots=True)
@@ -22,7 +23,7 @@ class Row:
 
     number: int
     prompt: Sequence[int]
-    method: Adaptation
+    method: Adaptation[mx.array]
     cache: Cache
     key: mx.array
     found: list[int] = field(default_factory=list)
@@ -37,7 +38,7 @@ def generate(
     decoder: Decoder,
     head: Head,
     prompts: Sequence[Sequence[int]],
-    methods: Sequence[Adaptation],
+    methods: Sequence[Adaptation[mx.array]],
     options: GenerateOptions,
 ) -> Iterator[tuple[int, int]]:
     """Yield the number of a prompt and its next token, at most ``max_tokens`` for each."""
@@ -68,7 +69,7 @@ def _first(decoder: Decoder, head: Head, rows: Sequence[Row]) -> mx.array:
         row.cache.length = 0
     method, caches = mixed([row.method for row in rows]), [row.cache for row in rows]
     told = prompt_batch([[*row.prompt, *row.found] for row in rows])
-    batch, layout = placed(decoder, told, method, caches)
+    batch, layout = decoder.placed(told, method, caches)
     for cache, (length,) in zip(caches, batch.documents, strict=True):
         cache.arriving = length
     x = _hidden(decoder, mx.array(batch.tokens), layout, method)
@@ -95,7 +96,7 @@ def _next(decoder: Decoder, head: Head, rows: Sequence[Row]) -> mx.array:
 
 
 def _hidden(
-    decoder: Decoder, tokens: mx.array, layout: TokenLayout, method: Adaptation
+    decoder: Decoder, tokens: mx.array, layout: TokenLayout, method: Adaptation[mx.array]
 ) -> mx.array:
     """Return the output of the last block (B, S, D); the caches hold what arrived."""
     x = decoder.embed(tokens, layout, method)
@@ -126,7 +127,7 @@ def new_row(
     decoder: Decoder,
     number: int,
     prompt: Sequence[int],
-    method: Adaptation,
+    method: Adaptation[mx.array],
     options: GenerateOptions,
 ) -> Row:
     """Return a prompt with a cache for all of its tokens and those of its answer."""

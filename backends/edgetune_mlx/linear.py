@@ -11,6 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from edgetune.network.ops import Dropout
 from edgetune_mlx.matrices import Matrix
 
 
@@ -55,19 +56,23 @@ def _low_rank(
     x: mx.array, a: mx.array, b: mx.array, *, scale: float, dropout: Dropout | None
 ) -> mx.array:
     # a float32 factor would promote everything behind it
-    inputs = x if dropout is None else dropout(x)
+    inputs = x if dropout is None else dropped(x, dropout)
     return scale * (inputs @ a.T.astype(x.dtype) @ b.T.astype(x.dtype))
 
 
-class Dropout:
-    """Inverted dropout whose mask is drawn again from its key instead of being kept."""
+def row_norms(matrix: Matrix, a: mx.array, b: mx.array, scale: float) -> mx.array:
+    """Return the norms (N) of the rows of ``W + scale * B A`` without forming ``B A``.
 
-    def __init__(self, share: float, key: mx.array) -> None:
-        """Drop ``share`` of the elements, those that ``key`` says."""
-        self.share = share
-        self.key = key
+    ``|W|^2 + 2 s <W A^T, B> + s^2 <B A A^T, B>`` by row, as constants.
+    """
+    a, b, dense = mx.stop_gradient(a), mx.stop_gradient(b), matrix.dense(mx.float32)
+    cross = ((dense @ a.T) * b).sum(1)
+    own = ((b @ (a @ a.T)) * b).sum(1)
+    squares = dense.square().sum(1) + 2 * scale * cross + scale**2 * own
+    return mx.sqrt(mx.maximum(squares, 0))
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """Return x with elements dropped and the rest scaled up."""
-        kept = mx.random.bernoulli(1 - self.share, x.shape, key=self.key)
-        return mx.where(kept, x * (1 / (1 - self.share)), 0)
+
+def dropped(x: mx.array, dropout: Dropout) -> mx.array:
+    """Return x with elements dropped and the rest scaled up."""
+    kept = mx.random.bernoulli(1 - dropout.fraction, x.shape, key=mx.random.key(dropout.seed))
+    return mx.where(kept, x * (1 / (1 - dropout.fraction)), 0)

@@ -10,8 +10,8 @@ import mlx.core as mx
 
 from edgetune.backend import DeviceOutOfMemoryError, MemoryReading
 from edgetune.choice import Choice
-from edgetune.planning import Plan
 from edgetune.process_limit import LAST_TOLERANCE, TOLERANCE, ProcessLimit
+from edgetune.run_spec import RunSpec
 from edgetune.shape import ModelShape
 from edgetune.storage import BYTES, FLOAT32_BYTES
 from edgetune.units import format_bytes
@@ -50,15 +50,16 @@ class Guard:
         self._cache_limit = mx.set_cache_limit(cache)
 
     @classmethod
-    def of(cls, plan: Plan, shape: ModelShape) -> Guard:
-        """Return the guard of a plan: freed buffers are kept where the plan leaves room."""
-        left = plan.device.budget_bytes - plan.memory.peak_bytes
-        runtime = plan.memory.parts.runtime
+    def of(cls, spec: RunSpec, shape: ModelShape) -> Guard:
+        """Return the guard of a run: freed buffers are kept where the plan leaves room."""
+        limits = spec.limits
+        left = limits.budget_bytes - limits.peak_bytes
+        runtime = limits.runtime_bytes
         return cls(
-            plan.device.budget_bytes - runtime,
-            waiting=max(0, plan.memory.phases.train - runtime - largest_array(plan.choice, shape)),
+            limits.budget_bytes - runtime,
+            waiting=max(0, limits.training_bytes - runtime - largest_array(spec.choice, shape)),
             cache=min(MOST_CACHE, max(LEAST_CACHE, left)),
-            process=plan.device.limit_bytes,
+            process=limits.limit_bytes,
         )
 
     def begin(self) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from edgetune.backend import DeviceOutOfMemoryError, opening_error
 from edgetune.errors import UsageError
+from edgetune.methods.adapted import Adapted
 from edgetune.model import LocalModel
-from edgetune.planning import Plan
+from edgetune.run_spec import RunSpec
+from edgetune.shape import ModelShape
 from edgetune_mlx.checkpoints import InMemory, OnDisk
 from edgetune_mlx.decoder import Decoder
 from edgetune_mlx.engine import Engine
@@ -13,7 +15,6 @@ from edgetune_mlx.load import Loader
 from edgetune_mlx.loss import Head
 from edgetune_mlx.matrices import packing_of
 from edgetune_mlx.memory import Guard
-from edgetune_mlx.methods import adapt
 from edgetune_mlx.out_of_memory import out_of_memory
 from edgetune_mlx.precision import DTYPES, compiles
 from edgetune_mlx.session import MlxSession
@@ -21,25 +22,25 @@ from edgetune_mlx.streaming import StreamedBlocks
 from edgetune_mlx.tensors import LoadedBase, new_parameters
 
 
-def open_session(plan: Plan, model: LocalModel) -> MlxSession:
+def open_session(spec: RunSpec, model: LocalModel) -> MlxSession:
     """Load the model as planned, with a new adapter.
 
     Raises:
         UsageError: naming everything of the plan that MLX cannot do.
         DeviceOutOfMemoryError: if memory runs out before the first step.
     """
-    _check(plan)
+    _check(spec, model.shape)
     try:
         with out_of_memory():
-            return _opened(plan, model)
+            return _opened(spec, model)
     except DeviceOutOfMemoryError as error:
         raise opening_error(error) from None
 
 
-def _opened(plan: Plan, model: LocalModel) -> MlxSession:
-    choice, shape = plan.choice, model.shape
+def _opened(spec: RunSpec, model: LocalModel) -> MlxSession:
+    choice, shape = spec.choice, model.shape
     loader = Loader(model, packing_of(choice.quantization))
-    guard = Guard.of(plan, shape)
+    guard = Guard.of(spec, shape)
     try:
         weights = loader.load(StreamedBlocks(loader) if choice.placement == "disk" else None)
         head = Head(
@@ -58,22 +59,22 @@ def _opened(plan: Plan, model: LocalModel) -> MlxSession:
             compiled=compiles(),
         )
         base = LoadedBase(shape, weights, model.folder)
-        parameters = new_parameters(choice.method, shape, base, plan.training.seed)
-        method = adapt(choice.method, shape, parameters)
+        parameters = new_parameters(choice.method, shape, base, spec.training.seed)
+        method = Adapted(choice.method, shape, parameters)
     except BaseException:
         guard.close()
         raise
-    return MlxSession(plan, engine, method)
+    return MlxSession(spec, engine, method)
 
 
-def _check(plan: Plan) -> None:
+def _check(spec: RunSpec, shape: ModelShape) -> None:
     """Refuse what would otherwise be ignored."""
-    choice, problems = plan.choice, []
+    choice, problems = spec.choice, []
     if choice.optimizer != "adamw":
         problems.append(f"no optimizer {choice.optimizer}; --optimizer adamw works")
     if choice.placement == "host":
         problems.append("no host memory besides its own; --placement disk works")
-    if choice.placement == "disk" and choice.checkpointing.layers < plan.model.layers:
+    if choice.placement == "disk" and choice.checkpointing.layers < shape.layers:
         problems.append("to keep activations of blocks on disk; --checkpointing all works")
     if choice.embedding != "resident" or choice.head != "resident":
         problems.append("embedding and head in memory only; --embedding and --head resident work")

@@ -48,8 +48,8 @@ def _llama3(rotary: Rotary, plain: Floats) -> Floats:
     wavelength = 2 * pi / plain
     longest = rotary.original_context / rotary.low_frequency_factor
     shortest = rotary.original_context / rotary.high_frequency_factor
-    sequencer = rotary.original_context / wavelength
-    kept = (sequencer - rotary.low_frequency_factor) / (
+    turns = rotary.original_context / wavelength
+    kept = (turns - rotary.low_frequency_factor) / (
         rotary.high_frequency_factor - rotary.low_frequency_factor
     )
     between = ((1 - kept) / rotary.factor + kept) * plain
@@ -60,8 +60,8 @@ def _llama3(rotary: Rotary, plain: Floats) -> Floats:
 def _yarn(rotary: Rotary, plain: Floats) -> Floats:
     """Interpolate channels that turn slowly, keep those that turn fast, ramp between."""
 
-    def channel(sequencer: float) -> float:
-        length = rotary.original_context / (sequencer * 2 * pi)
+    def channel(turns: float) -> float:
+        length = rotary.original_context / (turns * 2 * pi)
         return rotary.dimensions * log(length) / (2 * log(rotary.theta))
 
     low, high = channel(rotary.beta_fast), channel(rotary.beta_slow)

@@ -23,14 +23,14 @@ from edgetune.backend import (
 )
 from edgetune.data.batch import MicroBatch
 from edgetune.errors import DivergedError
+from edgetune.methods.adapted import Adapted
 from edgetune.methods.base import Method
-from edgetune.planning import Plan
-from edgetune_mlx.adaptation import BASE, Adaptation, Adapted
+from edgetune.network.adaptation import BASE, Adaptation
+from edgetune.network.mixed import mixed
+from edgetune.run_spec import RunSpec
 from edgetune_mlx.engine import Engine, Gradients
 from edgetune_mlx.generate import generate
 from edgetune_mlx.loss import Sums
-from edgetune_mlx.methods import adapt
-from edgetune_mlx.mixed import mixed
 from edgetune_mlx.optimizer import AdamW, clipping
 from edgetune_mlx.out_of_memory import out_of_memory
 from edgetune_mlx.streaming import StreamedBlocks
@@ -49,14 +49,14 @@ STEP = "step"
 class MlxSession:
     """One model, one adaptation, one optimizer."""
 
-    def __init__(self, plan: Plan, engine: Engine, method: Adapted) -> None:
+    def __init__(self, spec: RunSpec, engine: Engine, method: Adapted[mx.array]) -> None:
         """Take over a loaded engine and a method with its tensors."""
-        self.plan = plan
+        self.spec = spec
         self.engine = engine
         self.method = method
         self.steps = 0
-        self._attached = Attached[Adapted]()
-        self.optimizer = AdamW(method.trained, method.rates, plan.training.weight_decay)
+        self._attached = Attached[Adapted[mx.array]]()
+        self.optimizer = AdamW(method.sizes, method.rates, spec.training.weight_decay)
 
     def step(
         self, micro_batches: Sequence[MicroBatch], *, loss_tokens: int, learning_rate: float
@@ -65,7 +65,7 @@ class MlxSession:
         number = self.steps + 1
         with self._within_memory():
             total, grads = self._accumulate(micro_batches, 1.0 / loss_tokens)
-            clip, norm = clipping(grads, self.plan.training.max_grad_norm)
+            clip, norm = clipping(grads, self.spec.training.max_grad_norm)
             loss = total / loss_tokens
             if not (isfinite(loss) and isfinite(norm)):
                 raise DivergedError(f"loss {loss:.4g}, gradient norm {norm:.4g}")
@@ -79,7 +79,7 @@ class MlxSession:
         saved, shape = method.on_disk(), self.method.shape
         with self._within_memory():
             self._attached.add(
-                name, lambda: adapt(saved, shape, loaded_parameters(saved, shape, tensors))
+                name, lambda: Adapted(saved, shape, loaded_parameters(saved, shape, tensors))
             )
 
     def detach(self, name: str) -> None:
@@ -168,7 +168,7 @@ class MlxSession:
     ) -> tuple[float, Gradients]:
         loss, total = 0.0, Gradients()
         for index, batch in enumerate(micro_batches):
-            method = self.method.drawing(f"{self.plan.training.seed}:{self.steps}", index)
+            method = self.method.drawing(f"{self.spec.training.seed}:{self.steps}", index)
             loss += self.engine.gradients(batch, method, scale=scale, into=total).loss
         return loss, total
 
@@ -188,12 +188,12 @@ class MlxSession:
             raise
 
     def _get(self, name: str) -> mx.array:
-        return self.method.parameters[name]
+        return self.method.tensors[name]
 
     def _put(self, name: str, tensor: mx.array) -> None:
         self.method = self.method.over({name: tensor})
 
-    def _inference(self, adapter: str | None) -> Adaptation:
+    def _inference(self, adapter: str | None) -> Adaptation[mx.array]:
         if adapter is None:
             return BASE
         return self.method if adapter == DEFAULT_ADAPTER else self._attached.named(adapter)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from edgetune.backend import Tensors
 from edgetune.errors import ModelError
 from edgetune.methods import Method, initial_value
+from edgetune.methods.adapted import Adapted
 from edgetune.shape import ModelShape
-from edgetune_mlx.adaptation import Adapted
 from edgetune_mlx.load import BlockWeights, Weights
 
 TRAINED = "trained."
@@ -81,19 +81,21 @@ def loaded_parameters(method: Method, shape: ModelShape, tensors: Tensors) -> di
     return {name: mx.array(np.asarray(array)) for name, array in tensors.items()}
 
 
-def saved_tensors(method: Adapted) -> Tensors:
+def saved_tensors(method: Adapted[mx.array]) -> Tensors:
     """Return what belongs into the adapter's file."""
-    return method.spec.fold(method.shape, _arrays(method.parameters))
+    return method.spec.fold(method.shape, _arrays(method.tensors))
 
 
-def unsaved_tensors(method: Adapted) -> Tensors:
+def unsaved_tensors(method: Adapted[mx.array]) -> Tensors:
     """Return what training needs besides, where more is trained than saved."""
     if not _folds(method):
         return {}
-    return {f"{TRAINED}{name}": array for name, array in _arrays(method.parameters).items()}
+    return {f"{TRAINED}{name}": array for name, array in _arrays(method.tensors).items()}
 
 
-def taken_over(method: Adapted, adapter: Tensors, unsaved: Tensors) -> dict[str, mx.array]:
+def taken_over(
+    method: Adapted[mx.array], adapter: Tensors, unsaved: Tensors
+) -> dict[str, mx.array]:
     """Return a method's tensors from what :func:`saved_tensors` or both functions returned.
 
     Raises:
@@ -108,14 +110,14 @@ def taken_over(method: Adapted, adapter: Tensors, unsaved: Tensors) -> dict[str,
                 "that it can be used and not trained on: open it with the method of the file."
             )
         adapter = {name.removeprefix(TRAINED): array for name, array in unsaved.items()}
-        _check({name: x.shape for name, x in method.parameters.items()}, adapter)
+        _check({name: x.shape for name, x in method.tensors.items()}, adapter)
     return {
         name: mx.array(np.asarray(adapter[name], np.float32)).reshape(x.shape)
-        for name, x in method.parameters.items()
+        for name, x in method.tensors.items()
     }
 
 
-def _folds(method: Adapted) -> bool:
+def _folds(method: Adapted[mx.array]) -> bool:
     spec, shape = method.spec, method.shape
     return spec.on_disk().tensors(shape) != spec.tensors(shape)
 

@@ -1,4 +1,4 @@
-"""Trained copies of the base's own tensors: biases, norms, whole matrices.
+"""Trained biases and matrices.
 
 K inputs, N outputs.
 """
@@ -9,10 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from edgetune.shape import NormKind
-from edgetune_mlx.adaptation import Adapted, norm_modules
 from edgetune_mlx.linear import recomputed
-from edgetune_mlx.pointwise import norm
 
 
 def add_bias(y: mx.array, bias: mx.array) -> mx.array:
@@ -30,23 +27,3 @@ def add_bias(y: mx.array, bias: mx.array) -> mx.array:
 def trained_linear(x: mx.array, weight: mx.array) -> mx.array:
     """Return ``x W^T`` for a trained float32 W (N, K); keeps x and no converted copy of W."""
     return recomputed(lambda x, weight: x @ weight.astype(x.dtype).T)(x, weight)
-
-
-def trained_norm(
-    method: Adapted,
-    layer: int | None,
-    role: str,
-    x: mx.array,
-    kind: NormKind,
-    weight: mx.array,
-    bias: mx.array | None,
-    part: str = "",
-) -> mx.array:
-    """Return x normalised, with what is trained in place of what is frozen.
-
-    ``part`` stands between a norm's module and ``.weight`` or ``.bias`` in the names of the
-    trained copies.
-    """
-    name = f"{dict(norm_modules(method.shape))[layer, role]}{part}"
-    weight = method.parameters.get(f"{name}.weight", weight)
-    return norm(x, kind, weight, method.parameters.get(f"{name}.bias", bias))

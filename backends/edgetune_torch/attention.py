@@ -9,6 +9,7 @@ B rows, H heads, G key/value heads, S queries, K keys, h channels of a head.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,14 +18,64 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from edgetune.network.ops import Attended
 from edgetune.shape import Attention
+from edgetune_torch.documents import Documents, followed, preceded
 from edgetune_torch.precision import attends, attention_dtype
 
 QUERY_CHUNK = 256
 
-Documents = tuple[tuple[int, ...], ...]
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Which keys the queries of each row see: those before them in their document.
+
+    If ``cached``, there is one query, of the last key's token.
+    """
+
+    documents: Documents
+    cached: bool = False
+
+
 Piece = tuple[slice, slice, slice]
 """Rows, heads and positions of one attended document."""
+
+
+def attended_to(attended: Attended[Tensor]) -> Tensor:
+    """Return the output (B, H, S, h) of attention to a row's own keys."""
+    q, k, v, keys = attended.q, attended.k, attended.v, attended.keys
+    if keys.cached:
+        return causal(q, k, v, attended.rule)
+    return attend(q, k, v, attended.rule, keys.documents)
+
+
+def attended_behind(attended: Attended[Tensor], k: Tensor, v: Tensor) -> Tensor:
+    """Return the output (B, H, S, h) with k and v (1, G, P, h) in front of every document's own.
+
+    They are preceded by as many queries that nobody reads: attention stays square and causal,
+    and needs no mask.
+    """
+    q, documents, length = attended.q, attended.keys.documents, k.shape[2]
+    if attended.keys.cached:
+        keys, values = torch.cat((k, attended.k), 2), torch.cat((v, attended.v), 2)
+        return causal(q, keys, values, attended.rule)
+    nothing = q.new_zeros(1, q.shape[1], length, q.shape[3])
+    longer = replace(
+        attended,
+        q=preceded(q, nothing, documents),
+        k=preceded(attended.k, k, documents),
+        v=preceded(attended.v, v, documents),
+        keys=Keys(tuple(tuple(size + length for size in row) for row in documents)),
+    )
+    return followed(attended_to(longer), length, documents, q.shape[2])
+
+
+def attend_all(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Return the output (B, H, S, h) of attention to keys (1, G, P, h) that all queries see."""
+    grouped = q.reshape(len(q), k.shape[1], -1, *q.shape[2:])  # (B, G, H/G, S, h)
+    scores = grouped @ k.unsqueeze(2).transpose(-1, -2) * scale
+    weights = scores.float().softmax(-1).to(q.dtype)
+    return (weights @ v.unsqueeze(2)).flatten(1, 2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, rule: Attention, documents: Documents) -> Tensor:

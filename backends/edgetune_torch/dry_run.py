@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from edgetune.choice import Choice
 from edgetune.data.batch import full_batch
 from edgetune.errors import UsageError
-from edgetune.planning import Plan
+from edgetune.run_spec import RunSpec
 from edgetune.shape import ModelShape
 from edgetune_torch.fake import fake_engine, fake_method, warm_up
 from edgetune_torch.gradients import Gradients
@@ -69,15 +69,15 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live -= size
 
 
-def dry_run(plan: Plan) -> Mapping[str, int]:
+def dry_run(spec: RunSpec, shape: ModelShape) -> Mapping[str, int]:
     """Return the peak bytes of live tensors by phase.
 
     Raises:
         UsageError: for a card, which keeps other things in memory than a processor.
     """
-    if plan.device.kind != "cpu":
+    if spec.kind != "cpu":
         raise UsageError("--verify counts what a processor keeps: give it with --device cpu.")
-    return live_peaks(plan.shape, plan.choice)
+    return live_peaks(shape, spec.choice)
 
 
 def live_peaks(
@@ -104,7 +104,7 @@ def live_peaks(
         engine.evaluate(batch, method)
         evaluated = live.peak
         live.restart()
-        method.seed("0")
+        method = method.drawing("0")
         engine.gradients(batch, method, scale=1.0)
         gradients.clip(1.0)
         optimizer.step(1e-4, 1)

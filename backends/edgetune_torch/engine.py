@@ -33,10 +33,11 @@ import torch
 from torch import Tensor
 
 from edgetune.data.batch import MicroBatch, prompt_batch
-from edgetune_torch.adaptation import Adaptation
+from edgetune.network.adaptation import Adaptation
 from edgetune_torch.checkpoints import Checkpoints, KeptCheckpoints
-from edgetune_torch.decoder import Decoder, TokenLayout, placed
+from edgetune_torch.decoder import Decoder
 from edgetune_torch.loss import Head, Sums, loss_and_gradient, loss_only, loss_positions
+from edgetune_torch.token_layout import TokenLayout
 
 
 @dataclass(slots=True)
@@ -66,7 +67,7 @@ class Engine:
         self.chunk = chunk
         self.checkpoints = checkpoints or KeptCheckpoints()
 
-    def gradients(self, batch: MicroBatch, method: Adaptation, *, scale: float) -> Sums:
+    def gradients(self, batch: MicroBatch, method: Adaptation[Tensor], *, scale: float) -> Sums:
         """Add ``scale`` times the gradient of the summed loss to the parameters' ``grad``."""
         layout, tokens, targets = self._layout(batch, method)
         self.checkpoints.clear()
@@ -79,13 +80,13 @@ class Engine:
         return sums
 
     @torch.no_grad()
-    def evaluate(self, batch: MicroBatch, method: Adaptation) -> Sums:
+    def evaluate(self, batch: MicroBatch, method: Adaptation[Tensor]) -> Sums:
         """Return the summed loss of a micro-batch."""
         layout, tokens, targets = self._layout(batch, method)
         return self._loss(self.decoder.hidden(tokens, layout, method), targets, method)
 
     @torch.no_grad()
-    def evaluate_rows(self, batch: MicroBatch, method: Adaptation) -> list[Sums]:
+    def evaluate_rows(self, batch: MicroBatch, method: Adaptation[Tensor]) -> list[Sums]:
         """Return the summed loss of each row of a micro-batch."""
         layout, tokens, targets = self._layout(batch, method)
         x = self.decoder.hidden(tokens, layout, method)
@@ -93,7 +94,7 @@ class Engine:
         return [self._loss(x[i : i + 1], targets[i : i + 1], one) for i, one in enumerate(each)]
 
     @torch.no_grad()
-    def logits(self, row: Sequence[int], method: Adaptation) -> Tensor:
+    def logits(self, row: Sequence[int], method: Adaptation[Tensor]) -> Tensor:
         """Return float32 logits (S, V) after each token of one row."""
         layout, tokens, _ = self._layout(prompt_batch([row]), method)
         x = self.decoder.hidden(tokens, layout, method)[0]
@@ -110,14 +111,16 @@ class Engine:
         """Where the model is."""
         return self.decoder.weights.device
 
-    def _layout(self, batch: MicroBatch, method: Adaptation) -> tuple[TokenLayout, Tensor, Tensor]:
+    def _layout(
+        self, batch: MicroBatch, method: Adaptation[Tensor]
+    ) -> tuple[TokenLayout, Tensor, Tensor]:
         """Return where a micro-batch's tokens stand, the tokens and the targets (B, S)."""
         self.decoder.weights.workspace.divisible = len(batch.tokens) > 1
-        batch, layout = placed(self.decoder, batch, method)
+        batch, layout = self.decoder.placed(batch, method)
         tokens = torch.from_numpy(batch.tokens).to(self.device).long()
         return layout, tokens, torch.from_numpy(batch.targets).to(self.device)
 
-    def _loss(self, x: Tensor, targets: Tensor, method: Adaptation) -> Sums:
+    def _loss(self, x: Tensor, targets: Tensor, method: Adaptation[Tensor]) -> Sums:
         """Return the summed loss of the last block's output (B, S, D)."""
         at, count = loss_positions(targets, self.chunk)
         selected = self.decoder.final_norm(x.flatten(0, 1)[at], method)
@@ -125,10 +128,10 @@ class Engine:
         return loss_only(selected, wanted, count, self.head, chunk=self.chunk)
 
     def _forward(
-        self, tokens: Tensor, layout: TokenLayout, method: Adaptation
+        self, tokens: Tensor, layout: TokenLayout, method: Adaptation[Tensor]
     ) -> tuple[list[SavedBlock], Tensor]:
         """Return each block that keeps what it saved for its backward pass, and the last output."""
-        first, saved = method.first_layer(), []
+        first, saved = method.first_layer, []
         with torch.no_grad():
             x = self.decoder.embed(tokens, layout, method)
         for layer in self.decoder.weights.blocks.walk(range(self.decoder.shape.layers)):
@@ -144,7 +147,7 @@ class Engine:
         return saved, x.detach()
 
     def _head_gradient(
-        self, x: Tensor, targets: Tensor, method: Adaptation, scale: float
+        self, x: Tensor, targets: Tensor, method: Adaptation[Tensor], scale: float
     ) -> tuple[Sums, Tensor]:
         """Return the loss and the gradient (B, S, D) of the last block's output."""
         at, count = loss_positions(targets, self.chunk)
@@ -160,13 +163,13 @@ class Engine:
         return sums, grad
 
     def _backward(
-        self, saved: list[SavedBlock], grad: Tensor, layout: TokenLayout, method: Adaptation
+        self, saved: list[SavedBlock], grad: Tensor, layout: TokenLayout, method: Adaptation[Tensor]
     ) -> Tensor:
         """Go through the blocks from the last to the first; each saved block is dropped when done.
 
         Returns the gradient of the first adapted block's input, if that is wanted.
         """
-        order = range(self.decoder.shape.layers - 1, method.first_layer() - 1, -1)
+        order = range(self.decoder.shape.layers - 1, method.first_layer - 1, -1)
         for layer in self.decoder.weights.blocks.walk(order):
             if layer >= self.checkpointed:
                 saved_block = saved.pop()
@@ -182,6 +185,6 @@ class Engine:
         return grad
 
 
-def _leaf(x: Tensor, layer: int, method: Adaptation) -> Tensor:
+def _leaf(x: Tensor, layer: int, method: Adaptation[Tensor]) -> Tensor:
     """Return a block's input marked for gradients, unless nothing before it is trained."""
-    return x.detach().requires_grad_(method.trains_input or layer > method.first_layer())
+    return x.detach().requires_grad_(method.trains_input or layer > method.first_layer)

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from edgetune.choice import Choice
+from edgetune.methods.adapted import Adapted
 from edgetune.shape import ModelShape
 from edgetune.storage import FILE_FORMAT
 from edgetune.tensors.gguf.types import BY_NAME, FLOATS, QUANTIZED
-from edgetune_torch.adaptation import Adapted
 from edgetune_torch.checkpoints import Checkpoints, KeptCheckpoints
 from edgetune_torch.decoder import Decoder
 from edgetune_torch.dynamic_map import decode_blocks, encode_blocks
@@ -27,7 +27,6 @@ from edgetune_torch.layout import Layout, StoredAs
 from edgetune_torch.load import Weights
 from edgetune_torch.loss import Head
 from edgetune_torch.matrices import store
-from edgetune_torch.methods import adapt
 from edgetune_torch.opening import DTYPES
 from edgetune_torch.row_formats import BlockRows, PlainRows, RowFormat
 from edgetune_torch.streaming import Slot, StreamedBlocks
@@ -187,13 +186,13 @@ def fake_engine(shape: ModelShape, choice: Choice) -> Engine:
 DTYPES_STORED = {"float16": torch.float16, **DTYPES}
 
 
-def fake_method(shape: ModelShape, choice: Choice) -> Adapted:
+def fake_method(shape: ModelShape, choice: Choice) -> Adapted[Tensor]:
     """Return the method with empty tensors."""
     parameters = {
         tensor.name: Parameter(torch.empty(tensor.shape), requires_grad=tensor.trained)
         for tensor in choice.method.tensors(shape)
     }
-    return adapt(choice.method, shape, parameters)
+    return Adapted(choice.method, shape, parameters)
 
 
 def _head(

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from edgetune.backend import GenerateOptions
 from edgetune.data.batch import prompt_batch
-from edgetune_torch.adaptation import Adaptation
-from edgetune_torch.decoder import Cache, Decoder, TokenLayout, placed
+from edgetune.network.adaptation import Adaptation
+from edgetune.network.mixed import mixed
+from edgetune_torch.decoder import Decoder
 from edgetune_torch.loss import Head
-from edgetune_torch.mixed import mixed
+from edgetune_torch.token_layout import Cache, TokenLayout
 
 
 @dataclass(slots=True)
@@ -22,7 +23,7 @@ class Row:
 
     number: int
     prompt: Sequence[int]
-    method: Adaptation
+    method: Adaptation[Tensor]
     cache: Cache
     draws: torch.Generator
     found: list[int] = field(default_factory=list)
@@ -37,7 +38,7 @@ def generate(
     decoder: Decoder,
     head: Head,
     prompts: Sequence[Sequence[int]],
-    methods: Sequence[Adaptation],
+    methods: Sequence[Adaptation[Tensor]],
     options: GenerateOptions,
 ) -> Iterator[tuple[int, int]]:
     """Yield the number of a prompt and its next token, at most ``max_tokens`` for each."""
@@ -68,9 +69,8 @@ def _first(decoder: Decoder, head: Head, rows: Sequence[Row]) -> Tensor:
         row.cache.length = 0
     method = mixed([row.method for row in rows])
     caches = [row.cache for row in rows]
-    batch, layout = placed(
-        decoder, prompt_batch([[*row.prompt, *row.found] for row in rows]), method, caches
-    )
+    told = prompt_batch([[*row.prompt, *row.found] for row in rows])
+    batch, layout = decoder.placed(told, method, caches)
     tokens = torch.from_numpy(batch.tokens).to(decoder.weights.device).long()
     x = decoder.hidden(tokens, layout, method)
     for cache, (length,) in zip(caches, batch.documents, strict=True):
@@ -116,7 +116,7 @@ def new_row(
     decoder: Decoder,
     number: int,
     prompt: Sequence[int],
-    method: Adaptation,
+    method: Adaptation[Tensor],
     options: GenerateOptions,
 ) -> Row:
     """Return a prompt with a cache for all of its tokens and those of its answer."""

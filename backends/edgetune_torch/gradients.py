@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from edgetune_torch.out_of_memory import is_out_of_memory
 
@@ -14,7 +13,7 @@ from edgetune_torch.out_of_memory import is_out_of_memory
 class Gradients:
     """A float32 buffer whose views are the ``grad`` of the parameters."""
 
-    def __init__(self, parameters: Mapping[str, Parameter]) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         """Give every parameter a gradient of zeros."""
         sizes = [parameter.numel() for parameter in parameters.values()]
         device = next(iter(parameters.values())).device

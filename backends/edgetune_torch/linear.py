@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgetune.network.ops import Dropout
 from edgetune_torch.matrices import Matrix
 from edgetune_torch.precision import product_dtype
 from edgetune_torch.workspace import Workspace
@@ -80,10 +81,10 @@ class LoraLinear(torch.autograd.Function):
         flat, dense = x.flatten(0, -2), rows.dense()
         wide_a, wide_b = a.to(rows.dtype), b.to(rows.dtype)
         y, low = rows.empty(len(dense)), flat.new_empty((len(flat), len(a)), dtype=rows.dtype)
-        mask = None if dropout is None else dropout.mask(flat)
+        kept = None if dropout is None else mask(dropout, flat)
         for span in rows.spans():
             part, wide = rows.part(y, span, "outputs"), rows.upcast(flat, span, "inputs")
-            torch.mm(_dropped(wide, mask, span, dropout), wide_a.T, out=low[span])
+            torch.mm(_dropped(wide, kept, span, dropout), wide_a.T, out=low[span])
             if bias is not None:
                 part.copy_(bias)
             part.addmm_(low[span], wide_b.T, alpha=scale, beta=0 if bias is None else 1)
@@ -103,19 +104,19 @@ class LoraLinear(torch.autograd.Function):
         a_grad, b_grad = torch.zeros_like(a), torch.zeros_like(b)
         dense = rows.dense() if ctx.needs_input_grad[0] else None
         x_grad = None if dense is None else rows.empty(a.shape[1])
-        mask = None if ctx.dropout is None else ctx.dropout.mask(flat)
+        kept = None if ctx.dropout is None else mask(ctx.dropout, flat)
         for span in rows.spans():
             wide = rows.upcast(grad, span, "outputs")
             low_grad = (wide @ wide_b).mul_(ctx.scale)  # (T, R)
             b_grad += (wide.T @ low[span]).mul_(ctx.scale)
-            inputs = _dropped(rows.upcast(flat, span, "inputs"), mask, span, ctx.dropout)
+            inputs = _dropped(rows.upcast(flat, span, "inputs"), kept, span, ctx.dropout)
             a_grad += low_grad.T @ inputs
             if x_grad is not None and dense is not None:
                 part = rows.part(x_grad, span, "inputs")
-                if mask is None:
+                if kept is None:
                     torch.mm(low_grad, wide_a, out=part)
                 else:
-                    part.copy_(_dropped(low_grad @ wide_a, mask, span, ctx.dropout))
+                    part.copy_(_dropped(low_grad @ wide_a, kept, span, ctx.dropout))
                 part.addmm_(wide, dense)
                 rows.store(x_grad, span, part)
         return (
@@ -124,19 +125,11 @@ class LoraLinear(torch.autograd.Function):
         )  # fmt: skip
 
 
-class Dropout:
-    """Inverted dropout whose mask is drawn again from its seed instead of being kept."""
-
-    def __init__(self, share: float, seed: int) -> None:
-        """Drop ``share`` of the elements, those that ``seed`` says."""
-        self.share = share
-        self.seed = seed
-
-    def mask(self, x: Tensor) -> Tensor:
-        """Return which elements of x are kept, as booleans."""
-        generator = torch.Generator(x.device).manual_seed(self.seed)
-        kept = torch.empty(x.shape, dtype=torch.bool, device=x.device)
-        return kept.bernoulli_(1 - self.share, generator=generator)
+def mask(dropout: Dropout, x: Tensor) -> Tensor:
+    """Return which elements of x are kept, as booleans."""
+    generator = torch.Generator(x.device).manual_seed(dropout.seed >> 8)  # it takes 63 bits
+    kept = torch.empty(x.shape, dtype=torch.bool, device=x.device)
+    return kept.bernoulli_(1 - dropout.fraction, generator=generator)
 
 
 def frozen_linear(x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
@@ -205,7 +198,7 @@ class _Rows:
             out[span].copy_(part)
 
 
-def _dropped(x: Tensor, mask: Tensor | None, span: slice, dropout: Dropout | None) -> Tensor:
-    if mask is None or dropout is None:
+def _dropped(x: Tensor, kept: Tensor | None, span: slice, dropout: Dropout | None) -> Tensor:
+    if kept is None or dropout is None:
         return x
-    return (x * mask[span]).div_(1 - dropout.share)
+    return (x * kept[span]).div_(1 - dropout.fraction)

@@ -163,6 +163,32 @@ def matrix_class(quantization: str) -> type[WritableMatrix]:
     return found
 
 
+class _Once:
+    """A matrix that is unpacked once for several products in a row."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        self._matrix = matrix
+        self._found: tuple[torch.dtype, Tensor] | None = None
+
+    @property
+    def workspace(self) -> Workspace:
+        return self._matrix.workspace
+
+    @property
+    def nbytes(self) -> int:
+        return self._matrix.nbytes
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        if self._found is None or self._found[0] != dtype:
+            self._found = dtype, self._matrix.dense(dtype)
+        return self._found[1]
+
+
+def unpacked_once(matrix: Matrix) -> Matrix:
+    """Return a matrix of which each dense form is computed once."""
+    return _Once(matrix)
+
+
 def store(values: Tensor, quantization: str, workspace: Workspace | None = None) -> WritableMatrix:
     """Return ``values`` (outputs, inputs) in a storage format, in memory of its own."""
     cls, (outputs, inputs) = matrix_class(quantization), values.shape

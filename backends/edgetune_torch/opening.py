@@ -6,10 +6,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 import torch
+from torch import Tensor
 
 from edgetune.backend import DeviceOutOfMemoryError, opening_error
+from edgetune.methods.adapted import Adapted
 from edgetune.model import LocalModel
-from edgetune.planning import Plan
+from edgetune.run_spec import RunSpec
 from edgetune.settings.spec import Offload
 from edgetune_torch.checkpoints import make_checkpoints
 from edgetune_torch.decoder import Decoder
@@ -19,7 +21,6 @@ from edgetune_torch.loss import Head
 from edgetune_torch.malloc import limit_heap, trim
 from edgetune_torch.memory import MemoryWatch
 from edgetune_torch.memory_limit import MemoryLimit
-from edgetune_torch.methods import adapt
 from edgetune_torch.onednn import limit_kernels
 from edgetune_torch.out_of_memory import out_of_memory
 from edgetune_torch.session import TorchSession
@@ -28,7 +29,7 @@ from edgetune_torch.tensors import LoadedBase, new_parameters
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def open_session(plan: Plan, model: LocalModel) -> TorchSession:
+def open_session(spec: RunSpec, model: LocalModel) -> TorchSession:
     """Load the model as planned, with a new adapter.
 
     Raises:
@@ -36,41 +37,41 @@ def open_session(plan: Plan, model: LocalModel) -> TorchSession:
     """
     try:
         with out_of_memory():
-            return _opened(plan, model)
+            return _opened(spec, model)
     except DeviceOutOfMemoryError as error:
         raise opening_error(error) from None
 
 
-def _opened(plan: Plan, model: LocalModel) -> TorchSession:
+def _opened(spec: RunSpec, model: LocalModel) -> TorchSession:
     limit_heap()
     limit_kernels()
-    device = _place(plan)
+    device = _place(spec)
     with ExitStack() as held:
-        watch = MemoryWatch(device, plan.device.budget_bytes)
+        watch = MemoryWatch(device, spec.limits.budget_bytes)
         held.callback(watch.close)
-        limit = MemoryLimit(device, plan.device.limit_bytes, plan.memory.parts.runtime)
+        limit = MemoryLimit(device, spec.limits.limit_bytes, spec.limits.runtime_bytes)
         held.callback(limit.close)
-        engine = open_engine(plan, model, device, limit.check)
+        engine = open_engine(spec, model, device, limit.check)
         held.callback(engine.close)
         base = LoadedBase(model.shape, engine.decoder.weights, model.folder)
         parameters = new_parameters(
-            plan.choice.method, model.shape, base, plan.training.seed, device
+            spec.choice.method, model.shape, base, spec.training.seed, device
         )
         engine.decoder.weights.workspace.clear()  # what was read is wider than products may be
-        method = adapt(plan.choice.method, model.shape, parameters)
+        method = Adapted[Tensor](spec.choice.method, model.shape, parameters)
         trim()
         limit.check(False)
-        return TorchSession(plan, engine, method, watch, held.pop_all())
+        return TorchSession(spec, engine, method, watch, held.pop_all())
 
 
-def _place(plan: Plan) -> torch.device:
+def _place(spec: RunSpec) -> torch.device:
     """Return where the plan computes; a card by its number, which the allocator's cap asks for.
 
     It is the one that was planned for, if it is still here, and made the current one.
     """
-    if plan.device.kind != "cuda":
+    if spec.kind != "cuda":
         return torch.device("cpu")
-    device = torch.device("cuda", card_number(plan.device.uuid))
+    device = torch.device("cuda", card_number(spec.uuid))
     torch.cuda.set_device(device)
     return device
 
@@ -85,13 +86,13 @@ def card_number(uuid: str | None) -> int:
 
 
 def open_engine(
-    plan: Plan,
+    spec: RunSpec,
     model: LocalModel,
     device: torch.device,
     check: Callable[[bool], None] = lambda _: None,
 ) -> Engine:
     """Load the frozen model as planned; ``check`` is called before each product and may raise."""
-    choice = plan.choice
+    choice = spec.choice
     placements = Placements(blocks=choice.placement, embedding=choice.embedding, head=choice.head)
     weights = Loader(model, device, choice.quantization, placements, check).load()
     return build_engine(

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import Parameter
 
 from edgetune.errors import ModelError, UsageError
 from edgetune.settings.spec import ADAMW, OptimizerName
@@ -43,7 +42,7 @@ class AdamW:
     def __init__(
         self,
         name: OptimizerName,
-        parameters: Mapping[str, Parameter],
+        parameters: Mapping[str, Tensor],
         rates: Mapping[str, float],
         weight_decay: float,
     ) -> None:

@@ -10,7 +10,7 @@ from math import isfinite
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import Parameter
+from torch import Tensor
 
 from edgetune.backend import (
     DEFAULT_ADAPTER,
@@ -25,17 +25,17 @@ from edgetune.backend import (
 )
 from edgetune.data.batch import MicroBatch
 from edgetune.errors import DivergedError
+from edgetune.methods.adapted import Adapted
 from edgetune.methods.base import Method
-from edgetune.planning import Plan
-from edgetune_torch.adaptation import BASE, Adaptation, Adapted
+from edgetune.network.adaptation import BASE, Adaptation
+from edgetune.network.mixed import mixed
+from edgetune.run_spec import RunSpec
 from edgetune_torch.engine import Engine
 from edgetune_torch.generate import generate
 from edgetune_torch.gradients import Gradients
 from edgetune_torch.loss import Sums
 from edgetune_torch.malloc import trim
 from edgetune_torch.memory import MemoryWatch
-from edgetune_torch.methods import adapt
-from edgetune_torch.mixed import mixed
 from edgetune_torch.optimizer import AdamW
 from edgetune_torch.out_of_memory import out_of_memory
 from edgetune_torch.tensors import (
@@ -54,23 +54,28 @@ class TorchSession:
     """One model, one adaptation, one optimizer, on one device."""
 
     def __init__(
-        self, plan: Plan, engine: Engine, method: Adapted, watch: MemoryWatch, held: ExitStack
+        self,
+        spec: RunSpec,
+        engine: Engine,
+        method: Adapted[Tensor],
+        watch: MemoryWatch,
+        held: ExitStack,
     ) -> None:
         """Take over a loaded engine, and what is ``held`` until the session is closed."""
-        self.plan = plan
+        self.spec = spec
         self.engine = engine
         self.method = method
         self.steps = 0
         self._watch = watch
         self._held = held
         self._gradients: Gradients | None = None
-        self._attached = Attached[Adapted]()
+        self._attached = Attached[Adapted[Tensor]]()
         self.optimizer = AdamW(
-            plan.choice.optimizer, method.trained, method.rates, plan.training.weight_decay
+            spec.choice.optimizer, method.trained, method.rates, spec.training.weight_decay
         )
 
     @property
-    def parameters(self) -> Mapping[str, Parameter]:
+    def parameters(self) -> Mapping[str, Tensor]:
         """The trained tensors."""
         return self.method.trained
 
@@ -84,7 +89,7 @@ class TorchSession:
             try:
                 gradients.begin()
                 loss = self._accumulate(micro_batches, 1.0 / loss_tokens) / loss_tokens
-                norm = gradients.clip(self.plan.training.max_grad_norm)
+                norm = gradients.clip(self.spec.training.max_grad_norm)
                 if not (isfinite(loss) and isfinite(norm)):
                     raise DivergedError(f"loss {loss:.4g}, gradient norm {norm:.4g}")
                 result = StepResult(loss=loss, grad_norm=norm)
@@ -102,7 +107,8 @@ class TorchSession:
         saved, shape, device = method.on_disk(), self.method.shape, self.engine.device
         with out_of_memory():
             self._attached.add(
-                name, lambda: adapt(saved, shape, loaded_parameters(saved, shape, tensors, device))
+                name,
+                lambda: Adapted(saved, shape, loaded_parameters(saved, shape, tensors, device)),
             )
 
     def detach(self, name: str) -> None:
@@ -216,16 +222,15 @@ class TorchSession:
     def _accumulate(self, micro_batches: Sequence[MicroBatch], scale: float) -> float:
         loss = 0.0
         for index, batch in enumerate(micro_batches):
-            self.method.seed(f"{self.plan.training.seed}:{self.steps}", index)
-            loss += self.engine.gradients(batch, self.method, scale=scale).loss
+            method = self.method.drawing(f"{self.spec.training.seed}:{self.steps}", index)
+            loss += self.engine.gradients(batch, method, scale=scale).loss
         return loss
 
-    def _inference(self, adapter: str | None) -> Adaptation:
+    def _inference(self, adapter: str | None) -> Adaptation[Tensor]:
         if adapter is None:
             return BASE
         method = self.method if adapter == DEFAULT_ADAPTER else self._attached.named(adapter)
-        method.seed(None)
-        return method
+        return method.drawing(None)
 
 
 def _result(sums: Sums, batch: MicroBatch) -> EvalResult:

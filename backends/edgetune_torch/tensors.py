@@ -14,8 +14,8 @@ from torch.nn import Parameter
 from edgetune.backend import Tensors
 from edgetune.errors import ModelError
 from edgetune.methods import Method, initial_value
+from edgetune.methods.adapted import Adapted
 from edgetune.shape import ModelShape
-from edgetune_torch.adaptation import Adapted
 from edgetune_torch.load import Weights
 from edgetune_torch.weights import BlockWeights
 
@@ -114,19 +114,19 @@ def loaded_parameters(
     }
 
 
-def saved_tensors(method: Adapted) -> Tensors:
+def saved_tensors(method: Adapted[Tensor]) -> Tensors:
     """Return what belongs into the adapter's file."""
-    return method.spec.fold(method.shape, _arrays(method.parameters))
+    return method.spec.fold(method.shape, _arrays(method.tensors))
 
 
-def unsaved_tensors(method: Adapted) -> Tensors:
+def unsaved_tensors(method: Adapted[Tensor]) -> Tensors:
     """Return what training needs besides, where more is trained than saved."""
     if not _folds(method):
         return {}
-    return {f"{TRAINED}{name}": array for name, array in _arrays(method.parameters).items()}
+    return {f"{TRAINED}{name}": array for name, array in _arrays(method.tensors).items()}
 
 
-def take_over(method: Adapted, adapter: Tensors, unsaved: Tensors) -> None:
+def take_over(method: Adapted[Tensor], adapter: Tensors, unsaved: Tensors) -> None:
     """Set a method's tensors to those that :func:`saved_tensors` or both functions returned.
 
     Raises:
@@ -141,18 +141,18 @@ def take_over(method: Adapted, adapter: Tensors, unsaved: Tensors) -> None:
                 "that it can be used and not trained on: open it with the method of the file."
             )
         adapter = {name.removeprefix(TRAINED): array for name, array in unsaved.items()}
-        _check({name: tuple(x.shape) for name, x in method.parameters.items()}, adapter)
+        _check({name: tuple(x.shape) for name, x in method.tensors.items()}, adapter)
     with torch.no_grad():
-        for name, parameter in method.parameters.items():
+        for name, parameter in method.tensors.items():
             parameter.copy_(torch.from_numpy(np.array(adapter[name])))
 
 
-def _folds(method: Adapted) -> bool:
+def _folds(method: Adapted[Tensor]) -> bool:
     spec, shape = method.spec, method.shape
     return spec.on_disk().tensors(shape) != spec.tensors(shape)
 
 
-def _arrays(parameters: Mapping[str, Parameter]) -> dict[str, NDArray[np.float32]]:
+def _arrays(parameters: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
     return {name: value.detach().cpu().numpy().copy() for name, value in parameters.items()}
 
 

@@ -1,4 +1,4 @@
-"""Trained copies of the base's own tensors: biases, norms, whole matrices.
+"""Trained biases and matrices.
 
 T tokens, K inputs, N outputs.
 """
@@ -9,10 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from edgetune.shape import ModelShape, NormKind
-from edgetune_torch.adaptation import Adapted
-from edgetune_torch.pointwise import norm
 
 
 class AddBias(torch.autograd.Function):
@@ -60,40 +56,3 @@ def trained_linear(x: Tensor, weight: Tensor) -> Tensor:
     """Return ``x W^T`` for a trained W (N, K)."""
     out: Tensor = TrainedLinear.apply(x, weight)  # type: ignore[no-untyped-call]
     return out
-
-
-class TrainedNorms:
-    """The norms of a model, some of whose weights and biases are trained.
-
-    ``part`` is what stands between a norm's module and ``.weight`` or ``.bias`` in the names
-    of the trained copies.
-    """
-
-    def __init__(self, method: Adapted, part: str = "") -> None:
-        """Find the copies among a method's tensors."""
-        self._modules = _norm_modules(method.shape)
-        self._parameters = method.parameters
-        self._part = part
-
-    def __call__(
-        self,
-        layer: int | None,
-        role: str,
-        x: Tensor,
-        kind: NormKind,
-        weight: Tensor,
-        bias: Tensor | None,
-    ) -> Tensor:
-        """Return x normalised, with what is trained in place of what is frozen."""
-        name = f"{self._modules[layer, role]}{self._part}"
-        weight = self._parameters.get(f"{name}.weight", weight)
-        return norm(x, kind, weight, self._parameters.get(f"{name}.bias", bias))
-
-
-def _norm_modules(shape: ModelShape) -> dict[tuple[int | None, str], str]:
-    modules: dict[tuple[int | None, str], str] = {
-        (layer, item.role): f"{shape.block(layer)}{item.module}"
-        for layer in range(shape.layers)
-        for item in shape.norms
-    }
-    return modules | {(None, "final"): shape.final_norm.module}

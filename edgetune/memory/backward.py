@@ -7,7 +7,7 @@ from edgetune.memory.attention import Heads
 from edgetune.memory.block import ATTEND, FIRST_HALF, GATES, READING, Block
 from edgetune.memory.forward import Saved
 from edgetune.memory.ledger import Ledger
-from edgetune.methods.base import Sublayer
+from edgetune.network.adaptation import Sublayer
 
 
 class Backward:

@@ -12,7 +12,7 @@ from edgetune.memory import additions, attention, pointwise, products
 from edgetune.memory.attention import Heads
 from edgetune.memory.block import DOWN, FIRST_HALF, GATES, OUTPUT, READING, Block
 from edgetune.memory.ledger import Ledger
-from edgetune.methods.base import Sublayer
+from edgetune.network.adaptation import Sublayer
 from edgetune.storage import FLOAT32_BYTES
 
 

@@ -1,7 +1,7 @@
-"""What a method is: the tensors that it adds to a frozen model, as data.
+"""What a method is: the tensors that it adds to a frozen model, and how they join its pass.
 
-A backend says how these tensors join the forward pass; their names, shapes, first values and
-number are said here, once, for all backends.
+Their names, shapes, first values and number are data; the places where a method steps in are
+text over :mod:`edgetune.network.ops`. Both are said once, for all backends.
 """
 
 from __future__ import annotations
@@ -10,15 +10,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgetune.methods.initial import Base, Initial, start
+from edgetune.network.adaptation import Sublayer
+from edgetune.network.block import Block
+from edgetune.network.ops import A, Attended
 from edgetune.settings.spec import check_numbers
-from edgetune.shape import LinearRole, ModelShape
+from edgetune.shape import Linear, LinearRole, ModelShape
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from edgetune.methods.adapted import Adapted
 
 Ranks = tuple[tuple[LinearRole, int], ...]
 """The adapted projections of one block, each with its update's rank."""
@@ -42,9 +47,6 @@ class AdapterTensor:
     def size(self) -> int:
         """Number of elements."""
         return prod(self.shape)
-
-
-Sublayer = Literal["attention", "mlp"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +144,38 @@ class Method(ABC):
     def positions(self) -> int:
         """Positions that keys before the first token take in every document."""
         return 0
+
+    # How it joins the forward pass; see :class:`edgetune.network.adaptation.Adaptation`.
+    # ``own`` holds the method's tensors.
+
+    def embed(self, block: Block[A], own: Adapted[A], x: A) -> A:
+        """Return the embeddings (B, S, D) of the tokens."""
+        return x
+
+    def norm(self, block: Block[A], own: Adapted[A], role: str, x: A) -> A:
+        """Return x normalised by a norm of the block, or by the final one."""
+        return block.ops.norm(role, x)
+
+    def project(self, block: Block[A], own: Adapted[A], linear: Linear, x: A) -> A:
+        """Return a projection (..., outputs) of x (..., inputs)."""
+        return block.ops.linear(linear.role, x)
+
+    def attend(self, block: Block[A], own: Adapted[A], attended: Attended[A]) -> A:
+        """Return the output (B, H, S, h) of the block's attention."""
+        return block.ops.attend(attended)
+
+    def sublayer(self, block: Block[A], own: Adapted[A], which: Sublayer, x: A, out: A) -> A:
+        """Return what one half of the block adds to the stream, of its input and its output."""
+        return out
+
+    @property
+    def draws(self) -> bool:
+        """Whether random numbers are part of what a training pass computes."""
+        return False
+
+    def everywhere(self, name: str) -> bool:
+        """Return whether a trained tensor takes part in every block."""
+        return False
 
     # What is written.
 

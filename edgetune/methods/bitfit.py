@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from edgetune.errors import UsageError
 from edgetune.methods.base import AdapterTensor, Footprint, Method
 from edgetune.methods.initial import ZEROS, Copy
 from edgetune.methods.targets import Target, biased_norms, last_blocks, select
+from edgetune.methods.trained import trained_norm
+from edgetune.network.ops import A
 from edgetune.settings.spec import Interval, knob
-from edgetune.shape import ModelShape
+from edgetune.shape import Linear, ModelShape
+
+if TYPE_CHECKING:
+    from edgetune.methods.adapted import Adapted
+    from edgetune.network.block import Block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +67,17 @@ class BitFit(Method):
             for name in (f"{module}.bias",)
         ]
         return (*projections, *norms)
+
+    def project(self, block: Block[A], own: Adapted[A], linear: Linear, x: A) -> A:
+        """Return the projection with its trained bias, if it has one."""
+        ops, bias = block.ops, own.tensors.get(f"{block.module(linear)}.bias")
+        if bias is None:
+            return ops.linear(linear.role, x)
+        return ops.add_bias(ops.linear(linear.role, x, bias=False), bias)
+
+    def norm(self, block: Block[A], own: Adapted[A], role: str, x: A) -> A:
+        """Return x normalised, with the trained bias if there is one."""
+        return trained_norm(block, own, role, x)
 
     def footprint(self, shape: ModelShape, layer: int) -> Footprint:
         """Return the projections with a trained bias."""

@@ -9,13 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import sqrt
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from edgetune.methods.base import AdapterTensor, Footprint, Method, Sublayer
+from edgetune.methods.base import AdapterTensor, Footprint, Method
 from edgetune.methods.initial import ZEROS, Copy, Uniform
 from edgetune.methods.targets import last_blocks, norms
+from edgetune.methods.trained import trained_norm
+from edgetune.network.adaptation import Sublayer
+from edgetune.network.ops import A
 from edgetune.settings.spec import Interval, knob
 from edgetune.shape import ModelShape
+
+if TYPE_CHECKING:
+    from edgetune.methods.adapted import Adapted
+    from edgetune.network.block import Block
 
 DEFAULT_WIDTH = 64
 
@@ -82,6 +89,19 @@ class Bottleneck(Method):
         ]
         return (*adapters, *self._norms(shape))
 
+    def sublayer(self, block: Block[A], own: Adapted[A], which: Sublayer, x: A, out: A) -> A:
+        """Return the half's output with that of its adapter, if it has one."""
+        ops, name = block.ops, adapter_name(block.shape, block.layer or 0, which)
+        if f"{name}.down.weight" not in own.tensors:
+            return out
+        source = x if self.adapter_kind == "parallel" else out
+        inner = ops.activation(_affine(block, own, source, f"{name}.down"), self.adapter_activation)
+        return ops.add(out, ops.scaled(_affine(block, own, inner, f"{name}.up"), self.scale))
+
+    def norm(self, block: Block[A], own: Adapted[A], role: str, x: A) -> A:
+        """Return x normalised, by the trained copy if there is one."""
+        return trained_norm(block, own, role, x)
+
     def first_layer(self, shape: ModelShape) -> int:
         """Return the first block with an adapter."""
         return last_blocks(shape, self.layers).start
@@ -112,6 +132,11 @@ class Bottleneck(Method):
             for part in ("weight", "bias") if norm.bias else ("weight",):
                 name = f"{module}.{part}"
                 yield AdapterTensor(name=name, shape=(norm.size,), initial=Copy(name))
+
+
+def _affine(block: Block[A], own: Adapted[A], x: A, name: str) -> A:
+    y = block.ops.trained_linear(x, own.tensors[f"{name}.weight"])
+    return block.ops.add_bias(y, own.tensors[f"{name}.bias"])
 
 
 def adapter_name(shape: ModelShape, layer: int, which: Sublayer) -> str:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from edgetune.methods.base import AdapterTensor, Footprint
 from edgetune.methods.initial import RowNorms
-from edgetune.methods.lora import LowRank
+from edgetune.methods.lora import LowRank, pair_of
 from edgetune.methods.targets import Target
-from edgetune.shape import ModelShape
+from edgetune.network.ops import A
+from edgetune.shape import Linear, ModelShape
+
+if TYPE_CHECKING:
+    from edgetune.methods.adapted import Adapted
+    from edgetune.network.block import Block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +26,20 @@ class Dora(LowRank):
     def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
         """Return A, B and m of every target: LoRA's parameters and ``outputs`` more."""
         return tuple(tensor for target in self.select(shape) for tensor in self._three(target))
+
+    def project(self, block: Block[A], own: Adapted[A], linear: Linear, x: A) -> A:
+        """Return the projection, with direction and magnitude adapted where it is a target.
+
+        The norm is a constant of the backward pass (section 4.3).
+        """
+        ops, pair, role = block.ops, pair_of(block, own, linear), linear.role
+        if pair is None:
+            return ops.linear(role, x)
+        scale, dropout = self.scale_at_place(block, linear), self.dropped(block, own, linear)
+        y = ops.lora_linear(role, x, *pair, scale, dropout, bias=False)
+        magnitude = own.tensors[f"{block.module(linear)}.lora_magnitude_vector"]
+        norms = ops.row_norms((block.layer or 0, role), *pair, scale, own.kept)
+        return ops.bias(role, ops.times_ratio(y, magnitude, norms))
 
     def footprint(self, shape: ModelShape, layer: int) -> Footprint:
         """Return that the outputs of the targets are scaled."""

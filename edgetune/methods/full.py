@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from edgetune.methods.base import AdapterTensor, Footprint, Method
 from edgetune.methods.initial import Copy
 from edgetune.methods.targets import last_blocks
+from edgetune.methods.trained import trained_norm
+from edgetune.network.ops import A
 from edgetune.settings.spec import Interval, knob
-from edgetune.shape import ModelShape
+from edgetune.shape import Linear, ModelShape
+
+if TYPE_CHECKING:
+    from edgetune.methods.adapted import Adapted
+    from edgetune.network.block import Block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +53,19 @@ class Full(Method):
             "take --quantization none, or --method lora."
         )
         return [reason]
+
+    def project(self, block: Block[A], own: Adapted[A], linear: Linear, x: A) -> A:
+        """Return the projection by the trained copy, if there is one."""
+        ops, name = block.ops, block.module(linear)
+        weight = own.tensors.get(f"{name}.weight")
+        if weight is None:
+            return ops.linear(linear.role, x)
+        y = ops.trained_linear(x, weight)
+        return ops.add_bias(y, own.tensors[f"{name}.bias"]) if linear.bias else y
+
+    def norm(self, block: Block[A], own: Adapted[A], role: str, x: A) -> A:
+        """Return x normalised by the trained copy, if there is one."""
+        return trained_norm(block, own, role, x)
 
     def first_layer(self, shape: ModelShape) -> int:
         """Return the first trained block."""

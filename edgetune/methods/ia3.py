@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from edgetune.methods.base import AdapterTensor, Footprint, Method
 from edgetune.methods.initial import ONES
 from edgetune.methods.targets import Target, select
+from edgetune.network.ops import A
 from edgetune.settings.spec import Interval, knob
 from edgetune.shape import Linear, ModelShape
+
+if TYPE_CHECKING:
+    from edgetune.methods.adapted import Adapted
+    from edgetune.network.block import Block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +62,15 @@ class Ia3(Method):
             outputs=frozenset(x.role for x in here if not scales_inputs(x)),
             inputs=frozenset(x.role for x in here if scales_inputs(x)),
         )
+
+    def project(self, block: Block[A], own: Adapted[A], linear: Linear, x: A) -> A:
+        """Return the projection, scaled where it is a target."""
+        ops, scale = block.ops, own.tensors.get(f"{block.module(linear)}.ia3_l")
+        if scale is None:
+            return ops.linear(linear.role, x)
+        if scales_inputs(linear):
+            return ops.linear(linear.role, ops.times(x, scale))
+        return ops.times(ops.linear(linear.role, x), scale)
 
     def constants(self, shape: ModelShape) -> int:
         """Return a copy of the scales in the type of what they multiply."""

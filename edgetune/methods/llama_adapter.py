@@ -7,13 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from edgetune.methods.base import AdapterTensor, Footprint, Method
 from edgetune.methods.initial import ZEROS, Normal
 from edgetune.methods.targets import last_blocks
+from edgetune.network.ops import A, Attended
 from edgetune.settings.spec import Interval, knob
 from edgetune.shape import ModelShape
+
+if TYPE_CHECKING:
+    from edgetune.methods.adapted import Adapted
+    from edgetune.network.block import Block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +52,16 @@ class LlamaAdapter(Method):
     def first_layer(self, shape: ModelShape) -> int:
         """Return the first block with a prompt."""
         return last_blocks(shape, self.layers).start
+
+    def attend(self, block: Block[A], own: Adapted[A], attended: Attended[A]) -> A:
+        """Return the attention with that over the prompt, gated, if the layer has one."""
+        ops, name = block.ops, attention_name(block.shape, block.layer or 0)
+        out, prompt = ops.attend(attended), own.tensors.get(f"{name}.adaption_prompt")
+        if prompt is None:
+            return out
+        k, v = block.keys_values(ops.cast(prompt))
+        added = ops.attend_all(attended.q, k, v, attended.rule.scale)
+        return ops.add(out, ops.times_heads(added, own.tensors[f"{name}.adaption_gate"]))
 
     def footprint(self, shape: ModelShape, layer: int) -> Footprint:
         """Return the length of a block's prompt."""

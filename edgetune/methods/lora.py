@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import isclose, sqrt
+from functools import lru_cache
+from math import sqrt
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgetune.methods.base import AdapterTensor, Method, Ranks
-from edgetune.methods.initial import ZEROS, Initial, Normal, Principal, Uniform
+from edgetune.methods.initial import ZEROS, Initial, Normal, Principal, Uniform, generator
 from edgetune.methods.patterns import entries, refuse_unmatched, value_of
 from edgetune.methods.targets import Target, select
+from edgetune.network.ops import A, Dropout
 from edgetune.settings.spec import Interval, check_numbers, knob
-from edgetune.shape import ModelShape
+from edgetune.shape import Linear, ModelShape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from edgetune.methods.adapted import Adapted
+    from edgetune.network.block import Block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,20 +121,10 @@ class LowRank(Method):
         return replace(self, alpha_pattern=even), scaled
 
     def refusals(self, shape: ModelShape, *, context: int, quantization: str) -> list[str]:
-        """Return that the updates of a training have one scale, where they would not."""
-        if not self.rank_pattern and not self.alpha_pattern:
-            return []
-        if because := self.one_rank_because:
+        """Return that all targets must have one rank, where they would not."""
+        if (self.rank_pattern or self.alpha_pattern) and (because := self.one_rank_because):
             return [f"{because}. Leave out --rank-pattern and --alpha-pattern."]
-        scales = [self.scale_of(target) for target in self.select(shape)]
-        if all(isclose(scale, self.scale, rel_tol=1e-6) for scale in scales):
-            return []
-        because = (
-            f"The updates are trained with one scale, and these patterns ask for {min(scales):g} "
-            f"to {max(scales):g}. Leave out --alpha, --rslora and --alpha-pattern: then alpha "
-            "follows each rank."
-        )
-        return [because]
+        return []
 
     def _divisor(self, rank: int) -> float:
         return sqrt(rank) if self.rslora else rank
@@ -164,6 +159,21 @@ class LowRank(Method):
             ),
         )
 
+    @property
+    def draws(self) -> bool:
+        """Whether a mask is drawn in training."""
+        return self.dropout > 0
+
+    def scale_at_place(self, block: Block[A], linear: Linear) -> float:
+        """Return what the update of a projection is multiplied by."""
+        if not self.rank_pattern and not self.alpha_pattern:
+            return self.scale
+        return self.scale_of(Target(block.module(linear), block.layer or 0, linear))
+
+    def dropped(self, block: Block[A], own: Adapted[A], linear: Linear) -> Dropout | None:
+        """Return what a target drops in this micro-batch."""
+        return own.dropout(self.dropout, block.layer, linear.role)
+
     def plain(self, target: Target) -> tuple[AdapterTensor, AdapterTensor]:
         """Return A and B with the usual start, U(-1/sqrt(k), 1/sqrt(k)) for A with k inputs.
 
@@ -195,6 +205,20 @@ class Lora(LowRank):
     def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
         """Return A and B of every target, with PiSSA each followed by its constant."""
         return tuple(tensor for target in self.select(shape) for tensor in self._started(target))
+
+    def project(self, block: Block[A], own: Adapted[A], linear: Linear, x: A) -> A:
+        """Return the projection, with the update where it is a target; of PiSSA less its start."""
+        ops, pair = block.ops, pair_of(block, own, linear)
+        if pair is None:
+            return ops.linear(linear.role, x)
+        scale, dropout = self.scale_at_place(block, linear), self.dropped(block, own, linear)
+        y = ops.lora_linear(linear.role, x, *pair, scale, dropout)
+        if self.lora_initial != "pissa":
+            return y
+        module = block.module(linear)
+        a = own.tensors[constant(f"{module}.lora_A.weight")]
+        b = own.tensors[constant(f"{module}.lora_B.weight")]
+        return ops.subtract(y, ops.low_rank(x, a, b, scale, dropout))
 
     def on_disk(self) -> Lora:
         """Return LoRA without a special start."""
@@ -252,12 +276,40 @@ class DyLora(LowRank):
         """Return A and B of every target."""
         return tuple(tensor for target in self.select(shape) for tensor in self.plain(target))
 
+    @property
+    def draws(self) -> bool:
+        """Whether a rank is drawn in training: it is."""
+        return True
+
+    def project(self, block: Block[A], own: Adapted[A], linear: Linear, x: A) -> A:
+        """Return the projection, with the update's first ranks where it is a target."""
+        ops, pair = block.ops, pair_of(block, own, linear)
+        if pair is None:
+            return ops.linear(linear.role, x)
+        rank = self.rank if own.step is None else drawn_rank(own.step, self.rank)
+        a, b = ops.some_rows(pair[0], slice(rank)), ops.some_columns(pair[1], slice(rank))
+        dropout = self.dropped(block, own, linear)
+        return ops.lora_linear(linear.role, x, a, b, self.scale_at(rank), dropout)
+
     def on_disk(self) -> Lora:
         """Return LoRA of the whole rank."""
         return Lora(
             rank=self.rank, alpha=self.alpha, dropout=self.dropout, targets=self.targets,
             layers=self.layers, rslora=self.rslora,
         )  # fmt: skip
+
+
+def pair_of(block: Block[A], own: Adapted[A], linear: Linear) -> tuple[A, A] | None:
+    """Return A (R, inputs) and B (outputs, R) of a projection, if it is a target."""
+    module = block.module(linear)
+    a = own.tensors.get(f"{module}.lora_A.weight")
+    return None if a is None else (a, own.tensors[f"{module}.lora_B.weight"])
+
+
+@lru_cache(maxsize=8)
+def drawn_rank(step: str, rank: int) -> int:
+    """Return a rank from 1 to ``rank``, a function of the step alone."""
+    return int(generator("rank", step).integers(1, rank + 1))
 
 
 def constant(name: str) -> str:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgetune.methods.base import AdapterTensor, Footprint, Method
 from edgetune.methods.bottleneck import Bottleneck
 from edgetune.methods.prefix import Prefix
+from edgetune.network.adaptation import Sublayer
+from edgetune.network.ops import A, Attended
 from edgetune.settings.spec import Interval, knob
 from edgetune.shape import ModelShape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from edgetune.methods.adapted import Adapted
+    from edgetune.network.block import Block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,20 +48,12 @@ class Mam(Method):
     @property
     def prefix(self) -> Prefix:
         """The part at attention."""
-        return Prefix(
-            prefix_length=30 if self.prefix_length is None else self.prefix_length,
-            reparameterize=self.reparameterize,
-            prefix_hidden=self.prefix_hidden,
-        )
+        return _parts(self)[0]
 
     @property
     def adapter(self) -> Bottleneck:
         """The part at the FFN."""
-        return Bottleneck(
-            adapter_kind="parallel",
-            bottleneck=512 if self.bottleneck is None else self.bottleneck,
-            adapter_scale=self.adapter_scale,
-        )
+        return _parts(self)[1]
 
     @property
     def positions(self) -> int:
@@ -69,6 +67,18 @@ class Mam(Method):
     def refusals(self, shape: ModelShape, *, context: int, quantization: str) -> list[str]:
         """Refuse what the prefix refuses."""
         return self.prefix.refusals(shape, context=context, quantization=quantization)
+
+    def attend(self, block: Block[A], own: Adapted[A], attended: Attended[A]) -> A:
+        """Return the attention with the prefix."""
+        return self.prefix.attend(block, own, attended)
+
+    def sublayer(self, block: Block[A], own: Adapted[A], which: Sublayer, x: A, out: A) -> A:
+        """Return a half's output with the adapter's."""
+        return self.adapter.sublayer(block, own, which, x, out)
+
+    def everywhere(self, name: str) -> bool:
+        """Return whether a tensor is the prefix's."""
+        return self.prefix.everywhere(name)
 
     def footprint(self, shape: ModelShape, layer: int) -> Footprint:
         """Return what both parts do."""
@@ -85,3 +95,19 @@ class Mam(Method):
         prefix = {tensor.name for tensor in self.prefix.tensors(shape)}
         kept = {name: value for name, value in tensors.items() if name not in prefix}
         return kept | self.prefix.fold(shape, {name: tensors[name] for name in prefix})
+
+
+@lru_cache(maxsize=16)
+def _parts(mam: Mam) -> tuple[Prefix, Bottleneck]:
+    """Return both parts; they are asked for in every block of every pass."""
+    prefix = Prefix(
+        prefix_length=30 if mam.prefix_length is None else mam.prefix_length,
+        reparameterize=mam.reparameterize,
+        prefix_hidden=mam.prefix_hidden,
+    )
+    adapter = Bottleneck(
+        adapter_kind="parallel",
+        bottleneck=512 if mam.bottleneck is None else mam.bottleneck,
+        adapter_scale=mam.adapter_scale,
+    )
+    return prefix, adapter

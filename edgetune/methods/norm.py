@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.initial import Copy
 from edgetune.methods.targets import select_norms
+from edgetune.methods.trained import trained_norm
+from edgetune.network.ops import A
 from edgetune.settings.spec import Interval, knob
 from edgetune.shape import ModelShape, Norm
+
+if TYPE_CHECKING:
+    from edgetune.methods.adapted import Adapted
+    from edgetune.network.block import Block
 
 PART = "ln_tuning_layers"
 """What PEFT calls the trained copy of a norm."""
@@ -47,6 +53,10 @@ class NormTuning(Method):
             for module, norm in self.select(shape)
             for part in (("weight", "bias") if norm.bias else ("weight",))
         )
+
+    def norm(self, block: Block[A], own: Adapted[A], role: str, x: A) -> A:
+        """Return x normalised by the trained copy, if there is one."""
+        return trained_norm(block, own, role, x, f".{PART}")
 
     def first_layer(self, shape: ModelShape) -> int:
         """Return the first block whose norms are trained; one past the last if none is."""

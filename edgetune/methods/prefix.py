@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgetune.methods.base import AdapterTensor, Footprint, Method
 from edgetune.methods.initial import ZEROS, Normal, Uniform
 from edgetune.methods.prompt import NAME, too_long
+from edgetune.network.ops import A, Attended
 from edgetune.settings.spec import Interval, knob
 from edgetune.shape import ModelShape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from edgetune.methods.adapted import Adapted
+    from edgetune.network.block import Block
 
 DEFAULT_LENGTH = 20
 
@@ -79,6 +83,31 @@ class Prefix(Method):
     def refusals(self, shape: ModelShape, *, context: int, quantization: str) -> list[str]:
         """Refuse a prefix that leaves too few positions."""
         return too_long(shape, context, self.length, "--prefix-length")
+
+    def attend(self, block: Block[A], own: Adapted[A], attended: Attended[A]) -> A:
+        """Return attention to the prefix and the tokens at once."""
+        heads, layer = block.shape.kv_heads, block.layer or 0
+        width = 2 * heads * block.shape.head_dim
+        flat = self._values(block, own, slice(layer * width, (layer + 1) * width))
+        return block.ops.attend(attended, before=block.ops.keys_values(flat, heads))
+
+    def _values(self, block: Block[A], own: Adapted[A], span: slice) -> A:
+        """Return a layer's part (length, 2 * width) of the numbers that a prefix consists of."""
+        ops, tensors = block.ops, own.tensors
+        if NAME in tensors:
+            return ops.some_columns(tensors[NAME], span)
+        inner = ops.float32_linear(
+            tensors["prefix.embedding"],
+            tensors["prefix.inner.weight"],
+            tensors["prefix.inner.bias"],
+        )
+        outer = (tensors[f"prefix.outer.{part}"] for part in ("weight", "bias"))
+        weight, bias = (ops.some_rows(part, span) for part in outer)
+        return ops.float32_linear(ops.tanh(inner), weight, bias)
+
+    def everywhere(self, name: str) -> bool:
+        """Return whether a tensor is the prefix's: one holds the numbers of all layers."""
+        return name == NAME or name.startswith("prefix.")
 
     def footprint(self, shape: ModelShape, layer: int) -> Footprint:
         """Return the length of the prefix."""

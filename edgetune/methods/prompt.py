@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from edgetune.errors import UsageError
 from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.initial import Initial, Tokens, Uniform
+from edgetune.network.ops import A
 from edgetune.settings.spec import Interval, knob
 from edgetune.shape import ModelShape
+
+if TYPE_CHECKING:
+    from edgetune.methods.adapted import Adapted
+    from edgetune.network.block import Block
 
 NAME = "prompt_embeddings"
 """PEFT's name of the one tensor."""
@@ -57,6 +62,10 @@ class Prompt(Method):
         """Return the prompt: ``prompt_length * hidden`` parameters."""
         size = (self.prompt_length, shape.hidden_size)
         return (AdapterTensor(name=NAME, shape=size, initial=self._initial(shape)),)
+
+    def embed(self, block: Block[A], own: Adapted[A], x: A) -> A:
+        """Return the embeddings with the prompt at the first positions of every document."""
+        return block.ops.replaced(x, own.tensors[NAME])
 
     def refusals(self, shape: ModelShape, *, context: int, quantization: str) -> list[str]:
         """Refuse a prompt that leaves too few positions."""

@@ -10,6 +10,7 @@ from edgetune.choice import Choice
 from edgetune.device import Device
 from edgetune.files import write_text
 from edgetune.memory import MemoryEstimate
+from edgetune.run_spec import Limits, RunSpec
 from edgetune.settings.spec import LongRows, Training, to_plain
 from edgetune.shape import ModelShape
 from edgetune.speed import TimeEstimate
@@ -119,6 +120,24 @@ class Plan:
     reasons: tuple[str, ...]
     alternatives: tuple[Alternative, ...] = ()
     data: DataFacts | None = None
+
+    @property
+    def spec(self) -> RunSpec:
+        """What a backend is told of it."""
+        device, memory = self.device, self.memory
+        return RunSpec(
+            choice=self.choice,
+            training=self.training,
+            limits=Limits(
+                budget_bytes=device.budget_bytes,
+                limit_bytes=device.limit_bytes,
+                runtime_bytes=memory.parts.runtime,
+                training_bytes=memory.phases.train,
+                peak_bytes=memory.peak_bytes,
+            ),
+            kind=device.kind,
+            uuid=device.uuid,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that ``plan --json`` prints and the plan file holds."""

@@ -82,10 +82,9 @@ def read_beginning(name: str, model: str | None) -> Beginning:
         raise UsageError(
             f"{name} is a model, not an adapter to go on from. Train on it with --model {name}."
         )
-    shape = found.model.shape
-    adapter = found.adapter.evened(shape)
+    opened = found.model
     return Beginning(
-        name=name, adapter=adapter, shape=shape, ref=found.model.ref, notices=found.notices
+        name=name, adapter=found.adapter, shape=opened.shape, ref=opened.ref, notices=found.notices
     )
 
 

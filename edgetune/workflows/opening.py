@@ -43,7 +43,7 @@ def open_session(plan: Plan, model: LocalModel) -> Session:
     usable = backend.usable()
     if not usable.value:
         raise UsageError(f"The backend {plan.device.backend} cannot be used: {usable.because}.")
-    return backend.open(plan, model)
+    return backend.open(plan.spec, model)
 
 
 def open_adapted(plan: Plan, model: LocalModel, adapter: LoadedAdapter) -> Session:
@@ -54,7 +54,6 @@ def open_adapted(plan: Plan, model: LocalModel, adapter: LoadedAdapter) -> Sessi
     Raises:
         UsageError: if the backend cannot be used here, with its reason.
     """
-    adapter = adapter.evened(model.shape)
     choice = replace(plan.choice, method=adapter.method)
     session = open_session(replace(plan, choice=choice), model)
     session.restore(adapter.tensors)

@@ -143,9 +143,8 @@ def _opened(found: Sequence[Reference], own: Reference | None, plan: Plan) -> li
         else:
             one = replace(one, method=item.adapter.method)
             if item is not own:
-                adapter = item.adapter.evened(model.shape)
                 name = realpath(item.name)  # no folder is named as the session's own adapter
-                session.attach(name, adapter.method, adapter.tensors)
+                session.attach(name, item.adapter.method, item.adapter.tensors)
                 one = replace(one, adapter=name)
         opened.append(one)
     return opened
@@ -210,9 +209,9 @@ def _cut_of_run(adapter: Path) -> str:
 
 def new_plan(item: Reference, over: Over) -> Plan:
     """Return a plan for what has none."""
-    shape, settings = item.model.shape, dict(_UNTRAINED)
+    settings = dict(_UNTRAINED)
     if item.adapter is not None:
-        method = item.adapter.evened(shape).method
+        method = item.adapter.method
         settings = values(method) | {"method": method.kind}
     planned = plan_for(
         PlanRequest(

@@ -27,5 +27,7 @@ def verify(plan: Plan) -> list[Verified]:
     planned, without = values(plan.memory.phases), plan.memory.parts.runtime
     return [
         Verified(phase=phase, planned_bytes=planned[phase] - without, counted_bytes=counted)
-        for phase, counted in load_backend(plan.device.backend).dry_run(plan).items()
+        for phase, counted in load_backend(plan.device.backend)
+        .dry_run(plan.spec, plan.shape)
+        .items()
     ]

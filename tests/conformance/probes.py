@@ -50,7 +50,7 @@ class TorchProbe:
 
     def __init__(self, session: Any) -> None:
         self.session = session
-        session.method.seed(None)
+        session.method = session.method.drawing(None)
 
     def frozen(self) -> dict[str, bytes]:
         import torch
@@ -122,7 +122,7 @@ class MlxProbe:
 
     def trained(self) -> Arrays:
         method = self.session.method
-        return {name: np.array(method.parameters[name]) for name in method.trained}
+        return {name: np.array(method.tensors[name]) for name in method.trained}
 
     def gradients(self, batch: MicroBatch) -> Arrays:
         grads: dict[str, Any] = {}
@@ -140,8 +140,25 @@ class MlxProbe:
         method = self.session.method
         values = {n: mx.array(x + length * direction[n]) for n, x in self.trained().items()}
         moved = method.over(values)
-        if hasattr(method, "_norm"):  # DoRA holds it constant: it stays that of the start
-            moved._norm = method._norm
         self.session.method = moved
-        yield
+        with _constant_norms(method):
+            yield
         self.session.method = method
+
+
+@contextmanager
+def _constant_norms(method: Any) -> Iterator[None]:
+    """Let DoRA's norms, which are constants of its gradient, stay those of ``method``."""
+    from edgetune_mlx.ops import MlxOps
+
+    def norms(ops: Any, key: Any, _: Any, __: Any, scale: float, kept: Any) -> Any:
+        module = f"{method.shape.block(key[0])}{method.shape.linear_by_role[key[1]].module}"
+        pair = (method.tensors[f"{module}.lora_{part}.weight"] for part in "AB")
+        return original(ops, key, *pair, scale, kept)
+
+    original = MlxOps.row_norms
+    MlxOps.row_norms = norms  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        MlxOps.row_norms = original  # type: ignore[method-assign]

@@ -50,7 +50,7 @@ class Bench:
 
     def open(self, case: Case | Method, model: LocalModel, **fixed: Any) -> Session:
         """Return an opened session."""
-        session = self.backend.open(self.plan(case, model, **fixed), model)
+        session = self.backend.open(self.plan(case, model, **fixed).spec, model)
         self.held.callback(session.close)
         return session
 

@@ -1,36 +1,32 @@
-"""What is declared once is there in every backend, under the same name."""
+"""What is declared once is there in every backend."""
 
 from __future__ import annotations
 
+import inspect
 from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
 import edgetune.methods
 from conformance.backends import BACKENDS
+from edgetune.network.ops import Ops
 
-DATA = {"__init__", "base", "initial", "targets"}
-"""Files of ``edgetune/methods`` that are the vocabulary of methods, not methods."""
-
-
-def _names(folder: Path) -> set[str]:
-    return {path.stem for path in folder.glob("*.py")} - DATA
+CLASSES = {"torch": "TorchOps", "mlx": "MlxOps"}
 
 
-@pytest.mark.parametrize("backend", sorted({*BACKENDS, "torch", "mlx"}))
-def test_a_backend_has_a_file_for_every_method(backend: str) -> None:
-    spec = find_spec(f"edgetune_{backend}")
-    assert spec is not None
-    assert spec.origin is not None
-    folder = Path(spec.origin).parent / "methods"
+@pytest.mark.parametrize("backend", sorted({*BACKENDS, *CLASSES}))
+def test_a_backend_implements_the_operations_as_they_are_declared(backend: str) -> None:
+    found = getattr(import_module(f"edgetune_{backend}.ops"), CLASSES[backend])
 
-    assert _names(folder) == _names(Path(edgetune.methods.__file__).parent)
+    assert _operations(found) == _operations(Ops)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_backend_lists_every_method(backend: str) -> None:
-    listed = import_module(f"edgetune_{backend}.methods").ADAPTATIONS
+@pytest.mark.parametrize("kind", edgetune.methods.METHODS)
+def test_a_method_is_in_the_file_that_the_registry_names(kind: str) -> None:
+    assert edgetune.methods.method_class(kind).kind == kind
 
-    assert listed.keys() == edgetune.methods.METHODS.keys()
+
+def _operations(ops: type) -> dict[str, list[str]]:
+    """Return the names of the operations and of their parameters."""
+    functions = {name: x for name, x in vars(ops).items() if callable(x) and name[0] != "_"}
+    return {name: list(inspect.signature(x).parameters) for name, x in functions.items()}

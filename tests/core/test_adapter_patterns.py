@@ -89,7 +89,6 @@ def test_a_name_that_is_no_target_is_refused() -> None:
     [
         DyLora(rank=4, rank_pattern=("q_proj=2",)),
         Lora(rank=4, lora_initial="pissa", rank_pattern=("q_proj=2",)),
-        Lora(rank=4, alpha=8.0, rank_pattern=("q_proj=2",)),
     ],
 )
 def test_what_cannot_be_trained_is_refused(method: LowRank) -> None:

@@ -140,7 +140,7 @@ def measure(case: Case, folder: Path) -> Measured:
     gc.collect()
     mx.clear_cache()
     held = mx.get_active_memory()  # by who was here before
-    session = load_backend("mlx").open(plan, model)
+    session = load_backend("mlx").open(plan.spec, model)
     for _ in range(STEPS):
         session.step((batch,), loss_tokens=batch.loss_tokens, learning_rate=1e-4)
     peak = session.memory().peak_bytes - held

@@ -100,7 +100,7 @@ def test_in_bfloat16_nothing_is_promoted(tmp_path: Path) -> None:
     session.logits(ROW)
 
     assert set(seen) == {mx.bfloat16}
-    assert all(tensor.dtype == mx.float32 for tensor in session.method.parameters.values())  # type: ignore[attr-defined]
+    assert all(tensor.dtype == mx.float32 for tensor in session.method.tensors.values())  # type: ignore[attr-defined]
     session.close()
 
 

@@ -79,8 +79,8 @@ def test_steps_do_not_grow(folder: Path) -> None:
 
 def test_the_limits_come_from_the_plan(folder: Path) -> None:
     session = open_session(folder, memory=600_000_000)
-    plan = session.plan  # type: ignore[attr-defined]
-    limit = plan.device.budget_bytes - plan.memory.parts.runtime
+    limits = session.spec.limits  # type: ignore[attr-defined]
+    limit = limits.budget_bytes - limits.runtime_bytes
 
     assert session.memory().limit_bytes == limit
     assert mx.get_memory_limit() < limit
@@ -91,7 +91,7 @@ def test_the_whole_process_is_held_to_the_limit(folder: Path) -> None:
     model = LocalModel.open(folder)
     plan = plan_of(model, "mlx")
     limited = replace(plan, device=replace(plan.device, limit_bytes=anonymous_bytes() // 2))
-    session = load_backend("mlx").open(limited, model)
+    session = load_backend("mlx").open(limited.spec, model)
     before = session.adapter_tensors()
     with pytest.raises(DeviceOutOfMemoryError, match="are in use, the limit is"):
         _step(session)

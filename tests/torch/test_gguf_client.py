@@ -22,7 +22,7 @@ from edgetune.exporters.gguf.model_file import model_file
 from edgetune.exporters.updates import Merge
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
-from edgetune_torch.adaptation import BASE
+from edgetune.network.adaptation import BASE
 
 TINY = Path(edgetune_profiles.__file__).parent / "tiny"
 SIZES = {

@@ -13,7 +13,7 @@ from models import FAMILIES, SMALL, make_model
 from opened import open_decoder
 
 from edgetune.model import LocalModel
-from edgetune_torch.adaptation import BASE
+from edgetune.network.adaptation import BASE
 
 OWN = {
     "granite": SMALL | {"attention_multiplier": 0.2, "embedding_multiplier": 3.0,

@@ -51,7 +51,7 @@ def test_gradients_equal_autograd_on_the_dense_model(
     with opened(model, quantization, checkpointed=2, chunk=7) as ours:
         reference = Reference(model.folder, ours.engine, LORA)
         loss, grads = ours.gradients(BATCH)
-        expected_loss, expected = reference.gradients(BATCH, ours.method.parameters)
+        expected_loss, expected = reference.gradients(BATCH, ours.method.tensors)
 
     assert loss == pytest.approx(expected_loss, rel=TOLERANCE)
     assert grads.keys() == expected.keys()
@@ -86,7 +86,7 @@ def test_several_slices_of_the_vocabulary_are_one_softmax(llama: LocalModel, hea
     with opened(llama, head=head, chunk=8) as ours:
         reference = Reference(llama.folder, ours.engine, LORA)
         loss, grads = ours.gradients(BATCH)
-        expected_loss, expected = reference.gradients(BATCH, ours.method.parameters)
+        expected_loss, expected = reference.gradients(BATCH, ours.method.tensors)
 
     assert loss == pytest.approx(expected_loss, rel=TOLERANCE)
     assert all(relative_error(grads[name], expected[name]) < TOLERANCE for name in grads)
@@ -126,7 +126,7 @@ def test_longrope_turns_each_document_by_its_own_length(
     with opened(LocalModel.open(folder), quantization, checkpointed=2) as ours:
         reference = Reference(folder, ours.engine, LORA)
         loss, grads = ours.gradients(BATCH)
-        expected_loss, expected = reference.gradients(BATCH, ours.method.parameters)
+        expected_loss, expected = reference.gradients(BATCH, ours.method.tensors)
 
     assert loss == pytest.approx(expected_loss, rel=TOLERANCE)
     assert all(relative_error(grads[name], expected[name]) < TOLERANCE for name in grads)
@@ -164,9 +164,9 @@ def test_bfloat16_is_no_farther_from_right_than_peft(
     ours, theirs = [], []
     with opened(llama, quantization, dtype=torch.bfloat16, checkpointed=3) as narrow:
         reference = Reference(llama.folder, narrow.engine, LORA)
-        peer = reference.in_bfloat16(tmp_path / "adapter", narrow.method.parameters)
+        peer = reference.in_bfloat16(tmp_path / "adapter", narrow.method.tensors)
         for batch in batches:
-            expected_loss, expected = reference.gradients(batch, narrow.method.parameters)
+            expected_loss, expected = reference.gradients(batch, narrow.method.tensors)
             loss, grads = narrow.gradients(batch)
             assert loss == pytest.approx(expected_loss, rel=2**-8)  # bfloat16's own precision
             ours.append(whole_error(grads, expected))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from models import make_model
-from sessions import session_for
+from sessions import plan_for
 
 from edgetune.backend import DeviceOutOfMemoryError, GenerateOptions
 from edgetune.data import Examples, load_tokenizer
@@ -24,6 +25,7 @@ from edgetune.methods.prompt import Prompt
 from edgetune.model import LocalModel, resolve
 from edgetune.workflows.inference import answers, rows_of, score
 from edgetune.workflows.opened import Opened
+from edgetune_torch.opening import open_session
 
 LENGTHS = (20, 20, 20, 90, 90, 90)
 POSITIONS = 96
@@ -40,10 +42,11 @@ def run(tmp_path: Path) -> Iterator[Opened]:
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(tiny / name, folder)
     model = LocalModel.open(folder)
-    with session_for(model) as session:
+    plan = plan_for(model)
+    with closing(open_session(plan.spec, model)) as session:
         yield Opened(
             name="run",
-            plan=session.plan,
+            plan=plan,
             model=model,
             tokenizer=load_tokenizer(folder),
             session=session,

@@ -11,9 +11,9 @@ from opened import open_decoder
 from transformers import AutoModelForCausalLM
 
 from edgetune.methods import build, initial_value
+from edgetune.methods.adapted import Adapted
 from edgetune.model import LocalModel
-from edgetune_torch.adaptation import BASE
-from edgetune_torch.methods import adapt
+from edgetune.network.adaptation import BASE
 
 LENGTH = 23
 """More than the windows of the small models, so that windows show."""
@@ -43,6 +43,6 @@ def test_a_new_adapter_changes_nothing(family: str, tmp_path: Path) -> None:
     }
     row = list(range(3, 3 + LENGTH))
 
-    adapted = engine.logits(row, adapt(method, model.shape, parameters))
+    adapted = engine.logits(row, Adapted(method, model.shape, parameters))
 
     assert torch.equal(adapted, engine.logits(row, BASE))

@@ -21,9 +21,9 @@ from edgetune.adapters import LoadedAdapter, load_adapter, save_adapter
 from edgetune.errors import CheckFailedError
 from edgetune.exporters import ExportRequest, export
 from edgetune.exporters.check import compare, require
+from edgetune.methods.adapted import Adapted
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
-from edgetune_torch.methods import adapt
 
 # peft 0.21 asks for a name that transformers 5.23 calls deprecated
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -37,9 +37,9 @@ Logits = Callable[[Sequence[int]], NDArray[np.float32]]
 
 def _ours(model: LocalModel, adapter: LoadedAdapter) -> Logits:
     """Return the logits of base and adapter as the torch backend computes them."""
-    engine, adapter = open_decoder(model), adapter.evened(model.shape)
+    engine = open_decoder(model)
     parameters = {n: Parameter(torch.tensor(x)) for n, x in adapter.tensors.items()}
-    method = adapt(adapter.method, model.shape, parameters)
+    method = Adapted(adapter.method, model.shape, parameters)
     return lambda tokens: engine.logits(tokens, method).numpy()
 
 

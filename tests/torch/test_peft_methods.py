@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM
 
 from edgetune.adapters import LoadedAdapter, load_adapter, save_adapter
 from edgetune.methods import build
+from edgetune.methods.adapted import Adapted
 from edgetune.model import LocalModel
+from edgetune.network.adaptation import BASE
 from edgetune.shape import ModelShape
-from edgetune_torch.adaptation import BASE
-from edgetune_torch.methods import adapt
 
 # peft 0.21 asks for a name that transformers 5.23 calls deprecated
 pytestmark = [
@@ -50,7 +50,7 @@ CASES = [(name, family) for name, (_, _, families) in OURS.items() for family in
 
 def _ours(model: LocalModel, adapter: LoadedAdapter) -> torch.Tensor:
     parameters = {name: Parameter(torch.tensor(x)) for name, x in adapter.tensors.items()}
-    return open_decoder(model).logits(TOKENS, adapt(adapter.method, model.shape, parameters))
+    return open_decoder(model).logits(TOKENS, Adapted(adapter.method, model.shape, parameters))
 
 
 @torch.no_grad()

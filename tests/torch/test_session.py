@@ -31,9 +31,9 @@ from edgetune.methods.lora import Lora
 from edgetune.methods.prefix import Prefix
 from edgetune.methods.prompt import Prompt
 from edgetune.model import LocalModel
+from edgetune.network.adaptation import BASE
 from edgetune.settings.spec import Checkpointing
 from edgetune_torch import memory
-from edgetune_torch.adaptation import BASE
 from edgetune_torch.generate import new_row
 from edgetune_torch.opening import open_session
 from edgetune_torch.out_of_memory import SIGNS, out_of_memory
@@ -101,7 +101,7 @@ def test_a_cache_is_as_large_as_is_counted(family: str, tmp_path: Path) -> None:
     with session_for(model) as session:
         row = new_row(session.engine.decoder, 0, range(3, 12), BASE, options)
         held = sum(x.nbytes for x in (*row.cache.keys, *row.cache.values))
-        assert held == cache_bytes(model.shape, session.plan.choice, 9 + 5)
+        assert held == cache_bytes(model.shape, session.spec.choice, 9 + 5)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -278,7 +278,7 @@ def test_nothing_grows_in_200_steps(tmp_path: Path, places: dict[str, Any]) -> N
 
 def test_a_page_of_state_needs_a_card(llama: LocalModel) -> None:
     with pytest.raises(UsageError, match="adamw-8bit"):
-        open_session(plan_for(llama, optimizer="paged-adamw-8bit"), llama)
+        open_session(plan_for(llama, optimizer="paged-adamw-8bit").spec, llama)
 
 
 WALLED = """
@@ -307,7 +307,7 @@ with session_for(model, limit=anonymous_bytes() + 150_000_000) as session:
         print("stopped:", error)
     step(session, 1)
     widest = 64 * 500 * 256 * 4  # of a tensor; some come between one look and the next
-    assert session.memory().peak_bytes < session.plan.device.limit_bytes + 4 * widest
+    assert session.memory().peak_bytes < session.spec.limits.limit_bytes + 4 * widest
 with session_for(model) as session:
     step(session, 64)
     print("without a limit")
@@ -363,7 +363,7 @@ def test_a_session_that_is_forgotten_is_watched_no_more(llama: LocalModel) -> No
         return sum(thread.name == "edgetune-memory" for thread in threading.enumerate())
 
     before = watching()
-    session = open_session(plan_for(llama), llama)
+    session = open_session(plan_for(llama).spec, llama)
     assert watching() == before + 1
     del session
     assert watching() == before

@@ -66,7 +66,7 @@ def test_counted_operations_are_dispatched(
     }
     batch = full_batch(2, 32, SMALL["vocab_size"])
     with session_for(model, **knobs) as session:
-        choice = session.plan.choice
+        choice = session.spec.choice
         session.step([batch], loss_tokens=batch.loss_tokens, learning_rate=1e-3)
         with Counter() as counter:
             session.step([batch], loss_tokens=batch.loss_tokens, learning_rate=1e-3)

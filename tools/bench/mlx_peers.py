@@ -66,7 +66,7 @@ def ours(folder: Path) -> dict[str, Any]:
         "micro_batch": ROWS, "accumulation": 1,
     }  # fmt: skip
     plan = make_plan(read_device("mlx"), str(folder), model.shape, fixed=fixed, training={})
-    session = load_backend("mlx").open(plan, model)
+    session = load_backend("mlx").open(plan.spec, model)
     mx.reset_peak_memory()
     seconds, busy = [], []
     for part in np.split(rows(), STEPS):

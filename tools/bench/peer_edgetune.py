@@ -70,7 +70,7 @@ def main() -> None:
     with measured(result):
         with loading(result):
             model = LocalModel.open(Path(work.model))
-            session = open_session(plan_for(work, model, places), model)
+            session = open_session(plan_for(work, model, places).spec, model)
         train(session, work, result)
         session.close()
     result.print()

@@ -1,0 +1,259 @@
+"""The operations of :mod:`edgetune.network.ops` on MLX's arrays, with gradients.
+
+B rows, S positions, D hidden size, H heads, G key/value heads, h channels of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import mlx.core as mx
+
+from edgetune.network.ops import Attended, Dropout, KeptNorms, Key
+from edgetune.shape import ModelShape, Rotary
+from edgetune_mlx import attention, linear, pointwise, trained
+from edgetune_mlx.attention import Keys
+from edgetune_mlx.load import BlockWeights, Weights
+from edgetune_mlx.matrices import Matrix, Sequencer
+from edgetune_mlx.precision import DTYPES
+from edgetune_mlx.token_layout import TokenLayout
+
+
+@dataclass(frozen=True, slots=True)
+class MlxOps:
+    """One block's operations in one pass; ``block`` has the final norm at the model's ends."""
+
+    shape: ModelShape
+    weights: Weights
+    block: BlockWeights
+    layout: TokenLayout
+    dtype: mx.Dtype
+    layer: int = 0
+    sequencer: Sequencer = field(default_factory=Sequencer)
+
+    # what is frozen
+
+    def embedding(self, tokens: mx.array, scale: float) -> mx.array:
+        """Return embeddings (B, S, D) of tokens (B, S)."""
+        x = self.weights.embedding.rows(tokens, self.dtype)
+        if scale == 1.0:
+            return x
+        # transformers rounds this factor to the model's own number format
+        return x * mx.array(scale, DTYPES[self.shape.dtype]).item()
+
+    def position_embedding(self) -> mx.array:
+        """Return the embeddings (B, S, D) of the tokens' positions."""
+        assert self.weights.positions is not None
+        return self.weights.positions[self.layout.positions].astype(self.dtype)
+
+    def linear(self, role: str, x: mx.array, *, bias: bool = True) -> mx.array:
+        """Multiply by a frozen matrix."""
+        added = self.block.biases.get(role) if bias else None
+        return linear.frozen_linear(x, self._matrix(role), added)
+
+    def lora_linear(
+        self, role: str, x: mx.array, a: mx.array, b: mx.array, scale: float,
+        dropout: Dropout | None, *, bias: bool = True,
+    ) -> mx.array:  # fmt: skip
+        """Multiply by a frozen matrix and a low-rank update."""
+        return self.linear(role, x, bias=bias) + self.low_rank(x, a, b, scale, dropout)
+
+    def bias(self, role: str, y: mx.array) -> mx.array:
+        """Add a frozen bias."""
+        bias = self.block.biases.get(role)
+        return y if bias is None else y + bias.astype(y.dtype)
+
+    def norm(
+        self, role: str, x: mx.array, weight: mx.array | None = None, bias: mx.array | None = None
+    ) -> mx.array:
+        """Normalise x."""
+        weight = self.block.norms[role] if weight is None else weight
+        bias = self.block.norm_biases.get(role) if bias is None else bias
+        return pointwise.norm(x, self.shape.norm, weight, bias)
+
+    def row_norms(
+        self,
+        key: Key,
+        a: mx.array,
+        b: mx.array,
+        scale: float,
+        kept: KeptNorms[mx.array],  # noqa: ARG002
+    ) -> mx.array:
+        """Return the norms of the rows of ``W + scale b a``; nothing is kept between graphs."""
+        return linear.row_norms(self._matrix(key[1]), a, b, scale)
+
+    # what tokens are to each other
+
+    def rotate(self, x: mx.array, rotary: Rotary) -> mx.array:
+        """Rotate x (B, heads, S, h)."""
+        return self.layout.rotate(x, rotary)
+
+    def keys(self) -> Keys:
+        """Return the documents of each row."""
+        return self.layout.keys
+
+    def attend(
+        self, attended: Attended[mx.array], before: tuple[mx.array, mx.array] | None = None
+    ) -> mx.array:
+        """Attend, to keys in front of those of every document too."""
+        if before is not None:
+            attended = attention.behind(attended, *before)
+        return attention.causal(attended.q, attended.k, attended.v, attended.rule, attended.keys)
+
+    def attend_all(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+        """Attend to keys that all queries see."""
+        return attention.attend_all(q, k, v, scale)
+
+    def cached_rows(self) -> int:
+        """Return the number of caches."""
+        return len(self.layout.caches)
+
+    def cached(self, row: int, attended: Attended[mx.array]) -> Attended[mx.array]:
+        """Write a row's keys and values behind the cached ones and attend to all of them."""
+        cache = self.layout.caches[row]
+        start, stop = cache.length, cache.length + cache.arriving
+        keys, values = cache.keys[self.layer], cache.values[self.layer]
+        keys[:, :, start:stop] = attended.k[:, :, : cache.arriving]  # without the padding behind
+        values[:, :, start:stop] = attended.v[:, :, : cache.arriving]
+        return attended.with_keys(keys[:, :, :stop], values[:, :, :stop], attended.keys)
+
+    def first_pass(self) -> bool:
+        """Return whether the caches were empty when this pass began."""
+        return self.layout.caches[0].length == 0
+
+    # what is trained
+
+    def low_rank(
+        self, x: mx.array, a: mx.array, b: mx.array, scale: float, dropout: Dropout | None
+    ) -> mx.array:
+        """Multiply by a low-rank update alone."""
+        return linear.low_rank(x, a, b, scale, dropout)
+
+    def trained_linear(self, x: mx.array, weight: mx.array) -> mx.array:
+        """Multiply by a trained matrix."""
+        return trained.trained_linear(x, weight)
+
+    def add_bias(self, y: mx.array, bias: mx.array) -> mx.array:
+        """Add a trained bias."""
+        return trained.add_bias(y, bias)
+
+    def times(self, x: mx.array, vector: mx.array) -> mx.array:
+        """Multiply by a trained vector."""
+        return x * vector.flatten().astype(x.dtype)
+
+    def times_ratio(self, x: mx.array, above: mx.array, below: mx.array) -> mx.array:
+        """Multiply by the ratio of two vectors."""
+        return linear.recomputed(_times)(x, above / below)
+
+    def times_heads(self, x: mx.array, vector: mx.array) -> mx.array:
+        """Multiply each head by its number."""
+        return x * vector.astype(x.dtype)[:, None, None]
+
+    def replaced(self, x: mx.array, prompt: mx.array) -> mx.array:
+        """Put a trained prompt at the first positions."""
+        wide, positions = prompt.astype(x.dtype), self.layout.positions
+        rows = wide[mx.minimum(positions, len(wide) - 1)]
+        return mx.where((positions < len(wide))[..., None], rows, x)
+
+    def cast(self, trained: mx.array) -> mx.array:
+        """Return a trained tensor in the type of activations."""
+        return trained.astype(self.dtype)
+
+    # small tensors, in float32
+
+    def float32_linear(self, x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+        """Multiply trained tensors."""
+        return x @ weight.T + bias
+
+    def tanh(self, x: mx.array) -> mx.array:
+        """Return tanh of x."""
+        return mx.tanh(x)
+
+    def some_rows(self, trained: mx.array, rows: slice) -> mx.array:
+        """Return rows of a trained tensor."""
+        return trained[rows]
+
+    def some_columns(self, trained: mx.array, columns: slice) -> mx.array:
+        """Return columns of a trained tensor."""
+        return trained[:, columns]
+
+    def keys_values(self, flat: mx.array, heads: int) -> tuple[mx.array, mx.array]:
+        """Return k and v (1, G, P, h) of flat (P, 2 G h)."""
+        by_head = flat.astype(self.dtype).reshape(len(flat), 2, heads, -1)
+        both = by_head.transpose(1, 2, 0, 3)[:, None]
+        return both[0], both[1]
+
+    # element by element, and views
+
+    def activation(self, x: mx.array, name: str) -> mx.array:
+        """Return the named activation of x."""
+        return pointwise.plain_activation(x, name)
+
+    def gated(self, gate: mx.array, up: mx.array, name: str) -> mx.array:
+        """Return ``activation(gate) * up``."""
+        return pointwise.gated_activation(gate, up, name)
+
+    def add(self, x: mx.array, y: mx.array) -> mx.array:
+        """Return ``x + y``."""
+        return x + y
+
+    def subtract(self, x: mx.array, y: mx.array) -> mx.array:
+        """Return ``x - y``."""
+        return x - y
+
+    def scaled(self, x: mx.array, factor: float) -> mx.array:
+        """Return ``factor x``."""
+        return x * factor
+
+    def split(self, x: mx.array, widths: Sequence[int]) -> Sequence[mx.array]:
+        """Return parts of the last axis."""
+        ends = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
+        return list(mx.split(x, ends, axis=-1))
+
+    def split_by_head(self, x: mx.array, heads: int, parts: int) -> Sequence[mx.array]:
+        """Return the parts of each head."""
+        by_head = x.reshape(*x.shape[:-1], heads, parts, -1)
+        return [by_head[..., i, :].flatten(2) for i in range(parts)]
+
+    def to_heads(self, x: mx.array, size: int) -> mx.array:
+        """Return (B, S, heads, size)."""
+        return x.reshape(*x.shape[:2], -1, size)
+
+    def heads_first(self, x: mx.array) -> mx.array:
+        """Return (B, heads, S, h)."""
+        return x.swapaxes(1, 2)
+
+    def from_heads(self, x: mx.array) -> mx.array:
+        """Return (B, S, heads * h)."""
+        return x.swapaxes(1, 2).flatten(2)
+
+    # several adapters in one batch
+
+    def rows(self, x: mx.array, rows: slice) -> mx.array:
+        """Return some rows."""
+        return x[rows]
+
+    def attended_rows(self, attended: Attended[mx.array], rows: slice) -> Attended[mx.array]:
+        """Return the attention of some rows."""
+        q, k, v = (x[rows] for x in (attended.q, attended.k, attended.v))
+        return replace(attended, q=q, k=k, v=v, keys=attended.keys.of_rows(rows))
+
+    def concatenated(self, parts: Sequence[mx.array]) -> mx.array:
+        """Return the rows of all parts."""
+        return mx.concatenate(list(parts))
+
+    def of_rows(self, rows: slice) -> MlxOps:
+        """Return the operations on some rows."""
+        return replace(self, layout=self.layout.of_rows(rows))
+
+    def unpacked_once(self, role: str) -> MlxOps:  # noqa: ARG002
+        """Return the same: a graph has one dense form of a matrix already."""
+        return self
+
+    def _matrix(self, role: str) -> Matrix:
+        return self.block.matrices[role].serialized(self.sequencer)
+
+
+def _times(x: mx.array, factor: mx.array) -> mx.array:
+    return x * factor.astype(x.dtype)

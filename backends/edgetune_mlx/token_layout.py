@@ -1,0 +1,126 @@
+"""Where the tokens of a micro-batch stand, and the keys and values of those before.
+
+B rows, S positions, G key/value heads, h channels of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import mlx.core as mx
+import numpy as np
+
+from edgetune.data.batch import MicroBatch
+from edgetune.data.virtual import computed
+from edgetune.network.adaptation import Adaptation
+from edgetune.shape import ModelShape, Rotary
+from edgetune_mlx.attention import Keys
+from edgetune_mlx.pointwise import rotate
+from edgetune_mlx.rotary import frequencies
+
+
+@dataclass(slots=True)
+class Cache:
+    """Keys and values of one row in generation, (1, G, capacity, h) a layer.
+
+    They are filled to ``length``; a pass writes ``arriving`` ones behind it, and who runs the
+    pass moves it.
+    """
+
+    keys: list[mx.array]
+    values: list[mx.array]
+    length: int = 0
+    arriving: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class TokenLayout:
+    """Where the tokens of a micro-batch stand.
+
+    ``positions`` (B, S) start again with each document, ``documents`` (B, S) numbers the
+    documents of a row and is None if no row has several. In generation each row is one document
+    and has a cache, which is empty in the first pass; in those after it, each row has one token.
+
+    ``context`` is a length that stands for those of all documents, as far as the rotation depends
+    on them; ``lengths`` (B, S) has each token's, where one cannot stand for all.
+    """
+
+    positions: mx.array
+    documents: mx.array | None
+    context: int
+    lengths: mx.array | None = None
+    first: int | None = 0
+    """Position of the first token of every row; None if they differ."""
+    caches: Sequence[Cache] = ()
+    _angles: dict[Rotary, mx.array] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        shape: ModelShape,
+        batch: MicroBatch,
+        method: Adaptation[mx.array],
+        caches: Sequence[Cache] = (),
+    ) -> TokenLayout:
+        """Return where the tokens of a micro-batch stand, its placeholders included."""
+        before = np.array([[row.positions] for row in method.of_rows(len(batch.tokens))], np.int32)
+        several = any(len(row) > 1 for row in batch.documents)
+        alike = not several and len(np.unique(before)) == 1
+        lengths = batch.lengths() + before
+        reached = {shape.reached(int(length)) for length in np.unique(lengths[batch.lengths() > 0])}
+        return cls(
+            positions=mx.array(batch.positions() + before),
+            documents=_numbered(batch) if several else None,
+            context=max(reached, default=1),
+            lengths=mx.array(lengths) if len(reached) > 1 else None,
+            first=int(before[0, 0]) if alike else None,
+            caches=caches,
+        )
+
+    @property
+    def keys(self) -> Keys:
+        """Which keys the tokens see."""
+        return Keys(self.documents, self.positions)
+
+    def rotate(self, x: mx.array, rotary: Rotary) -> mx.array:
+        """Return x (B, heads, S, h) rotated by position."""
+        if rotary.scaling == "longrope" and self.lengths is not None:
+            lengths = self.lengths[:, None, :, None]  # (B, 1, S, 1)
+            short, long = (frequencies(rotary, rotary.original_context + i) for i in (0, 1))
+            each = mx.where(lengths > rotary.original_context, long, short)
+            return rotate(x, each, rotary, self.positions)
+        if rotary not in self._angles:
+            self._angles[rotary] = frequencies(rotary, self.context)
+        positions = self.positions if self.first is None else self.first
+        return rotate(x, self._angles[rotary], rotary, positions)
+
+    def of_rows(self, rows: slice) -> TokenLayout:
+        """Return where the tokens of some rows stand."""
+        return replace(
+            self,
+            positions=self.positions[rows],
+            documents=None if self.documents is None else self.documents[rows],
+            lengths=None if self.lengths is None else self.lengths[rows],
+            caches=self.caches[rows],
+        )
+
+
+def placed(
+    shape: ModelShape,
+    batch: MicroBatch,
+    method: Adaptation[mx.array],
+    caches: Sequence[Cache] = (),
+) -> tuple[MicroBatch, TokenLayout]:
+    """Return a micro-batch with the placeholders that its rows want, and where its tokens stand."""
+    each = method.of_rows(len(batch.tokens))
+    batch = computed(batch, [row.virtual_tokens for row in each])
+    return batch, TokenLayout.of(shape, batch, method, caches)
+
+
+def _numbered(batch: MicroBatch) -> mx.array:
+    """Return the number (B, S) of the document of each token; padding belongs to none."""
+    numbers = np.full(batch.tokens.shape, -1, np.int32)
+    for row, lengths in zip(numbers, batch.documents, strict=True):
+        row[: sum(lengths)] = np.repeat(np.arange(len(lengths)), lengths)
+    return mx.array(numbers)

@@ -1,0 +1,265 @@
+"""The operations of :mod:`edgetune.network.ops` on tensors, with gradients.
+
+B rows, S positions, D hidden size, H heads, G key/value heads, h channels of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from edgetune.network.ops import Attended, Dropout, KeptNorms, Key
+from edgetune.shape import ModelShape, Rotary
+from edgetune_torch import attention, linear, pointwise, trained
+from edgetune_torch.attention import Keys
+from edgetune_torch.load import Weights
+from edgetune_torch.matrices import unpacked_once
+from edgetune_torch.precision import product_dtype
+from edgetune_torch.row_norms import row_norms
+from edgetune_torch.token_layout import TokenLayout
+from edgetune_torch.weights import BlockWeights
+
+
+@dataclass(frozen=True, slots=True)
+class TorchOps:
+    """One block's operations in one pass; ``block`` has the final norm at the model's ends."""
+
+    shape: ModelShape
+    weights: Weights
+    block: BlockWeights
+    layout: TokenLayout
+    layer: int = 0
+
+    # what is frozen
+
+    def embedding(self, tokens: Tensor, scale: float) -> Tensor:
+        """Return embeddings (B, S, D) of tokens (B, S)."""
+        x = self.weights.embedding.rows(tokens).to(self.layout.dtype)
+        if scale == 1.0:
+            return x
+        # transformers rounds this factor to the model's own number format
+        return x * float(torch.tensor(scale, dtype=self.weights.embedding.dtype))
+
+    def position_embedding(self) -> Tensor:
+        """Return the embeddings (B, S, D) of the tokens' positions."""
+        assert self.weights.positions is not None
+        return self.weights.positions[self.layout.positions].to(self.layout.dtype)
+
+    def linear(self, role: str, x: Tensor, *, bias: bool = True) -> Tensor:
+        """Multiply by a frozen matrix."""
+        return linear.frozen_linear(x, self.block.matrices[role], self._bias(role, bias))
+
+    def lora_linear(
+        self, role: str, x: Tensor, a: Tensor, b: Tensor, scale: float, dropout: Dropout | None,
+        *, bias: bool = True,
+    ) -> Tensor:  # fmt: skip
+        """Multiply by a frozen matrix and a low-rank update."""
+        matrix = self.block.matrices[role]
+        return linear.lora_linear(x, a, b, matrix, self._bias(role, bias), scale, dropout)
+
+    def bias(self, role: str, y: Tensor) -> Tensor:
+        """Add a frozen bias."""
+        bias = self._bias(role, True)
+        return y if bias is None else y + bias.to(y.dtype)
+
+    def norm(
+        self, role: str, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        """Normalise x."""
+        weight = self.block.norms[role] if weight is None else weight
+        bias = self.block.norm_biases.get(role) if bias is None else bias
+        return pointwise.norm(x, self.shape.norm, weight, bias)
+
+    def row_norms(
+        self, key: Key, a: Tensor, b: Tensor, scale: float, kept: KeptNorms[Tensor]
+    ) -> Tensor:
+        """Return the norms of the rows of ``W + scale b a``, W as it is multiplied."""
+        dtype = product_dtype(self.layout.dtype, a.device)
+        return row_norms(key, self.block.matrices[key[1]], dtype, a, b, scale, kept)
+
+    # what tokens are to each other
+
+    def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
+        """Rotate x (B, heads, S, h)."""
+        return pointwise.rotate(x, *self.layout.cos_sin(rotary))
+
+    def keys(self) -> Keys:
+        """Return the documents of each row."""
+        return Keys(self.layout.documents)
+
+    def attend(
+        self, attended: Attended[Tensor], before: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """Attend, to keys in front of those of every document too."""
+        if before is None:
+            return attention.attended_to(attended)
+        return attention.attended_behind(attended, *before)
+
+    def attend_all(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Attend to keys that all queries see."""
+        return attention.attend_all(q, k, v, scale)
+
+    def cached_rows(self) -> int:
+        """Return the number of caches."""
+        return len(self.layout.caches)
+
+    def cached(self, row: int, attended: Attended[Tensor]) -> Attended[Tensor]:
+        """Write a row's keys and values behind the cached ones and attend to all of them."""
+        ((count,),) = attended.keys.documents  # without the padding behind
+        cache = self.layout.caches[row]
+        start, stop = cache.length, cache.length + count
+        keys, values = cache.keys[self.layer], cache.values[self.layer]
+        keys[:, :, start:stop] = attended.k[:, :, :count]
+        values[:, :, start:stop] = attended.v[:, :, :count]
+        seen = Keys(attended.keys.documents, cached=True)
+        return attended.with_keys(keys[:, :, :stop], values[:, :, :stop], seen)
+
+    def first_pass(self) -> bool:
+        """Return whether the caches were empty when this pass began."""
+        return self.layout.caches[0].length == 0
+
+    # what is trained
+
+    def low_rank(
+        self, x: Tensor, a: Tensor, b: Tensor, scale: float, dropout: Dropout | None
+    ) -> Tensor:
+        """Multiply by a low-rank update alone."""
+        if dropout is not None:
+            mask = linear.mask(dropout, x.flatten(0, -2)).view(x.shape)
+            x = x * mask / (1 - dropout.fraction)
+        return (x @ a.to(x.dtype).T) @ b.to(x.dtype).T * scale
+
+    def trained_linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Multiply by a trained matrix."""
+        return trained.trained_linear(x, weight)
+
+    def add_bias(self, y: Tensor, bias: Tensor) -> Tensor:
+        """Add a trained bias."""
+        return trained.add_bias(y, bias)
+
+    def times(self, x: Tensor, vector: Tensor) -> Tensor:
+        """Multiply by a trained vector."""
+        return x * vector.flatten().to(x.dtype)
+
+    def times_ratio(self, x: Tensor, above: Tensor, below: Tensor) -> Tensor:
+        """Multiply by the ratio of two vectors."""
+        return x * (above / below).to(x.dtype)
+
+    def times_heads(self, x: Tensor, vector: Tensor) -> Tensor:
+        """Multiply each head by its number."""
+        return x * vector.to(x.dtype)[:, None, None]
+
+    def replaced(self, x: Tensor, prompt: Tensor) -> Tensor:
+        """Put a trained prompt at the first positions."""
+        rows, positions = prompt.to(x.dtype), self.layout.positions
+        at = positions.clamp(max=len(rows) - 1)
+        return torch.where((positions < len(rows))[..., None], rows[at], x)
+
+    def cast(self, trained: Tensor) -> Tensor:
+        """Return a trained tensor in the type of activations."""
+        return trained.to(self.layout.dtype)
+
+    # small tensors, in float32
+
+    def float32_linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Multiply trained tensors."""
+        return x @ weight.T + bias
+
+    def tanh(self, x: Tensor) -> Tensor:
+        """Return tanh of x."""
+        return torch.tanh(x)
+
+    def some_rows(self, trained: Tensor, rows: slice) -> Tensor:
+        """Return rows of a trained tensor; their gradient is added to those of the tensor's.
+
+        Slicing the tensor itself would make a gradient of its full size for every slice.
+        """
+        if trained.grad is None or not torch.is_grad_enabled():
+            return trained[rows]
+        part = trained.detach()[rows].requires_grad_()
+        part.grad = trained.grad[rows]
+        return part
+
+    def some_columns(self, trained: Tensor, columns: slice) -> Tensor:
+        """Return columns of a trained tensor."""
+        return trained[:, columns]
+
+    def keys_values(self, flat: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+        """Return k and v (1, G, P, h) of flat (P, 2 G h)."""
+        by_head = flat.to(self.layout.dtype).view(len(flat), 2, heads, -1)
+        k, v = by_head.permute(1, 2, 0, 3)[:, None]
+        return k, v
+
+    # element by element, and views
+
+    def activation(self, x: Tensor, name: str) -> Tensor:
+        """Return the named activation of x."""
+        return pointwise.activation(x, name)
+
+    def gated(self, gate: Tensor, up: Tensor, name: str) -> Tensor:
+        """Return ``activation(gate) * up``."""
+        return pointwise.gated_activation(gate, up, name)
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return ``x + y``."""
+        return x + y
+
+    def subtract(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return ``x - y``."""
+        return x - y
+
+    def scaled(self, x: Tensor, factor: float) -> Tensor:
+        """Return ``factor x``."""
+        return x * factor
+
+    def split(self, x: Tensor, widths: Sequence[int]) -> Sequence[Tensor]:
+        """Return views of parts of the last axis."""
+        return torch.split(x, list(widths), dim=-1)
+
+    def split_by_head(self, x: Tensor, heads: int, parts: int) -> Sequence[Tensor]:
+        """Return copies of the parts of each head."""
+        by_head = x.view(*x.shape[:-1], heads, parts, -1)
+        return [part.flatten(2) for part in by_head.unbind(-2)]
+
+    def to_heads(self, x: Tensor, size: int) -> Tensor:
+        """Return (B, S, heads, size)."""
+        return x.reshape(*x.shape[:-1], -1, size)
+
+    def heads_first(self, x: Tensor) -> Tensor:
+        """Return (B, heads, S, h)."""
+        return x.transpose(1, 2)
+
+    def from_heads(self, x: Tensor) -> Tensor:
+        """Return (B, S, heads * h)."""
+        return x.transpose(1, 2).flatten(2)
+
+    # several adapters in one batch
+
+    def rows(self, x: Tensor, rows: slice) -> Tensor:
+        """Return some rows."""
+        return x[rows]
+
+    def attended_rows(self, attended: Attended[Tensor], rows: slice) -> Attended[Tensor]:
+        """Return the attention of some rows."""
+        q, k, v = (x[rows] for x in (attended.q, attended.k, attended.v))
+        keys = replace(attended.keys, documents=attended.keys.documents[rows])
+        return replace(attended, q=q, k=k, v=v, keys=keys)
+
+    def concatenated(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return the rows of all parts."""
+        return torch.cat(list(parts))
+
+    def of_rows(self, rows: slice) -> TorchOps:
+        """Return the operations on some rows."""
+        return replace(self, layout=self.layout.of_rows(rows))
+
+    def unpacked_once(self, role: str) -> TorchOps:
+        """Return the operations with a matrix that is unpacked once."""
+        matrices = {role: unpacked_once(self.block.matrices[role])}
+        return replace(self, block=replace(self.block, matrices=matrices))
+
+    def _bias(self, role: str, wanted: bool) -> Tensor | None:
+        return self.block.biases.get(role) if wanted else None

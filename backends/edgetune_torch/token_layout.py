@@ -1,0 +1,85 @@
+"""Where the tokens of a micro-batch stand, and the keys and values of those before.
+
+B rows, S positions, G key/value heads, h channels of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgetune.data.batch import MicroBatch
+from edgetune.data.virtual import computed
+from edgetune.network.adaptation import Adaptation
+from edgetune.shape import ModelShape, Rotary
+from edgetune_torch.documents import Documents
+from edgetune_torch.rotary import cos_sin
+
+
+@dataclass(slots=True)
+class Cache:
+    """Keys and values of one row in generation, (1, G, capacity, h) a layer.
+
+    They are filled to ``length``; a pass writes behind it, and who runs the pass moves it.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    length: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class TokenLayout:
+    """Where the tokens of a micro-batch stand: positions (B, S) and documents a row.
+
+    ``lengths`` (B, S) are those of the tokens' documents, where the rotation depends on them.
+    In generation each row is one document and has a cache, which is empty in the first pass;
+    in those after it, each row has one token.
+    """
+
+    positions: Tensor
+    documents: Documents
+    dtype: torch.dtype
+    lengths: Tensor | None = None
+    caches: Sequence[Cache] = ()
+    _tables: dict[Rotary, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def cos_sin(self, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        """Return the rotation of these positions, computed once for all layers."""
+        if rotary not in self._tables:
+            self._tables[rotary] = cos_sin(rotary, self.positions, self.dtype, self.lengths)
+        return self._tables[rotary]
+
+    def of_rows(self, rows: slice) -> TokenLayout:
+        """Return where the tokens of some rows stand."""
+        lengths = None if self.lengths is None else self.lengths[rows]
+        return replace(
+            self, positions=self.positions[rows], documents=self.documents[rows], lengths=lengths,
+            caches=self.caches[rows], _tables={},
+        )  # fmt: skip
+
+
+def placed(
+    batch: MicroBatch,
+    method: Adaptation[Tensor],
+    shape: ModelShape,
+    dtype: torch.dtype,
+    device: torch.device,
+    caches: Sequence[Cache] = (),
+) -> tuple[MicroBatch, TokenLayout]:
+    """Return a micro-batch with the placeholders that its rows want, and where its tokens stand."""
+    each = method.of_rows(len(batch.tokens))
+    batch = computed(batch, [one.virtual_tokens for one in each])
+    before = np.array([[one.positions] for one in each], np.int32)
+    lengths = batch.lengths() + before if shape.rotates_by_length else None
+    return batch, TokenLayout(
+        positions=torch.from_numpy(batch.positions() + before).to(device),
+        documents=batch.documents,
+        dtype=dtype,
+        lengths=None if lengths is None else torch.from_numpy(lengths).to(device),
+        caches=caches,
+    )

@@ -1,0 +1,57 @@
+"""How a method joins the forward pass: the places where it may step in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Generic, Literal
+
+from edgetune.network.ops import A, Attended
+from edgetune.shape import Linear
+
+if TYPE_CHECKING:
+    from edgetune.network.block import Block
+
+Sublayer = Literal["attention", "mlp"]
+
+
+class Adaptation(Generic[A]):
+    """No method at all: the frozen model. A method overrides the places that it acts on."""
+
+    trains_input: bool = False
+    """Whether gradients go on to :meth:`embed`."""
+    virtual_tokens: int = 0
+    """Placeholders before every document, which :meth:`embed` fills."""
+    positions: int = 0
+    """Positions before the first token of every document."""
+    first_layer: int = 0
+    """The first adapted block: gradients stop there, unless ``trains_input``."""
+
+    def of_rows(self, count: int) -> Sequence[Adaptation[A]]:
+        """Return the adaptation of each row of a batch of ``count``."""
+        return [self] * count
+
+    def embed(self, block: Block[A], x: A) -> A:
+        """Return the embeddings (B, S, D) of the tokens."""
+        return x
+
+    def norm(self, block: Block[A], role: str, x: A) -> A:
+        """Return x normalised by a norm of the block, or by the final one."""
+        return block.ops.norm(role, x)
+
+    def project(self, block: Block[A], linear: Linear, x: A) -> A:
+        """Return a projection (..., outputs) of x (..., inputs)."""
+        return block.ops.linear(linear.role, x)
+
+    def attend(self, block: Block[A], attended: Attended[A]) -> A:
+        """Return the output (B, H, S, h) of the block's attention."""
+        return block.ops.attend(attended)
+
+    def sublayer(self, block: Block[A], which: Sublayer, x: A, out: A) -> A:
+        """Return what one half of the block adds to the stream (B, S, D).
+
+        ``x`` is the half's normalised input and ``out`` what it computed from it.
+        """
+        return out
+
+
+BASE: Adaptation[Any] = Adaptation()

@@ -1,0 +1,148 @@
+"""The text of the forward pass: one block that reads the model's shape, and the two ends.
+
+B rows, S positions, D hidden size, H heads, G key/value heads, h channels of a head, F FFN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Generic
+
+from edgetune.network.adaptation import BASE, Adaptation
+from edgetune.network.ops import A, Attended, Ops
+from edgetune.shape import Linear, ModelShape, Norm
+
+
+@dataclass(frozen=True, slots=True)
+class Block(Generic[A]):
+    """One block in one pass, and a method that joins in; ``layer`` is None at the two ends.
+
+    Nothing is held here for longer than a block's text has it: an interpreter may free a value
+    as soon as the last name for it is gone.
+    """
+
+    ops: Ops[A]
+    shape: ModelShape
+    layer: int | None
+    method: Adaptation[A]
+
+    # what a method may ask
+
+    def module(self, part: Linear | Norm) -> str:
+        """Return the full module path of a projection or a norm."""
+        return part.module if self.layer is None else f"{self.shape.block(self.layer)}{part.module}"
+
+    def norm_of(self, role: str) -> Norm:
+        """Return a norm by its role."""
+        return self.shape.final_norm if role == "final" else self.shape.norm_by_role[role]
+
+    def keys_values(self, x: A) -> tuple[A, A]:
+        """Return the frozen model's keys and values (1, G, S, h) of other hidden states.
+
+        They have no positions.
+        """
+        _, k, v = replace(self, method=BASE)._queries_keys_values(x)
+        return k, v
+
+    # the text
+
+    def output(self, x: A) -> A:
+        """Return the output (B, S, D) of a block for its input."""
+        attended = self._attention(x)
+        if self.shape.parallel:
+            both = self.ops.add(x, attended)
+            return self.ops.add(both, self._mlp(x))
+        x = self.ops.add(x, self._scaled(attended))
+        return self.ops.add(x, self._scaled(self._mlp(x)))
+
+    def embedded(self, tokens: A) -> A:
+        """Return the input (B, S, D) of the first block for tokens (B, S)."""
+        x = self.method.embed(self, self.ops.embedding(tokens, self.shape.embedding_scale))
+        if self.shape.positions is None:
+            return x
+        return self.ops.add(x, self.ops.position_embedding())
+
+    def normed(self, x: A) -> A:
+        """Return the input of the head (..., D)."""
+        return self.method.norm(self, "final", x)
+
+    def _attention(self, x: A) -> A:
+        ops, rule = self.ops, self.shape.attention[self.layer or 0]
+        x = self._norm("attention_input", x)
+        q, k, v = self._queries_keys_values(x)
+        if rule.rotary is not None:
+            q, k = ops.rotate(q, rule.rotary), ops.rotate(k, rule.rotary)
+        out = self._attend(Attended(q=q, k=k, v=v, rule=rule, keys=ops.keys()))
+        out = self._project("o", ops.from_heads(out))
+        out = self._norm("attention_output", out)
+        return self.method.sublayer(self, "attention", x, out)
+
+    def _attend(self, attended: Attended[A]) -> A:
+        """Return the output (B, H, S, h) of attention, also to what is cached of each row."""
+        ops, count = self.ops, self.ops.cached_rows()
+        if count == 0:
+            return self.method.attend(self, attended)
+        each = [ops.attended_rows(attended, slice(row, row + 1)) for row in range(count)]
+        cached = [ops.cached(row, one) for row, one in enumerate(each)]
+        if ops.first_pass():
+            return self.method.attend(self, attended)
+        methods = self.method.of_rows(count)
+        return ops.concatenated(
+            [method.attend(self, one) for method, one in zip(methods, cached, strict=True)]
+        )
+
+    def _queries_keys_values(self, x: A) -> tuple[A, A, A]:
+        """Return q (B, H, S, h) and k, v (B, G, S, h), normalised where the model does so."""
+        q, k, v = self._projected_heads(x)
+        return self._heads("q", q), self._heads("k", k), self._heads("v", v)
+
+    def _projected_heads(self, x: A) -> tuple[A, A, A]:
+        shape, ops = self.shape, self.ops
+        if "qkv" not in shape.linear_by_role:
+            return self._project("q", x), self._project("k", x), self._project("v", x)
+        fused = self._project("qkv", x)
+        if shape.interleaved_qkv:
+            q, k, v = ops.split_by_head(fused, shape.heads, 3)
+        else:
+            queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+            q, k, v = ops.split(fused, (queries, keys, keys))
+        return q, k, v
+
+    def _heads(self, role: str, x: A) -> A:
+        """Return (B, heads, S, h) of (B, S, heads h), with the norm of q or k if there is one."""
+        size, norm = self.shape.head_dim, self.shape.norm_by_role.get(role)
+        if norm is not None and norm.size != size:
+            x = self._norm(role, x)
+        x = self.ops.to_heads(x, size)
+        if norm is not None and norm.size == size:
+            x = self._norm(role, x)
+        return self.ops.heads_first(x)
+
+    def _mlp(self, x: A) -> A:
+        mlp_input = x = self._norm("mlp_input", x)
+        x = self._project("down", self._inner(x))
+        x = self._norm("mlp_output", x)
+        return self.method.sublayer(self, "mlp", mlp_input, x)
+
+    def _inner(self, x: A) -> A:
+        """Return what the FFN's output projection reads (B, S, F)."""
+        shape, ops = self.shape, self.ops
+        if "gate_up" in shape.linear_by_role:
+            gate, up = ops.split(self._project("gate_up", x), (shape.ffn_size, shape.ffn_size))
+            return ops.gated(gate, up, shape.activation)
+        if "gate" in shape.linear_by_role:
+            gate = self._project("gate", x)
+            return ops.gated(gate, self._project("up", x), shape.activation)
+        return ops.activation(self._project("up", x), shape.activation)
+
+    def _norm(self, role: str, x: A) -> A:
+        if role not in self.shape.norm_by_role:
+            return x
+        return self.method.norm(self, role, x)
+
+    def _project(self, role: str, x: A) -> A:
+        return self.method.project(self, self.shape.linear_by_role[role], x)
+
+    def _scaled(self, x: A) -> A:
+        scale = self.shape.residual_scale
+        return x if scale == 1.0 else self.ops.scaled(x, scale)

@@ -1,0 +1,212 @@
+"""The operations that a forward pass is written in; every interpreter of it implements them.
+
+B rows, S positions, D hidden size, H heads, G key/value heads, K keys, h channels of a head.
+An array is whatever an interpreter computes with: a tensor of a framework, or only its size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Protocol, TypeVar
+
+from edgetune.shape import Attention, Rotary
+
+A = TypeVar("A")
+
+Key = tuple[int, str]
+"""Layer and role of a projection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropout:
+    """Inverted dropout of a fraction of the elements; its mask is a function of ``seed``.
+
+    The mask is drawn again where it is needed instead of being kept. ``seed`` has 64 bits.
+    """
+
+    fraction: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeptNorms(Generic[A]):
+    """Row norms that an engine may keep: squares of frozen rows for good, the rest for a pass."""
+
+    squares: dict[Key, A] = field(default_factory=dict)
+    norms: dict[Key, A] = field(default_factory=dict)
+
+    def anew(self) -> KeptNorms[A]:
+        """Return what is still true after the trained tensors have changed."""
+        return KeptNorms(self.squares)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attended(Generic[A]):
+    """The attention of one layer, about to be computed.
+
+    ``q`` (B, H, S, h), ``k`` and ``v`` (B, G, K, h) are rotated and normalised. ``keys`` says
+    which keys a query sees, in the interpreter's own way.
+    """
+
+    q: A
+    k: A
+    v: A
+    rule: Attention
+    keys: Any
+
+    def with_keys(self, k: A, v: A, keys: Any) -> Attended[A]:
+        """Return the attention of the same queries to other keys."""
+        return replace(self, k=k, v=v, keys=keys)
+
+
+class Ops(Protocol[A]):
+    """The operations of one block in one pass; its weights and its tokens' positions are inside.
+
+    ``role`` names a projection or a norm of the block. What is frozen is rounded as the model
+    stores it; trained tensors come as float32 and are cast to the type of what they meet.
+    """
+
+    # what is frozen
+
+    def embedding(self, tokens: A, scale: float) -> A:
+        """Return the embeddings (B, S, D) of tokens (B, S), times ``scale`` as it is stored."""
+
+    def position_embedding(self) -> A:
+        """Return the learned embeddings (B, S, D) of the tokens' positions."""
+
+    def linear(self, role: str, x: A, *, bias: bool = True) -> A:
+        """Return ``x W^T``, plus the bias if there is one and it is asked for."""
+
+    def lora_linear(
+        self, role: str, x: A, a: A, b: A, scale: float, dropout: Dropout | None,
+        *, bias: bool = True,
+    ) -> A:  # fmt: skip
+        """Return :meth:`linear` plus :meth:`low_rank`."""
+
+    def bias(self, role: str, y: A) -> A:
+        """Return ``y`` plus a projection's frozen bias, if it has one."""
+
+    def norm(self, role: str, x: A, weight: A | None = None, bias: A | None = None) -> A:
+        """Return x normalised over its last axis, with trained tensors in place of frozen ones."""
+
+    def row_norms(self, key: Key, a: A, b: A, scale: float, kept: KeptNorms[A]) -> A:
+        """Return the norms (outputs,) of the rows of ``W + scale b a``, as constants."""
+
+    # what tokens are to each other
+
+    def rotate(self, x: A, rotary: Rotary) -> A:
+        """Return x (B, heads, S, h) rotated by position."""
+
+    def keys(self) -> Any:
+        """Return which keys the queries of this pass see."""
+
+    def attend(self, attended: Attended[A], before: tuple[A, A] | None = None) -> A:
+        """Return the output (B, H, S, h) of causal attention within documents.
+
+        ``before`` are keys and values (1, G, P, h) in front of those of every document.
+        """
+
+    def attend_all(self, q: A, k: A, v: A, scale: float) -> A:
+        """Return the output (B, H, S, h) of attention to keys (1, G, P, h) that all see."""
+
+    def cached_rows(self) -> int:
+        """Return how many rows have a cache of keys and values; 0 outside generation."""
+
+    def cached(self, row: int, attended: Attended[A]) -> Attended[A]:
+        """Return one row's attention to what is cached of it too; its keys join the cache."""
+
+    def first_pass(self) -> bool:
+        """Return whether the caches were empty when this pass began."""
+
+    # what is trained
+
+    def low_rank(self, x: A, a: A, b: A, scale: float, dropout: Dropout | None) -> A:
+        """Return ``scale dropout(x) a^T b^T`` for a (R, inputs) and b (outputs, R)."""
+
+    def trained_linear(self, x: A, weight: A) -> A:
+        """Return ``x weight^T``."""
+
+    def add_bias(self, y: A, bias: A) -> A:
+        """Return ``y + bias`` for a bias (outputs,)."""
+
+    def times(self, x: A, vector: A) -> A:
+        """Return ``x * vector`` over the last axis; any shape of the vector's elements will do."""
+
+    def times_ratio(self, x: A, above: A, below: A) -> A:
+        """Return ``x * (above / below)`` over the last axis, the ratio in float32."""
+
+    def times_heads(self, x: A, vector: A) -> A:
+        """Return x (B, H, S, h) with each head multiplied by its number, or all by one."""
+
+    def replaced(self, x: A, prompt: A) -> A:
+        """Return x (B, S, D) with ``prompt`` (P, D) at the first positions of every document."""
+
+    def cast(self, trained: A) -> A:
+        """Return a trained tensor in the type of activations."""
+
+    # small tensors, in float32
+
+    def float32_linear(self, x: A, weight: A, bias: A) -> A:
+        """Return ``x weight^T + bias`` of trained tensors."""
+
+    def tanh(self, x: A) -> A:
+        """Return tanh of a trained tensor."""
+
+    def some_rows(self, trained: A, rows: slice) -> A:
+        """Return rows of a trained tensor."""
+
+    def some_columns(self, trained: A, columns: slice) -> A:
+        """Return columns of a trained tensor (rows, columns)."""
+
+    def keys_values(self, flat: A, heads: int) -> tuple[A, A]:
+        """Return k and v (1, G, P, h) in the type of activations, of flat (P, 2 G h)."""
+
+    # element by element, and views
+
+    def activation(self, x: A, name: str) -> A:
+        """Return the named activation of x."""
+
+    def gated(self, gate: A, up: A, name: str) -> A:
+        """Return ``activation(gate) * up``."""
+
+    def add(self, x: A, y: A) -> A:
+        """Return ``x + y``."""
+
+    def subtract(self, x: A, y: A) -> A:
+        """Return ``x - y``."""
+
+    def scaled(self, x: A, factor: float) -> A:
+        """Return ``factor x``."""
+
+    def split(self, x: A, widths: Sequence[int]) -> Sequence[A]:
+        """Return parts of the last axis."""
+
+    def split_by_head(self, x: A, heads: int, parts: int) -> Sequence[A]:
+        """Return the parts of each head, each kind flattened: (..., heads * h) of (..., all)."""
+
+    def to_heads(self, x: A, size: int) -> A:
+        """Return (B, S, heads, size) of (B, S, heads * size)."""
+
+    def heads_first(self, x: A) -> A:
+        """Return (B, heads, S, h) of (B, S, heads, h)."""
+
+    def from_heads(self, x: A) -> A:
+        """Return (B, S, heads * h) of (B, heads, S, h)."""
+
+    # several adapters in one batch
+
+    def rows(self, x: A, rows: slice) -> A:
+        """Return some rows of x."""
+
+    def attended_rows(self, attended: Attended[A], rows: slice) -> Attended[A]:
+        """Return the attention of some rows."""
+
+    def concatenated(self, parts: Sequence[A]) -> A:
+        """Return the rows of all parts."""
+
+    def of_rows(self, rows: slice) -> Ops[A]:
+        """Return the operations of the same block on some rows."""
+
+    def unpacked_once(self, role: str) -> Ops[A]:
+        """Return the operations with a matrix that is unpacked once for several products."""
