@@ -7,6 +7,7 @@ does it, in which the best token that two neighbours make is made first).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,6 +66,19 @@ def read_gguf_tokenizer(file: Path) -> GgufTokenizer:
     keys = [f"{_KEY}{name}_token_id" for name in _ENDS]
     ends = frozenset(metadata.whole(key) for key in keys if key in metadata)
     return GgufTokenizer(_fast(tokenizer, metadata, special), ends)
+
+
+def save_gguf_tokenizer(file: Path, folder: Path) -> None:
+    """Write the tokenizer of a file, and what generation needs, as transformers reads them.
+
+    Raises:
+        ModelError: as :func:`read_gguf_tokenizer`.
+    """
+    found = read_gguf_tokenizer(file)
+    found.inner.save_pretrained(str(folder))
+    if found.ends:
+        settings = json.dumps({"eos_token_id": sorted(found.ends)}, indent=2)
+        (folder / "generation_config.json").write_text(settings + "\n", "utf-8")
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from edgetune.data.turn_tokens import (
 )
 from edgetune.errors import ModelError
 from edgetune.escapes import short
+from edgetune.idle_threads import let_idle_threads_sleep
 
 _SPACES = 8  # tokens before BOS that may be white space
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
@@ -228,6 +229,7 @@ def load_tokenizer(folder: Path, embeddings: int | None = None) -> Tokenizer:
         ModelError: if the files are missing, damaged, or would need code from the folder, or if
             the tokenizer is that of another model.
     """
+    let_idle_threads_sleep()  # transformers loads torch
     if folder.is_file():
         found = read_gguf_tokenizer(folder)
         return Tokenizer(found.inner, folder, embeddings, found.ends)

@@ -88,6 +88,10 @@ class Merged:
             _write_json(folder / INDEX, _index(self.shards))
         _write_json(folder / "config.json", self.config)
         _copy(self.copied, self.source, folder)
+        if self.source.is_file():
+            from edgetune.data.gguf_tokenizer import save_gguf_tokenizer
+
+            save_gguf_tokenizer(self.source, folder)
 
 
 def _split(tensors: Sequence[Outgoing], limit: int) -> Iterator[list[Outgoing]]:

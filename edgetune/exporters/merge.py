@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgetune.errors import CheckFailedError
 from edgetune.exporters.base import ExportRequest
 from edgetune.exporters.updates import Merge, Update
-from edgetune.model import StoredTensor
+from edgetune.model import LocalModel, StoredTensor
 from edgetune.model.weights import stored_tensors
 from edgetune.tensors.reader import number_type, read_rows
 from edgetune.tensors.writer import Chunks, Outgoing, row_spans
@@ -32,10 +32,10 @@ def merged_tensors(request: ExportRequest, merge: Merge) -> list[Outgoing]:
     by_stored_name = {model.tensors[name].name: change for name, change in merge.changes.items()}
     used = {tensor.name for tensor in model.tensors.values()}
     outgoing = []
-    for stored in _in_file_order(stored_tensors(model.folder)):
+    for stored in _in_file_order(_all_tensors(model)):
         # buffers keep their own number format
         converted = stored.name in used or stored.dtype == model.shape.dtype
-        dtype = request.dtype if request.dtype is not None and converted else stored.dtype
+        dtype = request.dtype if request.dtype is not None and converted else stored.read_dtype
         outgoing.append(
             Outgoing(
                 name=stored.name,
@@ -62,6 +62,11 @@ def _whole(values: NDArray[np.float32], dtype: str, name: str) -> Chunks:
     yield _rounded(values, dtype, name)
 
 
+def _all_tensors(model: LocalModel) -> Mapping[str, StoredTensor]:
+    """Return the tensors of a model's files, those of a GGUF file as the checkpoint named them."""
+    return model.tensors if model.folder.is_file() else stored_tensors(model.folder)
+
+
 def _in_file_order(tensors: Mapping[str, StoredTensor]) -> list[StoredTensor]:
     return sorted(tensors.values(), key=lambda tensor: (tensor.file.name, tensor.start))
 
@@ -69,7 +74,7 @@ def _in_file_order(tensors: Mapping[str, StoredTensor]) -> list[StoredTensor]:
 def _chunks(stored: StoredTensor, change: Update | None, dtype: str) -> Chunks:
     for start, stop in row_spans(stored.shape):
         values = read_rows(stored, start, stop)
-        if change is None and stored.dtype == dtype:
+        if change is None and stored.read_dtype == dtype:
             yield values
         else:
             values = values.astype(np.float32, copy=False)

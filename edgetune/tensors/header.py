@@ -60,6 +60,11 @@ class StoredTensor:
         """Number of bytes in the file."""
         return self.end - self.start
 
+    @property
+    def read_dtype(self) -> str:
+        """Number format of the values that reading gives."""
+        return self.dtype
+
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
     """Return the tensors of one file by name.

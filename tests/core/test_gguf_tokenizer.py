@@ -1,227 +1,214 @@
-"""What a GGUF file says of tokenizers, beside the tokenizers as they are loaded for training."""
+"""The tokenizer of a GGUF file makes the tokens that the model was trained with."""
 
 from __future__ import annotations
 
-import json
+import random
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from gguf_files import write_gguf
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-import edgetune_profiles
-from edgetune.data import load_tokenizer
-from edgetune.errors import ModelError, UsageError
-from edgetune.exporters.gguf.pretokenizers import pretokenizer_name
-from edgetune.exporters.gguf.tokenizer import TokenizerFacts
+from edgetune.data.gguf_cutting import CUTS
+from edgetune.data.gguf_tokenizer import read_gguf_tokenizer, save_gguf_tokenizer
+from edgetune.data.tokenizer import load_tokenizer
+from edgetune.errors import ModelError
 
-TINY = Path(edgetune_profiles.__file__).parent / "tiny"
-TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-QWEN2, LLAMA3 = WORDS + r"\p{N}" + TAIL, WORDS + r"\p{N}{1,3}" + TAIL
-TEXTS = ["the house has a door and the door has a key", "ab ba abba", "It's 1,234 o'clock"]
-TEMPLATE = (
-    "{% for m in messages %}<|start|>{{ m['role'] }}: {{ m['content'] }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start|>assistant: {% endif %}"
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+SPACE = "\u2581"
+GPT2_TYPE, LLAMA_TYPE = "gpt2", "llama"
+# As the published files of each model have it.
+PUBLISHED = {
+    "gpt-2": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+    "smollm": {"type": "Sequence", "pretokenizers": [
+        {"type": "Digits", "individual_digits": True},
+        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]},
+    "llama-bpe": "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}|"
+                 " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
+    "qwen2": "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}|"
+             " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
+    "tekken": "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+|"
+              "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*|"
+              "\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
+}  # fmt: skip
 
 
-def split(*regexes: str) -> dict[str, Any]:
-    steps: list[dict[str, Any]] = [
-        {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
-        for regex in regexes
-    ]
-    steps.append({"type": "ByteLevel", "add_prefix_space": False, "use_regex": False})
-    return {"type": "Sequence", "pretokenizers": steps}
+def texts() -> Iterator[str]:
+    """Yield texts that are cut in different places by different rules."""
+    yield from ("", "Hello world", "it's WE'RE don'T 1234567 3.14", "  two  spaces \n\n\n end ",
+                "x\r\ny\tz", "日本語 Ünïcödé \u0301 e\u0301", "a//b/// c", "😀👩‍👩‍👧 ٣٤٥", "\u00a0\u3000",
+                "<|im_start|>user\nhi<|im_end|>\n", SPACE, "<0x0A>")  # fmt: skip
+    draw, pool = random.Random(0), "abcXYZ 0129'\n\t.,!?-_/éß漢😀ñ\u0301\u00a0İ"
+    for _ in range(150):
+        yield "".join(draw.choices(pool, k=draw.randrange(1, 50)))
 
 
-def named(pre_tokenizer: dict[str, Any], ignore_merges: bool = False) -> str:
-    model = {"type": "BPE", "ignore_merges": ignore_merges}
-    return pretokenizer_name({"model": model, "pre_tokenizer": pre_tokenizer})
-
-
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-DIGITS = {"type": "Digits", "individual_digits": True}
-
-
-@pytest.mark.parametrize(
-    ("pre_tokenizer", "ignore_merges", "name"),
-    [
-        (BYTE_LEVEL, False, "gpt-2"),
-        ({"type": "Sequence", "pretokenizers": [DIGITS, BYTE_LEVEL]}, False, "smollm"),
-        (split(QWEN2), False, "qwen2"),
-        (split(LLAMA3), True, "llama-bpe"),
-        (split(LLAMA3), False, "dbrx"),
-        (split(LLAMA3.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)",
-            "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])")), True, "llama-bpe"),
-    ],
-)  # fmt: skip
-def test_the_way_that_texts_are_cut_has_its_name(
-    pre_tokenizer: dict[str, Any], ignore_merges: bool, name: str
-) -> None:
-    assert named(pre_tokenizer, ignore_merges) == name
-
-
-@pytest.mark.parametrize(
-    "pre_tokenizer",
-    [
-        split(r"\w+"),
-        split(QWEN2, r"\d"),
-        {"type": "Whitespace"},
-        {**BYTE_LEVEL, "add_prefix_space": True},
-        {"type": "Split", "pattern": {"Regex": QWEN2}, "behavior": "Removed", "invert": False},
-    ],
-)
-def test_a_way_without_a_name_is_refused(pre_tokenizer: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=r"has no name for how .* cuts texts .*--to hf"):
-        named(pre_tokenizer)
-
-
-def test_whole_words_before_merges_are_no_matter_of_every_name() -> None:
-    with pytest.raises(UsageError, match="has no name"):
-        named(BYTE_LEVEL, ignore_merges=True)
-
-
-def _files(folder: Path, inner: Tokenizer, **config: object) -> Path:
-    folder.mkdir(exist_ok=True)
-    inner.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", **config}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return folder
-
-
-def _byte_level() -> Tokenizer:
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    special = ["<|begin|>", "<|eos|>", "<|start|>", "<|end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+def _published(name: str) -> Tokenizer:
+    """Return a tokenizer that cuts as a published one does, trained on the texts."""
+    tokenizer = Tokenizer(models.BPE())
+    rule = PUBLISHED[name]
+    if isinstance(rule, str):
+        split = pre_tokenizers.Split(Regex(rule), "isolated")
+        after = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, after])
+    elif name == "smollm":
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if name == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
     trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    inner.train_from_iterator(TEXTS, trainer)
-    inner.add_tokens(["  "])
-    return inner
+        vocab_size=600, special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
+    )  # fmt: skip
+    tokenizer.train_from_iterator([*texts()] * 3, trainer)
+    return tokenizer
 
 
-def _pieces(prepend: bool) -> Tokenizer:
-    """Return a tokenizer as transformers makes them of SentencePiece's."""
-    letters = sorted({x for text in TEXTS for x in text.replace(" ", "▁")} | {"▁"})
-    merges = [("h", "e"), ("t", "he"), ("▁", "the"), ("a", "b"), ("b", "a"), ("o", "r")]
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{x:02X}>" for x in range(256)), *letters]
-    tokens += [first + second for first, second in merges]
-    vocab = {token: number for number, token in enumerate(tokens)}
-    inner = Tokenizer(
-        models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
-    )
-    steps: list[Any] = [normalizers.Prepend("▁")] if prepend else []
-    inner.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
-    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
-    inner.add_special_tokens(["<unk>", "<s>", "</s>"])
-    return inner
+def _bpe(tokenizer: Tokenizer, name: str, **more: Any) -> dict[str, Any]:
+    """Return what a file says of a byte-level tokenizer."""
+    import json
+
+    definition = json.loads(tokenizer.to_str())
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+    special = {added["content"] for added in definition["added_tokens"]}
+    return {
+        "tokenizer.ggml.model": GPT2_TYPE,
+        "tokenizer.ggml.pre": name,
+        "tokenizer.ggml.tokens": [*tokens, "[PAD999]"],
+        "tokenizer.ggml.token_type": [*(3 if token in special else 1 for token in tokens), 5],
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in definition["model"]["merges"]],
+        "tokenizer.ggml.bos_token_id": vocabulary["<|im_start|>"],
+        "tokenizer.ggml.eos_token_id": vocabulary["<|im_end|>"],
+        "tokenizer.chat_template": CHATML,
+    } | more
 
 
-def test_a_byte_level_vocabulary_is_written_with_its_merges(tmp_path: Path) -> None:
-    folder = _files(tmp_path / "m", _byte_level(), bos_token="<|begin|>", eos_token="<|eos|>")
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-    found = TokenizerFacts.read(folder).metadata(330)
-    loaded = load_tokenizer(folder)
-    ggml = {k.removeprefix("tokenizer.ggml."): v.content for k, v in found.items()}
-    saved = json.loads((folder / "tokenizer.json").read_text())
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_byte_level_tokens_are_those_of_the_published_rule(name: str, tmp_path: Path) -> None:
+    published = _published(name)
+    file = write_gguf(tmp_path / "model.gguf", "llama", _bpe(published, name), {})
 
-    assert ggml["model"] == "gpt2"
-    assert ggml["pre"] == "gpt-2"
-    assert [merge.split(" ") for merge in ggml["merges"]] == saved["model"]["merges"]
-    assert ggml["tokens"][: len(loaded)] == [loaded.text_of(i) for i in range(len(loaded))]
-    assert ggml["tokens"][len(loaded) :] == [f"[PAD{i}]" for i in range(len(loaded), 330)]
-    assert ggml["token_type"][:5] == [3, 3, 3, 3, 1]
-    assert ggml["token_type"][len(loaded) - 1] == 4
-    assert set(ggml["token_type"][len(loaded) :]) == {5}
-    assert ggml["bos_token_id"] == loaded.bos_id
-    assert ggml["eos_token_id"] == loaded.eos_id
-    assert {ggml["eos_token_id"], ggml["eot_token_id"]} == loaded.end_tokens
-    assert found["tokenizer.chat_template"].content == TEMPLATE
+    ours = load_tokenizer(file)
+
+    for text in texts():
+        assert ours.encode(text) == published.encode(text, add_special_tokens=False).ids, text
+    assert ours.adds_bos == CUTS[name].adds_bos
+    assert ours.text_of(ours.eos_id) == "<|im_end|>"
+    assert ours.chat_template == CHATML
+    assert ours.decode(ours.encode("Ünïcödé 漢 x")) == "Ünïcödé 漢 x"
+    assert "[PAD999]" not in ours.end_texts
 
 
-@pytest.mark.parametrize("prepend", [True, False])
-def test_pieces_are_written_with_scores_in_the_order_of_merges(
-    tmp_path: Path, prepend: bool
+def test_all_ends_that_a_file_lists_end_an_answer(tmp_path: Path) -> None:
+    published = _published("gpt-2")
+    more = {"tokenizer.ggml.eot_token_id": 0, "tokenizer.ggml.add_bos_token": True}
+    file = write_gguf(tmp_path / "model.gguf", "llama", _bpe(published, "gpt-2", **more), {})
+
+    ours = load_tokenizer(file)
+
+    assert {0, 2} <= ours.end_tokens
+    assert ours.adds_bos
+    assert ours.encode("a", special=True)[0] == ours.bos_id
+
+
+def test_a_saved_tokenizer_is_the_same_in_a_folder(tmp_path: Path) -> None:
+    published = _published("qwen2")
+    file = write_gguf(tmp_path / "model.gguf", "llama", _bpe(published, "qwen2"), {})
+    folder = tmp_path / "folder"
+    folder.mkdir()
+
+    save_gguf_tokenizer(file, folder)
+
+    ours, saved = load_tokenizer(file), load_tokenizer(folder)
+    assert saved.fingerprint == ours.fingerprint
+    assert saved.end_tokens == ours.end_tokens
+    for text in texts():
+        assert saved.encode(text) == ours.encode(text)
+
+
+WORDS = ("hello", "world", "the", "there", "then", "low", "er", "lower", "est", "lowest", "el", "lo",
+         "ll", "he", "th", "in", "ing", "or", "wor", "ld")  # fmt: skip
+
+
+def _sentencepiece() -> tuple[list[str], list[float], list[int]]:
+    """Return tokens, scores and kinds as a SentencePiece model has them."""
+    letters = sorted({letter for word in WORDS for letter in word})
+    draw = random.Random(1)
+    pieces = [SPACE, *letters, *WORDS, *(SPACE + word for word in WORDS), SPACE * 2]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
+    scores = [0.0] * 259 + [-float(draw.randrange(1000)) for _ in pieces]
+    return tokens, scores, [2, 3, 3, *[6] * 256, *[1] * len(pieces)]
+
+
+def _reference(text: str, tokens: list[str], scores: list[float], *, prefix: bool) -> list[int]:
+    """Merge as SentencePiece does: always the neighbours whose token scores best, leftmost first."""
+    number = {token: index for index, token in enumerate(tokens)}
+    pieces = list(((SPACE if prefix and text else "") + text).replace(" ", SPACE))
+    while True:
+        pairs = [(a + b, at) for at, (a, b) in enumerate(pairwise(pieces))]
+        found = [(-scores[number[pair]], at) for pair, at in pairs if pair in number]
+        if not found:
+            break
+        _, at = min(found)
+        pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
+    ids: list[int] = []
+    for piece in pieces:
+        unknown = [number[f"<0x{byte:02X}>"] for byte in piece.encode()]
+        ids += [number[piece]] if piece in number else unknown
+    return ids
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_sentencepiece_tokens_are_merged_by_score(prefix: bool, tmp_path: Path) -> None:
+    tokens, scores, kinds = _sentencepiece()
+    assert len(set(scores[259:])) > 30
+    metadata = {
+        "tokenizer.ggml.model": LLAMA_TYPE, "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": scores, "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0, "tokenizer.ggml.add_space_prefix": prefix,
+    }  # fmt: skip
+    ours = load_tokenizer(write_gguf(tmp_path / "model.gguf", "llama", metadata, {}))
+
+    draw = random.Random(2)
+    for text in [" ".join(draw.choices(WORDS, k=6)) for _ in range(100)] + ["  ", "é漢\n", "held"]:
+        assert ours.encode(text) == _reference(text, tokens, scores, prefix=prefix), text
+        assert ours.decode(ours.encode(text)) == text
+    assert ours.adds_bos
+    assert ours.encode("hello", special=True)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "because"),
+    [
+        ({"tokenizer.ggml.tokens": None}, "has no tokenizer"),
+        ({"tokenizer.ggml.model": "bert"}, "of the kind 'bert'. Supported: gpt2"),
+        ({"tokenizer.ggml.model": LLAMA_TYPE}, "no score for each of its tokens"),
+        ({"tokenizer.ggml.pre": "unheard-of"}, "by the rule 'unheard-of', which is not known"),
+        ({"tokenizer.ggml.merges": ["x yzzy"]}, "cannot be read"),
+        ({"tokenizer.ggml.merges": ["nospace"]}, "cannot be read"),
+        ({"tokenizer.ggml.token_type": [1, 1]}, "says of 2 tokens"),
+        ({"tokenizer.ggml.eos_token_id": 10_000}, "names the token 10000"),
+        ({"tokenizer.ggml.tokens": [1, 2]}, "must be a list of str"),
+    ],
+)
+def test_what_no_tokenizer_can_be_made_of(
+    tmp_path: Path, changes: dict[str, Any], because: str
 ) -> None:
-    folder = _files(tmp_path / "m", _pieces(prepend), bos_token="<s>", eos_token="</s>",
-                    unk_token="<unk>")  # fmt: skip
-    found = TokenizerFacts.read(folder).metadata(400)
-    ggml = {k.removeprefix("tokenizer.ggml."): v.content for k, v in found.items()}
-    scores = dict(zip(ggml["tokens"], ggml["scores"], strict=True))
+    metadata = _bpe(_published("gpt-2"), "gpt-2") | changes
+    kept = {key: value for key, value in metadata.items() if value is not None}
+    file = write_gguf(tmp_path / "model.gguf", "llama", kept, {})
 
-    assert ggml["model"] == "llama"
-    assert ggml["add_space_prefix"] == prepend
-    assert ggml["unknown_token_id"] == 0
-    assert ggml["token_type"][:4] == [2, 3, 3, 6]
-    order = ["he", "the", "▁the", "ab", "ba", "or", "▁"]
-    assert sorted(order, key=lambda token: -scores[token]) == order
-
-
-@pytest.mark.parametrize("given", [True, False, None])
-@pytest.mark.parametrize("kind", ["bytes", "pieces"])
-def test_bos_is_added_where_the_loaded_tokenizer_adds_it(
-    tmp_path: Path, given: bool | None, kind: str
-) -> None:
-    from tokenizers.processors import TemplateProcessing
-
-    inner = _byte_level() if kind == "bytes" else _pieces(True)
-    bos = "<|begin|>" if kind == "bytes" else "<s>"
-    if given is None:
-        number = inner.token_to_id(bos)
-        inner.post_processor = TemplateProcessing(f"{bos} $A", None, [(bos, number)])
-    config = {} if given is None else {"add_bos_token": given}
-    eos = "<|eos|>" if kind == "bytes" else "</s>"
-    folder = _files(tmp_path / "m", inner, bos_token=bos, eos_token=eos, **config)
-
-    assert TokenizerFacts.read(folder).adds_bos == load_tokenizer(folder).adds_bos
-
-
-def test_the_built_in_model_ends_where_training_ends() -> None:
-    files, loaded = TokenizerFacts.read(TINY), load_tokenizer(TINY)
-
-    assert files.turn_end == loaded.turn_end
-    assert set(files.end_texts) == set(loaded.end_texts)
-    assert files.templates == {"default": loaded.template.source}
-
-
-def test_a_model_without_a_template_gets_the_one_it_was_trained_with(tmp_path: Path) -> None:
-    folder = _files(tmp_path / "m", _byte_level(), eos_token="<|eos|>")
-    found = TokenizerFacts.read(folder).metadata(320)["tokenizer.chat_template"].content
-
-    assert found == load_tokenizer(folder).template.source
-
-
-def test_templates_beside_the_default_are_written_by_name(tmp_path: Path) -> None:
-    folder = _files(tmp_path / "m", _byte_level(), eos_token="<|eos|>")
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-    (folder / "additional_chat_templates").mkdir()
-    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("tools" + TEMPLATE)
-    found = TokenizerFacts.read(folder).metadata(320)
-
-    assert found["tokenizer.chat_templates"].content == ["tool_use"]
-    assert found["tokenizer.chat_template.tool_use"].content == "tools" + TEMPLATE
-
-
-def test_other_kinds_of_tokenizers_are_refused(tmp_path: Path) -> None:
-    inner = Tokenizer(models.WordLevel({"a": 0, "</s>": 1}, unk_token="a"))
-    folder = _files(tmp_path / "m", inner, eos_token="</s>")
-
-    with pytest.raises(UsageError, match="the kind WordLevel"):
-        TokenizerFacts.read(folder).metadata(2)
-
-
-def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="has no tokenizer"):
-        TokenizerFacts.read(tmp_path)
-
-
-def test_a_cut_of_a_split_regex_by_hand_is_the_same() -> None:
-    regex = pre_tokenizers.Split(Regex(QWEN2), "isolated")
-    steps = pre_tokenizers.Sequence([regex, pre_tokenizers.ByteLevel(False, use_regex=False)])
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = steps
-    assert pretokenizer_name(json.loads(inner.to_str())) == "qwen2"
+    with pytest.raises(ModelError, match=because):
+        read_gguf_tokenizer(file)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from contextlib import closing, suppress
@@ -80,3 +82,19 @@ def test_a_machine_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (rates,) = json.loads(kept)
     assert 0 < rates["operation"] < 1e-2
     assert set(rates["block"]) == set(rates["head"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GCC's OpenMP says how long it spins")
+@pytest.mark.parametrize(("chosen", "spins"), [(None, "0"), ("ACTIVE", "30000000000")])
+def test_idle_threads_sleep_whoever_loads_the_library_first(
+    tmp_path: Path, chosen: str | None, spins: str
+) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": chosen} if chosen else {}
+    command = [sys.executable, "-m", "edgetune", "train", "--model", "tiny", "--device", "cpu"]
+    command += ["--data", str(write_rows(tmp_path / "rows.jsonl")), "--dry-run"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=tmp_path,
+        env={**environment, "OMP_DISPLAY_ENV": "VERBOSE"},
+    )  # fmt: skip
+    assert set(re.findall(r"GOMP_SPINCOUNT = '(\w+)'", done.stderr)) == {spins}

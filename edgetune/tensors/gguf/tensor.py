@@ -69,6 +69,11 @@ class GgufTensor(StoredTensor):
         return self.dtype in QUANTIZED
 
     @property
+    def read_dtype(self) -> str:
+        """Number format of the values that reading gives: float32 unless the file's are plain."""
+        return "float32" if self.in_blocks or self.added else self.dtype
+
+    @property
     def file_shape(self) -> tuple[int, ...]:
         """The axes as the file has them."""
         return self.shape[::-1] if self.transposed else self.shape
