@@ -14,11 +14,11 @@ from typing import Any
 
 import click
 
-from edgetune import __version__
 from edgetune.cli.process import Process
 from edgetune.cli.show import complain
 from edgetune.errors import DiskError, EdgetuneError, OutOfMemoryError, StoppedError
 from edgetune.files import disk_failed
+from edgetune.version import __version__
 from edgetune.workflows.supervise import can_supervise, supervise
 
 COMMANDS = {

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from errno import ENAMETOOLONG
 from functools import wraps
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import click
 
-from edgetune.choice import Choice
 from edgetune.cli.show import NORMAL, QUIET, VERBOSE, set_verbosity, verbosity
 from edgetune.errors import UsageError
 from edgetune.escapes import short
-from edgetune.methods import METHODS, Method, method_class
-from edgetune.settings.spec import Checkpointing, Knob, Training, knobs, refuse_outside
+from edgetune.methods import METHODS, Method
+from edgetune.settings.spec import Checkpointing, Knob, Training, knobs
 from edgetune.units import parse_bytes
 from edgetune.workflows.over import Over
+from edgetune.workflows.settings import knob_specs, parse_checkpointing, parse_names, plain_type
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -74,7 +72,7 @@ class Names(click.ParamType["tuple[str, ...]"]):
         """Return the names."""
         if isinstance(value, tuple):
             return value
-        names = tuple(part.strip() for part in value.split(",") if part.strip())
+        names = parse_names(value)
         if not names:
             self.fail(f"{value!r} names nothing.", param, ctx)
         return names
@@ -87,27 +85,10 @@ class CheckpointingType(click.ParamType[Any]):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         """Return the setting; ``all`` stays a word until the model is known."""
-        count, _, offload = str(value).partition(":")
-        if offload not in {"", "none", "host", "disk"}:
-            self.fail(f"{offload!r} is not a place: host or disk.", param, ctx)
-        if count == "none" and offload:
-            self.fail(f"{value!r} keeps no block's input; write 4:{offload}.", param, ctx)
-        if count == "all":
-            return f"all:{offload}" if offload else "all"
-        if not count.isdecimal() and count != "none":
-            self.fail(f"{value!r} is not none, all or a number of blocks.", param, ctx)
-        return Checkpointing(
-            layers=0 if count == "none" else int(count),
-            offload=offload or "none",  # type: ignore[arg-type]
-        )
-
-
-def knob_specs() -> list[Knob]:
-    """Return every setting that has a flag: the choice's, the methods' and the training's."""
-    found = {item.name: item for item in knobs(Choice)}
-    for kind in METHODS:
-        found |= {item.name: item for item in knobs(method_class(kind)) if item.name not in found}
-    return [*found.values(), *knobs(Training)]
+        try:
+            return parse_checkpointing(str(value))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
 
 
 def knob_options(function: F) -> F:
@@ -181,31 +162,6 @@ def over_options(function: F) -> F:
     return base(device_option(memory_option(with_over)))  # type: ignore[return-value]
 
 
-@dataclass(frozen=True, slots=True)
-class Fixed:
-    """What the user fixed by flags: knobs of the choice and of the training, by name."""
-
-    choice: dict[str, Any]
-    training: dict[str, Any]
-
-    @classmethod
-    def of(cls, flags: Mapping[str, Any]) -> Fixed:
-        """Sort the flags that were given."""
-        given = {name: value for name, value in flags.items() if value is not None}
-        refuse_outside(knob_specs(), given)
-        training = {item.name for item in knobs(Training)}
-        if given.get("steps") is not None and given.get("epochs") is not None:
-            raise UsageError("--steps and --epochs both say how long to train. Give one of them.")
-        return cls(
-            choice={name: value for name, value in given.items() if name not in training},
-            training={name: value for name, value in given.items() if name in training},
-        )
-
-    def __bool__(self) -> bool:
-        """Tell whether anything was fixed."""
-        return bool(self.choice or self.training)
-
-
 def _set_level(level: int) -> Callable[[click.Context, click.Parameter, bool], None]:
     def set_level(context: click.Context, _: click.Parameter, given: bool) -> None:
         if given and verbosity() not in {NORMAL, level}:
@@ -217,7 +173,7 @@ def _set_level(level: int) -> Callable[[click.Context, click.Parameter, bool], N
 
 
 def _option(item: Knob) -> Callable[[F], F]:
-    plain = _plain_type(item.type)
+    plain = plain_type(item.type)
     told = item.default in (None, ()) or "(default:" in item.help
     text = item.help if told else f"{item.help} [default: {_shown(item)}]"
     if plain is bool:
@@ -232,12 +188,6 @@ def _shown(item: Knob) -> str:
     if isinstance(item.default, tuple):
         return ",".join(item.default)
     return str(item.default).lower() if isinstance(item.default, bool) else str(item.default)
-
-
-def _plain_type(kind: Any) -> Any:
-    if get_origin(kind) in {Union, UnionType}:
-        return next(part for part in get_args(kind) if part is not type(None))
-    return kind
 
 
 def _click_type(kind: Any) -> Any:

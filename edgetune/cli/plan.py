@@ -9,7 +9,6 @@ import click
 
 from edgetune.cli.options import (
     FilePath,
-    Fixed,
     common_options,
     data_option,
     device_option,
@@ -24,6 +23,7 @@ from edgetune.errors import UsageError
 from edgetune.planning import FILE_NAME, Plan, is_plan_file
 from edgetune.settings.spec import to_plain
 from edgetune.workflows.planning import PlanRequest, plan_for
+from edgetune.workflows.settings import Fixed
 
 
 @click.command("plan", short_help="Print what would run, its memory, its time, and why.")

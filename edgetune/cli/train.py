@@ -14,7 +14,6 @@ import click
 
 from edgetune.cli.options import (
     FilePath,
-    Fixed,
     common_options,
     data_option,
     device_option,
@@ -41,6 +40,7 @@ from edgetune.workflows.planning import (
     replanned,
 )
 from edgetune.workflows.resuming import resume_run
+from edgetune.workflows.settings import Fixed
 from edgetune.workflows.training import Run, start_run
 from edgetune.workflows.worker import Worker
 

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
-from edgetune import __version__
 from edgetune.events import RunState
 from edgetune.files import sha256_json
 from edgetune.planning import Plan
 from edgetune.schedule import Schedule
+from edgetune.version import __version__
 
 VERSION: Final = 2
 PACKAGES: Final = (

@@ -15,9 +15,9 @@ from rows import Cli, chat, write_rows
 
 from edgetune.backend import GenerateOptions, TornStateError
 from edgetune.cli import COMMANDS
-from edgetune.cli.options import knob_specs
 from edgetune.errors import EdgetuneError
 from edgetune.settings.spec import knobs
+from edgetune.workflows.settings import knob_specs
 
 ROOT = Path(__file__).parents[2]
 TRAIN = ("train", "--model", "tiny")

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from edgetune import __version__
 from edgetune.cli import COMMANDS, group
-from edgetune.cli.options import knob_specs
+from edgetune.workflows.settings import knob_specs
 
 
 def commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
