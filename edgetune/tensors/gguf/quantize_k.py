@@ -9,7 +9,9 @@ B is the number of blocks; arrays of groups are (numbers of a group, groups of a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -21,6 +23,7 @@ from edgetune.tensors.gguf.search import (
     CodeSums,
     Float32,
     Weighted,
+    affine_error,
     least_squares,
     reciprocal,
     rounded,
@@ -35,8 +38,8 @@ _AT_ONCE: Final = 256
 _TOPS: Final = range(63, 47, -2)
 """Codes that a block's largest scale can get: float16 rounds the factor otherwise each time."""
 _REFITS: Final = 4
-_TRIES_4: Final = np.arange(-1.0, 1.05, 0.1)
-_TRIES_5: Final = np.arange(-0.5, 1.05, 0.1)
+_TRIES_4: Final = np.arange(-1.0, 1.1, 0.2)
+_TRIES_5: Final = np.arange(-0.4, 1.1, 0.2)
 
 
 def q4_k(blocks: Float32) -> Bytes:
@@ -55,8 +58,11 @@ def q6_k(blocks: Float32) -> Bytes:
 
 
 def _in_parts(blocks: Float32, quantize: Callable[[Float32], Bytes]) -> Bytes:
+    """Quantize some blocks at a time, on all cores: numpy lets go of the interpreter meanwhile."""
     starts = range(0, max(len(blocks), 1), _AT_ONCE)
-    return np.concatenate([quantize(blocks[start : start + _AT_ONCE]) for start in starts])
+    parts = [blocks[start : start + _AT_ONCE] for start in starts]
+    with ThreadPoolExecutor(min(len(parts), os.cpu_count() or 1)) as pool:
+        return np.concatenate(list(pool.map(quantize, parts)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +140,9 @@ class _Tried:
     @classmethod
     def of(cls, groups: Weighted, grid: _Grid, steps: int) -> _Tried:
         """Try a grid."""
-        codes = grid.codes(groups.x, steps)
-        difference = grid.scale * codes - grid.offset - groups.x
-        error = _by_block((groups.weight * np.square(difference)).sum(0))
-        return cls(grid, CodeSums.of(groups, codes), error)
+        sums = CodeSums.of(groups, grid.codes(groups.x, steps))
+        error = _by_block(affine_error(groups, sums, grid.scale, -grid.offset))
+        return cls(grid, sums, error)
 
     def or_better(self, other: _Tried | None) -> _Tried:
         """Return in each block the better of two grids; of equals the other."""

@@ -36,7 +36,7 @@ class Weighted:
         """Weigh each number by its size and that of its group's root mean square."""
         weight = np.abs(x) + np.sqrt(np.square(x).mean(0))
         weighted = weight * x
-        return cls(x, weight, weight.sum(0), weighted.sum(0), (weighted * x).sum(0))
+        return cls(x, weight, weight.sum(0), weighted.sum(0), _dot(weighted, x))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class CodeSums:
     def of(cls, groups: Weighted, codes: Float32) -> CodeSums:
         """Return the sums for codes (G, M)."""
         by_weight = groups.weight * codes
-        return cls(by_weight.sum(0), (by_weight * codes).sum(0), (by_weight * groups.x).sum(0))
+        return cls(by_weight.sum(0), _dot(by_weight, codes), _dot(by_weight, groups.x))
 
 
 def search_affine(
@@ -66,7 +66,7 @@ def search_affine(
     above, inverse = x - least, reciprocal(x.max(0) - least)
     best = np.full_like(inverse, np.inf)
     best_scale, best_least = np.zeros_like(inverse), least
-    for more in (0.0, *tries):
+    for more in tries:
         codes = rounded(above * (np.float32(steps + more) * inverse), 0, steps)
         sums = CodeSums.of(groups, codes)
         scale, low = least_squares(groups, sums)
@@ -109,12 +109,17 @@ def search_symmetric(x: Float32, steps: int) -> Float32:
     best_scale: Float32 = np.zeros_like(farthest)
     for more in (0, *range(-9, 0), *range(1, 10)):
         codes = rounded(x * (np.float32(steps + 0.1 * more) * inverse), -steps, steps - 1)
-        sum_xl, sum_ll = (weighted * codes).sum(0), (weight * np.square(codes)).sum(0)
+        sum_xl, sum_ll = _dot(weighted, codes), _dot(weight, np.square(codes))
         scale = sum_xl * reciprocal(sum_ll)
         better = scale * sum_xl > best
         best = np.where(better, scale * sum_xl, best)
         best_scale = np.where(better, scale, best_scale)
     return best_scale
+
+
+def _dot(left: Float32, right: Float32) -> Float32:
+    """Return the sums (M,) of products over groups (G, M)."""
+    return np.einsum("gm,gm->m", left, right)
 
 
 def rounded(values: Float32, least: int, most: int) -> Float32:
