@@ -119,7 +119,8 @@ def search_symmetric(x: Float32, steps: int) -> Float32:
 
 def _dot(left: Float32, right: Float32) -> Float32:
     """Return the sums (M,) of products over groups (G, M)."""
-    return np.einsum("gm,gm->m", left, right)
+    sums: Float32 = np.einsum("gm,gm->m", left, right)
+    return sums
 
 
 def rounded(values: Float32, least: int, most: int) -> Float32:
