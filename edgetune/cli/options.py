@@ -136,7 +136,9 @@ def common_options(function: F) -> F:
     return function
 
 
-model_option = click.option("--model", metavar="REF", help="A folder, a hub id or a profile.")
+model_option = click.option(
+    "--model", metavar="REF", help="A folder, a GGUF file, ollama:NAME, a hub id or a profile."
+)
 data_option = click.option(
     "--data",
     type=FilePath(),

@@ -9,9 +9,22 @@ from typing import Literal
 from edgetune.buckets import bucket
 from edgetune.choice import Choice
 from edgetune.shape import ModelShape
-from edgetune.storage import AFFINE, BYTES, FLOAT32_BYTES, GROUPS
+from edgetune.storage import (
+    AFFINE,
+    BYTES,
+    FILE_FORMAT,
+    FLOAT32_BYTES,
+    GROUPS,
+    file_kinds_of,
+)
 
 Kind = Literal["cuda", "cpu", "mlx"]
+
+FILE_CODES = {
+    "Q4_0": 2.2, "Q4_1": 2.4, "Q5_0": 3.2, "Q5_1": 3.4, "Q8_0": 1.2, "MXFP4": 2.2,
+    "Q2_K": 1.6, "Q3_K": 2.5, "Q4_K": 1.5, "Q5_K": 2.5, "Q6_K": 2.4,
+}  # fmt: skip
+"""Bytes a weight's codes and scales take on MLX before they are numbers, as measured."""
 
 PIECE = 512
 """Rows that are widened at a time where products are wider than activations."""
@@ -99,6 +112,8 @@ def batch_shape_of(
     narrow = choice.compute_dtype != "float32"
     wide = narrow and platform.kind == "cpu" and not platform.multiplies_16bit
     multiplied = "float32" if wide else choice.compute_dtype
+    blocks = platform.kind == "mlx" and choice.quantization == FILE_FORMAT  # no kernel for them
+    unpacks = platform.unpacks or blocks
     return BatchShape(
         batch=choice.micro_batch,
         context=bucket(choice.context + sharing * choice.method.virtual_tokens),
@@ -110,15 +125,21 @@ def batch_shape_of(
         dropout=getattr(choice.method, "dropout", 0) > 0,
         keeps_scratch=platform.keeps_scratch,
         mlx=platform.kind == "mlx",
-        unpacks=platform.unpacks,
-        unpacking=_unpacking(choice, shape) if platform.unpacks else 0.0,
+        unpacks=unpacks,
+        unpacking=_unpacking(choice, shape) if unpacks else 0.0,
         documents=sharing,
         fuses=platform.attends_16bit or not narrow,
     )
 
 
 def _unpacking(choice: Choice, shape: ModelShape) -> float:
-    """Return the bytes a weight takes on its way: in the type of its scales, or its scales."""
+    """Return the bytes a weight takes on its way: in the type of its scales, or its scales.
+
+    Out of the blocks of a GGUF file it comes as codes, and in float32 before it is rounded.
+    """
+    if choice.quantization == FILE_FORMAT:
+        codes = max((FILE_CODES.get(kind, 0.0) for kind in file_kinds_of(shape)), default=0.0)
+        return codes if choice.compute_dtype == "float32" else codes + FLOAT32_BYTES
     if choice.quantization in AFFINE:
         return 0.0 if choice.compute_dtype == shape.dtype else BYTES[shape.dtype]
     group = GROUPS.get(choice.quantization)

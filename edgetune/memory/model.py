@@ -19,7 +19,7 @@ from edgetune.memory.step import StepModel
 from edgetune.memory.weights import load_bytes, transient_bytes, weight_bytes
 from edgetune.methods.base import Footprint, Method, Ranks
 from edgetune.shape import Attention, ModelShape
-from edgetune.storage import FLOAT32_BYTES, QUANTIZED_OUTER
+from edgetune.storage import FILE_FORMAT, FLOAT32_BYTES, QUANTIZED_OUTER
 
 INDICES = 28
 """Bytes a token of its number, its target, its position, and their copies in other formats."""
@@ -84,7 +84,7 @@ class MemoryModel:
         """Return what a run of ``choice`` needs."""
         rows = batch_shape_of(self.shape, choice, self.platform, self.documents)
         step = self._step(rows, choice.quantization, summed=choice.accumulation > 1)
-        quantized = choice.quantization in QUANTIZED_OUTER
+        quantized = self._unpacks_head(choice.quantization)
         loss = self._loss(rows, choice.loss_chunk, choice.head, quantized=quantized)
         kept = choice.checkpointing
         update = self._update(choice.optimizer)
@@ -120,7 +120,7 @@ class MemoryModel:
         )
 
     def _make_step(self, rows: BatchShape, quantization: str, *, summed: bool) -> StepModel:
-        shape, quantized = self.shape, quantization == "nf4" or quantization in QUANTIZED_OUTER
+        shape, quantized = self.shape, quantization == "nf4" or self._unpacks_head(quantization)
 
         @cache
         def passes(rule: Attention, ranks: Ranks, footprint: Footprint, goes_on: bool) -> BlockPass:
@@ -140,6 +140,11 @@ class MemoryModel:
             place=place_bytes(shape, rows),
             grown=self._grown(whole=summed or self.platform.kind != "mlx"),
         )
+
+    def _unpacks_head(self, quantization: str) -> bool:
+        """Whether MLX has embedding and head in a format that it unpacks."""
+        in_blocks = quantization == FILE_FORMAT and self.platform.kind == "mlx"
+        return in_blocks or quantization in QUANTIZED_OUTER
 
     def _grown(self, *, whole: bool) -> list[int]:
         """Return the bytes of gradients once the blocks from each one on have given theirs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from edgetune.memory.scratch import HEAD_SLICE
 from edgetune.shape import MLP_ROLES, ModelShape
@@ -102,11 +103,13 @@ def load_bytes(shape: ModelShape, quantization: str) -> int:
 
     One projection as the file has it, and what quantizing it takes beside it; everything else
     goes from the mapped file to its place. MLX's formats take the embedding, too. What is in blocks
-    goes to its place, too; looking for scales that are no numbers takes two bytes a block.
+    is read once more at the most; looking for scales that are no numbers takes two bytes a block.
     """
     if quantization == FILE_FORMAT:
-        largest = max(linear.inputs * linear.outputs for linear in shape.linears)
-        return max(largest, shape.vocabulary * shape.hidden_size) // 16
+        layers = range(shape.layers)
+        largest = max(max(linear_bytes(shape, layer, quantization)) for layer in layers)
+        outer = (vocabulary_bytes(shape, quantization, name) for name in ("embedding", "head"))
+        return ceil(max(largest, *outer) * 1.1)
     sizes = [linear.inputs * linear.outputs for linear in shape.linears]
     if quantization in QUANTIZED_OUTER:
         sizes.append(shape.vocabulary * shape.hidden_size)

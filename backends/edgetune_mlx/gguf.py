@@ -1,0 +1,64 @@
+"""Matrices in the blocks of a GGUF file, as they lie in it (see :mod:`edgetune.tensors.gguf`).
+
+A matrix is its rows as bytes (N, bytes of a row), a row whole blocks. MLX has no kernel for these
+types: a product makes the numbers first, on a graphics processor as on any other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune.tensors.finite import require_finite
+from edgetune.tensors.gguf.tensor import GgufTensor
+from edgetune.tensors.gguf.types import BY_NAME, TensorType
+from edgetune.tensors.raw import fill
+from edgetune_mlx.gguf_decode import decoded
+from edgetune_mlx.matrices import Packing, Parts
+
+
+@dataclass(frozen=True, slots=True)
+class GgufPacking(Packing):
+    """Blocks of one type."""
+
+    kind: TensorType
+
+    @classmethod
+    def of(cls, name: str) -> GgufPacking:
+        """Return the packing of the type called ``name``."""
+        return cls(BY_NAME[name])
+
+    def pack(self, values: mx.array) -> dict[str, mx.array]:
+        """Take rows of bytes as a file has them."""
+        return {"rows": values}
+
+    def dense(self, parts: Parts, dtype: mx.Dtype) -> mx.array:
+        """Return the numbers (..., K) of rows (..., bytes), computed in float32 and rounded once."""
+        rows = parts["rows"]
+        numbers = decoded(self.kind.name, rows.reshape(-1, self.kind.nbytes))
+        return numbers.reshape(*rows.shape[:-1], -1).astype(dtype)
+
+    def makes_numbers(self, parts: Parts, dtype: mx.Dtype) -> bool:  # noqa: ARG002
+        """Return True: there is no product with blocks."""
+        return True
+
+
+def read_blocks(stored: GgufTensor) -> mx.array:
+    """Return the rows of a matrix in blocks as bytes, in the order of the checkpoint.
+
+    Raises:
+        ModelError: if scales are not finite, or the file ends early.
+    """
+    rows = np.empty((stored.file_shape[0], stored.row_bytes), np.uint8)
+    fill(rows, stored.file, stored.start)
+    require_finite(stored, rows.reshape(-1).data)
+    return mx.array(_in_order(stored, rows))
+
+
+def _in_order(stored: GgufTensor, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if stored.order is None:
+        return rows
+    return rows[[stored.order.row_in_file(row) for row in range(len(rows))]]

@@ -1,0 +1,123 @@
+"""Matrices in the blocks of a GGUF file on MLX: the same bits, the same training, the plan."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from gguf_files import random_blocks
+from gguf_models import convert
+from mlx_sessions import open_session, take_steps
+from models import make_model
+from plan_memory import Case, measure
+from safetensors.numpy import save_file
+
+from edgetune.errors import ModelError
+from edgetune.model import LocalModel
+from edgetune.tensors.gguf.dequantize import dequantize
+from edgetune.tensors.gguf.types import BY_NAME, QUANTIZED
+from edgetune_mlx.gguf import GgufPacking
+from edgetune_mlx.matrices import Matrix
+
+WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 64,
+        "num_key_value_heads": 2, "vocab_size": 300, "num_hidden_layers": 2}  # fmt: skip
+MIXED = {"token_embd": "Q8_0", "attn_v": "Q6_K", "attn_q": "F16", "": "Q4_K"}
+LEAST, MOST = -0.02, 0.25
+"""How far plans may be from what MLX held: a matrix is on its way in codes and in float32, and MLX
+prepares more or less of it ahead."""
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_a_matrix_has_the_numbers_of_its_blocks(kind: str) -> None:
+    blocks = random_blocks(kind, 48 * 512 // BY_NAME[kind].block)
+    if kind == "MXFP4":  # products of the largest numbers are none
+        blocks[:, 0] = 115 + blocks[:, 0] % 16
+    dense = dequantize(kind, blocks).reshape(48, 512)
+    packing = GgufPacking.of(kind)
+    matrix = Matrix(packing, packing.pack(mx.array(blocks.reshape(48, -1))))
+    x = np.random.default_rng(0).normal(size=(5, 512)).astype(np.float32)
+
+    assert np.array_equal(np.array(matrix.dense(mx.float32)), dense)
+    narrow = np.array(matrix.dense(mx.bfloat16).astype(mx.float32))
+    assert np.array_equal(narrow, np.array(mx.array(dense).astype(mx.bfloat16).astype(mx.float32)))
+    assert np.array_equal(
+        np.array(matrix.rows(mx.array([[3], [7]]), mx.float32))[:, 0], dense[[3, 7]]
+    )
+    scale = np.abs(dense).max()
+    np.testing.assert_allclose(np.array(matrix.times(mx.array(x))), x @ dense.T, atol=1e-4 * scale)
+    back = np.array(matrix.back(mx.array(x[:, :48])))
+    np.testing.assert_allclose(back, x[:, :48] @ dense, atol=1e-4 * scale)
+
+
+def _gguf(folder: Path, kind: Any, family: str = "llama", **changes: object) -> Path:
+    base = make_model(folder / "base", family, **changes)
+    return convert(base, folder / "model.gguf", kind)
+
+
+def _dequantized(file: Path, folder: Path) -> Path:
+    model = LocalModel.open(file)
+    folder.mkdir()
+    tensors = {name: np.ascontiguousarray(model.read(name)) for name in model.tensors}
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(model.config))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["Q4_1", "mixed"])
+def test_training_equals_that_of_the_same_numbers_in_a_folder(kind: str, tmp_path: Path) -> None:
+    file = _gguf(tmp_path, MIXED if kind == "mixed" else kind, **WIDE)
+    folder = _dequantized(file, tmp_path / "dequantized")
+
+    expected = take_steps(open_session(folder), 8)
+
+    assert len(set(expected)) == 8
+    for places in ({}, {"placement": "disk", "checkpointing": 2}):
+        session = open_session(file, quantization="gguf", **places)
+        np.testing.assert_allclose(take_steps(session, 8), expected, rtol=0, atol=1e-5)
+        session.close()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gpt_neox"])
+def test_plain_numbers_are_those_of_the_folder(family: str, tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base", family)
+    file = convert(base, tmp_path / "model.gguf", "F32")
+    row = list(range(3, 30))
+
+    found, expected = (open_session(place).logits(row) for place in (file, base))
+
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+
+
+def test_a_scale_that_is_no_number_is_found(tmp_path: Path) -> None:
+    file = _gguf(tmp_path, "Q4_K", **WIDE)
+    stored = LocalModel.open(file).tensors["model.layers.1.mlp.up_proj.weight"]
+    with file.open("r+b") as stream:
+        stream.seek(stored.start + 144 * 5)
+        stream.write(b"\x00\x7c")
+
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj\.weight .* are NaN"):
+        open_session(file, quantization="gguf")
+
+
+CASES = [
+    ("Q4_1", Case(model="gguf", context=64, fixed={"quantization": "gguf"})),
+    ("mixed", Case(model="gguf", context=64, checkpointed=True, fixed={"quantization": "gguf"})),
+    ("Q8_0", Case(model="gguf", context=64, checkpointed=True,
+                  fixed={"quantization": "gguf", "placement": "disk"})),
+    ("Q4_K", Case(model="gguf", context=128,
+                  fixed={"quantization": "gguf", "compute_dtype": "bfloat16"})),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "case"), CASES, ids=str)
+def test_training_takes_what_is_planned(kind: str, case: Case, tmp_path: Path) -> None:
+    wide = WIDE | {"vocab_size": 4096, "num_hidden_layers": 3, "intermediate_size": 1024}
+    file = _gguf(tmp_path, MIXED if kind == "mixed" else kind, **wide)
+
+    found = max((measure(case, file) for _ in range(2)), key=lambda each: each.peak)
+
+    assert LEAST <= found.over <= MOST
