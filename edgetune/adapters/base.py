@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgetune.errors import ModelError, UsageError
 from edgetune.escapes import short
-from edgetune.methods.base import Method
+from edgetune.methods import METHODS, Method, method_class
 from edgetune.methods.lora import LowRank
 from edgetune.model.weights import listing
 from edgetune.shape import ModelShape
@@ -26,32 +26,6 @@ WEIGHTS: Final = "adapter_model.safetensors"
 
 EDGETUNE: Final = "EDGETUNE"
 """What ``peft_type`` says of methods that PEFT does not know."""
-
-FORMATS: Final[Mapping[str, str]] = {
-    "lora": "edgetune.adapters.lora:LoraFormat",
-    "dora": "edgetune.adapters.lora:LoraFormat",
-    "prompt": "edgetune.adapters.prompt:PromptFormat",
-    "prefix": "edgetune.adapters.prefix:PrefixFormat",
-    "llama-adapter": "edgetune.adapters.llama_adapter:LlamaAdapterFormat",
-    "ia3": "edgetune.adapters.ia3:Ia3Format",
-    "norm": "edgetune.adapters.norm:NormFormat",
-    "adapter": "edgetune.adapters.native:TypedFormat",
-    "bitfit": "edgetune.adapters.native:TypedFormat",
-    "mam": "edgetune.adapters.native:TypedFormat",
-    "full": "edgetune.adapters.native:TypedFormat",
-}
-"""Method kind to the class of its format, imported on use."""
-
-PEFT_TYPES: Final[Mapping[str, str]] = {
-    "LORA": "lora",
-    "PROMPT_TUNING": "prompt",
-    "PREFIX_TUNING": "prefix",
-    "ADAPTION_PROMPT": "llama-adapter",
-    "IA3": "ia3",
-    "LN_TUNING": "norm",
-    EDGETUNE: "adapter",
-}
-"""What a config calls a method to a kind whose format reads it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,13 +82,23 @@ def adapter_format(kind: str) -> AdapterFormat:
     Raises:
         UsageError: if the method cannot be written in PEFT's layout.
     """
-    if kind not in FORMATS:
-        raise UsageError(
-            f"Unsupported method {kind!r} in PEFT's layout. Supported: {', '.join(FORMATS)}."
-        )
-    module, _, name = FORMATS[kind].partition(":")
+    where = method_class(kind).format
+    if where is None:
+        known = ", ".join(name for name in METHODS if method_class(name).format is not None)
+        raise UsageError(f"Unsupported method {kind!r} in PEFT's layout. Supported: {known}.")
+    module, _, name = where.partition(":")
     found: AdapterFormat = getattr(import_module(module), name)()
     return found
+
+
+def peft_kinds() -> dict[str, str]:
+    """Return what a config calls a method, and the first kind whose format reads it."""
+    kinds: dict[str, str] = {}
+    for kind in METHODS:
+        found = method_class(kind)
+        if found.format is not None:
+            kinds.setdefault(found.peft_type or EDGETUNE, kind)
+    return kinds
 
 
 def unsupported(

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from edgetune.adapters.base import (
     CONFIG,
-    PEFT_TYPES,
     WEIGHTS,
     LoadedAdapter,
     adapter_format,
     check_shapes,
+    peft_kinds,
 )
 from edgetune.adapters.mlx_lm import MLX_WEIGHTS, load_mlx_lm
 from edgetune.adapters.modules import decoder_name
@@ -92,10 +92,10 @@ def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def _kind(folder: Path, config: Mapping[str, object]) -> str:
-    peft_type = config.get("peft_type")
-    if not isinstance(peft_type, str) or peft_type not in PEFT_TYPES:
+    peft_type, kinds = config.get("peft_type"), peft_kinds()
+    if not isinstance(peft_type, str) or peft_type not in kinds:
         raise ModelError(
             f"Unsupported adapter in {folder}: peft_type {short(peft_type)}. "
-            f"Supported: {', '.join(PEFT_TYPES)}."
+            f"Supported: {', '.join(kinds)}."
         )
-    return PEFT_TYPES[peft_type]
+    return kinds[peft_type]

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from edgetune.errors import CheckFailedError
 from edgetune.exporters.base import ExportRequest
-from edgetune.exporters.updates import Merge, Update
+from edgetune.exporters.updates import Merge
+from edgetune.methods.merging import Update
 from edgetune.model import LocalModel, StoredTensor
 from edgetune.model.weights import stored_tensors
 from edgetune.tensors.reader import number_type, read_rows

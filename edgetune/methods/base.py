@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgetune.methods.adapted import Adapted
+    from edgetune.methods.merging import Changes, StoredBase
 
 Ranks = tuple[tuple[LinearRole, int], ...]
 """The adapted projections of one block, each with its update's rank."""
@@ -82,7 +83,11 @@ class Method(ABC):
 
     kind: ClassVar[str]
     mergeable: ClassVar[bool]
-    """Whether the trained tensors can be folded into the base weights."""
+    """Whether the trained tensors can be merged into the base weights."""
+    format: ClassVar[str | None]
+    """The class of :mod:`edgetune.adapters` that writes it; None: it is saved as another method."""
+    peft_type: ClassVar[str | None] = None
+    """What PEFT calls it; methods that share a name are told apart by the first one's format."""
     rate_factor: ClassVar[float] = 1.0
     """The usual learning rate as a multiple of LoRA's, as the papers' recipes have it."""
 
@@ -186,6 +191,12 @@ class Method(ABC):
     def fold(self, shape: ModelShape, tensors: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         """Return the tensors of :meth:`on_disk` from those of this method."""
         return dict(tensors)
+
+    def merge(
+        self, shape: ModelShape, tensors: Mapping[str, NDArray[np.float32]], base: StoredBase
+    ) -> Changes:
+        """Return what becomes of the base's tensors; asked of ``mergeable`` methods alone."""
+        raise NotImplementedError(f"{self.kind} is not merged")
 
 
 def initial_value(

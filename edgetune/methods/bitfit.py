@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,7 +16,11 @@ from edgetune.settings.spec import Interval, knob
 from edgetune.shape import Linear, ModelShape
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edgetune.methods.adapted import Adapted
+    from edgetune.methods.merging import Changes, StoredBase
     from edgetune.network.block import Block
 
 
@@ -25,6 +30,7 @@ class BitFit(Method):
 
     kind: ClassVar[str] = "bitfit"
     mergeable: ClassVar[bool] = True
+    format: ClassVar[str] = "edgetune.adapters.native:TypedFormat"
     rate_factor: ClassVar[float] = 5.0
 
     targets: tuple[str, ...] = knob(
@@ -78,6 +84,18 @@ class BitFit(Method):
     def norm(self, block: Block[A], own: Adapted[A], role: str, x: A) -> A:
         """Return x normalised, with the trained bias if there is one."""
         return trained_norm(block, own, role, x)
+
+    def merge(
+        self, shape: ModelShape, tensors: Mapping[str, NDArray[np.float32]], base: StoredBase
+    ) -> Changes:
+        """Replace the biases that there are; the others are new."""
+        from edgetune.methods.merging import Changes, Replaced
+
+        return Changes(
+            changes={name: Replaced(x) for name, x in tensors.items() if name in base},
+            added=tensors,
+            biased=tuple(target for target in self.select(shape) if not target.linear.bias),
+        )
 
     def footprint(self, shape: ModelShape, layer: int) -> Footprint:
         """Return the projections with a trained bias."""

@@ -33,6 +33,7 @@ class Bottleneck(Method):
 
     kind: ClassVar[str] = "adapter"
     mergeable: ClassVar[bool] = False
+    format: ClassVar[str] = "edgetune.adapters.native:TypedFormat"
 
     adapter_kind: Literal["series", "pfeiffer", "parallel"] = knob(
         "series", "Where adapters sit: after both halves, after the FFN, beside the FFN."

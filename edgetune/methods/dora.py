@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,7 +14,11 @@ from edgetune.network.ops import A
 from edgetune.shape import Linear, ModelShape
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edgetune.methods.adapted import Adapted
+    from edgetune.methods.merging import Changes, StoredBase, Update
     from edgetune.network.block import Block
 
 
@@ -40,6 +45,27 @@ class Dora(LowRank):
         magnitude = own.tensors[f"{block.module(linear)}.lora_magnitude_vector"]
         norms = ops.row_norms((block.layer or 0, role), *pair, scale, own.kept)
         return ops.bias(role, ops.times_ratio(y, magnitude, norms))
+
+    def merge(
+        self, shape: ModelShape, tensors: Mapping[str, NDArray[np.float32]], base: StoredBase
+    ) -> Changes:
+        """Add the updates and give the rows their magnitudes."""
+        import numpy as np
+
+        from edgetune.methods.merging import Changes, Normalised, Scaled
+
+        changes: dict[str, Update] = {}
+        for target in self.select(shape):
+            name, update = f"{target.module}.weight", self.update(target, tensors)
+            magnitude = tensors[f"{target.module}.lora_magnitude_vector"]
+            if not target.linear.transposed:
+                changes[name] = Normalised(update, magnitude)
+                continue
+            values = base.read(name)  # one matrix is held at a time
+            update.apply(values, 0, len(values))
+            norms = np.sqrt(np.square(values, dtype=np.float64).sum(0))
+            changes[name] = Scaled((magnitude / norms).astype(np.float32)[None, :], update)
+        return Changes(changes=changes)
 
     def footprint(self, shape: ModelShape, layer: int) -> Footprint:
         """Return that the outputs of the targets are scaled."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,7 +15,11 @@ from edgetune.settings.spec import Interval, knob
 from edgetune.shape import Linear, ModelShape
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edgetune.methods.adapted import Adapted
+    from edgetune.methods.merging import Changes, StoredBase
     from edgetune.network.block import Block
 
 
@@ -29,6 +33,7 @@ class Full(Method):
 
     kind: ClassVar[str] = "full"
     mergeable: ClassVar[bool] = True
+    format: ClassVar[str] = "edgetune.adapters.native:TypedFormat"
     rate_factor: ClassVar[float] = 0.1
 
     layers: int | None = knob(
@@ -78,6 +83,21 @@ class Full(Method):
         roles = frozenset(linear.role for linear in shape.linears)
         biases = frozenset(linear.role for linear in shape.linears if linear.bias)
         return Footprint(matrices=roles, biases=biases)
+
+    def merge(
+        self, shape: ModelShape, tensors: Mapping[str, NDArray[np.float32]], base: StoredBase
+    ) -> Changes:
+        """Put the copies in the place of the weights."""
+        from edgetune.methods.merging import Changes, Replaced
+
+        turned = {
+            f"{shape.block(layer)}{linear.module}.weight"
+            for layer in range(shape.layers)
+            for linear in shape.linears
+            if linear.transposed
+        }
+        own = {name: x.T if name in turned else x for name, x in tensors.items()}
+        return Changes(changes={name: Replaced(values) for name, values in own.items()})
 
     def _named(self, shape: ModelShape) -> Iterator[tuple[str, tuple[int, ...]]]:
         for layer in last_blocks(shape, self.layers):

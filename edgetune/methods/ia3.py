@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,7 +14,11 @@ from edgetune.settings.spec import Interval, knob
 from edgetune.shape import Linear, ModelShape
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edgetune.methods.adapted import Adapted
+    from edgetune.methods.merging import Changes, StoredBase, Update
     from edgetune.network.block import Block
 
 
@@ -23,6 +28,8 @@ class Ia3(Method):
 
     kind: ClassVar[str] = "ia3"
     mergeable: ClassVar[bool] = True
+    format: ClassVar[str] = "edgetune.adapters.ia3:Ia3Format"
+    peft_type: ClassVar[str] = "IA3"
     rate_factor: ClassVar[float] = 10.0
 
     targets: tuple[str, ...] = knob(
@@ -71,6 +78,23 @@ class Ia3(Method):
         if scales_inputs(linear):
             return ops.linear(linear.role, ops.times(x, scale))
         return ops.times(ops.linear(linear.role, x), scale)
+
+    def merge(
+        self, shape: ModelShape, tensors: Mapping[str, NDArray[np.float32]], base: StoredBase
+    ) -> Changes:
+        """Scale rows, or columns, and the biases behind them."""
+        from edgetune.methods.merging import Changes, Replaced, Scaled
+
+        changes: dict[str, Update] = {}
+        for target in self.select(shape):
+            scale = tensors[f"{target.module}.ia3_l"]
+            changes[f"{target.module}.weight"] = Scaled(
+                scale.T if target.linear.transposed else scale
+            )
+            if target.linear.bias and not scales_inputs(target.linear):
+                name = f"{target.module}.bias"
+                changes[name] = Replaced(base.read(name) * scale[:, 0])
+        return Changes(changes=changes)
 
     def constants(self, shape: ModelShape) -> int:
         """Return a copy of the scales in the type of what they multiply."""

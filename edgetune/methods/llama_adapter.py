@@ -27,6 +27,8 @@ class LlamaAdapter(Method):
 
     kind: ClassVar[str] = "llama-adapter"
     mergeable: ClassVar[bool] = False
+    format: ClassVar[str] = "edgetune.adapters.llama_adapter:LlamaAdapterFormat"
+    peft_type: ClassVar[str] = "ADAPTION_PROMPT"
     rate_factor: ClassVar[float] = 10.0
 
     adaption_length: int = knob(

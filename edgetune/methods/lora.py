@@ -17,9 +17,11 @@ from edgetune.settings.spec import Interval, check_numbers, knob
 from edgetune.shape import Linear, ModelShape
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from edgetune.methods.adapted import Adapted
+    from edgetune.methods.merging import Changes, LowRankUpdate, StoredBase
     from edgetune.network.block import Block
 
 
@@ -28,6 +30,8 @@ class LowRank(Method):
     """What LoRA and its kin share; A is (rank, inputs), B (outputs, rank)."""
 
     mergeable: ClassVar[bool] = True
+    format: ClassVar[str | None] = "edgetune.adapters.lora:LoraFormat"
+    peft_type: ClassVar[str | None] = "LORA"
 
     rank: int = knob(
         16, "Rank of the update (default: by the number of rows).", interval=Interval(low=1)
@@ -174,6 +178,24 @@ class LowRank(Method):
         """Return what a target drops in this micro-batch."""
         return own.dropout(self.dropout, block.layer, linear.role)
 
+    def update(self, target: Target, tensors: Mapping[str, NDArray[np.float32]]) -> LowRankUpdate:
+        """Return the change of a target's stored matrix."""
+        from edgetune.methods.merging import LowRankUpdate
+
+        a = tensors[f"{target.module}.lora_A.weight"]
+        b = tensors[f"{target.module}.lora_B.weight"]
+        left, right = (a.T, b.T) if target.linear.transposed else (b, a)
+        return LowRankUpdate(left, right, self.scale_of(target))
+
+    def merge(
+        self, shape: ModelShape, tensors: Mapping[str, NDArray[np.float32]], base: StoredBase
+    ) -> Changes:
+        """Add the updates."""
+        from edgetune.methods.merging import Changes
+
+        targets = self.select(shape)
+        return Changes(changes={f"{x.module}.weight": self.update(x, tensors) for x in targets})
+
     def plain(self, target: Target) -> tuple[AdapterTensor, AdapterTensor]:
         """Return A and B with the usual start, U(-1/sqrt(k), 1/sqrt(k)) for A with k inputs.
 
@@ -266,6 +288,8 @@ class DyLora(LowRank):
     """
 
     kind: ClassVar[str] = "dylora"
+    format: ClassVar[str | None] = None
+    peft_type: ClassVar[str | None] = None
 
     @property
     def one_rank_because(self) -> str | None:

@@ -28,6 +28,7 @@ class Mam(Method):
 
     kind: ClassVar[str] = "mam"
     mergeable: ClassVar[bool] = False
+    format: ClassVar[str] = "edgetune.adapters.native:TypedFormat"
 
     prefix_length: int | None = knob(
         None,

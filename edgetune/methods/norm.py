@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,7 +15,11 @@ from edgetune.settings.spec import Interval, knob
 from edgetune.shape import ModelShape, Norm
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edgetune.methods.adapted import Adapted
+    from edgetune.methods.merging import Changes, StoredBase
     from edgetune.network.block import Block
 
 PART = "ln_tuning_layers"
@@ -27,6 +32,8 @@ class NormTuning(Method):
 
     kind: ClassVar[str] = "norm"
     mergeable: ClassVar[bool] = True
+    format: ClassVar[str] = "edgetune.adapters.norm:NormFormat"
+    peft_type: ClassVar[str] = "LN_TUNING"
     rate_factor: ClassVar[float] = 5.0
 
     norms: tuple[str, ...] = knob(
@@ -57,6 +64,15 @@ class NormTuning(Method):
     def norm(self, block: Block[A], own: Adapted[A], role: str, x: A) -> A:
         """Return x normalised by the trained copy, if there is one."""
         return trained_norm(block, own, role, x, f".{PART}")
+
+    def merge(
+        self, shape: ModelShape, tensors: Mapping[str, NDArray[np.float32]], base: StoredBase
+    ) -> Changes:
+        """Put the copies in the place of the norms."""
+        from edgetune.methods.merging import Changes, Replaced
+
+        own = {name.replace(f".{PART}.", "."): x for name, x in tensors.items()}
+        return Changes(changes={name: Replaced(values) for name, values in own.items()})
 
     def first_layer(self, shape: ModelShape) -> int:
         """Return the first block whose norms are trained; one past the last if none is."""

@@ -37,6 +37,8 @@ class Prefix(Method):
 
     kind: ClassVar[str] = "prefix"
     mergeable: ClassVar[bool] = False
+    format: ClassVar[str] = "edgetune.adapters.prefix:PrefixFormat"
+    peft_type: ClassVar[str] = "PREFIX_TUNING"
     rate_factor: ClassVar[float] = 2.0
 
     prefix_length: int | None = knob(

@@ -26,6 +26,8 @@ class Prompt(Method):
 
     kind: ClassVar[str] = "prompt"
     mergeable: ClassVar[bool] = False
+    format: ClassVar[str] = "edgetune.adapters.prompt:PromptFormat"
+    peft_type: ClassVar[str] = "PROMPT_TUNING"
     rate_factor: ClassVar[float] = 50.0
 
     prompt_length: int = knob(

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from edgetune.adapters import CONFIG, WEIGHTS, load_adapter, save_adapter
 from edgetune.adapters.modules import decoder_name, loaded_name
 from edgetune.errors import ModelError
-from edgetune.methods import build
+from edgetune.methods import METHODS, build
 from edgetune.model import shape_of
 
 SHAPE = shape_of({"model_type": "gemma3", "text_config": {**TINY, "model_type": "gemma3_text"}})
@@ -31,9 +31,7 @@ def test_tensors_and_targets_are_those_of_the_wrapper(tmp_path: Path) -> None:
     assert all(name.startswith("model.language_model.layers.") for name in targets)
 
 
-@pytest.mark.parametrize(
-    "kind", ["lora", "dora", "ia3", "norm", "bitfit", "adapter", "mam", "full"]
-)
+@pytest.mark.parametrize("kind", METHODS)
 def test_every_method_is_read_back(kind: str, tmp_path: Path) -> None:
     method = build(kind, {})
     tensors = random_tensors(method.on_disk(), SHAPE)

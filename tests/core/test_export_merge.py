@@ -277,6 +277,7 @@ def test_an_unknown_export_is_refused(tmp_path: Path) -> None:
 def test_a_method_that_cannot_be_merged_is_refused(tmp_path: Path) -> None:
     class Unheard(Lora):
         kind = "unheard"
+        mergeable = False
 
     request = _request(_model(tmp_path / "base"), tmp_path / "out", Unheard(rank=2))
     with pytest.raises(UsageError, match=r"unheard cannot be merged.*--to peft"):

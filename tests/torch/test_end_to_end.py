@@ -329,7 +329,7 @@ def test_evaluation(run: Path, cli: Cli) -> None:
 @pytest.fixture(scope="module")
 def other(folder: Path) -> Path:
     """A run of another method over the same base."""
-    short = [*LEARN[:-2], "--method", "ia3", "--steps", "2"]
+    short = [*LEARN[:-2], "--method", "norm", "--steps", "2"]
     called = call(*short, "--output", "other", cwd=folder)
     assert called.code == 0, called.err
     return folder / "other"

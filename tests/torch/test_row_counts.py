@@ -17,10 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from edgetune.backend import GenerateOptions
 from edgetune.buckets import bucket
 from edgetune.data.batch import MicroBatch
-from edgetune.methods import build
+from edgetune.methods import METHODS, build
 from edgetune.model import LocalModel
 
-METHODS = ("lora", "dora", "adapter", "prompt", "prefix", "ia3", "full")
 PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.mm.out, torch.ops.aten.addmm.default,
             torch.ops.aten.addmm_.default, torch.ops.aten.addmm.out}  # fmt: skip
 CHUNK = 32

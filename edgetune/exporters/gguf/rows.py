@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.exporters.updates import Update
+from edgetune.methods.merging import Update
 from edgetune.model import StoredTensor
 from edgetune.tensors.reader import read_rows
 from edgetune.tensors.writer import row_spans
