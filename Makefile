@@ -32,12 +32,18 @@ test: setup
 test-long: real-model
 	$(BIN)/python -m pytest -m long --timeout 36000
 
+# What can be measured in some minutes without a card: time and memory of plans against runs.
+bench: setup
+	$(BIN)/python tools/bench/time_accuracy.py
+	$(BIN)/python tools/bench/flat_memory.py .bench --question tiny
+
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/structure.py --check
+	$(BIN)/python tools/architecture.py --check
 
 format: setup
 	$(BIN)/ruff format .

@@ -18,9 +18,9 @@ One sentence a module, as the module itself says it (`python tools/structure.py`
 page). The core imports in one direction only, from the bottom of this list of stages to its top:
 
 ```
-errors, units, files -> settings, shape -> methods -> profile -> device -> model -> choice
-  -> memory, speed -> planning -> data -> backend -> loop -> adapters -> runs -> exporters
-  -> workflows -> cli
+errors, units, files -> settings, shape, tensors -> network -> methods -> profile -> device -> model
+  -> choice -> memory, speed -> planning -> data -> backend -> loop -> adapters -> runs -> exporters
+  -> workflows -> api -> cli
 ```
 
 A run goes the same way: `cli.train` turns flags into a request; `workflows.planning` reads the model's

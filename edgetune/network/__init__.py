@@ -1,1 +1,1 @@
-"""The forward pass of every model, written once over the operations in :mod:`.ops`."""
+"""The forward pass of every model, written once over a small set of operations."""
