@@ -22,6 +22,7 @@ from edgetune.errors import CheckFailedError, DiskError, UsageError
 from edgetune.exporters import ExportRequest, export
 from edgetune.exporters.gguf import rows as rows_module
 from edgetune.exporters.gguf.tokenizer import TokenizerFacts
+from edgetune.methods.bitfit import BitFit
 from edgetune.methods.dora import Dora
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel, StoredTensor, shape_of
@@ -297,3 +298,16 @@ def test_an_adapter_is_not_quantized(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match="in f32 or f16, not q4_k_m"):
         export("gguf", _request(model, tmp_path / "out", alone=True, quantize="q4_k_m"))
+
+
+def test_biases_that_llama_cpp_does_not_have_are_refused(tmp_path: Path) -> None:
+    config = {**SMALL, "model_type": "qwen3", "head_dim": 16}
+    with pytest.raises(UsageError, match=r"self_attn\.q_proj, .* have biases.*--to hf"):
+        export(
+            "gguf", _request(_model(tmp_path / "a", {**config, "attention_bias": True}), tmp_path)
+        )
+    model = _model(tmp_path / "b", {**config, "model_type": "gemma"})
+    adapter = random_adapter(BitFit(targets=("q_proj",)), model.shape)
+    request = ExportRequest(adapter=adapter, model=model, output=tmp_path / "out")
+    with pytest.raises(UsageError, match=r"gemma has no biases for self_attn\.q_proj"):
+        export("gguf", request)

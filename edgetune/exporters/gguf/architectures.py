@@ -8,7 +8,7 @@ from math import sqrt
 from typing import Final
 
 from edgetune.errors import UsageError
-from edgetune.shape import ModelShape
+from edgetune.shape import ATTENTION_ROLES, MLP_ROLES, ModelShape
 
 SILU: Final = frozenset({"silu"})
 GELU: Final = frozenset({"gelu_tanh"})
@@ -36,6 +36,8 @@ class Architecture:
     """Every so manieth layer does not rotate."""
     multipliers: bool = False
     """Reads Granite's multipliers."""
+    biases: frozenset[str] = frozenset()
+    """Roles of the projections that can have a bias."""
     parallel: bool = False
     """Both halves of a block can read the same input."""
 
@@ -55,12 +57,16 @@ class Architecture:
         return 1 / sqrt(shape.hidden_size / shape.heads if wide else shape.head_dim)
 
 
-_LLAMA: Final = Architecture(name="llama", neighbours_rotate=True, rotation_tensor=True)
+_ALL: Final = ATTENTION_ROLES | MLP_ROLES
+_QKV: Final = frozenset({"q", "k", "v"})
+_LLAMA: Final = Architecture(
+    name="llama", neighbours_rotate=True, rotation_tensor=True, biases=_ALL
+)
 
 ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
-    "qwen2": Architecture(name="qwen2"),
+    "qwen2": Architecture(name="qwen2", biases=_QKV),
     "qwen3": Architecture(name="qwen3"),
     "gemma": Architecture(name="gemma", activations=GELU),
     "gemma2": Architecture(
@@ -74,15 +80,15 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
         name="gemma3", activations=GELU, window_pattern=6, wide_scales=frozenset({62})
     ),
     "phi3": Architecture(name="phi3"),
-    "gpt2": Architecture(name="gpt2", activations=GELU),
-    "gpt_neox": Architecture(name="gptneox", activations=EITHER_GELU, parallel=True),
+    "gpt2": Architecture(name="gpt2", activations=GELU, biases=_ALL),
+    "gpt_neox": Architecture(name="gptneox", activations=EITHER_GELU, parallel=True, biases=_ALL),
     "olmo2": Architecture(name="olmo2"),
     "granite": Architecture(
         name="granite", neighbours_rotate=True, rotation_tensor=True, multipliers=True
     ),
     "smollm3": Architecture(name="smollm3", neighbours_rotate=True, unrotated_pattern=4),
-    "stablelm": Architecture(name="stablelm"),
-    "starcoder2": Architecture(name="starcoder2", activations=GELU),
+    "stablelm": Architecture(name="stablelm", biases=_QKV),
+    "starcoder2": Architecture(name="starcoder2", activations=GELU, biases=_ALL),
 }
 """By family."""
 
@@ -123,6 +129,9 @@ def _differences(shape: ModelShape, architecture: Architecture) -> list[str]:
         problems.append(f"its scores are {'' if capped else 'not '}capped")
     if architecture.softcaps and shape.logit_softcap is None:
         problems.append("its logits are not capped")
+    biased = [x.module for x in shape.linears if x.bias and x.role not in architecture.biases]
+    if biased:
+        problems.append(f"{', '.join(biased)} have biases")
     if shape.head_bias:
         problems.append("its head has a bias")
     return problems + _attention_differences(shape, architecture)

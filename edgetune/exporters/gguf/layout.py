@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune.errors import UsageError
 from edgetune.exporters.gguf.architectures import Architecture
 from edgetune.exporters.gguf.metadata import rotation_tensors
 from edgetune.exporters.gguf.rows import (
@@ -155,7 +156,16 @@ class _Layout:
         weight = Transposed(weight) if linear.transposed else weight
         yield f"{name}.weight", self._arranged(weight, linear, layer)
         if linear.bias or f"{source}.bias" in self._merge.added:
+            self._require_bias(linear)
             yield f"{name}.bias", self._arranged(self._source(f"{source}.bias"), linear, layer)
+
+    def _require_bias(self, linear: Linear) -> None:
+        if linear.role not in self._architecture.biases:
+            raise UsageError(
+                f"llama.cpp's {self._architecture.name} has no biases for {linear.module}, which "
+                "this run trained. Export the model as a folder (--to hf), or train with "
+                "--no-new-biases."
+            )
 
     def _arranged(self, rows: Rows, linear: Linear, layer: int) -> Rows:
         return arranged(rows, linear, layer, self._shape, self._architecture)
