@@ -11,8 +11,8 @@ import pytest
 from hypothesis import settings
 from measurements import plain_measurements
 
+from edgetune.device.base import PACKAGES
 from edgetune.speed.measured import (
-    PACKAGES,
     Measurements,
     load_measurements,
     save_measurements,

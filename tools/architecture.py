@@ -52,7 +52,7 @@ def picture() -> str:
     stages = list(_stages())
     height = LEFT * 2 + 24 + len(stages) * (ROW + GAP)
     parts = [HEAD.format(width=WIDTH + BESIDE + 56, height=height, style=STYLE, x=LEFT, y=LEFT + 8)]
-    tops = {}
+    tops: dict[str, int] = {}
     for number, names in enumerate(stages):
         top = LEFT + 24 + number * (ROW + GAP)
         tops |= dict.fromkeys(names, top)

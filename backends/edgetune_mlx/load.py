@@ -169,7 +169,7 @@ def save_arrays(file: Path, arrays: Mapping[str, mx.array]) -> None:
         DiskError: if the disk has no room.
     """
     try:
-        write_scratch(file, [Outgoing.of(name, _numpy(x)) for name, x in arrays.items()])
+        write_scratch(file, [Outgoing.of(name, _numpy(x)) for name, x in arrays.items()], "mlx")
     except OSError as error:
         raise unwritable("What is streamed", file.parent, error, ELSEWHERE) from None
 

@@ -10,6 +10,9 @@ from edgetune.units import parse_bytes
 BackendName = Literal["torch", "mlx"]
 DeviceKind = Literal["cuda", "cpu", "mlx"]
 
+PACKAGES: Final = {"torch": ("torch", "bitsandbytes"), "mlx": ("mlx",)}
+"""What a backend computes with, by the names of distributions."""
+
 DISK_BANDWIDTH: Final = 5e8
 """Bytes/s of a SATA solid-state disk: what any machine of today reaches or exceeds."""
 
@@ -52,6 +55,12 @@ class Device:
     """Where the numbers come from."""
     uuid: str | None = None
     """The driver's identity of a card: frameworks may number the cards in another order."""
+
+    @property
+    def attends_16bit(self) -> bool:
+        """Whether there is fused attention in 16 bits: not on cards that are no faster in them."""
+        known = self.rate_32bit > 0
+        return not (self.kind == "cuda" and known and self.rate_16bit <= self.rate_32bit)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edgetune.choice import Choice
 from edgetune.device import Device
+from edgetune.device.base import BackendName, DeviceKind
 from edgetune.files import write_text
 from edgetune.memory import MemoryEstimate
 from edgetune.run_spec import Limits, RunSpec
@@ -25,8 +26,8 @@ class DeviceSummary:
     """The device as the plan saw it, in bytes."""
 
     name: str
-    backend: Literal["torch", "mlx"]
-    kind: Literal["cuda", "cpu", "mlx"]
+    backend: BackendName
+    kind: DeviceKind
     total_bytes: int
     free_bytes: int
     budget_bytes: int

@@ -9,9 +9,10 @@ from typing import Any
 from edgetune import methods
 from edgetune.choice import Choice
 from edgetune.device import Device
+from edgetune.device.capability import Capability, capability_of
 from edgetune.errors import UsageError
 from edgetune.methods import Method
-from edgetune.planning.capability import Capability, capability_of, fitting
+from edgetune.planning.capability import fitting
 from edgetune.planning.defaults import context_for, rank_for, training_for
 from edgetune.planning.plan import DataFacts, mean_document
 from edgetune.settings.spec import Checkpointing, Training, knobs, refuse_outside

@@ -87,7 +87,7 @@ def _placement(found: Found, problem: SearchProblem, search: Search) -> Iterator
     least = search.least(_kept_resident(choice))
     needed = (resident if least is None else least).memory.peak_bytes
     place = "the host's memory" if choice.placement == "host" else "the disk"
-    blocks = "one block" if problem.device.kind == "mlx" else "two blocks"
+    blocks = "one block" if problem.capability.streamed_blocks == 1 else "two blocks"
     yield (
         f"weights streamed from {place}, {blocks} at a time: "
         + (

@@ -6,8 +6,10 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from typing import Any, Final
 
+from edgetune.device.base import PACKAGES
 from edgetune.events import RunState
 from edgetune.files import sha256_json
 from edgetune.planning import Plan
@@ -15,16 +17,14 @@ from edgetune.schedule import Schedule
 from edgetune.version import __version__
 
 VERSION: Final = 2
-PACKAGES: Final = (
-    "numpy", "tokenizers", "transformers", "torch", "bitsandbytes", "mlx",
-)  # fmt: skip
+LIBRARIES: Final = ("numpy", "tokenizers", "transformers", *chain.from_iterable(PACKAGES.values()))
 RANDOM: Final = "every draw is a function of (seed, step, name); no generator has a state"
 
 
 def versions() -> dict[str, str]:
     """Return the versions of everything that can change a bit of the result."""
     found = {"edgetune": __version__, "python": platform.python_version()}
-    for name in PACKAGES:
+    for name in LIBRARIES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgetune.device.base import PACKAGES
 from edgetune.owned import replacing_shared
 
 FILE_NAME = "measurements.json"
@@ -19,8 +20,6 @@ SETTINGS = ("OMP_NUM_THREADS", "MKL_", "ONEDNN_", "DNNL_", "BITSANDBYTES_", "CUB
 """Beginnings of the names of environment variables by which users change how fast it computes."""
 OURS = frozenset({"ONEDNN_PRIMITIVE_CACHE_CAPACITY"})
 """Those that a backend sets itself, whatever users say."""
-
-PACKAGES = {"torch": ("torch", "bitsandbytes"), "mlx": ("mlx",)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

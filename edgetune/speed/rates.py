@@ -8,13 +8,8 @@ from typing import Literal
 
 from edgetune.choice import Choice
 from edgetune.device.base import DISK_BANDWIDTH, Device
+from edgetune.speed.costs import costs_of
 from edgetune.speed.measured import Measurements, way
-
-PRODUCT_SHARE = {"cuda": 0.5, "mlx": 0.6, "cpu": 0.55}
-"""Share of a device's peak rate that matrix products of a training step reach."""
-
-ATTENTION_SHARE = {"cuda": 0.6, "mlx": 0.5, "cpu": 0.15}
-"""Share of the products' rate that attention reaches."""
 
 MEMORY_SHARE = 0.6
 """Share of the memory bandwidth that element-by-element work reaches."""
@@ -24,21 +19,6 @@ LEAST_BANDWIDTH = 1.2e10
 
 UNKNOWN_RATE = 1e11
 """FLOP/s by which choices are compared on a device without figures."""
-
-CPU_DEQUANTIZE = 1.5e-3
-"""Weights turned into numbers for each FLOP of peak rate: a code's lookup is not vectorised."""
-
-BESIDE_COPIES = {"cpu": 1.06, "cuda": 1.25, "mlx": 1.25}
-"""Times as long a block computes while another one's weights arrive.
-
-Copies take bandwidth, processor time and a wait between blocks. On a processor it was measured
-(tools/bench/peers.py); on the others it was not, and is assumed on the safe side.
-"""
-
-
-OPERATION = {"cpu": 8e-6, "cuda": 8e-6, "mlx": 4e-6}
-"""Seconds in which the host issues an operation, where that was not measured."""
-
 
 OPENING = 3.0
 """Seconds of a framework's import, where they were not measured."""
@@ -95,31 +75,33 @@ def rates_of(device: Device, measured: Measurements | None = None) -> Rates:
     """Return a device's rates, measured ones if there are any."""
     if measured is not None:
         return _measured_rates(device, measured)
-    share = PRODUCT_SHARE[device.kind]
+    costs = costs_of(device.kind)
     rate_32bit = device.rate_32bit or UNKNOWN_RATE
     moved = MEMORY_SHARE * (device.memory_bandwidth or LEAST_BANDWIDTH)
-    product_32bit, product_16bit = share * rate_32bit, share * (device.rate_16bit or rate_32bit)
+    product_32bit, product_16bit = (
+        costs.products * rate for rate in (rate_32bit, device.rate_16bit or rate_32bit)
+    )
     return Rates(
         product_32bit=product_32bit,
         product_16bit=product_16bit,
-        attention_32bit=ATTENTION_SHARE[device.kind] * product_32bit,
-        attention_16bit=ATTENTION_SHARE[device.kind] * product_16bit,
+        attention_32bit=costs.attention * product_32bit,
+        attention_16bit=costs.attention * product_16bit,
         pointwise=moved,
         convert=moved / 6,  # two bytes read, four written
         dequantize=_dequantize(device, moved),
         optimizer=moved / 28,  # four numbers read, three written
         link=device.link_bandwidth or moved,
         disk=device.disk_bandwidth or DISK_BANDWIDTH,
-        operation=OPERATION[device.kind],
-        asynchronous=device.kind != "cpu",
-        beside_copies=BESIDE_COPIES[device.kind],
+        operation=costs.operation,
+        asynchronous=costs.asynchronous,
+        beside_copies=costs.beside_copies,
         known=device.rate_32bit > 0,
     )
 
 
 def _measured_rates(device: Device, measured: Measurements) -> Rates:
     """Return measured rates, higher where runs found them to be."""
-    seconds = measured.correction
+    seconds, costs = measured.correction, costs_of(device.kind)
     return Rates(
         product_32bit=measured.product_32bit / seconds,
         product_16bit=measured.product_16bit / seconds,
@@ -132,9 +114,9 @@ def _measured_rates(device: Device, measured: Measurements) -> Rates:
         link=measured.link_bandwidth or measured.pointwise,
         disk=measured.disk_bandwidth,
         operation=measured.operation * seconds,
-        asynchronous=device.kind != "cpu",
+        asynchronous=costs.asynchronous,
         opening=measured.opening,
-        beside_copies=BESIDE_COPIES[device.kind],
+        beside_copies=costs.beside_copies,
         block=measured.block,
         head=measured.head,
         basis="measured",
@@ -142,7 +124,10 @@ def _measured_rates(device: Device, measured: Measurements) -> Rates:
 
 
 def _dequantize(device: Device, moved: float) -> float:
-    """Return weights/s: on an accelerator half a byte read and two written, later read again."""
-    if device.kind == "cpu":
-        return min(CPU_DEQUANTIZE * (device.rate_32bit or UNKNOWN_RATE), moved / 4.5)
-    return moved / 4.5
+    """Return weights/s: half a byte read and two written, later read again; or as fast as codes
+    are looked up.
+    """
+    lookups = costs_of(device.kind).lookups
+    if lookups is None:
+        return moved / 4.5
+    return min(lookups * (device.rate_32bit or UNKNOWN_RATE), moved / 4.5)

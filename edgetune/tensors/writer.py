@@ -62,7 +62,7 @@ def write_safetensors(path: Path, tensors: Sequence[Outgoing], made_for: str = "
     """Write one file, whole or not at all, and return the SHA-256 of its bytes.
 
     The widest number formats come first, so that every tensor is aligned. ``made_for`` is the
-    framework that the file names, from which transformers and mlx-lm know how to read it.
+    framework that the file names, from which other tools know how to read it.
 
     Raises:
         ValueError: if the chunks of a tensor are not of its size and number format.
@@ -77,14 +77,14 @@ def write_safetensors(path: Path, tensors: Sequence[Outgoing], made_for: str = "
     return digest.hexdigest()
 
 
-def write_scratch(path: Path, tensors: Sequence[Outgoing]) -> None:
+def write_scratch(path: Path, tensors: Sequence[Outgoing], made_for: str) -> None:
     """Write a file for this process alone: neither flushed to the disk nor summed.
 
     Raises:
         OSError: if it cannot be written.
     """
     with path.open("wb") as file:
-        for data in _pieces(tensors, "mlx"):
+        for data in _pieces(tensors, made_for):
             file.write(data)
 
 

@@ -21,7 +21,13 @@ from edgetune.exporters.folder import folder_bytes, new_folder
 from edgetune.exporters.gguf.client import PACKAGE, client_is_here
 from edgetune.exporters.gguf.mixture import DEFAULTS, Quantization
 from edgetune.exporters.gguf.model_file import model_file
-from edgetune.exporters.mlx_quantized import BITS, Bits, quantize_folder, refuse_unquantizable
+from edgetune.exporters.quantized_folder import (
+    BITS,
+    TARGET,
+    Bits,
+    quantize_folder,
+    refuse_unquantizable,
+)
 from edgetune.exporters.truncate import truncated
 from edgetune.exporters.updates import Merge
 from edgetune.model import LocalModel, resolve
@@ -95,10 +101,12 @@ def export_run(name: str, to: str, output: Path, options: ExportOptions) -> Expo
 def _exported(found: Adapted, to: str, output: Path, options: ExportOptions) -> ExportResult:
     if options.adapter and to != "gguf":
         raise UsageError(f"--adapter is for --to gguf, not --to {to}.")
-    if options.quantize is not None and to not in {"mlx", *GGUF}:
-        raise UsageError(f"--quantize is for --to mlx, {', '.join(sorted(GGUF))}, not --to {to}.")
-    if options.quantize is not None and to == "mlx":
-        return _quantized_for_mlx(found.name, output, found.model, options)
+    if options.quantize is not None and to not in {TARGET, *GGUF}:
+        raise UsageError(
+            f"--quantize is for --to {', '.join((TARGET, *sorted(GGUF)))}, not --to {to}."
+        )
+    if options.quantize is not None and to == TARGET:
+        return _quantized_folder(found.name, output, found.model, options)
     adapter = found.adapter
     if options.rank is not None:
         trained = (found.plan.choice if found.plan else adapter).method
@@ -182,16 +190,18 @@ def _not_checked(to: str, request: ExportRequest) -> ExportResult:
     return ExportResult(exported=replace(exported, notes=(*exported.notes, note)), check=None)
 
 
-def _quantized_for_mlx(
+def _quantized_folder(
     name: str, output: Path, model: LocalModel, options: ExportOptions
 ) -> ExportResult:
     if options.quantize not in BITS:
-        raise UsageError(f"--to mlx takes --quantize {' or '.join(BITS)}, not {options.quantize}.")
+        raise UsageError(
+            f"--to {TARGET} takes --quantize {' or '.join(BITS)}, not {options.quantize}."
+        )
     bits = cast("Bits", options.quantize)
     refuse_unquantizable(model, bits)
     with new_folder(output, 0) as folder, ScratchFolder(folder.parent) as by:
         whole = by / "model"
-        result = export_run(name, "mlx", whole, replace(options, quantize=None))
+        result = export_run(name, TARGET, whole, replace(options, quantize=None))
         quantize_folder(whole, folder, bits)
         nbytes = folder_bytes(folder)
     return ExportResult(exported=Exported(folder=output, nbytes=nbytes), check=result.check)

@@ -16,10 +16,10 @@ import psutil
 from edgetune.backend import load_backend
 from edgetune.data.batch import full_batch
 from edgetune.device import Device, read_device
+from edgetune.device.capability import capability_of
 from edgetune.device.disk import read_bandwidth
 from edgetune.model import LocalModel, open_model
 from edgetune.planning import Plan, make_plan
-from edgetune.planning.capability import capability_of
 from edgetune.settings.spec import Checkpointing
 from edgetune.speed import (
     Measurements,

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from planning import GB, card, plan_of, processor, shape_of, sized
 
 from edgetune.choice import Choice
+from edgetune.device.capability import capability_of
 from edgetune.errors import NothingFitsError
 from edgetune.memory import Platform, estimate
 from edgetune.methods.lora import Lora
 from edgetune.planning import Plan, make_plan
-from edgetune.planning.capability import capability_of
 from edgetune.planning.ladder import rungs
 from edgetune.planning.problem import make_problem
 from edgetune.planning.search import Search

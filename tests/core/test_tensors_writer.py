@@ -112,5 +112,5 @@ def test_no_memory_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 def test_scratch_is_a_file_of_the_same_format(tmp_path: Path) -> None:
-    write_scratch(tmp_path / "x", [Outgoing.of("x", np.arange(3, dtype=ml_dtypes.bfloat16))])
+    write_scratch(tmp_path / "x", [Outgoing.of("x", np.arange(3, dtype=ml_dtypes.bfloat16))], "pt")
     assert read_tensors(tmp_path / "x")["x"].tolist() == [0, 1, 2]

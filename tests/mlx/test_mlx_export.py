@@ -25,7 +25,7 @@ from edgetune.data import load_tokenizer
 from edgetune.errors import ModelError, UsageError
 from edgetune.exporters import ExportRequest, export
 from edgetune.exporters.mlx import readable_config
-from edgetune.exporters.mlx_quantized import (
+from edgetune.exporters.quantized_folder import (
     BITS,
     Bits,
     quantize_folder,

@@ -13,9 +13,10 @@ from models import make_model
 from transformers import AutoModelForCausalLM
 
 from edgetune.device import read_device
+from edgetune.device.capability import capability_of
 from edgetune.errors import UsageError
 from edgetune.model import LocalModel
-from edgetune.planning.capability import capability_of, fitting
+from edgetune.planning.capability import fitting
 from edgetune.storage import block_bytes, outer_bytes
 from edgetune_mlx.matrices import PACKINGS, Matrix, packing_of
 

@@ -28,6 +28,9 @@ from edgetune.tensors.writer import Chunks, Outgoing, row_spans
 
 Bits = Literal["q8", "q4"]
 BITS: Final[Mapping[str, int]] = {"q8": 8, "q4": 4}
+TARGET: Final = "mlx"
+"""The export whose folders can be quantized so."""
+
 WORD: Final = 32
 LEAST_SCALE: Final = np.float32(1e-7)
 

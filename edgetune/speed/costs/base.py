@@ -1,0 +1,25 @@
+"""The terms in which kinds of devices differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """What work costs on a kind of device where it was not measured."""
+
+    products: float
+    """Share of a device's peak rate that matrix products of a training step reach."""
+    attention: float
+    """Share of the products' rate that attention reaches."""
+    beside_copies: float
+    """Times as long a block computes while another one's weights arrive: copies take bandwidth,
+    processor time and a wait between blocks.
+    """
+    operation: float
+    """Seconds in which the host issues an operation."""
+    asynchronous: bool
+    """Whether operations are issued while the device computes earlier ones."""
+    lookups: float | None = None
+    """Weights turned into numbers for each FLOP of peak rate, where bandwidth is not what counts."""

@@ -1,0 +1,12 @@
+"""A processor, through torch."""
+
+from edgetune.speed.costs.base import Costs
+
+CPU = Costs(
+    products=0.55,
+    attention=0.15,
+    beside_copies=1.06,  # measured: tools/bench/peers.py
+    operation=8e-6,
+    asynchronous=False,
+    lookups=1.5e-3,  # of codes, which are not vectorised
+)
