@@ -29,9 +29,15 @@ PAIRED = frozenset({"llama", "granite", "smollm3"})
 """Architectures in which channels that rotate together are made neighbours."""
 
 
-def convert(folder: Path, file: Path, kind: str | Mapping[str, str] = "F32") -> Path:
+def convert(
+    folder: Path,
+    file: Path,
+    kind: str | Mapping[str, str] = "F32",
+    tokenizer: Mapping[str, Any] | None = None,
+) -> Path:
     """Write a model's folder as a GGUF file; matrices in a type, or each by a part of its name.
 
+    ``tokenizer`` is what the file says of one.
     Matrices in blocks have random bits of their own: what they hold is what the file says.
     """
     model = LocalModel.open(folder)
@@ -44,7 +50,8 @@ def convert(folder: Path, file: Path, kind: str | Mapping[str, str] = "F32") -> 
         assert target is not None, name
         wanted = _wanted(kind, target) if values.ndim == 2 else "F32"
         tensors[target] = (_stored(values, wanted, seed=len(tensors)), wanted)
-    return write_gguf(file, architecture, _metadata(architecture, model.config), tensors)
+    metadata = _metadata(architecture, model.config) | dict(tokenizer or {})
+    return write_gguf(file, architecture, metadata, tensors)
 
 
 def _wanted(kind: str | Mapping[str, str], name: str) -> str:

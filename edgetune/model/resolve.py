@@ -61,6 +61,8 @@ def resolve(ref: str) -> ModelSource:
         return _from_profile(ref, model_profile(ref))
     if is_hub_id(ref) and (folder := cached_snapshot(ref)):
         return ModelSource(ref=ref, shape=_shape(folder), folder=folder, hub_id=ref)
+    if path.suffix == ".gguf" and not path.exists():
+        raise ModelError(f"There is no file {ref}.")
     if path.exists() or not is_hub_id(ref):
         raise ModelError(_not_a_model(ref, path))
     if "/" not in ref:

@@ -83,6 +83,11 @@ def test_a_file_is_a_model_with_its_shape_and_its_numbers(file: Path) -> None:
     assert len(model.fingerprint) == 64
 
 
+def test_a_file_that_is_not_there() -> None:
+    with pytest.raises(ModelError, match=r"There is no file model\.gguf\."):
+        resolve("model.gguf")
+
+
 def test_other_bytes_are_another_model(file: Path, tmp_path: Path) -> None:
     other = shutil.copy(file, tmp_path / "other.gguf")
     stored = open_model(str(file)).tensors["model.embed_tokens.weight"]
