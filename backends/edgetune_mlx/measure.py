@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import mlx.core as mx
 
 from edgetune.device import Device
-from edgetune.speed import Measurements, versions_of
+from edgetune.speed import Measurements, shortest_seconds, versions_of
 from edgetune_mlx.matrices import PACKINGS
 from edgetune_mlx.optimizer import AdamW
 from edgetune_mlx.precision import multiplies_quantized
-
-REPEATS = 3
 
 
 def measure(device: Device) -> Measurements:
@@ -59,10 +56,5 @@ def _optimizer(matrix: mx.array) -> float:
 
 
 def _seconds(work: Callable[[], mx.array]) -> float:
-    """Return the shortest time that ``work`` took; the first try is a warm-up."""
-    best = float("inf")
-    for _ in range(REPEATS + 1):
-        begun = time.perf_counter()
-        mx.eval(work())
-        best = min(best, time.perf_counter() - begun)
-    return best
+    """Return the shortest time that ``work`` took."""
+    return shortest_seconds(lambda: mx.eval(work()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from edgetune.device import Device
 from edgetune.shape import Attention
-from edgetune.speed import ATTENTION_PASSES, Measurements, versions_of
+from edgetune.speed import ATTENTION_PASSES, Measurements, shortest_seconds, versions_of
 from edgetune_torch.attention import attend
 from edgetune_torch.malloc import limit_heap
 from edgetune_torch.matrices import store
@@ -18,13 +17,12 @@ from edgetune_torch.precision import product_dtype
 
 SIDE = 1024
 """Rows and columns of the matrices that are multiplied."""
-REPEATS = 3
 ROWS, HEADS, LENGTH, WIDTH = 2, 8, 256, 64
 """Of the attention that is measured."""
 
 
 def measure(device: Device) -> Measurements:
-    """Return the rates of ``device``, the best of a few tries each."""
+    """Return the rates of ``device``, the best of some tries each."""
     limit_heap()  # as in a session: what is allocated anew has pages to be made
     place = torch.device("cuda" if device.kind == "cuda" else "cpu")
     matrix = torch.randn(SIDE, SIDE, device=place)
@@ -87,11 +85,10 @@ def _link(place: torch.device) -> float:
 
 def _seconds(work: Callable[[], object], place: torch.device) -> float:
     """Return the shortest time that ``work`` took."""
-    best = float("inf")
-    for _ in range(REPEATS + 1):  # the first is a warm-up, and the slowest
-        begun = time.perf_counter()
+
+    def done() -> None:
         work()
         if place.type == "cuda":
             torch.cuda.synchronize(place)
-        best = min(best, time.perf_counter() - begun)
-    return best
+
+    return shortest_seconds(done)

@@ -10,6 +10,7 @@ from edgetune.speed.measured import (
 )
 from edgetune.speed.rates import Rates, rates_of
 from edgetune.speed.run import Work, rectangles, run_estimate
+from edgetune.speed.shortest import shortest_seconds
 from edgetune.speed.step import (
     ATTENTION_PASSES,
     Rectangle,
@@ -33,6 +34,7 @@ __all__ = [
     "run_estimate",
     "save_measurements",
     "settings_of",
+    "shortest_seconds",
     "versions_of",
     "way",
 ]

@@ -42,6 +42,8 @@ class Rates:
     """Seconds that an operation takes besides its work."""
     asynchronous: bool
     """Whether operations are issued while the device computes earlier ones."""
+    sharing: float = 0.0
+    """Seconds by which threads that share an operation's work delay it, before :attr:`block`."""
     opening: float = OPENING
     """Seconds until a process can open a model: the framework's import."""
     beside_copies: float = 1.0
@@ -114,6 +116,7 @@ def _measured_rates(device: Device, measured: Measurements) -> Rates:
         link=measured.link_bandwidth or measured.pointwise,
         disk=measured.disk_bandwidth,
         operation=measured.operation * seconds,
+        sharing=costs.sharing * seconds,
         asynchronous=costs.asynchronous,
         opening=measured.opening,
         beside_copies=costs.beside_copies,

@@ -178,8 +178,10 @@ class TimeModel:
         rates = self.rates
         moved = choice.tokens * BYTES[choice.compute_dtype] * self._moved / rates.pointwise
         dense = self._dense(choice) * self.shape.block_linear_parameters
-        factor = rates.block_factor(choice)
-        return factor * (moved + dense), factor * (2 * moved + dense)
+        factor, counted = rates.block_factor(choice), self._operations
+        forward = moved + dense + rates.sharing * counted.forward(choice)
+        backward = 2 * moved + dense + rates.sharing * counted.backward(choice)
+        return factor * forward, factor * backward
 
     @cached_property
     def _heads(self) -> int:

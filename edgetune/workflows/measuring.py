@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from time import perf_counter, time
+from time import time
 
 import psutil
 
@@ -27,6 +27,7 @@ from edgetune.speed import (
     rates_of,
     save_measurements,
     settings_of,
+    shortest_seconds,
     way,
 )
 from edgetune.speed.ops import Operations
@@ -52,7 +53,8 @@ LEAST_OPERATION = 1e-6
 
 ROWS, CONTEXT = 2, 256
 SMALL_CONTEXT = 16
-REPEATS, SMALL_REPEATS = 2, 8
+STEPS_WITHIN = 0.8
+"""Seconds in which a step is tried again and again."""
 DISK_PIECE = 1 << 26
 """Bytes that are written and read to know the disk."""
 CONFIG = {
@@ -69,8 +71,9 @@ def measure(device: Device) -> Measurements:
         folder = Path(name)
         small = _model(folder / "small", SMALL)
         plan = _plan(device, small, "none", "float32", rows=1, context=SMALL_CONTEXT)
-        step = _step(plan, small, SMALL_REPEATS)
+        open_session(plan, small).close()
         opening = time() - psutil.Process().create_time()
+        step = _step(plan, small)
         found = replace(
             load_backend(device.backend).measure(device),
             disk_bandwidth=read_bandwidth(size=DISK_PIECE),
@@ -148,15 +151,15 @@ def _plan(
     return make_plan(device, model.ref, model.shape, fixed=fixed, training={})
 
 
-def _step(plan: Plan, model: LocalModel, repeats: int = REPEATS) -> float:
-    """Return the shortest seconds of a step; the first one warms up."""
+def _step(plan: Plan, model: LocalModel) -> float:
+    """Return the shortest seconds of a step."""
     session, choice = open_session(plan, model), plan.choice
     batch = full_batch(choice.micro_batch, choice.context, model.shape.vocabulary)
-    best = float("inf")
-    for _ in range(repeats + 1):
-        begun = perf_counter()
+
+    def step() -> None:
         session.step([batch], loss_tokens=batch.loss_tokens, learning_rate=1e-4)
-        best = min(best, perf_counter() - begun)
+
+    best = shortest_seconds(step, STEPS_WITHIN)
     session.close()
     return best
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from time import sleep
 
 import pytest
 from measurements import plain_measurements
@@ -24,6 +25,7 @@ from edgetune.speed import (
     run_estimate,
     save_measurements,
     settings_of,
+    shortest_seconds,
     versions_of,
 )
 from edgetune.speed.rates import Rates
@@ -100,6 +102,28 @@ def _issued(time: TimeModel, none: TimeModel, choice: Choice) -> float:
     alone = replace(time.rates, asynchronous=False)
     work = TimeModel(time.shape, choice.method, alone)
     return work.micro_batch(choice) - none.micro_batch(choice) + 1e-12
+
+
+def test_the_shortest_of_many_tries_counts() -> None:
+    tries = iter([0.05, 0.02, 0.002, 0.03, *[0.01] * 100])
+    assert 0.002 <= shortest_seconds(lambda: sleep(next(tries))) < 0.01
+    assert len(list(tries)) < 100, "it is tried for as long as there is time"
+    slow = iter([0.02] * 4)
+    assert shortest_seconds(lambda: sleep(next(slow)), within=0.0) >= 0.02
+    assert list(slow) == []
+
+
+def test_small_tensors_do_not_save_what_threads_wait_for() -> None:
+    device = replace(read_device("cpu"), kind="cpu")
+    rates = rates_of(device, plain_measurements())
+    time, choice = _model(processor())
+    shared = TimeModel(time.shape, choice.method, rates)
+    alone = TimeModel(time.shape, choice.method, replace(rates, sharing=0.0))
+    waits = shared.touched(choice) - alone.touched(choice)
+    small = replace(choice, context=choice.context // 4)
+    assert waits > 0
+    assert shared.touched(small) - alone.touched(small) == pytest.approx(waits)
+    assert rates_of(card(), plain_measurements()).sharing == 0.0
 
 
 def _corrected(plan: Plan, seconds: float) -> float:

@@ -143,11 +143,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", type=Path, help="where models are written and kept")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--only", type=int, nargs="+", help="numbers of the cases, from 0")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = given.models or Path(name)
         lines = []
-        for case in CASES:
+        for case in [CASES[i] for i in given.only or range(len(CASES))]:
             model = case.model
             if model != "tiny":
                 place = folder / model

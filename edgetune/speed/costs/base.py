@@ -23,3 +23,7 @@ class Costs:
     """Whether operations are issued while the device computes earlier ones."""
     lookups: float | None = None
     """Weights turned into numbers for each FLOP of peak rate, where bandwidth is not what counts."""
+    sharing: float = 0.0
+    """Seconds that element-by-element work takes at least where threads share it, before the factor
+    by which a measured block differs: how much of its time small tensors do not save.
+    """

@@ -8,5 +8,6 @@ CPU = Costs(
     beside_copies=1.06,  # measured: tools/bench/peers.py
     operation=8e-6,
     asynchronous=False,
+    sharing=8e-6,  # from blocks of hidden size 256, 512 and 1,024
     lookups=1.5e-3,  # of codes, which are not vectorised
 )
