@@ -31,10 +31,10 @@ def edgetune(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "edgetune", *arguments], cwd=ROOT, check=True)
 
 
-def scores(run: str = RUN) -> tuple[float, float]:
+def scores(run: str = RUN, data: str = HELD_OUT) -> tuple[float, float]:
     """Return the shares of held-out rows that the base and the tuned model answer exactly."""
-    print(f"\n$ edgetune eval {run} --data {HELD_OUT} --exact-match --json", flush=True)
-    command = ["eval", run, "--data", HELD_OUT, "--exact-match", "--json"]
+    print(f"\n$ edgetune eval {run} --data {data} --exact-match --json", flush=True)
+    command = ["eval", run, "--data", data, "--exact-match", "--json"]
     result = subprocess.run(
         [sys.executable, "-m", "edgetune", *command],
         cwd=ROOT, check=True, capture_output=True, text=True,

@@ -11,12 +11,21 @@ import subprocess
 import sys
 import time
 
-from demo import AFTER_AT_LEAST, BEFORE_AT_MOST, REQUEST, ROOT, ROWS, edgetune, scores
+from demo import AFTER_AT_LEAST, BEFORE_AT_MOST, HELD_OUT, REQUEST, ROOT, ROWS, edgetune, scores
 from fetch_real_model import real_model
 
 RUN = "runs/demo-real"
 EXPORTED = "runs/demo-real.gguf"
+SOME = "runs/demo-real-heldout.jsonl"
+COUNT = 25
 ANSWER = "set lamp kitchen on at 6:45"
+
+
+def some_held_out() -> str:
+    """Write the first of the held-out rows to a file: the base model's answers are long."""
+    rows = (ROOT / HELD_OUT).read_text("utf-8").splitlines(keepends=True)
+    (ROOT / SOME).write_text("".join(rows[:COUNT]), "utf-8")
+    return SOME
 
 
 def asked(model: str) -> str:
@@ -35,7 +44,7 @@ def main() -> int:
     (ROOT / EXPORTED).unlink(missing_ok=True)
     edgetune("train", "--model", model, "--data", ROWS, "--output", RUN, "--epochs", "1",
              "--eval-every", "15")  # fmt: skip
-    before, after = scores(RUN)
+    before, after = scores(RUN, some_held_out())
     print(f"Held-out requests answered exactly: {before:.0%} before, {after:.0%} after")
     print(f"\nAsked: {REQUEST}\n\nBefore, by the base model:")
     edgetune("generate", RUN, "--base", "-p", REQUEST)
