@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache, partial
 from itertools import accumulate
 
 from edgetune.choice import Choice
 from edgetune.memory.batch_shape import BatchShape, Platform, batch_shape_of
 from edgetune.memory.block import Block
+from edgetune.memory.block_pass import BlockPass, Passes, SizedMethod, beside, kinds
 from edgetune.memory.estimate import MemoryEstimate, Parts, Phases
 from edgetune.memory.head import evaluation_bytes, loss_bytes
 from edgetune.memory.kernels import kernel_bytes
 from edgetune.memory.optimizer import state_bytes, update_bytes
-from edgetune.memory.passes import BlockPass, block_pass
+from edgetune.memory.passes import block_pass
 from edgetune.memory.runtime import runtime_bytes
 from edgetune.memory.scratch import scratch_bytes
 from edgetune.memory.step import StepModel
@@ -58,14 +60,14 @@ class MemoryModel:
         ]
         final = f"{shape.final_norm.module}."
         self.of_head = FLOAT32_BYTES * sum(x.size for x in trained if x.name.startswith(final))
-        numbers = sum(tensor.size for tensor in tensors) + method.constants(shape)
-        self.adapter = FLOAT32_BYTES * numbers
+        self.kinds = kinds(method, shape, tensors)
+        self._own = SizedMethod(method, shape, {})
+        lasting, frozen = beside(self._own, shape, self.kinds)
+        self.adapter = FLOAT32_BYTES * sum(tensor.size for tensor in tensors) + lasting
         self.runtime = runtime_bytes(platform.kind, shape.vocabulary)
         self._weights = cache(partial(weight_bytes, shape, mlx=platform.kind == "mlx"))
         self._passing = cache(partial(transient_bytes, shape, mlx=platform.kind == "mlx"))
         self._load = cache(partial(load_bytes, shape))
-        roles = {linear.role for linear in shape.linears}
-        frozen = any(footprint.matrices != roles for footprint in self.footprint)
         self._scratch = cache(partial(scratch_bytes, shape, frozen=frozen))
         self._loss = cache(partial(loss_bytes, shape))
         self._evaluated = cache(partial(evaluation_bytes, shape))
@@ -122,6 +124,11 @@ class MemoryModel:
     def _make_step(self, rows: BatchShape, quantization: str, *, summed: bool) -> StepModel:
         shape, quantized = self.shape, quantization == "nf4" or self._unpacks_head(quantization)
 
+        if self.platform.kind != "mlx":
+            interpreted = Passes(self._own, shape, rows, quantized=quantized)
+            found = cache(interpreted.of)
+            return self._stepped(rows, [found(kind) for kind in self.kinds], summed=summed)
+
         @cache
         def passes(rule: Attention, ranks: Ranks, footprint: Footprint, goes_on: bool) -> BlockPass:
             return block_pass(
@@ -133,8 +140,12 @@ class MemoryModel:
 
         goes_on = (self._goes_on(layer) for layer in range(shape.layers))
         layers = zip(shape.attention, self.ranks, self.footprint, goes_on, strict=True)
+        return self._stepped(rows, [passes(*layer) for layer in layers], summed=summed)
+
+    def _stepped(self, rows: BatchShape, blocks: Sequence[BlockPass], *, summed: bool) -> StepModel:
+        shape = self.shape
         return StepModel(
-            [passes(*layer) for layer in layers],
+            blocks,
             first=self.first,
             input_bytes=rows.activation_bytes(shape.hidden_size),
             place=place_bytes(shape, rows),

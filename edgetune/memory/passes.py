@@ -2,33 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from edgetune.memory.backward import Backward
 from edgetune.memory.block import Block
+from edgetune.memory.block_pass import BlockPass
 from edgetune.memory.forward import Forward
 from edgetune.memory.ledger import Ledger
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockPass:
-    """Bytes of one block's passes, over what lives when they begin.
-
-    ``kept`` stays after a forward pass with gradients: what the backward pass needs and the
-    output, but not the input, which the block before made. ``forward`` is that pass's peak,
-    ``plain`` that of one without gradients (dropout and all), ``inference`` the same in an
-    evaluation, ``backward`` that of the backward pass, what was
-    kept included. ``again`` is the latter where the block is computed again for it, while the
-    MLP goes back, ``after_mlp`` from then on.
-    """
-
-    kept: int
-    forward: int
-    plain: int
-    inference: int
-    backward: int
-    again: int
-    after_mlp: int
 
 
 def block_pass(block: Block) -> BlockPass:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from edgetune.memory.passes import BlockPass
+from edgetune.memory.block_pass import BlockPass
 from edgetune.memory.weights import TransientWeights
 
 SLOTS = 2

@@ -127,13 +127,20 @@ class Method(ABC):
         """
         return Footprint()
 
-    def constants(self, shape: ModelShape) -> int:
-        """Return the float32 numbers that are kept beside the tensors, computed from the base."""
-        return 0
-
     def first_layer(self, shape: ModelShape) -> int:
-        """Return the first block whose backward pass is needed."""
-        return next((layer for layer, ranks in enumerate(self.ranks(shape)) if ranks), 0)
+        """Return the first block whose backward pass is needed; one past the last if none is.
+
+        It is the first that computes with a trained tensor, or the first of all if the input is
+        trained.
+        """
+        if self.trains_input:
+            return 0
+        names = [tensor.name for tensor in self.tensors(shape) if tensor.trained]
+        if any(self.everywhere(name) for name in names):
+            return 0
+        blocks = ((layer, shape.block(layer)) for layer in range(shape.layers))
+        adapted = (layer for layer, prefix in blocks if any(n.startswith(prefix) for n in names))
+        return next(adapted, shape.layers)
 
     @property
     def trains_input(self) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from edgetune.errors import UsageError
 from edgetune.methods.base import AdapterTensor, Footprint, Method
 from edgetune.methods.initial import ZEROS, Copy
-from edgetune.methods.targets import Target, biased_norms, last_blocks, select
+from edgetune.methods.targets import Target, biased_norms, select
 from edgetune.methods.trained import trained_norm
 from edgetune.network.ops import A
 from edgetune.settings.spec import Interval, knob
@@ -101,9 +101,3 @@ class BitFit(Method):
         """Return the projections with a trained bias."""
         here = [target.linear for target in self.select(shape) if target.layer == layer]
         return Footprint(biases=frozenset(linear.role for linear in here))
-
-    def first_layer(self, shape: ModelShape) -> int:
-        """Return the first block with a trained bias."""
-        layers = [target.layer for target in self.select(shape)]
-        has_norms = any(norm.bias for norm in shape.norms)
-        return min(layers + ([last_blocks(shape, self.layers).start] if has_norms else []))

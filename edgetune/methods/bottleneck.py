@@ -103,10 +103,6 @@ class Bottleneck(Method):
         """Return x normalised, by the trained copy if there is one."""
         return trained_norm(block, own, role, x)
 
-    def first_layer(self, shape: ModelShape) -> int:
-        """Return the first block with an adapter."""
-        return last_blocks(shape, self.layers).start
-
     def footprint(self, shape: ModelShape, layer: int) -> Footprint:
         """Return the adapters of a block."""
         if layer < self.first_layer(shape):

@@ -71,10 +71,6 @@ class Dora(LowRank):
         """Return that the outputs of the targets are scaled."""
         return Footprint(outputs=frozenset(role for role, _ in self.ranks(shape)[layer]))
 
-    def constants(self, shape: ModelShape) -> int:
-        """Return the norms of the targets' rows, the frozen ones' squares, and the ratios to m."""
-        return 5 * sum(target.linear.outputs for target in self.select(shape))
-
     def _three(self, target: Target) -> tuple[AdapterTensor, ...]:
         magnitude = AdapterTensor(
             name=f"{target.module}.lora_magnitude_vector",

@@ -72,10 +72,6 @@ class Full(Method):
         """Return x normalised by the trained copy, if there is one."""
         return trained_norm(block, own, role, x)
 
-    def first_layer(self, shape: ModelShape) -> int:
-        """Return the first trained block."""
-        return last_blocks(shape, self.layers).start
-
     def footprint(self, shape: ModelShape, layer: int) -> Footprint:
         """Return that all projections are trained."""
         if layer < self.first_layer(shape):

@@ -58,10 +58,6 @@ class Ia3(Method):
             for linear in (target.linear,)
         )
 
-    def first_layer(self, shape: ModelShape) -> int:
-        """Return the first block with a target."""
-        return min(target.layer for target in self.select(shape))
-
     def footprint(self, shape: ModelShape, layer: int) -> Footprint:
         """Return what is scaled."""
         here = [target.linear for target in self.select(shape) if target.layer == layer]
@@ -95,10 +91,6 @@ class Ia3(Method):
                 name = f"{target.module}.bias"
                 changes[name] = Replaced(base.read(name) * scale[:, 0])
         return Changes(changes=changes)
-
-    def constants(self, shape: ModelShape) -> int:
-        """Return a copy of the scales in the type of what they multiply."""
-        return sum(tensor.size for tensor in self.tensors(shape))
 
 
 def scales_inputs(linear: Linear) -> bool:

@@ -51,10 +51,6 @@ class LlamaAdapter(Method):
             for tensor in self._layer(shape, layer)
         )
 
-    def first_layer(self, shape: ModelShape) -> int:
-        """Return the first block with a prompt."""
-        return last_blocks(shape, self.layers).start
-
     def attend(self, block: Block[A], own: Adapted[A], attended: Attended[A]) -> A:
         """Return the attention with that over the prompt, gated, if the layer has one."""
         ops, name = block.ops, attention_name(block.shape, block.layer or 0)

@@ -73,14 +73,3 @@ class NormTuning(Method):
 
         own = {name.replace(f".{PART}.", "."): x for name, x in tensors.items()}
         return Changes(changes={name: Replaced(values) for name, values in own.items()})
-
-    def first_layer(self, shape: ModelShape) -> int:
-        """Return the first block whose norms are trained; one past the last if none is."""
-        trained = {module for module, _ in self.select(shape)}
-        inner = (
-            layer
-            for layer in range(shape.layers)
-            for norm in shape.norms
-            if f"{shape.block(layer)}{norm.module}" in trained
-        )
-        return next(inner, shape.layers)

@@ -1,0 +1,195 @@
+"""Attention as the torch engine does it: one kernel where there is one, chunks of queries elsewhere.
+
+B rows, H heads, G key/value heads, S positions, K keys, h channels of a head, P tokens of a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from edgetune.memory.fused import Fused
+from edgetune.memory.sized import Gradient, Order, Sized, Strewn
+from edgetune.shape import Attention
+from edgetune.storage import FLOAT32_BYTES
+
+QUERY_CHUNK = 256
+"""Queries whose scores are held at once where attention is not fused."""
+
+
+INDEX = 8
+"""Bytes of a position."""
+
+
+class Attending(Fused):
+    """Attention of queries to their own keys, and to keys that all of them see."""
+
+    def attention(self, q: Sized, k: Sized, v: Sized, rule: Attention) -> Sized:
+        """Return the output (B, H, S, h) of causal attention."""
+        window = rule.window
+        short = window is None or window >= q.shape[2]
+        if self.batch.fuses and short and rule.softcap is None:
+            return self._kernel(q, k, v)
+        return self._chunks(q, k, v, rule)
+
+    def _kernel(self, q: Sized, k: Sized, v: Sized) -> Sized:
+        """Save the output and a float32 a query; what is narrower is widened a row at a time."""
+        ledger, wider = self.ledger, self.batch.attended != q.width
+        pieces = q.shape[0] if wider else 1
+        ratio = self.batch.attended / q.width
+        queries, keys = (int(x.nbytes * ratio) // pieces for x in (q, k))
+        wide = queries + 2 * keys if wider else 0
+        storage, sizes = self.new(q.nbytes), (q.nbytes, k.nbytes, v.nbytes)
+        sums = self.new(FLOAT32_BYTES * q.numbers // q.shape[-1])
+        ledger.transient(queries, wide)
+
+        def back(_: list[Gradient]) -> Sequence[Gradient]:
+            made = [self.new(size) for size in sizes]
+            again = wide + 2 * queries if wider else 0
+            ledger.transient(queries + 2 * keys, again)
+            return made
+
+        return self.tape.made(
+            q.shape, q.width, (q, k, v), back, storage=storage, saved=(q, k, v, storage, sums)
+        )
+
+    def _chunks(self, q: Sized, k: Sized, v: Sized, rule: Attention) -> Sized:
+        """Attend a chunk of queries at a time to the keys that it can see.
+
+        Each is computed again on the way back: its scores are never kept.
+        """
+        window, positions = rule.window, q.shape[2]
+        last = (positions - 1) // QUERY_CHUNK * QUERY_CHUNK
+        sees_all = window is None or last < window
+        q, v = self._strewing(q, "heads"), self._strewing(v, "heads")
+        k = self._strewing(k, "channels" if sees_all and k.shape[0] > 1 else "heads")
+        outputs = []
+        for start in range(0, positions, QUERY_CHUNK):
+            stop = min(start + QUERY_CHUNK, positions)
+            first = 0 if window is None else max(0, start - window + 1)
+            seen = (self._positions(x, stop - first) for x in (k, v))
+            outputs.append(self._chunk(self._positions(q, stop - start), *seen, rule=rule))
+        return self.joined(outputs, q.shape, heads_apart=True)
+
+    def _positions(self, x: Sized, count: int) -> Sized:
+        rows, heads, positions, size = x.shape
+        if count == positions:
+            return x
+        return self.sliced(x, (rows, heads, count, size), heads_apart=x.heads_apart)
+
+    def _strewing(self, x: Sized, first: Order) -> Sized:
+        """Return x, whose gradient will be in another order."""
+        if not x.needs or (first == "heads" and x.shape[1] == 1):
+            return x
+        out = x.part(x.shape, heads_apart=x.heads_apart)
+        self.tape.record((x,), (out,), (), lambda grads: (strewn(grads[0], first),))
+        return out
+
+    def _chunk(self, q: Sized, k: Sized, v: Sized, *, rule: Attention) -> Sized:
+        """Attend some queries; saves its inputs alone."""
+        ledger, batch, inputs = self.ledger, self.batch, (q, k, v)
+        likenesses = tuple(replace(x, storage=None) for x in inputs)
+        wide, narrow = q.numbers * batch.attended, q.width != batch.attended
+        apart = q.shape[0] > 1 and not q.heads_apart
+
+        def back(grads: list[Gradient]) -> Sequence[Gradient]:
+            grad = self.new(wide) if narrow else grads[0]
+            grads.clear()
+            grad = self.new(wide) if apart else grad
+            again = Attending(ledger, batch)
+            last = again.explicit(*likenesses, rule=rule, ends=False).key
+            given = {last: grad}
+            del grad
+            found = again.tape.backward(given)
+            return [found.get(x.key) for x in likenesses]
+
+        q, k, v = (replace(x, needs=False) for x in inputs)
+        storage = Attending(ledger, batch).explicit(q, k, v, rule=rule, ends=True).storage
+        return self.tape.made(q.shape, q.width, inputs, back, storage=storage, saved=inputs)
+
+    def explicit(self, q: Sized, k: Sized, v: Sized, *, rule: Attention, ends: bool) -> Sized:
+        """Return softmax(q k^T) v; without ``ends`` the last product is on the tape alone."""
+        wide, size = self.batch.attended, q.shape[-1]
+        queries, keys = q.shape[2], k.shape[2]
+        grouped, keys_t = self.as_width(q, wide), self.as_width(k, wide)
+        scores = self.scaled(
+            self.as_width(
+                self.matmul(self._matrices(grouped), self._spread(keys_t, q), keys), FLOAT32_BYTES
+            ),
+            rule.scale,
+        )
+        if rule.softcap is not None:
+            capped = self.pointwise(self.scaled(scores, 1.0), saves_output=True)
+            scores = self.scaled(capped, 1.0)
+            del capped
+        places = self.new(INDEX * (queries + keys))
+        hidden = self.new(queries * keys)
+        if rule.window is not None:
+            self.ledger.transient(queries * keys + INDEX * queries)
+        weights = self.as_width(
+            self.pointwise(self.masked(scores, hidden), saves_output=True), wide
+        )
+        values = self.as_width(v, wide)
+        if ends:
+            out = self.matmul(weights, self._spread(values, q), size)
+            del hidden, places
+            return self.as_width(out, q.width)
+        return self.unmade_matmul(weights, self._spread(values, q), size)
+
+    def _matrices(self, x: Sized) -> Sized:
+        """Return x (B, heads, S, h) as one matrix a head of a row."""
+        return x if x.heads_apart or x.shape[0] == 1 else self.copied(x)
+
+    def _spread(self, x: Sized, q: Sized) -> Sized:
+        """Return keys or values as one matrix for each head of q."""
+        heads = q.shape[1]
+        if heads == x.shape[1]:
+            return self._matrices(x)
+        seen = x.shape[0] == x.shape[1] == 1  # the same matrix for all heads
+        return self.spread(x, (x.shape[0], heads, *x.shape[2:]), copied=not seen)
+
+    def behind(self, x: Sized, before: Sized, documents: int) -> Sized:
+        """Return x (B, heads, S, h) with ``before`` (1, heads, P, h) in front of each document."""
+        rows, heads, positions, size = x.shape
+        length = positions + documents * before.shape[2]
+        many, one = rows * before.nbytes, before.nbytes
+        wanted = (x.needs, before.needs)
+
+        def back(grads: list[Gradient]) -> Sequence[Gradient]:
+            grad = strewn(grads[0], "rows") if rows > 1 else grads[0]
+            if not wanted[1]:
+                return grad, None
+            self.ledger.transient(many if documents > 1 else 0, one)
+            return grad, self.new(one)
+
+        shape = (rows, heads, length, size)
+        return self.tape.made(shape, x.width, (x, before), back, heads_apart=True)
+
+    def attention_to_all(self, q: Sized, k: Sized, v: Sized, scale: float) -> Sized:
+        """Return the output (B, H, S, h) of attention to keys (1, G, P, h) that all queries see."""
+        rows, heads, _, size = q.shape
+        length = k.shape[2]
+        grouped = q if q.heads_apart or rows == 1 else self.copied(q)
+        keys = self.spread(k, (rows, heads, length, size), copied=k.shape[1] > 1)
+        scores = self.matmul(grouped, keys, length)
+        del keys
+        scores = self.scaled(scores, scale)
+        wide = self.as_width(scores, FLOAT32_BYTES)
+        weights = self.pointwise(wide, saves_output=True)
+        del wide
+        weights = self.as_width(weights, q.width)
+        values = self.spread(v, (rows, heads, length, size), copied=k.shape[1] > 1)
+        out = self.matmul(weights, values, size)
+        del values
+        return self._copied_on_the_way_back(out) if rows > 1 else out
+
+    def _copied_on_the_way_back(self, x: Sized) -> Sized:
+        out, nbytes = x.part(x.shape, heads_apart=True), x.nbytes
+        if x.needs:
+            self.tape.record((x,), (out,), (), lambda _: (self.new(nbytes),))
+        return out
+
+
+def strewn(grad: Gradient, first: Order) -> Gradient:
+    """Return a gradient, which is in another order."""
+    return grad if isinstance(grad, Strewn) else Strewn(grad, first)

@@ -1,0 +1,174 @@
+"""One block's passes: its text run over sizes, forward, back, and without gradients."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from edgetune.memory.batch_shape import BatchShape
+from edgetune.memory.eager import EagerOps
+from edgetune.memory.ledger import Ledger
+from edgetune.memory.sized import Sized, outside
+from edgetune.methods.adapted import Adapted
+from edgetune.methods.base import AdapterTensor, Method
+from edgetune.network.block import Block
+from edgetune.network.ops import Dropout
+from edgetune.shape import Attention, ModelShape
+from edgetune.storage import FLOAT32_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockPass:
+    """Bytes of one block's passes, over what lives when they begin.
+
+    ``kept`` stays after a forward pass with gradients: what the backward pass needs and the
+    output, but not the input, which the block before made. ``forward`` is that pass's peak,
+    ``plain`` that of one without gradients (dropout and all), ``inference`` the same in an
+    evaluation, ``backward`` that of the backward pass, what was
+    kept included. ``again`` is the latter where the block is computed again for it, while the
+    MLP goes back, ``after_mlp`` from then on.
+    """
+
+    kept: int
+    forward: int
+    plain: int
+    inference: int
+    backward: int
+    again: int
+    after_mlp: int
+
+
+class SizedMethod(Adapted[Sized]):
+    """A method whose tensors are only sizes; in training everything is drawn at its largest."""
+
+    training = False
+
+    def dropout(self, fraction: float, layer: int | None, role: str) -> Dropout | None:
+        """Return what is dropped in training: a mask of any seed."""
+        del layer, role
+        return Dropout(fraction, 0) if self.training and fraction else None
+
+    def with_tensors(
+        self, tensors: Sequence[AdapterTensor], *, grad: bool, training: bool
+    ) -> SizedMethod:
+        """Return the same method for one pass of the block that has these tensors."""
+        other = copy.copy(self)
+        other.tensors = {
+            tensor.name: outside(tensor.shape, FLOAT32_BYTES, needs=grad and tensor.trained)
+            for tensor in tensors
+        }
+        other.kept, other.training = self.kept.anew(), training
+        return other
+
+
+@dataclass(frozen=True, slots=True)
+class BlockKind:
+    """Blocks that take the same bytes: ``layer`` is the first of them.
+
+    ``goes_on``: whether the gradient of the block's input is wanted.
+    """
+
+    layer: int = field(compare=False)
+    tensors: tuple[AdapterTensor, ...] = field(compare=False)
+    rule: Attention
+    sizes: tuple[tuple[str, tuple[int, ...], bool], ...]
+    goes_on: bool
+
+
+def kinds(method: Method, shape: ModelShape, tensors: Sequence[AdapterTensor]) -> list[BlockKind]:
+    """Return the kind of each block; those that are alike are equal."""
+    by_layer = _by_layer(method, shape, tensors)
+    first, found = method.first_layer(shape), []
+    for layer, own in enumerate(by_layer):
+        prefix = shape.block(layer)
+        sizes = tuple((each.name.removeprefix(prefix), each.shape, each.trained) for each in own)
+        goes_on = method.trains_input or layer > first
+        found.append(BlockKind(layer, tuple(own), shape.attention[layer], sizes, goes_on))
+    return found
+
+
+def _by_layer(
+    method: Method, shape: ModelShape, tensors: Sequence[AdapterTensor]
+) -> list[list[AdapterTensor]]:
+    prefixes: Mapping[str, int] = {shape.block(layer): layer for layer in range(shape.layers)}
+    size = len(shape.block_prefix.split("{}")[0])
+    end = shape.block_prefix.split("{}")[1]
+    found: list[list[AdapterTensor]] = [[] for _ in range(shape.layers)]
+    for tensor in tensors:
+        if method.everywhere(tensor.name):
+            for own in found:
+                own.append(tensor)
+            continue
+        number = tensor.name[size:].split(end, 1)[0]
+        layer = prefixes.get(f"{tensor.name[:size]}{number}{end}")
+        if layer is not None:
+            found[layer].append(tensor)
+    return found
+
+
+ONE = BatchShape(
+    batch=1, context=1, width=FLOAT32_BYTES, product=FLOAT32_BYTES, dense=False,
+    stored=FLOAT32_BYTES, recast=False, dropout=False, keeps_scratch=True,
+)  # fmt: skip
+"""A single token: for what does not depend on rows."""
+
+LASTING = 2
+"""Numbers that are kept for each norm of a row: the norm, and the square of the frozen part."""
+
+
+def beside(own: SizedMethod, shape: ModelShape, kinds: Sequence[BlockKind]) -> tuple[int, bool]:
+    """Return the bytes that a method keeps beside its tensors, and whether frozen matrices are
+    multiplied.
+    """
+    passes, lasting, frozen = Passes(own, shape, ONE, quantized=False), 0, False
+    for kind, count in Counter(kinds).items():
+        ops, _, used = passes.run(kind, Ledger(), grad=False, training=False)
+        kept = sum(norms.nbytes for norms in used.kept.norms.values())
+        lasting += count * LASTING * kept
+        frozen = frozen or ops.multiplies
+    return lasting, frozen
+
+
+class Passes:
+    """The passes of a method's blocks on rows of one shape."""
+
+    def __init__(
+        self, own: SizedMethod, shape: ModelShape, rows: BatchShape, *, quantized: bool
+    ) -> None:
+        """Prepare for the kinds of blocks that there are."""
+        self.own, self.shape, self.rows, self.quantized = own, shape, rows, quantized
+
+    def of(self, kind: BlockKind) -> BlockPass:
+        """Return the bytes of a block's passes."""
+        plain = self._ungraded(kind, training=True)
+        inference = self._ungraded(kind, training=False) if self.own.spec.draws else plain
+        graded = Ledger()
+        ops, out, own = self.run(kind, graded, grad=True, training=True)
+        kept, forward = graded.live, graded.peak
+        graded.peak = kept
+        left = ops.tape.backward(
+            {out.key: None}, frozenset(each.key for each in own.tensors.values())
+        )
+        del left
+        back = graded.peak
+        return BlockPass(
+            kept=kept, forward=forward, plain=plain, inference=inference,
+            backward=back, again=back, after_mlp=back,
+        )  # fmt: skip
+
+    def run(
+        self, kind: BlockKind, ledger: Ledger, *, grad: bool, training: bool
+    ) -> tuple[EagerOps, Sized, SizedMethod]:
+        """Run a block's text; return its operations, its output and its method."""
+        ops = EagerOps(self.shape, self.rows, ledger, quantized=self.quantized)
+        own = self.own.with_tensors(kind.tensors, grad=grad, training=training)
+        size = (self.rows.batch, self.rows.context, self.shape.hidden_size)
+        entry = outside(size, self.rows.width, needs=grad and kind.goes_on)
+        return ops, Block(ops, self.shape, kind.layer, own).output(entry), own
+
+    def _ungraded(self, kind: BlockKind, *, training: bool) -> int:
+        ledger = Ledger()
+        self.run(kind, ledger, grad=False, training=training)
+        return ledger.peak

@@ -1,0 +1,309 @@
+"""The operations of :mod:`edgetune.network.ops` on sizes, as torch pays for them.
+
+B rows, S positions, D hidden size, H heads, G key/value heads, h channels of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from edgetune.memory.attended import Attending
+from edgetune.memory.batch_shape import BatchShape
+from edgetune.memory.ledger import Ledger
+from edgetune.memory.products import Product, unpack
+from edgetune.memory.sized import Gradient, Sized, Strewn, outside
+from edgetune.network.ops import Attended, Dropout, KeptNorms, Key
+from edgetune.shape import ModelShape, Rotary
+from edgetune.storage import FLOAT32_BYTES
+
+NORM_ROWS = 128
+"""Rows of a matrix that are in float32 at a time for their norms."""
+
+
+class EagerOps(Attending):
+    """One block's operations in one pass: bytes are taken when an operation is called."""
+
+    def __init__(
+        self, shape: ModelShape, rows: BatchShape, ledger: Ledger, *, quantized: bool
+    ) -> None:
+        """Begin a pass; nothing is on the tape if no input wants a gradient."""
+        super().__init__(ledger, rows)
+        self.shape = shape
+        self.quantized = quantized
+        self.multiplies = False
+        """Whether a frozen matrix was multiplied."""
+
+    # what is frozen
+
+    def embedding(self, tokens: Sized, scale: float) -> Sized:
+        """Look embeddings (B, S, D) up."""
+        x = self._made((*tokens.shape, self.shape.hidden_size), self.batch.stored)
+        x = self.as_width(x, self.batch.width)
+        return x if scale == 1.0 else self.scaled(x, scale)
+
+    def position_embedding(self) -> Sized:
+        """Look embeddings of positions up."""
+        shape = (self.batch.batch, self.batch.context, self.shape.hidden_size)
+        return self.as_width(self._made(shape, self.batch.stored), self.batch.width)
+
+    def linear(self, role: str, x: Sized, *, bias: bool = True) -> Sized:  # noqa: ARG002
+        """Multiply by a frozen matrix."""
+        return self.product(x, self._product(role))
+
+    def lora_linear(
+        self, role: str, x: Sized, a: Sized, b: Sized, scale: float, dropout: Dropout | None,
+        *, bias: bool = True,
+    ) -> Sized:  # fmt: skip
+        """Multiply by a frozen matrix and a low-rank update."""
+        del scale, bias
+        product = self._product(role)
+        return self.low_rank_product(x, a, b, product, dropout=dropout is not None)
+
+    def bias(self, role: str, y: Sized) -> Sized:
+        """Add a frozen bias."""
+        linear = self.shape.linear_by_role[role]
+        if not linear.bias:
+            return y
+        bias = self.as_width(outside((linear.outputs,), self.batch.stored), y.width)
+        return self.plus_vector(y, bias)
+
+    def norm(
+        self, role: str, x: Sized, weight: Sized | None = None, bias: Sized | None = None
+    ) -> Sized:
+        """Normalise x."""
+        kind, shape = self.shape.norm, self.shape
+        norm = shape.final_norm if role == "final" else shape.norm_by_role[role]
+        stored = outside((norm.size,), self.batch.stored)
+        gain = self.gain(stored if weight is None else weight, kind)
+        if kind.kind == "rms":
+            return self.rms_norm(x, gain)
+        wide = self.as_width(stored if bias is None else bias, FLOAT32_BYTES) if norm.bias else None
+        return self.layer_norm(x, gain, wide)
+
+    def row_norms(
+        self, key: Key, a: Sized, b: Sized, scale: float, kept: KeptNorms[Sized]
+    ) -> Sized:
+        """Make the norms of a matrix's rows, which stay for the pass."""
+        del scale
+        if key not in kept.norms:
+            outputs, rank = b.shape
+            piece = min(NORM_ROWS, outputs)
+            wide = 0 if self.batch.product == FLOAT32_BYTES else piece * a.shape[1]
+            numbers = wide + piece * rank + rank**2 + 4 * outputs
+            product = self._product(key[1])
+            unpack(self.ledger, product, self.batch)
+            self.ledger.transient(FLOAT32_BYTES * numbers, product.dense(self.batch))
+            kept.norms[key] = outside((outputs,), FLOAT32_BYTES)
+        return kept.norms[key]
+
+    # what tokens are to each other
+
+    def rotate(self, x: Sized, rotary: Rotary) -> Sized:
+        """Rotate x (B, heads, S, h)."""
+        return self.rotated(x, rotary)
+
+    def keys(self) -> int:
+        """Return how many documents the fullest row holds."""
+        return self.batch.documents
+
+    def attend(self, attended: Attended[Sized], before: tuple[Sized, Sized] | None = None) -> Sized:
+        """Attend, to keys in front of those of every document too."""
+        q, k, v, rule = attended.q, attended.k, attended.v, attended.rule
+        if before is None:
+            return self.attention(q, k, v, rule)
+        documents, length = attended.keys, before[0].shape[2]
+        nothing = self._made((1, q.shape[1], length, q.shape[3]), q.width)
+        q, k, v = (
+            self.behind(x, front, documents)
+            for x, front in zip((q, k, v), (nothing, *before), strict=True)
+        )
+        out = self.attention(q, k, v, rule)
+        return self.sliced(
+            out, attended.q.shape, heads_apart=out.heads_apart, rows_apart=not out.heads_apart
+        )
+
+    def attend_all(self, q: Sized, k: Sized, v: Sized, scale: float) -> Sized:
+        """Attend to keys that all queries see."""
+        return self.attention_to_all(q, k, v, scale)
+
+    def cached_rows(self) -> int:
+        """Return that there are no caches: this is no generation."""
+        return 0
+
+    def cached(self, row: int, attended: Attended[Sized]) -> Attended[Sized]:
+        """Return the same: there are no caches."""
+        del row
+        return attended
+
+    def first_pass(self) -> bool:
+        """Return that nothing is cached."""
+        return True
+
+    # what is trained
+
+    def low_rank(
+        self, x: Sized, a: Sized, b: Sized, scale: float, dropout: Dropout | None
+    ) -> Sized:
+        """Multiply by a low-rank update alone."""
+        if dropout is not None:
+            x = self.scaled(self.times_vector(x, self._made(x.shape, 1)), 1.0)
+        a, b = self.as_width(a, x.width), self.as_width(b, x.width)
+        return self.scaled(self.matmul(self.matmul(x, a, a.shape[0]), b, b.shape[0]), scale)
+
+    def trained_linear(self, x: Sized, weight: Sized) -> Sized:
+        """Multiply by a trained matrix."""
+        return self.trained_product(x, weight)
+
+    def add_bias(self, y: Sized, bias: Sized) -> Sized:
+        """Add a trained bias."""
+        narrow = 0 if y.width == FLOAT32_BYTES else bias.numbers * y.width
+        self.ledger.transient(narrow, y.nbytes)
+        return self.plus_vector(y, bias)
+
+    def times(self, x: Sized, vector: Sized) -> Sized:
+        """Multiply by a trained vector."""
+        return self.times_vector(x, self.as_width(vector, x.width))
+
+    def times_ratio(self, x: Sized, above: Sized, below: Sized) -> Sized:
+        """Multiply by the ratio of two vectors."""
+        ratio = self.pointwise(above)
+        del below
+        return self.times_vector(x, self.as_width(ratio, x.width))
+
+    def times_heads(self, x: Sized, vector: Sized) -> Sized:
+        """Multiply each head by its number."""
+        return self.times_vector(x, self.as_width(vector, x.width))
+
+    def replaced(self, x: Sized, prompt: Sized) -> Sized:
+        """Put a trained prompt at the first positions."""
+        rows = self.spread(self.as_width(prompt, x.width), x.shape)
+        return self.plus(x, rows)
+
+    def cast(self, trained: Sized) -> Sized:
+        """Return a trained tensor in the type of activations."""
+        return self.as_width(trained, self.batch.width)
+
+    # small tensors, in float32
+
+    def float32_linear(self, x: Sized, weight: Sized, bias: Sized) -> Sized:
+        """Multiply trained tensors."""
+        return self.plus_vector(self.matmul(x, weight, weight.shape[0]), bias)
+
+    def tanh(self, x: Sized) -> Sized:
+        """Return tanh of x."""
+        return self.pointwise(x, saves_output=True)
+
+    def some_rows(self, trained: Sized, rows: slice) -> Sized:
+        """Return a view, whose gradient is added to a part of the tensor's."""
+        count = len(range(*rows.indices(trained.shape[0])))
+        return trained.view(count, *trained.shape[1:])
+
+    def some_columns(self, trained: Sized, columns: slice) -> Sized:
+        """Return a view, whose gradient gets the size of the tensor."""
+        return self.sliced(
+            trained, (trained.shape[0], len(range(*columns.indices(trained.shape[1]))))
+        )
+
+    def keys_values(self, flat: Sized, heads: int) -> tuple[Sized, Sized]:
+        """Return k and v (1, G, P, h) of flat (P, 2 G h)."""
+        flat = self.as_width(flat, self.batch.width)
+        shape = (1, heads, flat.shape[0], flat.shape[1] // (2 * heads))
+        k, v = self.parted(flat, (shape, shape))
+        return k, v
+
+    # element by element, and views
+
+    def activation(self, x: Sized, name: str) -> Sized:
+        """Apply an activation."""
+        return self.pointwise(x, saves_output=name == "relu")
+
+    def gated(self, gate: Sized, up: Sized, name: str) -> Sized:
+        """Combine a gate and what it lets through."""
+        del name
+        return self.gate(gate, up)
+
+    def add(self, x: Sized, y: Sized) -> Sized:
+        """Return ``x + y``."""
+        return self.plus(x, y)
+
+    def subtract(self, x: Sized, y: Sized) -> Sized:
+        """Return ``x - y``."""
+        return self.minus(x, y)
+
+    def split(self, x: Sized, widths: Sequence[int]) -> Sequence[Sized]:
+        """Return views of parts of the last axis."""
+        return self.parted(x, [(*x.shape[:-1], width) for width in widths])
+
+    def split_by_head(self, x: Sized, heads: int, parts: int) -> Sequence[Sized]:
+        """Return copies of the parts of each head."""
+        del heads
+        shape = (*x.shape[:-1], x.shape[-1] // parts)
+        views = self.parted(x, [shape] * parts)
+        return [self.copied(view) for view in views]
+
+    def to_heads(self, x: Sized, size: int) -> Sized:
+        """Return (B, S, heads, size)."""
+        shape, nbytes = (*x.shape[:-1], x.shape[-1] // size, size), x.nbytes
+        if not x.needs:
+            return x.view(*shape)
+        out = x.part(shape)
+
+        def back(grads: list[Gradient]) -> Sequence[Gradient]:
+            grad = grads[0]
+            return (
+                self.new(nbytes) if isinstance(grad, Strewn) and grad.first == "heads" else grad,
+            )
+
+        self.tape.record((x,), (out,), (), back)
+        return out
+
+    def heads_first(self, x: Sized) -> Sized:
+        """Return (B, heads, S, h)."""
+        rows, positions, heads, size = x.shape
+        return x.view(rows, heads, positions, size)
+
+    def from_heads(self, x: Sized) -> Sized:
+        """Return (B, S, heads * h)."""
+        rows, heads, positions, size = x.shape
+        flat = x.view(rows, positions, heads * size)
+        return self.copied(flat) if x.heads_apart else flat
+
+    # several adapters in one batch
+
+    def rows(self, x: Sized, rows: slice) -> Sized:
+        """Return some rows."""
+        return self.sliced(x, (len(range(*rows.indices(x.shape[0]))), *x.shape[1:]))
+
+    def attended_rows(self, attended: Attended[Sized], rows: slice) -> Attended[Sized]:
+        """Return the attention of some rows."""
+        q, k, v = (self.rows(x, rows) for x in (attended.q, attended.k, attended.v))
+        return replace(attended, q=q, k=k, v=v)
+
+    def concatenated(self, parts: Sequence[Sized]) -> Sized:
+        """Return the rows of all parts."""
+        count = sum(part.shape[0] for part in parts)
+        return self.joined(parts, (count, *parts[0].shape[1:]))
+
+    def of_rows(self, rows: slice) -> Any:
+        """Return the operations on some rows."""
+        raise NotImplementedError
+
+    def unpacked_once(self, role: str) -> EagerOps:
+        """Return the same."""
+        del role
+        return self
+
+    def _made(self, shape: tuple[int, ...], width: int) -> Sized:
+        return self.tape.made(shape, width, (), _nothing)
+
+    def _product(self, role: str) -> Product:
+        linear, self.multiplies = self.shape.linear_by_role[role], True
+        return Product(
+            inputs=linear.inputs, outputs=linear.outputs, rank=0, quantized=self.quantized
+        )
+
+
+def _nothing(_: list[Gradient]) -> Sequence[Gradient]:
+    return ()

@@ -1,0 +1,242 @@
+"""The torch engine's own functions, which keep their inputs and compute the rest again.
+
+Each is followed line by line: what its lines hold for a moment, what it saves for its way back,
+and what it holds there. T tokens, K inputs, N outputs, R rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+
+from edgetune.memory.batch_shape import PIECE
+from edgetune.memory.elementary import Elementary
+from edgetune.memory.products import Product, unpack
+from edgetune.memory.sized import Gradient, Sized, Strewn, like
+from edgetune.shape import NormKind, Rotary
+from edgetune.storage import FLOAT32_BYTES
+
+
+class Fused(Elementary):
+    """Norms, rotations, gates and products with frozen matrices."""
+
+    # norms
+
+    def rms_norm(self, x: Sized, gain: Sized) -> Sized:
+        """Return x normalised over its last axis, for a gain in float32."""
+        ledger, numbers = self.ledger, x.numbers
+        wide, statistic = FLOAT32_BYTES * numbers, FLOAT32_BYTES * numbers // gain.shape[0]
+        narrow, size, trained = x.width != FLOAT32_BYTES, x.nbytes, gain.needs
+        copy = ledger.alloc(wide) if narrow else 0
+        ledger.transient(wide, statistic)
+        if narrow:
+            ledger.transient(wide, size)
+        storage = self.new(size)
+        ledger.transient(0 if narrow else statistic)
+        ledger.free(copy)
+        trained_bytes = gain.nbytes if trained else 0
+
+        def back(grads: list[Gradient]) -> Sequence[Gradient]:
+            own = self.new(trained_bytes) if trained else None
+            ledger.transient((4 if narrow else 3) * wide, 2 * statistic)
+            return like(grads[0], self.new(size)), own
+
+        return self.tape.made(
+            x.shape, x.width, (x, gain), back, storage=storage, saved=(x, gain)
+        )  # fmt: skip
+
+    def layer_norm(self, x: Sized, gain: Sized, bias: Sized | None) -> Sized:
+        """Return x normalised over its last axis, in float32 and cast back."""
+        wide = self.as_width(x, FLOAT32_BYTES)
+        size, statistic = wide.nbytes, wide.nbytes // gain.shape[0]
+        storage = self.new(size)
+        statistics = self.new(2 * statistic)
+        trained = (gain.needs, bias is not None and bias.needs)
+        small = gain.nbytes
+        inputs = (wide, gain) if bias is None else (wide, gain, bias)
+        wanted, count = wide.needs, len(inputs)
+
+        def back(_: list[Gradient]) -> Sequence[Gradient]:
+            own = [self.new(small) if each else None for each in trained]
+            return [self.new(size) if wanted else None, *own][:count]
+
+        out = self.tape.made(
+            wide.shape, FLOAT32_BYTES, inputs, back,
+            storage=storage, saved=(*inputs, statistics),
+        )  # fmt: skip
+        del wide, inputs, storage, statistics
+        return self.as_width(out, x.width)
+
+    def gain(self, weight: Sized, kind: NormKind) -> Sized:
+        """Return a norm's weight as it multiplies, in float32."""
+        wide = self.as_width(weight, FLOAT32_BYTES)
+        if not kind.offset:
+            return wide
+        return self.tape.made(wide.shape, FLOAT32_BYTES, (wide,), lambda grads: (grads[0],))
+
+    # what tokens are to each other
+
+    def rotated(self, x: Sized, rotary: Rotary) -> Sized:
+        """Return x (B, heads, S, h) rotated by position; the tables are counted elsewhere."""
+        ledger, size = self.ledger, x.nbytes
+        part = size // x.shape[-1] * rotary.dimensions
+        whole = rotary.dimensions == x.shape[-1]
+        ledger.transient(3 * part)
+        if not whole:
+            ledger.transient(part, size)
+
+        def back(grads: list[Gradient]) -> Sequence[Gradient]:
+            ledger.transient(2 * part + part // 2)
+            if whole:
+                first = grads[0].first if isinstance(grads[0], Strewn) else "rows"
+                grads.clear()
+                ledger.transient(3 * part + part // 2)
+                return (like(Strewn(None, first), self.new(size)),)
+            ledger.transient(3 * part + part // 2)
+            added = ledger.alloc(part)
+            ledger.transient(size)
+            grads.clear()
+            ledger.transient(size, size)
+            ledger.free(added)
+            ledger.transient(3 * size)
+            return (self.new(size),)
+
+        return self.tape.made(x.shape, x.width, (x,), back, heads_apart=not whole)
+
+    # element by element
+
+    def gate(self, gate: Sized, up: Sized) -> Sized:
+        """Return ``activation(gate) * up``; the activation is made again on the way back."""
+        one, ledger = up.nbytes, self.ledger
+
+        def back(_: list[Gradient]) -> Sequence[Gradient]:
+            ledger.transient(3 * one)
+            return self.new(one), self.new(one)
+
+        return self.tape.made(up.shape, up.width, (gate, up), back, saved=(gate, up))
+
+    # products
+
+    def product(self, x: Sized, product: Product) -> Sized:
+        """Return a product with a frozen matrix, which saves nothing."""
+        ledger, rows = self.ledger, self.batch
+        size = x.nbytes
+        outputs = size // product.inputs * product.outputs
+
+        def back(grads: list[Gradient]) -> Sequence[Gradient]:
+            unpack(ledger, product, rows)
+            held = ledger.alloc(product.dense(rows) + (outputs if _strewn(grads) else 0))
+            grad = self.new(size)
+            ledger.free(held)
+            return (grad,)
+
+        flat = self._flat(x)
+        unpack(ledger, product, rows)
+        held = ledger.alloc(product.dense(rows))
+        shape = (*x.shape[:-1], product.outputs)
+        out = self.tape.made(shape, x.width, (x,), back)
+        ledger.free(held + flat)
+        return out
+
+    def low_rank_product(
+        self, x: Sized, a: Sized, b: Sized, product: Product, *, dropout: bool
+    ) -> Sized:
+        """Return a product with a frozen matrix and a low-rank update."""
+        ledger, rows = self.ledger, self.batch
+        tokens, rank = x.numbers // product.inputs, a.shape[0]
+        copies = rank * (product.inputs + product.outputs) * rows.product
+        copies = 0 if rows.product == FLOAT32_BYTES else copies
+        flat = self._flat(x)
+        unpack(ledger, product, rows)
+        held = ledger.alloc(product.dense(rows) + copies)
+        storage = self.new(tokens * product.outputs * x.width)
+        low = self.new(tokens * rank * rows.product)
+        if dropout:
+            piece = _piece(rows.upcast, tokens) * product.inputs * rows.product
+            ledger.transient(tokens * product.inputs, piece)
+        ledger.free(held + flat)
+        shape = (*x.shape[:-1], product.outputs)
+        back = _LowRankBack(self, product, x, a, b, copies, dropout=dropout)
+        return self.tape.made(
+            shape, x.width, (x, a, b), back, storage=storage, saved=(x, low)
+        )  # fmt: skip
+
+    def trained_product(self, x: Sized, weight: Sized) -> Sized:
+        """Return a product with a trained matrix (N, K), which saves no copy of it."""
+        ledger, size, wide, needed = self.ledger, x.nbytes, weight.nbytes, x.needs
+        outputs, inputs = weight.shape
+        copy = 0 if x.width == FLOAT32_BYTES else weight.numbers * x.width
+        flat = self._flat(x)
+
+        def back(grads: list[Gradient]) -> Sequence[Gradient]:
+            flat_grad = size // inputs * outputs if _strewn(grads) else 0
+            ledger.alloc(flat + flat_grad)
+            ledger.transient(copy, wide)
+            own = self.new(wide)
+            ledger.free(flat)
+            held = ledger.alloc(copy if needed else 0)
+            grad = self.new(size) if needed else None
+            ledger.free(held + flat_grad)
+            return grad, own
+
+        held = ledger.alloc(copy)
+        shape = (*x.shape[:-1], outputs)
+        out = self.tape.made(shape, x.width, (x, weight), back, saved=(x,))
+        ledger.free(held + flat)
+        return out
+
+    def _flat(self, x: Sized) -> int:
+        """Return the bytes, which are counted, of x as one matrix, where that is a copy."""
+        return self.ledger.alloc(x.nbytes) if x.rows_apart and x.shape[0] > 1 else 0
+
+
+class _LowRankBack:
+    """The way back through :meth:`Fused.low_rank_product`."""
+
+    def __init__(
+        self, fused: Fused, product: Product, x: Sized, a: Sized, b: Sized, copies: int,
+        *, dropout: bool,
+    ) -> None:  # fmt: skip
+        self.fused, self.product, self.dropout = fused, product, dropout
+        self.copies, self.size, self.needed = copies, x.nbytes, x.needs
+        self.tokens, self.rank = x.numbers // product.inputs, a.shape[0]
+        self.flat = x.nbytes if x.rows_apart and x.shape[0] > 1 else 0
+        self.own = (a.nbytes, b.nbytes)
+        self.outputs = x.nbytes // product.inputs * product.outputs
+
+    def __call__(self, grads: list[Gradient]) -> Sequence[Gradient]:
+        ledger, rows, product = self.fused.ledger, self.fused.batch, self.product
+        strewn = self.outputs if _strewn(grads) else 0
+        copies = ledger.alloc(self.copies + self.flat + strewn)
+        own = [self.fused.new(size) for size in self.own]
+        dense = 0
+        if self.needed:
+            unpack(ledger, product, rows)
+            dense = ledger.alloc(product.dense(rows))
+        grad = self.fused.new(self.size) if self.needed else None
+        self._pieces(_piece(rows.upcast, self.tokens))
+        ledger.free(copies + dense)
+        return grad, *own
+
+    def _pieces(self, piece: int) -> None:
+        ledger, width, product = self.fused.ledger, self.fused.batch.product, self.product
+        again = ceil(self.tokens / piece) > 1  # the piece before is there until the next one is
+        low = ledger.alloc(piece * self.rank * width)
+        inputs = piece * product.inputs * width
+        mask = ledger.alloc(self.tokens * product.inputs) if self.dropout else 0
+        before = inputs if mask and again else 0
+        ledger.transient(max(self.rank * product.outputs * width, low if again else 0), before)
+        if mask:
+            ledger.transient(inputs, inputs if again else 0)
+        ledger.transient(self.rank * product.inputs * width, inputs if mask else 0)
+        if mask and self.needed:
+            ledger.transient(3 * inputs)
+        ledger.free(low + mask)
+
+
+def _strewn(grads: list[Gradient]) -> bool:
+    return isinstance(grads[0], Strewn)
+
+
+def _piece(upcast: bool, tokens: int) -> int:
+    return min(PIECE, tokens) if upcast else tokens
