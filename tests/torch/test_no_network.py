@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from gguf_models import convert
+from gguf_tokenizers import byte_level, published
+from models import make_model
 from rows import Called, write_rows
 
 TRAIN = ["train", "--model", "tiny", "--device", "cpu", "--data", "rows.jsonl", "--output", "run",
@@ -103,3 +106,30 @@ def test_no_socket_is_ever_connected(expected: dict[str, object], tmp_path: Path
     caught = do([sys.executable, "-c", OFFLINE + REACH], tmp_path)
     assert "the network was asked for" in caught.err
     assert came_to(tmp_path, [sys.executable, "-c", OFFLINE + CODE]) == expected
+
+
+def test_a_gguf_file_needs_no_network_either(tmp_path: Path) -> None:
+    file = convert(
+        make_model(
+            tmp_path / "base",
+            "llama",
+            vocab_size=700,
+            hidden_size=64,
+            head_dim=16,
+            intermediate_size=96,
+        ),
+        tmp_path / "model.gguf",
+        {"token_embd": "Q8_0", "": "Q4_0"},
+        byte_level(published("llama-bpe"), "llama-bpe"),
+    )
+    write_rows(tmp_path / "rows.jsonl")
+    names = {"tiny": str(file), "merged": str(tmp_path / "merged")}
+    job = [[names.get(word, word) for word in command] for command in JOB]
+    job.append(
+        ["export", "run", "--to", "gguf", "--output", str(tmp_path / "exported.gguf"), "--no-check"]
+    )
+
+    called = do([sys.executable, "-c", OFFLINE + CODE.replace(str(JOB), str(job))], tmp_path)
+
+    assert called.code == 0, called.err
+    assert (tmp_path / "exported.gguf").is_file()
