@@ -85,7 +85,8 @@ def command(
                 "file": result.exported.file and str(result.exported.file),
                 "bytes": result.exported.nbytes,
                 "check": to_plain(result.check),
-                "same_text": result.same_text,
+                "same_tokens": result.client and result.client.same_tokens,
+                "same_text": result.client and result.client.same_text,
                 "notes": list(result.exported.notes),
             }
         )
@@ -97,7 +98,11 @@ def command(
             f"Checked on {check.rows} rows: {check.top1_agreement:.1%} of {check.tokens} tokens "
             f"have the same most probable successor, KL {check.kl_mean:.2e} on average"
         )
-    if result.same_text is not None and result.check is not None:
-        out(f"llama.cpp continues {result.same_text} of {result.check.rows} rows as edgetune does")
+    if result.client is not None:
+        client = result.client
+        out(
+            f"In llama.cpp: the same tokens of {client.same_tokens} of {client.merge.rows} rows, the "
+            f"same continuation of {client.same_text}"
+        )
     for note in result.exported.notes:
         out(note)

@@ -15,6 +15,7 @@ from edgetune.adapters import LoadedAdapter
 from edgetune.backend import DEFAULT_ADAPTER, GenerateOptions, Session
 from edgetune.data import Tokenizer
 from edgetune.errors import CheckFailedError
+from edgetune.escapes import short
 from edgetune.exporters.check import MergeCheck, MergeLimits, compare, require
 from edgetune.exporters.gguf.client import Client
 from edgetune.model import LocalModel
@@ -50,6 +51,8 @@ class ClientCheck:
     """How llama.cpp computes the file, beside base and adapter."""
 
     merge: MergeCheck
+    same_tokens: int
+    """Rows of which both make the same tokens."""
     same_text: int
     """Rows of which both continue the first half with the same most probable text."""
 
@@ -97,7 +100,9 @@ def check_in_client(
     """
     size = next(iter(wanted.adapted.values())).shape[-1]
     with Client(loaded.file, context=context, adapter=loaded.lora) as client:
-        _require_same_texts(client, tokenizer, list(wanted.answers))
+        _require_same_prompt(client, tokenizer)
+        texts = [_text(prompt, tokenizer) for prompt in wanted.answers]
+        same_tokens = _same_tokens(client, tokenizer, texts)
         merge = compare(
             lambda row: wanted.adapted[tuple(row)],
             lambda row: client.log_probabilities(row, size)[None],
@@ -105,12 +110,13 @@ def check_in_client(
             base=lambda row: wanted.base[tuple(row)],
         )
         require(merge, CLIENT_LIMITS[quantization], _ANYWAY)
-        same = sum(
+        same_text = sum(
             _without_end(client.generate(prompt, ANSWER), tokenizer)
             == _without_end(answer, tokenizer)
             for prompt, answer in wanted.answers.items()
         )
-    return ClientCheck(merge=replace(merge, rows=len(wanted.answers)), same_text=same)
+    merge = replace(merge, rows=len(texts))
+    return ClientCheck(merge=merge, same_tokens=same_tokens, same_text=same_text)
 
 
 def _ends(row: Row) -> Iterator[int]:
@@ -132,25 +138,37 @@ def _without_end(tokens: Sequence[int], tokenizer: Tokenizer) -> list[int]:
     return kept
 
 
-def _require_same_texts(client: Client, tokenizer: Tokenizer, rows: Sequence[Row]) -> None:
-    for row in rows:
-        text = tokenizer.decode(row[1:] if row[:1] == (tokenizer.bos_id,) else row)
+def _same_tokens(client: Client, tokenizer: Tokenizer, texts: Sequence[str]) -> int:
+    """Return of how many texts both make the same tokens.
+
+    Raises:
+        CheckFailedError: if it is less than half of them: that is another way to cut texts.
+    """
+    different = []
+    for text in texts:
         ours, theirs = tokenizer.encode(text, special=True), client.tokens(text, special=True)
         if ours != theirs:
-            place = next(
-                (i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]),
-                0,
-            )
-            raise CheckFailedError(
-                f"llama.cpp makes other tokens of {text!r}: from number {place}, "
-                f"{theirs[place:][:8]} instead of {ours[place:][:8]}. {_ANYWAY}"
-            )
+            different.append((text, ours, theirs))
+    if 2 * len(different) > len(texts):
+        text, ours, theirs = different[0]
+        raise CheckFailedError(
+            f"llama.cpp makes other tokens of {len(different)} of {len(texts)} texts: of "
+            f"{short(text)} {short(theirs)} instead of {short(ours)}. {_ANYWAY}"
+        )
+    return len(texts) - len(different)
+
+
+def _require_same_prompt(client: Client, tokenizer: Tokenizer) -> None:
     if tokenizer.chat_template is None or tokenizer.template.writes_dates:
         return
-    bos = tokenizer.text_of(tokenizer.bos_id) or ""
-    ours_text = tokenizer.render(_CHAT, True).removeprefix(bos)
-    theirs_text = client.rendered(_CHAT).removeprefix(bos)
-    if ours_text != theirs_text:
+    bos = tokenizer.text_of(tokenizer.bos_id) or ""  # llama.cpp puts it before the tokens
+    ours = tokenizer.render(_CHAT, True).removeprefix(bos)
+    theirs = client.rendered(_CHAT).removeprefix(bos)
+    if ours != theirs:
         raise CheckFailedError(
-            f"llama.cpp renders a chat otherwise: {theirs_text!r} instead of {ours_text!r}. {_ANYWAY}"
+            f"llama.cpp renders a chat otherwise: {theirs!r} instead of {ours!r}. {_ANYWAY}"
         )
+
+
+def _text(row: Row, tokenizer: Tokenizer) -> str:
+    return tokenizer.decode(row[1:] if row[:1] == (tokenizer.bos_id,) else row)

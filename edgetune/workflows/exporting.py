@@ -77,8 +77,8 @@ class ExportResult:
 
     exported: Exported
     check: MergeCheck | None
-    same_text: int | None = None
-    """Rows that llama.cpp continues with the same text, of those of the check."""
+    client: ClientCheck | None = None
+    """How llama.cpp itself reads and continues the rows of the check; None if it was not asked."""
 
 
 def export_run(name: str, to: str, output: Path, options: ExportOptions) -> ExportResult:
@@ -166,7 +166,7 @@ def _checked_in_client(
 
     exported = export(to, replace(request, verify=verify))
     check = checks[-1]
-    return ExportResult(exported=exported, check=check.merge, same_text=check.same_text)
+    return ExportResult(exported=exported, check=check.merge, client=check)
 
 
 @contextmanager

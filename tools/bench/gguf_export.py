@@ -1,6 +1,6 @@
 """What does exporting a model to GGUF take, in memory and time, beside bare libgguf?
 
-    python tools/bench/gguf.py /tmp/models [--model tinyllama-1.1b] [--quantize q4_k_m ...]
+    python tools/bench/gguf_export.py /tmp/models [--model tinyllama-1.1b] [--quantize q4_k_m ...]
 
 The model has random weights in a published shape and the built-in tokenizer; an adapter of rank 16
 on all projections is merged into it. Memory is the anonymous memory of the exporting process at its
@@ -99,7 +99,8 @@ def _exported(base: Path, adapter: Path, quantization: str, output: Path) -> dic
 
 def _anonymous(pid: int) -> int:
     text = Path(f"/proc/{pid}/status").read_text()
-    return int(text.partition("RssAnon:")[2].split()[0]) * 1024
+    found = text.partition("RssAnon:")[2].split()  # a process that has ended has none
+    return int(found[0]) * 1024 if found else 0
 
 
 def _bare(model: LocalModel, quantization: Any) -> float:
