@@ -7,18 +7,20 @@ coarser would copy the loop.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune.data.answers import Scoring
 from edgetune.data.batch import MicroBatch
 from edgetune.device import Device
 from edgetune.errors import OutOfMemoryError, UsageError
 from edgetune.methods.base import Method
 from edgetune.model import LocalModel
+from edgetune.objectives import Rewards
 from edgetune.run_spec import RunSpec
 from edgetune.settings.spec import SEEDS, Decision, Interval, check_numbers, knob
 from edgetune.shape import ModelShape
@@ -67,21 +69,30 @@ def opening_error(error: DeviceOutOfMemoryError) -> DeviceOutOfMemoryError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """``loss`` is the mean over the loss tokens of the step; ``grad_norm`` is before clipping."""
+    """``loss`` is the mean over the terms of the step; ``grad_norm`` is before clipping.
+
+    ``metrics`` are further means of an objective over answers, by name.
+    """
 
     loss: float
     grad_norm: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalResult:
-    """Sums over the evaluated rows, so that parts can be added."""
+    """Sums over the evaluated rows, so that parts can be added.
+
+    ``loss_tokens`` counts the terms of ``loss_sum``: loss tokens, or the pairs of an objective
+    over answers, which has ``rewards`` too.
+    """
 
     loss_sum: float = 0.0
     loss_tokens: int = 0
     correct: int = 0
-    """Loss tokens that were the most probable ones."""
+    """Loss tokens that were the most probable ones; pairs whose better answer has more reward."""
     rows: int = 0
+    rewards: Rewards | None = None
 
     def __add__(self, other: EvalResult) -> EvalResult:
         """Return the sums over both."""
@@ -90,7 +101,29 @@ class EvalResult:
             loss_tokens=self.loss_tokens + other.loss_tokens,
             correct=self.correct + other.correct,
             rows=self.rows + other.rows,
+            rewards=_added(self.rewards, other.rewards),
         )
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The means of an objective over answers, by name."""
+        return {} if self.rewards is None else self.rewards.means(self.loss_tokens)
+
+
+def _added(one: Rewards | None, other: Rewards | None) -> Rewards | None:
+    return one if other is None else other if one is None else one + other
+
+
+def scored_result(scoring: Scoring, batch: MicroBatch) -> EvalResult:
+    """Return what an objective over answers said of one micro-batch."""
+    total = scoring.total
+    return EvalResult(
+        loss_sum=total.loss,
+        loss_tokens=total.terms,
+        correct=total.rewards.right,
+        rows=len(batch.documents),
+        rewards=total.rewards,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +171,8 @@ class Session(Protocol):
         self, micro_batches: Sequence[MicroBatch], *, loss_tokens: int, learning_rate: float
     ) -> StepResult:
         """Take one optimizer step on ``sum(loss over loss tokens) / loss_tokens``.
+
+        With an objective over answers the sum is over its terms, and ``loss_tokens`` counts them.
 
         Raises:
             DeviceOutOfMemoryError: if it does not fit; nothing has changed then.

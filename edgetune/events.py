@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from edgetune.guard import GuardState
@@ -20,21 +21,24 @@ class Stepped:
     grad_norm: float
     peak_bytes: int
     epoch: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluated:
     """The validation rows were evaluated after ``step`` steps; at step 0 by the base alone.
 
-    ``best`` is whether no loss before was as low, that of the base included.
+    ``best`` is whether no loss before was as low, that of the base included. An objective over
+    answers has ``metrics`` and no perplexity, and ``accuracy`` counts its terms.
     """
 
     step: int
     loss: float
-    perplexity: float
+    perplexity: float | None
     accuracy: float
     rows: int
     best: bool
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

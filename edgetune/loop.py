@@ -125,7 +125,7 @@ class Loop:
         """Take a step, evaluate and save; then everything is as it was, but for rows at once."""
         data, number = pilot.step, self.now.step + 1
         rate = self.schedule.rate(self.now.step) * self.now.guard.rate_factor
-        work = partial(self.session.step, loss_tokens=data.loss_tokens, learning_rate=rate)
+        work = partial(self.session.step, loss_tokens=data.terms, learning_rate=rate)
         seconds, rows = 0.0, self.now.rows
         with suppress(DivergedError):  # the run's own steps tell
             for _ in range(2):
@@ -154,7 +154,7 @@ class Loop:
         begun = time.perf_counter()
         data, number = self.steps(self.now.step), self.now.step + 1
         rate = self.schedule.rate(self.now.step) * self.now.guard.rate_factor
-        work = partial(self.session.step, loss_tokens=data.loss_tokens, learning_rate=rate)
+        work = partial(self.session.step, loss_tokens=data.terms, learning_rate=rate)
         try:
             result = yield from self._fitted(work, data.micro_batches, number)
         except DivergedError as error:
@@ -172,6 +172,7 @@ class Loop:
             grad_norm=result.grad_norm,
             peak_bytes=self.session.memory().peak_bytes,
             epoch=data.epoch,
+            metrics=result.metrics,
         )
 
     def _evaluate(self, adapter: str | None) -> Generator[Event, None, None]:
@@ -195,10 +196,11 @@ class Loop:
         yield Evaluated(
             step=now.step,
             loss=loss,
-            perplexity=math.exp(min(loss, 700.0)),
+            perplexity=None if total.rewards else math.exp(min(loss, 700.0)),
             accuracy=total.correct / total.loss_tokens,
             rows=total.rows,
             best=self.now.is_best,
+            metrics=total.metrics,
         )
 
     def _save_due(self) -> bool:
@@ -279,7 +281,7 @@ class Loop:
         """Return the loss on the rows of a step, counted from 0."""
         data = self.steps(number)
         total = yield from self._losses(data.micro_batches, adapter)
-        return total.loss_sum / data.loss_tokens
+        return total.loss_sum / data.terms
 
     def _losses(
         self, batches: Iterable[MicroBatch], adapter: str | None

@@ -215,6 +215,7 @@ class Data:
 
     micro_batches: tuple[MicroBatch, ...]
     loss_tokens: int
+    terms: int
     tokens: int
     epoch: int
 
@@ -256,6 +257,7 @@ class Rows:
         return Data(
             micro_batches=(batch,),
             loss_tokens=batch.loss_tokens,
+            terms=batch.loss_tokens,
             tokens=batch.real_tokens,
             epoch=epoch,
         )

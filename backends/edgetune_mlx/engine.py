@@ -10,20 +10,21 @@ keeps far more alive.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune.data.answers import Weigh
 from edgetune.data.batch import MicroBatch, prompt_batch
 from edgetune.methods.adapted import Adapted
 from edgetune.network.adaptation import Adaptation
 from edgetune_mlx.checkpoints import Entries
 from edgetune_mlx.compiled import Blocks
 from edgetune_mlx.decoder import Decoder
-from edgetune_mlx.loss import Head, Loss, Sums, Wanted, losses_only
+from edgetune_mlx.loss import Head, Loss, Sums, Wanted, losses_only, token_losses
 from edgetune_mlx.memory import Guard
 from edgetune_mlx.token_layout import TokenLayout
 
@@ -41,6 +42,7 @@ class Pass:
     scale: float
     grads: Gradients
     """The gradients of a step, to which those of this micro-batch are added as they are found."""
+    weigh: Weigh | None = None
 
 
 class Engine:
@@ -67,14 +69,25 @@ class Engine:
         self.entries = entries
 
     def gradients(
-        self, batch: MicroBatch, method: Adapted[mx.array], *, scale: float, into: Gradients
+        self,
+        batch: MicroBatch,
+        method: Adapted[mx.array],
+        *,
+        scale: float,
+        into: Gradients,
+        weigh: Weigh | None = None,
     ) -> Sums:
-        """Return the summed loss; add ``scale`` times its gradient by each trained tensor."""
+        """Return the summed loss; add ``scale`` times its gradient by each trained tensor.
+
+        ``weigh`` is told the losses of the loss tokens (N,), in order, and says how much each
+        counts; without it each counts once. It needs numbers between the two passes, which one
+        graph of blocks does not have: all blocks are checkpointed then.
+        """
         batch, layout = self._placed(batch, method)
         wanted = Wanted.of(batch.targets, self.chunk)
-        run = Pass(mx.array(batch.tokens), layout, wanted, method, scale, into)
+        run = Pass(mx.array(batch.tokens), layout, wanted, method, scale, into, weigh)
         first, last = method.first_layer, self.decoder.shape.layers
-        cut = max(first, min(self.checkpointed, last))
+        cut = last if weigh else max(first, min(self.checkpointed, last))
         x = self._through(run, range(first), self.decoder.embed(run.tokens, run.layout, method))
         with self.entries as entries:
             for layer in range(first, cut):
@@ -103,6 +116,12 @@ class Engine:
         return [
             self._loss(x[i : i + 1], batch.targets[i : i + 1], one) for i, one in enumerate(each)
         ]
+
+    def losses(self, batch: MicroBatch, method: Adaptation[mx.array]) -> NDArray[np.float32]:
+        """Return the loss of each loss token of a micro-batch, in order, (N,)."""
+        batch, layout = self._placed(batch, method)
+        x = self._hidden(mx.array(batch.tokens), layout, method)
+        return self._losses(x, Wanted.of(batch.targets, self.chunk), method)
 
     def logits(self, row: Sequence[int], method: Adaptation[mx.array]) -> NDArray[np.float32]:
         """Return float32 logits (S, V) after each token of one row."""
@@ -143,7 +162,19 @@ class Engine:
             self._evaluate(x)
         return x
 
+    def _losses(
+        self, x: mx.array, wanted: Wanted, method: Adaptation[mx.array]
+    ) -> NDArray[np.float32]:
+        """Return the losses (N,) of the last block's output (B, S, D)."""
+        normed = self.decoder.final_norm(x.flatten(0, 1)[wanted.at], method)
+        losses = token_losses(normed, wanted, self.head, chunk=self.chunk)
+        self.guard.check()
+        return losses
+
     def _head_alone(self, run: Pass, _: range, x: mx.array) -> tuple[Sums, mx.array]:
+        if run.weigh is not None:
+            weights = run.weigh(self._losses(x, run.wanted, run.method))
+            run = replace(run, wanted=run.wanted.weighed(weights))
         loss, grad, found = self._head(run, x)
         with self.guard.in_order():
             loss.evaluate()

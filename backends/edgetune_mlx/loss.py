@@ -7,7 +7,7 @@ logits, whose place their gradient takes (not where they are capped), and (N, D)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import numpy as np
@@ -52,7 +52,7 @@ class Wanted:
     """The loss tokens of a micro-batch, filled up to whole chunks.
 
     ``at`` (N,) are flat positions, ``tokens`` (N,) the targets, ``weights`` (N,) 1 for loss
-    tokens and 0 for what fills up; ``count`` is the number of loss tokens.
+    tokens and 0 for what fills up; ``count`` is the number of loss tokens, which come first.
     """
 
     at: mx.array
@@ -70,6 +70,11 @@ class Wanted:
         weights = np.pad(np.ones(len(at), np.float32), (0, padding))
         tokens = np.where(weights > 0, flat[filled], 0)
         return cls(mx.array(filled), mx.array(tokens), mx.array(weights), len(at))
+
+    def weighed(self, weights: NDArray[np.float32]) -> Wanted:
+        """Return the same with weights of the loss tokens (count,)."""
+        filling = (0, len(self.tokens) - self.count)
+        return replace(self, weights=mx.array(np.pad(weights, filling)))
 
 
 @dataclass(slots=True)
@@ -104,7 +109,7 @@ class Loss:
 
     @classmethod
     def of(cls, x: mx.array, wanted: Wanted, head: Head, *, chunk: int, scale: float) -> Loss:
-        """Return the losses of x (N, D), and ``scale`` times the gradient of their sum."""
+        """Return the losses of x (N, D), and ``scale`` times the gradient of their weighted sum."""
         starts = range(0, len(x), chunk)
         chunks = [_chunk(x, wanted, head, slice(start, start + chunk), scale) for start in starts]
         losses, grads = (mx.concatenate([part[i] for part in chunks]) for i in (-2, -1))
@@ -145,3 +150,15 @@ def losses_only(x: mx.array, wanted: Wanted, head: Head, *, chunk: int) -> Sums:
         correct.append((mx.argmax(logits, axis=-1) == tokens) * weights)
         mx.eval(losses[-1], correct[-1])
     return Sums.of(mx.concatenate(losses), wanted.count, mx.concatenate(correct))
+
+
+def token_losses(x: mx.array, wanted: Wanted, head: Head, *, chunk: int) -> NDArray[np.float32]:
+    """Return the losses of the loss tokens, (count,), of x (N, D)."""
+    losses = []
+    for start in range(0, len(x), chunk):
+        span = slice(start, start + chunk)
+        logits = head.logits(x[span])
+        picked = mx.take_along_axis(logits, wanted.tokens[span][:, None], axis=-1)[:, 0]
+        losses.append(mx.logsumexp(logits, axis=-1) - picked)
+        mx.eval(losses[-1])
+    return np.array(mx.concatenate(losses)[: wanted.count])

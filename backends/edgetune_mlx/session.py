@@ -20,13 +20,16 @@ from edgetune.backend import (
     StepResult,
     Tensors,
     TornStateError,
+    scored_result,
 )
+from edgetune.data.answers import Scoring
 from edgetune.data.batch import MicroBatch
 from edgetune.errors import DivergedError
 from edgetune.methods.adapted import Adapted
 from edgetune.methods.base import Method
 from edgetune.network.adaptation import BASE, Adaptation
 from edgetune.network.mixed import mixed
+from edgetune.objectives import objective_of
 from edgetune.run_spec import RunSpec
 from edgetune_mlx.engine import Engine, Gradients
 from edgetune_mlx.generate import generate
@@ -54,6 +57,7 @@ class MlxSession:
         self.spec = spec
         self.engine = engine
         self.method = method
+        self.objective = objective_of(spec.training)
         self.steps = 0
         self._attached = Attached[Adapted[mx.array]]()
         self.optimizer = AdamW(method.sizes, method.rates, spec.training.weight_decay)
@@ -64,12 +68,14 @@ class MlxSession:
         """Take one optimizer step; see :class:`edgetune.backend.Session`."""
         number = self.steps + 1
         with self._within_memory():
-            total, grads = self._accumulate(micro_batches, 1.0 / loss_tokens)
+            scoring = self._scoring()
+            total, grads = self._accumulate(micro_batches, 1.0 / loss_tokens, scoring)
             clip, norm = clipping(grads, self.spec.training.max_grad_norm)
             loss = total / loss_tokens
             if not (isfinite(loss) and isfinite(norm)):
                 raise DivergedError(f"loss {loss:.4g}, gradient norm {norm:.4g}")
-            result = StepResult(loss=loss, grad_norm=norm)
+            metrics = scoring.total.metrics if scoring else {}
+            result = StepResult(loss=loss, grad_norm=norm, metrics=metrics)
             self.optimizer.update(self._get, self._put, grads, clip, learning_rate, number)
             self.steps = number
         return result
@@ -93,7 +99,10 @@ class MlxSession:
         method, total = self._inference(adapter), EvalResult()
         with self._within_memory():
             for batch in micro_batches:
-                total += _result(self.engine.evaluate(batch, method), batch)
+                if batch.answers:
+                    total += self._scored(batch, method)
+                else:
+                    total += _result(self.engine.evaluate(batch, method), batch)
         return total
 
     def evaluate_rows(
@@ -164,13 +173,27 @@ class MlxSession:
         guard.close()
 
     def _accumulate(
-        self, micro_batches: Sequence[MicroBatch], scale: float
+        self, micro_batches: Sequence[MicroBatch], scale: float, scoring: Scoring | None
     ) -> tuple[float, Gradients]:
-        loss, total = 0.0, Gradients()
+        loss, grads, engine = 0.0, Gradients(), self.engine
         for index, batch in enumerate(micro_batches):
+            weigh = None if scoring is None else scoring.weigh(batch)
             method = self.method.drawing(f"{self.spec.training.seed}:{self.steps}", index)
-            loss += self.engine.gradients(batch, method, scale=scale, into=total).loss
-        return loss, total
+            loss += engine.gradients(batch, method, scale=scale, into=grads, weigh=weigh).loss
+        return loss if scoring is None else scoring.total.loss, grads
+
+    def _scoring(self) -> Scoring | None:
+        """Return what scores answers with nothing scored yet; None for plain language modelling."""
+        if self.objective is None:
+            return None
+        return Scoring(self.objective, lambda batch: self.engine.losses(batch, BASE))
+
+    def _scored(self, batch: MicroBatch, method: Adaptation[mx.array]) -> EvalResult:
+        """Return what the objective says of a micro-batch."""
+        scoring = self._scoring()
+        assert scoring is not None
+        scoring.evaluate(batch, self.engine.losses(batch, method), is_base=method is BASE)
+        return scored_result(scoring, batch)
 
     @contextmanager
     def _within_memory(self) -> Iterator[None]:

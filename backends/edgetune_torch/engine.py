@@ -29,14 +29,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from edgetune.data.answers import Weigh
 from edgetune.data.batch import MicroBatch, prompt_batch
 from edgetune.network.adaptation import Adaptation
 from edgetune_torch.checkpoints import Checkpoints, KeptCheckpoints
 from edgetune_torch.decoder import Decoder
-from edgetune_torch.loss import Head, Sums, loss_and_gradient, loss_only, loss_positions
+from edgetune_torch.loss import (
+    Head,
+    Sums,
+    loss_and_gradient,
+    loss_only,
+    loss_positions,
+    token_losses,
+)
 from edgetune_torch.token_layout import TokenLayout
 
 
@@ -67,12 +77,23 @@ class Engine:
         self.chunk = chunk
         self.checkpoints = checkpoints or KeptCheckpoints()
 
-    def gradients(self, batch: MicroBatch, method: Adaptation[Tensor], *, scale: float) -> Sums:
-        """Add ``scale`` times the gradient of the summed loss to the parameters' ``grad``."""
+    def gradients(
+        self,
+        batch: MicroBatch,
+        method: Adaptation[Tensor],
+        *,
+        scale: float,
+        weigh: Weigh | None = None,
+    ) -> Sums:
+        """Add ``scale`` times the gradient of the summed loss to the parameters' ``grad``.
+
+        ``weigh`` is told the losses of the loss tokens (N,), in order, and says how much each
+        counts; without it each counts once.
+        """
         layout, tokens, targets = self._layout(batch, method)
         self.checkpoints.clear()
         saved, x = self._forward(tokens, layout, method)
-        sums, grad = self._head_gradient(x, targets, method, scale)
+        sums, grad = self._head_gradient(x, targets, method, scale, weigh)
         del x
         grad = self._backward(saved, grad, layout, method)
         if method.trains_input:
@@ -92,6 +113,15 @@ class Engine:
         x = self.decoder.hidden(tokens, layout, method)
         each = method.of_rows(len(x))
         return [self._loss(x[i : i + 1], targets[i : i + 1], one) for i, one in enumerate(each)]
+
+    @torch.no_grad()
+    def losses(self, batch: MicroBatch, method: Adaptation[Tensor]) -> NDArray[np.float32]:
+        """Return the loss of each loss token of a micro-batch, in order, (N,)."""
+        layout, tokens, targets = self._layout(batch, method)
+        x = self.decoder.hidden(tokens, layout, method)
+        at, count = loss_positions(targets, self.chunk)
+        normed = self.decoder.final_norm(x.flatten(0, 1)[at], method)
+        return self._losses(normed, targets.reshape(-1)[at], count)
 
     @torch.no_grad()
     def logits(self, row: Sequence[int], method: Adaptation[Tensor]) -> Tensor:
@@ -147,20 +177,37 @@ class Engine:
         return saved, x.detach()
 
     def _head_gradient(
-        self, x: Tensor, targets: Tensor, method: Adaptation[Tensor], scale: float
+        self,
+        x: Tensor,
+        targets: Tensor,
+        method: Adaptation[Tensor],
+        scale: float,
+        weigh: Weigh | None,
     ) -> tuple[Sums, Tensor]:
         """Return the loss and the gradient (B, S, D) of the last block's output."""
         at, count = loss_positions(targets, self.chunk)
         selected = x.flatten(0, 1)[at].requires_grad_()
         normed = self.decoder.final_norm(selected, method)
+        wanted = targets.reshape(-1)[at]
+        factor: float | Tensor = scale
+        if weigh is not None:
+            weights = torch.zeros(len(wanted), device=self.device)
+            losses = self._losses(normed.detach(), wanted, count)
+            weights[:count] = torch.from_numpy(weigh(losses)).to(self.device)
+            factor = weights.mul_(scale)
         sums, normed_grad = loss_and_gradient(
-            normed.detach(), targets.reshape(-1)[at], count, self.head,
-            chunk=self.chunk, scale=scale,
-        )  # fmt: skip
+            normed.detach(), wanted, count, self.head, chunk=self.chunk, scale=factor
+        )
         torch.autograd.backward(normed, normed_grad)
         grad = torch.zeros_like(x)
         grad.view(-1, x.shape[-1])[at[:count]] = cast("Tensor", selected.grad)[:count]
         return sums, grad
+
+    def _losses(self, normed: Tensor, wanted: Tensor, count: int) -> NDArray[np.float32]:
+        """Return the losses of the first ``count`` rows of the head's input (N, D), (count,)."""
+        losses = token_losses(normed, wanted, self.head, chunk=self.chunk)
+        found: NDArray[np.float32] = losses[:count].cpu().numpy()
+        return found
 
     def _backward(
         self, saved: list[SavedBlock], grad: Tensor, layout: TokenLayout, method: Adaptation[Tensor]

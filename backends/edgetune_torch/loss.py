@@ -105,9 +105,14 @@ class _Softmax:
         """The log-sum-exp of every row, (C, 1)."""
         return self.highest + self.total.log()
 
+    @property
+    def losses(self) -> Tensor:
+        """The loss of every row, (C,)."""
+        return (self.log_total - self.wanted)[:, 0]
+
     def add_to(self, sums: Sums, count: int) -> None:
         """Add the losses of the first ``count`` rows."""
-        losses = (self.log_total - self.wanted)[:count]
+        losses = self.losses[:count]
         sums.loss += float(losses.sum(dtype=torch.float64))
         sums.tokens += len(losses)
         sums.correct += int((self.best == self.targets)[:count].sum())
@@ -125,12 +130,13 @@ def loss_positions(targets: Tensor, chunk: int) -> tuple[Tensor, int]:
 
 
 def loss_and_gradient(
-    x: Tensor, targets: Tensor, count: int, head: Head, *, chunk: int, scale: float
+    x: Tensor, targets: Tensor, count: int, head: Head, *, chunk: int, scale: float | Tensor
 ) -> tuple[Sums, Tensor]:
     """Return the summed loss of x (N, D) and ``scale`` times its gradient (N, D).
 
-    ``targets`` (N,) holds token ids only, ``chunk`` is in loss tokens. Rows behind the first
-    ``count`` add nothing to the loss, and their gradient is zero.
+    ``targets`` (N,) holds token ids only, ``chunk`` is in loss tokens; ``scale`` is one number
+    or one for every row, (N,). Rows behind the first ``count`` add nothing to the loss, and their
+    gradient is zero.
     """
     sums = Sums()
     grad = torch.empty_like(x)
@@ -143,12 +149,15 @@ def loss_and_gradient(
                 kept.append(tile)
             del tile, rows  # not needed any more while the next ones are made
         softmax.add_to(sums, max(0, count - start))
-        grad[span] = _gradient(x[span], head, softmax, kept, scale)
+        own = scale if isinstance(scale, float) else scale[span, None]
+        grad[span] = _gradient(x[span], head, softmax, kept, own)
     grad[count:] = 0
     return sums, grad
 
 
-def _gradient(x: Tensor, head: Head, softmax: _Softmax, kept: list[Tensor], scale: float) -> Tensor:
+def _gradient(
+    x: Tensor, head: Head, softmax: _Softmax, kept: list[Tensor], scale: float | Tensor
+) -> Tensor:
     """Return the gradient (C, D) of the hidden states; takes the ``kept`` tiles away."""
     dtype = product_dtype(x.dtype, x.device)
     grad, log_total = torch.zeros(x.shape, device=x.device), softmax.log_total
@@ -179,10 +188,26 @@ def _again(
 def loss_only(x: Tensor, targets: Tensor, count: int, head: Head, *, chunk: int) -> Sums:
     """Return the summed loss of the first rows of x (N, D) against targets (N,)."""
     sums = Sums()
+    for start, softmax in _softmaxes(x, targets, head, chunk):
+        softmax.add_to(sums, max(0, count - start))
+    return sums
+
+
+def token_losses(x: Tensor, targets: Tensor, head: Head, *, chunk: int) -> Tensor:
+    """Return the loss of every row of x (N, D) against targets (N,), float32 (N,)."""
+    losses = torch.empty(len(x), device=x.device)
+    for start, softmax in _softmaxes(x, targets, head, chunk):
+        losses[start : start + chunk] = softmax.losses
+    return losses
+
+
+def _softmaxes(
+    x: Tensor, targets: Tensor, head: Head, chunk: int
+) -> Iterator[tuple[int, _Softmax]]:
+    """Yield where each chunk of rows starts, and what is known once all of its tiles were seen."""
     for start in range(0, len(x), chunk):
         softmax = _Softmax(targets[start : start + chunk])
         for span, tile, rows in head.tiles(x[start : start + chunk]):
             softmax.add(span, tile)
             del tile, rows
-        softmax.add_to(sums, max(0, count - start))
-    return sums
+        yield start, softmax

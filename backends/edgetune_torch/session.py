@@ -22,13 +22,16 @@ from edgetune.backend import (
     StepResult,
     Tensors,
     TornStateError,
+    scored_result,
 )
+from edgetune.data.answers import Scoring
 from edgetune.data.batch import MicroBatch
 from edgetune.errors import DivergedError
 from edgetune.methods.adapted import Adapted
 from edgetune.methods.base import Method
 from edgetune.network.adaptation import BASE, Adaptation
 from edgetune.network.mixed import mixed
+from edgetune.objectives import objective_of
 from edgetune.run_spec import RunSpec
 from edgetune_torch.engine import Engine
 from edgetune_torch.generate import generate
@@ -65,6 +68,7 @@ class TorchSession:
         self.spec = spec
         self.engine = engine
         self.method = method
+        self.objective = objective_of(spec.training)
         self.steps = 0
         self._watch = watch
         self._held = held
@@ -88,11 +92,13 @@ class TorchSession:
             gradients = self._prepared()
             try:
                 gradients.begin()
-                loss = self._accumulate(micro_batches, 1.0 / loss_tokens) / loss_tokens
+                scoring = self._scoring()
+                loss = self._accumulate(micro_batches, 1.0 / loss_tokens, scoring) / loss_tokens
                 norm = gradients.clip(self.spec.training.max_grad_norm)
                 if not (isfinite(loss) and isfinite(norm)):
                     raise DivergedError(f"loss {loss:.4g}, gradient norm {norm:.4g}")
-                result = StepResult(loss=loss, grad_norm=norm)
+                metrics = scoring.total.metrics if scoring else {}
+                result = StepResult(loss=loss, grad_norm=norm, metrics=metrics)
                 self.optimizer.step(learning_rate, number)
                 self.steps = number
             except BaseException:
@@ -122,7 +128,10 @@ class TorchSession:
         method, total = self._inference(adapter), EvalResult()
         with self._within_memory():
             for batch in micro_batches:
-                total += _result(self.engine.evaluate(batch, method), batch)
+                if batch.answers:
+                    total += self._scored(batch, method)
+                else:
+                    total += _result(self.engine.evaluate(batch, method), batch)
         return total
 
     def evaluate_rows(
@@ -219,12 +228,28 @@ class TorchSession:
         self.optimizer.prepare()
         return self._gradients
 
-    def _accumulate(self, micro_batches: Sequence[MicroBatch], scale: float) -> float:
+    def _accumulate(
+        self, micro_batches: Sequence[MicroBatch], scale: float, scoring: Scoring | None
+    ) -> float:
         loss = 0.0
         for index, batch in enumerate(micro_batches):
+            weigh = None if scoring is None else scoring.weigh(batch)
             method = self.method.drawing(f"{self.spec.training.seed}:{self.steps}", index)
-            loss += self.engine.gradients(batch, method, scale=scale).loss
-        return loss
+            loss += self.engine.gradients(batch, method, scale=scale, weigh=weigh).loss
+        return loss if scoring is None else scoring.total.loss
+
+    def _scoring(self) -> Scoring | None:
+        """Return what scores answers with nothing scored yet; None for plain language modelling."""
+        if self.objective is None:
+            return None
+        return Scoring(self.objective, lambda batch: self.engine.losses(batch, BASE))
+
+    def _scored(self, batch: MicroBatch, method: Adaptation[Tensor]) -> EvalResult:
+        """Return what the objective says of a micro-batch."""
+        scoring = self._scoring()
+        assert scoring is not None
+        scoring.evaluate(batch, self.engine.losses(batch, method), is_base=method is BASE)
+        return scored_result(scoring, batch)
 
     def _inference(self, adapter: str | None) -> Adaptation[Tensor]:
         if adapter is None:

@@ -39,7 +39,9 @@ def command() -> None:
     "--pii", is_flag=True, help="List personal data and keys found by patterns; no guarantee."
 )
 @click.option("--color/--no-color", default=None, help="Colour what is trained, or [bracket] it.")
-@some_knob_options("loss_on", "long_rows", "validation", "validation_data", "fields", "seed")
+@some_knob_options(
+    "objective", "loss_on", "long_rows", "validation", "validation_data", "fields", "seed"
+)
 @common_options
 def check(
     file: Path,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune.planning import Alternative, Plan
 from edgetune.planning.reasons import PLACES
-from edgetune.settings.spec import values
+from edgetune.settings.spec import SFT, values
 from edgetune.storage import FILE_FORMAT, file_kinds
 from edgetune.units import format_bytes, format_count, format_seconds, precise_bytes
 
@@ -72,7 +72,8 @@ def _base(plan: Plan) -> str:
 def _training(plan: Plan) -> str:
     training = plan.training
     span = f"{training.steps} steps" if training.steps else f"{training.epochs:g} epochs"
-    return f"{span}, learning rate {training.learning_rate:g}, seed {training.seed}"
+    objective = "" if training.objective == SFT else f"{training.objective}, "
+    return f"{objective}{span}, learning rate {training.learning_rate:g}, seed {training.seed}"
 
 
 def _bar(plan: Plan) -> list[str]:

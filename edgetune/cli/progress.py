@@ -104,6 +104,11 @@ class ProgressBar:
             "planned_bytes": self._planned,
             "base_validation_loss": base.loss if base else None,
             "validation_loss": evaluated.loss if evaluated else None,
+            **(
+                {"validation_metrics": dict(evaluated.metrics)}
+                if evaluated and evaluated.metrics
+                else {}
+            ),
             "rewinds": self._rewinds,
             "pilot": pilot
             and {
@@ -134,10 +139,12 @@ class ProgressBar:
         else:
             self._base, when = event, "before training"
         mark = " (best so far)" if event.best else ""
-        self._line(
-            f"{when}: validation loss {event.loss:.4f}, "
-            f"perplexity {event.perplexity:.2f}, {event.rows} rows{mark}"
-        )
+        if event.perplexity is not None:
+            more = f"perplexity {event.perplexity:.2f}, {event.rows} rows"
+        else:
+            margin = event.metrics["rewards/margins"]
+            more = f"margin {margin:.3f}, accuracy {event.accuracy:.1%}, {event.rows} pairs"
+        self._line(f"{when}: validation loss {event.loss:.4f}, {more}{mark}")
 
     def _step(self, event: Stepped) -> None:
         self._last = event

@@ -7,10 +7,12 @@ There is never a mask tensor. Rows are padded on the right, attention is causal,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgetune.objectives import AnswerKind
 
 IGNORED = -100
 """The target of a position that takes no part in the loss."""
@@ -23,12 +25,19 @@ class MicroBatch:
     ``tokens`` (B, S) int32 are the inputs, ``targets`` (B, S) int32 the tokens that follow
     them, ``IGNORED`` where there is no loss. ``documents`` holds for each row the lengths of
     its documents from left to right; what is left of a row is padding. Positions restart at
-    zero with each document.
+    zero with each document. ``answers`` says of each document what it is to an objective over
+    whole answers; empty for plain language modelling.
     """
 
     tokens: NDArray[np.int32]
     targets: NDArray[np.int32]
     documents: tuple[tuple[int, ...], ...]
+    answers: tuple[tuple[AnswerKind, ...], ...] = ()
+
+    @property
+    def kinds(self) -> tuple[AnswerKind, ...]:
+        """What the documents are, one row after another."""
+        return tuple(kind for row in self.answers for kind in row)
 
     @property
     def loss_tokens(self) -> int:
@@ -57,15 +66,24 @@ class MicroBatch:
             row[: sum(sizes)] = np.repeat(sizes, sizes)
         return lengths
 
+    def loss_documents(self) -> NDArray[np.int64]:
+        """Return the number of each loss token's document, (N,), both counted row by row."""
+        numbers, count = np.zeros(self.tokens.shape, np.int64), 0
+        for row, sizes in zip(numbers, self.documents, strict=True):
+            row[: sum(sizes)] = np.repeat(np.arange(count, count + len(sizes)), sizes)
+            count += len(sizes)
+        found: NDArray[np.int64] = numbers[self.targets != IGNORED]
+        return found
+
     def widened(self, width: int) -> MicroBatch:
         """Return the same rows with padding up to ``width`` positions."""
         if width == self.tokens.shape[1]:
             return self
         behind = ((0, 0), (0, width - self.tokens.shape[1]))
-        return MicroBatch(
+        return replace(
+            self,
             tokens=np.pad(self.tokens, behind),
             targets=np.pad(self.targets, behind, constant_values=IGNORED),
-            documents=self.documents,
         )
 
     def rows(self, start: int, stop: int) -> MicroBatch:
@@ -74,6 +92,7 @@ class MicroBatch:
             tokens=self.tokens[start:stop],
             targets=self.targets[start:stop],
             documents=self.documents[start:stop],
+            answers=self.answers[start:stop],
         )
 
 

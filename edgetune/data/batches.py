@@ -15,6 +15,7 @@ from edgetune.data.examples import Examples
 from edgetune.data.schedule import PackedSchedules, PaddedSchedules, Schedule, random_keys
 from edgetune.data.token_store import Integers
 from edgetune.errors import DataError
+from edgetune.objectives import AnswerKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,13 +23,14 @@ class Step:
     """One optimizer step, as one rank sees it.
 
     ``micro_batches`` and ``rows`` (indices of the examples in them) are this rank's share,
-    which can be empty in the last step of an epoch; ``loss_tokens`` and ``tokens`` count the
-    whole step over all ranks.
+    which can be empty in the last step of an epoch; ``loss_tokens``, ``terms`` (what the loss is
+    divided by) and ``tokens`` count the whole step over all ranks.
     """
 
     micro_batches: tuple[MicroBatch, ...]
     rows: tuple[int, ...]
     loss_tokens: int
+    terms: int
     tokens: int
     epoch: int
 
@@ -57,6 +59,7 @@ class Batches:
         kind = PackedSchedules if packing else PaddedSchedules
         self._schedules = kind(examples.lengths, context, micro_batch)
         self._examples, self._loss_tokens = examples, examples.loss_tokens
+        self._terms = examples.terms
         self._group, self._seed, self._rank, self._world = accumulation * world, seed, rank, world
         self._first = self._schedule_of(0)
         self._latest = 0, self._first
@@ -117,6 +120,7 @@ class Batches:
             micro_batches=tuple(micro_batch_of(self._examples, schedule, i) for i in own),
             rows=tuple(int(row) for i in own for row in schedule.examples_of(i, i + 1)),
             loss_tokens=int(self._loss_tokens[everything].sum()),
+            terms=int(self._terms[everything].sum()),
             tokens=int(self._examples.lengths[everything].sum()),
             epoch=epoch,
         )
@@ -164,10 +168,12 @@ def micro_batch_of(examples: Examples, schedule: Schedule, index: int) -> MicroB
     rows = schedule.rows_of(index)
     shape = len(rows), int(schedule.widths[index])
     tokens, targets = np.zeros(shape, np.int32), np.full(shape, IGNORED, np.int32)
-    documents = tuple(
+    filled = [
         _fill(examples, row, tokens[number], targets[number]) for number, row in enumerate(rows)
-    )
-    return MicroBatch(tokens=tokens, targets=targets, documents=documents)
+    ]
+    documents = tuple(lengths for lengths, _ in filled)
+    answers = () if examples.kind is None else tuple(kinds for _, kinds in filled)
+    return MicroBatch(tokens=tokens, targets=targets, documents=documents, answers=answers)
 
 
 def _fill(
@@ -175,16 +181,21 @@ def _fill(
     row: Integers,
     tokens: np.ndarray[tuple[int], np.dtype[np.int32]],
     targets: np.ndarray[tuple[int], np.dtype[np.int32]],
-) -> tuple[int, ...]:
-    start, lengths = 0, []
+) -> tuple[tuple[int, ...], tuple[AnswerKind, ...]]:
+    """Write examples into a row; return the lengths of its documents, and what they are."""
+    start = 0
+    lengths: list[int] = []
+    kinds: list[AnswerKind] = []
     for index in row.tolist():
         document, mask = examples[index]
         stop = start + len(document)
         tokens[start:stop] = document
         targets[start : stop - 1] = np.where(mask[1:], document[1:], IGNORED)
-        lengths.append(len(document))
+        own, answers = examples.documents(index)
+        lengths += own
+        kinds += answers
         start = stop
-    return tuple(lengths)
+    return tuple(lengths), tuple(kinds)
 
 
 def _check(examples: Examples, context: int) -> None:

@@ -1,4 +1,4 @@
-"""The three things that a row can hold."""
+"""The things that a row can hold."""
 
 from __future__ import annotations
 
@@ -108,7 +108,18 @@ class Text:
         return "", self.text
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A better and a worse answer, each with the prompt that they share."""
+
+    chosen: Chat | Completion
+    rejected: Chat | Completion
+
+
 Content = Chat | Completion | Text
+"""What becomes one document."""
+
+RowContent = Content | Pair
 
 
 def _is_thought_and_said(message: Message, text: str) -> bool:

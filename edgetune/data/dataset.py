@@ -22,6 +22,7 @@ from edgetune.data.splits import find_splits, split
 from edgetune.data.token_store import Counts
 from edgetune.data.tokenizer import Tokenizer
 from edgetune.errors import DataError, UsageError
+from edgetune.objectives import Rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,7 @@ def read_dataset(
     seed: int = 0,
     long_rows: LongRows | None = None,
     fields: Mapping[str, str] | None = None,
+    kind: Rows | None = None,
     report: Report | None = None,
     processes: int | None = None,
 ) -> Dataset:
@@ -87,7 +89,8 @@ def read_dataset(
 
     Without a ``context`` no length rule is applied; ``Dataset.fit`` does it later. The rule is
     to split texts and to refuse other rows, unless ``long_rows`` says otherwise. ``fields``
-    maps the fields of a format to the columns of the file. ``validation_data`` is a file or
+    maps the fields of a format to the columns of the file. ``kind`` says what rows are to an
+    objective over answers: ``pairs``, or None for plain answers. ``validation_data`` is a file or
     folder to validate with, in place of a share; so are the files of a folder whose names say so,
     unless ``by_name`` is false. ``report`` is told how far reading has come, ``processes`` do it
     (default: by the size of the files and the cores).
@@ -98,9 +101,11 @@ def read_dataset(
         UsageError: if the options make no sense together.
     """
     _check(validation, seed, loss_on, long_rows)
+    if kind is not None:
+        _check_answers(loss_on, long_rows)
     found = find_splits(path, validation_data, by_name=by_name)
     options = Options(
-        tokenizer=tokenizer, loss_on=loss_on, fields=fields or {}, processes=processes
+        tokenizer=tokenizer, loss_on=loss_on, fields=fields or {}, processes=processes, kind=kind
     )
     reading = read_rows(found.sources, options, report or _tell_nobody)
     splits = split(reading, found, validation, seed)
@@ -129,6 +134,19 @@ def _check(validation: float, seed: int, loss_on: str, long_rows: str | None) ->
         raise UsageError(f"No --loss-on {loss_on}. Known: {', '.join(get_args(LossOn))}.")
     if long_rows is not None and long_rows not in get_args(LongRows):
         raise UsageError(f"No --long-rows {long_rows}. Known: {', '.join(get_args(LongRows))}.")
+
+
+def _check_answers(loss_on: str, long_rows: str | None) -> None:
+    if loss_on == "all":
+        raise UsageError(
+            "--loss-on all would weigh the prompts too, and a preference is about answers. Leave"
+            " it out."
+        )
+    if long_rows in ("cut", "split"):
+        raise UsageError(
+            f"--long-rows {long_rows} would leave a piece of an answer to be preferred. Use drop,"
+            " or a larger --context."
+        )
 
 
 def _rule(asked: LongRows | None, format_: str) -> LongRows:

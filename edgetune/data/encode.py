@@ -39,10 +39,21 @@ class Marked:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """Tokens of a row, and the ranges of them that are under loss."""
+    """Tokens of a row, and the ranges of them that are under loss.
+
+    ``first`` counts the tokens of the first of two documents, in a row of a pair; else it is 0.
+    """
 
     tokens: Ids
     ranges: list[Span]
+    first: int = 0
+
+    def followed(self, other: Learned) -> Learned:
+        """Return two documents as one row; the first token of the second is not learned."""
+        first = len(self.tokens)
+        ranges = [(first + max(start, 1), first + stop) for start, stop in other.ranges]
+        tokens = np.concatenate([self.tokens, other.tokens])
+        return Learned(tokens, [*self.ranges, *ranges], first)
 
 
 class Encoder:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.data.token_store import Counts, Integers, TokenStore
+from edgetune.objectives import AnswerKind, Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ class Examples:
 
     ``starts`` (N,) is where each begins, ``lengths`` (N,) how many tokens it has and
     ``loss_tokens`` (N,) how many of them are learned, ``rows`` (N,) the row that it is from.
+    ``kind`` says what an example is to an objective over answers, None for plain answers. A pair
+    is two documents, of which the first has ``firsts`` (N,) tokens; otherwise that is 0.
     The first token of an example is never learned: nothing comes before it to predict it from.
     """
 
@@ -50,10 +53,12 @@ class Examples:
     lengths: Counts
     loss_tokens: Counts
     rows: Counts
+    firsts: Counts
     locations: RowLocations
+    kind: Rows | None = None
 
     @classmethod
-    def of(cls, columns: TokenStore, locations: RowLocations) -> Examples:
+    def of(cls, columns: TokenStore, locations: RowLocations, kind: Rows | None = None) -> Examples:
         """Return all rows as examples."""
         stops = np.cumsum(columns.lengths, dtype=np.int64)
         return cls(
@@ -63,7 +68,9 @@ class Examples:
             columns.lengths,
             columns.loss_tokens,
             np.arange(len(columns), dtype=np.int32),
+            columns.firsts,
             locations,
+            kind,
         )
 
     def __len__(self) -> int:
@@ -84,6 +91,18 @@ class Examples:
         return (self[index] for index in range(len(self)))
 
     @property
+    def terms(self) -> Counts:
+        """What each example adds to the count that a step's loss is divided by, (N,)."""
+        return self.loss_tokens if self.kind is None else np.ones(len(self), np.int32)
+
+    def documents(self, index: int) -> tuple[tuple[int, ...], tuple[AnswerKind, ...]]:
+        """Return the lengths of an example's documents, and what each is to an objective."""
+        length, first = int(self.lengths[index]), int(self.firsts[index])
+        if self.kind is None:
+            return (length,), ()
+        return (first, length - first), ("chosen", "rejected")
+
+    @property
     def token_count(self) -> int:
         """Tokens of all examples."""
         return int(self.lengths.sum(dtype=np.int64))
@@ -100,6 +119,7 @@ class Examples:
             lengths=self.lengths[order],
             loss_tokens=self.loss_tokens[order],
             rows=self.rows[order],
+            firsts=self.firsts[order],
         )
 
     def slices(self, starts: Integers, lengths: Counts, origins: Integers) -> Examples:

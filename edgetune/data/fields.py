@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgetune.data.formats import FORMATS, Fields, format_named, kind_of
+from edgetune.data.formats import Fields, kind_of, named
 from edgetune.data.problems import RowError, printable
+from edgetune.data.row_formats import ALL_FORMATS
 from edgetune.errors import UsageError
 
 _NAMED = 20
@@ -67,7 +68,7 @@ def parse_fields(text: str) -> dict[str, str]:
     """
     pairs = [part.partition("=") for part in text.split(",") if part.strip()]
     fields = {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
-    known = sorted({name for format_ in FORMATS for name in format_.fields})
+    known = sorted({name for format_ in ALL_FORMATS for name in format_.fields})
     for ours, theirs in fields.items():
         if ours not in known or not theirs:
             raise UsageError(
@@ -85,7 +86,7 @@ def refuse_unknown(fields: Mapping[str, str], format_: str) -> None:
     Raises:
         UsageError: naming them, and those that it has.
     """
-    known = format_named(format_).fields
+    known = named(ALL_FORMATS, format_).fields
     unknown = sorted(fields.keys() - known)
     if unknown:
         raise UsageError(

@@ -13,10 +13,10 @@ A row with the fields of several is the first of them that has those of ``--fiel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from edgetune.data.content import Chat, Completion, Content, Text
 from edgetune.data.field_names import as_option, proposed_fields
@@ -26,18 +26,19 @@ from edgetune.data.template import Message
 from edgetune.data.template_arguments import FIELD, read_template_arguments
 from edgetune.data.tool_calls import read_tools
 
+C_co = TypeVar("C_co", covariant=True)
 Fields = Mapping[str, Any]
-_BESIDE = ("system", "system_prompt", "tools", "functions", FIELD)
+BESIDE = ("system", "system_prompt", "tools", "functions", FIELD)
 
 
 @dataclass(frozen=True)
-class Format:
+class Format(Generic[C_co]):
     """A shape of row: its name, the fields it needs and those it also reads."""
 
     name: str
     needs: tuple[str, ...]
     optional: tuple[str, ...]
-    read: Callable[[Fields], Content]
+    read: Callable[[Fields], C_co]
 
     @cached_property
     def fields(self) -> frozenset[str]:
@@ -59,28 +60,39 @@ class Format:
             raise RowError(f"The field {nulls[0]} is null. Fill it in or remove the row.")
 
 
-def detect(row: Fields, asked: Set[str] = frozenset()) -> Format:
+def detect(row: Fields, asked: Set[str] = frozenset()) -> Format[Content]:
     """Return the format of a row, one that has the ``asked`` fields if there is such a one.
 
     Raises:
         RowError: if it has the fields of none, with the ``--fields`` that would say which it is.
     """
-    matching = [format_ for format_ in FORMATS if format_.matches(row)]
+    return detect_among(FORMATS, row, asked, propose=True)
+
+
+def detect_among(
+    formats: Sequence[Format[C_co]], row: Fields, asked: Set[str], *, propose: bool = False
+) -> Format[C_co]:
+    """Return the format of a row among some; with ``propose`` an error proposes ``--fields``.
+
+    Raises:
+        RowError: if it has the fields of none.
+    """
+    matching = [format_ for format_ in formats if format_.matches(row)]
     if matching:
         return next((format_ for format_ in matching if asked <= format_.fields), matching[0])
-    for format_ in FORMATS:
+    for format_ in formats:
         format_.refuse_null(row)
-    known = "; ".join(" and ".join(format_.needs) for format_ in FORMATS)
+    known = "; ".join(" and ".join(format_.needs) for format_ in formats)
     names = sorted(f"{name} (null)" if row[name] is None else str(name) for name in row)
     found = ", ".join(names[:12]) or "none"
-    option = as_option(proposed_fields(row))
+    option = as_option(proposed_fields(row)) if propose else ""
     advice = f" Most likely it is meant so: --fields {option}" if option else ""
     raise RowError(f"Found the fields {found}. A row needs one of: {known}.{advice}", is_alike=True)
 
 
-def format_named(name: str) -> Format:
-    """Return the format of a name that ``detect`` gave."""
-    return next(format_ for format_ in FORMATS if format_.name == name)
+def named(formats: Iterable[Format[C_co]], name: str) -> Format[C_co]:
+    """Return the format of a name."""
+    return next(format_ for format_ in formats if format_.name == name)
 
 
 def _messages(row: Fields) -> Content:
@@ -203,14 +215,14 @@ def kind_of(value: object) -> str:
     return kinds.get(type(value), type(value).__name__)
 
 
-FORMATS = (
-    Format("messages", ("messages",), _BESIDE, _messages),
-    Format("conversations", ("conversations",), _BESIDE, _conversations),
-    Format("prompt/completion", ("prompt", "completion"), _BESIDE, _prompt),
+FORMATS: tuple[Format[Content], ...] = (
+    Format("messages", ("messages",), BESIDE, _messages),
+    Format("conversations", ("conversations",), BESIDE, _conversations),
+    Format("prompt/completion", ("prompt", "completion"), BESIDE, _prompt),
     Format(
         "instruction/input/output",
         ("instruction", "output"),
-        ("input", "history", *_BESIDE),
+        ("input", "history", *BESIDE),
         _instruction,
     ),
     Format("text", ("text",), (), _text),

@@ -7,13 +7,13 @@ from typing import Any
 
 from edgetune.data.problems import RowError
 
-_CHOSEN = ("chosen", "chosen_response", "response_chosen", "chosen_messages", "preferred_output",
+CHOSEN = ("chosen", "chosen_response", "response_chosen", "chosen_messages", "preferred_output",
            "preferred", "answer_chosen")  # fmt: skip
-_REJECTED = ("rejected", "rejected_response", "response_rejected", "rejected_messages",
+REJECTED = ("rejected", "rejected_response", "response_rejected", "rejected_messages",
              "rejected_output", "non_preferred_output", "dispreferred", "answer_rejected",
              "rejected_completion")  # fmt: skip
 _LABELS = ("label", "kto_tag")
-_TELLING = frozenset((*_CHOSEN, *_REJECTED, *_LABELS))
+_TELLING = frozenset((*CHOSEN, *REJECTED, *_LABELS))
 _ANSWERS = ("completion", "messages", "conversations", "output")
 _LABEL_VALUES = ("true", "false", "0", "1", "0.0", "1.0")
 
@@ -26,12 +26,12 @@ def refuse_preference(row: Mapping[str, Any], mapped: Set[str]) -> None:
     """
     if row.keys().isdisjoint(_TELLING):
         return
-    pair = [name for name in (*_CHOSEN, *_REJECTED) if row.get(name) is not None]
+    pair = [name for name in (*CHOSEN, *REJECTED) if row.get(name) is not None]
     label = next((name for name in _LABELS if _is_label(row, name)), None)
     if mapped & _TELLING or not (pair or label):
         return
     if pair:
-        advice = _advice(row, next((name for name in pair if name in _CHOSEN), None))
+        advice = _advice(row, next((name for name in pair if name in CHOSEN), None))
         named = " and ".join(pair[:3])
     else:
         named = f"{label} beside an answer"
@@ -40,10 +40,16 @@ def refuse_preference(row: Mapping[str, Any], mapped: Set[str]) -> None:
             f" {label} means something else, rename the column."
         )
     raise RowError(
-        f"This is preference data ({named}): better and worse answers. Preference tuning is not"
-        f" here yet, and as plain answers they would teach the worse ones too.{advice}",
+        f"This is preference data ({named}): better and worse answers, and as plain answers they"
+        f" would teach the worse ones too.{_objective(pair)}{advice}",
         is_alike=True,
     )
+
+
+def _objective(pair: list[str]) -> str:
+    """Return which objective learns from such rows."""
+    has_both = set(pair) & {*CHOSEN} and set(pair) & {*REJECTED}
+    return " Learn what is better with --objective dpo." if has_both else ""
 
 
 def _is_label(row: Mapping[str, Any], name: str) -> bool:

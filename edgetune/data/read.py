@@ -27,6 +27,7 @@ from edgetune.data.turn_places import ELSEWHERE
 from edgetune.data.workers import MOST, encode_in_processes, usable_cores
 from edgetune.errors import DataError
 from edgetune.files import sha256_file
+from edgetune.objectives import Rows
 
 CACHED_FROM = 1 << 20
 """Files smaller than this many bytes are tokenized in a second or two, each time, in memory."""
@@ -68,10 +69,12 @@ class Options:
     loss_on: LossOn
     fields: Mapping[str, str] = field(default_factory=dict)
     processes: int | None = None
+    kind: Rows | None = None
+    """What rows are to an objective over answers; None: plain answers."""
 
     def encoder(self, format_: str | None = None) -> BlockEncoder:
         """Return what turns rows into tokens, for a format if it is known."""
-        return BlockEncoder(self.tokenizer, self.loss_on, self.fields, format_)
+        return BlockEncoder(self.tokenizer, self.loss_on, self.fields, format_, self.kind)
 
 
 def read_rows(sources: Sequence[Source], options: Options, report: Report) -> Reading:
@@ -85,16 +88,17 @@ def read_rows(sources: Sequence[Source], options: Options, report: Report) -> Re
     if sum(source.size() for source in sources) < CACHED_FROM:
         writer = TokenStoreWriter()
         facts = _Pass(sources, hashes, options, report).run(writer)
-        return _reading(writer.finish(), facts, sources)
+        return _reading(writer.finish(), facts, sources, options.kind)
     named = [[*source.kind, hashed] for source, hashed in zip(sources, hashes, strict=True)]
     key = cache.key_of(
-        named, options.tokenizer.fingerprint, options.loss_on, sorted(options.fields.items())
-    )
+        named, options.tokenizer.fingerprint, options.loss_on, sorted(options.fields.items()),
+        options.kind,
+    )  # fmt: skip
     entry = cache.find(key)
     if entry is None:
         with cache.new_entry(key) as new:
             entry = new.finish(_Pass(sources, hashes, options, report).run(new.writer))
-    return _reading(entry.columns, entry.facts, sources)
+    return _reading(entry.columns, entry.facts, sources, options.kind)
 
 
 class _Pass:
@@ -116,6 +120,7 @@ class _Pass:
         self._ignored: Counter[str] = Counter()
         self._cuts: Counter[str] = Counter()
         self._unended = 0
+        self._same = 0
         self._done = 0
 
     def run(self, writer: TokenStoreWriter) -> dict[str, Any]:
@@ -137,6 +142,7 @@ class _Pass:
             "altered": self._altered,
             "first_altered": self._first_altered,
             "unended": self._unended,
+            "same": self._same,
             "cuts": dict(self._cuts.most_common(FIELDS_NAMED)),
             "unwritten": dict(self._ignored.most_common(FIELDS_NAMED)),
             "without_template": self._is_chat and not self._options.tokenizer.has_template,
@@ -183,6 +189,7 @@ class _Pass:
         self._ignored.update(outcome.unwritten)
         self._cuts.update(outcome.cuts)
         self._unended += outcome.unended
+        self._same += outcome.same
         if outcome.altered and self._first_altered is None:
             self._first_altered = [outcome.file, outcome.altered[0]]
 
@@ -205,11 +212,13 @@ def _hashed(source: Source) -> str:
         raise DataError(f"{source.path} cannot be read: {error}.") from error
 
 
-def _reading(columns: TokenStore, facts: Mapping[str, Any], sources: Sequence[Source]) -> Reading:
+def _reading(
+    columns: TokenStore, facts: Mapping[str, Any], sources: Sequence[Source], kind: Rows | None
+) -> Reading:
     bounds = np.array([0, *accumulate(rows for rows, _ in facts["files"])], np.int64)
     locations = RowLocations(tuple(source.prefix for source in sources), bounds, columns.lines)
     return Reading(
-        examples=Examples.of(columns, locations),
+        examples=Examples.of(columns, locations, kind),
         digests=columns.digests,
         files=tuple(
             FileRead(name=source.name, rows=rows, sha256=sha256)
@@ -248,6 +257,8 @@ def _notes(facts: Mapping[str, Any], sources: Sequence[Source]) -> Iterator[str]
             f"rows with a turn that is learned without an end, as the template writes none:"
             f" {facts['unended']:,}"
         )
+    if facts["same"]:
+        yield f"pairs whose answers are the same, of which nothing is learned: {facts['same']:,}"
     if facts["without_template"]:
         yield "the model has no chat template, so a default stands in; export carries it along"
     if facts["dated"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,8 @@ class Receipt:
     ``rows_cut`` are left with fewer tokens and ``rows_too_long_dropped`` are gone; ``tokens_lost``
     counts the tokens of both. ``padding`` is the share of positions that are padding, None before
     batches are known. ``prompt_cut`` is the end of the template's generation prompt that no answer
-    was trained after.
+    was trained after. ``answers`` are percentiles of the learned tokens of chosen and of rejected
+    answers, where rows are pairs.
     """
 
     files: tuple[FileRead, ...]
@@ -78,6 +79,7 @@ class Receipt:
     notes: tuple[str, ...]
     padding: float | None = None
     prompt_cut: str = ""
+    answers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def with_padding(self, padding: float) -> Receipt:
         """Return the receipt with the share of padding, once batches are known."""
@@ -101,6 +103,9 @@ class Receipt:
         yield from self._dropped()
         yield "Tokens", f"{self.tokens:,}, of which {self.loss_tokens:,} are learned ({self._on()})"
         yield "Lengths", ", ".join(f"{name} {value:,}" for name, value in self.lengths.items())
+        for name, lengths in self.answers.items():
+            shown = ", ".join(f"{share} {value:,}" for share, value in lengths.items())
+            yield name.capitalize(), f"learned tokens: {shown}"
         yield from self._long()
         if self.padding is not None:
             yield "Padding", f"{self.padding:.1%} of all positions"

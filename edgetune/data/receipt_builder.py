@@ -43,10 +43,26 @@ def receipt_of(
         duplicates=count_duplicates(reading.digests),
         prompt_cut=reading.prompt_cut,
         lengths=length_percentiles(reading.examples.lengths),
+        answers=_answers(reading.examples),
         notes=(*reading.notes, *map(printable, found.notes), *_near_empty(reading.examples)),
     )
     train, validation = map(reading.examples.take, (splits.train, splits.validation))
     return with_split(receipt, train, validation)
+
+
+def _answers(examples: Examples) -> dict[str, dict[str, int]]:
+    """Return how many tokens answers have, by what they are to the objective."""
+    if examples.kind is None:
+        return {}
+    learned = np.add.reduceat(
+        examples.mask,
+        np.stack((examples.starts, examples.starts + examples.firsts), 1).ravel(),
+        dtype=np.int32,
+    )
+    return {
+        name: length_percentiles(learned[start::2])
+        for start, name in enumerate(("chosen", "rejected"))
+    }
 
 
 def _near_empty(examples: Examples) -> Iterator[str]:

@@ -9,18 +9,22 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 from edgetune.data.chunks import Chunk
+from edgetune.data.content import Content, Pair, RowContent
 from edgetune.data.encode import Encoder, Learned, LossOn, Marked
 from edgetune.data.fields import Mapped, renamed
-from edgetune.data.formats import Format, detect, format_named
+from edgetune.data.formats import Fields, Format, detect_among, named
 from edgetune.data.json_text import JsonReader, reason_of
 from edgetune.data.messages import refuse_media
 from edgetune.data.preference import refuse_preference
 from edgetune.data.problems import Problem, RowError
+from edgetune.data.row_formats import ROW_FORMATS
 from edgetune.data.token_store import TokenStore, token_store_of
 from edgetune.data.tokenizer import Tokenizer
+from edgetune.objectives import Rows
 
 FIELDS_NAMED = 20
 """As many fields as are of no use are told by name."""
@@ -51,6 +55,8 @@ class Outcome:
     unwritten: Counter[str] = field(default_factory=Counter)
     cuts: Counter[str] = field(default_factory=Counter)
     unended: int = 0
+    same: int = 0
+    """Pairs whose answers do not differ."""
 
 
 class BlockEncoder:
@@ -62,11 +68,16 @@ class BlockEncoder:
         loss_on: LossOn,
         fields: Mapping[str, str],
         format_: str | None = None,
+        kind: Rows | None = None,
     ) -> None:
-        """Prepare; ``fields`` maps our field names to the file's, ``format_`` is found if None."""
+        """Prepare for rows of a ``kind``, None: of plain answers.
+
+        ``fields`` maps our field names to the file's, ``format_`` is found if None.
+        """
         self._encoder, self._fields = Encoder(tokenizer, loss_on), fields
-        self._mapped = frozenset(fields.values())
-        self._format: Format | None = format_named(format_) if format_ else None
+        self._mapped, self._kind = frozenset(fields.values()), kind
+        self._formats = ROW_FORMATS[kind]
+        self._format = named(self._formats, format_) if format_ else None
         self._json = JsonReader()
 
     @property
@@ -90,7 +101,10 @@ class BlockEncoder:
         outcome.format = self.format
         return outcome
 
-    def _accepted(self, number: int, value: Any, is_json: bool, outcome: Outcome) -> Marked | None:
+    def _accepted(
+        self, number: int, value: Any, is_json: bool, outcome: Outcome
+    ) -> tuple[Marked, ...] | None:
+        """Return the documents of a row, None if it is refused."""
         try:
             return self._mark(number, _parsed(self._json, value) if is_json else value, outcome)
         except RowError as error:
@@ -99,16 +113,17 @@ class BlockEncoder:
             outcome.problems.append(Problem(number, "The row is nested too deeply."))
         return None
 
-    def _mark(self, number: int, value: object, outcome: Outcome) -> Marked:
+    def _mark(self, number: int, value: object, outcome: Outcome) -> tuple[Marked, ...]:
         row = renamed(value, self._fields)
         if self._fields and isinstance(value, dict):
             outcome.mapped.add(value, self._fields)
-        refuse_preference(row, self._mapped)
-        format_ = self._format or detect(row, self._fields.keys())
+        if self._kind is None:
+            refuse_preference(row, self._mapped)
+        format_ = self._format or self._detected(row)
         if not format_.matches(row):
             format_.refuse_null(row)
             raise RowError(
-                f"This row has the fields of {detect(row, self._fields.keys()).name}, the rows"
+                f"This row has the fields of {self._detected(row).name}, the rows"
                 f" before it those of {format_.name}. Put rows of different formats in different files."
             )
         self._format = format_
@@ -116,9 +131,21 @@ class BlockEncoder:
         if len(outcome.unused) < FIELDS_NAMED:
             outcome.unused |= row.keys() - format_.fields
         content = format_.read(row)
+        if not isinstance(content, Pair):
+            return (self._marked(number, content, outcome),)
+        outcome.same += content.chosen == content.rejected
+        return tuple(
+            self._marked(number, each, outcome) for each in (content.chosen, content.rejected)
+        )
+
+    def _detected(self, row: Fields) -> Format[RowContent]:
+        plain = self._kind is None
+        return detect_among(self._formats, row, self._fields.keys(), propose=plain)
+
+    def _marked(self, number: int, content: Content, outcome: Outcome) -> Marked:
         outcome.is_chat |= self._encoder.is_chat(content)
         marked = self._encoder.mark(content)
-        if marked.altered:
+        if marked.altered and number not in outcome.altered[-1:]:
             outcome.altered.append(number)
         outcome.cuts[marked.cut] += 1
         outcome.unended += marked.is_unended
@@ -127,18 +154,23 @@ class BlockEncoder:
                 outcome.unwritten[name] += 1
         return marked
 
-    def _tokenize(self, accepted: list[tuple[int, Marked]], outcome: Outcome) -> None:
-        encoded = self._encoder.encode([marked for _, marked in accepted])
+    def _tokenize(self, accepted: list[tuple[int, tuple[Marked, ...]]], outcome: Outcome) -> None:
+        encoded = iter(self._encoder.encode([one for _, marked in accepted for one in marked]))
         rows: list[Learned] = []
         lines: list[int] = []
-        for (number, _), row in zip(accepted, encoded, strict=True):
-            if any(stop > max(start, 1) for start, stop in row.ranges):
-                rows.append(row)
+        for number, marked in accepted:
+            documents = [next(encoded) for _ in marked]
+            if all(map(_is_learned, documents)):
+                rows.append(reduce(Learned.followed, documents))
                 lines.append(number)
             else:
                 nothing = "No token of this row can be learned. Remove it."
                 outcome.problems.append(Problem(number, nothing))
         outcome.columns = token_store_of(rows, lines)
+
+
+def _is_learned(document: Learned) -> bool:
+    return any(stop > max(start, 1) for start, stop in document.ranges)
 
 
 def _parsed(json_: JsonReader, text: str) -> object:

@@ -27,6 +27,7 @@ Counts = NDArray[np.int32]
 class TokenStore:
     """R rows: ``tokens`` (T,), ``mask`` (T,) true where a token is learned, and of each row
     (R,) its tokens, its tokens under loss, a hash of both arrays, and the line it is from.
+    ``firsts`` (R,) are the tokens of the first of a row's two documents, 0 where it is one.
     """
 
     tokens: NDArray[np.int32]
@@ -35,6 +36,7 @@ class TokenStore:
     loss_tokens: Counts
     digests: NDArray[np.uint64]
     lines: Integers
+    firsts: Counts
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -48,6 +50,7 @@ DTYPES = {
     "loss_tokens": np.dtype(np.int32),
     "digests": np.dtype(np.uint64),
     "lines": np.dtype(np.int64),
+    "firsts": np.dtype(np.int32),
 }
 _TOO_LARGE_FOR_MEMORY = {"tokens", "mask", "lines"}
 _SAMPLE = 64
@@ -68,7 +71,7 @@ def token_store_of(rows: Sequence[Learned], lines: Sequence[int]) -> TokenStore:
             mask[start + max(first, 1) : start + last] = True
         own = mask[start:stop]
         loss_tokens.append(np.count_nonzero(own))
-        digests += _digest(tokens[start:stop], own)
+        digests += _digest(tokens[start:stop], own, row.first)
     return TokenStore(
         tokens,
         mask,
@@ -76,6 +79,7 @@ def token_store_of(rows: Sequence[Learned], lines: Sequence[int]) -> TokenStore:
         np.array(loss_tokens, np.int32),
         np.frombuffer(digests, "<u8").astype(np.uint64),
         np.array(lines, np.int64),
+        np.array([row.first for row in rows], np.int32),
     )
 
 
@@ -135,7 +139,7 @@ def read_token_store(folder: Path) -> TokenStore:
 def content_digest(store: TokenStore) -> str:
     """Return a hash of all rows: of how long they are, and of the hashes of what is in them."""
     digest = blake2b(digest_size=16)
-    for column in (store.lengths, store.loss_tokens, store.digests):
+    for column in (store.lengths, store.loss_tokens, store.digests, store.firsts):
         digest.update(column.data)
     return digest.hexdigest()
 
@@ -143,7 +147,7 @@ def content_digest(store: TokenStore) -> str:
 def is_consistent(store: TokenStore) -> bool:
     """Return whether the columns belong together, and some rows to their hashes."""
     rows, total = len(store), int(store.lengths.sum(dtype=np.int64))
-    columns = (store.loss_tokens, store.digests, store.lines)
+    columns = (store.loss_tokens, store.digests, store.lines, store.firsts)
     if any(len(column) != rows for column in columns):
         return False
     if len(store.tokens) != total or len(store.mask) != total:
@@ -151,15 +155,17 @@ def is_consistent(store: TokenStore) -> bool:
     stops = np.cumsum(store.lengths, dtype=np.int64)
     for row in range(0, rows, max(rows // _SAMPLE, 1)):
         part = slice(int(stops[row] - store.lengths[row]), int(stops[row]))
-        digest = _digest(store.tokens[part], store.mask[part])
+        digest = _digest(store.tokens[part], store.mask[part], int(store.firsts[row]))
         if int.from_bytes(digest, "little") != int(store.digests[row]):
             return False
     return True
 
 
-def _digest(tokens: NDArray[np.int32], mask: NDArray[np.bool_]) -> bytes:
+def _digest(tokens: NDArray[np.int32], mask: NDArray[np.bool_], first: int) -> bytes:
     digest = blake2b(tokens.data, digest_size=8)
     digest.update(mask.data)
+    if first:
+        digest.update(first.to_bytes(4, "little"))
     return digest.digest()
 
 

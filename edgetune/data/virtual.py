@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 import numpy as np
@@ -40,4 +41,4 @@ def with_virtual_tokens(batch: MicroBatch, counts: Sequence[int]) -> MicroBatch:
         tuple(length + count for length in row)
         for count, row in zip(counts, batch.documents, strict=True)
     )
-    return MicroBatch(tokens=tokens, targets=targets, documents=documents)
+    return replace(batch, tokens=tokens, targets=targets, documents=documents)

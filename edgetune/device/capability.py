@@ -36,6 +36,10 @@ class Capability:
     """Formats that are never chosen: no smaller at the same error, but there for who names them."""
     keeps_streamed: bool = True
     """Whether blocks that are not resident may keep activations for the backward pass."""
+    keeps_scored: bool = True
+    """Whether blocks may keep activations while an objective scores answers."""
+    keeps_blocks: bool = True
+    """Whether any block may keep activations for the backward pass."""
     streamed_blocks: int = 2
     """Blocks that are present at once where they are not resident."""
 
@@ -66,6 +70,7 @@ MLX = Capability(
     optimizers=("adamw",),
     compute_dtypes=("bfloat16",),
     keeps_streamed=False,  # MLX's graph would keep the weights as well
+    keeps_scored=False,  # and all that was computed, if it is asked for numbers half-way
     streamed_blocks=1,
 )
 

@@ -101,14 +101,19 @@ class BatchShape:
 
 
 def batch_shape_of(
-    shape: ModelShape, choice: Choice, platform: Platform, documents: float | None = None
+    shape: ModelShape,
+    choice: Choice,
+    platform: Platform,
+    documents: float | None = None,
+    *,
+    least: int = 1,
 ) -> BatchShape:
     """Return what the passes of a choice compute on.
 
-    ``documents`` is the mean length of documents that share rows; None: one each. The fullest
-    row is taken to hold twice as many as the mean one.
+    ``documents`` is the mean length of documents that share rows; None: ``least`` in each. The
+    fullest row is taken to hold twice as many as the mean one.
     """
-    sharing = 1 if documents is None else ceil(2 * choice.context / documents)
+    sharing = least if documents is None else max(least, ceil(2 * choice.context / documents))
     narrow = choice.compute_dtype != "float32"
     wide = narrow and platform.kind == "cpu" and not platform.multiplies_16bit
     multiplied = "float32" if wide else choice.compute_dtype

@@ -14,19 +14,34 @@ from edgetune.memory.scratch import HEAD_SLICE
 from edgetune.shape import ModelShape
 from edgetune.storage import FLOAT32_BYTES
 
+SCORED_BYTES = 48
+"""Bytes a loss token while the losses of tokens become scores of documents and weights again."""
+
 CARD_SLICE = 4096
 INDEX = 8
 """Bytes of a position."""
 
 
 def loss_bytes(
-    shape: ModelShape, rows: BatchShape, chunk: int, head: str, *, quantized: bool = False
+    shape: ModelShape,
+    rows: BatchShape,
+    chunk: int,
+    head: str,
+    *,
+    quantized: bool = False,
+    weighed: bool = False,
 ) -> int:
-    """Return the peak of the loss with its gradient, over the last block's output."""
+    """Return the peak of the loss with its gradient, over the last block's output.
+
+    ``weighed``: an objective over answers weighs the loss tokens, whose losses come first.
+    """
     ledger, hidden = Ledger(), rows.activation_bytes(shape.hidden_size)
     ledger.alloc(rows.tokens * (INDEX + 4))
     ledger.alloc(hidden)  # the selected states
     weight_bytes = norm_forward(ledger, shape.norm, shape.hidden_size, rows, shape.hidden_size)
+    if weighed:
+        ledger.transient(rows.tokens * SCORED_BYTES)
+        ledger.alloc(rows.tokens * FLOAT32_BYTES)
     ledger.alloc(hidden)  # the gradient behind the norm
     ledger.transient(_chunk(shape, rows, chunk, head, quantized=quantized, gradient=True))
     ledger.transient(hidden, 0)

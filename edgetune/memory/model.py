@@ -20,6 +20,7 @@ from edgetune.memory.scratch import scratch_bytes
 from edgetune.memory.step import StepModel
 from edgetune.memory.weights import load_bytes, transient_bytes, weight_bytes
 from edgetune.methods.base import Footprint, Method, Ranks
+from edgetune.objectives import Objective
 from edgetune.shape import Attention, ModelShape
 from edgetune.storage import FILE_FORMAT, FLOAT32_BYTES, QUANTIZED_OUTER
 
@@ -42,9 +43,11 @@ class MemoryModel:
         platform: Platform,
         *,
         documents: float | None = None,
+        objective: Objective | None = None,
     ) -> None:
-        """Prepare for many choices; ``documents`` as in :func:`rows_of`."""
+        """Prepare for many choices; ``documents`` as in :func:`batch_shape_of`."""
         self.shape = shape
+        self.objective = objective
         self.documents = documents
         self.platform = platform
         self.ranks = method.ranks(shape)
@@ -84,10 +87,15 @@ class MemoryModel:
 
     def estimate(self, choice: Choice) -> MemoryEstimate:
         """Return what a run of ``choice`` needs."""
-        rows = batch_shape_of(self.shape, choice, self.platform, self.documents)
+        objective = self.objective
+        least = 1 if objective is None else objective.documents
+        rows = batch_shape_of(self.shape, choice, self.platform, self.documents, least=least)
         step = self._step(rows, choice.quantization, summed=choice.accumulation > 1)
         quantized = self._unpacks_head(choice.quantization)
-        loss = self._loss(rows, choice.loss_chunk, choice.head, quantized=quantized)
+        loss = self._loss(
+            rows, choice.loss_chunk, choice.head,
+            quantized=quantized, weighed=objective is not None,
+        )  # fmt: skip
         kept = choice.checkpointing
         update = self._update(choice.optimizer)
         transient = self._passing(choice.quantization, choice.placement)
@@ -119,6 +127,7 @@ class MemoryModel:
                 self._evaluated(rows, choice.loss_chunk, choice.head, quantized=quantized),
                 transient.whole,
             ),
+            compares=objective is not None and objective.needs_reference,
         )
 
     def _make_step(self, rows: BatchShape, quantization: str, *, summed: bool) -> StepModel:
@@ -194,14 +203,17 @@ def place_bytes(shape: ModelShape, rows: BatchShape) -> int:
     return rows.tokens * INDICES + rows.activation_bytes(turned)
 
 
-def _estimate(parts: Parts, load: int, evaluation: int) -> MemoryEstimate:
-    """Return the peak of every phase; gradients and state are there from the first step on."""
+def _estimate(parts: Parts, load: int, evaluation: int, *, compares: bool) -> MemoryEstimate:
+    """Return the peak of every phase; gradients and state are there from the first step on.
+
+    A step that ``compares`` with the base evaluates it first.
+    """
     between_steps = (
         parts.weights + parts.adapter + parts.gradients + parts.optimizer + parts.runtime
     )
     phases = Phases(
         load=parts.weights + load + parts.runtime + parts.adapter,
-        train=parts.total,
+        train=max(parts.total, between_steps + evaluation) if compares else parts.total,
         evaluate=between_steps + evaluation,
         save=between_steps
         + max(parts.adapter, 2 * parts.optimizer),  # a copy, and as bytes of a file

@@ -7,6 +7,7 @@ from dataclasses import replace
 from edgetune.device import Device
 from edgetune.device.capability import Capability
 from edgetune.memory import Platform
+from edgetune.settings.spec import SFT, ObjectiveName
 from edgetune.shape import ModelShape
 from edgetune.storage import FILE_FORMAT, broken_rows
 
@@ -23,6 +24,12 @@ def fitting(capability: Capability, shape: ModelShape) -> Capability:
         quantizations=tuple(x for x in capability.quantizations if not broken_rows(shape, x)),
         on_request=tuple(x for x in capability.on_request if not broken_rows(shape, x)),
     )
+
+
+def scoring(capability: Capability, objective: ObjectiveName) -> Capability:
+    """Return what can be chosen with an objective."""
+    keeps = objective == SFT or capability.keeps_scored
+    return replace(capability, keeps_blocks=keeps)
 
 
 def platform_of(device: Device) -> Platform:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edgetune.methods.base import Method
+from edgetune.objectives import Objective, objective_of
 from edgetune.planning.plan import DataFacts
-from edgetune.settings.spec import Decision, Training
+from edgetune.settings.spec import Decision, Training, values
 from edgetune.shape import ModelShape
 
 ROWS = 8
@@ -35,19 +36,33 @@ def training_for(
     shape: ModelShape, method: Method, fixed: Mapping[str, Any], facts: DataFacts | None
 ) -> tuple[Training, list[str]]:
     """Return the training settings, with what was not fixed decided, and the reasons."""
-    settings, reasons = dict(fixed), []
+    settings = dict(fixed)
+    reasons: list[str] = []
+    objective = objective_of(Training(**settings))
+    if objective is not None:
+        settings |= values(objective)
+        reasons += _of_objective(objective, fixed)
     if settings.get("learning_rate") is None:
         width = (RATE_WIDTH / shape.hidden_size) ** RATE_POWER
-        rate = float(f"{RATE * width * method.rate_factor:.1e}")
+        factor = method.rate_factor * (1.0 if objective is None else objective.rate_factor)
+        rate = float(f"{RATE * width * factor:.1e}")
         settings["learning_rate"] = rate
+        by = method.kind if objective is None else f"{objective.name} with {method.kind}"
         reasons.append(
-            f"learning rate {rate:g}: usual for {method.kind} at this width ({shape.hidden_size})"
+            f"learning rate {rate:g}: usual for {by} at this width ({shape.hidden_size})"
         )
     if facts is not None and not {"epochs", "steps"} & settings.keys():
         epochs = min(EPOCHS[1], max(EPOCHS[0], round(ROWS_SEEN / max(1, facts.rows))))
         settings["epochs"] = float(epochs)
         reasons.append(f"{epochs} epochs: there are {facts.rows} rows to train on")
     return Training(**settings), reasons
+
+
+def _of_objective(objective: Objective, fixed: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the settings of an objective that were not fixed."""
+    for name, value in values(objective).items():
+        if fixed.get(name) is None:
+            yield f"{name.replace('_', ' ')} {value:g}: usual for {objective.name}"
 
 
 def rank_for(facts: DataFacts | None) -> Decision[int]:

@@ -44,7 +44,7 @@ def make_plan(
     found, above = _first_fit(problem, search)
     if found is None:
         raise NothingFitsError(refusal(ref, problem, search))
-    time = TimeModel(shape, found.choice.method, search.rates).estimate(found.choice)
+    times = TimeModel(shape, found.choice.method, search.rates, problem.objective)
     return Plan(
         device=DeviceSummary.of(device, problem.budget, memory),
         model=ModelSummary.of(ref, shape),
@@ -52,7 +52,7 @@ def make_plan(
         choice=found.choice,
         training=problem.training,
         memory=found.memory,
-        time=time,
+        time=times.estimate(found.choice),
         fits=True,
         data=facts,
         reasons=(*problem.reasons, *reasons_for(found, problem, search, above)),

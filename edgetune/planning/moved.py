@@ -18,6 +18,9 @@ def moved(plan: Plan, processor: Device) -> Plan:
     if plan.device.multiplies_16bit == processor.multiplies_16bit:
         return plan
     documents = mean_document(plan.data, plan.training)
-    model = MemoryModel(plan.shape, plan.choice.method, platform_of(processor), documents=documents)
+    model = MemoryModel(
+        plan.shape, plan.choice.method, platform_of(processor),
+        documents=documents, objective=plan.objective,
+    )  # fmt: skip
     device = replace(plan.device, multiplies_16bit=processor.multiplies_16bit)
     return replace(plan, device=device, memory=model.estimate(plan.choice))

@@ -11,6 +11,7 @@ from edgetune.device import Device
 from edgetune.device.base import BackendName, DeviceKind
 from edgetune.files import write_text
 from edgetune.memory import MemoryEstimate
+from edgetune.objectives import Objective, objective_of
 from edgetune.run_spec import Limits, RunSpec
 from edgetune.settings.spec import LongRows, Training, to_plain
 from edgetune.shape import ModelShape
@@ -94,7 +95,9 @@ def mean_document(facts: DataFacts | None, training: Training) -> float | None:
     """Return the mean tokens of a row, where several may share one; None: one each."""
     if facts is None or not training.packing:
         return None
-    return max(1.0, facts.tokens / max(1, facts.rows))
+    objective = objective_of(training)
+    documents = facts.rows * (1 if objective is None else objective.documents)
+    return max(1.0, facts.tokens / max(1, documents))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +124,11 @@ class Plan:
     reasons: tuple[str, ...]
     alternatives: tuple[Alternative, ...] = ()
     data: DataFacts | None = None
+
+    @property
+    def objective(self) -> Objective | None:
+        """What is minimised, where it is an objective over answers."""
+        return objective_of(self.training)
 
     @property
     def spec(self) -> RunSpec:

@@ -12,10 +12,11 @@ from edgetune.device import Device
 from edgetune.device.capability import Capability, capability_of
 from edgetune.errors import UsageError
 from edgetune.methods import Method
-from edgetune.planning.capability import fitting
+from edgetune.objectives import Objective, objective_of
+from edgetune.planning.capability import fitting, scoring
 from edgetune.planning.defaults import context_for, rank_for, training_for
 from edgetune.planning.plan import DataFacts, mean_document
-from edgetune.settings.spec import Checkpointing, Training, knobs, refuse_outside
+from edgetune.settings.spec import SFT, Checkpointing, Training, knobs, refuse_outside
 from edgetune.shape import ModelShape
 from edgetune.storage import GROUPS, broken_rows
 from edgetune.units import precise_bytes
@@ -50,6 +51,11 @@ class SearchProblem:
     """Makes the same request with other knobs fixed."""
 
     @property
+    def objective(self) -> Objective | None:
+        """What is minimised, where it is an objective over answers."""
+        return objective_of(self.training)
+
+    @property
     def documents(self) -> float | None:
         """Mean tokens of a row of the data, where several of them may share one; None: one each."""
         return mean_document(self.facts, self.training)
@@ -76,6 +82,7 @@ def make_problem(
     capability = capability_of(device)
     if shape.formats is not None:
         capability = fitting(capability, shape)
+    capability = scoring(capability, training.get("objective") or SFT)
     problems = [*_impossible(own, shape, device, capability)]
     capability = fitting(capability, shape)
     if problems:
@@ -181,6 +188,8 @@ def _impossible(
     keeps = kept is not None and kept.layers < shape.layers
     if streamed and keeps and not capability.keeps_streamed:
         yield f"On {device.kind}, --placement {own['placement']} needs --checkpointing all."
+    if keeps and not capability.keeps_blocks:
+        yield f"On {device.kind}, a preference objective needs --checkpointing all."
     if kept is not None and not 0 <= kept.layers <= shape.layers:
         yield f"--checkpointing {kept.layers} is asked for, and the model has {shape.layers} blocks."
     if own.get("context", 0) > shape.max_context:

@@ -136,8 +136,9 @@ class Search:
     def _memory_model(self, method: Method) -> MemoryModel:
         problem = self.problem
         return MemoryModel(
-            problem.shape, method, platform_of(problem.device), documents=problem.documents
-        )
+            problem.shape, method, platform_of(problem.device),
+            documents=problem.documents, objective=problem.objective,
+        )  # fmt: skip
 
     def _time_model(self, method: Method) -> TimeModel:
-        return TimeModel(self.problem.shape, method, self.rates)
+        return TimeModel(self.problem.shape, method, self.rates, self.problem.objective)

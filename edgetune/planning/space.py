@@ -64,7 +64,7 @@ class Space:
         if fixed is not None:
             return fixed, fixed
         most = Checkpointing(layers=self.problem.shape.layers, offload=choice.checkpointing.offload)
-        if choice.placement != "resident" and not self.problem.capability.keeps_streamed:
+        if not self._may_keep(choice):
             return most, most
         return Checkpointing(layers=0), most
 
@@ -109,9 +109,14 @@ class Space:
         """Tell whether the backend can do it, and the host has the memory for its part."""
         problem, kept = self.problem, self.problem.fixed.get("checkpointing")
         keeps = kept is not None and kept.layers < problem.shape.layers
-        if choice.placement != "resident" and keeps and not problem.capability.keeps_streamed:
+        if keeps and not self._may_keep(choice):
             return False
         return self._host_bytes(choice) <= problem.device.host_free_bytes
+
+    def _may_keep(self, choice: Choice) -> bool:
+        """Tell whether a block may keep what its backward pass needs."""
+        offered = self.problem.capability
+        return offered.keeps_blocks and (choice.placement == "resident" or offered.keeps_streamed)
 
     def _host_bytes(self, choice: Choice) -> int:
         """Return what streaming and offloading keep in the host's memory."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from edgetune.backend import Session
 from edgetune.errors import OutOfMemoryError
@@ -73,9 +74,9 @@ class Recorder:
     def _write(self, event: Event) -> None:
         match event:
             case Stepped():
-                append_line(self.folder.metrics, {"event": "step", **asdict(event)})
+                append_line(self.folder.metrics, _line("step", event))
             case Evaluated():
-                append_line(self.folder.metrics, {"event": "eval", **asdict(event)})
+                append_line(self.folder.metrics, _line("eval", event))
             case TrialSaveDue():
                 save_trial(
                     self.folder.checkpoints, self.session, self.plan, event.state, self.facts
@@ -109,3 +110,10 @@ class Recorder:
         guard, ended = progress.guard, progress.step == self.facts.schedule.steps
         back = () if ended else (guard.good, guard.earlier)
         prune(folder, self.plan.training.keep, map(checkpoint_name, back))
+
+
+def _line(name: str, event: Stepped | Evaluated) -> dict[str, Any]:
+    """Return a line of the metrics; those of an objective stand beside the others."""
+    figures = {key: value for key, value in asdict(event).items() if value is not None}
+    metrics: dict[str, float] = figures.pop("metrics")
+    return {"event": name, **figures, **metrics}

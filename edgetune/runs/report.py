@@ -30,6 +30,14 @@ td:first-child {{ color: #666 }} svg text {{ font-size: 11px; fill: #666 }}
 </body></html>
 """
 
+_REWARDS = {
+    "Margin of rewards there": "rewards/margins",
+    "Pairs told apart there": "rewards/accuracies",
+    "Reward of chosen answers there": "rewards/chosen",
+    "Reward of rejected answers there": "rewards/rejected",
+}
+"""Metrics of an objective over answers, at the best validation loss."""
+
 Points = Sequence[tuple[float, float]]
 
 
@@ -63,6 +71,7 @@ def _facts(plan: Plan, lines: Sequence[dict[str, Any]]) -> list[tuple[str, str]]
     facts = [
         ("Model", f"{plan.model.ref}, {format_count(plan.model.parameters)} parameters"),
         ("Method", plan.choice.method.kind),
+        ("Objective", plan.training.objective),
         ("Trained", f"{format_count(plan.choice.method.parameters(plan.shape))} parameters"),
         ("Device", plan.device.name),
         ("Memory planned", format_bytes(plan.memory.peak_bytes)),
@@ -77,6 +86,7 @@ def _facts(plan: Plan, lines: Sequence[dict[str, Any]]) -> list[tuple[str, str]]
     if evaluations:
         best = min(evaluations, key=lambda line: line["loss"])
         facts.append(("Best validation loss", f"{best['loss']:.4f} after step {best['step']}"))
+        facts += [(name, f"{best[key]:.4g}") for name, key in _REWARDS.items() if key in best]
     return facts
 
 

@@ -27,6 +27,9 @@ OptimizerName = Literal["adamw", "adamw-8bit", "paged-adamw-8bit"]
 LossOn = Literal["assistant", "completion", "all"]
 LongRows = Literal["refuse", "split", "cut", "drop"]
 ComputeDtype = Literal["float32", "bfloat16"]
+ObjectiveName = Literal["sft", "dpo", "ipo", "orpo", "simpo"]
+SFT: ObjectiveName = "sft"
+"""Plain language modelling: the loss of every token of an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,11 @@ class Interval:
             return low if self.low is None else f"{self.low} or more"
         return f"{low} to {f'below {self.below}' if self.high is None else self.high}"
 
+
+POSITIVE = Interval(above=0)
+"""What a strength can be."""
+
+NOT_NEGATIVE = Interval(low=0)
 
 SEEDS = Interval(low=0, high=2**63 - 1)
 """What every generator of random numbers takes."""
@@ -178,6 +186,17 @@ class Training:
         "Seed of everything random: split, order, initialisation, dropout.",
         interval=SEEDS,
     )
+    objective: ObjectiveName = knob(
+        SFT, "What is minimised: the loss of answers (sft), or one over pairs of answers."
+    )
+    beta: float | None = knob(
+        None,
+        "Strength of a preference objective (default: by objective).",
+        interval=Interval(above=0),
+    )
+    margin: float | None = knob(
+        None, "Reward that simpo wants between two answers (default: 1).", interval=NOT_NEGATIVE
+    )
     loss_on: LossOn = knob("assistant", "Which tokens are trained.")
     long_rows: LongRows | None = knob(
         None, "What to do with a row longer than the context (default: split text, refuse chats)."
@@ -209,6 +228,10 @@ class Training:
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing."""
         check_numbers(self)
+
+
+OBJECTIVE_SETTINGS = ("beta", "margin")
+"""Settings of a training that only some objectives have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,7 +50,7 @@ def run_estimate(time: TimeModel, choice: Choice, work: Work) -> RunEstimate:
     epoch = sum(
         each.count * time.micro_batch(each.of(choice)) for each in work.epoch
     ) + work.steps_per_epoch * time.update(choice)
-    evaluation = sum(each.count * time.evaluation(each.of(choice)) for each in work.evaluation)
+    evaluation = sum(each.count * time.validation(each.of(choice)) for each in work.evaluation)
     state = time.trained * (FLOAT32_BYTES + OPTIMIZER_BYTES[choice.optimizer])
     save = SAVE + state / (FLUSHED * rates.disk)
     return RunEstimate(

@@ -14,6 +14,7 @@ from typing import Literal
 
 from edgetune.choice import Choice
 from edgetune.methods.base import Method
+from edgetune.objectives import Objective
 from edgetune.shape import ModelShape
 from edgetune.speed.ops import Operations
 from edgetune.speed.rates import Rates
@@ -90,9 +91,16 @@ class Pass:
 class TimeModel:
     """Times choices of one method on one model and one device."""
 
-    def __init__(self, shape: ModelShape, method: Method, rates: Rates) -> None:
+    def __init__(
+        self,
+        shape: ModelShape,
+        method: Method,
+        rates: Rates,
+        objective: Objective | None = None,
+    ) -> None:
         """Prepare for many choices."""
         self.shape = shape
+        self.objective = objective
         self.rates = rates
         self.trained = method.parameters(shape)
         self.first = method.first_layer(shape)
@@ -121,15 +129,26 @@ class TimeModel:
     def micro_batch(self, choice: Choice) -> float:
         """Return the seconds of a micro-batch's loss and gradients."""
         work = self.blocks(choice) + self.head(choice) + self._offload(choice)
-        return self._with_issuing(work, self._operations.micro_batch(choice))
+        seconds = self._with_issuing(work, self._operations.micro_batch(choice))
+        return seconds if self.objective is None else seconds + self._scored(choice, self.objective)
+
+    def _scored(self, choice: Choice, objective: Objective) -> float:
+        """Return the seconds of scoring answers: the head once more, and the base's own pass."""
+        compared = self.evaluation(choice) if objective.needs_reference else 0.0
+        return self.head(choice) / 2 + compared
 
     def update(self, choice: Choice) -> float:
         """Return the seconds of the optimizer's update."""
         work = OPTIMIZER_COST[choice.optimizer] * self.trained / self.rates.optimizer
         return self._with_issuing(work, self._operations.update(choice))
 
+    def validation(self, choice: Choice) -> float:
+        """Return the seconds in which a micro-batch is evaluated, by the base too if need be."""
+        compares = self.objective is not None and self.objective.needs_reference
+        return self.evaluation(choice) * (2 if compares else 1)
+
     def evaluation(self, choice: Choice) -> float:
-        """Return the seconds in which a micro-batch is evaluated."""
+        """Return the seconds of one pass without gradients over a micro-batch, with its loss."""
         block = self._pass(choice)
         work = self.shape.layers * block.run(block.forward) + self.head(choice) / 2
         return self._with_issuing(work, self._operations.evaluation(choice))

@@ -33,7 +33,7 @@ def correct_rates(
     found = measured(device) if device.name == plan.device.name else None
     if found is None or plan.time.basis != "measured" or seconds <= 0:
         return None
-    times = TimeModel(plan.shape, plan.choice.method, rates_of(device, found))
+    times = TimeModel(plan.shape, plan.choice.method, rates_of(device, found), plan.objective)
     share = seconds / times.step_of(plan.choice, rectangles(shapes))
     if 1 / NEAR <= share <= NEAR:
         return None

@@ -127,7 +127,7 @@ def _with_head(device: Device, found: Measurements, model: LocalModel) -> Measur
 
 
 def _times(plan: Plan, device: Device, found: Measurements) -> TimeModel:
-    return TimeModel(plan.shape, plan.choice.method, rates_of(device, found))
+    return TimeModel(plan.shape, plan.choice.method, rates_of(device, found), plan.objective)
 
 
 def _likely(share: float) -> float:

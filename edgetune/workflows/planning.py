@@ -11,6 +11,7 @@ from edgetune.device import Device, read_device
 from edgetune.errors import ModelError, UsageError
 from edgetune.files import is_utf8
 from edgetune.model import ModelSource, resolve
+from edgetune.objectives import objective_of
 from edgetune.planning import DataFacts, Plan, make_plan
 from edgetune.settings.spec import Training, values
 from edgetune.speed import Measurements, Rates, TimeModel, rates_of, run_estimate
@@ -108,7 +109,9 @@ def timed(plan: Plan, dataset: Dataset, rates: Rates) -> Plan:
     if not rates.known:
         return plan
     work = work_of(plan, dataset)
-    run = run_estimate(TimeModel(plan.shape, plan.choice.method, rates), plan.choice, work)
+    run = run_estimate(
+        TimeModel(plan.shape, plan.choice.method, rates, plan.objective), plan.choice, work
+    )
     epochs = work.steps / work.steps_per_epoch
     time = replace(
         plan.time,
@@ -180,6 +183,7 @@ def read_rows(
             f"not on this machine. Get the model with `hf download {source.hub_id}`, or give its "
             "folder: --model FOLDER. A plan alone can do without --data."
         )
+    objective = objective_of(training)
     tokenizer = load_tokenizer(source.folder, source.shape.vocabulary)
     dataset = read_dataset(
         data,
@@ -189,6 +193,7 @@ def read_rows(
         validation_data=Path(training.validation_data) if training.validation_data else None,
         by_name=by_name,
         fields=parse_fields(training.fields) if training.fields else None,
+        kind=None if objective is None else objective.rows,
         seed=training.seed,
         long_rows=training.long_rows,
         report=report,

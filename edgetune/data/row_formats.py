@@ -1,0 +1,18 @@
+"""The formats that rows may have, by what an objective learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from edgetune.data.content import RowContent
+from edgetune.data.formats import FORMATS, Format
+from edgetune.data.pairs import PAIR_FORMATS
+from edgetune.objectives import Rows
+
+ROW_FORMATS: Mapping[Rows | None, Sequence[Format[RowContent]]] = {
+    None: FORMATS,
+    "pairs": PAIR_FORMATS,
+}
+"""None: plain answers."""
+
+ALL_FORMATS = [format_ for formats in ROW_FORMATS.values() for format_ in formats]

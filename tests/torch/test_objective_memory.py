@@ -1,0 +1,65 @@
+"""A step of a preference objective needs little more memory than one of plain training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engines import Opened, opened
+from models import make_model
+from preferences import pairs
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from edgetune.data.answers import Scoring
+from edgetune.data.batch import MicroBatch
+from edgetune.model import LocalModel
+from edgetune.network.adaptation import BASE
+from edgetune.objectives import objective_of
+from edgetune.settings.spec import Training
+from edgetune_torch.dry_run import LiveBytes
+
+MORE = 1.15
+SIZES = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "vocab_size": 4096,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}  # fmt: skip
+
+
+class Counted(LiveBytes):
+    """Counts live bytes of operations on real numbers."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operation and count what it made."""
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._count(leaf.untyped_storage())
+        return out
+
+
+@pytest.mark.parametrize("checkpointed", [0, 4])
+def test_a_dpo_step_takes_little_more_than_plain_training(
+    checkpointed: int, tmp_path: Path
+) -> None:
+    batch = pairs(16, packed=4, width=32)
+    model = LocalModel.open(make_model(tmp_path, "llama", **SIZES))
+    with opened(model, checkpointed=checkpointed, chunk=64) as place:
+        plain, dpo = (_peak(place, batch, name) for name in ("sft", "dpo"))
+    assert dpo <= MORE * plain
+
+
+def _peak(place: Opened, batch: MicroBatch, objective: str) -> int:
+    """Return the peak of live bytes in the passes of a step, of all after a first one."""
+    training = Training(learning_rate=1e-4, objective=objective)  # type: ignore[arg-type]
+    found = objective_of(training)
+    engine, peak = place.engine, 0
+    for _ in range(2):
+        live = Counted()
+        with live:
+            scoring = found and Scoring(found, lambda batch: engine.losses(batch, BASE))
+            weigh = scoring.weigh(batch) if scoring else None
+            engine.gradients(batch, place.method, scale=1.0, weigh=weigh)
+        peak = live.peak
+    return peak
