@@ -127,7 +127,7 @@ def test_an_unchecked_export_imports_no_framework(folder: Path, tmp_path: Path) 
 
 def test_a_run_over_a_gguf_base_is_exported_and_checked(cli: Cli, tmp_path: Path) -> None:
     base = tmp_path / "base.gguf"
-    model_file(open_model(resolve("tiny")), Merge(changes={}), "q8_0").write(base)
+    model_file(open_model("tiny"), Merge(changes={}), "q8_0").write(base)
     called = cli("export", "adapter", "--model", base, "--to", "gguf", "--output",
                  tmp_path / "m.gguf", "--data", "rows.jsonl", "--json")  # fmt: skip
     assert called.code == 0, called.err
