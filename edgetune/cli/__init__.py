@@ -26,6 +26,7 @@ COMMANDS = {
     "train": "edgetune.cli.train",
     "eval": "edgetune.cli.evaluate",
     "generate": "edgetune.cli.generate",
+    "chat": "edgetune.cli.chat",
     "export": "edgetune.cli.export",
     "data": "edgetune.cli.data",
     "devices": "edgetune.cli.devices",
@@ -33,7 +34,7 @@ COMMANDS = {
 }
 
 
-SUPERVISED = frozenset({"train", "eval", "generate", "export"})
+SUPERVISED = frozenset({"train", "eval", "generate", "chat", "export"})
 
 
 class LazyGroup(click.Group):

@@ -68,6 +68,12 @@ def out_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
+def out_json_line(value: Any) -> None:
+    """Print one of several results as a line of JSON."""
+    click.echo(json.dumps(value, allow_nan=False))
+    sys.stdout.flush()
+
+
 def table(rows: Iterable[Sequence[str]], header: Sequence[str]) -> str:
     """Return rows in columns, the first flush left and the others flush right."""
     lines = [header, *rows]

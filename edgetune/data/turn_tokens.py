@@ -80,14 +80,22 @@ def _rest(template: ChatTemplate, chat: list[dict[str, str]]) -> str:
 
 
 def listed_ends(folder: Path) -> frozenset[int]:
-    """Return the end tokens that the model's generation settings list."""
+    """Return the end tokens that the model's generation settings list, or else its config."""
+    return _ends_in(folder / "generation_config.json") or _ends_in(folder / "config.json")
+
+
+def _ends_in(file: Path) -> frozenset[int]:
+    """Return the end tokens of a file; a wrapper's config has them with those of its decoder."""
     try:
-        settings = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-        ends = settings["eos_token_id"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        inner = settings.get("text_config")
+        tables = (settings, inner if isinstance(inner, dict) else {})
+        found = (table.get("eos_token_id") for table in tables)
+        ends: object = next((each for each in found if each is not None), [])
+    except (OSError, ValueError, AttributeError, RecursionError):
         return frozenset()
     listed = ends if isinstance(ends, list) else [ends]
-    return frozenset(token for token in listed if isinstance(token, int))
+    return frozenset(x for x in listed if isinstance(x, int) and not isinstance(x, bool) and x >= 0)
 
 
 def markup(chats: list[str]) -> frozenset[str]:

@@ -39,15 +39,42 @@ def rows_at_once(
 ) -> int:
     """Return how many rows of that many tokens stay within the peak of a plan, at least one.
 
+    The prompts pass through the blocks as a micro-batch does.
+    """
+    tokens = prompt + answer
+    cached = _room(shape, memory, tokens) // row_bytes(shape, choice, tokens)
+    passed = choice.micro_batch * choice.context // bucket(prompt)
+    return max(1, min(cached, passed, MOST_ROWS))
+
+
+def longest_answer(
+    shape: ModelShape, choice: Choice, memory: MemoryEstimate, *, prompt: int, most: int
+) -> int:
+    """Return how long the answer to one prompt may be within the peak of a plan, at least 1.
+
+    ``most`` is how long it may be at all.
+    """
+
+    def fits(answer: int) -> bool:
+        tokens = prompt + answer
+        return row_bytes(shape, choice, tokens) <= _room(shape, memory, tokens)
+
+    # what is known to fit, or is taken anyway, and the first that does not
+    low, high = 1, most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _room(shape: ModelShape, memory: MemoryEstimate, tokens: int) -> int:
+    """Return the bytes that a plan's peak leaves for the caches of rows of that many tokens.
+
     Without training there are no gradients, no optimizer and nothing kept for a backward pass:
-    what they take goes to the cache. The prompts pass through the blocks as a micro-batch does.
+    what they take goes to the cache.
     """
     parts, phases = memory.parts, memory.phases
     trained = parts.adapter + parts.gradients + parts.optimizer
     transient = phases.evaluate - parts.weights - trained - parts.runtime
-    tokens = prompt + answer
     transient = max(transient, attended_bytes(shape, tokens))
-    room = memory.peak_bytes - parts.weights - parts.adapter - parts.runtime - transient
-    cached = room // row_bytes(shape, choice, tokens)
-    passed = choice.micro_batch * choice.context // bucket(prompt)
-    return max(1, min(cached, passed, MOST_ROWS))
+    return memory.peak_bytes - parts.weights - parts.adapter - parts.runtime - transient

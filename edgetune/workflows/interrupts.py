@@ -1,8 +1,8 @@
 """What asks a command to stop: Ctrl-C, termination, a terminal that is closed.
 
 A worker (:mod:`edgetune.workflows.supervise`) is asked by signals of its own and by its parent,
-which passes on its own ones as SIGUSR1. Ctrl-C reaches both. It was asked as often as the one
-who knows of more says.
+which passes on its own ones: Ctrl-C as SIGUSR1, what is meant to end the command as SIGUSR2.
+Ctrl-C reaches both. It was asked as often as the one who knows of more says.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ from types import FrameType
 from typing import Final
 
 KINDS: Final = ("SIGINT", "SIGTERM", "SIGHUP")
-PASSED_ON: Final = "SIGUSR1"
+CTRL_C: Final = "SIGINT"
+PASSED_ON: Final = ("SIGUSR1", "SIGUSR2")
+"""What a parent sends for Ctrl-C, and for all else."""
+
+_CTRL_C, _CTRL_C_PASSED_ON, _END_PASSED_ON = (
+    int(getattr(signal, name, 0)) for name in (CTRL_C, *PASSED_ON)
+)
 
 
 class Interrupts:
@@ -25,17 +31,19 @@ class Interrupts:
     def __init__(self) -> None:
         """Listen to nothing yet."""
         self.count = 0
-        self._by = {PASSED_ON: 0, "own": 0}
+        self.ends = False
+        """Whether the command was asked to end, not only (by Ctrl-C) what it does now."""
+        self._own = self._passed_on = 0
         self._patient: Callable[[], None] | None = None
 
     def listen(self, *, passed_on: bool) -> None:
         """Begin to listen, to a parent too; what the process was told to ignore stays ignored."""
-        for name in (*KINDS, *([PASSED_ON] if passed_on else [])):
+        for name in (*KINDS, *(PASSED_ON if passed_on else ())):
             number = getattr(signal, name, None)  # Windows has no SIGHUP
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._note)
         if passed_on:  # they were held back until now
-            numbers = {getattr(signal, name) for name in (*KINDS, PASSED_ON)}
+            numbers = {getattr(signal, name) for name in (*KINDS, *PASSED_ON)}
             signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
     @contextmanager
@@ -61,10 +69,16 @@ class Interrupts:
         return signal.getsignal(signal.SIGINT) == self._note
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        self._by[name if name == PASSED_ON else "own"] += 1
+        # counted before anything is called: in `input` CPython (3.10 to 3.14) may run this for a
+        # second signal while the exception of the first is set, and then every call fails
+        if number in {_CTRL_C_PASSED_ON, _END_PASSED_ON}:
+            self._passed_on += 1
+        else:
+            self._own += 1
+        if number not in {_CTRL_C, _CTRL_C_PASSED_ON}:
+            self.ends = True
         leave_closed_terminal()
-        asked = max(self._by.values())
+        asked = max(self._own, self._passed_on)
         if asked == self.count:  # both were told of the same
             return
         self.count = asked

@@ -10,11 +10,35 @@ from edgetune.backend import DEFAULT_ADAPTER, DeviceOutOfMemoryError, GenerateOp
 from edgetune.data import Tokenizer
 from edgetune.data.template import Message
 from edgetune.errors import OutOfMemoryError, UsageError
-from edgetune.memory.generation import cache_bytes
+from edgetune.memory.generation import cache_bytes, longest_answer
 from edgetune.methods import Method
 from edgetune.model import LocalModel
 from edgetune.planning import Plan
 from edgetune.units import format_bytes
+
+
+class TextStream:
+    """The text of tokens that come one by one, in pieces of whole characters."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Begin with no tokens."""
+        self._tokenizer = tokenizer
+        self._tokens: list[int] = []
+        self._shown = ""
+
+    def add(self, token: int) -> str:
+        """Return what a token adds; half of a character waits for its other half."""
+        self._tokens.append(token)
+        text = self._tokenizer.decode(self._tokens)
+        return "" if text.endswith("\ufffd") else self._piece(text)
+
+    def rest(self) -> str:
+        """Return what waited."""
+        return self._piece(self._tokenizer.decode(self._tokens))
+
+    def _piece(self, text: str) -> str:
+        piece, self._shown = text[len(self._shown) :], text
+        return piece
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,18 +71,14 @@ class Opened:
         """Yield the continuation piece by piece, without the token that ends it."""
         tokens = self.prompt_tokens(prompt)
         options = self.within_positions(options, len(tokens))
-        done: list[int] = []
-        shown = ""
+        text = TextStream(self.tokenizer)
         with fitting(self, len(tokens), options):
             for _, token in self.session.generate([tokens], options, adapters=[self.adapter]):
                 if token in options.end_tokens:
                     break
-                done.append(token)
-                text = self.tokenizer.decode(done)
-                if not text.endswith("\ufffd"):  # half of a character waits for its other half
-                    yield text[len(shown) :]
-                    shown = text
-        yield self.tokenizer.decode(done)[len(shown) :]
+                if piece := text.add(token):
+                    yield piece
+        yield text.rest()
 
     def prompt_tokens(self, prompt: str | Sequence[Message]) -> list[int]:
         """Return the tokens of a prompt.
@@ -82,6 +102,12 @@ class Opened:
         method = self.method
         before = 0 if method is None else method.virtual_tokens + method.positions
         return self.model.shape.max_context - before
+
+    def longest_answer(self, prompt: int, most: int) -> int:
+        """Return how many of ``most`` tokens an answer may have within plan and positions."""
+        most = self.within_positions(GenerateOptions(max_tokens=most), prompt).max_tokens
+        shape, plan = self.model.shape, self.plan
+        return longest_answer(shape, plan.choice, plan.memory, prompt=prompt, most=most)
 
     def within_positions(self, options: GenerateOptions, prompt: int) -> GenerateOptions:
         """Return the options with answers that end at the model's last position."""

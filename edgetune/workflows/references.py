@@ -61,14 +61,14 @@ def read_reference(name: str, over: Over) -> Reference:
         model = _base(path, over)
         adapter = load_adapter(path, model.shape)
         return Reference(name=name, model=model, adapter=adapter, prompt_cut=_cut_of_run(path))
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise UsageError(
-            f"{name} is neither a run's folder (it has no plan.yaml) nor an adapter's "
-            "(adapter_config.json) nor a model's (config.json)."
-        )
     try:
         return Reference(name=name, model=open_model(name))
     except ModelError as error:
+        if path.is_dir() and not (path / "config.json").is_file():
+            raise UsageError(
+                f"{name} is neither a run's folder (it has no plan.yaml) nor an adapter's "
+                f"(adapter_config.json) nor a model's: {error}"
+            ) from error
         if path.exists():
             raise
         kind = ModelError if "/" in name else UsageError

@@ -6,8 +6,8 @@ therefore starts the command once more as its *worker* and waits. If the worker 
 says so and starts another one from the newest checkpoint, with half as many rows at once.
 
 The worker has the parent's terminal, files and process group. What a terminal or a service sends
-to the group reaches both; what the parent alone is sent it passes on as SIGUSR1, so that the
-worker can tell the two apart (:mod:`edgetune.workflows.interrupts`).
+to the group reaches both; what the parent alone is sent it passes on by signals of its own, so that
+the worker can tell the two apart (:mod:`edgetune.workflows.interrupts`).
 """
 
 from __future__ import annotations
@@ -124,6 +124,8 @@ class Parent:
 
     asked: int = 0
     """How often this process was asked to stop."""
+    _ends: bool = False
+    """Whether that was more than Ctrl-C."""
     _worker: int | None = None
 
     @contextmanager
@@ -167,15 +169,16 @@ class Parent:
         by_system = code == -signal.SIGKILL and system_kills() > kills
         return Ended(code=code, killed_by_system=by_system)
 
-    def _ask(self, _number: int, _frame: object) -> None:
+    def _ask(self, number: int, _frame: object) -> None:
         self.asked += 1
+        self._ends = self._ends or number != signal.SIGINT
         leave_closed_terminal()
         self._pass_on()
 
     def _pass_on(self) -> None:
         if self._worker is not None:
             with suppress(ProcessLookupError):
-                os.kill(self._worker, signal.SIGUSR1)
+                os.kill(self._worker, getattr(signal, PASSED_ON[self._ends]))
 
 
 def this_command() -> list[str]:
@@ -198,7 +201,7 @@ def system_kills() -> int:
 @contextmanager
 def _held_back() -> Iterator[None]:
     """Hold signals back: a worker gets them when it has handlers for them, this process after."""
-    numbers = {getattr(signal, name) for name in (*KINDS, PASSED_ON)}
+    numbers = {getattr(signal, name) for name in (*KINDS, *PASSED_ON)}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planning import GB, plan_of, processor, shape_of, sized
 
-from edgetune.memory.generation import MOST_ROWS, cache_bytes, rows_at_once
+from edgetune.memory.generation import MOST_ROWS, cache_bytes, longest_answer, rows_at_once
 from edgetune.planning import Plan
 
 LENGTHS = st.integers(1, 4096)
@@ -33,6 +33,24 @@ def test_what_goes_together_fits_into_the_peak(prompt: int, answer: int, gigabyt
         cached = count * cache_bytes(shape_of(MODEL), choice, prompt + answer)
         assert transient + cached <= plan.memory.peak_bytes
         assert count * prompt <= choice.micro_batch * choice.context
+
+
+@given(LENGTHS, LENGTHS, st.integers(1, 16))
+def test_the_longest_answer_is_the_last_that_fits(prompt: int, most: int, gigabytes: int) -> None:
+    plan, shape = planned(gigabytes), shape_of(MODEL)
+    parts, phases = plan.memory.parts, plan.memory.phases
+    transient = phases.evaluate - parts.gradients - parts.optimizer
+
+    found = longest_answer(shape, plan.choice, plan.memory, prompt=prompt, most=most)
+
+    def cached(answer: int) -> int:
+        return cache_bytes(shape, plan.choice, prompt + answer)
+
+    assert 1 <= found <= most
+    if found > 1:
+        assert transient + cached(found) <= plan.memory.peak_bytes
+    if found < most:  # a little more takes what attention and logits take besides
+        assert transient + cached(4 * (prompt + found)) > plan.memory.peak_bytes - 16 * parts.loss
 
 
 def test_short_prompts_go_together() -> None:
