@@ -27,6 +27,7 @@ COMMANDS = {
     "eval": "edgetune.cli.evaluate",
     "generate": "edgetune.cli.generate",
     "chat": "edgetune.cli.chat",
+    "serve": "edgetune.cli.serve",
     "export": "edgetune.cli.export",
     "data": "edgetune.cli.data",
     "devices": "edgetune.cli.devices",
@@ -34,7 +35,7 @@ COMMANDS = {
 }
 
 
-SUPERVISED = frozenset({"train", "eval", "generate", "chat", "export"})
+SUPERVISED = frozenset({"train", "eval", "generate", "chat", "serve", "export"})
 
 
 class LazyGroup(click.Group):

@@ -1,0 +1,57 @@
+"""``edgetune serve``: runs, adapters and models for programs that speak OpenAI's API."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.util import find_spec
+
+import click
+
+from edgetune.cli.options import Ref, common_options, over_options
+from edgetune.cli.show import out, out_json_line, say
+from edgetune.errors import UsageError
+from edgetune.workflows.over import Over
+from edgetune.workflows.references import open_references
+
+PORT = 8321
+
+
+@click.command("serve", short_help="Serve runs, adapters or models over HTTP on this machine.")
+@click.argument("names", type=Ref(), nargs=-1, required=True, metavar="REF...")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=PORT,
+    help=f"Where to listen on 127.0.0.1; 0 takes a free port. [default: {PORT}]",
+)
+@over_options
+@common_options
+def command(names: tuple[str, ...], port: int, over: Over, as_json: bool) -> None:
+    """Answer programs that speak OpenAI's API: chat completions, completions, models.
+
+    A REF is a run's folder, an adapter's (over its own base or --model), or a model. Several must
+    be over the same base model, which is loaded once; each is a model by its name, and so is the
+    base. Only programs on this machine are answered.
+    """
+    if find_spec("starlette") is None or find_spec("uvicorn") is None:
+        raise UsageError("serve needs two more packages: pip install edgetune[serve]")
+    from edgetune.serving.requests import names_of
+    from edgetune.serving.server import serve
+
+    opened = open_references(names, over)
+    for notice in (notice for one in opened for notice in one.notices):
+        say(notice)
+    served = dict(zip(names_of(names), opened, strict=True))
+    base = replace(opened[0].base(), name=opened[0].plan.model.ref)
+    if all(one.adapter is not None for one in opened):
+        (name,) = names_of([base.name])
+        served.setdefault(name, base)
+
+    def ready(found: int) -> None:
+        url = f"http://127.0.0.1:{found}/v1"
+        if as_json:
+            out_json_line({"url": url, "models": list(served)})
+        else:
+            out(f"Serving {', '.join(served)} on {url}. Ctrl-C ends it.")
+
+    serve(served, port, ready)

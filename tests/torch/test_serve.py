@@ -1,0 +1,219 @@
+"""A real server and the client that everyone has: answers are those of `generate`."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import openai
+import pytest
+from rows import PAIRS, Cli, call, write_rows
+
+LEARN = ("train", "--model", "tiny", "--device", "cpu", "--data", "rows.jsonl", "--learning-rate", "0.01",
+         "--compute-dtype", "float32")  # fmt: skip
+LONGEST = 12
+PROMPTS = [user for user, _ in PAIRS]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two runs over one base."""
+    folder = tmp_path_factory.mktemp("work")
+    write_rows(folder / "rows.jsonl")
+    for name, method in (("home", "lora"), ("other", "ia3")):
+        called = call(*LEARN, "--steps", "2", "--method", method, "--output", name, cwd=folder)
+        assert called.code == 0, called.err
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path) -> Iterator[str]:
+    """The address of a server of both runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgetune", "serve", "home", "other", "--port", "0", "--json"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    told = json.loads(process.stdout.readline())
+    assert told["models"] == ["home", "other", "tiny"]
+    yield told["url"]
+    process.terminate()
+    process.stdout.close()
+    assert process.wait(60) == 130
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=200) as client:
+        yield client
+
+
+@pytest.fixture
+def cli(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    monkeypatch.chdir(folder)
+    return Cli(capsys)
+
+
+def _generated(cli: Cli, *named: str) -> list[str]:
+    asked = [item for prompt in PROMPTS for item in ("-p", prompt)]
+    called = cli("generate", *named, *asked, "--max-tokens", str(LONGEST), "--json", "-q")
+    assert called.code == 0, called.err
+    return [row["text"] for row in json.loads(called.out)]
+
+
+def _said(client: openai.OpenAI, model: str, prompt: str, **more: Any) -> Any:
+    messages: Any = [{"role": "user", "content": prompt}]
+    more = {"max_tokens": LONGEST, **more}
+    return client.chat.completions.create(model=model, messages=messages, **more)
+
+
+def test_the_models_are_the_runs_and_their_base(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["home", "other", "tiny"]
+    assert client.models.retrieve("home").id == "home"
+
+
+def test_eight_clients_at_once_get_the_answers_of_generate(client: openai.OpenAI, cli: Cli) -> None:
+    expected = {"home": _generated(cli, "home"), "other": _generated(cli, "other"),
+                "tiny": _generated(cli, "home", "--base")}  # fmt: skip
+    asked = [(model, i) for model in expected for i in range(len(PROMPTS))]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda one: _said(client, one[0], PROMPTS[one[1]]), asked))
+    texts = [answer.choices[0].message.content for answer in found]
+
+    assert texts == [expected[model][i] for model, i in asked]
+    assert expected["home"] != expected["tiny"]
+    for answer, (model, _) in zip(found, asked, strict=True):
+        assert answer.model == model
+        assert 0 < answer.usage.completion_tokens <= LONGEST
+        assert answer.choices[0].finish_reason in {"stop", "length"}
+
+
+def test_a_streamed_answer_is_the_same(client: openai.OpenAI) -> None:
+    whole = _said(client, "home", PROMPTS[0])
+    chunks = list(
+        _said(client, "home", PROMPTS[0], stream=True, stream_options={"include_usage": True})
+    )
+    pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+
+    assert "".join(pieces) == whole.choices[0].message.content
+    assert sum(map(bool, pieces)) > 1
+    assert chunks[-1].usage == whole.usage
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+
+
+def test_texts_are_gone_on_with(client: openai.OpenAI, cli: Cli) -> None:
+    called = cli("generate", "home", "--raw", "-p", "Turn on", "--max-tokens", "6", "-q")
+    found = client.completions.create(model="home", prompt=["Turn on", "Shut"], max_tokens=6)
+
+    assert f"{found.choices[0].text}\n" == called.out
+    assert [choice.index for choice in found.choices] == [0, 1]
+
+
+def test_an_answer_ends_where_a_stop_begins(client: openai.OpenAI) -> None:
+    whole = _said(client, "home", PROMPTS[0]).choices[0].message.content
+    stop = whole[4:7]
+    ended = _said(client, "home", PROMPTS[0], stop=[stop, "never said"])
+    streamed = _said(client, "home", PROMPTS[0], stop=stop, stream=True)
+
+    assert ended.choices[0].message.content == whole[: whole.index(stop)]
+    assert ended.choices[0].finish_reason == "stop"
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in streamed)
+    assert text == ended.choices[0].message.content
+
+
+def test_who_stops_to_listen_is_not_waited_for(client: openai.OpenAI) -> None:
+    stream = _said(client, "home", "Tell me all.", stream=True, temperature=50, max_tokens=1500)
+    next(iter(stream))
+    stream.close()
+    assert _said(client, "home", PROMPTS[0]).choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    ("more", "because"),
+    [
+        ({"n": 2}, "n is 2"),
+        ({"tools": [{"type": "function"}]}, "tools is"),
+        ({"logprobs": True}, "logprobs is True"),
+        ({"presence_penalty": 1.5}, "presence_penalty is 1.5"),
+        ({"temperature": -1}, "temperature must be"),
+        ({"max_tokens": 0}, "max_tokens must be"),
+        ({"extra_body": {"prompt": "both"}}, "prompt is 'both'"),
+        ({"stop": [""]}, "stop must be"),
+    ],
+)
+def test_what_is_not_done_is_refused_by_name(
+    client: openai.OpenAI, more: dict[str, Any], because: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=because):
+        _said(client, "home", "Hello", **more)
+
+
+def test_what_cannot_be_read_is_refused(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="There are: home, other, tiny"):
+        _said(client, "gpt-4", "Hello")
+    with pytest.raises(openai.BadRequestError, match="has positions for"):
+        _said(client, "home", "word " * 3000)
+    image = [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]
+    messages: Any = [{"role": "user", "content": image}]
+    with pytest.raises(openai.BadRequestError, match="parts of text"):
+        client.chat.completions.create(model="home", messages=messages)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "localhost:1"}, 200),
+        ({"Host": "[::1]:8321"}, 200),
+        ({"Origin": "http://127.0.0.1:3000"}, 200),
+        ({"Host": "example.org"}, 403),
+        ({"Host": "127.0.0.1.example.org"}, 403),
+        ({"Host": "localhost@example.org"}, 403),
+        ({"Host": ""}, 403),
+        ({"Origin": "https://example.org"}, 403),
+        ({"Origin": "http://localhost.example.org"}, 403),
+        ({"Origin": "null"}, 403),
+    ],
+)
+def test_strangers_are_refused(url: str, headers: dict[str, str], status: int) -> None:
+    for method, path in (("GET", "/v1/models"), ("POST", "/v1/chat/completions"), ("GET", "/no")):
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+        connection.request(method, path, headers=headers)
+        answer = connection.getresponse()
+        found = answer.status
+        connection.close()
+        assert (found == 403) == (status == 403)
+    assert method == "GET"
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"{", "application/json"),
+        (b"[]", "application/json"),
+        (b"\xff", "application/json"),
+        (b'{"model": "home", "messages": [{"role": "user", "content": "a"}]}', "text/plain"),
+        (b" " * (5 << 20), "application/json"),
+    ],
+)
+def test_bodies_that_are_no_requests_are_refused(url: str, body: bytes, kind: str) -> None:
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+    connection.request("POST", "/v1/chat/completions", body, {"Content-Type": kind})
+    answer = connection.getresponse()
+    assert answer.status == 400
+    assert json.loads(answer.read())["error"]["type"] == "invalid_request_error"
+    connection.close()
+
+
+def test_a_port_that_is_taken_is_said(url: str, cli: Cli) -> None:
+    called = cli("serve", "home", "--port", str(urlsplit(url).port))
+    assert called.code == 2
+    assert "Choose another with --port" in called.err
