@@ -149,10 +149,15 @@ def _answer(chat: Chat, question: str, *, as_json: bool) -> None:
     try:
         with interrupts.patiently(lambda: None) as stop, closing(chat.ask(question)) as pieces:
             texts = shown(_until(stop, pieces), [x.label for x in chat.sides], quiet=as_json)
-        if interrupts.ends:
+        if interrupts.ends or (stop() and not sys.stdin.isatty()):
             raise KeyboardInterrupt
     except EdgetuneError as error:
         complain(f"Error: {error} The question is forgotten; /reset forgets all.")
+        return
+    except KeyboardInterrupt:
+        if interrupts.ends or not sys.stdin.isatty():
+            raise
+        complain("\nStopped. The question is forgotten.")  # the second one, within the answer
         return
     if as_json:
         for side, text in zip(chat.sides, texts, strict=True):

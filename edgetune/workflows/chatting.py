@@ -81,8 +81,8 @@ class Chat:
     def ask(self, question: str) -> Generator[tuple[int, str], None, None]:
         """Yield pieces of the answers, each with the number of its side.
 
-        Whatever was yielded until this is closed counts as the answers; a question that fails
-        before leaves no trace.
+        Whatever was yielded until this is closed counts as the answers; a question that fails, or
+        gets no answer, leaves no trace.
 
         Raises:
             UsageError: if the chat has become longer than the model can read.
@@ -138,6 +138,8 @@ class Chat:
         return self.sides[0].opened.longest_answer(prompt, LONGEST_ANSWER)
 
     def _took(self, question: str, answers: Sequence[str]) -> None:
+        if not any(answers):
+            return
         for side, answer in zip(self.sides, answers, strict=True):
             side.took(question, answer)
 
