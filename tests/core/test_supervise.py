@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,14 +15,6 @@ from edgetune.device.cgroup import kills_for_memory
 from edgetune.workflows.supervise import RESTARTS
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="a command has no parent here")
-
-
-@pytest.fixture(autouse=True)
-def _as_from_a_terminal() -> Iterator[None]:
-    """Tests may be started by nohup, whose ignoring of SIGHUP what they start would inherit."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
 
 
 PROGRAM = """
