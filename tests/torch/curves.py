@@ -45,11 +45,13 @@ class Marks:
         self.counted = counted
         self.base = counted.live
         self.found: list[Mark] = []
+        self.beside: Callable[[], int] = lambda: 0
+        """Bytes that are there too, but counted elsewhere."""
         counted.peak = counted.live
 
     def mark(self, name: str) -> None:
-        counted = self.counted
-        self.found.append(Mark(name, counted.live - self.base, counted.peak - self.base))
+        counted, base = self.counted, self.base - self.beside()
+        self.found.append(Mark(name, counted.live - base, counted.peak - base))
         counted.peak = counted.live
 
 
@@ -83,6 +85,7 @@ def planned(case: Case, layer: int, *, multiplies_16bit: bool, goes_on: bool) ->
     own = own.with_tensors(kind.tensors, grad=True, training=True)
     x = outside((rows.batch, rows.context, shape.hidden_size), rows.width, needs=goes_on)
     marks = Marks(ledger)
+    marks.beside = lambda: sum(norms.nbytes for norms in own.kept.norms.values())
 
     def watch(out: Any, name: str) -> None:
         ops.tape.watched.setdefault(out.key, []).insert(0, lambda: marks.mark(name))
