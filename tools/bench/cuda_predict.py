@@ -17,7 +17,7 @@ from edgetune.errors import EdgetuneError
 from edgetune.model import LocalModel
 from edgetune.planning import make_plan
 from edgetune.settings.spec import Checkpointing
-from edgetune.workflows.training import open_session
+from edgetune.workflows.opening import open_session
 
 CONTEXTS = (256, 1024, 4096)
 CHOICES = list(product(("none", "int8", "nf4"), ("resident", "host"), (0, 1)))
@@ -38,7 +38,7 @@ def measure(model: LocalModel, context: int, choice: tuple[str, str, int]) -> di
     draw = np.random.default_rng(0).integers(3, model.shape.vocabulary, (1, context + 1))
     tokens = draw.astype(np.int32)
     batch = MicroBatch(tokens=tokens[:, :-1], targets=tokens[:, 1:].copy(), documents=((context,),))
-    with closing(open_session(plan.spec, model)) as session:
+    with closing(open_session(plan, model)) as session:
         for _ in range(2):
             session.step([batch], loss_tokens=context, learning_rate=1e-4)
         measured = session.memory().peak_bytes + plan.memory.parts.runtime

@@ -120,7 +120,7 @@ def answer(question: Question, folder: Path) -> Found:
     model = LocalModel.open(at)
     plan = plan_for(question, model)
     load_libraries()
-    session = open_session(plan.spec, model)
+    session = open_session(plan, model)
     seen = list(readings(session, question, model.shape.vocabulary))
     peak = session.memory().peak_bytes
     session.close()

@@ -19,7 +19,7 @@ from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
 from edgetune.planning import Plan, make_plan
 from edgetune.settings.spec import Checkpointing
-from edgetune.workflows.training import open_session
+from edgetune.workflows.opening import open_session
 
 
 def plan_for(work: Work, model: LocalModel, places: dict[str, str]) -> Plan:
@@ -70,7 +70,7 @@ def main() -> None:
     with measured(result):
         with loading(result):
             model = LocalModel.open(Path(work.model))
-            session = open_session(plan_for(work, model, places).spec, model)
+            session = open_session(plan_for(work, model, places), model)
         train(session, work, result)
         session.close()
     result.print()

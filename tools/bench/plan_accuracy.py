@@ -96,7 +96,7 @@ def run(case: Case, folder: Path, steps: int) -> Line:
     model = LocalModel.open(folder)
     plan = plan_for(case, model)
     batch = full_batch(1, case.context, model.shape.vocabulary)
-    session, seconds = open_session(plan.spec, model), []
+    session, seconds = open_session(plan, model), []
     for width in buckets(case.context)[1:]:  # a row of one token has nothing to learn
         row = full_batch(1, width, model.shape.vocabulary)
         session.step([row], loss_tokens=row.loss_tokens, learning_rate=1e-4)
