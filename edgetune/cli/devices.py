@@ -17,7 +17,7 @@ from edgetune.units import format_bytes
 
 @click.command("devices", short_help="List the devices of this machine and the known ones.")
 @click.option("--all", "everything", is_flag=True, help="Also list the profiles.")
-@click.option("--measure", is_flag=True, help="Time this machine, so that plans know its speed.")
+@click.option("--measure", is_flag=True, help="Measure this machine's speed for plans.")
 @device_option
 @common_options
 def command(everything: bool, measure: bool, device: str, as_json: bool) -> None:

@@ -45,9 +45,9 @@ def command(
     be over the same base model, which is loaded once; their answers are computed together.
     """
     if raw and system is not None:
-        raise UsageError("--raw uses no chat template, so that --system would be lost.")
+        raise UsageError("--raw uses no chat template: --system would be ignored.")
     if base and len(names) > 1:
-        raise UsageError("--base leaves the adapters out, so that one REF is enough.")
+        raise UsageError("--base leaves the adapters out: give one REF.")
     options = GenerateOptions(**{name: value for name, value in flags.items() if value is not None})
     opened = open_references(names, over)
     for one in opened:

@@ -201,7 +201,7 @@ def _refuse_with_resume(fixed: Fixed, **others: object) -> None:
     ]
     if given:
         raise UsageError(
-            f"--resume goes on exactly as the run began, so that {', '.join(given)} cannot be "
+            f"--resume goes on exactly as the run began: {', '.join(given)} cannot be "
             "given with it. To change something, train into another --output."
         )
 

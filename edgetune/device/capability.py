@@ -33,7 +33,7 @@ class Capability:
     heads: tuple[HeadPlace, ...] = ("resident",)
     """Places that change nothing but memory and time; others may be asked for."""
     on_request: tuple[Quantization, ...] = ()
-    """Formats that are never chosen: no smaller at the same error, but there for who names them."""
+    """Formats that are never chosen, only taken when they are asked for: no smaller at the same error."""
     keeps_streamed: bool = True
     """Whether blocks that are not resident may keep activations for the backward pass."""
     keeps_scored: bool = True

@@ -72,11 +72,11 @@ def _least(search: Search, choice: Choice, quantization: Quantization) -> Found 
 
 def _because(found: Found, other: Found, problem: SearchProblem, search: Search) -> str:
     fits = other.memory.peak_bytes <= problem.budget
-    room = "would fit" if fits else f"only {precise_bytes(problem.budget)} may be used"
+    room = "it would fit" if fits else f"the budget is {precise_bytes(problem.budget)}"
     needs = precise_bytes(other.memory.peak_bytes)
     if other.choice.quantization != found.choice.quantization:
-        return f"needs {needs} at the least and {room}"
-    return f"needs {needs} and {room}{_time(found, other, search)}"
+        return f"needs at least {needs}; {room}"
+    return f"needs {needs}; {room}{_time(found, other, search)}"
 
 
 def _time(found: Found, other: Found, search: Search) -> str:

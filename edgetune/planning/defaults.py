@@ -84,5 +84,5 @@ def context_for(room: int, facts: DataFacts | None) -> Decision[int]:
         return Decision(min(CONTEXT, room), "longer texts are split into rows; nothing is lost")
     if facts.longest > room:
         return Decision(room, "the longest that the model reads; some rows are longer")
-    because = f"the longest row has {facts.longest} tokens, so that nothing is cut"
+    because = f"covers the longest row ({facts.longest} tokens); nothing is cut"
     return Decision(min(wanted, room), because)

@@ -55,9 +55,9 @@ def _base(
     least = search.least(larger)
     if least is not None:
         yield (
-            f"{BITS[chosen]} weights ({chosen}): in {BITS[larger.quantization]} at least "
-            f"{precise_bytes(least.memory.peak_bytes)} would be needed; "
-            f"{precise_bytes(problem.budget)} are there"
+            f"{BITS[chosen]} weights ({chosen}): {BITS[larger.quantization]} weights need at least "
+            f"{precise_bytes(least.memory.peak_bytes)}; the budget is "
+            f"{precise_bytes(problem.budget)}"
         )
 
 
@@ -91,9 +91,9 @@ def _placement(found: Found, problem: SearchProblem, search: Search) -> Iterator
     yield (
         f"weights streamed from {place}, {blocks} at a time: "
         + (
-            f"resident they would need {precise_bytes(needed)} at the least"
+            f"kept in memory they would need at least {precise_bytes(needed)}"
             if needed > problem.budget
-            else "resident they would fit, but leave little room to compute in"
+            else "kept in memory they would leave little room to compute in"
         )
     )
     if search.rates.known:
@@ -123,7 +123,7 @@ def _price(seconds: float, resident: float) -> str:
 def _vocabulary(found: Found, problem: SearchProblem) -> Iterator[str]:
     choice = found.choice
     if choice.embedding == "disk" and "embedding" not in problem.fixed:
-        yield "embedding read from disk: only the rows that are looked up, which costs little"
+        yield "embedding read from disk: only the rows that are looked up, at little cost"
     if choice.head == "disk" and "head" not in problem.fixed:
         yield "head read from disk, a slice at a time, as it is too large to keep"
 
@@ -152,7 +152,8 @@ def _checkpointing(found: Found, problem: SearchProblem, search: Search) -> Iter
         f"keeping all they compute would need {precise_bytes(all_kept.memory.peak_bytes)}"
     )
     if kept.offload != "none":
-        yield f"what these blocks read is kept on the {kept.offload}, to save memory"
+        place = "host memory" if kept.offload == "host" else "the disk"
+        yield f"their inputs are offloaded to {place}"
 
 
 def _rows(found: Found, problem: SearchProblem) -> Iterator[str]:
@@ -174,6 +175,6 @@ def _peak(found: Found, problem: SearchProblem) -> str:
     when = {phases.save: "saving", phases.evaluate: "evaluating", phases.load: "loading",
             phases.train: "training"}[phases.peak]  # fmt: skip
     return (
-        f"{precise_bytes(phases.peak)} at the most, while {when}; "
-        f"{precise_bytes(problem.budget)} may be used"
+        f"peak {precise_bytes(phases.peak)}, while {when}; "
+        f"the budget is {precise_bytes(problem.budget)}"
     )

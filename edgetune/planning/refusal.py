@@ -26,11 +26,11 @@ def refusal(ref: str, problem: SearchProblem, search: Search) -> str:
     asked = " as asked for" if problem.asked else ""
     if least is None:
         host = precise_bytes(problem.device.host_free_bytes)
-        why = f"{ref}{asked} cannot be placed: {budget} may be used, and {host} of the host"
+        why = f"{ref}{asked} cannot be placed: the budget is {budget}, and {host} of the host"
     else:
         why = (
-            f"{ref}{asked} needs {precise_bytes(least.memory.peak_bytes)} at the least "
-            f"({_words(problem, least.choice)}), and {budget} may be used"
+            f"{ref}{asked} needs at least {precise_bytes(least.memory.peak_bytes)} "
+            f"({_words(problem, least.choice)}); the budget is {budget}"
         )
     nearest = list(_nearest(problem, search, least))
     found = (

@@ -151,10 +151,10 @@ def test_neighbours_are_few_and_different() -> None:
 
 def test_streaming_says_whether_resident_weights_would_fit() -> None:
     plan = plan_of("llama-7b", card(), memory=3 * GB)
-    assert "two blocks at a time: resident they would need" in why(plan)
+    assert "two blocks at a time: kept in memory they would need" in why(plan)
     for line in plan.reasons:
-        if "resident they would need" in line:
-            needed = float(line.split("would need ")[1].split(" GB")[0])
+        if "kept in memory they would need" in line:
+            needed = float(line.split("would need at least ")[1].split(" GB")[0])
             assert needed > 3
 
 

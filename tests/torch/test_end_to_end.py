@@ -377,7 +377,7 @@ def test_runs_that_do_not_go_together_are_refused(
     assert "with quantization int8" in called.err
     called = cli("generate", run, other, "--base", "-p", "Hello")
     assert called.code == 2
-    assert "one REF is enough" in called.err
+    assert "give one REF" in called.err
     called = cli("eval", run, other, run, "--data", "few.jsonl")
     assert called.code == 2
     assert f"{run} is given twice" in called.err
