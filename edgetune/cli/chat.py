@@ -82,21 +82,37 @@ def _lines() -> Iterator[str]:
         import readline  # noqa: F401 (editing and history of what is typed)
     while True:
         try:
-            line = _read("> ", terminal)
-            if line.lstrip().startswith(QUOTES):
-                line = _quoted(line.lstrip().removeprefix(QUOTES), terminal)
-        except EOFError:
-            if terminal:
-                out()
-            return
-        except (KeyboardInterrupt, SystemError):  # SystemError: a second signal came in `input`
-            interrupts = this_process().interrupts
-            with interrupts.patiently(lambda: None):  # the next Ctrl-C may be here already
-                if not terminal or interrupts.ends:
-                    raise
-                say("\n/quit or Ctrl-D ends the chat.")
+            line = _next_line(terminal)
+        except KeyboardInterrupt:
+            if not terminal or this_process().interrupts.ends:
+                raise
             continue
+        if line is None:
+            return
         yield line
+
+
+def _next_line(terminal: bool) -> str | None:
+    """Return what the user says, None at the end of the input.
+
+    Raises:
+        KeyboardInterrupt: if the user interrupts, once more while that is answered too.
+    """
+    try:
+        line = _read("> ", terminal)
+        if line.lstrip().startswith(QUOTES):
+            line = _quoted(line.lstrip().removeprefix(QUOTES), terminal)
+    except EOFError:
+        if terminal:
+            out()
+        return None
+    except (KeyboardInterrupt, SystemError):  # SystemError: a second signal came in `input`
+        interrupts = this_process().interrupts
+        if terminal and not interrupts.ends:
+            with interrupts.patiently(lambda: None):  # the next Ctrl-C may be here already
+                say("\n/quit or Ctrl-D ends the chat.")
+        raise KeyboardInterrupt from None
+    return line
 
 
 def _read(prompt: str, terminal: bool) -> str:
