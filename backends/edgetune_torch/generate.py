@@ -47,7 +47,8 @@ def generate(
             for _, token in generate(decoder, head, [prompt], [method], options):
                 yield number, token
         return
-    order = sorted(range(len(prompts)), key=lambda number: id(methods[number]))
+    seen = {id(method): number for number, method in reversed(list(enumerate(methods)))}
+    order = sorted(range(len(prompts)), key=lambda number: seen[id(methods[number])])
     rows = [new_row(decoder, number, prompts[number], methods[number], options) for number in order]
     logits = _first(decoder, head, rows)
     for count in range(1, options.max_tokens + 1):

@@ -138,7 +138,7 @@ class TorchSession:
         self, batch: MicroBatch, adapters: Sequence[str | None]
     ) -> Sequence[EvalResult]:
         """Return the loss of each row; see :class:`edgetune.backend.Session`."""
-        method = mixed([self._inference(adapter) for adapter in adapters])
+        method = mixed(self._each(adapters))
         with self._within_memory():
             found = self.engine.evaluate_rows(batch, method)
         return [_result(sums, batch.rows(i, i + 1)) for i, sums in enumerate(found)]
@@ -151,7 +151,7 @@ class TorchSession:
         adapters: Sequence[str | None] | None = None,
     ) -> Iterator[tuple[int, int]]:
         """Yield the tokens after prompts; see :class:`edgetune.backend.Session`."""
-        methods = [self._inference(name) for name in adapters or (DEFAULT_ADAPTER,) * len(prompts)]
+        methods = self._each(adapters or (DEFAULT_ADAPTER,) * len(prompts))
         engine = self.engine
         with self._within_memory():
             yield from generate(engine.decoder, engine.head, prompts, methods, options)
@@ -250,6 +250,11 @@ class TorchSession:
         assert scoring is not None
         scoring.evaluate(batch, self.engine.losses(batch, method), is_base=method is BASE)
         return scored_result(scoring, batch)
+
+    def _each(self, adapters: Sequence[str | None]) -> list[Adaptation[Tensor]]:
+        """Return the adaptation of each row; rows with the same adapter have the same one."""
+        once = {name: self._inference(name) for name in dict.fromkeys(adapters)}
+        return [once[name] for name in adapters]
 
     def _inference(self, adapter: str | None) -> Adaptation[Tensor]:
         if adapter is None:

@@ -25,6 +25,11 @@ class Data:
     tokens: int
     epoch: int = 0
 
+    @property
+    def terms(self) -> int:
+        """What the loss is divided by."""
+        return self.loss_tokens
+
 
 def step_of(number: int) -> Data:
     batch = rows(4, seed=number)

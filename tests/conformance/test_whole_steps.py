@@ -136,7 +136,9 @@ def test_whatever_else_runs_out_is_named_and_can_be_asked_again(
     for fault_at, _ in faults(bench.name):
         with fault_at(0) as counter:
             call(session, others)
-        assert counter.count
+        if not counter.count:  # what is restored lies in the place of what was there
+            assert name == "restore"
+            continue
         for point in spread(counter.count, 6):
             session.restore(*before)
             with fault_at(point), pytest.raises(DeviceOutOfMemoryError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import json
+import os
 import pkgutil
 import re
 import subprocess
@@ -15,10 +16,14 @@ from typing import Any
 import pytest
 
 import edgetune
+import edgetune_mlx
+import edgetune_profiles
+import edgetune_torch
 from edgetune import api
 from edgetune.errors import StoppedError, UsageError
 from edgetune.events import Evaluated, Stepped
 
+PACKAGES: tuple[Any, ...] = (edgetune, edgetune_torch, edgetune_mlx, edgetune_profiles)
 ROWS = [{"prompt": f"{n} and one is", "completion": str(n + 1)} for n in range(40)]
 SHORT: dict[str, Any] = {"steps": 4, "rank": 2, "context": 64}
 
@@ -87,7 +92,12 @@ def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
 def test_code_that_uses_it_is_typed(tmp_path: Path) -> None:
     (tmp_path / "user.py").write_text(USER)
     command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "user.py"]
-    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    # as an installed package: an editable one is found by a hook that mypy does not run
+    places = os.pathsep.join(str(Path(package.__file__).parents[1]) for package in PACKAGES)
+    shown = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "MYPYPATH": places},
+    )  # fmt: skip
     assert shown.returncode == 0, shown.stdout
 
 

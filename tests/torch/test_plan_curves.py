@@ -59,8 +59,8 @@ def test_a_block_takes_at_every_moment_what_is_planned(place: int) -> None:
     assert compare(case, *ways) >= -UNDER
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.long
+@pytest.mark.timeout(36000)
 def test_blocks_take_at_every_moment_what_is_planned() -> None:
     found = [compare(case, *ways) for case, *ways in drawn(LONG, seed=1)]
     assert min(found) >= -UNDER

@@ -52,7 +52,9 @@ def _fixed(model: LocalModel) -> Iterator[int]:
     yield from (model.shape.vocabulary, model.shape.hidden_size)
 
 
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize(
+    "kind", [kind for kind in METHODS if kind != "dylora"]
+)  # whose rank is drawn
 def test_rows_of_any_length_are_multiplied_in_few_row_counts(kind: str, tmp_path: Path) -> None:
     model = LocalModel.open(make_model(tmp_path / "base", "llama"))
     draw, sizes, method = np.random.default_rng(0), Sizes(), build(kind, {})
