@@ -32,7 +32,7 @@ def test_seven_billion_on_eight_gigabytes() -> None:
     assert plan.choice.quantization == "nf4"
     assert plan.choice.placement == "resident"
     assert plan.choice.context >= 2048
-    assert "4-bit weights (nf4): in 8-bit at least" in why(plan)
+    assert "4-bit weights (nf4): 8-bit weights need at least" in why(plan)
 
 
 def test_three_gigabytes_are_streamed_into() -> None:

