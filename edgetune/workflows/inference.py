@@ -95,7 +95,7 @@ def score(run: Opened, rows: Examples, *, exact_match: bool) -> Scores:
     loss = result.loss_sum / result.loss_tokens
     if not isfinite(loss):
         which = "of the base model" if run.adapter is None else f"of {run.name}"
-        raise CheckFailedError(f"The loss {which} on these rows is {loss}, which is no number.")
+        raise CheckFailedError(f"The loss {which} on these rows is not finite ({loss}).")
     return Scores(
         loss=loss,
         perplexity=exp(min(loss, 700.0)),
