@@ -176,7 +176,7 @@ class ModelShape:
 
     @property
     def last_length(self) -> int | None:
-        """Positions that a document has at the most; None where they are not a table's rows."""
+        """The most positions that a document can have; None where they are not a table's rows."""
         return self.max_context if self.positions else None
 
     @cached_property

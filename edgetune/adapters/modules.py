@@ -45,7 +45,7 @@ def _selected(shape: ModelShape, names: Collection[str]) -> set[str]:
 def peft_names(shape: ModelShape, modules: Sequence[str]) -> tuple[str, ...]:
     """Return names as :func:`exact_names` does, for the class that the model's folder loads as.
 
-    What else a wrapper has is not known here, so that nothing shorter than a full path is exact.
+    What else a wrapper has is not known here: nothing shorter than a full path is exact.
     """
     if shape.inside is None:
         return exact_names(shape, modules)

@@ -103,7 +103,7 @@ def load_bytes(shape: ModelShape, quantization: str) -> int:
 
     One projection as the file has it, and what quantizing it takes beside it; everything else
     goes from the mapped file to its place. MLX's formats take the embedding, too. What is in blocks
-    is read once more at the most; looking for scales that are no numbers takes two bytes a block.
+    is read once more at most; looking for scales that are no numbers takes two bytes a block.
     """
     if quantization == FILE_FORMAT:
         layers = range(shape.layers)

@@ -88,7 +88,7 @@ class Run:
 
         Raises:
             StoppedError: if ``stop`` said so, or the disk failed after a checkpoint was saved.
-            DiskError: if there is no checkpoint yet, so that nothing is lost.
+            DiskError: if there is no checkpoint yet: nothing is lost.
             OutOfMemoryError: if nothing smaller is left to try; the state is saved then.
             DivergedError: if the loss ran away too often; ``adapter/`` is the best checkpoint, if
                 one is better than the base.

@@ -16,8 +16,8 @@ UNDER, OVER = 0.003, 0.02
 """Shares of a block's largest moment: by which the largest may be under or over."""
 
 MOMENT = 0.03
-"""The same for any other moment: the way back through a rotation behind attention in chunks is
-planned with a copy of the queries' gradient that the engine does not make.
+"""By which any other moment may be over. One is, by 2.5 %, and is not explained: the way back through
+a rotation behind attention in chunks (Gemma 3, float32).
 """
 
 LONG = 400
@@ -49,7 +49,7 @@ def compare(case: Case, layer: int, *of: bool) -> float:
     if kind != "dylora":  # planned at the whole rank, counted at one that was drawn
         for mine, its in zip(ours, theirs, strict=True):
             off = (mine.peak - its.peak) / most
-            assert abs(off) <= MOMENT, (case, mine, its)
+            assert -OVER <= off <= MOMENT, (case, mine, its)
     return max(mark.peak for mark in ours) / most - 1
 
 

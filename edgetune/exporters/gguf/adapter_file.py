@@ -16,11 +16,12 @@ from edgetune.errors import UsageError
 from edgetune.exporters.base import ExportRequest
 from edgetune.exporters.gguf.architectures import architecture_of
 from edgetune.exporters.gguf.file import GgufFile, outgoing
-from edgetune.exporters.gguf.layout import LINEARS, arranged
+from edgetune.exporters.gguf.layout import arranged
 from edgetune.exporters.gguf.model_file import refuse_folder_options
 from edgetune.exporters.gguf.rows import HeldRows, Rows
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
+from edgetune.model.gguf_names import LINEARS
 from edgetune.tensors.gguf.types import BY_NAME
 from edgetune.tensors.gguf.writer import Value
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from math import isclose
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,30 +21,8 @@ from edgetune.exporters.gguf.rows import (
     Transposed,
 )
 from edgetune.exporters.updates import Merge
-from edgetune.model import LocalModel
+from edgetune.model import LocalModel, gguf_names
 from edgetune.shape import Linear, ModelShape, Norm
-
-LINEARS: Final[Mapping[str, str]] = {
-    "q": "attn_q",
-    "k": "attn_k",
-    "v": "attn_v",
-    "qkv": "attn_qkv",
-    "o": "attn_output",
-    "gate": "ffn_gate",
-    "up": "ffn_up",
-    "gate_up": "ffn_up",
-    "down": "ffn_down",
-}
-NORMS: Final[Mapping[str, str]] = {
-    "attention_input": "attn_norm",
-    "attention_output": "post_attention_norm",
-    "mlp_input": "ffn_norm",
-    "mlp_output": "post_ffw_norm",
-    "q": "attn_q_norm",
-    "k": "attn_k_norm",
-    "final": "output_norm",
-}
-"""llama.cpp's names of the parts of a block, by role."""
 
 
 def file_tensors(model: LocalModel, merge: Merge, architecture: Architecture) -> dict[str, Rows]:
@@ -141,7 +118,7 @@ class _Layout:
     def _norm(
         self, norm: Norm, prefix: str, target: str, scale: float
     ) -> Iterator[tuple[str, Rows]]:
-        name, source = f"{target}{NORMS[norm.role]}", f"{prefix}{norm.module}"
+        name, source = f"{target}{_norm_name(norm)}", f"{prefix}{norm.module}"
         weight, offset = self._source(f"{source}.weight"), self._shape.norm.offset
         plain = (scale, offset) == (1.0, 0.0)
         yield f"{name}.weight", weight if plain else Rescaled(weight, offset, scale)
@@ -151,7 +128,7 @@ class _Layout:
     def _linear(
         self, linear: Linear, layer: int, prefix: str, target: str
     ) -> Iterator[tuple[str, Rows]]:
-        name, source = f"{target}{LINEARS[linear.role]}", f"{prefix}{linear.module}"
+        name, source = f"{target}{gguf_names.LINEARS[linear.role]}", f"{prefix}{linear.module}"
         weight = self._source(f"{source}.weight")
         weight = Transposed(weight) if linear.transposed else weight
         yield f"{name}.weight", self._arranged(weight, linear, layer)
@@ -175,3 +152,8 @@ class _Layout:
         if added is not None:
             return HeldRows(added)
         return MergedRows(self._model.tensors[name], self._merge.changes.get(name))
+
+
+def _norm_name(norm: Norm) -> str:
+    """Return what llama.cpp calls a norm of a block, or the final one."""
+    return "output_norm" if norm.role == "final" else gguf_names.NORMS[norm.role]
