@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from edgetune.cautions import row_cautions
 from edgetune.data.token_store import Counts
 from edgetune.escapes import one_line
 
@@ -112,6 +113,8 @@ class Receipt:
         yield "Special", ", ".join(f"{n} {_shown(t)}" for n, t in self.special_tokens.items())
         for note in self.notes:
             yield "Note", note
+        for caution in row_cautions(self.rows_trained, self.rows_validation):
+            yield "Caution", caution
 
     def _rows(self) -> str:
         parts = [f"{self.rows_trained:,} trained", f"{self.rows_validation:,} validation"]
