@@ -29,8 +29,8 @@ from edgetune.workflows.settings import Fixed, Setting
 
 if TYPE_CHECKING:
     from edgetune.workflows.exporting import ExportResult
-    from edgetune.workflows.inference import Scores
     from edgetune.workflows.opened import Opened
+    from edgetune.workflows.scoring import ScoredRow, Scores
 
 PathLike = str | os.PathLike[str]
 Rows = PathLike | Iterable[Mapping[str, Any]]
@@ -190,10 +190,14 @@ def export(
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """How well rows are predicted, with the adapter and by the base model alone."""
+    """How well rows are predicted, with the adapter and by the base model alone.
+
+    ``examples`` are the rows that were to be shown, each with both answers and losses.
+    """
 
     tuned: Scores
     base: Scores
+    examples: tuple[ScoredRow, ...] = ()
 
 
 class LoadedRun:
@@ -235,20 +239,20 @@ class LoadedRun:
         wanted = GenerateOptions(**{"end_tokens": opened.tokenizer.end_tokens, **options})
         yield from (opened.base() if base else opened).generate([*before, *chat], wanted)
 
-    def evaluate(self, data: Rows, *, exact_match: bool = False) -> Evaluation:
+    def evaluate(self, data: Rows, *, exact_match: bool = False, show: int = 0) -> Evaluation:
         """Return loss, perplexity and accuracy on rows, beside those of the base model.
 
-        With ``exact_match`` both answer, and are compared with the rows to the letter.
+        With ``exact_match`` both answer, and are compared with the rows: to the letter, by their
+        words and as JSON. The first ``show`` rows are returned one by one, with both answers.
         """
-        from edgetune.workflows.inference import rows_of, score
+        from edgetune.workflows.scoring import rows_of, score_each
 
         opened = self._open()
         with ScratchFolder() as scratch:
             rows = rows_of(opened, _file_of(data, scratch))
-        return Evaluation(
-            tuned=score(opened, rows, exact_match=exact_match),
-            base=score(opened.base(), rows, exact_match=exact_match),
-        )
+        each = {"tuned": opened, "base": opened.base()}
+        scores, examples = score_each(each, rows, exact_match=exact_match, show=show)
+        return Evaluation(**scores, examples=tuple(examples))
 
     def export(self, output: PathLike, *, to: str = "peft", **options: Any) -> ExportResult:
         """Write files that other tools load; see :func:`export`."""

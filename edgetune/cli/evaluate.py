@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import click
@@ -9,11 +10,23 @@ import click
 from edgetune.cli.options import FilePath, Ref, common_options, over_options
 from edgetune.cli.show import VERBOSE, out, out_json, say, table
 from edgetune.settings.spec import to_plain
-from edgetune.workflows.inference import Scores, rows_of, score
 from edgetune.workflows.over import Over
 from edgetune.workflows.references import open_references
+from edgetune.workflows.scoring import ScoredRow, Scores, rows_of, score_each
 
-_BASE = "base"
+_BASE, _EXAMPLES = "base", "examples"
+_COLUMNS = {
+    "loss": ("loss", "{:.4f}"),
+    "perplexity": ("perplexity", "{:.2f}"),
+    "accuracy": ("token accuracy", "{:.1%}"),
+    "exact_match": ("exact match", "{:.1%}"),
+    "token_f1": ("token F1", "{:.1%}"),
+    "rouge_l": ("ROUGE-L", "{:.1%}"),
+    "json_valid": ("valid JSON", "{:.1%}"),
+    "json_equal": ("same JSON", "{:.1%}"),
+}
+_PREDICTED = 3
+"""So many of them are of predicted tokens, the others of answers."""
 
 
 @click.command("eval", short_help="Score runs or adapters on rows, beside their base model.")
@@ -26,12 +39,21 @@ _BASE = "base"
     help="The rows to score on: a file or a folder of files.",
 )
 @click.option(
-    "--exact-match", is_flag=True, help="Also let both models answer, and compare to the letter."
+    "--exact-match",
+    is_flag=True,
+    help="Also let all models answer, and compare: exact match, token F1, ROUGE-L, JSON.",
+)
+@click.option(
+    "--show",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Show the first N rows: input, expected, each model's answer and loss.",
 )
 @over_options
 @common_options
 def command(
-    names: tuple[str, ...], data: Path, exact_match: bool, over: Over, as_json: bool
+    names: tuple[str, ...], data: Path, exact_match: bool, show: int, over: Over, as_json: bool
 ) -> None:
     """Print loss, perplexity and token accuracy of each REF on all rows of a file.
 
@@ -48,21 +70,43 @@ def command(
     tuned = [one for one in opened if one.adapter is not None]
     called = ["tuned"] if len(tuned) == 1 else [_name(one.name) for one in tuned]
     each = {_BASE: opened[0].base(), **dict(zip(called, tuned, strict=True))}
-    scores = {name: score(one, rows, exact_match=exact_match) for name, one in each.items()}
+    scores, examples = score_each(each, rows, exact_match=exact_match, show=show)
     if as_json:
-        out_json(to_plain(scores))
+        shown = {_EXAMPLES: to_plain(examples)} if show else {}
+        out_json({**to_plain(scores), **shown})
         return
-    header = ("", "loss", "perplexity", "token accuracy", "exact match")
-    cut = 5 if exact_match else 4
-    out(table([_row(name, found)[:cut] for name, found in scores.items()], header[:cut]))
+    for text in _tables(scores):
+        out(text)
+    for example in examples:
+        out("\n" + "\n".join(_example(example)))
 
 
 def _name(name: str) -> str:
     """Return what a run is called beside the base model."""
-    return name if name != _BASE else f"./{name}"
+    return f"./{name}" if name in {_BASE, _EXAMPLES} else name
 
 
-def _row(name: str, scores: Scores) -> tuple[str, ...]:
-    exact = "" if scores.exact_match is None else f"{scores.exact_match:.1%}"
-    accuracy = f"{scores.accuracy:.1%}"
-    return name, f"{scores.loss:.4f}", f"{scores.perplexity:.2f}", accuracy, exact
+def _tables(scores: Mapping[str, Scores]) -> Iterator[str]:
+    """Yield the scores of predicted tokens, then those of answers, where there are any."""
+    columns = list(_COLUMNS.items())
+    for part in (columns[:_PREDICTED], columns[_PREDICTED:]):
+        measured = [
+            (field, title, form)
+            for field, (title, form) in part
+            if any(getattr(found, field) is not None for found in scores.values())
+        ]
+        if measured:
+            rows = [
+                (name, *(form.format(getattr(found, field)) for field, _, form in measured))
+                for name, found in scores.items()
+            ]
+            yield table(rows, ("", *(title for _, title, _ in measured)))
+
+
+def _example(row: ScoredRow) -> Iterator[str]:
+    """Yield the lines of one row."""
+    said = {f"{name} (loss {row.losses[name]:.4f})": answer for name, answer in row.answers.items()}
+    yield row.place
+    for title, text in {"input": row.input, "expected": row.expected, **said}.items():
+        yield f"  {title}:"
+        yield from (f"    {line}" for line in text.splitlines() or [""])

@@ -318,12 +318,43 @@ def test_evaluation(run: Path, cli: Cli) -> None:
     table = cli("eval", run, "--data", "few.jsonl", "--exact-match", "--verbose")
     assert "exact match" in table.out
     assert "Opened" in table.err
+    for title in ("token F1", "ROUGE-L"):
+        assert title in table.out
+    assert "JSON" not in table.out  # none is expected
     folder = Path("scored")
     folder.mkdir()
     for name in ("few.jsonl", "test.jsonl", "valid.jsonl"):
         shutil.copy("few.jsonl", folder / name)
     scores = json.loads(cli("eval", run, "--data", folder, "--json", "--quiet").out)
     assert scores["tuned"]["rows"] == 18
+
+
+def test_rows_are_shown_with_the_answers_and_losses_of_both(run: Path, cli: Cli) -> None:
+    whole = json.loads(cli("eval", run, "--data", "few.jsonl", "--exact-match", "--json", "-q").out)
+    found = json.loads(cli("eval", run, "--data", "few.jsonl", "--show", "9", "--json", "-q").out)
+    examples = found.pop("examples")
+    assert found["tuned"]["loss"] == whole["tuned"]["loss"]
+    assert found["tuned"]["exact_match"] is None
+    rows = lines(EXAMPLES / "home_commands.jsonl")[:6]
+    assert [row["place"] for row in examples] == [f"few.jsonl:{line}" for line in range(1, 7)]
+    for row, example in zip(rows, examples, strict=True):
+        user, assistant = (turn["content"] for turn in row["messages"][-2:])
+        assert user in example["input"]
+        assert assistant not in example["input"]
+        assert example["expected"] == assistant
+        assert example["losses"]["tuned"] < example["losses"]["base"]
+    for name in ("base", "tuned"):
+        asked = generated(cli, run, [row["messages"][-2]["content"] for row in rows[:1]],
+                          *(["--base"] if name == "base" else []))  # fmt: skip
+        assert asked[0].startswith(examples[0]["answers"][name][:8])
+        exact = [row["answers"][name].strip() == row["expected"].strip() for row in examples]
+        assert sum(exact) / 6 == whole[name]["exact_match"]
+        losses = [row["losses"][name] for row in examples]
+        assert min(losses) <= whole[name]["loss"] <= max(losses)
+
+    text = cli("eval", run, "--data", "few.jsonl", "--show", "1").out
+    assert all(part in text for part in ("few.jsonl:1", "input:", "expected:", "tuned (loss "))
+    assert "few.jsonl:2" not in text
 
 
 @pytest.fixture(scope="module")
@@ -364,7 +395,13 @@ def test_runs_over_one_base_are_used_together(run: Path, other: Path, cli: Cli) 
         shutil.rmtree(name)
     for path in (run, other):
         alone = cli("eval", path, "--data", "few.jsonl", "--json", "-q", "--exact-match")
-        assert scores[str(path)] == pytest.approx(json.loads(alone.out)["tuned"], rel=1e-4)
+        expected = _measured(json.loads(alone.out)["tuned"])
+        assert _measured(scores[str(path)]) == pytest.approx(expected, rel=1e-4)
+
+
+def _measured(scores: dict[str, Any]) -> dict[str, float]:
+    assert {name for name, value in scores.items() if value is None} == {"json_valid", "json_equal"}
+    return {name: value for name, value in scores.items() if value is not None}
 
 
 def test_runs_that_do_not_go_together_are_refused(

@@ -23,8 +23,9 @@ from edgetune.data.token_store import token_store_of
 from edgetune.errors import OutOfMemoryError, UsageError
 from edgetune.methods.prompt import Prompt
 from edgetune.model import LocalModel, resolve
-from edgetune.workflows.inference import answers, rows_of, score
+from edgetune.workflows.inference import answers
 from edgetune.workflows.opened import Opened
+from edgetune.workflows.scoring import rows_of, score
 from edgetune_torch.opening import open_session
 
 LENGTHS = (20, 20, 20, 90, 90, 90)

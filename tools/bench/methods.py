@@ -25,8 +25,8 @@ from typing import Any
 
 from edgetune.methods import METHODS, method_class
 from edgetune.units import format_bytes
-from edgetune.workflows.inference import rows_of, score
 from edgetune.workflows.references import open_references
+from edgetune.workflows.scoring import rows_of, score
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "methods.md"
