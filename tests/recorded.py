@@ -24,9 +24,9 @@ from edgetune.runs import (
     latest,
     load_checkpoint,
     plan_hash,
-    rewind,
 )
 from edgetune.runs.lines import read_lines
+from edgetune.runs.rewind import rewind
 from edgetune.schedule import schedule_of
 from edgetune.settings.spec import values
 from edgetune.workflows.planning import PlanRequest, plan_for

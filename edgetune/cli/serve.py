@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib.util import find_spec
 
 import click
 
 from edgetune.cli.options import Ref, common_options, over_options
 from edgetune.cli.show import out, out_json_line, say
-from edgetune.errors import UsageError
 from edgetune.workflows.over import Over
 from edgetune.workflows.references import open_references
 
@@ -33,8 +31,6 @@ def command(names: tuple[str, ...], port: int, over: Over, as_json: bool) -> Non
     be over the same base model, which is loaded once; each is a model by its name, and so is the
     base. Only programs on this machine are answered.
     """
-    if find_spec("starlette") is None or find_spec("uvicorn") is None:
-        raise UsageError("serve needs two more packages: pip install edgetune[serve]")
     from edgetune.serving.requests import names_of
     from edgetune.serving.server import serve
 

@@ -17,7 +17,7 @@ from edgetune.escapes import shell_word
 from edgetune.files import not_new, unwritable, whole_folder, write_json
 from edgetune.planning import Plan
 from edgetune.runs.lines import append_line, read_lines
-from edgetune.runs.lock import locked
+from edgetune.runs.lock import LOCK, locked, release
 from edgetune.runs.place import HeldFolder, held
 
 ELSEWHERE: Final = "move its folder elsewhere"
@@ -145,15 +145,16 @@ class RunFolder:
             DiskError: if the folder cannot be written.
         """
         try:
-            lock = locked(self.path / ".lock")
+            lock = locked(self.path / LOCK)
         except OSError as error:
             raise unwritable("The run", self.path, error, ELSEWHERE) from error
-        with lock, held(self.path) as folder:
-            self._held = folder
-            try:
+        try:
+            with held(self.path) as folder:
+                self._held = folder
                 yield
-            finally:
-                self._held = None
+        finally:
+            self._held = None
+            release(lock)
 
     def require_there(self) -> None:
         """Refuse to go on where the folder was deleted, moved or replaced by another.

@@ -1,16 +1,28 @@
-"""One process at a time in a run folder; the system frees the lock when its holder ends."""
+"""One process at a time in a run folder; the system frees the lock when its holder ends.
+
+The file says which process that is, so that another one can find and signal it. A process is its
+number and when it began: numbers come again.
+"""
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 from edgetune.errors import UsageError
 from edgetune.owned import lock
 
+LOCK: Final = ".lock"
+_LONGEST: Final = 64
+"""Bytes of what the file says."""
+_CLOCK_SECONDS: Final = 2.0
+"""How far the beginning of one process may seem to move when the clock is set right."""
+
 
 def locked(file: Path) -> IO[bytes]:
-    """Return a file that is locked until it is closed.
+    """Return a file that is locked until it is closed, and says that this process holds it.
 
     Raises:
         UsageError: if another process holds it.
@@ -27,4 +39,40 @@ def locked(file: Path) -> IO[bytes]:
         ) from None
     except OSError:  # a network disk without locks
         pass
+    _sign(held, f"{os.getpid()} {_began(os.getpid())}\n")
     return held
+
+
+def release(held: IO[bytes]) -> None:
+    """Say that nobody is at work here any more, and unlock the file."""
+    with held:
+        _sign(held, "")
+
+
+def holder(folder: Path) -> int | None:
+    """Return the number of the process that is at work in a run folder; None if there is none."""
+    try:
+        with (folder / LOCK).open("rb") as file:
+            number, began = file.read(_LONGEST).split()
+        there = _began(int(number))
+        return int(number) if there and abs(there - float(began)) < _CLOCK_SECONDS else None
+    except (OSError, ValueError, OverflowError):
+        return None
+
+
+def _sign(held: IO[bytes], text: str) -> None:
+    with suppress(OSError):  # of a full disk the training itself tells
+        held.truncate(0)
+        held.write(text.encode())
+        held.flush()
+
+
+def _began(number: int) -> float:
+    """Return when a process began, in seconds since 1970; 0 if there is none."""
+    import psutil
+
+    try:
+        process = psutil.Process(number)
+        return 0.0 if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.Error:
+        return 0.0

@@ -19,8 +19,8 @@ from edgetune.runs import (
     newest_whole,
     none_whole,
     recording,
-    rewind,
 )
+from edgetune.runs.rewind import rewind
 from edgetune.units import format_bytes
 from edgetune.workflows.continuing import begin
 from edgetune.workflows.job import Job

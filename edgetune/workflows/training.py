@@ -38,9 +38,9 @@ from edgetune.runs import (
     none_whole,
     promote,
     recording,
-    rewind,
     write_report,
 )
+from edgetune.runs.rewind import rewind
 from edgetune.schedule import Schedule
 from edgetune.workflows.against_plan import AgainstPlan
 from edgetune.workflows.continuing import Beginning, begin, keep_start

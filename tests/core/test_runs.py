@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from recorded import Recorded, facts_of, make_plan
 from safetensors.numpy import load_file
@@ -20,10 +21,12 @@ from edgetune import __version__
 from edgetune.errors import DiskError, OutOfMemoryError, UsageError
 from edgetune.events import Evaluated, Recovered, RunState, SaveDue, Stepped
 from edgetune.planning import Plan
-from edgetune.runs import RunFolder, best, latest, load_checkpoint, rewind
+from edgetune.runs import RunFolder, best, latest, load_checkpoint
 from edgetune.runs.facts import RANDOM, SavedState
 from edgetune.runs.lines import append_line, keep_lines, read_lines
+from edgetune.runs.lock import LOCK, holder
 from edgetune.runs.retention import checkpoints, mark_best, prune
+from edgetune.runs.rewind import rewind
 
 HERE = Path(__file__).parent
 FILES = ["adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "state.json"]
@@ -384,3 +387,24 @@ def test_the_optimizer_file_is_plain_safetensors(run: Recorded) -> None:
 
 def _lines(run: Recorded, event: str) -> list[dict[str, float]]:
     return [line for line in read_lines(run.folder.metrics) if line["event"] == event]
+
+
+def test_a_lock_names_its_holder_and_nobody_afterwards(run: Recorded) -> None:
+    assert holder(run.folder.path) is None
+    with run.folder.locked():
+        assert holder(run.folder.path) == os.getpid()
+    assert holder(run.folder.path) is None
+
+
+def test_a_lock_of_a_process_that_is_gone_or_another_now_holds_nothing(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    began = psutil.Process(process.pid).create_time()
+    for said, found in ((began, process.pid), (began - 60, None)):
+        (tmp_path / LOCK).write_text(f"{process.pid} {said}\n")
+        assert holder(tmp_path) == found
+    process.communicate()
+    (tmp_path / LOCK).write_text(f"{process.pid} {began}\n")
+    assert holder(tmp_path) is None
+    for damaged in ("", "x y\n", f"{process.pid}", "9" * 60 + " 1"):
+        (tmp_path / LOCK).write_text(damaged)
+        assert holder(tmp_path) is None

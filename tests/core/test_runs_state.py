@@ -19,9 +19,10 @@ from edgetune.errors import ModelError
 from edgetune.events import RunState, SaveDue
 from edgetune.files import sha256_json
 from edgetune.planning import Plan
-from edgetune.runs import best_whole, latest, load_checkpoint, newest_whole, rewind
+from edgetune.runs import best_whole, latest, load_checkpoint, newest_whole
 from edgetune.runs.lines import append_line, read_lines
 from edgetune.runs.retention import checkpoints
+from edgetune.runs.rewind import rewind
 from edgetune.runs.state import CHECKSUM, LARGEST, STATE, DamagedCheckpointError
 
 FILES = ["adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "state.json"]
