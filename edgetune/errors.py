@@ -52,6 +52,13 @@ class ModelError(EdgetuneError):
     kind = "model"
 
 
+class NetworkError(EdgetuneError):
+    """A hub cannot be asked, or does not answer as one."""
+
+    exit_code = 5
+    kind = "network"
+
+
 class StoppedError(EdgetuneError):
     """The run was interrupted; its state is saved and can be resumed."""
 

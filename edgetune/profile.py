@@ -1,13 +1,14 @@
 """Profiles: what is published about models and devices, as data files.
 
-One YAML file a profile, named after it, in the package ``edgetune_profiles``. Only the profile
-that is asked for is parsed, so that planning for a machine that is not here answers at once.
+One YAML file a profile, named after it, in the package ``edgetune_profiles``; one that is ``like``
+another says only what differs. Only the profile that is asked for is parsed, so that planning for a machine that is not here answers at once.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -16,10 +17,16 @@ from pathlib import Path
 from typing import Final, Literal
 
 from edgetune.errors import EdgetuneError, ModelError, UsageError
+from edgetune.escapes import short
 
 Kind = Literal["models", "devices"]
 
 _ERRORS: Final[Mapping[str, type[EdgetuneError]]] = {"models": ModelError, "devices": UsageError}
+_LISTED: Final = {"models": "edgetune models", "devices": "edgetune devices --all"}
+_HUB_ID: Final = re.compile(r"^hub_id: (\S+)$", re.MULTILINE)
+
+MOST_PROPOSED: Final = 5
+"""Names that a message offers for one that is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +61,7 @@ def read_yaml(kind: Kind, name: str) -> dict[str, object]:
         UsageError: if there is no device profile of that name.
     """
     name = named(kind, name)
-    content = _parse((_package(kind) / f"{name}.yaml").read_text(encoding="utf-8"))
+    content = _parse(_text(kind, name))
     if not isinstance(content, dict):
         raise _ERRORS[kind](f"The profile {kind}/{name}.yaml is not a mapping of names to values.")
     return content
@@ -75,14 +82,33 @@ def named(kind: Kind, name: str) -> str:
 def unknown(kind: Kind, name: str) -> str:
     """Return the text that says a profile is unknown, with the nearest names."""
     singular = kind.removesuffix("s")
-    near = get_close_matches(name.lower(), names(kind), n=4, cutoff=0.5)
-    listing = f"Nearest: {', '.join(near)}." if near else f"Known: {', '.join(names(kind))}."
-    return f"There is no {singular} profile {name!r}. {listing}"
+    near = get_close_matches(name.lower(), names(kind), n=MOST_PROPOSED, cutoff=0.5)
+    return f"There is no {singular} profile {short(name)}. {proposal(kind, near)}"
+
+
+def proposal(kind: Kind, near: Sequence[str]) -> str:
+    """Return the sentences that offer a few names, and where all are listed."""
+    listed = f"`{_LISTED[kind]}` lists all that are known."
+    return f"Nearest: {', '.join(near)}. {listed}" if near else listed
 
 
 def model_names() -> tuple[str, ...]:
     """Return the names of all model profiles, sorted."""
     return names("models")
+
+
+@cache
+def hub_ids() -> Mapping[str, str]:
+    """Return the hub's ids of the models that profiles know, by profile."""
+    texts = {name: _text("models", name) for name in model_names()}
+    return {name: found[1] for name, text in texts.items() if (found := _HUB_ID.search(text))}
+
+
+@cache
+def usual_models() -> Mapping[str, str]:
+    """Return the profiles that names of families without a size stand for."""
+    content = _parse((_package("usual_models.yaml")).read_text(encoding="utf-8"))
+    return {str(name): str(known) for name, known in dict(content).items()}  # type: ignore[call-overload]
 
 
 def model_profile(name: str) -> ModelProfile:
@@ -92,7 +118,7 @@ def model_profile(name: str) -> ModelProfile:
         ModelError: if there is no such profile, or its file is damaged.
     """
     name = named("models", name)
-    content = read_yaml("models", name)
+    content = _complete(read_yaml("models", name))
     folder = _package(str(content["folder"])) if "folder" in content else None
     config = content.get("config") if folder is None else _read_config(folder)
     parameters = content.get("parameters")
@@ -108,6 +134,23 @@ def model_profile(name: str) -> ModelProfile:
         note=str(content.get("note", "")),
         folder=folder,
     )
+
+
+def _complete(content: Mapping[str, object]) -> Mapping[str, object]:
+    """Return a profile with what it shares with the one that it is ``like``."""
+    if "like" not in content:
+        return content
+    other = read_yaml("models", str(content["like"]))
+    return {**other, **content, "config": {**_table(other), **_table(content)}}
+
+
+def _table(content: Mapping[str, object]) -> Mapping[str, object]:
+    config = content.get("config", {})
+    return config if isinstance(config, dict) else {}
+
+
+def _text(kind: Kind, name: str) -> str:
+    return (_package(kind) / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def _package(inside: str) -> Path:

@@ -32,6 +32,7 @@ COMMANDS = {
     "data": "edgetune.cli.data",
     "devices": "edgetune.cli.devices",
     "models": "edgetune.cli.models",
+    "fetch": "edgetune.cli.fetch",
 }
 
 

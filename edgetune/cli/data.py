@@ -11,7 +11,7 @@ import click
 
 from edgetune.cli.options import FilePath, Names, common_options, some_knob_options
 from edgetune.cli.reading import reading_bar
-from edgetune.cli.show import out, out_json
+from edgetune.cli.show import out, out_json, say
 from edgetune.data import ShownRow, review, show_rows
 from edgetune.errors import UsageError
 from edgetune.escapes import plain
@@ -58,8 +58,11 @@ def check(
     if settings["long_rows"] is not None and context is None:
         raise UsageError("--long-rows is a rule for a context. Give --context too.")
     training = Training(**{name: value for name, value in settings.items() if value is not None})
+    source = resolve(model)
+    if source.taken_as is not None:
+        say(source.taken_as)
     with reading_bar() as report:
-        tokenizer, dataset = read_rows(resolve(model), file, training, report)
+        tokenizer, dataset = read_rows(source, file, training, report)
     if context is not None:
         dataset = dataset.fit(context)
     first = rows if rows is not None else 0 if show or as_json else 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgetune.errors import ModelError
@@ -11,8 +11,9 @@ from edgetune.model.families import shape_of
 from edgetune.model.gguf_stores import STORES, file_of, only_file
 from edgetune.model.hub import cache_entry, cached_snapshot, is_hub_id
 from edgetune.model.local import LocalModel, read_config
+from edgetune.model.near_names import Meant, meant, proposed
 from edgetune.model.weights import has_weights
-from edgetune.profile import ModelProfile, model_names, model_profile, read_yaml, unknown
+from edgetune.profile import ModelProfile, hub_ids, model_names, model_profile, proposal
 from edgetune.shape import ModelShape
 from edgetune.tensors.gguf.reader import is_gguf
 
@@ -29,6 +30,8 @@ class ModelSource:
     hub_id: str | None = None
     in_store: bool = False
     """Whether another tool's store has it by the name ``ref``."""
+    taken_as: str | None = None
+    """What was made of a name that is no model's own, in words for the user."""
 
     @property
     def parameters(self) -> int:
@@ -40,7 +43,8 @@ def resolve(ref: str) -> ModelSource:
     """Return what is known of a model.
 
     A name is that of a folder, of a GGUF file, of a profile or of a model on the hub, in that
-    order; ``ollama:`` and ``lmstudio:`` are what other tools have here.
+    order; ``ollama:`` and ``lmstudio:`` are what other tools have here. A name that can only mean
+    one known model is taken as that, which ``taken_as`` says.
 
     Nothing is downloaded, and weights are not needed.
 
@@ -63,13 +67,13 @@ def resolve(ref: str) -> ModelSource:
         return ModelSource(ref=ref, shape=_shape(folder), folder=folder, hub_id=ref)
     if path.suffix == ".gguf" and not path.exists():
         raise ModelError(f"There is no file {ref}.")
-    if path.exists() or not is_hub_id(ref):
+    if path.exists():
         raise ModelError(_not_a_model(ref, path))
-    if "/" not in ref:
-        raise ModelError(unknown("models", ref))
-    if name := _profile_of(ref):
+    if is_hub_id(ref) and (name := _profile_of(ref)):
         return _from_profile(ref, model_profile(name))
-    raise ModelError(_not_here(ref))
+    if found_name := meant(ref):
+        return _from_meant(ref, found_name)
+    raise ModelError(_unknown(ref, path))
 
 
 def open_model(ref: str) -> LocalModel:
@@ -79,6 +83,8 @@ def open_model(ref: str) -> LocalModel:
         ModelError: as :func:`resolve`, or if the weights are not here or are damaged.
     """
     source = resolve(ref)
+    if source.ref != ref:  # what was only taken as another is not opened in its place
+        raise ModelError(f"There is no model {short(ref)} here. Nearest: {source.ref}.")
     incomplete = source.folder is None or not (
         source.folder.is_file() or has_weights(source.folder)
     )
@@ -119,17 +125,39 @@ def _from_profile(ref: str, profile: ModelProfile) -> ModelSource:
     )
 
 
+def _from_meant(ref: str, found: Meant) -> ModelSource:
+    """Return the model that a name means: a known one, or another's copy of it."""
+    known = _from_profile(found.profile, model_profile(found.profile))
+    if not found.copy:
+        return replace(known, taken_as=f"{ref} is taken as {found.profile} ({known.hub_id})")
+    return replace(
+        known,
+        ref=ref,
+        folder=None,
+        hub_id=ref,
+        taken_as=f"{ref} is planned by the shape of {found.profile}",
+    )
+
+
 def _profile_of(hub_id: str) -> str | None:
     wanted = hub_id.lower()
-    hub_ids = ((name, read_yaml("models", name).get("hub_id")) for name in model_names())
-    return next((name for name, found in hub_ids if str(found).lower() == wanted), None)
+    return next((name for name, known in hub_ids().items() if known.lower() == wanted), None)
+
+
+def _unknown(ref: str, path: Path) -> str:
+    if not is_hub_id(ref) and (path.name != ref or "\\" in ref):
+        return _not_a_model(ref, path)
+    near = proposed(ref)
+    if "/" in ref:
+        return _not_here(ref) + (f" Known models like it: {', '.join(near)}." if near else "")
+    return f"There is no model {short(ref)}. {proposal('models', near)}"
 
 
 def _not_here(hub_id: str, ref: str | None = None) -> str:
     named = hub_id if ref in {None, hub_id} else f"{ref} ({hub_id})"
     return (
         f"The files of {named} are not on this machine: looked in {cache_entry(hub_id)}. "
-        f"Get them with `hf download {hub_id}`, or give its folder: --model FOLDER."
+        f"Get them with `edgetune fetch {hub_id}`, or give its folder: --model FOLDER."
     )
 
 

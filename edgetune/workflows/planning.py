@@ -71,7 +71,7 @@ def plan_for(
             fixed=request.choice, training=request.training, memory=request.memory,
             measured=found,
         )  # fmt: skip
-        return PreparedPlan(plan=plan, source=source, here=device.here)
+        return PreparedPlan(plan=_named(plan, source), source=source, here=device.here)
     training = lasting_training(request.training)
     tokenizer, dataset = read_rows(source, request.data, Training(**training), report)
     found = _found(request, device, say)  # only now: bad data is told at once
@@ -90,12 +90,19 @@ def plan_for(
     )  # fmt: skip
     fitted = dataset.fit(plan.choice.context)
     return PreparedPlan(
-        plan=timed(plan, fitted, rates_of(device, found)),
+        plan=timed(_named(plan, source), fitted, rates_of(device, found)),
         source=source,
         here=device.here,
         tokenizer=tokenizer,
         dataset=fitted,
     )
+
+
+def _named(plan: Plan, source: ModelSource) -> Plan:
+    """Return a plan that says which model was taken, where the user's name left that open."""
+    if source.taken_as is None:
+        return plan
+    return replace(plan, reasons=(source.taken_as, *plan.reasons))
 
 
 def _found(request: PlanRequest, device: Device, say: Callable[[str], None]) -> Measurements | None:
@@ -180,7 +187,7 @@ def read_rows(
     if source.folder is None:
         raise ModelError(
             f"The tokenizer of {source.ref} is needed to count the tokens of {data}, and it is "
-            f"not on this machine. Get the model with `hf download {source.hub_id}`, or give its "
+            f"not on this machine. Get the model with `edgetune fetch {source.hub_id}`, or give its "
             "folder: --model FOLDER. A plan alone can do without --data."
         )
     objective = objective_of(training)

@@ -70,6 +70,39 @@ def _cpu_seconds(code: str, folder: Path) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+NETWORK = {"socket", "urllib.request", "http.client", "requests", "httpx", "huggingface_hub"}
+MAY_CONNECT = {
+    "edgetune/hub/client.py",  # fetch, alone
+    "edgetune/hub/failures.py",  # the names of its errors
+    "edgetune/serving/server.py",  # listens, on the loopback interface
+    "edgetune/exporters/gguf/client_process.py",  # asks llama.cpp on this machine
+}
+
+
+def test_only_fetch_goes_to_the_network() -> None:
+    importing = {
+        file.relative_to(ROOT).as_posix()
+        for folder in ("edgetune", "backends", "profiles")
+        for file in (ROOT / folder).rglob("*.py")
+        for name in _imported(ast.parse(file.read_text("utf-8")))
+        if name in NETWORK or name.partition(".")[0] in NETWORK
+    }
+    assert importing == MAY_CONNECT
+    fetching = {
+        file.relative_to(ROOT).as_posix()
+        for file in CORE.rglob("*.py")
+        for name in _imported(ast.parse(file.read_text("utf-8")))
+        if name.startswith("edgetune.hub") and "edgetune/hub/" not in file.as_posix()
+    }
+    assert fetching == {"edgetune/workflows/fetching.py", "edgetune/cli/fetch.py"}
+
+
+def _imported(tree: ast.AST) -> set[str]:
+    names = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
+    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return names | {node.module or "" for node in froms}
+
+
 @pytest.mark.parametrize("folder", ["edgetune", "backends", "profiles"])
 def test_only_the_command_line_prints(folder: str) -> None:
     printing = [

@@ -115,7 +115,7 @@ def test_missing_weights_say_what_to_do(cache: Path, ref: str) -> None:
         open_model(ref)
 
     message = str(caught.value)
-    assert f"`hf download {LLAMA}`" in message
+    assert f"`edgetune fetch {LLAMA}`" in message
     assert "--model FOLDER" in message
     assert str(cache / "models--meta-llama--Llama-3.2-1B") in message
     assert caught.value.exit_code == 5
@@ -126,18 +126,18 @@ def test_a_cached_config_without_weights_is_enough_for_a_plan_only(cache: Path) 
     (folder / "model.safetensors").unlink()
 
     assert resolve("org/model").folder == folder
-    with pytest.raises(ModelError, match="`hf download org/model`"):
+    with pytest.raises(ModelError, match="`edgetune fetch org/model`"):
         open_model("org/model")
 
 
 def test_a_hub_id_that_is_not_here(cache: Path) -> None:
-    with pytest.raises(ModelError, match="`hf download org/unheard-of`"):
+    with pytest.raises(ModelError, match="`edgetune fetch org/unheard-of`"):
         resolve("org/unheard-of")
 
 
 def test_an_unknown_name_is_answered_with_near_ones(cache: Path) -> None:
-    with pytest.raises(ModelError, match=r"Nearest: .*qwen2\.5-7b"):
-        resolve("qwen-2.5-7b")
+    with pytest.raises(ModelError, match=r"Nearest: llama-7b, .*`edgetune models` lists all"):
+        resolve("lama-7b")
 
 
 @pytest.mark.parametrize("ref", ["", "a/b/c", "../up", "spa ce", "org/..", "-dash"])
