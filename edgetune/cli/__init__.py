@@ -29,6 +29,7 @@ COMMANDS = {
     "chat": "edgetune.cli.chat",
     "serve": "edgetune.cli.serve",
     "export": "edgetune.cli.export",
+    "report": "edgetune.cli.report",
     "data": "edgetune.cli.data",
     "devices": "edgetune.cli.devices",
     "models": "edgetune.cli.models",

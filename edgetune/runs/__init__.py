@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from edgetune.runs.folder import RunFolder
     from edgetune.runs.promotion import best_whole, promote
     from edgetune.runs.recorder import Recorder, recording
-    from edgetune.runs.report import write_report
     from edgetune.runs.retention import best, checkpoint_name, latest
 
 _PLACES = {
@@ -29,7 +28,6 @@ _PLACES = {
     "folder": ("RunFolder",),
     "promotion": ("best_whole", "promote"),
     "recorder": ("Recorder", "recording"),
-    "report": ("write_report",),
     "retention": ("best", "checkpoint_name", "latest"),
 }
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
@@ -50,7 +48,6 @@ __all__ = [
     "plan_hash",
     "promote",
     "recording",
-    "write_report",
 ]
 
 

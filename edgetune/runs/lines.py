@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from edgetune.files import parsed_json, replacing
 
 LONGEST: Final = 1 << 20
 """Bytes of a line; ours have a few hundred."""
+
+LONGEST_MARK: Final = 1 << 12
+"""Bytes of the last line that a log is known again by."""
 
 
 def append_line(path: Path, value: Any) -> None:
@@ -46,14 +51,60 @@ def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> int:
     return total - kept
 
 
+@dataclass(slots=True)
+class LogTail:
+    """What was added to a log since it was last looked at."""
+
+    path: Path
+    _inode: int = field(default=0, init=False)
+    _offset: int = field(default=0, init=False)
+    _last: bytes = field(default=b"", init=False)
+    """The line before the offset: if it is not there any more, this is another log."""
+
+    def read(self) -> tuple[bool, list[dict[str, Any]]]:
+        """Return whether the log began anew, and the objects of its new lines."""
+        if not self.path.is_file():
+            return self._restart(), []
+        with self.path.open("rb") as file:
+            anew = not self._continues(file) and self._restart()
+            self._inode = os.fstat(file.fileno()).st_ino
+            file.seek(self._offset)
+            return anew, [line for text in self._lines(file) if (line := _object(text)) is not None]
+
+    def _continues(self, file: BinaryIO) -> bool:
+        if os.fstat(file.fileno()).st_ino != self._inode:
+            return False
+        file.seek(self._offset - len(self._last))
+        return file.read(len(self._last)) == self._last
+
+    def _restart(self) -> bool:
+        self._offset, self._last = 0, b""
+        return True
+
+    def _lines(self, file: BinaryIO) -> Iterator[bytes]:
+        """Yield the lines that have come to their end."""
+        while text := file.readline(LONGEST):
+            if not text.endswith(b"\n") and len(text) < LONGEST:
+                return  # it is being written
+            self._offset, self._last = self._offset + len(text), text[-LONGEST_MARK:]
+            yield text
+
+
+def _object(text: bytes) -> dict[str, Any] | None:
+    """Return the object of a whole line, None if it is none."""
+    if text.endswith(b"\n"):
+        with suppress(ValueError):
+            line = parsed_json(text)
+            if isinstance(line, dict):
+                return line
+    return None
+
+
 def _whole(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Yield the lines that are an object, as they stand and as values."""
     for text in _texts(path):
-        if text.endswith(b"\n"):
-            with suppress(ValueError):
-                line = parsed_json(text)
-                if isinstance(line, dict):
-                    yield text, line
+        if (line := _object(text)) is not None:
+            yield text, line
 
 
 def _texts(path: Path) -> Iterator[bytes]:

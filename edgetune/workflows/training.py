@@ -29,6 +29,7 @@ from edgetune.events import (
 )
 from edgetune.loop import train
 from edgetune.model import open_model
+from edgetune.report import ReportWriter
 from edgetune.runs import (
     Recorder,
     RunFolder,
@@ -38,7 +39,6 @@ from edgetune.runs import (
     none_whole,
     promote,
     recording,
-    write_report,
 )
 from edgetune.runs.rewind import rewind
 from edgetune.schedule import Schedule
@@ -102,6 +102,7 @@ class Run:
         )  # fmt: skip
         events = yield_to_machine(steps, pause=pause, stop=stop)
         now, watched = self.start, AgainstPlan(job.plan, self.folder)
+        report = ReportWriter(self.folder)
         if self.recovered is not None:
             recorder.handle(self.recovered)
         try:
@@ -113,18 +114,23 @@ class Run:
                     now = replace(now, base_loss=event.loss)
                 elif isinstance(event, Piloted) and event.seconds:
                     self._correct_rates(event)
+                report.follow(event)
                 yield event
             with recording(self.folder):
                 self._finish(now, watched)
         except (StoppedError, OutOfMemoryError, DivergedError, DiskError) as error:
-            with suppress(OSError):
-                self.folder.note("ended early", str(error))
-            if isinstance(error, DiskError):
-                raise self._stopped(error) from error
+            told = self._stopped(error) if isinstance(error, DiskError) else error
+            self._note_end(told)
             if isinstance(error, DivergedError) and not strict:
                 with recording(self.folder):
                     raise self._given_up(error, now, watched) from None
+            if told is not error:
+                raise told from error
             raise
+        finally:
+            report.write(running=False)
+            if report.failed:
+                self.notices.append(report.failed)
 
     def close(self) -> None:
         """Give back the device's memory and let others into the folder."""
@@ -158,7 +164,6 @@ class Run:
     def _given_up(self, error: DivergedError, now: RunState, watched: AgainstPlan) -> DivergedError:
         """Promote the best checkpoint of a run that ran away, if there is one; say which."""
         self._record_memory(watched)
-        write_report(self.folder, self.job.plan)
         source = None
         if now.base_loss is not None:
             with suppress(ModelError):
@@ -168,6 +173,12 @@ class Run:
         self._write_adapter(source)
         place = self.folder.adapter
         return DivergedError(f"{error} The adapter in {place} is that of {source.name}, the best.")
+
+    def _note_end(self, error: EdgetuneError) -> None:
+        """Write down why the run ends before its last step, if anything can be written."""
+        with suppress(OSError):
+            ended = {"kind": error.kind, "exit_code": error.exit_code}
+            self.folder.note("ended early", str(error), **ended)
 
     def _stopped(self, error: DiskError) -> EdgetuneError:
         """Return what a disk that failed comes to: a run that is stopped and saved, or nothing."""
@@ -180,7 +191,6 @@ class Run:
         """Write what was measured and promote an adapter; a finished run stays as it is."""
         if self.start.step < self.schedule.steps or not self.folder.adapter.exists():
             self._record_memory(watched)
-            write_report(self.folder, self.job.plan)
         self._promote(now)
 
     def _record_memory(self, watched: AgainstPlan) -> None:

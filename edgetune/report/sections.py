@@ -1,0 +1,278 @@
+"""The sections of a report: what each says, as HTML under a heading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+
+from edgetune.report.contents import Plain, Report, figure, items, value
+from edgetune.report.markup import DASH, block, bullets, facts, table, text
+from edgetune.report.pictures import (
+    loss_chart,
+    memory_chart,
+    parts_chart,
+    phase_chart,
+    rate_chart,
+    speed_chart,
+)
+from edgetune.report.tiles import moment
+from edgetune.units import format_bytes, format_count
+
+EVENTS = {
+    "pilot": "Pilot",
+    "resumed": "Resumed",
+    "smaller micro-batches": "Smaller micro-batches",
+    "back to a checkpoint": "Back to a checkpoint",
+    "over the plan": "Over the plan",
+    "paused": "Paused",
+    "the machine is under strain": "Machine under pressure",
+    "ended early": "Ended early",
+    "checkpoint refused": "Checkpoint refused",
+    "versions changed": "Versions changed",
+    "rates corrected": "Rates corrected",
+    "no adapter": "No adapter",
+    "adapter written": "Adapter written",
+    "goes on from an adapter": "Goes on from an adapter",
+}
+"""Notes of the journal that are shown; the others are in the charts or among the reasons."""
+
+SHOWN_EVENTS = 60
+
+REWARDS = {
+    "rewards/margins": "Margin of rewards",
+    "rewards/accuracies": "Pairs told apart",
+    "rewards/chosen": "Reward of chosen answers",
+    "rewards/rejected": "Reward of rejected answers",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """A part of a report; ``html`` comes without the heading, ``key`` is the same in all reports."""
+
+    key: str
+    title: str
+    html: str
+
+
+def sections(report: Report) -> tuple[Section, ...]:
+    """Return the sections of a report that have something to say, in their order."""
+    found = (
+        ("learned", "Learned and forgotten", _verdict(report)),
+        ("loss", "Loss", _loss(report)),
+        ("samples", "Before and after", _samples(report)),
+        ("course", "Learning rate and speed", _course(report)),
+        ("memory", "Memory, planned and measured", _memory(report)),
+        ("events", "What happened", _events(report)),
+        ("rows", "Rows", _rows(report)),
+        ("settings", "Settings and reasons", _settings(report)),
+        ("exports", "Exports", _exports(report)),
+        ("versions", "Versions", _versions(report)),
+    )
+    return tuple(Section(key=key, title=title, html=html) for key, title, html in found if html)
+
+
+def _verdict(report: Report) -> str:
+    verdict = report.verdict
+    if not verdict:
+        return ""
+    sentence = text(value(verdict, "sentence") or "", 1000)
+    advice = bullets(text(item, 1000) for item in items(verdict, "advice")[:10])
+    html = f'<p class="lead">{sentence}</p>' + (f"<h3>What to try</h3>{advice}" if advice else "")
+    rows = [
+        _compared("Held-out rows", verdict, "held_out"),
+        _compared("Neutral text", verdict, "neutral"),
+    ]
+    found = [row for row in rows if row is not None]
+    if found:
+        header = ("", "base", "tuned", "perplexity of the base", "of the tuned model")
+        html += table(found, header, "Loss before and after")
+    notes = [text(item, 1000) for item in items(verdict, "notes")[:10]]
+    return html + "".join(f'<p class="note">{note}</p>' for note in notes)
+
+
+def _compared(name: str, verdict: Plain, part: str) -> tuple[str, ...] | None:
+    base, tuned = figure(verdict, part, "base_loss"), figure(verdict, part, "loss")
+    if base is None or tuned is None:
+        return None
+    before, after = figure(verdict, part, "base_perplexity"), figure(verdict, part, "perplexity")
+    shown = [DASH if one is None else f"{one:,.2f}" for one in (before, after)]
+    return name, f"{base:.4f}", f"{tuned:.4f}", *shown
+
+
+def _loss(report: Report) -> str:
+    if not len(report.steps):
+        return "<p>No step was taken yet.</p>"
+    best, html = report.best, loss_chart(report)
+    if best is not None and best.metrics:
+        found = [(name, f"{number:.4g}") for key, name in REWARDS.items()
+                 if (number := figure(best.metrics, key)) is not None]  # fmt: skip
+        html += f"<h3>At the best validation loss</h3>{facts(found)}"
+    return html
+
+
+def _samples(report: Report) -> str:
+    found = [one for one in items(report.samples, "samples") if isinstance(one, dict)][:20]
+    if not found:
+        return ""
+    note = text(value(report.samples, "note") or "", 400)
+    return f'<p class="note">{note}</p>' * bool(note) + "".join(
+        f'<article class="sample"><h3>{text(one.get("place") or f"Row {number}", 80)}</h3>'
+        + facts(_sample(one))
+        + "</article>"
+        for number, one in enumerate(found, 1)
+    )
+
+
+def _sample(one: Plain) -> Iterable[tuple[str, str]]:
+    names = {"prompt": "Asked", "expected": "Expected", "base": "Base", "tuned": "Tuned"}
+    for key, name in names.items():
+        if (found := one.get(key)) is not None:
+            shown = block(str(found)) or '<span class="muted">(nothing)</span>'
+            yield name, f'<div class="text {key}">{shown}</div>'
+
+
+def _course(report: Report) -> str:
+    if not len(report.steps):
+        return ""
+    return f'<div class="pair">{rate_chart(report)}{speed_chart(report)}</div>'
+
+
+def _memory(report: Report) -> str:
+    phases, parts = phase_chart(report), parts_chart(report)
+    html = memory_chart(report) if len(report.steps) else ""
+    html += f'<div class="pair">{phases}{parts}</div>' if phases or parts else ""
+    found = [
+        ("Planned peak", figure(report.plan, "memory", "peak_bytes")),
+        ("Measured peak", figure(report.memory, "peak_bytes")),
+        ("Measured by the pilot", figure(report.memory, "pilot", "peak_bytes")),
+        ("Budget", figure(report.plan, "device", "budget_bytes")),
+    ]
+    return html + facts((name, format_bytes(size)) for name, size in found if size is not None)
+
+
+def _events(report: Report) -> str:
+    """Return recoveries and notices; what repeats itself is one line."""
+    notes = report.notes(*EVENTS)
+    grouped = [
+        list(same) for _, same in groupby(notes, lambda note: (note["what"], note.get("because")))
+    ]
+    rows = [_event(same) for same in grouped[-SHOWN_EVENTS:]]
+    left = len(grouped) - len(rows)
+    more = f'<p class="note">{left:,} older ones are in journal.jsonl.</p>' if left else ""
+    header = ("What", "Step", "Why", "When")
+    return table(rows, header, "What happened in the run", "words") + more if rows else ""
+
+
+def _event(same: list[Plain]) -> tuple[str, ...]:
+    note, times = same[-1], f" ({len(same):,} times)" if len(same) > 1 else ""
+    step = figure(note, "step")
+    why = text(note.get("because") or "", 600)
+    if (rows := figure(note, "rows")) is not None and note["what"] == "smaller micro-batches":
+        why += f"; {rows:.0f} rows at once from there"
+    if (to := figure(note, "to")) is not None and (rate := figure(note, "learning_rate")):
+        why += f"; back to step {to:,.0f}, learning rate {rate:.3g} from there"
+    return (
+        f"{EVENTS[note['what']]}{times}",
+        DASH if step is None else f"{step:,.0f}",
+        why,
+        moment(figure(note, "time")),
+    )
+
+
+def _rows(report: Report) -> str:
+    receipt = report.receipt
+    if not receipt:
+        return ""
+    counts = {
+        "Read": "rows_read", "Trained": "rows_trained", "Validation": "rows_validation",
+        "Duplicates": "duplicates", "Too long": "rows_too_long", "Cut": "rows_cut",
+        "Tokens trained": "tokens", "of them learned": "loss_tokens",
+        "Tokens lost": "tokens_lost", "Context": "context", "Longest row": "longest",
+    }  # fmt: skip
+    numbers = {**receipt, "longest": figure(receipt, "lengths", "longest")}
+    pairs = [(name, f"{found:,.0f}") for name, key in counts.items()
+             if (found := figure(numbers, key)) is not None]  # fmt: skip
+    dropped = [one for one in items(receipt, "dropped") if isinstance(one, dict)]
+    pairs.insert(3, ("Dropped", f"{len(dropped):,}"))
+    pairs += [(name, text(found)) for name, key in _ROW_WORDS.items()
+              if (found := value(receipt, key))]  # fmt: skip
+    files = [
+        (text(value(one, "name")), f"{figure(one, 'rows') or 0:,.0f}",
+         f"<code>{text(value(one, 'sha256') or '', 16)}</code>")
+        for one in items(receipt, "files")[:20]
+    ]  # fmt: skip
+    html = facts(pairs) + (table(files, ("File", "rows", "SHA-256"), "Files") if files else "")
+    if dropped:
+        why = [(text(one.get("place")), text(one.get("because"))) for one in dropped[:20]]
+        html += table(why, ("Dropped row", "Why"), "Rows that were dropped", "words")
+        if len(dropped) > len(why):
+            html += f'<p class="note">{len(dropped) - len(why):,} more are in receipt.json.</p>'
+    return html + bullets(text(note) for note in items(receipt, "notes")[:20])
+
+
+_ROW_WORDS = {
+    "Format": "format", "Rendered": "rendering", "Template": "template",
+    "Loss on": "loss_on", "Longer rows": "long_rows",
+}  # fmt: skip
+
+
+def _settings(report: Report) -> str:
+    plan = report.plan
+    if not plan:
+        return ""
+    parameters = figure(plan, "model", "parameters")
+    about = [
+        ("Model", text(value(plan, "model", "ref"))),
+        ("Parameters", format_count(int(parameters)) if parameters else DASH),
+        ("Device", text(value(plan, "device", "name"))),
+        ("Backend", text(value(plan, "device", "backend"))),
+    ]
+    html = facts(about)
+    reasons = bullets(text(reason) for reason in items(plan, "reasons")[:60])
+    html += f"<h3>Why these settings</h3>{reasons}" if reasons else ""
+    for part, title in (("choice", "Method and memory"), ("training", "Training")):
+        found = value(plan, part)
+        if isinstance(found, dict):
+            rows = [(_name(name), _setting(one)) for name, one in list(found.items())[:80]]
+            html += (
+                f"<details><summary>{title}: all settings</summary>"
+                + table(rows, ("Setting", "Value"), title, "words")
+                + "</details>"
+            )
+    return html
+
+
+def _name(name: object) -> str:
+    return f"<code>{text(str(name).replace('_', '-'), 60)}</code>"
+
+
+def _setting(found: object) -> str:
+    if isinstance(found, list):
+        return text(", ".join(map(str, found)) or "none")
+    if isinstance(found, dict):
+        return text(", ".join(f"{key} {one}" for key, one in found.items()))
+    if found is None:
+        return '<span class="muted">not set</span>'
+    return text({True: "yes", False: "no"}.get(found, found) if isinstance(found, bool) else found)
+
+
+def _exports(report: Report) -> str:
+    rows = []
+    for note in report.notes("exported")[-20:]:
+        agreement, kl = figure(note, "check", "top1_agreement"), figure(note, "check", "kl_mean")
+        checked = "not checked"
+        if agreement is not None and kl is not None:
+            tokens = figure(note, "check", "tokens") or 0
+            checked = f"top-1 agreement {agreement:.1%} of {tokens:,.0f} tokens, KL {kl:.2e}"
+        nbytes = figure(note, "nbytes")
+        size = DASH if nbytes is None else format_bytes(nbytes)
+        when = moment(figure(note, "time"))
+        rows.append((text(note.get("to")), text(note.get("output")), size, checked, when))
+    header = ("To", "Where", "Size", "Check against base + adapter", "When")
+    return table(rows, header, "Exports of this run", "words") if rows else ""
+
+
+def _versions(report: Report) -> str:
+    return facts((text(name, 60), text(found, 60)) for name, found in report.versions.items())
