@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from math import ceil
 from typing import Final
 
@@ -66,39 +67,37 @@ def linear_bytes(shape: ModelShape, layer: int, quantization: str) -> list[int]:
     """Return the bytes of each projection of a block."""
     if quantization == FILE_FORMAT and shape.formats is not None:
         kinds = shape.formats.matrices[layer]
-        pairs = zip(shape.linears, kinds, strict=True)
+        pairs = zip(shape.blocks[layer].linears, kinds, strict=True)
         return [file_bytes(linear.outputs, linear.inputs, kind) for linear, kind in pairs]
     stored = BYTES[shape.dtype]
-    return [matrix_bytes(x.outputs, x.inputs, quantization, stored) for x in shape.linears]
+    linears = shape.blocks[layer].linears
+    return [matrix_bytes(x.outputs, x.inputs, quantization, stored) for x in linears]
 
 
 def broken_rows(shape: ModelShape, quantization: str) -> int | None:
     """Return the inputs of a matrix that are not whole groups of a format, None if all are."""
     group = GROUPS.get(quantization, 1)
-    inputs = {shape.hidden_size, *(linear.inputs for linear in shape.linears)}
+    inputs = {shape.hidden_size, *(linear.inputs for linear in shape.all_linears)}
     return min((size for size in inputs if size % group), default=None)
 
 
-def block_bytes(shape: ModelShape, quantization: str) -> int:
-    """Return the bytes of one block's frozen tensors, of the largest where blocks differ."""
-    layers = range(shape.layers if quantization == FILE_FORMAT else 1)
-    linears = max(sum(linear_bytes(shape, layer, quantization)) for layer in layers)
-    return linears + small_bytes(shape)
+def layer_counts(shape: ModelShape, quantization: str) -> Mapping[int, int]:
+    """Return one layer of each kind that is stored in its own way, with how many there are."""
+    return Counter(range(shape.layers) if quantization == FILE_FORMAT else shape.alike)
 
 
 def blocks_bytes(shape: ModelShape, quantization: str) -> int:
     """Return the bytes of all blocks' frozen tensors."""
-    if quantization != FILE_FORMAT:
-        return shape.layers * block_bytes(shape, quantization)
-    layers = range(shape.layers)
-    linears = sum(sum(linear_bytes(shape, layer, quantization)) for layer in layers)
-    return linears + shape.layers * small_bytes(shape)
+    return sum(
+        count * (sum(linear_bytes(shape, layer, quantization)) + small_bytes(shape, layer))
+        for layer, count in layer_counts(shape, quantization).items()
+    )
 
 
-def small_bytes(shape: ModelShape) -> int:
+def small_bytes(shape: ModelShape, layer: int) -> int:
     """Return the bytes of a block's norms and biases."""
-    small = sum(x.size for x in shape.block_tensors(0)) - shape.block_linear_parameters
-    return small * BYTES[shape.dtype]
+    block = shape.blocks[layer]
+    return (block.parameters - block.linear_parameters) * BYTES[shape.dtype]
 
 
 def outer_bytes(shape: ModelShape, quantization: str) -> int:

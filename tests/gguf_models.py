@@ -89,10 +89,10 @@ def _arch(architecture: str) -> gguf.MODEL_ARCH:
 
 
 def _converted(architecture: str, name: str, model: LocalModel) -> Values:
-    values, shape = model.read(name).astype(np.float32), model.shape
+    values, block = model.read(name).astype(np.float32), model.shape.blocks[0]
     module = name.rsplit(".", 1)[0]
     if architecture in PAIRED and module.endswith(("q_proj", "k_proj")):
-        heads = shape.heads if module.endswith("q_proj") else shape.kv_heads
+        heads = block.heads if module.endswith("q_proj") else block.kv_heads
         apart = values.reshape(heads, 2, -1, *values.shape[1:])
         return apart.swapaxes(1, 2).reshape(values.shape)
     if architecture.startswith("gemma") and name.endswith("norm.weight"):
@@ -100,7 +100,7 @@ def _converted(architecture: str, name: str, model: LocalModel) -> Values:
     if architecture == "gpt2" and values.ndim == 2 and ".h." in name:
         return np.ascontiguousarray(values.T)
     if architecture == "gptneox" and "query_key_value" in name:
-        apart = values.reshape(shape.heads, 3, -1, *values.shape[1:])
+        apart = values.reshape(block.heads, 3, -1, *values.shape[1:])
         return apart.swapaxes(0, 1).reshape(values.shape)
     return values
 

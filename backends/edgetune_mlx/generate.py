@@ -134,9 +134,9 @@ def new_row(
     """Return a prompt with a cache for all of its tokens and those of its answer."""
     shape = decoder.shape
     capacity = method.virtual_tokens + len(prompt) + options.max_tokens
-    size = (1, shape.kv_heads, capacity, shape.head_dim)
+    sizes = [(1, block.kv_heads, capacity, block.head_dim) for block in shape.blocks]
 
     def arrays() -> list[mx.array]:
-        return [mx.zeros(size, decoder.dtype) for _ in range(shape.layers)]
+        return [mx.zeros(size, decoder.dtype) for size in sizes]
 
     return Row(number, prompt, method, Cache(arrays(), arrays()), mx.random.key(options.seed))

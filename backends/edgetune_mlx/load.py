@@ -86,11 +86,11 @@ class Loader:
         """Read one block."""
         shape, block = self.model.shape, BlockWeights()
         prefix = shape.block(layer)
-        for norm in shape.norms:
+        for norm in shape.blocks[layer].norms:
             block.norms[norm.role] = self._read(f"{prefix}{norm.module}.weight")
             if norm.bias:
                 block.norm_biases[norm.role] = self._read(f"{prefix}{norm.module}.bias")
-        for linear in shape.linears:
+        for linear in shape.blocks[layer].linears:
             name = f"{prefix}{linear.module}"
             block.matrices[linear.role] = self._matrix(f"{name}.weight", linear)
             if linear.bias:

@@ -118,9 +118,13 @@ def largest_array(choice: Choice, shape: ModelShape) -> int:
     queries = min(QUERY_CHUNK, choice.context)
     trained = (tensor.size for tensor in choice.method.tensors(shape) if tensor.trained)
     return max(
-        choice.tokens * shape.ffn_size * width,
+        choice.tokens * max(block.ffn_size for block in shape.kinds) * width,
         min(choice.loss_chunk, choice.tokens) * shape.vocabulary * FLOAT32_BYTES,
-        choice.micro_batch * shape.heads * queries * choice.context * width,
+        choice.micro_batch
+        * max(block.heads for block in shape.kinds)
+        * queries
+        * choice.context
+        * width,
         FLOAT32_BYTES * max(trained),
-        FLOAT32_BYTES * max(linear.inputs * linear.outputs for linear in shape.linears),
+        FLOAT32_BYTES * max(linear.inputs * linear.outputs for linear in shape.all_linears),
     )

@@ -13,7 +13,7 @@ from edgetune.backend import Tensors
 from edgetune.errors import ModelError
 from edgetune.methods import Method, initial_value
 from edgetune.methods.adapted import Adapted
-from edgetune.shape import ModelShape
+from edgetune.shape import BlockShape, ModelShape
 from edgetune_mlx.load import BlockWeights, Weights
 
 TRAINED = "trained."
@@ -53,7 +53,7 @@ class LoadedBase:
         layers = range(self.shape.layers)
         layer = next(i for i in layers if name.startswith(self.shape.block(i)))
         rest = name.removeprefix(self.shape.block(layer))
-        return _of_block(self.shape, self.weights.blocks[layer], rest)
+        return _of_block(self.shape.blocks[layer], self.weights.blocks[layer], rest)
 
     def _outer(self, name: str) -> mx.array | None:
         final = self.shape.final_norm.module
@@ -122,7 +122,7 @@ def _folds(method: Adapted[mx.array]) -> bool:
     return spec.on_disk().tensors(shape) != spec.tensors(shape)
 
 
-def _of_block(shape: ModelShape, block: BlockWeights, name: str) -> mx.array:
+def _of_block(shape: BlockShape, block: BlockWeights, name: str) -> mx.array:
     """Return a tensor by its name inside a block."""
     module, _, part = name.rpartition(".")
     for linear in shape.linears:

@@ -14,7 +14,7 @@ from torch.nn import Parameter
 
 from edgetune.choice import Choice
 from edgetune.methods.adapted import Adapted
-from edgetune.shape import ModelShape
+from edgetune.shape import BlockShape, ModelShape
 from edgetune.storage import FILE_FORMAT
 from edgetune.tensors.gguf.types import BY_NAME, FLOATS, QUANTIZED
 from edgetune_torch.checkpoints import Checkpoints, KeptCheckpoints
@@ -229,7 +229,7 @@ def _form(shape: ModelShape, kind: str | None, workspace: Workspace) -> RowForma
 def _stored(shape: ModelShape, layer: int) -> tuple[StoredAs, ...]:
     if shape.formats is None:
         dtype = DTYPES_STORED[shape.dtype]
-        return tuple(StoredAs(dtype, linear.transposed) for linear in shape.linears)
+        return tuple(StoredAs(dtype, linear.transposed) for linear in shape.blocks[layer].linears)
     return tuple(
         StoredAs(torch.float32, blocks=kind)
         if kind in QUANTIZED
@@ -240,10 +240,10 @@ def _stored(shape: ModelShape, layer: int) -> tuple[StoredAs, ...]:
 
 def _blocks(shape: ModelShape, choice: Choice, dtype: torch.dtype, workspace: Workspace) -> Blocks:
     layouts = [
-        Layout(shape.linears, choice.quantization, _stored(shape, layer))
+        Layout(shape.blocks[layer].linears, choice.quantization, _stored(shape, layer))
         for layer in range(shape.layers)
     ]
-    blocks = [_small(shape, dtype) for _ in range(shape.layers)]
+    blocks = [_small(block, dtype) for block in shape.blocks]
     if choice.placement == "resident":
         buffers = [torch.empty(layout.nbytes, dtype=torch.uint8) for layout in layouts]
         for block, buffer, layout in zip(blocks, buffers, layouts, strict=True):
@@ -253,11 +253,11 @@ def _blocks(shape: ModelShape, choice: Choice, dtype: torch.dtype, workspace: Wo
     slots = tuple(
         FakeSlot(source, torch.empty(size, dtype=torch.uint8), workspace) for _ in range(2)
     )
-    roles = [linear.role for linear in shape.linears]
+    roles = [[linear.role for linear in block.linears] for block in shape.blocks]
     return StreamedBlocks(blocks, roles, (slots[0], slots[1]))
 
 
-def _small(shape: ModelShape, dtype: torch.dtype) -> BlockWeights:
+def _small(shape: BlockShape, dtype: torch.dtype) -> BlockWeights:
     """Return the norms and biases of a block."""
     biased = [norm for norm in shape.norms if norm.bias]
     return BlockWeights(

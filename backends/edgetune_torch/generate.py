@@ -123,10 +123,10 @@ def new_row(
     """Return a prompt with a cache for all of its tokens and those of its answer."""
     shape, device = decoder.shape, decoder.weights.device
     capacity = method.virtual_tokens + len(prompt) + options.max_tokens
-    size = (1, shape.kv_heads, capacity, shape.head_dim)
+    sizes = [(1, block.kv_heads, capacity, block.head_dim) for block in shape.blocks]
 
     def tensors() -> list[Tensor]:
-        return [torch.empty(size, dtype=decoder.dtype, device=device) for _ in range(shape.layers)]
+        return [torch.empty(size, dtype=decoder.dtype, device=device) for size in sizes]
 
     draws = torch.Generator(device).manual_seed(options.seed)
     return Row(number, prompt, method, Cache(tensors(), tensors()), draws)

@@ -178,11 +178,11 @@ class Loader:
         """Return the norms and biases of a block."""
         shape, block = self.model.shape, BlockWeights()
         prefix = shape.block(layer)
-        for norm in shape.norms:
+        for norm in shape.blocks[layer].norms:
             block.norms[norm.role] = self._read(f"{prefix}{norm.module}.weight")
             if norm.bias:
                 block.norm_biases[norm.role] = self._read(f"{prefix}{norm.module}.bias")
-        for linear in shape.linears:
+        for linear in shape.blocks[layer].linears:
             if linear.bias:
                 block.biases[linear.role] = self._read(f"{prefix}{linear.module}.bias")
         return block

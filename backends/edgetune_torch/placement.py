@@ -154,7 +154,9 @@ def _moved(checkpoint: Checkpoint, device: torch.device) -> Iterator[Tensor]:
 def _streamed(
     source: BlockSource, blocks: Sequence[BlockWeights], slots: tuple[Slot, Slot]
 ) -> StreamedBlocks:
-    return StreamedBlocks(blocks, [item.linear.role for item in source.layout(0).fittings], slots)
+    layouts = (source.layout(layer) for layer in range(len(blocks)))
+    roles = [[item.linear.role for item in layout.fittings] for layout in layouts]
+    return StreamedBlocks(blocks, roles, slots)
 
 
 def _largest(source: BlockSource, layers: int) -> int:

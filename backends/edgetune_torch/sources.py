@@ -52,7 +52,7 @@ class Checkpoint:
         self.quantization = quantization
         self.files = files
         self._check = check
-        self._layouts: dict[tuple[StoredAs, ...], Layout] = {}
+        self._layouts: dict[tuple[int, tuple[StoredAs, ...]], Layout] = {}
         self._finite: set[int] = set()
 
     @property
@@ -61,12 +61,14 @@ class Checkpoint:
         return self.quantization not in {"none", "gguf"}
 
     def layout(self, layer: int) -> Layout:
-        """Return how a block lies in its buffer; blocks of the same number formats share one."""
-        linears = self.model.shape.linears
+        """Return how a block lies in its buffer; blocks that are alike share one."""
+        shape = self.model.shape
+        linears = shape.blocks[layer].linears
         stored = tuple(stored_as(self._stored(layer, x.module), x) for x in linears)
-        if stored not in self._layouts:
-            self._layouts[stored] = Layout(linears, self.quantization, stored)
-        return self._layouts[stored]
+        key = (shape.alike[layer], stored)
+        if key not in self._layouts:
+            self._layouts[key] = Layout(linears, self.quantization, stored)
+        return self._layouts[key]
 
     def read(self, layer: int, buffer: Tensor) -> None:
         """Read the matrices of a block one after the other; see :class:`BlockSource`."""

@@ -120,14 +120,17 @@ class StreamedBlocks(Blocks):
     """Blocks of which at most two are present."""
 
     def __init__(
-        self, blocks: Sequence[BlockWeights], roles: Sequence[str], slots: tuple[Slot, Slot]
+        self,
+        blocks: Sequence[BlockWeights],
+        roles: Sequence[Sequence[str]],
+        slots: tuple[Slot, Slot],
     ) -> None:
-        """Give the blocks, which have their small tensors only, their matrices."""
+        """Give the blocks, which have their small tensors only, their matrices of these roles."""
         super().__init__(blocks)
         self._slots = slots
         self._last = slots[1]
         for layer, block in enumerate(self._blocks):
-            block.matrices = {role: StreamedMatrix(self, layer, role) for role in roles}
+            block.matrices = {role: StreamedMatrix(self, layer, role) for role in roles[layer]}
 
     def slot_of(self, layer: int) -> Slot:
         """Return the slot that a block is in, or comes into."""

@@ -15,7 +15,7 @@ from edgetune.backend import Tensors
 from edgetune.errors import ModelError
 from edgetune.methods import Method, initial_value
 from edgetune.methods.adapted import Adapted
-from edgetune.shape import ModelShape
+from edgetune.shape import BlockShape, ModelShape
 from edgetune_torch.load import Weights
 from edgetune_torch.weights import BlockWeights
 
@@ -59,7 +59,7 @@ class LoadedBase:
         layer = next(i for i in layers if name.startswith(self.shape.block(i)))
         rest = name.removeprefix(self.shape.block(layer))
         for _ in self.weights.blocks.walk([layer]):
-            found = _of_block(self.shape, self.weights.blocks[layer], rest).clone()
+            found = _of_block(self.shape.blocks[layer], self.weights.blocks[layer], rest).clone()
         return found
 
     def _outer(self, name: str) -> Tensor | None:
@@ -69,7 +69,7 @@ class LoadedBase:
         return self.weights.final_norm_bias if name == f"{final}.bias" else None
 
 
-def _of_block(shape: ModelShape, block: BlockWeights, name: str) -> Tensor:
+def _of_block(shape: BlockShape, block: BlockWeights, name: str) -> Tensor:
     """Return a tensor by its name inside a block."""
     module, _, part = name.rpartition(".")
     for linear in shape.linears:

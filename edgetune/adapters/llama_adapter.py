@@ -55,6 +55,6 @@ class LlamaAdapterFormat(AdapterFormat):
 
 
 def _same_in_peft(shape: ModelShape) -> bool:
-    biased = any(x.bias for x in shape.linears if x.role == "o")
-    square = shape.heads * shape.head_dim == shape.hidden_size
+    biased = any(x.bias for x in shape.all_linears if x.role == "o")
+    square = all(block.queries == shape.hidden_size for block in shape.kinds)
     return shape.family in _FAMILIES and square and not biased

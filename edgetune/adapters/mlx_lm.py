@@ -86,7 +86,7 @@ def _known_names(shape: ModelShape) -> dict[str, str]:
             f"{shape.block(layer)}{linear.module}.{ours}"
         )
         for layer in range(shape.layers)
-        for linear in shape.linears
+        for linear in shape.blocks[layer].linears
         for theirs, ours in PARTS.items()
     }
 

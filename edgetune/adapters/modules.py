@@ -17,7 +17,7 @@ def adaptable(shape: ModelShape) -> dict[str, str]:
     return {
         f"{shape.block(layer)}{linear.module}": linear.module
         for layer in range(shape.layers)
-        for linear in shape.linears
+        for linear in shape.blocks[layer].linears
     }
 
 

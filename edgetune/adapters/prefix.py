@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Final, cast
 
 from edgetune.adapters.base import ANYWHERE, AdapterFormat
+from edgetune.adapters.native import TypedFormat
 from edgetune.adapters.prompt import read_length, sizes
 from edgetune.methods.base import Method
 from edgetune.methods.prefix import Prefix
@@ -24,13 +25,15 @@ class PrefixFormat(AdapterFormat):
     prefix: ClassVar[str] = ""
 
     def config(self, method: Method, shape: ModelShape) -> dict[str, Any]:
-        """Return the fields of a ``PrefixTuningConfig``."""
-        width = shape.kv_heads * shape.head_dim
+        """Return the fields of a ``PrefixTuningConfig``, or edgetune's where layers differ."""
+        if len({(block.keys, block.kv_heads) for block in shape.kinds}) > 1:
+            return TypedFormat().config(method, shape)
+        width = shape.blocks[0].keys
         return {
             "peft_type": "PREFIX_TUNING",
             "prefix_projection": False,
             "encoder_hidden_size": width,
-            **sizes(shape, cast("Prefix", method).length, width, shape.kv_heads),
+            **sizes(shape, cast("Prefix", method).length, width, shape.blocks[0].kv_heads),
         }
 
     def method(

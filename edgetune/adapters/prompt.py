@@ -34,7 +34,12 @@ class PromptFormat(AdapterFormat):
         return {
             "peft_type": "PROMPT_TUNING",
             "prompt_tuning_init": "RANDOM",
-            **sizes(shape, cast("Prompt", method).prompt_length, shape.hidden_size, shape.heads),
+            **sizes(
+                shape,
+                cast("Prompt", method).prompt_length,
+                shape.hidden_size,
+                shape.blocks[0].heads,
+            ),
         }
 
     def method(

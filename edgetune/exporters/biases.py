@@ -42,7 +42,8 @@ def new_biases(
     switches = [(n, roles) for n, roles in SWITCHES.get(shape.family, ()) if roles & wanted]
     covered: set[str] = set().union(*(roles for _, roles in switches))
     if wanted - covered:
-        modules = ", ".join(x.module for x in shape.linears if x.role in wanted - covered)
+        missing = [x.module for x in shape.all_linears if x.role in wanted - covered]
+        modules = ", ".join(dict.fromkeys(missing))
         raise UsageError(
             f"The config.json of a {shape.family} model cannot say that {modules} have biases, so "
             "that the merged model could not be loaded. Export the adapter itself (--to peft), or "
@@ -51,7 +52,7 @@ def new_biases(
     added = {
         f"{shape.block(layer)}{linear.module}.bias": np.zeros(linear.outputs, np.float32)
         for layer in range(shape.layers)
-        for linear in shape.linears
+        for linear in shape.blocks[layer].linears
         if linear.role in covered and not linear.bias
     }
     added |= {name: values for name, values in trained.items() if name in added}
@@ -59,8 +60,9 @@ def new_biases(
 
 
 def _remedy(shape: ModelShape) -> str:
-    if any(linear.bias for linear in shape.linears):
+    if any(linear.bias for linear in shape.all_linears):
         return "--no-new-biases"
     switchable = {role for _, roles in SWITCHES.get(shape.family, ()) for role in roles}
-    names = [x.module.rsplit(".", 1)[-1] for x in shape.linears if x.role in switchable]
+    found = [x.module.rsplit(".", 1)[-1] for x in shape.all_linears if x.role in switchable]
+    names = dict.fromkeys(found)
     return f"--targets {','.join(names)}" if names else "this family has none; take --method lora"

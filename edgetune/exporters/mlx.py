@@ -110,10 +110,11 @@ def readable_config(config: Mapping[str, object], shape: ModelShape) -> dict[str
         written["rope_theta"] = ropes["rope_theta"]
         if ropes.get("rope_type", "default") != "default":
             written["rope_scaling"] = {k: v for k, v in ropes.items() if k != "rope_theta"}
-    rotary = shape.attention[0].rotary
+    first = shape.blocks[0]
+    rotary = first.attention.rotary
     if shape.family == "gpt_neox" and rotary is not None:
         written["rotary_emb_base"] = rotary.theta
-        written["rotary_pct"] = rotary.dimensions / shape.head_dim
+        written["rotary_pct"] = rotary.dimensions / first.head_dim
     if shape.family == "gpt2":
         written["n_ctx"] = shape.max_context
     return written

@@ -61,7 +61,7 @@ def refuse_unquantizable(model: LocalModel, quantization: Bits) -> None:
         UsageError: if mlx-lm turns the model's matrices, or they are not whole groups.
     """
     shape = model.shape
-    if any(linear.transposed for linear in shape.linears):
+    if any(linear.transposed for linear in shape.all_linears):
         raise UsageError(
             f"mlx-lm turns the matrices of {shape.family} when it loads them, which codes do not "
             "survive. Export without --quantize, then mlx_lm.convert -q."

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.ledger import Ledger
-from edgetune.shape import Attention, ModelShape
+from edgetune.shape import Attention, BlockShape
 from edgetune.storage import FLOAT32_BYTES
 
 QUERY_CHUNK = 256
@@ -30,14 +30,9 @@ class Heads:
     rule: Attention
 
     @classmethod
-    def of(cls, shape: ModelShape, rule: Attention) -> Heads:
+    def of(cls, block: BlockShape) -> Heads:
         """Return the heads of one layer."""
-        return cls(
-            queries=shape.heads * shape.head_dim,
-            keys=shape.kv_heads * shape.head_dim,
-            count=shape.heads,
-            rule=rule,
-        )
+        return cls(queries=block.queries, keys=block.keys, count=block.heads, rule=block.attention)
 
     def fused(self, rows: BatchShape) -> bool:
         """Tell whether one kernel does it."""

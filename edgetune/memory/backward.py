@@ -16,7 +16,7 @@ class Backward:
     def __init__(self, block: Block, ledger: Ledger, saved: Saved) -> None:
         self.block, self.ledger, self.saved = block, ledger, saved
         self.rows, self.shape = block.rows, block.shape
-        self.hidden = block.rows.activation_bytes(block.shape.hidden_size)
+        self.hidden = block.rows.activation_bytes(block.hidden_size)
         self.mlp_peak = 0
         """Of the way through the MLP; the ledger's is that of the way from there on."""
 
@@ -85,7 +85,7 @@ class Backward:
         footprint = self.block.footprint
         if which not in footprint.sublayers:
             return 0
-        hidden = self.shape.hidden_size
+        hidden = self.block.hidden_size
         entry = additions.bottleneck_backward(self.ledger, self.rows, hidden, footprint.width)
         self.ledger.free(self.saved.adapters[which])
         return entry
@@ -93,7 +93,7 @@ class Backward:
     def _attention(self, grad: int) -> int:
         """Return the bytes of the gradient of what the projections read."""
         ledger, saved, rows = self.ledger, self.saved, self.rows
-        heads = Heads.of(self.shape, self.block.rule)
+        heads = Heads.of(self.shape)
         out = self._project("o")
         ledger.free(grad)
         if rows.mlx:  # whose attention goes back without its output
@@ -129,7 +129,7 @@ class Backward:
             norm = self.shape.norm_by_role.get(role)
             if norm is not None:
                 ledger.free(
-                    pointwise.norm_backward(ledger, self.shape.norm, norm.size, rows, columns)
+                    pointwise.norm_backward(ledger, self.block.norm, norm.size, rows, columns)
                 )
         ledger.free(saved.heads_norm)
         if "qkv" in self.shape.linear_by_role:
@@ -172,7 +172,7 @@ class Backward:
         if norm is None:
             return grad
         made = pointwise.norm_backward(
-            self.ledger, self.shape.norm, norm.size, self.rows, norm.size
+            self.ledger, self.block.norm, norm.size, self.rows, norm.size
         )
         self.ledger.free(grad + saved)
         return made

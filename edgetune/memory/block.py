@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.products import Product
 from edgetune.methods.base import Footprint, Ranks
-from edgetune.shape import Attention, Linear, ModelShape
+from edgetune.shape import Attention, BlockShape, Linear, NormKind
 
 READING: frozenset[str] = frozenset({"q", "k", "v", "qkv"})
 ATTEND: frozenset[str] = frozenset({"attend"})
@@ -24,14 +24,20 @@ FIRST_HALF: tuple[frozenset[str], ...] = (READING, ATTEND, OUTPUT)
 class Block:
     """A block as an engine computes it, with what a method adds."""
 
-    shape: ModelShape
-    rule: Attention
+    shape: BlockShape
+    hidden_size: int
+    norm: NormKind
     ranks: Ranks
     footprint: Footprint
     rows: BatchShape
     quantized: bool
     goes_on: bool
     """Whether the gradient of the block's input is wanted: not in the first adapted block."""
+
+    @property
+    def rule(self) -> Attention:
+        """What its attention does."""
+        return self.shape.attention
 
     def product(self, linear: Linear) -> Product:
         """Return a projection with its update's rank."""

@@ -15,7 +15,7 @@ from edgetune.methods.adapted import Adapted
 from edgetune.methods.base import AdapterTensor, Method
 from edgetune.network.block import Block
 from edgetune.network.ops import Dropout
-from edgetune.shape import Attention, ModelShape
+from edgetune.shape import ModelShape
 from edgetune.storage import FLOAT32_BYTES
 
 
@@ -65,14 +65,16 @@ class SizedMethod(Adapted[Sized]):
 
 @dataclass(frozen=True, slots=True)
 class BlockKind:
-    """Blocks that take the same bytes: ``layer`` is the first of them.
+    """Blocks that take the same bytes: ``layer`` is one of them.
+
+    ``alike`` is the model's first layer with such a block.
 
     ``goes_on``: whether the gradient of the block's input is wanted.
     """
 
     layer: int = field(compare=False)
     tensors: tuple[AdapterTensor, ...] = field(compare=False)
-    rule: Attention
+    alike: int
     sizes: tuple[tuple[str, tuple[int, ...], bool], ...]
     goes_on: bool
 
@@ -85,7 +87,7 @@ def kinds(method: Method, shape: ModelShape, tensors: Sequence[AdapterTensor]) -
         prefix = shape.block(layer)
         sizes = tuple((each.name.removeprefix(prefix), each.shape, each.trained) for each in own)
         goes_on = method.trains_input or layer > first
-        found.append(BlockKind(layer, tuple(own), shape.attention[layer], sizes, goes_on))
+        found.append(BlockKind(layer, tuple(own), shape.alike[layer], sizes, goes_on))
     return found
 
 
@@ -162,7 +164,7 @@ class Passes:
         self, kind: BlockKind, ledger: Ledger, *, grad: bool, training: bool
     ) -> tuple[EagerOps, Sized, SizedMethod]:
         """Run a block's text; return its operations, its output and its method."""
-        ops = EagerOps(self.shape, self.rows, ledger, quantized=self.quantized)
+        ops = EagerOps(self.shape, self.rows, ledger, kind.layer, quantized=self.quantized)
         own = self.own.with_tensors(kind.tensors, grad=grad, training=training)
         size = (self.rows.batch, self.rows.context, self.shape.hidden_size)
         entry = outside(size, self.rows.width, needs=grad and kind.goes_on)

@@ -26,11 +26,18 @@ class EagerOps(Attending):
     """One block's operations in one pass: bytes are taken when an operation is called."""
 
     def __init__(
-        self, shape: ModelShape, rows: BatchShape, ledger: Ledger, *, quantized: bool
+        self,
+        shape: ModelShape,
+        rows: BatchShape,
+        ledger: Ledger,
+        layer: int = 0,
+        *,
+        quantized: bool,
     ) -> None:
         """Begin a pass; nothing is on the tape if no input wants a gradient."""
         super().__init__(ledger, rows)
         self.shape = shape
+        self.own = shape.blocks[layer]
         self.quantized = quantized
         self.multiplies = False
         """Whether a frozen matrix was multiplied."""
@@ -63,7 +70,7 @@ class EagerOps(Attending):
 
     def bias(self, role: str, y: Sized) -> Sized:
         """Add a frozen bias."""
-        linear = self.shape.linear_by_role[role]
+        linear = self.own.linear_by_role[role]
         if not linear.bias:
             return y
         bias = self.as_width(outside((linear.outputs,), self.batch.stored), y.width)
@@ -74,7 +81,7 @@ class EagerOps(Attending):
     ) -> Sized:
         """Normalise x."""
         kind, shape = self.shape.norm, self.shape
-        norm = shape.final_norm if role == "final" else shape.norm_by_role[role]
+        norm = shape.final_norm if role == "final" else self.own.norm_by_role[role]
         stored = outside((norm.size,), self.batch.stored)
         gain = self.gain(stored if weight is None else weight, kind)
         if kind.kind == "rms":
@@ -299,7 +306,7 @@ class EagerOps(Attending):
         return self.tape.made(shape, width, (), _nothing)
 
     def _product(self, role: str) -> Product:
-        linear, self.multiplies = self.shape.linear_by_role[role], True
+        linear, self.multiplies = self.own.linear_by_role[role], True
         return Product(
             inputs=linear.inputs, outputs=linear.outputs, rank=0, quantized=self.quantized
         )

@@ -44,7 +44,7 @@ class Forward:
     def __init__(self, block: Block, ledger: Ledger, *, grad: bool, training: bool = True) -> None:
         self.block, self.ledger, self.grad, self.training = block, ledger, grad, training
         self.rows, self.shape = block.rows, block.shape
-        self.hidden = block.rows.activation_bytes(block.shape.hidden_size)
+        self.hidden = block.rows.activation_bytes(block.hidden_size)
         self.saved = Saved()
 
     def run(self) -> Saved:
@@ -65,7 +65,7 @@ class Forward:
             return False
         if "mlp_input" not in self.shape.norm_by_role:
             return self.block.saves_input(GATES)
-        copied = self.shape.norm.kind == "layer" and self.rows.width != FLOAT32_BYTES
+        copied = self.block.norm.kind == "layer" and self.rows.width != FLOAT32_BYTES
         return not copied and self.block.reached(*self.block.before_mlp)
 
     def _attention(self) -> int:
@@ -73,7 +73,7 @@ class Forward:
         ledger, saved, block, rows = self.ledger, self.saved, self.block, self.rows
         reading = self._norm("attention_input", "entry_norm")
         original, lent = self._projected()
-        heads = Heads.of(self.shape, block.rule)
+        heads = Heads.of(self.shape)
         rotated = self._rotated(heads)
         ledger.free(lent)
         made = original - lent + rotated
@@ -126,7 +126,7 @@ class Forward:
         shape, ledger, rows = self.shape, self.ledger, self.rows
         roles = ("qkv",) if "qkv" in shape.linear_by_role else ("q", "k", "v")
         made = {role: self._project(role) for role in roles}
-        heads = Heads.of(shape, self.block.rule)
+        heads = Heads.of(shape)
         if "qkv" in made:
             if not shape.interleaved_qkv:
                 return made["qkv"], 0
@@ -143,7 +143,7 @@ class Forward:
         for role in normed:
             size = shape.norm_by_role[role].size
             columns = heads.queries if role == "q" else heads.keys
-            weight_bytes = pointwise.norm_forward(ledger, shape.norm, size, rows, columns)
+            weight_bytes = pointwise.norm_forward(ledger, self.block.norm, size, rows, columns)
             if self.grad and self.block.reached(frozenset({role, "qkv"})):
                 self.saved.heads_norm += weight_bytes + made[role]
             else:
@@ -206,7 +206,7 @@ class Forward:
         footprint = self.block.footprint
         if which not in footprint.sublayers:
             return out
-        hidden = self.shape.hidden_size
+        hidden = self.block.hidden_size
         kept = additions.bottleneck_forward(self.ledger, self.rows, hidden, footprint.width)
         read = 0 if footprint.beside else out
         if self.grad:
@@ -249,7 +249,7 @@ class Forward:
         if norm is None:
             return 0
         weight_bytes = pointwise.norm_forward(
-            self.ledger, self.shape.norm, norm.size, self.rows, norm.size
+            self.ledger, self.block.norm, norm.size, self.rows, norm.size
         )
         if self.grad and self.block.reached(*self.block.before(role)):
             setattr(self.saved, slot, weight_bytes)

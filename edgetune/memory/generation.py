@@ -16,8 +16,8 @@ BYTES = {"float32": 4, "bfloat16": 2}
 
 def cache_bytes(shape: ModelShape, choice: Choice, tokens: int) -> int:
     """Return the bytes of the keys and values of a row of ``tokens``, its answer included."""
-    width = shape.kv_heads * shape.head_dim
-    return 2 * shape.layers * width * tokens * BYTES[choice.compute_dtype]
+    width = sum(block.keys for block in shape.blocks)
+    return 2 * width * tokens * BYTES[choice.compute_dtype]
 
 
 def row_bytes(shape: ModelShape, choice: Choice, tokens: int) -> int:
@@ -30,7 +30,7 @@ def attended_bytes(shape: ModelShape, tokens: int) -> int:
 
     Keys and values of a layer may be copied, widened, and laid out for every head.
     """
-    columns = (2 * shape.kv_heads + 2 * shape.heads) * shape.head_dim
+    columns = max(2 * block.keys + 2 * block.queries for block in shape.kinds)
     return FLOAT32_BYTES * columns * tokens
 
 

@@ -21,7 +21,7 @@ from edgetune.memory.step import StepModel
 from edgetune.memory.weights import load_bytes, transient_bytes, weight_bytes
 from edgetune.methods.base import Footprint, Method, Ranks
 from edgetune.objectives import Objective
-from edgetune.shape import Attention, ModelShape
+from edgetune.shape import ModelShape
 from edgetune.storage import FILE_FORMAT, FLOAT32_BYTES, QUANTIZED_OUTER
 
 INDICES = 28
@@ -139,16 +139,17 @@ class MemoryModel:
             return self._stepped(rows, [found(kind) for kind in self.kinds], summed=summed)
 
         @cache
-        def passes(rule: Attention, ranks: Ranks, footprint: Footprint, goes_on: bool) -> BlockPass:
+        def passes(alike: int, ranks: Ranks, footprint: Footprint, goes_on: bool) -> BlockPass:
             return block_pass(
                 Block(
-                    shape=shape, rule=rule, ranks=ranks, footprint=footprint, rows=rows,
-                    quantized=quantized, goes_on=goes_on,
+                    shape=shape.blocks[alike], hidden_size=shape.hidden_size, norm=shape.norm,
+                    ranks=ranks, footprint=footprint, rows=rows, quantized=quantized,
+                    goes_on=goes_on,
                 )
             )  # fmt: skip
 
         goes_on = (self._goes_on(layer) for layer in range(shape.layers))
-        layers = zip(shape.attention, self.ranks, self.footprint, goes_on, strict=True)
+        layers = zip(shape.alike, self.ranks, self.footprint, goes_on, strict=True)
         return self._stepped(rows, [passes(*layer) for layer in layers], summed=summed)
 
     def _stepped(self, rows: BatchShape, blocks: Sequence[BlockPass], *, summed: bool) -> StepModel:
@@ -198,8 +199,7 @@ def place_bytes(shape: ModelShape, rows: BatchShape) -> int:
     """
     if rows.mlx:
         return rows.tokens * INDICES
-    tables = {rule.rotary for rule in shape.attention if rule.rotary is not None}
-    turned = sum(2 * rotary.dimensions for rotary in tables)
+    turned = sum(2 * rotary.dimensions for rotary in shape.rotaries)
     return rows.tokens * INDICES + rows.activation_bytes(turned)
 
 

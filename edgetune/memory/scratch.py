@@ -37,12 +37,12 @@ def scratch_bytes(
     indices = pieces = 0
     codes = min(UNBLOCKED, height * width) if blocks else 0
     if frozen:
-        largest = max(linear.inputs * linear.outputs for linear in shape.linears)
+        largest = max(linear.inputs * linear.outputs for linear in shape.all_linears)
         if quantization != "none" or rows.recast:
             matrix = max(matrix, largest)
         match quantization:
             case "int8":
-                each = (min(ROWS, x.outputs) * x.inputs for x in shape.linears)
+                each = (min(ROWS, x.outputs) * x.inputs for x in shape.all_linears)
                 values = max(values, *each)
             case "nf4":
                 indices = min(UNPACKED, largest // 2)
@@ -60,6 +60,6 @@ def _widened(shape: ModelShape, rows: BatchShape) -> int:
     """Return the bytes of a piece of inputs and of outputs in the type of the product."""
     if not rows.upcast:
         return 0
-    widest_in = max(linear.inputs for linear in shape.linears)
-    widest_out = max(linear.outputs for linear in shape.linears)
+    widest_in = max(linear.inputs for linear in shape.all_linears)
+    widest_out = max(linear.outputs for linear in shape.all_linears)
     return min(PIECE, rows.tokens) * (widest_in + widest_out) * rows.product

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from math import ceil
 
 from edgetune.memory.scratch import HEAD_SLICE
-from edgetune.shape import MLP_ROLES, ModelShape
+from edgetune.shape import ATTENTION_ROLES, MLP_ROLES, ModelShape
 from edgetune.storage import (
     BYTES,
     FILE_FORMAT,
     FLOAT32_BYTES,
     QUANTIZED_OUTER,
-    block_bytes,
     blocks_bytes,
+    layer_counts,
     linear_bytes,
     outer_bytes,
     small_bytes,
@@ -35,9 +35,11 @@ def weight_bytes(
     MLX reads a streamed block when it is computed and drops it then: :func:`passing_bytes`.
     """
     streamed = 0 if mlx else STREAMED_BLOCKS
-    small = shape.layers * small_bytes(shape)
+    layers = range(shape.layers)
+    small = sum(small_bytes(shape, layer) for layer in layers)
     if placement == "resident":
-        matrices = blocks_bytes(shape, quantization) - small + shape.layers * _padding(shape)
+        padding = sum(_padding(shape, layer) for layer in layers)
+        matrices = blocks_bytes(shape, quantization) - small + padding
     else:
         matrices = streamed * _largest(shape, quantization)
     return matrices + small + _vocabulary(shape, quantization, embedding, head)
@@ -62,25 +64,31 @@ def transient_bytes(
     """Return what comes and goes with a block: all of it is read, and dropped after its use."""
     if not mlx or placement == "resident":
         return TransientWeights()
-    whole = _largest(shape, quantization)
-    layers = range(shape.layers if quantization == FILE_FORMAT else 1)
-    mlp = max(sum(_of_mlp(shape, layer, quantization)) for layer in layers)
-    return TransientWeights(whole - mlp, mlp)
+    layers = layer_counts(shape, quantization)
+    attention = max(_matrices(shape, layer, quantization, ATTENTION_ROLES) for layer in layers)
+    return TransientWeights(attention, _largest(shape, quantization) - attention)
 
 
-def _of_mlp(shape: ModelShape, layer: int, quantization: str) -> list[int]:
-    pairs = zip(shape.linears, linear_bytes(shape, layer, quantization), strict=True)
-    return [nbytes for linear, nbytes in pairs if linear.role in MLP_ROLES]
+def _matrices(
+    shape: ModelShape,
+    layer: int,
+    quantization: str,
+    roles: frozenset[str] = ATTENTION_ROLES | MLP_ROLES,
+) -> int:
+    """Return the bytes of a block's matrices of some roles, with those between their parts."""
+    pairs = zip(shape.blocks[layer].linears, linear_bytes(shape, layer, quantization), strict=True)
+    return sum(nbytes for linear, nbytes in pairs if linear.role in roles) + _padding(shape, layer)
 
 
 def _largest(shape: ModelShape, quantization: str) -> int:
-    """Return the bytes of a block's matrices, of the largest block where they differ."""
-    return block_bytes(shape, quantization) - small_bytes(shape) + _padding(shape)
+    """Return the bytes of the matrices of the largest block."""
+    layers = layer_counts(shape, quantization)
+    return max(_matrices(shape, layer, quantization) for layer in layers)
 
 
-def _padding(shape: ModelShape) -> int:
+def _padding(shape: ModelShape, layer: int) -> int:
     """Return the bytes between the parts of a block's matrices."""
-    return ALIGNMENT * len(shape.linears) * 4 + PAGE
+    return ALIGNMENT * len(shape.blocks[layer].linears) * 4 + PAGE
 
 
 def _vocabulary(shape: ModelShape, quantization: str, embedding: str, head: str) -> int:
@@ -110,7 +118,7 @@ def load_bytes(shape: ModelShape, quantization: str) -> int:
         largest = max(max(linear_bytes(shape, layer, quantization)) for layer in layers)
         outer = (vocabulary_bytes(shape, quantization, name) for name in ("embedding", "head"))
         return ceil(max(largest, *outer) * 1.1)
-    sizes = [linear.inputs * linear.outputs for linear in shape.linears]
+    sizes = [linear.inputs * linear.outputs for linear in shape.all_linears]
     if quantization in QUANTIZED_OUTER:
         sizes.append(shape.vocabulary * shape.hidden_size)
     matrix = max(sizes)

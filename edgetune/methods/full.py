@@ -76,8 +76,9 @@ class Full(Method):
         """Return that all projections are trained."""
         if layer < self.first_layer(shape):
             return Footprint()
-        roles = frozenset(linear.role for linear in shape.linears)
-        biases = frozenset(linear.role for linear in shape.linears if linear.bias)
+        linears = shape.blocks[layer].linears
+        roles = frozenset(linear.role for linear in linears)
+        biases = frozenset(linear.role for linear in linears if linear.bias)
         return Footprint(matrices=roles, biases=biases)
 
     def merge(
@@ -89,7 +90,7 @@ class Full(Method):
         turned = {
             f"{shape.block(layer)}{linear.module}.weight"
             for layer in range(shape.layers)
-            for linear in shape.linears
+            for linear in shape.blocks[layer].linears
             if linear.transposed
         }
         own = {name: x.T if name in turned else x for name, x in tensors.items()}
@@ -97,9 +98,8 @@ class Full(Method):
 
     def _named(self, shape: ModelShape) -> Iterator[tuple[str, tuple[int, ...]]]:
         for layer in last_blocks(shape, self.layers):
-            flipped = {
-                f"{shape.block(layer)}{x.module}.weight" for x in shape.linears if x.transposed
-            }
+            linears, prefix = shape.blocks[layer].linears, shape.block(layer)
+            flipped = {f"{prefix}{x.module}.weight" for x in linears if x.transposed}
             for tensor in shape.block_tensors(layer):
                 yield tensor.name, tensor.shape[::-1] if tensor.name in flipped else tensor.shape
         final = shape.final_norm

@@ -69,12 +69,12 @@ class LlamaAdapter(Method):
         name = attention_name(shape, layer)
         size = (1, self.adaption_length, shape.hidden_size)
         yield AdapterTensor(name=f"{name}.adaption_prompt", shape=size, initial=Normal(1.0))
-        gates = (shape.heads,) if self.gate == "head" else (1,)
+        gates = (shape.blocks[layer].heads,) if self.gate == "head" else (1,)
         yield AdapterTensor(name=f"{name}.adaption_gate", shape=gates, initial=ZEROS)
 
 
 def attention_name(shape: ModelShape, layer: int) -> str:
     """Return the module path of a block's attention."""
-    roles = shape.linear_by_role
+    roles = shape.blocks[layer].linear_by_role
     first = roles["qkv"] if "qkv" in roles else roles["q"]
     return f"{shape.block(layer)}{first.module.rsplit('.', 1)[0]}"

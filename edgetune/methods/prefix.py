@@ -31,7 +31,7 @@ class Prefix(Method):
     """``prefix_length`` keys and values a layer, the output of a small network in training.
 
     The network (section 4.3) maps an embedding (length, width) through ``prefix_hidden`` tanh
-    units to (length, layers * 2 * width), width being that of all keys; on disk only its output
+    units to (length, all keys and values), width being that of a layer's keys; on disk only its output
     is left.
     """
 
@@ -60,12 +60,12 @@ class Prefix(Method):
         return self.length
 
     def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
-        """Return the network, or ``2 * layers * length * width`` parameters."""
-        width = shape.kv_heads * shape.head_dim
+        """Return the network, or ``length`` times the numbers of all layers' keys and values."""
+        width, numbers = max(block.keys for block in shape.kinds), end_of(shape, shape.layers - 1)
         if not self.reparameterize:
-            size = (self.length, 2 * shape.layers * width)
+            size = (self.length, numbers)
             return (AdapterTensor(name=NAME, shape=size, initial=Normal(SPREAD)),)
-        hidden, outputs = self.prefix_hidden, 2 * shape.layers * width
+        hidden, outputs = self.prefix_hidden, numbers
         return (
             AdapterTensor(name="prefix.embedding", shape=(self.length, width), initial=Normal(1.0)),
             AdapterTensor(
@@ -88,9 +88,8 @@ class Prefix(Method):
 
     def attend(self, block: Block[A], own: Adapted[A], attended: Attended[A]) -> A:
         """Return attention to the prefix and the tokens at once."""
-        heads, layer = block.shape.kv_heads, block.layer or 0
-        width = 2 * heads * block.shape.head_dim
-        flat = self._values(block, own, slice(layer * width, (layer + 1) * width))
+        heads, end = block.own.kv_heads, end_of(block.shape, block.layer or 0)
+        flat = self._values(block, own, slice(end - 2 * block.own.keys, end))
         return block.ops.attend(attended, before=block.ops.keys_values(flat, heads))
 
     def _values(self, block: Block[A], own: Adapted[A], span: slice) -> A:
@@ -129,3 +128,8 @@ class Prefix(Method):
         inner = np.tanh(inner + tensors["prefix.inner.bias"])
         outer = inner @ tensors["prefix.outer.weight"].T + tensors["prefix.outer.bias"]
         return {NAME: outer.astype(np.float32)}
+
+
+def end_of(shape: ModelShape, layer: int) -> int:
+    """Return where the numbers of a layer end among those of all layers' keys and values."""
+    return sum(2 * block.keys for block in shape.blocks[: layer + 1])

@@ -41,11 +41,11 @@ def select(shape: ModelShape, patterns: Sequence[str], layers: int | None = None
     candidates = [
         Target(f"{shape.block(layer)}{linear.module}", layer, linear)
         for layer in last_blocks(shape, layers)
-        for linear in shape.linears
+        for linear in shape.blocks[layer].linears
     ]
     unmatched = [p for p in patterns if not any(matches(p, c) for c in candidates)]
     if unmatched or not patterns:
-        names = ", ".join(_last(linear.module) for linear in shape.linears)
+        names = ", ".join(dict.fromkeys(_last(linear.module) for linear in shape.all_linears))
         raise UsageError(
             f"No projection of this {shape.family} model is named {', '.join(unmatched) or '()'}. "
             f"It has {names}; the groups are {', '.join(GROUPS)}."
@@ -63,7 +63,7 @@ def norms(shape: ModelShape, layers: int | None, *, final: bool = True) -> list[
     inner = [
         (f"{shape.block(layer)}{norm.module}", norm)
         for layer in last_blocks(shape, layers)
-        for norm in shape.norms
+        for norm in shape.blocks[layer].norms
     ]
     return [*inner, (shape.final_norm.module, shape.final_norm)] if final else inner
 
@@ -101,7 +101,8 @@ def names(shape: ModelShape, patterns: Sequence[str]) -> tuple[str, ...]:
     written: dict[str, None] = {}
     for pattern in patterns:
         roles = GROUPS.get(pattern)
-        members = [_last(x.module) for x in shape.linears if roles is not None and x.role in roles]
+        linears = shape.all_linears
+        members = [_last(x.module) for x in linears if roles is not None and x.role in roles]
         written |= dict.fromkeys(members or [pattern])
     return tuple(written)
 

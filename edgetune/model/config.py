@@ -14,8 +14,8 @@ from typing import Final, Literal, cast
 
 from edgetune.errors import ModelError
 from edgetune.escapes import short
+from edgetune.shape import Activation
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 FloatName = Literal["float32", "float16", "bfloat16"]
 
 _ACTIVATIONS: Final[Mapping[str, Activation]] = {
@@ -51,6 +51,12 @@ class Fields:
         """Return the same fields, and notes of problems, with values for what is missing."""
         given = {name: value for name, value in self._config.items() if value is not None}
         fields = Fields({**self._config, **defaults, **given})
+        fields.problems = self.problems
+        return fields
+
+    def with_values(self, **values: object) -> Fields:
+        """Return the same fields, and notes of problems, with other values."""
+        fields = Fields({**self._config, **values})
         fields.problems = self.problems
         return fields
 

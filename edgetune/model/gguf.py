@@ -11,7 +11,7 @@ from edgetune.model.families import shape_of
 from edgetune.model.gguf_config import ARCHITECTURES, Architecture, config_of
 from edgetune.model.gguf_names import BESIDES, gguf_names
 from edgetune.model.weights import listing
-from edgetune.shape import FileFormats, ModelShape
+from edgetune.shape import BlockShape, FileFormats, ModelShape
 from edgetune.tensors.gguf.reader import GgufHeader, read_gguf
 from edgetune.tensors.gguf.tensor import GgufTensor, RowOrder
 from edgetune.tensors.gguf.types import FLOATS, QUANTIZED
@@ -83,7 +83,8 @@ def _as_checkpoint(
     """Return a tensor as the checkpoint has it, with what was done to it."""
     module, _, part = name.rpartition(".")
     inner = module.partition(shape.block_prefix.partition("{}")[0])[2].partition(".")[2]
-    linear = next((x for x in shape.linears if x.module == inner), None)
+    block = shape.blocks[0]  # no architecture here has blocks that differ in projections
+    linear = next((x for x in block.linears if x.module == inner), None)
     turned = linear is not None and linear.transposed and part == "weight"
     is_norm = linear is None and part == "weight" and len(stored.shape) == 1
     return GgufTensor(
@@ -93,7 +94,7 @@ def _as_checkpoint(
         stored.shape[::-1] if turned else stored.shape,
         stored.start,
         stored.end,
-        order=None if linear is None else _order(linear.role, shape, architecture),
+        order=None if linear is None else _order(linear.role, block, architecture),
         transposed=turned,
         added=1.0 if is_norm and architecture.norms_around_one else 0.0,
     )
@@ -103,15 +104,15 @@ def _file_shape(tensor: GgufTensor, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[::-1] if tensor.transposed else shape
 
 
-def _order(role: str, shape: ModelShape, architecture: Architecture) -> RowOrder | None:
-    half = shape.head_dim // 2
+def _order(role: str, block: BlockShape, architecture: Architecture) -> RowOrder | None:
+    half = block.head_dim // 2
     match role:
         case "q" if architecture.pairs_channels:
-            return RowOrder(shape.heads, 2, half)
+            return RowOrder(block.heads, 2, half)
         case "k" if architecture.pairs_channels:
-            return RowOrder(shape.kv_heads, 2, half)
-        case "qkv" if shape.interleaved_qkv:
-            return RowOrder(1, shape.heads, 3, shape.head_dim)
+            return RowOrder(block.kv_heads, 2, half)
+        case "qkv" if block.interleaved_qkv:
+            return RowOrder(1, block.heads, 3, block.head_dim)
     return None
 
 
@@ -120,7 +121,10 @@ def _formats(shape: ModelShape, tensors: dict[str, GgufTensor]) -> FileFormats |
     embedding = tensors[f"{shape.embedding}.weight"]
     head = embedding if shape.tied else tensors[f"{shape.head}.weight"]
     blocks = [
-        [tensors[f"{shape.block(layer)}{linear.module}.weight"] for linear in shape.linears]
+        [
+            tensors[f"{shape.block(layer)}{linear.module}.weight"]
+            for linear in shape.blocks[layer].linears
+        ]
         for layer in range(shape.layers)
     ]
     if not any(tensor.in_blocks for row in (*blocks, [embedding, head]) for tensor in row):

@@ -60,10 +60,10 @@ def _outer(shape: ModelShape) -> Iterator[tuple[str, str]]:
 def _blocks(shape: ModelShape) -> Iterator[tuple[str, str]]:
     for layer in range(shape.layers):
         prefix, ours = f"blk.{layer}.", shape.block(layer)
-        for linear in shape.linears:
+        for linear in shape.blocks[layer].linears:
             for part in ("weight", "bias") if linear.bias else ("weight",):
                 yield f"{ours}{linear.module}.{part}", f"{prefix}{LINEARS[linear.role]}.{part}"
-        for norm in shape.norms:
+        for norm in shape.blocks[layer].norms:
             assert norm.role != "final"
             for part in ("weight", "bias") if norm.bias else ("weight",):
                 yield f"{ours}{norm.module}.{part}", f"{prefix}{NORMS[norm.role]}.{part}"

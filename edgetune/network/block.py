@@ -10,7 +10,7 @@ from typing import Generic
 
 from edgetune.network.adaptation import BASE, Adaptation
 from edgetune.network.ops import A, Attended, Ops
-from edgetune.shape import Linear, ModelShape, Norm
+from edgetune.shape import BlockShape, Linear, ModelShape, Norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +28,18 @@ class Block(Generic[A]):
 
     # what a method may ask
 
+    @property
+    def own(self) -> BlockShape:
+        """The shape of the block; at the two ends, where no block is, that of the first."""
+        return self.shape.blocks[self.layer or 0]
+
     def module(self, part: Linear | Norm) -> str:
         """Return the full module path of a projection or a norm."""
         return part.module if self.layer is None else f"{self.shape.block(self.layer)}{part.module}"
 
     def norm_of(self, role: str) -> Norm:
         """Return a norm by its role."""
-        return self.shape.final_norm if role == "final" else self.shape.norm_by_role[role]
+        return self.shape.final_norm if role == "final" else self.own.norm_by_role[role]
 
     def keys_values(self, x: A) -> tuple[A, A]:
         """Return the frozen model's keys and values (1, G, S, h) of other hidden states.
@@ -49,7 +54,7 @@ class Block(Generic[A]):
     def output(self, x: A) -> A:
         """Return the output (B, S, D) of a block for its input."""
         attended = self._attention(x)
-        if self.shape.parallel:
+        if self.own.parallel:
             both = self.ops.add(x, attended)
             return self.ops.add(both, self._mlp(x))
         x = self.ops.add(x, self._scaled(attended))
@@ -67,7 +72,7 @@ class Block(Generic[A]):
         return self.method.norm(self, "final", x)
 
     def _attention(self, x: A) -> A:
-        ops, rule = self.ops, self.shape.attention[self.layer or 0]
+        ops, rule = self.ops, self.own.attention
         x = self._norm("attention_input", x)
         q, k, v = self._queries_keys_values(x)
         if rule.rotary is not None:
@@ -97,20 +102,19 @@ class Block(Generic[A]):
         return self._heads("q", q), self._heads("k", k), self._heads("v", v)
 
     def _projected_heads(self, x: A) -> tuple[A, A, A]:
-        shape, ops = self.shape, self.ops
+        shape, ops = self.own, self.ops
         if "qkv" not in shape.linear_by_role:
             return self._project("q", x), self._project("k", x), self._project("v", x)
         fused = self._project("qkv", x)
         if shape.interleaved_qkv:
             q, k, v = ops.split_by_head(fused, shape.heads, 3)
         else:
-            queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-            q, k, v = ops.split(fused, (queries, keys, keys))
+            q, k, v = ops.split(fused, (shape.queries, shape.keys, shape.keys))
         return q, k, v
 
     def _heads(self, role: str, x: A) -> A:
         """Return (B, heads, S, h) of (B, S, heads h), with the norm of q or k if there is one."""
-        size, norm = self.shape.head_dim, self.shape.norm_by_role.get(role)
+        size, norm = self.own.head_dim, self.own.norm_by_role.get(role)
         if norm is not None and norm.size != size:
             x = self._norm(role, x)
         x = self.ops.to_heads(x, size)
@@ -126,7 +130,7 @@ class Block(Generic[A]):
 
     def _inner(self, x: A) -> A:
         """Return what the FFN's output projection reads (B, S, F)."""
-        shape, ops = self.shape, self.ops
+        shape, ops = self.own, self.ops
         if "gate_up" in shape.linear_by_role:
             gate, up = ops.split(self._project("gate_up", x), (shape.ffn_size, shape.ffn_size))
             return ops.gated(gate, up, shape.activation)
@@ -136,12 +140,12 @@ class Block(Generic[A]):
         return ops.activation(self._project("up", x), shape.activation)
 
     def _norm(self, role: str, x: A) -> A:
-        if role not in self.shape.norm_by_role:
+        if role not in self.own.norm_by_role:
             return x
         return self.method.norm(self, role, x)
 
     def _project(self, role: str, x: A) -> A:
-        return self.method.project(self, self.shape.linear_by_role[role], x)
+        return self.method.project(self, self.own.linear_by_role[role], x)
 
     def _scaled(self, x: A) -> A:
         scale = self.shape.residual_scale

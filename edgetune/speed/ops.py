@@ -6,11 +6,12 @@ transcript: a test holds them against the engine's for every method, family and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import ceil
 
 from edgetune.choice import Choice
 from edgetune.methods.base import Method
-from edgetune.shape import Attention, ModelShape
+from edgetune.shape import Attention, BlockShape, ModelShape
 
 BLOCK, LINEAR, NORM, ROTARY = 25, 5, 8, 20
 """Operations of a forward pass: of a block as such, of each projection, norm and rotation."""
@@ -51,13 +52,8 @@ class Operations:
         adapted = max(1, shape.layers - self._first)
         trained = self._tensors / adapted
         attended = "attend" in method.footprint(shape, shape.layers - 1).places
-        self._linears = len(shape.linears)
-        self._frozen = (
-            BLOCK
-            + LINEAR * len(shape.linears)
-            + NORM * len(shape.norms)
-            + sum(map(_attention, shape.attention)) / shape.layers
-        )
+        self._linears = _mean(shape, lambda block: len(block.linears))
+        self._frozen = _mean(shape, _block)
         self._added = TENSOR_FORWARD * trained + ATTENDED_FORWARD * attended
         self._added_backward = TENSOR_BACKWARD * trained + ATTENDED_BACKWARD * attended
 
@@ -91,6 +87,16 @@ class Operations:
 def _ends(choice: Choice) -> float:
     """Return the operations of a micro-batch outside its blocks."""
     return ENDS + CHUNK * max(0, ceil(choice.tokens / choice.loss_chunk) - 1)
+
+
+def _mean(shape: ModelShape, count: Callable[[BlockShape], int]) -> float:
+    return sum(map(count, shape.blocks)) / shape.layers
+
+
+def _block(block: BlockShape) -> int:
+    """Return the operations of a frozen block's forward pass."""
+    own = LINEAR * len(block.linears) + NORM * len(block.norms)
+    return BLOCK + own + _attention(block.attention)
 
 
 def _attention(rule: Attention) -> int:

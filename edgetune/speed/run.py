@@ -76,5 +76,4 @@ def _loading(shape: ModelShape, choice: Choice, rates: Rates) -> float:
     read = (blocks_bytes(shape, form) + outer_bytes(shape, form)) / rates.disk
     if choice.quantization in {"none", FILE_FORMAT}:
         return read
-    weights = shape.layers * shape.block_linear_parameters
-    return read + QUANTIZE_COST * weights / rates.dequantize
+    return read + QUANTIZE_COST * shape.linear_parameters / rates.dequantize

@@ -6,16 +6,17 @@ projections, V vocabulary. A product of T tokens with N weights costs 2 T N oper
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from math import ceil
 from typing import Literal
 
 from edgetune.choice import Choice
 from edgetune.methods.base import Method
 from edgetune.objectives import Objective
-from edgetune.shape import ModelShape
+from edgetune.shape import BlockShape, ModelShape
 from edgetune.speed.ops import Operations
 from edgetune.speed.rates import Rates
 from edgetune.storage import BYTES, FILE_FORMAT, blocks_bytes, vocabulary_bytes
@@ -75,6 +76,28 @@ class Rectangle:
         return replace(choice, micro_batch=self.rows, context=self.width)
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the time of a block depends on: its weights, and numbers a token.
+
+    ``queries`` of attention, and those that are ``moved`` element by element.
+    """
+
+    weights: int
+    queries: int
+    moved: int
+
+    @classmethod
+    def of(cls, block: BlockShape, hidden: int) -> Work:
+        """Return the work of a block.
+
+        Two norms and two residuals, the rotation of queries and keys, the activation are read and
+        written.
+        """
+        moved = 14 * hidden + 6 * (block.queries + block.keys) + 4 * block.ffn_size
+        return cls(block.linear_parameters, block.queries, moved)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
     """Seconds of one block's forward and backward pass, and of bringing its weights."""
@@ -106,6 +129,8 @@ class TimeModel:
         self.first = method.first_layer(shape)
         self._blocks = cache(partial(blocks_bytes, shape))
         self._operations = Operations(shape, method)
+        self._work = [Work.of(block, shape.hidden_size) for block in shape.blocks]
+        self._counted = cache(self._count)
 
     def estimate(self, choice: Choice) -> TimeEstimate:
         """Return the time of an optimizer step; zero if the device's rates are not known."""
@@ -149,8 +174,9 @@ class TimeModel:
 
     def evaluation(self, choice: Choice) -> float:
         """Return the seconds of one pass without gradients over a micro-batch, with its loss."""
-        block = self._pass(choice)
-        work = self.shape.layers * block.run(block.forward) + self.head(choice) / 2
+        passes = ((count, self._pass(choice, work)) for work, count in self._counted().items())
+        blocks = sum(count * block.run(block.forward) for count, block in passes)
+        work = blocks + self.head(choice) / 2
         return self._with_issuing(work, self._operations.evaluation(choice))
 
     def _with_issuing(self, work: float, operations: float) -> float:
@@ -160,26 +186,32 @@ class TimeModel:
 
     def blocks(self, choice: Choice) -> float:
         """Return the seconds of all blocks' passes for a micro-batch."""
-        block, layers = self._pass(choice), self.shape.layers
-        adapted = layers - self.first
-        again = max(0, choice.checkpointing.layers - self.first)
-        return (
-            layers * block.run(block.forward)
-            + (adapted - again) * block.run(block.backward)
-            + again * block.run(block.forward, block.backward)
-        )
+        again = max(self.first, choice.checkpointing.layers)
+        adapted, kept = self._counted(self.first), self._counted(again)
+        seconds = 0.0
+        for work, count in self._counted().items():
+            block = self._pass(choice, work)
+            seconds += (
+                count * block.run(block.forward)
+                + kept[work] * block.run(block.backward)
+                + (adapted[work] - kept[work]) * block.run(block.forward, block.backward)
+            )
+        return seconds
 
-    def _pass(self, choice: Choice) -> Pass:
+    def _count(self, first: int = 0) -> Counter[Work]:
+        """Return how many blocks of each kind there are from one on."""
+        return Counter(self._work[first:])
+
+    def _pass(self, choice: Choice, work: Work) -> Pass:
         rates, tokens = self.rates, choice.tokens
         product, width = rates.product(choice.compute_dtype), BYTES[choice.compute_dtype]
-        weights = self.shape.block_linear_parameters
         low_rank = self.trained / max(1, self.shape.layers - self.first)
-        frozen = max(2 * tokens * weights / product, weights * width / rates.pointwise)
-        attended = 2 * tokens * choice.context * self._heads
+        frozen = max(2 * tokens * work.weights / product, work.weights * width / rates.pointwise)
+        attended = 2 * tokens * choice.context * work.queries
         attention = attended / rates.attention(choice.compute_dtype)
         added = 2 * tokens * low_rank / product
         beside = rates.beside_copies if choice.placement != "resident" else 1.0
-        touched = self._touched(choice)
+        touched = self._touched(choice, work)
         return Pass(
             forward=beside * (frozen + attention + touched[0] + added),
             backward=beside
@@ -189,32 +221,21 @@ class TimeModel:
 
     def touched(self, choice: Choice) -> float:
         """Return the seconds in which all blocks work element by element, unpacking included."""
-        forward, backward = self._touched(choice)
-        return self.shape.layers * forward + (self.shape.layers - self.first) * backward
+        adapted, seconds = self._counted(self.first), 0.0
+        for work, count in self._counted().items():
+            forward, backward = self._touched(choice, work)
+            seconds += count * forward + adapted[work] * backward
+        return seconds
 
-    def _touched(self, choice: Choice) -> tuple[float, float]:
+    def _touched(self, choice: Choice, work: Work) -> tuple[float, float]:
         """Return a block's seconds of it, forward and backward."""
         rates = self.rates
-        moved = choice.tokens * BYTES[choice.compute_dtype] * self._moved / rates.pointwise
-        dense = self._dense(choice) * self.shape.block_linear_parameters
+        moved = choice.tokens * BYTES[choice.compute_dtype] * work.moved / rates.pointwise
+        dense = self._dense(choice) * work.weights
         factor, counted = rates.block_factor(choice), self._operations
         forward = moved + dense + rates.sharing * counted.forward(choice)
         backward = 2 * moved + dense + rates.sharing * counted.backward(choice)
         return factor * forward, factor * backward
-
-    @cached_property
-    def _heads(self) -> int:
-        return self.shape.heads * self.shape.head_dim
-
-    @cached_property
-    def _moved(self) -> int:
-        """Numbers that element-by-element work of a block reads and writes for a token.
-
-        Two norms and two residuals, the rotation of queries and keys, the activation.
-        """
-        shape = self.shape
-        turned = (shape.heads + shape.kv_heads) * shape.head_dim
-        return 14 * shape.hidden_size + 6 * turned + 4 * shape.ffn_size
 
     def _dense(self, choice: Choice) -> float:
         """Return the seconds in which a stored weight becomes a number to compute with."""

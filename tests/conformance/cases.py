@@ -37,7 +37,7 @@ class Case:
 
 
 def _linears(shape: ModelShape, *roles: str) -> list[tuple[int, int]]:
-    return [(x.inputs, x.outputs) for x in shape.linears if not roles or x.role in roles]
+    return [(x.inputs, x.outputs) for x in shape.blocks[0].linears if not roles or x.role in roles]
 
 
 def _low_rank(rank: int, *roles: str) -> Count:
@@ -53,22 +53,22 @@ def _adapter(a: int, per_block: int) -> Count:
 
 
 def _norms(shape: ModelShape) -> int:
-    return sum(x.size * (2 if x.bias else 1) for x in shape.norms)
+    return sum(x.size * (2 if x.bias else 1) for x in shape.blocks[0].norms)
 
 
 def _network(p: int, hidden: int, s: ModelShape) -> int:
-    width, outputs = s.kv_heads * s.head_dim, 2 * s.layers * s.kv_heads * s.head_dim
+    width, outputs = s.blocks[0].keys, 2 * s.layers * s.blocks[0].keys
     return p * width + hidden * (width + 1) + outputs * (hidden + 1)
 
 
 def _prefix(p: int, hidden: int | None) -> Count:
     if hidden is None:
-        return lambda s: 2 * s.layers * p * s.kv_heads * s.head_dim
+        return lambda s: 2 * s.layers * p * s.blocks[0].keys
     return lambda s: _network(p, hidden, s)
 
 
 def _biases(shape: ModelShape) -> int:
-    own = sum(d for _, d in _linears(shape)) + sum(x.size for x in shape.norms if x.bias)
+    own = sum(d for _, d in _linears(shape)) + sum(x.size for x in shape.blocks[0].norms if x.bias)
     return shape.layers * own + (shape.final_norm.size if shape.final_norm.bias else 0)
 
 
@@ -137,7 +137,7 @@ CASES = (
     ),
     Case(
         name="llama-adapter", rate=1.0, kind="llama-adapter", settings={"adaption_length": 4},
-        parameters=lambda s: s.layers * (4 * s.hidden_size + s.heads),
+        parameters=lambda s: s.layers * (4 * s.hidden_size + s.blocks[0].heads),
     ),
     Case(
         name="llama-adapter-layer", rate=1.0, kind="llama-adapter",

@@ -152,7 +152,7 @@ def _constant_norms(method: Any) -> Iterator[None]:
     from edgetune_mlx.ops import MlxOps
 
     def norms(ops: Any, key: Any, _: Any, __: Any, scale: float, kept: Any) -> Any:
-        module = f"{method.shape.block(key[0])}{method.shape.linear_by_role[key[1]].module}"
+        module = f"{method.shape.block(key[0])}{method.shape.blocks[key[0]].linear_by_role[key[1]].module}"
         pair = (method.tensors[f"{module}.lora_{part}.weight"] for part in "AB")
         return original(ops, key, *pair, scale, kept)
 

@@ -27,7 +27,7 @@ def test_tensors_and_targets_are_those_of_the_wrapper(tmp_path: Path) -> None:
     targets = json.loads((tmp_path / CONFIG).read_text())["target_modules"]
 
     assert all(name.startswith(INSIDE) for name in load_file(tmp_path / WEIGHTS))
-    assert len(targets) == SHAPE.layers * len(SHAPE.linears)
+    assert len(targets) == sum(len(block.linears) for block in SHAPE.blocks)
     assert all(name.startswith("model.language_model.layers.") for name in targets)
 
 

@@ -71,7 +71,12 @@ def test_a_file_is_a_model_with_its_shape_and_its_numbers(file: Path) -> None:
 
     shape = source.shape
     assert shape == model.shape
-    assert (shape.family, shape.layers, shape.kv_heads, shape.head_dim) == ("llama", 1, 2, 8)
+    assert (shape.family, shape.layers, shape.blocks[0].kv_heads, shape.blocks[0].head_dim) == (
+        "llama",
+        1,
+        2,
+        8,
+    )
     assert shape.tied
     assert shape.norm.eps == 1e-5
     assert shape.attention[0].rotary is not None

@@ -44,7 +44,7 @@ def test_gemma2_alternates_windows_and_caps_scores() -> None:
     assert {layer.softcap for layer in shape.attention} == {50.0}
     assert (shape.logit_softcap, shape.norm.offset, shape.tied) == (30.0, 1.0, True)
     assert shape.embedding_scale == 4608**0.5
-    assert (shape.activation, shape.head_dim) == ("gelu_tanh", 128)
+    assert (shape.blocks[0].activation, shape.blocks[0].head_dim) == ("gelu_tanh", 128)
 
 
 def test_gemma3_has_five_local_layers_to_one_global() -> None:
@@ -75,11 +75,12 @@ def test_the_smallest_published_gemma3_config_is_enough() -> None:
 
 def test_gpt_neox_is_parallel_and_interleaved() -> None:
     shape = _published("pythia-160m")
-    rule = shape.attention[0].rotary
+    block = shape.blocks[0]
+    rule = block.attention.rotary
 
-    assert (shape.parallel, shape.interleaved_qkv, shape.head) == (True, True, "embed_out")
+    assert (block.parallel, block.interleaved_qkv, shape.head) == (True, True, "embed_out")
     assert rule is not None
-    assert (rule.dimensions, shape.head_dim) == (16, 64)
+    assert (rule.dimensions, block.head_dim) == (16, 64)
 
 
 def test_gpt2_stores_its_matrices_the_other_way_round() -> None:

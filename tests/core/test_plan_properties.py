@@ -133,8 +133,7 @@ def test_bytes_rise_with_what_is_asked_for(
         sizes = {"rank": 8, "context": 64, "micro_batch": 2, "accumulation": 2}
         sizes[knob] = 16 * value if knob == "context" else value
         if knob == "layers":
-            rules = (shape.attention * value)[:value]
-            shape = replace(shape, layers=value, attention=rules)
+            shape = replace(shape, blocks=(shape.blocks * value)[:value])
         choice = Choice(
             method=Lora(rank=sizes["rank"]), quantization=quantization,
             checkpointing=Checkpointing(layers=checkpointed), placement="resident",

@@ -79,7 +79,7 @@ def planned(case: Case, layer: int, *, multiplies_16bit: bool, goes_on: bool) ->
     shape, choice = case.shape, case.choice
     rows = batch_shape_of(shape, choice, Platform(kind="cpu", multiplies_16bit=multiplies_16bit))
     ledger = Ledger()
-    ops = EagerOps(shape, rows, ledger, quantized=choice.quantization == "nf4")
+    ops = EagerOps(shape, rows, ledger, layer, quantized=choice.quantization == "nf4")
     kind = kinds(choice.method, shape, choice.method.tensors(shape))[layer]
     own = SizedMethod(choice.method, shape, {})
     own = own.with_tensors(kind.tensors, grad=True, training=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mixed_models import mixed
 from products import products
 
 from edgetune.backend import GenerateOptions
@@ -37,13 +38,16 @@ class Case:
     layers: int
     vocabulary: int
     choice: Choice
+    mixed: bool = False
+    """Every second block is narrower."""
 
     @property
     def shape(self) -> ModelShape:
         """The model's shape; where kinds of layers alternate, its last ones."""
         whole = resolve(self.model).shape
-        rules = (whole.attention * self.layers)[-self.layers :]
-        return replace(whole, layers=self.layers, attention=rules, vocabulary=self.vocabulary)
+        blocks = (whole.blocks * self.layers)[-self.layers :]
+        shape = replace(whole, blocks=blocks, vocabulary=self.vocabulary)
+        return mixed(shape) if self.mixed else shape
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,10 @@ class Compared:
 def cases(count: int, seed: int = 0) -> Iterator[Case]:
     """Yield so many drawn cases, and some that are large in one way."""
     draw = random.Random(seed)
-    for _ in range(count):
+    for number in range(count):
         model, layers = draw.choice(MODELS), draw.choice((1, 1, 2, 2, 3))
-        yield Case(model, layers, draw.choice((512, 2500, 5000)), _choice(draw, model, layers))
+        vocabulary, choice = draw.choice((512, 2500, 5000)), _choice(draw, model, layers)
+        yield Case(model, layers, vocabulary, choice, mixed=number % 4 == 1)
     for vocabulary in (128_256, 151_936, 256_000):
         yield Case("qwen2.5-0.5b", 1, vocabulary, plain(loss_chunk=64, context=64))
     for layers in (16, 32):

@@ -183,16 +183,18 @@ class GgufCase:
     def shape(self) -> ModelShape:
         """The shape, with fewer tokens."""
         whole = resolve(self.model).shape
-        rules = (whole.attention * self.layers)[-self.layers :]
+        blocks = (whole.blocks * self.layers)[-self.layers :]
         kinds = [
-            tuple(self.kinds[(at + layer) % len(self.kinds)] for at in range(len(whole.linears)))
+            tuple(
+                self.kinds[(at + layer) % len(self.kinds)] for at in range(len(blocks[0].linears))
+            )
             for layer in range(self.layers)
         ]
         formats = FileFormats(
             matrices=tuple(kinds), embedding=self.vocabulary_kind, head=self.vocabulary_kind
         )
         return replace(
-            whole, layers=self.layers, attention=rules, vocabulary=2500, dtype="float32",
+            whole, blocks=blocks, vocabulary=2500, dtype="float32",
             formats=formats,
         )  # fmt: skip
 

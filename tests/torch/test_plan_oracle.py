@@ -74,6 +74,7 @@ def _words(item: Compared) -> str:
     products = "16-bit" if item.multiplies_16bit else "float32"
     return (
         f"{item.over:+.2%} {item.phase} {products} products {case.model} L={case.layers} "
+        f"{'mixed ' if case.mixed else ''}"
         f"V={case.vocabulary} "
         f"{case.choice}"
     )

@@ -126,7 +126,7 @@ def _model_window(model: PreTrainedModel) -> int | None:
 
 
 def _assert_same_norms(shape: ModelShape, model: PreTrainedModel) -> None:
-    for norm in shape.norms:
+    for norm in shape.blocks[0].norms:
         module = _blocks(model)[0].get_submodule(norm.module)
         eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import Final
 
@@ -51,10 +51,10 @@ class Architecture:
         every = self.unrotated_pattern
         return every is None or (layer + 1) % every != 0
 
-    def attention_scale(self, shape: ModelShape) -> float:
-        """What scores are multiplied by."""
-        wide = shape.layers in self.wide_scales
-        return 1 / sqrt(shape.hidden_size / shape.heads if wide else shape.head_dim)
+    def attention_scale(self, shape: ModelShape, layer: int) -> float:
+        """What a layer's scores are multiplied by."""
+        wide, block = shape.layers in self.wide_scales, shape.blocks[layer]
+        return 1 / sqrt(shape.hidden_size / block.heads if wide else block.head_dim)
 
 
 _ALL: Final = ATTENTION_ROLES | MLP_ROLES
@@ -115,21 +115,24 @@ def architecture_of(shape: ModelShape) -> Architecture:
 
 
 def _differences(shape: ModelShape, architecture: Architecture) -> list[str]:
+    block = shape.blocks[0]
     problems = []
-    if shape.activation not in architecture.activations:
+    if any(replace(each, attention=block.attention) != block for each in shape.kinds):
+        problems.append("its blocks differ in more than what they attend to")
+    if block.activation not in architecture.activations:
         known = " or ".join(sorted(architecture.activations))
-        problems.append(f"its activation is {shape.activation}, there it is {known}")
+        problems.append(f"its activation is {block.activation}, there it is {known}")
     multiplied = (shape.logit_scale, shape.residual_scale) != (1.0, 1.0)
     if multiplied and not architecture.multipliers:
         problems.append("it has multipliers of its own")
-    if shape.parallel and not architecture.parallel:
+    if block.parallel and not architecture.parallel:
         problems.append("both halves of a block read the same input")
-    capped = shape.attention[0].softcap is not None
+    capped = block.attention.softcap is not None
     if capped != architecture.softcaps:
         problems.append(f"its scores are {'' if capped else 'not '}capped")
     if architecture.softcaps and shape.logit_softcap is None:
         problems.append("its logits are not capped")
-    biased = [x.module for x in shape.linears if x.bias and x.role not in architecture.biases]
+    biased = [x.module for x in block.linears if x.bias and x.role not in architecture.biases]
     if biased:
         problems.append(f"{', '.join(biased)} have biases")
     if shape.head_bias:

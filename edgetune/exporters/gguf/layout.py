@@ -22,7 +22,7 @@ from edgetune.exporters.gguf.rows import (
 )
 from edgetune.exporters.updates import Merge
 from edgetune.model import LocalModel, gguf_names
-from edgetune.shape import Linear, ModelShape, Norm
+from edgetune.shape import BlockShape, Linear, ModelShape, Norm
 
 
 def file_tensors(model: LocalModel, merge: Merge, architecture: Architecture) -> dict[str, Rows]:
@@ -31,13 +31,13 @@ def file_tensors(model: LocalModel, merge: Merge, architecture: Architecture) ->
 
 
 def row_order(
-    shape: ModelShape, linear: Linear, architecture: Architecture
+    block: BlockShape, linear: Linear, architecture: Architecture
 ) -> NDArray[np.int64] | None:
     """Return which of the model's rows each row of a projection in the file is; None: the same."""
     if linear.role in ("q", "k") and architecture.neighbours_rotate:
-        return neighbours(linear.outputs, shape.head_dim)
-    if linear.role == "qkv" and shape.interleaved_qkv:
-        return one_after_another(shape.heads, shape.head_dim)
+        return neighbours(linear.outputs, block.head_dim)
+    if linear.role == "qkv" and block.interleaved_qkv:
+        return one_after_another(block.heads, block.head_dim)
     return None
 
 
@@ -67,7 +67,7 @@ def query_scale(shape: ModelShape, architecture: Architecture, layer: int) -> fl
     """Return what queries are multiplied by, so that llama.cpp's scale makes the model's."""
     if architecture.multipliers:
         return 1.0
-    scale = shape.attention[layer].scale / architecture.attention_scale(shape)
+    scale = shape.blocks[layer].attention.scale / architecture.attention_scale(shape, layer)
     return 1.0 if isclose(scale, 1.0, rel_tol=1e-6) else scale
 
 
@@ -75,12 +75,13 @@ def arranged(
     rows: Rows, linear: Linear, layer: int, shape: ModelShape, architecture: Architecture
 ) -> Rows:
     """Return a projection's rows, its weight's, bias's or B's, as the file has them."""
-    order = row_order(shape, linear, architecture)
+    block = shape.blocks[layer]
+    order = row_order(block, linear, architecture)
     rows = rows if order is None else Reordered(rows, order)
     scale = query_scale(shape, architecture, layer)
-    if linear.role not in ("q", "qkv") or "q" in shape.norm_by_role or scale == 1.0:
+    if linear.role not in ("q", "qkv") or "q" in block.norm_by_role or scale == 1.0:
         return rows
-    return FirstRescaled(rows, shape.heads * shape.head_dim, scale)
+    return FirstRescaled(rows, block.queries, scale)
 
 
 class _Layout:
@@ -109,10 +110,10 @@ class _Layout:
 
     def _block(self, layer: int) -> Iterator[tuple[str, Rows]]:
         shape, prefix, target = self._shape, self._shape.block(layer), f"blk.{layer}."
-        for norm in shape.norms:
+        for norm in shape.blocks[layer].norms:
             scale = self._query_scale[layer] if norm.role == "q" else 1.0
             yield from self._norm(norm, prefix, target, scale)
-        for linear in shape.linears:
+        for linear in shape.blocks[layer].linears:
             yield from self._linear(linear, layer, prefix, target)
 
     def _norm(

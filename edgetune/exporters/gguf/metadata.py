@@ -59,22 +59,23 @@ def _sizes(shape: ModelShape, architecture: Architecture) -> Iterator[tuple[str,
     yield "context_length", Value("uint32", context_of(shape, architecture))
     yield "embedding_length", Value("uint32", shape.hidden_size)
     yield "block_count", Value("uint32", shape.layers)
-    yield "feed_forward_length", Value("uint32", shape.ffn_size)
+    yield "feed_forward_length", Value("uint32", shape.blocks[0].ffn_size)
     if architecture.parallel:
-        yield "use_parallel_residual", Value("bool", shape.parallel)
+        yield "use_parallel_residual", Value("bool", shape.blocks[0].parallel)
 
 
 def _attention(shape: ModelShape, architecture: Architecture) -> Iterator[tuple[str, Value]]:
+    block = shape.blocks[0]
     rms = "_rms" if shape.norm.kind == "rms" else ""
-    yield "attention.head_count", Value("uint32", shape.heads)
-    yield "attention.head_count_kv", Value("uint32", shape.kv_heads)
-    yield "attention.key_length", Value("uint32", shape.head_dim)
-    yield "attention.value_length", Value("uint32", shape.head_dim)
+    yield "attention.head_count", Value("uint32", block.heads)
+    yield "attention.head_count_kv", Value("uint32", block.kv_heads)
+    yield "attention.key_length", Value("uint32", block.head_dim)
+    yield "attention.value_length", Value("uint32", block.head_dim)
     yield f"attention.layer_norm{rms}_epsilon", Value("float32", shape.norm.eps)
     windows = {rule.window for rule in shape.attention if rule.window is not None}
     if architecture.window_pattern is not None and windows:
         yield "attention.sliding_window", Value("uint32", max(windows))
-    softcap = shape.attention[0].softcap
+    softcap = shape.blocks[0].attention.softcap
     if softcap is not None:
         yield "attn_logit_softcapping", Value("float32", softcap)
     if shape.logit_softcap is not None:
@@ -83,7 +84,7 @@ def _attention(shape: ModelShape, architecture: Architecture) -> Iterator[tuple[
 
 def _multipliers(shape: ModelShape, architecture: Architecture) -> Iterator[tuple[str, Value]]:
     if architecture.multipliers:
-        yield "attention.scale", Value("float32", shape.attention[0].scale)
+        yield "attention.scale", Value("float32", shape.blocks[0].attention.scale)
         yield "embedding_scale", Value("float32", shape.embedding_scale)
         yield "residual_scale", Value("float32", shape.residual_scale)
         yield "logit_scale", Value("float32", 1 / shape.logit_scale)  # llama.cpp divides

@@ -6,9 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from edgetune.model.config import Activation, Fields
+from edgetune.model.config import Fields
 from edgetune.model.rotary import rope_table, rotary
-from edgetune.shape import Attention, Linear, ModelShape, Norm, NormKind, Rotary
+from edgetune.shape import (
+    Activation,
+    Attention,
+    BlockShape,
+    Linear,
+    ModelShape,
+    Norm,
+    NormKind,
+    Rotary,
+)
 
 MOST_LAYERS: Final = 10_000
 """Far above every model; a damaged config must not ask for a list of billions."""
@@ -126,6 +135,35 @@ def head_norms(q_size: int, k_size: int) -> tuple[Norm, ...]:
     )
 
 
+def blocks(
+    sizes: Sizes,
+    *,
+    linears: Sequence[Linear],
+    norms: Sequence[Norm],
+    attention: Sequence[Attention],
+    activation: Activation,
+    parallel: bool = False,
+    interleaved_qkv: bool = False,
+) -> tuple[BlockShape, ...]:
+    """Return blocks that differ in their attention alone."""
+    kinds = {
+        rule: BlockShape(
+            heads=sizes.heads,
+            kv_heads=sizes.kv_heads,
+            head_dim=sizes.head_dim,
+            ffn_size=sizes.ffn,
+            activation=activation,
+            attention=rule,
+            linears=tuple(linears),
+            norms=tuple(norms),
+            parallel=parallel,
+            interleaved_qkv=interleaved_qkv,
+        )
+        for rule in dict.fromkeys(attention)
+    }
+    return tuple(kinds[rule] for rule in attention)
+
+
 def decoder(
     fields: Fields,
     sizes: Sizes,
@@ -145,21 +183,15 @@ def decoder(
     """Return a decoder whose tensors are named as Llama's are."""
     return ModelShape(
         family=family,
-        layers=sizes.layers,
         hidden_size=sizes.hidden,
-        ffn_size=sizes.ffn,
-        heads=sizes.heads,
-        kv_heads=sizes.kv_heads,
-        head_dim=sizes.head_dim,
         vocabulary=sizes.vocabulary,
         max_context=sizes.context,
         dtype=fields.dtype(),
         tied=tied,
         norm=norm,
-        activation=activation,
-        attention=tuple(attention),
-        linears=tuple(linears),
-        norms=tuple(norms),
+        blocks=blocks(
+            sizes, linears=linears, norms=norms, attention=attention, activation=activation
+        ),
         final_norm=Norm(
             role="final", module="model.norm", size=sizes.hidden, bias=norm.kind == "layer"
         ),

@@ -33,12 +33,12 @@ def gemma(fields: Fields) -> ModelShape:
     """Return the shape of a first-generation Gemma model."""
     sizes = read_sizes(fields, kv_heads=16, head_dim=256, context=8192)
     attention = same_attention(sizes, read_rotary(fields, sizes))
-    shape = _shape(
+    # "gelu" in Gemma's first configs always meant the tanh approximation.
+    exact = fields.raw("hidden_act") == "gelu"
+    fields = fields.with_values(hidden_act="gelu_pytorch_tanh") if exact else fields
+    return _shape(
         fields, sizes, pre_norms(sizes), attention, family="gemma", activation="hidden_act"
     )
-    # "gelu" in Gemma's first configs always meant the tanh approximation.
-    exact = shape.activation == "gelu"
-    return replace(shape, activation="gelu_tanh") if exact else shape
 
 
 def gemma2(fields: Fields) -> ModelShape:

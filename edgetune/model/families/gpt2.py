@@ -3,44 +3,54 @@
 from __future__ import annotations
 
 from edgetune.model.config import Fields
-from edgetune.model.families.common import MOST_LAYERS
+from edgetune.model.families.common import MOST_LAYERS, Sizes, blocks
 from edgetune.shape import Attention, Linear, LinearRole, ModelShape, Norm, NormKind
 
 
 def gpt2(fields: Fields) -> ModelShape:
     """Return the shape of a GPT-2 model."""
-    hidden, heads = fields.size("n_embd"), fields.size("n_head")
-    layers = fields.size("n_layer", most=MOST_LAYERS)
-    head_dim = max(hidden // heads, 1)
-    ffn = fields.size("n_inner", 4 * hidden)
+    sizes = _sizes(fields)
+    hidden = sizes.hidden
     fields.refuse("add_cross_attention", "a decoder that reads an encoder is not supported")
-    if hidden % heads:
-        fields.problems.append(f"n_embd {hidden} is not a multiple of {heads} heads")
     return ModelShape(
         family="gpt2",
-        layers=layers,
         hidden_size=hidden,
-        ffn_size=ffn,
-        heads=heads,
-        kv_heads=heads,
-        head_dim=head_dim,
-        vocabulary=fields.size("vocab_size"),
-        max_context=fields.size("n_positions", 1024),
+        vocabulary=sizes.vocabulary,
+        max_context=sizes.context,
         dtype=fields.dtype(),
         tied=fields.flag("tie_word_embeddings", True),
         norm=NormKind(kind="layer", eps=fields.positive("layer_norm_epsilon", 1e-5)),
-        activation=fields.activation("activation_function", "gelu_new"),
-        attention=_attention(fields, layers, head_dim),
-        linears=_linears(hidden, ffn),
-        norms=(
-            Norm(role="attention_input", module="ln_1", size=hidden, bias=True),
-            Norm(role="mlp_input", module="ln_2", size=hidden, bias=True),
+        blocks=blocks(
+            sizes,
+            linears=_linears(hidden, sizes.ffn),
+            norms=(
+                Norm(role="attention_input", module="ln_1", size=hidden, bias=True),
+                Norm(role="mlp_input", module="ln_2", size=hidden, bias=True),
+            ),
+            attention=_attention(fields, sizes.layers, sizes.head_dim),
+            activation=fields.activation("activation_function", "gelu_new"),
         ),
         final_norm=Norm(role="final", module="transformer.ln_f", size=hidden, bias=True),
         embedding="transformer.wte",
         head="lm_head",
         block_prefix="transformer.h.{}.",
         positions="transformer.wpe",
+    )
+
+
+def _sizes(fields: Fields) -> Sizes:
+    hidden, heads = fields.size("n_embd"), fields.size("n_head")
+    if hidden % heads:
+        fields.problems.append(f"n_embd {hidden} is not a multiple of {heads} heads")
+    return Sizes(
+        hidden=hidden,
+        ffn=fields.size("n_inner", 4 * hidden),
+        layers=fields.size("n_layer", most=MOST_LAYERS),
+        heads=heads,
+        kv_heads=heads,
+        head_dim=max(hidden // heads, 1),
+        vocabulary=fields.size("vocab_size"),
+        context=fields.size("n_positions", 1024),
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edgetune.model.config import Fields
-from edgetune.model.families.common import Sizes, pre_norms, read_sizes, same_attention
+from edgetune.model.families.common import Sizes, blocks, pre_norms, read_sizes, same_attention
 from edgetune.model.rotary import rope_table, rotary
 from edgetune.shape import Linear, ModelShape, Norm, NormKind, Rotary
 
@@ -11,31 +13,30 @@ from edgetune.shape import Linear, ModelShape, Norm, NormKind, Rotary
 def gpt_neox(fields: Fields) -> ModelShape:
     """Return the shape of a GPT-NeoX model."""
     sizes = read_sizes(fields)
+    sizes = replace(sizes, kv_heads=sizes.heads)  # whatever the config says of them
     return ModelShape(
         family="gpt_neox",
-        layers=sizes.layers,
         hidden_size=sizes.hidden,
-        ffn_size=sizes.ffn,
-        heads=sizes.heads,
-        kv_heads=sizes.heads,
-        head_dim=sizes.head_dim,
         vocabulary=sizes.vocabulary,
         max_context=sizes.context,
         dtype=fields.dtype(),
         tied=fields.flag("tie_word_embeddings", False),
         norm=NormKind(kind="layer", eps=fields.positive("layer_norm_eps", 1e-5)),
-        activation=fields.activation("hidden_act", "gelu"),
-        attention=same_attention(sizes, _rotary(fields, sizes)),
-        linears=_linears(sizes, bias=fields.flag("attention_bias", True)),
-        norms=pre_norms(sizes, bias=True),
+        blocks=blocks(
+            sizes,
+            linears=_linears(sizes, bias=fields.flag("attention_bias", True)),
+            norms=pre_norms(sizes, bias=True),
+            attention=same_attention(sizes, _rotary(fields, sizes)),
+            activation=fields.activation("hidden_act", "gelu"),
+            parallel=fields.flag("use_parallel_residual", True),
+            interleaved_qkv=True,
+        ),
         final_norm=Norm(
             role="final", module="gpt_neox.final_layer_norm", size=sizes.hidden, bias=True
         ),
         embedding="gpt_neox.embed_in",
         head="embed_out",
         block_prefix="gpt_neox.layers.{}.",
-        parallel=fields.flag("use_parallel_residual", True),
-        interleaved_qkv=True,
     )
 
 

@@ -1,0 +1,176 @@
+"""The vocabulary of blocks: every tensor of one as data.
+
+Blocks are described by *roles*, so that one forward pass serves every architecture:
+
+    x = x + attention_output_norm(attention(attention_input_norm(x)))
+    x = x + mlp_output_norm(mlp(mlp_input_norm(x)))
+
+A role that an architecture does not have is left out and acts as the identity. With
+``parallel`` (GPT-NeoX) both halves read the same ``x``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Literal
+
+LinearRole = Literal["q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+NormRole = Literal["attention_input", "attention_output", "mlp_input", "mlp_output", "q", "k"]
+TensorKind = Literal["embedding", "position", "linear", "bias", "norm", "head"]
+
+ATTENTION_ROLES: frozenset[str] = frozenset({"q", "k", "v", "qkv", "o"})
+MLP_ROLES: frozenset[str] = frozenset({"gate", "up", "gate_up", "down"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear:
+    """One projection of a block; ``module`` is its path inside the block."""
+
+    role: LinearRole
+    module: str
+    inputs: int
+    outputs: int
+    bias: bool = False
+    transposed: bool = False
+    """Stored ``(inputs, outputs)``, as GPT-2's Conv1D does, instead of ``(outputs, inputs)``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norm:
+    """One normalisation; ``module`` is its path inside the block (or in the model)."""
+
+    role: NormRole | Literal["final"]
+    module: str
+    size: int
+    bias: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormKind:
+    """How every norm of the model computes."""
+
+    kind: Literal["rms", "layer"]
+    eps: float
+    offset: float = 0.0
+    """Added to the stored weight: 1 for Gemma, whose weights are kept around zero."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rotary:
+    """Rotary position embedding with its base frequency and its scaling rule."""
+
+    theta: float
+    dimensions: int
+    """Leading channels of a head that rotate; the rest pass unchanged."""
+    scaling: Literal["none", "linear", "llama3", "longrope", "yarn"] = "none"
+    factor: float = 1.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_context: int = 0
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+    attention_factor: float = 1.0
+    """Multiplies cosine and sine (longrope, yarn)."""
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """What the attention of one layer does besides its projections."""
+
+    scale: float
+    window: int | None = None
+    """A token sees itself and the ``window - 1`` tokens before it; ``None`` sees all."""
+    softcap: float | None = None
+    """``softcap * tanh(scores / softcap)`` before the softmax (Gemma-2)."""
+    rotary: Rotary | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorShape:
+    """A tensor of the checkpoint: its full name, shape and kind."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: TensorKind
+    layer: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockShape:
+    """Everything about one block but its weights; sizes are in elements."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn_size: int
+    activation: Activation
+    attention: Attention
+    linears: tuple[Linear, ...]
+    norms: tuple[Norm, ...]
+    parallel: bool = False
+    interleaved_qkv: bool = False
+    """The fused projection holds q, k and v head by head (GPT-NeoX), not one after another."""
+
+    @cached_property
+    def linear_by_role(self) -> dict[str, Linear]:
+        """The projections by role."""
+        return {linear.role: linear for linear in self.linears}
+
+    @cached_property
+    def norm_by_role(self) -> dict[str, Norm]:
+        """The norms by role."""
+        return {norm.role: norm for norm in self.norms}
+
+    @cached_property
+    def queries(self) -> int:
+        """Numbers of all queries of a token."""
+        return self.heads * self.head_dim
+
+    @cached_property
+    def keys(self) -> int:
+        """Numbers of all keys of a token; those of all values are as many."""
+        return self.kv_heads * self.head_dim
+
+    @cached_property
+    def linear_parameters(self) -> int:
+        """Weights of the projections: what quantization acts on."""
+        return sum(linear.inputs * linear.outputs for linear in self.linears)
+
+    @cached_property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(tensor.size for tensor in self.tensors("", 0))
+
+    def tensors(self, prefix: str, layer: int) -> Iterator[TensorShape]:
+        """Yield the tensors of the block of a layer, in a fixed order."""
+        for norm in self.norms:
+            yield from norm_tensors(prefix, norm, layer)
+        for linear in self.linears:
+            size = (linear.outputs, linear.inputs)
+            shape = size[::-1] if linear.transposed else size
+            name = f"{prefix}{linear.module}"
+            yield TensorShape(name=f"{name}.weight", shape=shape, kind="linear", layer=layer)
+            if linear.bias:
+                yield TensorShape(
+                    name=f"{name}.bias", shape=(linear.outputs,), kind="bias", layer=layer
+                )
+
+
+def norm_tensors(prefix: str, norm: Norm, layer: int | None) -> Iterator[TensorShape]:
+    """Yield the weight of a norm and, where it has one, its bias."""
+    names = ("weight", "bias") if norm.bias else ("weight",)
+    for name in names:
+        full = f"{prefix}{norm.module}.{name}"
+        yield TensorShape(name=full, shape=(norm.size,), kind="norm", layer=layer)
