@@ -93,9 +93,9 @@ class Engine:
         layout, tokens, targets = self._layout(batch, method)
         self.checkpoints.clear()
         saved, x = self._forward(tokens, layout, method)
-        sums, grad = self._head_gradient(x, targets, method, scale, weigh)
+        sums, *last = self._head_gradient(x, targets, method, scale, weigh)
         del x
-        grad = self._backward(saved, grad, layout, method)
+        grad = self._backward(saved, last, layout, method)
         if method.trains_input:
             torch.autograd.backward(self.decoder.embed(tokens, layout, method), grad)
         return sums
@@ -210,12 +210,18 @@ class Engine:
         return found
 
     def _backward(
-        self, saved: list[SavedBlock], grad: Tensor, layout: TokenLayout, method: Adaptation[Tensor]
+        self,
+        saved: list[SavedBlock],
+        last: list[Tensor],
+        layout: TokenLayout,
+        method: Adaptation[Tensor],
     ) -> Tensor:
         """Go through the blocks from the last to the first; each saved block is dropped when done.
 
+        ``last`` holds the gradient of the last block's output, and no more when it was used.
         Returns the gradient of the first adapted block's input, if that is wanted.
         """
+        grad = last.pop()
         order = range(self.decoder.shape.layers - 1, method.first_layer - 1, -1)
         for layer in self.decoder.weights.blocks.walk(order):
             if layer >= self.checkpointed:

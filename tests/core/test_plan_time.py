@@ -8,6 +8,7 @@ from time import sleep
 
 import pytest
 from measurements import plain_measurements
+from mixed_shapes import mixed, narrower
 from planning import card, processor, shape_of
 
 from edgetune.choice import Choice
@@ -177,3 +178,16 @@ def test_measurements_are_kept_by_settings(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("MKL_DYNAMIC")
     assert load_measurements(found.device, found.versions, file) == found
     assert load_measurements(found.device, "torch 0", file) is None
+
+
+def test_the_time_of_blocks_that_differ_is_the_sum_of_theirs() -> None:
+    whole, choice = _model(model="llama-3.2-1b")
+    narrow = replace(whole.shape, blocks=(narrower(whole.shape.blocks[0]),) * whole.shape.layers)
+    each = [
+        TimeModel(shape, build("lora", {"rank": 8, "targets": ("o_proj",)}), whole.rates)
+        for shape in (whole.shape, narrow, mixed(whole.shape))
+    ]
+    first, second, both = (time.blocks(choice) for time in each)
+
+    assert second < 0.8 * first
+    assert both == pytest.approx((first + second) / 2)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mixed_models import mixed
+from mixed_shapes import mixed
 from products import products
 
 from edgetune.backend import GenerateOptions
@@ -72,7 +72,7 @@ def cases(count: int, seed: int = 0) -> Iterator[Case]:
     for number in range(count):
         model, layers = draw.choice(MODELS), draw.choice((1, 1, 2, 2, 3))
         vocabulary, choice = draw.choice((512, 2500, 5000)), _choice(draw, model, layers)
-        yield Case(model, layers, vocabulary, choice, mixed=number % 4 == 1)
+        yield Case(model, layers, vocabulary, choice, mixed=number % 2 == 1)
     for vocabulary in (128_256, 151_936, 256_000):
         yield Case("qwen2.5-0.5b", 1, vocabulary, plain(loss_chunk=64, context=64))
     for layers in (16, 32):
