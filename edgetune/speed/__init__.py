@@ -1,6 +1,7 @@
 """Seconds of a step as pure functions of a model's shape, a choice and a device's rates."""
 
 from edgetune.speed.measured import (
+    Experience,
     Measurements,
     load_measurements,
     save_measurements,
@@ -21,6 +22,7 @@ from edgetune.speed.step import (
 
 __all__ = [
     "ATTENTION_PASSES",
+    "Experience",
     "Measurements",
     "Rates",
     "Rectangle",

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,26 @@ SETTINGS = ("OMP_NUM_THREADS", "MKL_", "ONEDNN_", "DNNL_", "BITSANDBYTES_", "CUB
 """Beginnings of the names of environment variables by which users change how fast it computes."""
 OURS = frozenset({"ONEDNN_PRIMITIVE_CACHE_CAPACITY"})
 """Those that a backend sets itself, whatever users say."""
+
+MOST_EXPERIENCE = 64
+"""Experiences that are kept beside the newest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experience:
+    """What steps took, as a share of the seconds that the rates predict for them."""
+
+    way: str
+    """How they computed: see :func:`way`."""
+    hidden_size: int
+    share: float
+    method: str | None = None
+    """Their method; None for what was measured when the rates were, and holds for all."""
+
+    @property
+    def key(self) -> tuple[str, int, str | None]:
+        """What a newer experience replaces."""
+        return self.way, self.hidden_size, self.method
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +81,23 @@ class Measurements:
     """Measured over predicted seconds of a block's work besides products, by :func:`way`."""
     head: Mapping[str, float] = field(default_factory=dict)
     """The same for the loss."""
-    correction: float = 1.0
-    """Share of the measured seconds of computing that a run's own steps take; less than 1 where
-    the machine was busy when it was measured."""
+    experience: tuple[Experience, ...] = ()
+    """What steps took of the seconds predicted, the newest last."""
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Measurements:
+        """Return measurements from plain values, as JSON has them.
+
+        Raises:
+            TypeError: if they are not those of a measurement.
+        """
+        told = tuple(Experience(**each) for each in plain.get("experience", ()))
+        return cls(**{**plain, "experience": told})
+
+    def with_experience(self, new: Experience) -> Measurements:
+        """Return them with one more experience, in place of an older one of the same kind."""
+        others = [each for each in self.experience if each.key != new.key]
+        return replace(self, experience=(*others[-MOST_EXPERIENCE:], new))
 
 
 def way(quantization: str, compute_dtype: str) -> str:
@@ -117,7 +151,7 @@ def load_measurements(device: str, versions: str, file: Path | None = None) -> M
     wanted = device, versions, settings_of()
     for plain in _read(file or cache_file()):
         try:
-            found = Measurements(**plain)
+            found = Measurements.of(plain)
         except TypeError:
             continue  # written by another version of edgetune
         if (found.device, found.versions, found.settings) == wanted:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf, log
 from typing import Literal
 
 from edgetune.choice import Choice
 from edgetune.device.base import DISK_BANDWIDTH, Device
 from edgetune.speed.costs import costs_of
-from edgetune.speed.measured import Measurements, way
+from edgetune.speed.measured import Experience, Measurements, way
 
 MEMORY_SHARE = 0.6
 """Share of the memory bandwidth that element-by-element work reaches."""
@@ -19,6 +20,9 @@ LEAST_BANDWIDTH = 1.2e10
 
 UNKNOWN_RATE = 1e11
 """FLOP/s by which choices are compared on a device without figures."""
+
+ALIKE = 1.5
+"""Times that a model may be as wide as another whose steps it is timed by."""
 
 OPENING = 3.0
 """Seconds of a framework's import, where they were not measured."""
@@ -52,6 +56,8 @@ class Rates:
     """Factors on a block's element-by-element work by way of computing, from measuring one."""
     head: Mapping[str, float] = field(default_factory=dict)
     """Factors on the time of the loss."""
+    experience: tuple[Experience, ...] = ()
+    """What steps took of the seconds that all this predicts."""
     basis: Literal["measured", "profile"] = "profile"
     known: bool = True
     """False: the rates are guesses that only serve to compare choices."""
@@ -71,6 +77,24 @@ class Rates:
     def head_factor(self, choice: Choice) -> float:
         """Return what the loss's predicted time is multiplied by."""
         return self.head.get(way(choice.quantization, choice.compute_dtype), 1.0)
+
+    def share(self, choice: Choice, hidden_size: int) -> float:
+        """Return the share of the predicted seconds that such steps took, 1 if none are known.
+
+        Runs of the same method say more than the measurement of the device; among either, the
+        nearest width counts.
+        """
+        used = way(choice.quantization, choice.compute_dtype)
+        for method in (choice.method.kind, None):
+            near = [
+                (abs(log(each.hidden_size / hidden_size)), each.share)
+                for each in self.experience
+                if each.way == used and each.method == method
+            ]
+            distance, share = min(near, default=(inf, 1.0))
+            if distance <= log(ALIKE):
+                return share
+        return 1.0
 
 
 def rates_of(device: Device, measured: Measurements | None = None) -> Rates:
@@ -102,26 +126,26 @@ def rates_of(device: Device, measured: Measurements | None = None) -> Rates:
 
 
 def _measured_rates(device: Device, measured: Measurements) -> Rates:
-    """Return measured rates, higher where runs found them to be."""
-    seconds, costs = measured.correction, costs_of(device.kind)
+    costs = costs_of(device.kind)
     return Rates(
-        product_32bit=measured.product_32bit / seconds,
-        product_16bit=measured.product_16bit / seconds,
-        attention_32bit=measured.attention_32bit / seconds,
-        attention_16bit=measured.attention_16bit / seconds,
-        pointwise=measured.pointwise / seconds,
-        convert=measured.convert / seconds,
-        dequantize=measured.dequantize / seconds,
-        optimizer=measured.optimizer / seconds,
+        product_32bit=measured.product_32bit,
+        product_16bit=measured.product_16bit,
+        attention_32bit=measured.attention_32bit,
+        attention_16bit=measured.attention_16bit,
+        pointwise=measured.pointwise,
+        convert=measured.convert,
+        dequantize=measured.dequantize,
+        optimizer=measured.optimizer,
         link=measured.link_bandwidth or measured.pointwise,
         disk=measured.disk_bandwidth,
-        operation=measured.operation * seconds,
-        sharing=costs.sharing * seconds,
+        operation=measured.operation,
+        sharing=costs.sharing,
         asynchronous=costs.asynchronous,
         opening=measured.opening,
         beside_copies=costs.beside_copies,
         block=measured.block,
         head=measured.head,
+        experience=measured.experience,
         basis="measured",
     )
 

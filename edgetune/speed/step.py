@@ -154,7 +154,7 @@ class TimeModel:
     def micro_batch(self, choice: Choice) -> float:
         """Return the seconds of a micro-batch's loss and gradients."""
         work = self.blocks(choice) + self.head(choice) + self._offload(choice)
-        seconds = self._with_issuing(work, self._operations.micro_batch(choice))
+        seconds = self._with_issuing(choice, work, self._operations.micro_batch(choice))
         return seconds if self.objective is None else seconds + self._scored(choice, self.objective)
 
     def _scored(self, choice: Choice, objective: Objective) -> float:
@@ -165,7 +165,7 @@ class TimeModel:
     def update(self, choice: Choice) -> float:
         """Return the seconds of the optimizer's update."""
         work = OPTIMIZER_COST[choice.optimizer] * self.trained / self.rates.optimizer
-        return self._with_issuing(work, self._operations.update(choice))
+        return self._with_issuing(choice, work, self._operations.update(choice))
 
     def validation(self, choice: Choice) -> float:
         """Return the seconds in which a micro-batch is evaluated, by the base too if need be."""
@@ -177,12 +177,17 @@ class TimeModel:
         passes = ((count, self._pass(choice, work)) for work, count in self._counted().items())
         blocks = sum(count * block.run(block.forward) for count, block in passes)
         work = blocks + self.head(choice) / 2
-        return self._with_issuing(work, self._operations.evaluation(choice))
+        return self._with_issuing(choice, work, self._operations.evaluation(choice))
 
-    def _with_issuing(self, work: float, operations: float) -> float:
+    def _with_issuing(self, choice: Choice, work: float, operations: float) -> float:
         """Return the seconds of work that is issued in so many operations."""
         issued = operations * self.rates.operation
-        return max(work, issued) if self.rates.asynchronous else work + issued
+        seconds = max(work, issued) if self.rates.asynchronous else work + issued
+        return self.share(choice) * seconds
+
+    def share(self, choice: Choice) -> float:
+        """Return what steps like it took of the seconds that the rates predict."""
+        return self.rates.share(choice, self.shape.hidden_size)
 
     def blocks(self, choice: Choice) -> float:
         """Return the seconds of all blocks' passes for a micro-batch."""

@@ -58,7 +58,7 @@ def measure_apart(device: Device, name: str) -> Measurements:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=MOST_SECONDS, check=True
         )
-        return Measurements(**json.loads(done.stdout))
+        return Measurements.of(json.loads(done.stdout))
     except (OSError, ValueError, TypeError, subprocess.SubprocessError) as error:
         raise CheckFailedError(f"{device.name} could not be measured: {_reason(error)}") from error
 

@@ -22,6 +22,7 @@ from edgetune.model import LocalModel, open_model
 from edgetune.planning import Plan, make_plan
 from edgetune.settings.spec import Checkpointing
 from edgetune.speed import (
+    Experience,
     Measurements,
     TimeModel,
     rates_of,
@@ -38,6 +39,12 @@ BLOCKS, HEAD = {"num_hidden_layers": 2, "vocab_size": 512}, {
     "num_hidden_layers": 1, "vocab_size": 16384,
 }  # fmt: skip
 """A model that is nearly all blocks, and one that is mostly the loss."""
+
+NARROW = {
+    **BLOCKS, "hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}  # fmt: skip
+"""Blocks whose operations are so small that threads hardly gain by sharing them."""
 
 SMALL = {
     "num_hidden_layers": 2, "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128,
@@ -83,6 +90,7 @@ def measure(device: Device) -> Measurements:
         found = replace(found, operation=_operation(plan, step, _times(plan, device, found)))
         found = _with_blocks(device, found, _model(folder / "blocks", BLOCKS))
         found = _with_head(device, found, _model(folder / "head", HEAD))
+        found = _with_widths(device, found, _model(folder / "narrow", NARROW))
     with suppress(OSError):
         save_measurements(found)  # without a cache it is measured again
     return found
@@ -124,6 +132,22 @@ def _with_head(device: Device, found: Measurements, model: LocalModel) -> Measur
         share = _likely((_step(plan, model) - rest) / times.head(plan.choice))
         head |= {way(quantization, dtype): share for quantization in capability.quantizations}
     return replace(found, head=head)
+
+
+def _with_widths(device: Device, found: Measurements, narrow: LocalModel) -> Measurements:
+    """Return the measurements with what steps take of what they predict at another width."""
+    hidden, capability = CONFIG["hidden_size"], capability_of(device)
+    assert isinstance(hidden, int)
+    told = []
+    for quantization in capability.quantizations:
+        for dtype in capability.compute_dtypes:
+            plan, used = _plan(device, narrow, quantization, dtype), way(quantization, dtype)
+            share = _step(plan, narrow) / _times(plan, device, found).seconds(plan.choice)
+            told.append(Experience(way=used, hidden_size=hidden, share=1.0))
+            told.append(
+                Experience(way=used, hidden_size=plan.shape.hidden_size, share=_likely(share))
+            )
+    return replace(found, experience=tuple(told))
 
 
 def _times(plan: Plan, device: Device, found: Measurements) -> TimeModel:

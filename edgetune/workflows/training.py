@@ -26,6 +26,7 @@ from edgetune.events import (
     Recovered,
     RunState,
     SaveDue,
+    Stepped,
 )
 from edgetune.loop import train
 from edgetune.model import open_model
@@ -44,7 +45,7 @@ from edgetune.runs.rewind import rewind
 from edgetune.schedule import Schedule
 from edgetune.workflows.against_plan import AgainstPlan
 from edgetune.workflows.continuing import Beginning, begin, keep_start
-from edgetune.workflows.correcting import correct_rates
+from edgetune.workflows.experience import NEAR, Timed, learn, shapes_of
 from edgetune.workflows.job import Job
 from edgetune.workflows.opening import open_session
 from edgetune.workflows.planning import PreparedPlan
@@ -103,6 +104,7 @@ class Run:
         events = yield_to_machine(steps, pause=pause, stop=stop)
         now, watched = self.start, AgainstPlan(job.plan, self.folder)
         report = ReportWriter(self.folder)
+        timed = Timed(job.plan, job.batches)
         if self.recovered is not None:
             recorder.handle(self.recovered)
         try:
@@ -113,11 +115,14 @@ class Run:
                 elif isinstance(event, Evaluated) and event.step == 0:
                     now = replace(now, base_loss=event.loss)
                 elif isinstance(event, Piloted) and event.seconds:
-                    self._correct_rates(event)
+                    self._learn(event)
+                elif isinstance(event, Stepped):
+                    timed.saw(event)
                 report.follow(event)
                 yield event
             with recording(self.folder):
                 self._finish(now, watched)
+            timed.learn()
         except (StoppedError, OutOfMemoryError, DivergedError, DiskError) as error:
             told = self._stopped(error) if isinstance(error, DiskError) else error
             self._note_end(told)
@@ -152,14 +157,14 @@ class Run:
         self.notices.extend(item.notice for item in refused)
         return checkpoint.state.progress
 
-    def _correct_rates(self, pilot: Piloted) -> None:
+    def _learn(self, pilot: Piloted) -> None:
         """Hold what is kept of this machine's speed against a pilot that took its step whole."""
-        shapes = [batch.tokens.shape for batch in self.job.pilot().step.micro_batches]
+        shapes = shapes_of(self.job.pilot().step)
         if pilot.rows < max(rows for rows, _ in shapes):
             return
-        if (kept := correct_rates(self.job.plan, shapes, pilot.seconds)) is not None:
+        if (kept := learn(self.job.plan, [(shapes, pilot.seconds)], NEAR)) is not None:
             because = "steps here take another time than this machine's rates predict"
-            self.folder.note("rates corrected", because, share=kept.correction)
+            self.folder.note("rates corrected", because, share=kept.share)
 
     def _given_up(self, error: DivergedError, now: RunState, watched: AgainstPlan) -> DivergedError:
         """Promote the best checkpoint of a run that ran away, if there is one; say which."""

@@ -17,6 +17,8 @@ from edgetune.methods import build
 from edgetune.planning import Plan, make_plan
 from edgetune.settings.spec import values
 from edgetune.speed import (
+    Experience,
+    Measurements,
     Rectangle,
     TimeModel,
     Work,
@@ -30,7 +32,7 @@ from edgetune.speed import (
     versions_of,
 )
 from edgetune.speed.rates import Rates
-from edgetune.workflows.correcting import correct_rates
+from edgetune.workflows.experience import NEAR, learn
 
 WORK = Work(
     steps=20,
@@ -127,35 +129,72 @@ def test_small_tensors_do_not_save_what_threads_wait_for() -> None:
     assert rates_of(card(), plain_measurements()).sharing == 0.0
 
 
-def _corrected(plan: Plan, seconds: float) -> float:
-    """Return what is kept of the machine's rates after a pilot's step of some rows took so long."""
-    correct_rates(plan, [(2, 64), (1, 128)], seconds)
-    found = load_measurements(plan.device.name, versions_of("torch"))
+def _kept() -> Measurements:
+    found = load_measurements(read_device("cpu").name, versions_of("torch"))
     assert found is not None
-    return found.correction
+    return found
 
 
-def test_a_step_faster_than_the_rates_allow_corrects_them() -> None:
-    device, shape = read_device("cpu"), shape_of("smollm2-135m")
-    known = plain_measurements()
-    plan = make_plan(device, "smollm2-135m", shape, fixed={}, training={}, measured=known)
-    choice, parts = plan.choice, rectangles([(2, 64), (1, 128)])
-    times = TimeModel(shape, choice.method, rates_of(device, known))
-    predicted = times.step_of(choice, parts)
+def _planned(model: str = "smollm2-135m", **fixed: object) -> Plan:
+    device = read_device("cpu")
+    return make_plan(device, model, shape_of(model), fixed=fixed, training={}, measured=_kept())
+
+
+def test_later_plans_know_what_steps_took() -> None:
+    save_measurements(plain_measurements())
+    shapes = [(2, 64), (1, 128)]
+    plan = _planned(method="lora")
+    times = TimeModel(plan.shape, plan.choice.method, rates_of(read_device("cpu"), _kept()))
+    predicted = times.step_of(plan.choice, rectangles(shapes))
     assert predicted == pytest.approx(
-        sum(times.micro_batch(part.of(choice)) for part in parts) + times.update(choice)
+        sum(times.micro_batch(part.of(plan.choice)) for part in rectangles(shapes))
+        + times.update(plan.choice)
     )
 
-    assert _corrected(plan, predicted / 1.2) == 1.0  # near enough
-    assert _corrected(plan, predicted * 5) == 1.0  # busy now: nothing learned of the rates
-    assert _corrected(plan, predicted / 2) == pytest.approx(0.5)
-    later = make_plan(
-        device, "smollm2-135m", shape, fixed=values(choice) | {"method": "lora"}, training={},
-        measured=load_measurements(device.name, versions_of("torch")),
-    )  # fmt: skip
-    assert later.time.seconds_per_step == pytest.approx(plan.time.seconds_per_step / 2, rel=1e-3)
-    assert _corrected(plan, predicted / 2) == pytest.approx(0.5)  # as predicted by now
-    assert _corrected(plan, predicted * 3) == 1.0  # back, and not further
+    assert learn(plan, [(shapes, predicted / 1.2)], NEAR) is None  # a pilot: near enough
+    assert _kept().experience == ()
+    told = learn(plan, [(shapes, predicted * 9), (shapes, predicted * 2), (shapes, predicted)])
+    assert told is not None
+    assert told.share == pytest.approx(2)  # the median
+
+    same = values(plan.choice) | {"method": "lora"}
+    seconds = plan.time.seconds_per_step
+    assert _planned(**same).time.seconds_per_step == pytest.approx(2 * seconds)
+    learn(plan, [(shapes, predicted / 2)], NEAR)
+    assert _planned(**same).time.seconds_per_step == pytest.approx(seconds / 2)
+    assert len(_kept().experience) == 1  # the newer one
+
+
+def test_experience_is_of_a_method_a_way_and_a_width() -> None:
+    plan = _planned(method="lora", quantization="none", compute_dtype="float32")
+    choice = plan.choice
+
+    def share(*told: tuple[str, int, float, str | None], hidden: int = 512) -> float:
+        experience = tuple(
+            Experience(way=way, hidden_size=size, share=times, method=method)
+            for way, size, times, method in told
+        )
+        rates = replace(rates_of(read_device("cpu"), _kept()), experience=experience)
+        return rates.share(choice, hidden)
+
+    used = "none/float32"
+    assert share() == 1
+    assert share(("nf4/float32", 512, 3, "lora"), ("none/bfloat16", 512, 3, None)) == 1
+    assert share((used, 512, 3, None), (used, 512, 2, "lora"), (used, 512, 9, "dora")) == 2
+    assert share((used, 256, 3, None), (used, 512, 2, None), hidden=300) == 3
+    assert share((used, 256, 3, None), (used, 512, 2, None), hidden=480) == 2
+    assert share((used, 256, 3, None), (used, 512, 2, None), hidden=4096) == 1
+    assert share((used, 4000, 3, "lora"), (used, 512, 2, None), hidden=512) == 2
+
+
+def test_experience_is_kept_and_read_again(tmp_path: Path) -> None:
+    file, found = tmp_path / "measured.json", plain_measurements()
+    for number in range(100):
+        one = Experience(way="none/float32", hidden_size=64 + number, share=2.0, method="lora")
+        found = found.with_experience(one)
+    save_measurements(found, file)
+    assert load_measurements(found.device, found.versions, file) == found
+    assert [each.hidden_size for each in found.experience] == list(range(99, 164))
 
 
 def test_what_a_backend_sets_itself_is_no_setting_of_the_user() -> None:

@@ -60,11 +60,10 @@ def test_a_pilot_corrects_rates_of_a_busy_machine(
     with closing(run), suppress(NoImprovementError):
         list(run.events())
     (found,) = json.loads((tmp_path / "cache" / FILE_NAME).read_text())
-    assert found["correction"] < 0.5
+    (told,) = found["experience"]
+    assert told["share"] < 0.5
     notes = [json.loads(line) for line in run.folder.journal.read_text().splitlines()]
-    assert [note["share"] for note in notes if note["what"] == "rates corrected"] == [
-        found["correction"]
-    ]
+    assert [note["share"] for note in notes if note["what"] == "rates corrected"] == [told["share"]]
 
 
 def test_a_machine_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
