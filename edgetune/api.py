@@ -108,7 +108,7 @@ def train(
     folder = Path(output)
     RunFolder.check(folder)
     with ScratchFolder() as scratch:
-        request = _request(model, data, device, memory, settings, scratch, measure=True)
+        request = _request(model, data, device, memory, settings, scratch, measure=True, run=True)
         planned = plan_for(request)
         if not planned.here:
             raise UsageError(f"{device} is another machine's profile, to plan for.")
@@ -302,6 +302,7 @@ def _request(
     scratch: Path,
     *,
     measure: bool,
+    run: bool = False,
 ) -> PlanRequest:
     fixed = Fixed.named(settings)
     return PlanRequest(
@@ -312,6 +313,7 @@ def _request(
         choice=fixed.choice,
         training=fixed.training,
         measure=measure,
+        run=run,
     )
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edgetune.data.answers import Scoring
 from edgetune.data.batch import MicroBatch
 from edgetune.device import Device
+from edgetune.device.base import DeviceKind
 from edgetune.errors import OutOfMemoryError, UsageError
 from edgetune.methods.base import Method
 from edgetune.model import LocalModel
@@ -254,8 +255,8 @@ class Session(Protocol):
 class Backend(Protocol):
     """One way to compute, found under the entry-point group ``edgetune.backends``."""
 
-    def usable(self) -> Decision[bool]:
-        """Say whether this backend can run here and why; never raise."""
+    def usable(self, kind: DeviceKind) -> Decision[bool]:
+        """Say whether this backend can compute here on a kind of device, and why; never raise."""
 
     def open(self, spec: RunSpec, model: LocalModel) -> Session:
         """Load a model as planned and add its adapter, untrained.

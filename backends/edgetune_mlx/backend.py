@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from edgetune.device import Device
+from edgetune.device.base import DeviceKind
 from edgetune.errors import UsageError
 from edgetune.model import LocalModel
 from edgetune.run_spec import RunSpec
@@ -22,14 +23,19 @@ if TYPE_CHECKING:
 class MlxBackend:
     """Apple silicon; on Linux the processor, for tests."""
 
-    def usable(self) -> Decision[bool]:
-        """Say whether MLX can run here."""
+    def usable(self, kind: DeviceKind) -> Decision[bool]:
+        """Say whether MLX can compute here on a kind of device."""
+        if kind != "mlx":
+            return Decision(False, f"MLX does not compute on {kind}.")
         if find_spec("mlx") is None:
-            return Decision(False, "mlx is not installed: it runs on Apple silicon")
+            return Decision(False, "mlx is not installed. Type: pip install mlx mlx-lm")
         try:
             import mlx.core as mx
         except ImportError as error:
-            return Decision(False, f"mlx is installed but does not load: {error}")
+            return Decision(
+                False,
+                f"mlx is installed and does not load: {error}. Type: pip install --upgrade mlx",
+            )
         where = "on Metal" if mx.metal.is_available() else "on CPU, for tests"
         return Decision(True, f"mlx {version('mlx')} {where}")
 

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from edgetune.device import Device
+from edgetune.device.base import DeviceKind
 from edgetune.idle_threads import let_idle_threads_sleep
 from edgetune.model import LocalModel
 from edgetune.run_spec import RunSpec
@@ -21,16 +22,22 @@ if TYPE_CHECKING:
 class TorchBackend:
     """CUDA where there is a card, else CPU."""
 
-    def usable(self) -> Decision[bool]:
-        """Say whether torch can run here."""
+    def usable(self, kind: DeviceKind) -> Decision[bool]:
+        """Say whether torch can compute here on a kind of device, after computing something."""
+        if kind not in {"cpu", "cuda"}:
+            return Decision(False, f"torch does not compute on {kind} here.")
         if find_spec("torch") is None:
-            return Decision(False, "torch is not installed: pip install torch")
+            return Decision(False, "torch is not installed. Type: pip install torch")
         let_idle_threads_sleep()
-        import torch
+        try:
+            import torch
+        except (ImportError, OSError) as error:
+            return Decision(False, f"torch is installed and does not load: {error}.")
+        if kind == "cpu":
+            return Decision(True, f"torch {torch.__version__} on CPU")
+        from edgetune_torch.cards import usable_card
 
-        if torch.cuda.is_available():
-            return Decision(True, f"torch {torch.__version__} sees {torch.cuda.get_device_name()}")
-        return Decision(True, f"torch {torch.__version__} on CPU")
+        return usable_card()
 
     def open(self, spec: RunSpec, model: LocalModel) -> TorchSession:
         """Load the model as planned, with a new adapter."""

@@ -34,6 +34,7 @@ COMMANDS = {
     "devices": "edgetune.cli.devices",
     "models": "edgetune.cli.models",
     "fetch": "edgetune.cli.fetch",
+    "doctor": "edgetune.cli.doctor",
 }
 
 

@@ -8,6 +8,7 @@ from edgetune.backend import backend_names, load_backend
 from edgetune.cli.options import common_options, device_option
 from edgetune.cli.show import out, out_json, table
 from edgetune.device import Device, read_device, read_machine
+from edgetune.device.base import DeviceKind
 from edgetune.device.profiles import profile_device
 from edgetune.errors import UsageError
 from edgetune.profile import names
@@ -32,12 +33,14 @@ def command(everything: bool, measure: bool, device: str, as_json: bool) -> None
         raise UsageError("--device goes with --measure: without it all devices are listed.")
     machine = read_machine()
     profiles = {name: profile_device(name) for name in names("devices")} if everything else {}
-    usable = {name: load_backend(name).usable() for name in backend_names()}
+    kinds: dict[str, DeviceKind] = {"mlx": "mlx"}
+    usable = {name: load_backend(name).usable(kinds.get(name, "cpu")) for name in backend_names()}
     if as_json:
         out_json(
             {
                 "devices": to_plain(machine.devices),
                 "absent": list(machine.absent),
+                "faults": to_plain(machine.faults),
                 "backends": to_plain(usable),
                 "profiles": to_plain(profiles),
             }
@@ -50,11 +53,13 @@ def command(everything: bool, measure: bool, device: str, as_json: bool) -> None
     ]
     out(table(rows, ("Here", "total", "free", "for a run")))
     for here in machine.devices:
+        if here.fault is not None:
+            out(f"- {here.fault}")
         for note in here.notes:
             out(f"- {here.name}: {note}")
         if here.kind == "cpu":
             out(f"- {here.name}: {_products(here)}")
-    for reason in machine.absent:
+    for reason in (*machine.absent, *machine.faults):
         out(f"- {reason}")
     out("\nBackends")
     for name, decision in usable.items():

@@ -135,6 +135,7 @@ def command(
         choice=fixed.choice,
         training=fixed.training,
         measure=True,
+        run=not dry_run,
     )
     request, beginning = _begun(request, plan_file, source)
     with reading_bar() as report:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from edgetune.device.base import DISK_BANDWIDTH, Device, Reading, keep_margin
+from edgetune.device.base import DISK_BANDWIDTH, Device, Fault, Reading, keep_margin
 from edgetune.device.cpu import MARGIN_SHARE, host_memory
 from edgetune.device.profiles import figures
 from edgetune.device.system import System
@@ -39,6 +39,7 @@ def read_apple(system: System) -> Reading:
         here=True,
         notes=(*_notes(host.free, limit), *host.notes),
         because=f"{limit_because}; {known.because}",
+        fault=_mlx_fault(system, chip),
     )
     return Reading((device,))
 
@@ -57,6 +58,12 @@ def _not_apple_silicon(system: System) -> str | None:
     if _number(system, "sysctl.proc_translated"):
         return "this Python runs under Rosetta; install one for arm64"
     return None if system.architecture == "arm64" else "this Mac has an Intel processor"
+
+
+def _mlx_fault(system: System, chip: str) -> Fault | None:
+    if system.has_module("mlx"):
+        return None
+    return Fault(what=chip, because="mlx is not installed", do="Type: pip install mlx mlx-lm")
 
 
 def _working_set(system: System, total: int) -> tuple[int, str]:

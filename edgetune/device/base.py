@@ -21,6 +21,19 @@ _MOST_MARGIN: Final = parse_bytes("2GiB")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """Why something that is here cannot be used, and the line to type."""
+
+    what: str
+    because: str
+    do: str
+
+    def __str__(self) -> str:
+        """Return it as a sentence or two."""
+        return f"{self.what} cannot be used: {self.because}. {self.do}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
     """One device that a run can be planned for. A bandwidth or rate of 0 means not known."""
 
@@ -55,6 +68,10 @@ class Device:
     """Where the numbers come from."""
     uuid: str | None = None
     """The driver's identity of a card: frameworks may number the cards in another order."""
+    fault: Fault | None = None
+    """Why a run cannot use it as things are; ``None`` where nothing speaks against it."""
+    passed_over: tuple[Fault, ...] = ()
+    """Why better devices of this machine were not taken, where they would have been."""
 
     @property
     def attends_16bit(self) -> bool:
@@ -65,13 +82,16 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The devices that were found, and why others were not."""
+    """The devices that were found, why kinds of them were not, and cards that nothing computes on."""
 
     devices: tuple[Device, ...]
     absent: tuple[str, ...] = ()
+    faults: tuple[Fault, ...] = ()
 
     def __add__(self, other: Reading) -> Reading:
-        return Reading(self.devices + other.devices, self.absent + other.absent)
+        return Reading(
+            self.devices + other.devices, self.absent + other.absent, self.faults + other.faults
+        )
 
 
 def keep_margin(free: int, total: int, share: float) -> int:

@@ -7,6 +7,7 @@ from typing import Final
 
 from edgetune.device.base import DISK_BANDWIDTH, Device, keep_margin
 from edgetune.device.cgroup import cores_allowed, memory_room
+from edgetune.device.faults import torch_fault
 from edgetune.device.system import System
 from edgetune.units import format_bytes
 
@@ -57,8 +58,9 @@ def read_cpu(system: System) -> Device:
     """Return the processor of a machine; rates are estimated from cores, clock and vector width."""
     memory = host_memory(system)
     rate_32bit, rate_16bit, how = _rates(system)
+    name = _processor_name(system)
     return Device(
-        name=_processor_name(system),
+        name=name,
         backend="torch",
         kind="cpu",
         total_bytes=memory.total,
@@ -75,6 +77,7 @@ def read_cpu(system: System) -> Device:
         here=True,
         notes=memory.notes,
         because=f"memory from the operating system and its limits; {how}; memory bandwidth unknown",
+        fault=torch_fault(system, name),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Final
 from edgetune.device.base import DISK_BANDWIDTH, Device, Reading, keep_margin
 from edgetune.device.card import Card, link_bandwidth, visible
 from edgetune.device.cpu import HostMemory, host_memory
+from edgetune.device.faults import card_fault
 from edgetune.device.nvml import nvml_cards
 from edgetune.device.profiles import figures
 from edgetune.device.smi import smi_cards
@@ -63,6 +64,7 @@ def _device(card: Card, system: System, host: HostMemory, notes: tuple[str, ...]
         notes=(*_card_notes(card), *known.notes, *notes, *host.notes),
         because=f"memory and link from the NVIDIA driver; {known.because}",
         uuid=card.uuid,
+        fault=card_fault(system, card.name),
     )
 
 
@@ -87,6 +89,7 @@ def _integrated(system: System, name: str, *, uuid: str | None = None) -> Device
         notes=("integrated: shares the host's memory", *known.notes, *host.notes),
         because=f"memory from the operating system; {known.because}",
         uuid=uuid,
+        fault=card_fault(system, name),
     )
 
 

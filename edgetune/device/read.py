@@ -10,6 +10,7 @@ from edgetune.device.apple import read_apple
 from edgetune.device.base import Device, Reading
 from edgetune.device.cpu import read_cpu
 from edgetune.device.cuda import read_cuda
+from edgetune.device.faults import INTEL_GRAPHICS, unused_cards
 from edgetune.device.profiles import profile_device
 from edgetune.device.system import System, this_system
 from edgetune.errors import UsageError
@@ -21,7 +22,9 @@ _MLX_ON_CPU: Final = "MLX runs on the processor here: good for checks, too slow 
 def read_machine(system: System | None = None) -> Reading:
     """Return every device of this machine, and why kinds of device are absent."""
     system = system or this_system()
-    return read_cuda(system) + read_apple(system) + Reading((read_cpu(system),))
+    cards = read_cuda(system)
+    unused = unused_cards(system, has_driver=bool(cards.devices))
+    return cards + read_apple(system) + Reading((read_cpu(system),), faults=unused)
 
 
 def list_devices(system: System | None = None) -> tuple[Device, ...]:
@@ -32,13 +35,14 @@ def list_devices(system: System | None = None) -> tuple[Device, ...]:
 def read_device(name: str = "auto", system: System | None = None) -> Device:
     """Return a device by name: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mlx`` or a profile's.
 
-    ``auto`` takes an accelerator if there is one; among several cards, the one with most room.
+    ``auto`` takes an accelerator if there is one that can be used; among several cards, the one
+    with most room.
 
     Raises:
         UsageError: if the device is not here, or no profile has the name.
     """
     if name == "auto":
-        return _best(list_devices(system))
+        return _best(read_machine(system))
     if name == "cpu":
         return read_cpu(system or this_system())
     if name == "mlx":
@@ -48,15 +52,21 @@ def read_device(name: str = "auto", system: System | None = None) -> Device:
     return profile_device(name)
 
 
-def _best(devices: tuple[Device, ...]) -> Device:
-    return max(devices, key=lambda device: (device.kind != "cpu", device.usable_bytes))
+def _best(found: Reading) -> Device:
+    """Return the best device that can be used; the processor names what it is taken instead of."""
+    best = max(found.devices, key=lambda d: (d.fault is None, d.kind != "cpu", d.usable_bytes))
+    if best.kind != "cpu" or best.fault is not None:
+        return best
+    cards = tuple(device.fault for device in found.devices if device.fault is not None)
+    unused = tuple(fault for fault in found.faults if fault.what != INTEL_GRAPHICS)
+    return replace(best, passed_over=(*cards, *unused))
 
 
 def _card(number: str | None, found: Reading) -> Device:
     if not found.devices:
         raise UsageError(f"There is no such device here: {'; '.join(found.absent)}.")
     if number is None:
-        return _best(found.devices)
+        return _best(found)
     if int(number) >= len(found.devices):
         last = len(found.devices) - 1
         raise UsageError(f"There is no cuda:{number} here; the last card is cuda:{last}.")
@@ -77,5 +87,6 @@ def _mlx(system: System) -> Device:
             rate_16bit=cpu.rate_32bit / 2,  # bfloat16 is widened before it is multiplied
             multiplies_16bit=False,
             notes=(*cpu.notes, _MLX_ON_CPU),
+            fault=None,
         )
     raise UsageError(f"There is no such device here: {'; '.join(found.absent)}.")

@@ -12,8 +12,8 @@ def recorded_system(facts: Mapping[str, Any]) -> System:
     """Return the system that a recording describes.
 
     Only ``total_bytes`` and ``available_bytes`` are required. ``files`` maps paths to their text,
-    ``commands`` maps command lines to their output, ``modules`` lists what is installed; whatever
-    is not recorded is absent.
+    ``commands`` maps command lines to their output, ``modules`` maps packages to their
+    folders; whatever is not recorded is absent.
     """
     files: Mapping[str, str] = facts.get("files", {})
     commands: Mapping[str, str] = facts.get("commands", {})
@@ -30,5 +30,5 @@ def recorded_system(facts: Mapping[str, Any]) -> System:
         read_text=files.get,
         run=lambda command: commands.get(" ".join(command)),
         load_library=lambda _name: None,
-        has_module=lambda name: name in facts.get("modules", ()),
+        module_folder=facts.get("modules", {}).get,
     )

@@ -44,7 +44,12 @@ class System:
     run: Callable[[Sequence[str]], str | None]
     """The standard output of a command; ``None`` if it is missing, fails or hangs."""
     load_library: Callable[[str], ctypes.CDLL | None]
-    has_module: Callable[[str], bool]
+    module_folder: Callable[[str], str | None]
+    """The folder of an installed package that is not imported; ``None`` if there is none."""
+
+    def has_module(self, name: str) -> bool:
+        """Return whether a package is installed."""
+        return self.module_folder(name) is not None
 
 
 def this_system() -> System:
@@ -65,7 +70,7 @@ def this_system() -> System:
         read_text=_read_text,
         run=_run,
         load_library=_load_library,
-        has_module=lambda name: find_spec(name) is not None,
+        module_folder=_module_folder,
     )
 
 
@@ -116,6 +121,17 @@ def _run(command: Sequence[str]) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout
+
+
+def _module_folder(name: str) -> str | None:
+    spec = find_spec(name)
+    if spec is None:
+        return None
+    return (
+        str(Path(spec.origin).parent)
+        if spec.origin
+        else next(iter(spec.submodule_search_locations or ()), "")
+    )
 
 
 def _load_library(name: str) -> ctypes.CDLL | None:

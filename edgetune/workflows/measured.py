@@ -52,7 +52,7 @@ def measure_apart(device: Device, name: str) -> Measurements:
     """
     usable = _usable(device)
     if not usable.value:
-        raise UsageError(f"{device.name} cannot be measured: {usable.because}.")
+        raise UsageError(f"{device.name} cannot be measured: {usable.because.removesuffix('.')}.")
     command = [sys.executable, "-m", "edgetune.workflows.measuring", name]
     try:
         done = subprocess.run(
@@ -68,7 +68,7 @@ def _usable(device: Device) -> Decision[bool]:
 
     if not device.here:
         return Decision(value=False, because="it is a profile, not a device of this machine")
-    return load_backend(device.backend).usable()
+    return load_backend(device.backend).usable(device.kind)
 
 
 def _reason(error: Exception) -> str:

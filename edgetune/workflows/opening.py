@@ -40,9 +40,9 @@ def open_session(plan: Plan, model: LocalModel) -> Session:
         UsageError: if the backend cannot be used here, with its reason.
     """
     backend = load_backend(plan.device.backend)
-    usable = backend.usable()
+    usable = backend.usable(plan.device.kind)
     if not usable.value:
-        raise UsageError(f"The backend {plan.device.backend} cannot be used: {usable.because}.")
+        raise UsageError(f"{plan.device.name} cannot be used: {usable.because}")
     return backend.open(plan.spec, model)
 
 

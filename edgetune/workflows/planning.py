@@ -33,6 +33,8 @@ class PlanRequest:
     training: Mapping[str, Any] = field(default_factory=dict)
     measure: bool = False
     """Measure a device of this machine first, where that was not done yet."""
+    run: bool = False
+    """Whether a run follows: a device that cannot be used is refused then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +65,8 @@ def plan_for(
     """
     source = resolve(request.model)
     device = read_device(request.device)
+    if request.run and device.fault is not None:
+        raise UsageError(f"{device.fault} Or give another --device.")
     ref = lasting_ref(source)
     if request.data is None:
         found = _found(request, device, say)
@@ -71,7 +75,9 @@ def plan_for(
             fixed=request.choice, training=request.training, memory=request.memory,
             measured=found,
         )  # fmt: skip
-        return PreparedPlan(plan=_named(plan, source), source=source, here=device.here)
+        return PreparedPlan(
+            plan=_with_findings(plan, source, device), source=source, here=device.here
+        )
     training = lasting_training(request.training)
     tokenizer, dataset = read_rows(source, request.data, Training(**training), report)
     found = _found(request, device, say)  # only now: bad data is told at once
@@ -90,7 +96,7 @@ def plan_for(
     )  # fmt: skip
     fitted = dataset.fit(plan.choice.context)
     return PreparedPlan(
-        plan=timed(_named(plan, source), fitted, rates_of(device, found)),
+        plan=timed(_with_findings(plan, source, device), fitted, rates_of(device, found)),
         source=source,
         here=device.here,
         tokenizer=tokenizer,
@@ -98,11 +104,11 @@ def plan_for(
     )
 
 
-def _named(plan: Plan, source: ModelSource) -> Plan:
-    """Return a plan that says which model was taken, where the user's name left that open."""
-    if source.taken_as is None:
-        return plan
-    return replace(plan, reasons=(source.taken_as, *plan.reasons))
+def _with_findings(plan: Plan, source: ModelSource, device: Device) -> Plan:
+    """Return a plan that says which model was taken for a name, and what cannot be used."""
+    taken = () if source.taken_as is None else (source.taken_as,)
+    fault = () if device.fault is None else (f"Nothing runs here yet: {device.fault}",)
+    return replace(plan, reasons=(*fault, *taken, *map(str, device.passed_over), *plan.reasons))
 
 
 def _found(request: PlanRequest, device: Device, say: Callable[[str], None]) -> Measurements | None:

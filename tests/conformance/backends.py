@@ -70,7 +70,7 @@ def _opened(name: str) -> Backend:
         backend = load_backend(name)
     except EdgetuneError as error:
         pytest.exit(f"{SETTING} asks for {name}: {error}", returncode=4)
-    usable = backend.usable()
+    usable = backend.usable("mlx" if name == "mlx" else "cpu")
     if not usable.value:
         pytest.exit(f"{SETTING} asks for {name}: {usable.because}", returncode=4)
     return backend

@@ -149,7 +149,7 @@ def test_absent_devices_have_reasons() -> None:
 
 
 def test_mlx_is_offered_on_linux_where_it_is_installed() -> None:
-    facts = {"total_bytes": 8 * GIB, "available_bytes": 6 * GIB, "modules": ["mlx"]}
+    facts = {"total_bytes": 8 * GIB, "available_bytes": 6 * GIB, "modules": {"mlx": "/site/mlx"}}
     device = read_device("mlx", recorded_system(facts))
     assert (device.backend, device.kind) == ("mlx", "mlx")
     assert any("too slow for work" in note for note in device.notes)

@@ -102,7 +102,7 @@ def test_the_whole_process_is_held_to_the_limit(folder: Path) -> None:
 
 
 def test_the_backend_is_usable_and_says_on_what() -> None:
-    usable = load_backend("mlx").usable()
+    usable = load_backend("mlx").usable("mlx")
 
     assert usable.value
     assert "on Metal" in usable.because or "on CPU, for tests" in usable.because

@@ -1,0 +1,133 @@
+"""What this machine has for fine-tuning, what is missing, and what to type: the doctor's findings."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+from edgetune.backend import load_backend
+from edgetune.device import Device, read_device, read_machine
+from edgetune.device.base import Fault
+from edgetune.model.hub import cache_folder
+from edgetune.settings.spec import Decision
+from edgetune.version import __version__
+
+_PACKAGES: Final = ("torch", "bitsandbytes", "mlx", "transformers", "tokenizers", "numpy")
+_EXTRAS: Final = {
+    "parquet": ("pyarrow", "Parquet files of examples"),
+    "zst": ("zstandard", "compressed files of examples (.zst)"),
+    "gguf": ("xllamacpp", "checking GGUF files in llama.cpp"),
+    "serve": ("uvicorn", "`edgetune serve`"),
+}
+"""What is only needed for something: the package, and what for."""
+_ROOM: Final = 20 * 10**9
+"""Bytes of a disk below which a word is said: a model of 8 B parameters takes 16 GB."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """A device, and whether it was seen to compute."""
+
+    device: Device
+    usable: bool
+    because: str
+    do: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """Everything that the doctor found."""
+
+    edgetune: str
+    python: str
+    system: str
+    devices: tuple[Checked, ...]
+    faults: tuple[Fault, ...]
+    """Cards that no backend computes on."""
+    absent: tuple[str, ...]
+    packages: dict[str, str | None]
+    missing_extras: dict[str, str]
+    """What is only needed for something, by its extra, and is not installed: what for."""
+    models: int
+    cache: str
+    free_bytes: int
+
+    @property
+    def usable(self) -> bool:
+        """Whether anything here can train."""
+        return any(checked.usable for checked in self.devices)
+
+    @property
+    def short_of_room(self) -> bool:
+        """Whether a larger model would hardly fit the disk."""
+        return self.free_bytes < _ROOM
+
+
+def diagnose(device: str = "auto") -> Diagnosis:
+    """Look at this machine: devices are tried, nothing is changed.
+
+    ``device`` limits the look to one device of this machine.
+
+    Raises:
+        UsageError: if a named device is not here.
+    """
+    machine = read_machine()
+    devices = machine.devices if device == "auto" else (read_device(device),)
+    return Diagnosis(
+        edgetune=__version__,
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.machine()}",
+        devices=tuple(_checked(found) for found in devices),
+        faults=machine.faults if device == "auto" else (),
+        absent=machine.absent if device == "auto" else (),
+        packages={name: _version(name) for name in _packages()},
+        missing_extras={
+            extra: what for extra, (package, what) in _EXTRAS.items() if _version(package) is None
+        },
+        models=_models(),
+        cache=str(cache_folder()),
+        free_bytes=shutil.disk_usage(_existing(cache_folder())).free,
+    )
+
+
+def _checked(device: Device) -> Checked:
+    """Try a device, unless it is known why that fails."""
+    if device.fault is not None:
+        return Checked(
+            device=device, usable=False, because=device.fault.because, do=device.fault.do
+        )
+    found = _tried(device)
+    because, _, do = found.because.partition(". ")
+    return Checked(device=device, usable=found.value, because=because, do=do)
+
+
+def _tried(device: Device) -> Decision[bool]:
+    return load_backend(device.backend).usable(device.kind)
+
+
+def _packages() -> Iterator[str]:
+    """Yield what a machine like this one needs."""
+    apple = sys.platform == "darwin" and platform.machine() == "arm64"
+    leave_out = {"torch", "bitsandbytes"} if apple else {"mlx"}
+    yield from (name for name in _PACKAGES if name not in leave_out)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _models() -> int:
+    return sum(1 for _ in cache_folder().glob("models--*/snapshots/*/config.json"))
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
