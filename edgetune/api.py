@@ -243,15 +243,18 @@ class LoadedRun:
         """Return loss, perplexity and accuracy on rows, beside those of the base model.
 
         With ``exact_match`` both answer, and are compared with the rows: to the letter, by their
-        words and as JSON. The first ``show`` rows are returned one by one, with both answers.
+        words and as JSON. Rows of text and label are also scored by the probability of every label. The first ``show`` rows are returned one by one, with both answers.
         """
-        from edgetune.workflows.scoring import rows_of, score_each
+        from edgetune.workflows.scoring import dataset_of, labels_of, score_each
 
         opened = self._open()
         with ScratchFolder() as scratch:
-            rows = rows_of(opened, _file_of(data, scratch))
+            dataset = dataset_of(opened, _file_of(data, scratch))
+        labels, _ = labels_of((opened,), dataset)
         each = {"tuned": opened, "base": opened.base()}
-        scores, examples = score_each(each, rows, exact_match=exact_match, show=show)
+        scores, examples = score_each(
+            each, dataset.train, labels, exact_match=exact_match, show=show
+        )
         return Evaluation(**scores, examples=tuple(examples))
 
     def export(self, output: PathLike, *, to: str = "peft", **options: Any) -> ExportResult:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 VERY_FEW_ROWS = 20
@@ -13,6 +13,11 @@ FEW_ROWS = 50
 
 FEW_VALIDATION_ROWS = 20
 """The loss of fewer rows than this moves by chance."""
+
+DOMINANT = 0.8
+"""A label with more than this share of the rows makes accuracy say little."""
+
+FEW_OF_A_LABEL = 5
 
 LEAST_GAP = 0.2
 """Nats a token between training and validation that are not worth a word."""
@@ -47,6 +52,43 @@ def row_cautions(trained: int, validation: int) -> tuple[str, ...]:
         found.append(
             f"There {_are(validation)} only {_rows(validation)} for validation: small differences "
             "of their loss are chance."
+        )
+    return tuple(found)
+
+
+def label_cautions(counts: Mapping[str, int], *, named: bool) -> tuple[str, ...]:
+    """Return what the numbers of rows of each label let one expect; nothing without labels.
+
+    ``named`` is whether labels that were numbers have names.
+
+    >>> label_cautions({"spam": 95, "ham": 5}, named=False)
+    ('95% of the rows are spam: always guessing it is right as often. Judge by macro F1.',)
+    >>> label_cautions({"spam": 50, "ham": 50}, named=False)
+    ()
+    """
+    if not counts:
+        return ()
+    found: list[str] = []
+    label, most = max(counts.items(), key=lambda item: item[1])
+    share = most / sum(counts.values())
+    if len(counts) == 1:
+        found.append(f"All rows to train on are {label}: there is nothing to tell apart.")
+    elif share > DOMINANT:
+        found.append(
+            f"{share:.0%} of the rows are {label}: always guessing it is right as often. "
+            "Judge by macro F1."
+        )
+    rare = [name for name, rows in counts.items() if rows < FEW_OF_A_LABEL]
+    if rare:
+        more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
+        found.append(
+            f"Labels with fewer than {FEW_OF_A_LABEL} rows to train on: "
+            f"{', '.join(rare[:5])}{more}. Expect little of them."
+        )
+    if not named and all(name.lstrip("-").isdecimal() for name in counts):
+        found.append(
+            "The labels are numbers, which say nothing to the model. Name them, the first for 0: "
+            "--label-names NAME,NAME"
         )
     return tuple(found)
 

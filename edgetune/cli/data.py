@@ -40,7 +40,14 @@ def command() -> None:
 )
 @click.option("--color/--no-color", default=None, help="Colour what is trained, or [bracket] it.")
 @some_knob_options(
-    "objective", "loss_on", "long_rows", "validation", "validation_data", "fields", "seed"
+    "objective",
+    "loss_on",
+    "long_rows",
+    "validation",
+    "validation_data",
+    "fields",
+    "label_names",
+    "seed",
 )
 @common_options
 def check(

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
+from edgetune.cli.label_text import label_text
 from edgetune.cli.options import FilePath, Ref, common_options, over_options
 from edgetune.cli.show import VERBOSE, out, out_json, say, table
 from edgetune.settings.spec import to_plain
 from edgetune.workflows.over import Over
 from edgetune.workflows.references import open_references
-from edgetune.workflows.scoring import ScoredRow, Scores, rows_of, score_each
+from edgetune.workflows.scoring import ScoredRow, Scores, dataset_of, labels_of, score_each
 
 _BASE, _EXAMPLES = "base", "examples"
 _COLUMNS = {
@@ -66,17 +67,23 @@ def command(
         say(f"Opened {one.model.folder} for {one.name}", level=VERBOSE)
         for notice in one.notices:
             say(notice)
-    rows = rows_of(opened[0], data)
+    dataset = dataset_of(opened[0], data)
+    labels, notices = labels_of(opened, dataset)
+    for notice in notices:
+        say(notice)
     tuned = [one for one in opened if one.adapter is not None]
     called = ["tuned"] if len(tuned) == 1 else [_name(one.name) for one in tuned]
     each = {_BASE: opened[0].base(), **dict(zip(called, tuned, strict=True))}
-    scores, examples = score_each(each, rows, exact_match=exact_match, show=show)
+    scores, examples = score_each(each, dataset.train, labels, exact_match=exact_match, show=show)
     if as_json:
         shown = {_EXAMPLES: to_plain(examples)} if show else {}
         out_json({**to_plain(scores), **shown})
         return
     for text in _tables(scores):
         out(text)
+    for name, found in scores.items():
+        if found.labels is not None:
+            out("\n" + label_text(name, found.labels))
     for example in examples:
         out("\n" + "\n".join(_example(example)))
 

@@ -34,7 +34,7 @@ from edgetune.files import load_json, sha256_json, unwritable, write_json
 from edgetune.owned import own_folder, sweep
 from edgetune.settings.parse import checked
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Raised whenever the same file would become other tokens, masks or columns."""
 
 _LIBRARIES = ("tokenizers", "transformers", "Jinja2")

@@ -73,6 +73,8 @@ class Completion:
     completion: str
     system: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)
+    between: str = ""
+    """What parts the two in plain text."""
 
     def as_chat(self) -> Chat:
         """Return the same as an exchange between a user and the assistant.
@@ -94,7 +96,8 @@ class Completion:
 
     def as_plain(self) -> tuple[str, str]:
         """Return the text that is given and the text that is learned after it."""
-        return "\n\n".join(part for part in (self.system, self.prompt) if part), self.completion
+        given = "\n\n".join(part for part in (self.system, self.prompt) if part)
+        return given + self.between, self.completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,20 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class Labelled:
+    """A text and its label, a name once :func:`edgetune.data.labels.label_name` gave it one."""
+
+    text: str
+    label: Any
+    system: str = ""
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def as_completion(self) -> Completion:
+        """Return the label as the answer to the text."""
+        return Completion(self.text, self.label, self.system, self.arguments, between="\n")
+
+
+@dataclass(frozen=True, slots=True)
 class Pair:
     """A better and a worse answer, each with the prompt that they share."""
 
@@ -116,7 +133,7 @@ class Pair:
     rejected: Chat | Completion
 
 
-Content = Chat | Completion | Text
+Content = Chat | Completion | Text | Labelled
 """What becomes one document."""
 
 RowContent = Content | Pair

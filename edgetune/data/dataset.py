@@ -12,9 +12,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import get_args
 
+from edgetune.data.declared_labels import declared_names
 from edgetune.data.encode import LossOn
 from edgetune.data.examples import Examples
 from edgetune.data.fit import LongRows, fit, refuse_long
+from edgetune.data.labels import FORMAT
 from edgetune.data.read import Options, ReadProgress, Report, read_rows
 from edgetune.data.receipt import Receipt
 from edgetune.data.receipt_builder import receipt_of, with_fit
@@ -82,6 +84,7 @@ def read_dataset(
     long_rows: LongRows | None = None,
     fields: Mapping[str, str] | None = None,
     kind: Rows | None = None,
+    label_names: tuple[str, ...] = (),
     report: Report | None = None,
     processes: int | None = None,
 ) -> Dataset:
@@ -90,7 +93,8 @@ def read_dataset(
     Without a ``context`` no length rule is applied; ``Dataset.fit`` does it later. The rule is
     to split texts and to refuse other rows, unless ``long_rows`` says otherwise. ``fields``
     maps the fields of a format to the columns of the file. ``kind`` says what rows are to an
-    objective over answers: ``pairs``, or None for plain answers. ``validation_data`` is a file or
+    objective over answers: ``pairs``, or None for plain answers. ``label_names`` are those of labels
+    that are numbers, else those that the files declare. ``validation_data`` is a file or
     folder to validate with, in place of a share; so are the files of a folder whose names say so,
     unless ``by_name`` is false. ``report`` is told how far reading has come, ``processes`` do it
     (default: by the size of the files and the cores).
@@ -104,10 +108,17 @@ def read_dataset(
     if kind is not None:
         _check_answers(loss_on, long_rows)
     found = find_splits(path, validation_data, by_name=by_name)
+    column = (fields or {}).get("label", "label")
     options = Options(
-        tokenizer=tokenizer, loss_on=loss_on, fields=fields or {}, processes=processes, kind=kind
+        tokenizer=tokenizer,
+        loss_on=loss_on,
+        fields=fields or {},
+        processes=processes,
+        kind=kind,
+        label_names=label_names or declared_names(found.sources, column),
     )
     reading = read_rows(found.sources, options, report or _tell_nobody)
+    _check_labels(reading.format, label_names, loss_on, long_rows)
     splits = split(reading, found, validation, seed)
     train, validated = (reading.examples.take(rows) for rows in (splits.train, splits.validation))
     split_into = found.validation, len(train), len(validated)
@@ -117,7 +128,7 @@ def read_dataset(
     dataset = Dataset(
         train=train,
         validation=validated,
-        receipt=receipt_of(reading, found, splits, tokenizer, loss_on=loss_on, seed=seed),
+        receipt=receipt_of(reading, found, splits, options, seed=seed),
         lengths=reading.examples.lengths,
         fingerprint=fingerprint,
         long_rows=_rule(long_rows, reading.format),
@@ -146,6 +157,25 @@ def _check_answers(loss_on: str, long_rows: str | None) -> None:
         raise UsageError(
             f"--long-rows {long_rows} would leave a piece of an answer to be preferred. Use drop,"
             " or a larger --context."
+        )
+
+
+def _check_labels(
+    format_: str, names: tuple[str, ...], loss_on: str, long_rows: str | None
+) -> None:
+    if format_ != FORMAT and names:
+        raise UsageError(
+            f"--label-names is for rows of text and label; these are {format_}. If the columns have"
+            " other names: --fields text=COLUMN,label=COLUMN"
+        )
+    if format_ == FORMAT and loss_on == "all":
+        raise UsageError(
+            "--loss-on all would learn the texts, too, and these rows are for their labels. Leave"
+            " it out."
+        )
+    if format_ == FORMAT and long_rows in ("cut", "split"):
+        raise UsageError(
+            f"--long-rows {long_rows} would cut off labels. Use drop, or a larger --context."
         )
 
 

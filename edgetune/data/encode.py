@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from edgetune.data.content import Chat, Completion, Content, Text
+from edgetune.data.content import Chat, Completion, Content, Labelled, Text
 from edgetune.data.joined_parts import PartsJoiner
 from edgetune.data.offsets import Encoded, Ids
 from edgetune.data.problems import RowError
@@ -79,18 +79,18 @@ class Encoder:
         Raises:
             RowError: if nothing can be learned from it, or not for certain.
         """
-        content = self._as_rendered(content)
-        if isinstance(content, Chat):
-            self._refuse_weights(content)
-            text, spans, altered, unwritten, cut = self._chats().mask(content, self._loss_on)
+        rendered = self._as_rendered(content)
+        if isinstance(rendered, Chat):
+            self._refuse_weights(rendered)
+            text, spans, altered, unwritten, cut = self._chats().mask(rendered, self._loss_on)
         else:
-            (text, spans), altered, unwritten, cut = self._plain(content), False, frozenset(), ""
+            (text, spans), altered, unwritten, cut = self._plain(rendered), False, frozenset(), ""
         try:
             text.encode()
         except UnicodeEncodeError as error:
             found = f"{text[error.start]!a} at character {error.start + 1}"
             raise RowError(f"The text holds half a character ({found}). Remove it.") from error
-        is_chat = isinstance(content, Chat)
+        is_chat = isinstance(rendered, Chat)
         end = self._end(text, spans[-1], is_chat)
         ended = spans if end is None else spans[:-1]
         if end is not None:
@@ -110,7 +110,9 @@ class Encoder:
         encoded = self._tokenizer.encode_many([row.text for row in rows])
         return [self._finish(row, tokens) for row, tokens in zip(rows, encoded, strict=True)]
 
-    def _as_rendered(self, content: Content) -> Content:
+    def _as_rendered(self, content: Content) -> Chat | Completion | Text:
+        if isinstance(content, Labelled):
+            content = content.as_completion()
         if isinstance(content, Completion) and self._tokenizer.has_template:
             return content.as_chat()
         if isinstance(content, Chat):

@@ -13,6 +13,8 @@ _INPUTS = ("input", "context", "inputs", "passage")
 _ANSWERS = ("completion", "output", "response", "answer", "reply", "assistant", "solution",
             "target", "targets", "outputs", "answers", "generation", "bot", "gpt")  # fmt: skip
 _SYSTEMS = ("system_prompt", "system_message", "system")
+_LABELS = ("label", "labels", "label_text", "category", "class", "intent", "sentiment", "topic")
+_LABELLED = ("text", "sentence", "review", "utterance", "comment", "tweet", "headline", "title")
 _TEXTS = ("text", "content", "document", "body", "article", "markdown", "story", "code")
 
 
@@ -28,6 +30,10 @@ def proposed_fields(row: Mapping[str, Any]) -> dict[str, str]:
         return {"messages": chat}
     answer = _first(row, columns, _ANSWERS)
     question = _first(row, columns, _QUESTIONS, {answer})
+    if answer is None and (label := _first_label(row, columns)) is not None:
+        labelled = _first(row, columns, (*_LABELLED, *_TEXTS, *_QUESTIONS), {label})
+        if labelled is not None:
+            return _named(text=labelled, label=label)
     if answer is None or question is None:
         text = _first(row, columns, _TEXTS)
         return {} if text is None or answer or question else _named(text=text)
@@ -56,6 +62,11 @@ def _first(
     """Return the first column that has one of the names and holds text."""
     found = (columns[name] for name in names if name in columns)
     return next((name for name in found if name not in taken and isinstance(row[name], str)), None)
+
+
+def _first_label(row: Mapping[str, Any], columns: Mapping[str, str]) -> str | None:
+    found = (columns[name] for name in _LABELS if name in columns)
+    return next((name for name in found if isinstance(row[name], (str, int))), None)
 
 
 def _is_chat(row: Mapping[str, Any], name: str | None) -> bool:

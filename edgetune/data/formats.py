@@ -1,4 +1,4 @@
-"""The shapes that rows come in, told apart by their fields and made into one of three things.
+"""The shapes that rows come in, told apart by their fields and made into what a row can hold.
 
 | name                      | fields                           | becomes            |
 |---------------------------|----------------------------------|--------------------|
@@ -6,6 +6,7 @@
 | conversations             | conversations: from, value       | Chat               |
 | prompt/completion         | prompt, completion               | Completion or Chat |
 | instruction/input/output  | instruction, output (and input)  | Completion or Chat |
+| text/label                | text, label                      | Labelled           |
 | text                      | text                             | Text               |
 
 A row with the fields of several is the first of them that has those of ``--fields``.
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-from edgetune.data.content import Chat, Completion, Content, Text
+from edgetune.data.content import Chat, Completion, Content, Labelled, Text
 from edgetune.data.field_names import as_option, proposed_fields
 from edgetune.data.messages import read_messages
 from edgetune.data.problems import RowError
@@ -157,7 +158,17 @@ def _history(value: Any) -> list[Message]:
     return read_messages(turns)
 
 
+def _labelled(row: Fields) -> Content:
+    _refuse_tools(row, "a text and a label")
+    return Labelled(_string(row, "text"), row["label"], _system(row), _arguments(row))
+
+
 def _text(row: Fields) -> Content:
+    if "label" in row and row["label"] is None:
+        raise RowError(
+            "The label beside this text is null. Fill it in or remove the row; to train on all"
+            " texts without labels, remove the column."
+        )
     return Text(_string(row, "text"))
 
 
@@ -225,5 +236,6 @@ FORMATS: tuple[Format[Content], ...] = (
         ("input", "history", *BESIDE),
         _instruction,
     ),
+    Format("text/label", ("text", "label"), BESIDE, _labelled),
     Format("text", ("text",), (), _text),
 )

@@ -17,6 +17,7 @@ from edgetune.data.encode import LossOn
 from edgetune.data.examples import Examples, RowLocations
 from edgetune.data.fields import Mapped, refuse_unknown
 from edgetune.data.files import Source
+from edgetune.data.labels import MOST_LABELS
 from edgetune.data.problems import Problems, printable
 from edgetune.data.receipt import FileRead
 from edgetune.data.row_digests import Hashes
@@ -59,6 +60,8 @@ class Reading:
     is_chat: bool
     prompt_cut: str
     notes: tuple[str, ...]
+    labels: Mapping[str, int]
+    """How many rows have each label, the most frequent first; empty for rows without."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,10 +74,14 @@ class Options:
     processes: int | None = None
     kind: Rows | None = None
     """What rows are to an objective over answers; None: plain answers."""
+    label_names: tuple[str, ...] = ()
+    """The names of labels that are numbers, the first for 0."""
 
     def encoder(self, format_: str | None = None) -> BlockEncoder:
         """Return what turns rows into tokens, for a format if it is known."""
-        return BlockEncoder(self.tokenizer, self.loss_on, self.fields, format_, self.kind)
+        return BlockEncoder(
+            self.tokenizer, self.loss_on, self.fields, format_, self.kind, self.label_names
+        )
 
 
 def read_rows(sources: Sequence[Source], options: Options, report: Report) -> Reading:
@@ -92,7 +99,7 @@ def read_rows(sources: Sequence[Source], options: Options, report: Report) -> Re
     named = [[*source.kind, hashed] for source, hashed in zip(sources, hashes, strict=True)]
     key = cache.key_of(
         named, options.tokenizer.fingerprint, options.loss_on, sorted(options.fields.items()),
-        options.kind,
+        options.kind, options.label_names,
     )  # fmt: skip
     entry = cache.find(key)
     if entry is None:
@@ -121,6 +128,7 @@ class _Pass:
         self._cuts: Counter[str] = Counter()
         self._unended = 0
         self._same = 0
+        self._labels: Counter[str] = Counter()
         self._done = 0
 
     def run(self, writer: TokenStoreWriter) -> dict[str, Any]:
@@ -130,7 +138,7 @@ class _Pass:
             if not self._problems.count:
                 writer.append(outcome.columns)
             self._report(ReadProgress(self._done, sum(self._sizes), sum(self._rows)))
-            if self._problems.count > _MOST_PROBLEMS:
+            if self._problems.count > _MOST_PROBLEMS or len(self._labels) > MOST_LABELS:
                 break
         self._refuse_problems()
         return {
@@ -143,6 +151,7 @@ class _Pass:
             "first_altered": self._first_altered,
             "unended": self._unended,
             "same": self._same,
+            "labels": dict(self._labels.most_common()),
             "cuts": dict(self._cuts.most_common(FIELDS_NAMED)),
             "unwritten": dict(self._ignored.most_common(FIELDS_NAMED)),
             "without_template": self._is_chat and not self._options.tokenizer.has_template,
@@ -190,6 +199,7 @@ class _Pass:
         self._cuts.update(outcome.cuts)
         self._unended += outcome.unended
         self._same += outcome.same
+        self._labels.update(outcome.labels)
         if outcome.altered and self._first_altered is None:
             self._first_altered = [outcome.file, outcome.altered[0]]
 
@@ -199,6 +209,11 @@ class _Pass:
         for name in changed:
             self._problems.add(name, "The file changed while it was read. Read it again.")
         self._problems.raise_if_any("Problems in the data")
+        if len(self._labels) > MOST_LABELS:
+            raise DataError(
+                f"There are more than {MOST_LABELS:,} different labels. If they are answers, say so:"
+                " --fields prompt=text,completion=label"
+            )
         if self._format is None:
             names = ", ".join(source.name for source in self._sources)
             raise DataError(printable(f"{names} has no rows in it."))
@@ -228,6 +243,7 @@ def _reading(
         is_chat=facts["is_chat"],
         prompt_cut=_prompt_cut(facts["cuts"]),
         notes=tuple(_notes(facts, sources)),
+        labels=facts["labels"],
     )
 
 

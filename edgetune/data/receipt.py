@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgetune.cautions import row_cautions
+from edgetune.cautions import label_cautions, row_cautions
 from edgetune.data.token_store import Counts
 from edgetune.escapes import one_line
 
@@ -21,6 +21,7 @@ _PERCENTILES = (
     ("longest", 100),
 )
 _SHOWN = 5
+_LABELS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +52,8 @@ class Receipt:
     counts the tokens of both. ``padding`` is the share of positions that are padding, None before
     batches are known. ``prompt_cut`` is the end of the template's generation prompt that no answer
     was trained after. ``answers`` are percentiles of the learned tokens of chosen and of rejected
-    answers, where rows are pairs.
+    answers, where rows are pairs. ``labels`` counts the rows of each label that are ``trained`` and
+    for ``validation``; ``label_names`` are those of labels that were numbers.
     """
 
     files: tuple[FileRead, ...]
@@ -81,6 +83,8 @@ class Receipt:
     padding: float | None = None
     prompt_cut: str = ""
     answers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    label_names: tuple[str, ...] = ()
 
     def with_padding(self, padding: float) -> Receipt:
         """Return the receipt with the share of padding, once batches are known."""
@@ -107,14 +111,25 @@ class Receipt:
         for name, lengths in self.answers.items():
             shown = ", ".join(f"{share} {value:,}" for share, value in lengths.items())
             yield name.capitalize(), f"learned tokens: {shown}"
+        for side, counts in self.labels.items():
+            yield "Labels", f"{side}: {_labels(counts)}"
         yield from self._long()
         if self.padding is not None:
             yield "Padding", f"{self.padding:.1%} of all positions"
         yield "Special", ", ".join(f"{n} {_shown(t)}" for n, t in self.special_tokens.items())
         for note in self.notes:
             yield "Note", note
-        for caution in row_cautions(self.rows_trained, self.rows_validation):
+        for caution in self.cautions:
             yield "Caution", caution
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What these rows let one expect, where it is worth a word."""
+        labels = self.labels.get("trained", {})
+        return (
+            *row_cautions(self.rows_trained, self.rows_validation),
+            *label_cautions(labels, named=bool(self.label_names)),
+        )
 
     def _rows(self) -> str:
         parts = [f"{self.rows_trained:,} trained", f"{self.rows_validation:,} validation"]
@@ -155,6 +170,13 @@ def length_percentiles(lengths: Counts) -> dict[str, int]:
     shares = [share for _, share in _PERCENTILES]
     values = np.percentile(lengths, shares, method="higher")
     return {name: int(value) for (name, _), value in zip(_PERCENTILES, values, strict=True)}
+
+
+def _labels(counts: Mapping[str, int]) -> str:
+    total = sum(counts.values())
+    shown = [f"{name} {rows:,} ({rows / total:.0%})" for name, rows in counts.items()]
+    more = len(shown) - _LABELS
+    return ", ".join(shown[:_LABELS]) + (f" and {more:,} more" if more > 0 else "") or "none"
 
 
 def _count(number: int, noun: str) -> str:

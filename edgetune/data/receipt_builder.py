@@ -9,20 +9,21 @@ import numpy as np
 
 from edgetune.data.examples import Examples
 from edgetune.data.fit import Fitted, LongRows
+from edgetune.data.labels import LabelSet
 from edgetune.data.problems import printable
-from edgetune.data.read import Reading
+from edgetune.data.read import Options, Reading
 from edgetune.data.receipt import Dropped, Receipt, length_percentiles
 from edgetune.data.row_digests import count_duplicates
 from edgetune.data.splits import Found, Split
-from edgetune.data.tokenizer import Tokenizer
 
 _FEW = 2  # the end of a turn alone is one; an answer of one token and its end are two
 
 
 def receipt_of(
-    reading: Reading, found: Found, splits: Split, tokenizer: Tokenizer, *, loss_on: str, seed: int
+    reading: Reading, found: Found, splits: Split, options: Options, *, seed: int
 ) -> Receipt:
     """Return the account of the files once they are split, and not fitted yet."""
+    tokenizer = options.tokenizer
     repeated = tuple(
         Dropped(
             place=reading.examples.place(row),
@@ -36,7 +37,7 @@ def receipt_of(
         rendering="rendered as a chat" if reading.is_chat else "as plain text",
         template=tokenizer.template.name if reading.is_chat else None,
         special_tokens=tokenizer.special_tokens(),
-        loss_on=loss_on,
+        loss_on=options.loss_on,
         seed=seed,
         rows_read=len(reading.examples),
         dropped=repeated,
@@ -47,7 +48,21 @@ def receipt_of(
         notes=(*reading.notes, *map(printable, found.notes), *_near_empty(reading.examples)),
     )
     train, validation = map(reading.examples.take, (splits.train, splits.validation))
-    return with_split(receipt, train, validation)
+    return with_split(
+        _with_labels(receipt, reading, (train, validation), options), train, validation
+    )
+
+
+def _with_labels(
+    receipt: Receipt, reading: Reading, sides: Sequence[Examples], options: Options
+) -> Receipt:
+    """Return the receipt with the rows of each label on both sides, where rows have labels."""
+    if not reading.labels:
+        return receipt
+    labels = LabelSet.of(options.tokenizer, tuple(reading.labels))
+    trained, validation = (labels.counts(side, options.tokenizer) for side in sides)
+    counts = {"trained": trained, "validation": validation}
+    return replace(receipt, labels=counts, label_names=options.label_names)
 
 
 def _answers(examples: Examples) -> dict[str, dict[str, int]]:

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
 from edgetune.data.chunks import Chunk
-from edgetune.data.content import Content, Pair, RowContent
+from edgetune.data.content import Content, Labelled, Pair, RowContent
 from edgetune.data.encode import Encoder, Learned, LossOn, Marked
 from edgetune.data.fields import Mapped, renamed
 from edgetune.data.formats import Fields, Format, detect_among, named
 from edgetune.data.json_text import JsonReader, reason_of
+from edgetune.data.labels import label_name
 from edgetune.data.messages import refuse_media
 from edgetune.data.preference import refuse_preference
 from edgetune.data.problems import Problem, RowError
@@ -57,6 +58,7 @@ class Outcome:
     unended: int = 0
     same: int = 0
     """Pairs whose answers do not differ."""
+    labels: Counter[str] = field(default_factory=Counter)
 
 
 class BlockEncoder:
@@ -69,14 +71,17 @@ class BlockEncoder:
         fields: Mapping[str, str],
         format_: str | None = None,
         kind: Rows | None = None,
+        label_names: Sequence[str] = (),
     ) -> None:
         """Prepare for rows of a ``kind``, None: of plain answers.
 
-        ``fields`` maps our field names to the file's, ``format_`` is found if None.
+        ``fields`` maps our field names to the file's, ``format_`` is found if None,
+        ``label_names`` are those of labels that are numbers.
         """
         self._encoder, self._fields = Encoder(tokenizer, loss_on), fields
         self._mapped, self._kind = frozenset(fields.values()), kind
         self._formats = ROW_FORMATS[kind]
+        self._label_names = label_names
         self._format = named(self._formats, format_) if format_ else None
         self._json = JsonReader()
 
@@ -131,6 +136,9 @@ class BlockEncoder:
         if len(outcome.unused) < FIELDS_NAMED:
             outcome.unused |= row.keys() - format_.fields
         content = format_.read(row)
+        if isinstance(content, Labelled):
+            content = replace(content, label=label_name(content.label, self._label_names))
+            outcome.labels[content.label] += 1
         if not isinstance(content, Pair):
             return (self._marked(number, content, outcome),)
         outcome.same += content.chosen == content.rejected

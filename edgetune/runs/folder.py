@@ -194,11 +194,22 @@ class RunFolder:
 
     def prompt_cut(self) -> str:
         """Return the end of the generation prompt that the run's answers were trained without."""
+        return str(self._receipt().get("prompt_cut") or "")
+
+    def labels(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the labels that were trained, and the names of those that were numbers."""
+        receipt = self._receipt()
+        labels, names = receipt.get("labels"), receipt.get("label_names")
+        trained = labels.get("trained") if isinstance(labels, dict) else None
+        return tuple(map(str, trained or ())), tuple(map(str, names or ()))
+
+    def _receipt(self) -> dict[str, Any]:
+        """Return the account of the run's rows, nothing where it cannot be read."""
         try:
             receipt = json.loads((self.path / "receipt.json").read_text(encoding="utf-8"))
-            return str(receipt.get("prompt_cut") or "")
-        except (OSError, ValueError, AttributeError):
-            return ""
+        except (OSError, ValueError):
+            return {}
+        return receipt if isinstance(receipt, dict) else {}
 
     def peak_bytes(self) -> int:
         """Return the highest peak of all steps, also of those before an interruption."""

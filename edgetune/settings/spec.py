@@ -215,6 +215,11 @@ class Training:
         "What the fields of a row are called in the file, such as prompt=question,completion=a.",
         metavar="FIELD=COLUMN,…",
     )
+    label_names: tuple[str, ...] = knob(
+        (),
+        "Names of labels that are numbers, the first for 0 (default: as the data declares them).",
+        metavar="NAME,…",
+    )
     eval_every: int | None = knob(
         None, "Steps between evaluations (default: ten in a run).", interval=Interval(low=1)
     )

@@ -60,6 +60,10 @@ class Opened:
     method: Method | None = None
     """The adapter's."""
     prompt_cut: str = ""
+    labels: tuple[str, ...] = ()
+    """The labels that the adapter was trained on."""
+    label_names: tuple[str, ...] = ()
+    """The names of labels that were numbers there, the first for 0."""
     notices: tuple[str, ...] = ()
     """What the user should know of it."""
 

@@ -207,6 +207,7 @@ def read_rows(
         by_name=by_name,
         fields=parse_fields(training.fields) if training.fields else None,
         kind=None if objective is None else objective.rows,
+        label_names=training.label_names,
         seed=training.seed,
         long_rows=training.long_rows,
         report=report,

@@ -33,6 +33,8 @@ class Reference:
     adapter: LoadedAdapter | None = None
     plan: Plan | None = None
     prompt_cut: str = ""
+    labels: tuple[str, ...] = ()
+    label_names: tuple[str, ...] = ()
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -55,12 +57,13 @@ def read_reference(name: str, over: Over) -> Reference:
     if (path / "plan.yaml").is_file():
         finished = RunFolder.open(path).finished_adapter()
         folder, plan, model = open_planned(path)
-        adapter, cut = load_adapter(finished, model.shape), folder.prompt_cut()
-        return Reference(name=name, model=model, adapter=adapter, plan=plan, prompt_cut=cut)
+        adapter = load_adapter(finished, model.shape)
+        found = Reference(name=name, model=model, adapter=adapter, plan=plan)
+        return _as_trained(found, folder)
     if is_adapter(path):
         model = _base(path, over)
         adapter = load_adapter(path, model.shape)
-        return Reference(name=name, model=model, adapter=adapter, prompt_cut=_cut_of_run(path))
+        return _as_trained(Reference(name=name, model=model, adapter=adapter), _run_around(path))
     try:
         return Reference(name=name, model=open_model(name))
     except ModelError as error:
@@ -136,6 +139,8 @@ def _opened(found: Sequence[Reference], own: Reference | None, plan: Plan) -> li
             tokenizer=tokenizer,
             session=session,
             prompt_cut=item.prompt_cut,
+            labels=item.labels,
+            label_names=item.label_names,
             notices=item.notices,
         )
         if item.adapter is None:
@@ -200,11 +205,19 @@ def _base(path: Path, over: Over) -> LocalModel:
         ) from error
 
 
-def _cut_of_run(adapter: Path) -> str:
-    """Return the cut of the run in whose folder an adapter lies, if it lies in one."""
+def _run_around(adapter: Path) -> RunFolder | None:
+    """Return the run in whose folder an adapter lies, if it lies in one."""
     whole = adapter.absolute()
     around = (place for place in whole.parents[:2] if (place / "plan.yaml").is_file())
-    return next((RunFolder(place).prompt_cut() for place in around), "")
+    return next((RunFolder(place) for place in around), None)
+
+
+def _as_trained(found: Reference, folder: RunFolder | None) -> Reference:
+    """Return a reference with what the run's receipt says of how it was trained."""
+    if folder is None:
+        return found
+    labels, names = folder.labels()
+    return replace(found, prompt_cut=folder.prompt_cut(), labels=labels, label_names=names)
 
 
 def new_plan(item: Reference, over: Over) -> Plan:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from math import exp, isfinite
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.backend import DeviceOutOfMemoryError, EvalResult, GenerateOptions
-from edgetune.buckets import bucket
-from edgetune.data import Examples, MicroBatch, evaluation_batches
-from edgetune.data.batch import split
-from edgetune.errors import CheckFailedError, OutOfMemoryError, UsageError
-from edgetune.metrics import score_texts
+from edgetune.backend import EvalResult, GenerateOptions
+from edgetune.data import Dataset, Examples, evaluation_batches
+from edgetune.data.labels import LabelSet
+from edgetune.errors import CheckFailedError, UsageError
+from edgetune.metrics.labels import LabelScores
+from edgetune.metrics.texts import score_texts
 from edgetune.model import resolve
 from edgetune.settings.spec import Training, values
+from edgetune.workflows.in_parts import in_parts
 from edgetune.workflows.inference import continued
+from edgetune.workflows.labelling import label_scores
 from edgetune.workflows.opened import Opened
 from edgetune.workflows.planning import read_rows
 
@@ -40,6 +44,8 @@ class Scores:
     rouge_l: float | None = None
     json_valid: float | None = None
     json_equal: float | None = None
+    labels: LabelScores | None = None
+    """How well labels are told apart, where rows are texts with labels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,19 +60,17 @@ class ScoredRow:
 
 
 def rows_of(run: Opened, data: Path) -> Examples:
-    """Return all rows of a file as the run would read them, none held back.
+    """Return all rows of a file as the run would read them, none held back."""
+    return dataset_of(run, data).train
 
-    Its columns may have the names that the run's file had, or those that the formats know.
+
+def dataset_of(run: Opened, data: Path) -> Dataset:
+    """Return a file as the run would read it, with all of its rows in ``train``.
+
+    Its columns may have the names that the run's file had, or those that the formats know; labels
+    that are numbers have the names that they had in training.
     """
-    training = run.plan.training
-    kept = {name: getattr(training, name) for name in ("loss_on", "seed", "long_rows", "fields")}
-    source, whole = resolve(run.plan.model.ref), Training(**kept, validation=0.0)
-    try:
-        _, dataset = read_rows(source, data, whole, by_name=False)
-    except UsageError:
-        if whole.fields is None:
-            raise
-        _, dataset = read_rows(source, data, replace(whole, fields=None), by_name=False)
+    dataset = _as_trained(run, data)
     longest, positions = int(dataset.lengths.max()), run.model.shape.max_context
     if longest > positions and dataset.long_rows == "refuse":
         raise UsageError(
@@ -74,7 +78,40 @@ def rows_of(run: Opened, data: Path) -> Examples:
             f"{positions}. Leave out rows that long."
         )
     limit = max(run.plan.choice.context, longest)
-    return dataset.fit(min(limit, positions)).train
+    return dataset.fit(min(limit, positions))
+
+
+def _as_trained(run: Opened, data: Path) -> Dataset:
+    """Return a file read with the settings of the training, those that suit it."""
+    training = run.plan.training
+    kept = {name: getattr(training, name) for name in ("loss_on", "seed", "long_rows")}
+    named = training.label_names or run.label_names
+    ways = dict.fromkeys(product((training.fields, None), (named, ())))
+    refused: UsageError | None = None
+    for fields, names in ways:
+        try:
+            whole = Training(**kept, validation=0.0, fields=fields, label_names=names)
+            return read_rows(resolve(run.plan.model.ref), data, whole, by_name=False)[1]
+        except UsageError as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
+
+
+def labels_of(opened: Sequence[Opened], dataset: Dataset) -> tuple[LabelSet | None, list[str]]:
+    """Return the labels that rows may have, None without labels; and what to say of them.
+
+    They are those that the runs were trained on, then others that the rows have.
+    """
+    there = dataset.receipt.labels.get("trained")
+    if there is None:
+        return None, []
+    trained = dict.fromkeys(name for one in opened for name in one.labels)
+    unknown = [name for name in there if name not in trained]
+    notices = (
+        [f"Labels that were not trained: {', '.join(unknown)}."] if trained and unknown else []
+    )
+    return LabelSet.of(opened[0].tokenizer, (*trained, *unknown)), notices
 
 
 def score(run: Opened, rows: Examples, *, exact_match: bool) -> Scores:
@@ -83,13 +120,21 @@ def score(run: Opened, rows: Examples, *, exact_match: bool) -> Scores:
 
 
 def score_each(
-    opened: Mapping[str, Opened], rows: Examples, *, exact_match: bool, show: int
+    opened: Mapping[str, Opened],
+    rows: Examples,
+    labels: LabelSet | None = None,
+    *,
+    exact_match: bool,
+    show: int,
 ) -> tuple[dict[str, Scores], list[ScoredRow]]:
-    """Return the scores of models by name, and the first ``show`` rows one by one."""
+    """Return the scores of models by name, and the first ``show`` rows one by one.
+
+    ``labels`` are those that the rows may have, where they are texts with labels.
+    """
     asked = rows if exact_match else rows.take(np.arange(min(show, len(rows))))
     said = {name: answered(one, asked) if len(asked) else [] for name, one in opened.items()}
     scores = {
-        name: _scores(one, rows, said[name] if exact_match else None)
+        name: _scores(one, rows, said[name] if exact_match else None, labels)
         for name, one in opened.items()
     }
     return scores, [_row(opened, rows, index, said) for index in range(min(show, len(rows)))]
@@ -105,7 +150,9 @@ def answered(run: Opened, rows: Examples) -> list[str]:
     return [run.tokenizer.decode(tokens) for tokens in found]
 
 
-def _scores(run: Opened, rows: Examples, said: Sequence[str] | None) -> Scores:
+def _scores(
+    run: Opened, rows: Examples, said: Sequence[str] | None, labels: LabelSet | None = None
+) -> Scores:
     result = _result(run, rows, run.plan.choice.micro_batch)
     loss = result.loss_sum / result.loss_tokens
     if not isfinite(loss):
@@ -117,6 +164,7 @@ def _scores(run: Opened, rows: Examples, said: Sequence[str] | None) -> Scores:
         perplexity=exp(min(loss, 700.0)),
         accuracy=result.correct / result.loss_tokens,
         rows=result.rows,
+        labels=None if labels is None else label_scores(run, rows, labels),
         **texts,
     )
 
@@ -144,29 +192,10 @@ def _expected(run: Opened, rows: Examples) -> list[str]:
 def _result(run: Opened, rows: Examples, micro_batch: int) -> EvalResult:
     """Return the sums over all rows."""
     context, result = int(rows.lengths.max()), EvalResult()
+    evaluate = partial(run.session.evaluate, adapter=run.adapter)
     for batch in evaluation_batches(rows, context=context, micro_batch=micro_batch):
-        result += _evaluated(run, batch)
+        result += in_parts(run, batch, evaluate)
     return result
-
-
-def _evaluated(run: Opened, batch: MicroBatch) -> EvalResult:
-    """Return the loss of a micro-batch, a few of its rows at a time.
-
-    These rows may be longer than those of the plan: fewer of them are as many tokens. Where even
-    they run out of memory, there are fewer still.
-    """
-    width, planned = batch.tokens.shape[1], run.plan.choice.micro_batch * run.plan.choice.context
-    rows = max(1, min(len(batch.tokens), planned // bucket(width)))
-    while True:
-        try:
-            return run.session.evaluate(split((batch,), rows), adapter=run.adapter)
-        except DeviceOutOfMemoryError as error:
-            if rows == 1:
-                raise OutOfMemoryError(
-                    f"A row of {width} tokens does not fit: {error}. Close other programs, or "
-                    "leave out what is longer than the rows that the run was planned for."
-                ) from None
-            rows //= 2
 
 
 def _question(

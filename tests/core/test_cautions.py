@@ -14,7 +14,7 @@ from edgetune.cautions import gap_caution, row_cautions
 
 def test_examples() -> None:
     assert doctest.testmod(cautions).failed == 0
-    assert doctest.testmod(cautions).attempted == 4
+    assert doctest.testmod(cautions).attempted == 6
 
 
 @pytest.mark.parametrize(

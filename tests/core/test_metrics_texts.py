@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetune.metrics import json_of, rouge_l, score_texts, texts, token_f1
+from edgetune.metrics import texts
+from edgetune.metrics.texts import json_of, rouge_l, score_texts, token_f1
 
 words = st.lists(st.sampled_from("abcd"), max_size=12)
 
