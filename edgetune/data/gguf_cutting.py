@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+GPT2: Final = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""The rule that the tokenizers library knows by itself."""
+
 _CONTRACTION: Final = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES: Final = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORDS: Final = rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+"
@@ -16,6 +19,10 @@ _SIGNS: Final = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
 
 LLAMA3: Final = rf"{_WORDS}|\p{{N}}{{1,3}}|{_SIGNS}|{_SPACES}"
 QWEN2: Final = rf"{_WORDS}|\p{{N}}|{_SIGNS}|{_SPACES}"
+QWEN35: Final = (
+    rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
+    rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
+)
 
 _UPPER: Final = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 _LOWER: Final = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
@@ -45,6 +52,12 @@ class Cut:
     """Whether a piece that is a token is one, whatever the merges say."""
     adds_bos: bool = False
     """Whether texts begin with BOS unless a file says otherwise."""
+
+    @property
+    def expressions(self) -> tuple[str, ...]:
+        """The expressions that a text is cut with, one after another."""
+        digits = (r"\p{N}",) if self.single_digits else ()
+        return (*digits, self.expression or GPT2)
 
     def pre_tokenizer(self) -> Any:
         """Return the rule for the tokenizers library."""
@@ -94,6 +107,7 @@ CUTS: Final[Mapping[str, Cut]] = {
     "smaug-bpe": _CL100K,
     "qwen2": _QWEN2,
     "deepseek-r1-qwen": _QWEN2,
+    "qwen35": Cut(QWEN35, composed=True),
     "stablelm2": Cut(QWEN2),
     "gpt-4o": _GPT4O,
     "llama4": _GPT4O,

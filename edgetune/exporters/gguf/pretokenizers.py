@@ -9,35 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from edgetune.data.gguf_cutting import CUTS, GPT2
 from edgetune.errors import UsageError
 from edgetune.escapes import short
 
 _ENDINGS: Final = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 _ANY_CASE: Final = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 """Two ways to write the same."""
-_GPT2: Final = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_TAIL: Final = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_WORD: Final = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_MARKED: Final = (
-    rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
-    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_UPPER: Final = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-_LOWER: Final = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-_SLASH_TAIL: Final = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 _NAMES: Final[Mapping[tuple[tuple[str, ...], bool], str]] = {
-    ((_GPT2,), False): "gpt-2",
-    ((r"\p{N}", _GPT2), False): "smollm",
-    ((rf"{_ENDINGS}|{_WORD}|\p{{N}}{{1,3}}{_TAIL}",), True): "llama-bpe",
-    ((rf"{_ENDINGS}|{_WORD}|\p{{N}}{{1,3}}{_TAIL}",), False): "dbrx",
-    ((rf"{_ENDINGS}|{_WORD}|\p{{N}}{_TAIL}",), False): "qwen2",
-    ((_MARKED,), False): "qwen35",
-    ((rf"{_UPPER}|{_LOWER}|\p{{N}}{_SLASH_TAIL}",), True): "tekken",
-    (
-        (rf"{_UPPER}{_ENDINGS}?|{_LOWER}{_ENDINGS}?|\p{{N}}{{1,3}}{_SLASH_TAIL}",),
-        False,
-    ): "gpt-4o",
+    (CUTS[name].expressions, CUTS[name].whole_words): name
+    for name in ("gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2", "qwen35", "tekken", "gpt-4o")
 }
 """Regular expressions, one after another, and whether whole words of the vocabulary are taken
 before any merge, to the name."""
@@ -75,7 +57,7 @@ def _steps(step: Any) -> Iterator[str]:
         if step.get("add_prefix_space"):
             yield "a space in front"
         if step.get("use_regex", True):
-            yield _GPT2
+            yield GPT2
     elif kind == "Digits":
         yield r"\p{N}" if step.get("individual_digits") else r"\p{N}+"
     elif kind == "Split" and _isolates(step):
@@ -92,4 +74,4 @@ def _isolates(step: Mapping[str, Any]) -> bool:
 
 
 def _normal(regex: str) -> str:
-    return regex.replace(_ANY_CASE, _ENDINGS)
+    return regex.replace(_ENDINGS, _ANY_CASE)
