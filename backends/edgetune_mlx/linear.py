@@ -60,6 +60,27 @@ def _low_rank(
     return scale * (inputs @ a.T.astype(x.dtype) @ b.T.astype(x.dtype))
 
 
+def half_fixed(
+    x: mx.array, a: mx.array, b: mx.array, scale: float, dropout: Dropout | None
+) -> mx.array:
+    """Return what :func:`low_rank` does for a constant A; keeps ``dropout(x) A^T`` (..., R)."""
+
+    def down(x: mx.array) -> mx.array:
+        return (x if dropout is None else dropped(x, dropout)) @ a.T.astype(x.dtype)
+
+    custom: Any = mx.custom_function(down)
+
+    @custom.vjp  # type: ignore[untyped-decorator]
+    def backward(_: Any, cotangent: mx.array, __: Any) -> mx.array:
+        grad = cotangent @ a.astype(cotangent.dtype)
+        return grad if dropout is None else dropped(grad, dropout)
+
+    def up(low: mx.array, b: mx.array) -> mx.array:
+        return scale * (low @ b.T.astype(low.dtype))
+
+    return recomputed(up)(custom(x), b)
+
+
 def row_norms(matrix: Matrix, a: mx.array, b: mx.array, scale: float) -> mx.array:
     """Return the norms (N) of the rows of ``W + scale * B A`` without forming ``B A``.
 

@@ -54,10 +54,11 @@ class MlxOps:
 
     def lora_linear(
         self, role: str, x: mx.array, a: mx.array, b: mx.array, scale: float,
-        dropout: Dropout | None, *, bias: bool = True,
+        dropout: Dropout | None, *, bias: bool = True, fixed: bool = False,
     ) -> mx.array:  # fmt: skip
         """Multiply by a frozen matrix and a low-rank update."""
-        return self.linear(role, x, bias=bias) + self.low_rank(x, a, b, scale, dropout)
+        added = (linear.half_fixed if fixed else linear.low_rank)(x, a, b, scale, dropout)
+        return self.linear(role, x, bias=bias) + added
 
     def bias(self, role: str, y: mx.array) -> mx.array:
         """Add a frozen bias."""
@@ -183,6 +184,10 @@ class MlxOps:
         by_head = flat.astype(self.dtype).reshape(len(flat), 2, heads, -1)
         both = by_head.transpose(1, 2, 0, 3)[:, None]
         return both[0], both[1]
+
+    def scaled_matrix(self, rows: mx.array, matrix: mx.array, columns: mx.array) -> mx.array:
+        """Scale the rows and columns of a constant matrix."""
+        return trained.scaled_matrix(rows, matrix, columns)
 
     # element by element, and views
 

@@ -1,6 +1,6 @@
 """Trained biases and matrices.
 
-K inputs, N outputs.
+K inputs, N outputs, R rank.
 """
 
 from __future__ import annotations
@@ -27,3 +27,8 @@ def add_bias(y: mx.array, bias: mx.array) -> mx.array:
 def trained_linear(x: mx.array, weight: mx.array) -> mx.array:
     """Return ``x W^T`` for a trained float32 W (N, K); keeps x and no converted copy of W."""
     return recomputed(lambda x, weight: x @ weight.astype(x.dtype).T)(x, weight)
+
+
+def scaled_matrix(rows: mx.array, matrix: mx.array, columns: mx.array) -> mx.array:
+    """Return a constant matrix (N, R) with its rows and columns multiplied by trained vectors."""
+    return recomputed(lambda rows, columns: matrix * columns * rows[:, None])(rows, columns)

@@ -61,8 +61,8 @@ class FrozenLinear(torch.autograd.Function):
 class LoraLinear(torch.autograd.Function):
     """``y = x W^T + bias + scale * dropout(x) A^T B^T`` with float32 A and B.
 
-    Saves x (shared, by reference), ``dropout(x) A^T`` (T, R) in the type of the product, and the
-    seed of the dropout.
+    Saves x (shared, by reference) if A is trained, ``dropout(x) A^T`` (T, R) in the type of the
+    product, and the seed of the dropout.
     """
 
     @staticmethod
@@ -81,7 +81,7 @@ class LoraLinear(torch.autograd.Function):
         flat, dense = x.flatten(0, -2), rows.dense()
         wide_a, wide_b = a.to(rows.dtype), b.to(rows.dtype)
         y, low = rows.empty(len(dense)), flat.new_empty((len(flat), len(a)), dtype=rows.dtype)
-        kept = None if dropout is None else mask(dropout, flat)
+        kept = None if dropout is None else mask(dropout, flat.shape, x.device)
         for span in rows.spans():
             part, wide = rows.part(y, span, "outputs"), rows.upcast(flat, span, "inputs")
             torch.mm(_dropped(wide, kept, span, dropout), wide_a.T, out=low[span])
@@ -90,8 +90,8 @@ class LoraLinear(torch.autograd.Function):
             part.addmm_(low[span], wide_b.T, alpha=scale, beta=0 if bias is None else 1)
             part.addmm_(wide, dense.T)
             rows.store(y, span, part)
-        ctx.save_for_backward(x, a, b, low)
-        ctx.matrix, ctx.scale, ctx.dropout = matrix, scale, dropout
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, a, b, low)
+        ctx.matrix, ctx.scale, ctx.dropout, ctx.shape = matrix, scale, dropout, x.shape
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -99,18 +99,20 @@ class LoraLinear(torch.autograd.Function):
         """Return the gradients of x, A and B."""
         x, a, b, low = ctx.saved_tensors
         rows = _Rows(grads[0], ctx.matrix)
-        grad, flat = grads[0].flatten(0, -2), x.flatten(0, -2)
+        grad, flat = grads[0].flatten(0, -2), None if x is None else x.flatten(0, -2)
         wide_a, wide_b = a.to(rows.dtype), b.to(rows.dtype)
-        a_grad, b_grad = torch.zeros_like(a), torch.zeros_like(b)
+        a_grad, b_grad = None if x is None else torch.zeros_like(a), torch.zeros_like(b)
         dense = rows.dense() if ctx.needs_input_grad[0] else None
         x_grad = None if dense is None else rows.empty(a.shape[1])
-        kept = None if ctx.dropout is None else mask(ctx.dropout, flat)
+        size = torch.Size((len(grad), a.shape[1]))
+        kept = None if ctx.dropout is None else mask(ctx.dropout, size, grad.device)
         for span in rows.spans():
             wide = rows.upcast(grad, span, "outputs")
             low_grad = (wide @ wide_b).mul_(ctx.scale)  # (T, R)
             b_grad += (wide.T @ low[span]).mul_(ctx.scale)
-            inputs = _dropped(rows.upcast(flat, span, "inputs"), kept, span, ctx.dropout)
-            a_grad += low_grad.T @ inputs
+            if flat is not None and a_grad is not None:
+                inputs = _dropped(rows.upcast(flat, span, "inputs"), kept, span, ctx.dropout)
+                a_grad += low_grad.T @ inputs
             if x_grad is not None and dense is not None:
                 part = rows.part(x_grad, span, "inputs")
                 if kept is None:
@@ -120,15 +122,15 @@ class LoraLinear(torch.autograd.Function):
                 part.addmm_(wide, dense)
                 rows.store(x_grad, span, part)
         return (
-            None if x_grad is None else x_grad.view(x.shape),
+            None if x_grad is None else x_grad.view(ctx.shape),
             a_grad, b_grad, None, None, None, None,
         )  # fmt: skip
 
 
-def mask(dropout: Dropout, x: Tensor) -> Tensor:
-    """Return which elements of x are kept, as booleans."""
-    generator = torch.Generator(x.device).manual_seed(dropout.seed >> 8)  # it takes 63 bits
-    kept = torch.empty(x.shape, dtype=torch.bool, device=x.device)
+def mask(dropout: Dropout, size: torch.Size, device: torch.device) -> Tensor:
+    """Return which elements of a tensor are kept, as booleans."""
+    generator = torch.Generator(device).manual_seed(dropout.seed >> 8)  # it takes 63 bits
+    kept = torch.empty(size, dtype=torch.bool, device=device)
     return kept.bernoulli_(1 - dropout.fraction, generator=generator)
 
 

@@ -54,10 +54,11 @@ class TorchOps:
 
     def lora_linear(
         self, role: str, x: Tensor, a: Tensor, b: Tensor, scale: float, dropout: Dropout | None,
-        *, bias: bool = True,
+        *, bias: bool = True, fixed: bool = False,
     ) -> Tensor:  # fmt: skip
         """Multiply by a frozen matrix and a low-rank update."""
         matrix = self.block.matrices[role]
+        a = a.detach() if fixed else a
         return linear.lora_linear(x, a, b, matrix, self._bias(role, bias), scale, dropout)
 
     def bias(self, role: str, y: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ class TorchOps:
     ) -> Tensor:
         """Multiply by a low-rank update alone."""
         if dropout is not None:
-            mask = linear.mask(dropout, x.flatten(0, -2)).view(x.shape)
+            mask = linear.mask(dropout, x.flatten(0, -2).shape, x.device).view(x.shape)
             x = x * mask / (1 - dropout.fraction)
         return (x @ a.to(x.dtype).T) @ b.to(x.dtype).T * scale
 
@@ -192,6 +193,10 @@ class TorchOps:
         by_head = flat.to(self.layout.dtype).view(len(flat), 2, heads, -1)
         k, v = by_head.permute(1, 2, 0, 3)[:, None]
         return k, v
+
+    def scaled_matrix(self, rows: Tensor, matrix: Tensor, columns: Tensor) -> Tensor:
+        """Scale the rows and columns of a constant matrix."""
+        return trained.scaled_matrix(rows, matrix, columns)
 
     # element by element, and views
 

@@ -149,7 +149,8 @@ def take_over(method: Adapted[Tensor], adapter: Tensors, unsaved: Tensors) -> No
 
 def _folds(method: Adapted[Tensor]) -> bool:
     spec, shape = method.spec, method.shape
-    return spec.on_disk().tensors(shape) != spec.tensors(shape)
+    saved, trained = spec.on_disk().tensors(shape), spec.tensors(shape)
+    return [(x.name, x.shape) for x in saved] != [(x.name, x.shape) for x in trained]
 
 
 def _arrays(parameters: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:

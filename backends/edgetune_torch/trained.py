@@ -1,6 +1,6 @@
 """Trained biases and matrices.
 
-T tokens, K inputs, N outputs.
+T tokens, K inputs, N outputs, R rank.
 """
 
 from __future__ import annotations
@@ -46,6 +46,23 @@ class TrainedLinear(torch.autograd.Function):
         return (grad @ weight.to(grad.dtype)).view(x.shape), weight_grad
 
 
+class ScaledMatrix(torch.autograd.Function):
+    """A constant matrix (N, R), its rows and columns multiplied; saves its inputs alone."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, matrix: Tensor, columns: Tensor) -> Tensor:
+        """Multiply by rows (N) and columns (R)."""
+        ctx.save_for_backward(rows, matrix, columns)
+        return (matrix * columns).mul_(rows[:, None])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor]:
+        """Return the gradients of rows and columns."""
+        rows, matrix, columns = ctx.saved_tensors
+        both = grads[0] * matrix
+        return both @ columns, None, rows @ both
+
+
 def add_bias(y: Tensor, bias: Tensor) -> Tensor:
     """Return ``y + bias`` for a trained bias (N)."""
     out: Tensor = AddBias.apply(y, bias)  # type: ignore[no-untyped-call]
@@ -55,4 +72,10 @@ def add_bias(y: Tensor, bias: Tensor) -> Tensor:
 def trained_linear(x: Tensor, weight: Tensor) -> Tensor:
     """Return ``x W^T`` for a trained W (N, K)."""
     out: Tensor = TrainedLinear.apply(x, weight)  # type: ignore[no-untyped-call]
+    return out
+
+
+def scaled_matrix(rows: Tensor, matrix: Tensor, columns: Tensor) -> Tensor:
+    """Return a constant matrix (N, R) with its rows and columns multiplied by trained vectors."""
+    out: Tensor = ScaledMatrix.apply(rows, matrix, columns)  # type: ignore[no-untyped-call]
     return out

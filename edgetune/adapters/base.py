@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune.adapters.modules import decoder_name, loaded_name
 from edgetune.errors import ModelError, UsageError
 from edgetune.escapes import short
 from edgetune.methods import METHODS, Method, method_class
@@ -60,6 +61,24 @@ class AdapterFormat(ABC):
 
     prefix: ClassVar[str] = "base_model.model."
     """What the names in the file have before those of :mod:`edgetune.methods`."""
+
+    def stored_name(self, name: str, shape: ModelShape) -> str:
+        """Return what the file calls a tensor."""
+        return f"{self.prefix}{loaded_name(shape, name)}"
+
+    def own_name(self, stored: str, shape: ModelShape) -> str:
+        """Return what :mod:`edgetune.methods` calls a tensor of the file."""
+        return decoder_name(shape, stored.removeprefix(self.prefix))
+
+    def left_out(self, config: Mapping[str, object], names: Collection[str]) -> tuple[str, ...]:
+        """Return the constants that are not in the file, because the config says how to draw them."""
+        return ()
+
+    def drawn(
+        self, config: Mapping[str, object], sizes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, NDArray[np.float32]]:
+        """Return what :meth:`left_out` names, which has these shapes."""
+        return {}
 
     @abstractmethod
     def config(self, method: Method, shape: ModelShape) -> dict[str, Any]:

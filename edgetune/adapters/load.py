@@ -14,7 +14,6 @@ from edgetune.adapters.base import (
     peft_kinds,
 )
 from edgetune.adapters.mlx_lm import MLX_WEIGHTS, load_mlx_lm
-from edgetune.adapters.modules import decoder_name
 from edgetune.adapters.values import float_values
 from edgetune.errors import ModelError
 from edgetune.escapes import short
@@ -37,18 +36,20 @@ def load_adapter(folder: Path, shape: ModelShape) -> LoadedAdapter:
         return load_mlx_lm(folder, config, shape)
     stored = _stored_tensors(folder)
     written = adapter_format(_kind(folder, config))
-    names = {name: decoder_name(shape, name.removeprefix(written.prefix)) for name in stored}
+    names = {name: written.own_name(name, shape) for name in stored}
     unused = {name for name in stored if is_for_images(shape, names[name])}
     named = {names[name]: tensor for name, tensor in stored.items() if name not in unused}
     if len(named) + len(unused) < len(stored):
         raise ModelError(f"{folder} has tensors twice, under several names. Save it again.")
     method = written.method(config, named, shape)
-    shapes = {name: tensor.shape for name, tensor in named.items()}
+    lost = written.left_out(config, named)
+    sizes = {x.name: x.shape for x in method.tensors(shape) if x.name in lost}
+    shapes = {name: tensor.shape for name, tensor in named.items()} | sizes
     check_shapes(str(folder), method, shape, shapes)
     base = config.get("base_model_name_or_path")
     return LoadedAdapter(
         method=method,
-        tensors=float_values(folder / WEIGHTS, named),
+        tensors={**float_values(folder / WEIGHTS, named), **written.drawn(config, sizes)},
         base=base if isinstance(base, str) else None,
         unused=len(unused),
     )

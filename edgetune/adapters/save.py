@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.adapters.base import CONFIG, WEIGHTS, adapter_format, check_shapes
-from edgetune.adapters.modules import loaded_name
 from edgetune.files import write_text
 from edgetune.methods.base import Method
 from edgetune.shape import ModelShape
@@ -44,9 +43,7 @@ def save_adapter(
         **written.config(method, shape),
     }
     named = [
-        Outgoing.of(
-            f"{written.prefix}{loaded_name(shape, name)}", np.asarray(tensors[name]), "float32"
-        )
+        Outgoing.of(written.stored_name(name, shape), np.asarray(tensors[name]), "float32")
         for name in sorted(tensors)
     ]
     folder.mkdir(exist_ok=True)

@@ -49,6 +49,8 @@ class Block:
             rank=rank,
             quantized=self.quantized and not trained,
             trained=trained,
+            fixed=linear.role in self.footprint.fixed,
+            made=linear.role in self.footprint.made,
         )
 
     def linear(self, role: str) -> Product | None:
@@ -63,7 +65,8 @@ class Block:
     @property
     def adapted(self) -> frozenset[str]:
         """Roles of the projections whose gradient reads their input."""
-        besides = frozenset(role for role, _ in self.ranks) | self.footprint.matrices
+        updated = frozenset(role for role, _ in self.ranks) - self.footprint.fixed
+        besides = updated | self.footprint.matrices
         return besides | (
             GATES if self.footprint.sublayers and self.footprint.beside else frozenset()
         )

@@ -61,10 +61,10 @@ class EagerOps(Attending):
 
     def lora_linear(
         self, role: str, x: Sized, a: Sized, b: Sized, scale: float, dropout: Dropout | None,
-        *, bias: bool = True,
+        *, bias: bool = True, fixed: bool = False,
     ) -> Sized:  # fmt: skip
         """Multiply by a frozen matrix and a low-rank update."""
-        del scale, bias
+        del scale, bias, fixed  # a constant wants no gradient
         product = self._product(role)
         return self.low_rank_product(x, a, b, product, dropout=dropout is not None)
 
@@ -219,6 +219,10 @@ class EagerOps(Attending):
         shape = (1, heads, flat.shape[0], flat.shape[1] // (2 * heads))
         k, v = self.parted(flat, (shape, shape))
         return k, v
+
+    def scaled_matrix(self, rows: Sized, matrix: Sized, columns: Sized) -> Sized:
+        """Scale the rows and columns of a constant matrix."""
+        return self.matrix_scaled(rows, matrix, columns)
 
     # element by element, and views
 

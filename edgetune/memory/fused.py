@@ -158,7 +158,8 @@ class Fused(Elementary):
         shape = (*x.shape[:-1], product.outputs)
         back = _LowRankBack(self, product, x, a, b, copies, dropout=dropout)
         return self.tape.made(
-            shape, x.width, (x, a, b), back, storage=storage, saved=(x, low)
+            shape, x.width, (x, a, b), back,
+            storage=storage, saved=(x if a.needs else None, b, low),
         )  # fmt: skip
 
     def trained_product(self, x: Sized, weight: Sized) -> Sized:
@@ -185,6 +186,19 @@ class Fused(Elementary):
         ledger.free(held + flat)
         return out
 
+    def matrix_scaled(self, rows: Sized, matrix: Sized, columns: Sized) -> Sized:
+        """Return a constant matrix (N, R) scaled by trained vectors, which saves no copy of it."""
+        ledger, sizes = self.ledger, (rows.nbytes, columns.nbytes)
+        both = matrix.nbytes
+
+        def back(_: list[Gradient]) -> Sequence[Gradient]:
+            held = ledger.alloc(both)
+            made = [self.new(size) for size in sizes]
+            ledger.free(held)
+            return made
+
+        return self.tape.made(matrix.shape, FLOAT32_BYTES, (rows, columns), back)
+
     def _flat(self, x: Sized) -> int:
         """Return the bytes, which are counted, of x as one matrix, where that is a copy."""
         return self.ledger.alloc(x.nbytes) if x.rows_apart and x.shape[0] > 1 else 0
@@ -200,8 +214,9 @@ class _LowRankBack:
         self.fused, self.product, self.dropout = fused, product, dropout
         self.copies, self.size, self.needed = copies, x.nbytes, x.needs
         self.tokens, self.rank = x.numbers // product.inputs, a.shape[0]
-        self.flat = x.nbytes if x.rows_apart and x.shape[0] > 1 else 0
-        self.own = (a.nbytes, b.nbytes)
+        self.fixed = not a.needs  # whose way back does not read x
+        self.flat = x.nbytes if x.rows_apart and x.shape[0] > 1 and a.needs else 0
+        self.own = (a.nbytes if a.needs else 0, b.nbytes)
         self.outputs = x.nbytes // product.inputs * product.outputs
 
     def __call__(self, grads: list[Gradient]) -> Sequence[Gradient]:
@@ -224,13 +239,14 @@ class _LowRankBack:
         low = ledger.alloc(piece * self.rank * width)
         inputs = piece * product.inputs * width
         mask = ledger.alloc(self.tokens * product.inputs) if self.dropout else 0
-        before = inputs if mask and again else 0
+        before = inputs if mask and again and not self.fixed else 0
         ledger.transient(max(self.rank * product.outputs * width, low if again else 0), before)
-        if mask:
-            ledger.transient(inputs, inputs if again else 0)
-        ledger.transient(self.rank * product.inputs * width, inputs if mask else 0)
+        if not self.fixed:
+            if mask:
+                ledger.transient(inputs, inputs if again else 0)
+            ledger.transient(self.rank * product.inputs * width, inputs if mask else 0)
         if mask and self.needed:
-            ledger.transient(3 * inputs)
+            ledger.transient((2 if self.fixed else 3) * inputs)
         ledger.free(low + mask)
 
 

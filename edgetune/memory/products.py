@@ -16,13 +16,18 @@ from edgetune.storage import FLOAT32_BYTES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Product:
-    """One projection; ``rank`` is 0 where it is not adapted, ``trained`` if it is itself."""
+    """One projection; ``rank`` is 0 where it is not adapted, ``trained`` if it is itself.
+
+    ``fixed`` and ``made`` are what :class:`~edgetune.methods.base.Footprint` says of it.
+    """
 
     inputs: int
     outputs: int
     rank: int
     quantized: bool
     trained: bool = False
+    fixed: bool = False
+    made: bool = False
 
     def dense(self, rows: BatchShape) -> int:
         """Return the bytes of the dense weights where no scratch keeps them."""
@@ -36,8 +41,12 @@ class Product:
         return self.inputs * self.outputs * rows.product
 
     def low(self, rows: BatchShape) -> int:
-        """Return the bytes of ``x A^T``, which the backward pass needs; MLX makes it again."""
-        return 0 if rows.mlx else rows.tokens * self.rank * rows.product
+        """Return the bytes of ``x A^T``, which the backward pass needs; MLX makes it again.
+
+        Not where x is not kept for it. Beside it B is kept where it is made.
+        """
+        low = 0 if rows.mlx and not self.fixed else rows.tokens * self.rank * rows.product
+        return low + FLOAT32_BYTES * self.outputs * self.rank * self.made
 
 
 def forward(ledger: Ledger, product: Product, rows: BatchShape, *, training: bool) -> int:

@@ -25,6 +25,8 @@ METHODS = {
     "lora": "edgetune.methods.lora:Lora",
     "dora": "edgetune.methods.dora:Dora",
     "dylora": "edgetune.methods.lora:DyLora",
+    "lora-fa": "edgetune.methods.lora_fa:LoraFa",
+    "vera": "edgetune.methods.vera:Vera",
     "adapter": "edgetune.methods.bottleneck:Bottleneck",
     "prompt": "edgetune.methods.prompt:Prompt",
     "prefix": "edgetune.methods.prefix:Prefix",

@@ -58,7 +58,8 @@ class Footprint:
     trained bias is added. ``outputs``, ``inputs``: projections
     whose output, or input, is multiplied by a trained scale. ``halves`` have a bottleneck of
     ``width``, which reads what enters them if ``beside``. ``prompt`` tokens are attended to
-    through a gate, ``prefix`` ones before every document.
+    through a gate, ``prefix`` ones before every document. Of ``fixed`` projections the update's A
+    is a constant, of ``made`` ones its B is computed from trained vectors.
     """
 
     matrices: frozenset[LinearRole] = frozenset()
@@ -70,6 +71,8 @@ class Footprint:
     beside: bool = False
     prompt: int = 0
     prefix: int = 0
+    fixed: frozenset[LinearRole] = frozenset()
+    made: frozenset[LinearRole] = frozenset()
 
     @property
     def places(self) -> frozenset[str]:

@@ -80,9 +80,12 @@ class Ops(Protocol[A]):
 
     def lora_linear(
         self, role: str, x: A, a: A, b: A, scale: float, dropout: Dropout | None,
-        *, bias: bool = True,
+        *, bias: bool = True, fixed: bool = False,
     ) -> A:  # fmt: skip
-        """Return :meth:`linear` plus :meth:`low_rank`."""
+        """Return :meth:`linear` plus :meth:`low_rank`; if ``fixed``, a is a constant.
+
+        Then x is not kept for the way back.
+        """
 
     def bias(self, role: str, y: A) -> A:
         """Return ``y`` plus a projection's frozen bias, if it has one."""
@@ -161,6 +164,9 @@ class Ops(Protocol[A]):
 
     def keys_values(self, flat: A, heads: int) -> tuple[A, A]:
         """Return k and v (1, G, P, h) in the type of activations, of flat (P, 2 G h)."""
+
+    def scaled_matrix(self, rows: A, matrix: A, columns: A) -> A:
+        """Return a constant matrix (N, R), its rows and columns times trained vectors."""
 
     # element by element, and views
 

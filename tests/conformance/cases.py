@@ -48,6 +48,14 @@ def _dora(rank: int) -> Count:
     return lambda s: _low_rank(rank)(s) + s.layers * sum(d for _, d in _linears(s))
 
 
+def _low_rank_b(rank: int) -> Count:
+    return lambda s: s.layers * sum(rank * d for _, d in _linears(s))
+
+
+def _vectors(rank: int) -> Count:
+    return lambda s: s.layers * sum(rank + d for _, d in _linears(s))
+
+
 def _adapter(a: int, per_block: int) -> Count:
     return lambda s: per_block * s.layers * (2 * s.hidden_size * a + a + s.hidden_size)
 
@@ -106,6 +114,13 @@ CASES = (
     ),
     Case(name="dora", kind="dora", settings={"rank": 4}, parameters=_dora(4)),
     Case(name="dylora", kind="dylora", settings={"rank": 4}, parameters=_low_rank(4)),
+    Case(
+        name="lora-fa", kind="lora-fa", settings={"rank": 4, "dropout": 0.1},
+        parameters=_low_rank_b(4),
+    ),
+    Case(
+        name="vera", kind="vera", settings={"vera_rank": 16}, parameters=_vectors(16), rate=0.3,
+    ),
     Case(
         name="series", kind="adapter", settings={"bottleneck": 8, "train_norms": True},
         parameters=lambda s: _adapter(8, 2)(s) + s.layers * _norms(s),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -11,16 +12,19 @@ from adapters import random_tensors
 from numpy.typing import NDArray
 
 from edgetune.adapters import LoadedAdapter
+from edgetune.choice import Choice
 from edgetune.data.batch import IGNORED, MicroBatch
 from edgetune.data.virtual import PLACEHOLDER, with_virtual_tokens
 from edgetune.errors import UsageError
 from edgetune.exporters.truncate import truncated
+from edgetune.memory import Platform, estimate
 from edgetune.methods import METHODS, build, initial_value, known_settings, method_class
 from edgetune.methods.base import AdapterTensor
 from edgetune.methods.initial import Principal, RowNorms, Tokens
 from edgetune.methods.lora import DyLora, Lora
+from edgetune.model import resolve
 from edgetune.model.families import shape_of
-from edgetune.settings.spec import knobs
+from edgetune.settings.spec import Checkpointing, knobs
 
 SHAPE = shape_of(
     {
@@ -169,3 +173,29 @@ def test_each_row_gets_its_own_placeholders() -> None:
     assert found.tokens.tolist() == [[5, 6, 7, p, p], [p, p, 9, 9, p], [p, 8, 8, 8, p]]
     assert found.targets.tolist() == [[6, 7, 8, no, no], [no, no, 9, 9, no], [no, 8, 8, 8, no]]
     assert found.documents == ((3,), (4,), (4,))
+
+
+@pytest.mark.parametrize("kind", ["cpu", "mlx"])
+def test_a_constant_half_takes_less_memory(kind: Literal["cpu", "mlx"]) -> None:
+    shape = resolve("smollm2-135m").shape
+    fixed: dict[str, Any] = {
+        "quantization": "none", "checkpointing": Checkpointing(layers=0), "placement": "resident",
+        "optimizer": "adamw", "compute_dtype": "float32", "context": 512, "micro_batch": 1,
+        "accumulation": 1, "loss_chunk": 64,
+    }  # fmt: skip
+
+    platform = Platform(kind=kind, multiplies_16bit=False)
+    more, less = (
+        estimate(shape, Choice(method=build(name, {}), **fixed), platform).parts
+        for name in ("lora", "lora-fa")
+    )
+    assert less.activations < 0.85 * more.activations
+    assert less.optimizer < 0.6 * more.optimizer
+    assert less.adapter == more.adapter
+
+
+def test_a_rate_of_b_against_that_of_a_is_refused_where_a_has_none() -> None:
+    method = build("lora-fa", {"lora_plus": 4.0})
+
+    (reason,) = method.refusals(SHAPE, context=64, quantization="none")
+    assert "--lora-plus" in reason

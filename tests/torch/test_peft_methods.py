@@ -28,6 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
     # what it says of every norm that is not torch's own
     pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Specified to not save vera_A and vera_B:UserWarning"),
 ]
 
 TOKENS = np.random.default_rng(0).integers(3, 97, 24).tolist()
@@ -37,6 +38,7 @@ FAMILIES = ("llama", "phi3", "gpt2", "gemma3")
 OURS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "dora": ("dora", {"rank": 4}, FAMILIES),
     "dora-rslora": ("dora", {"rank": 4, "rslora": True, "targets": ("mlp",)}, FAMILIES),
+    "vera": ("vera", {"vera_rank": 8}, FAMILIES),
     "ia3": ("ia3", {}, FAMILIES),
     "ia3-all": ("ia3", {"targets": ("all-linear",)}, FAMILIES),
     "norm": ("norm", {}, FAMILIES),
@@ -98,6 +100,11 @@ def _config(name: str, shape: ModelShape) -> Any:
                 task_type="CAUSAL_LM", r=4, use_dora=True, init_lora_weights=False,
                 target_modules="all-linear", fan_in_fan_out=turned,
             )  # fmt: skip
+        case "vera" | "vera-key":
+            return peft.VeraConfig(
+                task_type="CAUSAL_LM", r=8, target_modules="all-linear", fan_in_fan_out=turned,
+                projection_prng_key=7, save_projection=name == "vera",
+            )  # fmt: skip
         case "ia3":
             down = {"gpt2": "mlp.c_proj"}.get(shape.family, "down_proj")
             first = {"phi3": "qkv_proj", "gpt2": "c_attn"}.get(shape.family, "v_proj")
@@ -118,10 +125,12 @@ def _config(name: str, shape: ModelShape) -> Any:
     return peft.AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=4, adapter_layers=2)
 
 
-SAVED = [(n, f) for n in ("dora", "ia3", "norm", "prompt", "prefix") for f in FAMILIES]
+SAVED = [(n, f) for n in ("dora", "vera", "ia3", "norm", "prompt", "prefix") for f in FAMILIES]
 
 
-@pytest.mark.parametrize(("name", "family"), [*SAVED, ("llama-adapter", "llama")])
+@pytest.mark.parametrize(
+    ("name", "family"), [*SAVED, ("vera-key", "llama"), ("llama-adapter", "llama")]
+)
 def test_we_compute_what_peft_saved(
     models: Callable[[str], LocalModel], tmp_path: Path, name: str, family: str
 ) -> None:

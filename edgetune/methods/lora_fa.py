@@ -1,0 +1,58 @@
+"""LoRA of which B alone is trained (LoRA-FA, Zhang et al. 2023, section 3.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from edgetune.methods.base import AdapterTensor, Footprint
+from edgetune.methods.lora import Lora, LowRank, pair_of
+from edgetune.network.ops import A
+from edgetune.shape import Linear, ModelShape
+
+if TYPE_CHECKING:
+    from edgetune.methods.adapted import Adapted
+    from edgetune.network.block import Block
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraFa(LowRank):
+    """A stays at its random start, so that ``A x`` is kept for the way back and x is not.
+
+    On disk it is plain LoRA: A is in the file, and resuming takes it from there.
+    """
+
+    kind: ClassVar[str] = "lora-fa"
+    format: ClassVar[str | None] = None
+    peft_type: ClassVar[str | None] = None
+
+    def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
+        """Return A, a constant, and B of every target: ``rank * outputs`` parameters."""
+        pairs = (self.plain(target) for target in self.select(shape))
+        return tuple(tensor for a, b in pairs for tensor in (replace(a, trained=False), b))
+
+    def refusals(self, shape: ModelShape, *, context: int, quantization: str) -> list[str]:
+        """Refuse a rate of B against that of A, which has none."""
+        if self.lora_plus is None:
+            return []
+        return ["--method lora-fa trains B alone: leave out --lora-plus, or set --learning-rate."]
+
+    def project(self, block: Block[A], own: Adapted[A], linear: Linear, x: A) -> A:
+        """Return the projection, with the update where it is a target."""
+        pair = pair_of(block, own, linear)
+        if pair is None:
+            return block.ops.linear(linear.role, x)
+        scale, dropout = self.scale_at_place(block, linear), self.dropped(block, own, linear)
+        return block.ops.lora_linear(linear.role, x, *pair, scale, dropout, fixed=True)
+
+    def footprint(self, shape: ModelShape, layer: int) -> Footprint:
+        """Return that the targets' inputs are not kept."""
+        return Footprint(fixed=frozenset(role for role, _ in self.ranks(shape)[layer]))
+
+    def on_disk(self) -> Lora:
+        """Return LoRA with the same numbers."""
+        return Lora(
+            rank=self.rank, alpha=self.alpha, dropout=self.dropout, targets=self.targets,
+            layers=self.layers, rslora=self.rslora, rank_pattern=self.rank_pattern,
+            alpha_pattern=self.alpha_pattern,
+        )  # fmt: skip
