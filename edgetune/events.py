@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from edgetune.guard import GuardState
+from edgetune.patience import PatienceState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +91,15 @@ class Rewound:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EndedEarly:
+    """The validation loss did not fall below ``lowest`` in ``evaluations`` evaluations."""
+
+    step: int
+    evaluations: int
+    lowest: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UnderPressure:
     """The machine came under pressure; the next step waits if ``paused``."""
 
@@ -115,6 +125,7 @@ Event = (
     | Piloted
     | Recovered
     | Rewound
+    | EndedEarly
     | UnderPressure
     | PlanExceeded
 )
@@ -135,6 +146,7 @@ class RunState:
     best_loss: float | None = None
     rows: int = 0
     guard: GuardState = field(default_factory=GuardState)
+    patience: PatienceState = field(default_factory=PatienceState)
 
     @property
     def is_best(self) -> bool:

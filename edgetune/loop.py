@@ -24,6 +24,7 @@ from edgetune.backend import (
 from edgetune.data.batch import MicroBatch, split
 from edgetune.errors import DiskError, DivergedError, OutOfMemoryError, StoppedError
 from edgetune.events import (
+    EndedEarly,
     Evaluated,
     Event,
     Piloted,
@@ -56,7 +57,8 @@ def train(
     """Train from ``start`` to the end of the schedule, yielding what happens.
 
     ``steps`` gives the data of a step by its number, ``evaluation`` the validation rows, which
-    may be none; the base alone is evaluated before the first step. ``stop`` is asked after every
+    may be none; the base alone is evaluated before the first step. Where the schedule has a patience,
+    it ends with the evaluation that exhausts it. ``stop`` is asked after every
     step. The state is offered for saving before the first step, and again when it ends by ``stop``
     or by memory that runs out. ``rewind`` takes the session back to the checkpoint of a step, or
     to one before it if that was damaged, and returns its state; a loss that runs away goes back so, and on at half the learning rate.
@@ -97,7 +99,7 @@ class Loop:
             yield from self._pilot(pilot, self.rewind)
         if self.now.step == 0:
             yield from self._evaluate(None)
-        while self.now.step < self.schedule.steps:
+        while not self._ended:
             try:
                 yield from self._step()
                 if self._ended or self.now.step % self.schedule.eval_every == 0:
@@ -109,6 +111,8 @@ class Loop:
             except (OutOfMemoryError, DiskError):
                 yield SaveDue(state=self.now)
                 raise
+            if self.now.step < self.schedule.steps and self._ended:
+                yield self._ended_early()
             stopping = stop() and not self._ended
             if self._save_due() or stopping:
                 yield SaveDue(state=self.now)
@@ -117,7 +121,12 @@ class Loop:
 
     @property
     def _ended(self) -> bool:
-        return self.now.step == self.schedule.steps
+        return self.schedule.is_over(self.now.step, self.now.patience)
+
+    def _ended_early(self) -> EndedEarly:
+        now = self.now.patience
+        assert now.lowest is not None
+        return EndedEarly(step=self.now.step, evaluations=now.waited, lowest=now.lowest)
 
     def _pilot(
         self, pilot: Pilot, rewind: Callable[[int], RunState]
@@ -190,9 +199,11 @@ class Loop:
             )
         if adapter is None:
             self.now = replace(now, base_loss=loss)
-        elif now.loss_to_beat is None or loss < now.loss_to_beat:
-            guard = now.guard.proven(now.step, now.best_step)
-            self.now = replace(now, best_step=now.step, best_loss=loss, guard=guard)
+        else:
+            self.now = now = replace(now, patience=now.patience.after(loss))
+            if now.loss_to_beat is None or loss < now.loss_to_beat:
+                guard = now.guard.proven(now.step, now.best_step)
+                self.now = replace(now, best_step=now.step, best_loss=loss, guard=guard)
         yield Evaluated(
             step=now.step,
             loss=loss,

@@ -5,18 +5,27 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from edgetune.patience import PatienceState
 from edgetune.settings.spec import Training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """When what happens, in steps, and the learning rate of each step."""
+    """When what happens, in steps, and the learning rate of each step.
+
+    After ``patience`` evaluations without a lower validation loss it is over; 0 goes on to the end.
+    """
 
     steps: int
     eval_every: int
     save_every: int
     warmup: int
     learning_rate: float
+    patience: int = 0
+
+    def is_over(self, step: int, patience: PatienceState) -> bool:
+        """Tell whether nothing is to be done after ``step`` steps."""
+        return step >= self.steps or patience.is_out(self.patience)
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step counted from 0: linear warm-up, cosine to zero."""
@@ -38,4 +47,5 @@ def schedule_of(training: Training, steps_per_epoch: int) -> Schedule:
         save_every=training.save_every or eval_every,
         warmup=math.ceil(training.warmup * steps),
         learning_rate=training.learning_rate,
+        patience=training.patience or 0,
     )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from shutil import get_terminal_size
 from types import TracebackType
 from typing import Any
 
+from edgetune.cautions import gap_caution
 from edgetune.cli.show import NORMAL, VERBOSE, draw, say, verbosity
 from edgetune.events import (
+    EndedEarly,
     Evaluated,
     Event,
     Piloted,
@@ -20,11 +23,16 @@ from edgetune.events import (
     TrialSaveDue,
     UnderPressure,
 )
+from edgetune.settings.spec import to_plain
 from edgetune.units import format_bytes, format_seconds
 from edgetune.workflows.training import Run
 
 SMOOTHING = 0.9
 """Weight of the past in the shown loss and speed."""
+
+
+REMEMBERED = 1_000
+"""Losses of steps before an evaluation that are held against it."""
 
 
 class ProgressBar:
@@ -46,6 +54,9 @@ class ProgressBar:
         self._evaluated: Evaluated | None = None
         self._base: Evaluated | None = None
         self._rewinds = run.start.guard.rewinds
+        self._folder, self._receipt = run.folder, run.job.dataset.receipt
+        self._losses: deque[float] = deque(maxlen=REMEMBERED)
+        self._at_best: tuple[list[float], float] | None = None
 
     def __enter__(self) -> ProgressBar:
         """Begin to show."""
@@ -82,6 +93,11 @@ class ProgressBar:
                     f"{event.because}. Going back to step {event.to}, from there with half the "
                     f"learning rate ({event.learning_rate:.3g})."
                 )
+            case EndedEarly():
+                self._line(
+                    f"step {event.step}: no lower validation loss in {event.evaluations} "
+                    "evaluations; training ends here (--patience 0 goes on to the end)"
+                )
             case PlanExceeded():
                 self._line(
                     f"Warning: the peak of {format_bytes(event.peak_bytes)} is above the "
@@ -92,6 +108,11 @@ class ProgressBar:
                 self._line(f"step {event.step}: the machine is {event.because}; {then}")
             case SaveDue():
                 self._line(f"step {event.state.step}: checkpoint saved", level=VERBOSE)
+
+    def cautions(self) -> list[str]:
+        """Return what to know of the adapter before it is trusted."""
+        found = None if self._at_best is None else gap_caution(*self._at_best)
+        return [] if found is None else [found]
 
     def summary(self) -> dict[str, Any]:
         """Return the last figures, for ``--json``."""
@@ -109,6 +130,8 @@ class ProgressBar:
                 if evaluated and evaluated.metrics
                 else {}
             ),
+            "kept": to_plain(self._folder.kept()),
+            "cautions": [*self._receipt.cautions, *self.cautions()],
             "rewinds": self._rewinds,
             "pilot": pilot
             and {
@@ -136,6 +159,9 @@ class ProgressBar:
     def _evaluation(self, event: Evaluated) -> None:
         if event.step:
             self._evaluated, when = event, f"step {event.step}"
+            if event.best and event.perplexity is not None:
+                self._at_best = list(self._losses), event.loss
+            self._losses.clear()
         else:
             self._base, when = event, "before training"
         mark = " (best so far)" if event.best else ""
@@ -148,6 +174,7 @@ class ProgressBar:
 
     def _step(self, event: Stepped) -> None:
         self._last = event
+        self._losses.append(event.loss)
         self._loss = _smooth(self._loss, event.loss)
         self._seconds = _smooth(self._seconds, event.seconds)
         self._tokens = _smooth(self._tokens, event.tokens)

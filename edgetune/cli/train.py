@@ -252,13 +252,14 @@ def _train(run: Run, again: Again) -> None:
         except KeyboardInterrupt:
             say(f"Go on from the newest checkpoint with: {folder.resume_command}")
             raise
-    for notice in run.notices[told:]:
+    for notice in (*run.notices[told:], *progress.cautions()):
         say(notice)
     if again.as_json:
         places = {"run": str(folder.path), "adapter": str(folder.adapter)}
         out_json({**places, **progress.summary()})
     else:
-        out(f"The adapter is in {folder.adapter}")
+        kept = folder.kept()
+        out(f"The adapter is in {folder.adapter}" + (f" ({kept})" if kept else ""))
 
 
 def _said_once() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from edgetune.errors import UsageError
 from edgetune.methods.base import Method
 from edgetune.objectives import Objective, objective_of
 from edgetune.planning.plan import DataFacts
@@ -31,6 +32,9 @@ EPOCHS = (3, 10)
 ROWS_SEEN = 2_000
 """Small sets of rows are repeated until the model has seen about so many."""
 
+PATIENCE = 3
+"""Evaluations without a lower validation loss that end a run over rows which are repeated often."""
+
 
 def training_for(
     shape: ModelShape, method: Method, fixed: Mapping[str, Any], facts: DataFacts | None
@@ -55,6 +59,17 @@ def training_for(
         epochs = min(EPOCHS[1], max(EPOCHS[0], round(ROWS_SEEN / max(1, facts.rows))))
         settings["epochs"] = float(epochs)
         reasons.append(f"{epochs} epochs: there are {facts.rows} rows to train on")
+        if epochs > EPOCHS[0] and facts.validation != 0 and settings.get("patience") is None:
+            settings["patience"] = PATIENCE
+            reasons.append(
+                f"ends early after {PATIENCE} evaluations without a lower validation loss: "
+                f"the rows are repeated often (--patience 0 trains all {epochs} epochs)"
+            )
+    if settings.get("patience") and facts is not None and facts.validation == 0:
+        raise UsageError(
+            f"--patience {settings['patience']} needs validation rows, and there are none. Keep "
+            "some with --validation or --validation-data, or leave it out."
+        )
     return Training(**settings), reasons
 
 

@@ -89,6 +89,8 @@ class DataFacts:
     longest: int
     tokens: int
     long_rows: LongRows = "refuse"
+    validation: int | None = None
+    """Rows to validate with, None where that is not known."""
 
 
 def mean_document(facts: DataFacts | None, training: Training) -> float | None:

@@ -17,23 +17,24 @@ if TYPE_CHECKING:
         none_whole,
     )
     from edgetune.runs.facts import RunFacts, plan_hash
-    from edgetune.runs.folder import RunFolder
+    from edgetune.runs.folder import Kept, RunFolder
     from edgetune.runs.promotion import best_whole, promote
     from edgetune.runs.recorder import Recorder, recording
-    from edgetune.runs.retention import best, checkpoint_name, latest
+    from edgetune.runs.retention import best, checkpoint_name, checkpoint_step, latest
 
 _PLACES = {
     "checkpoint": ("Checkpoint", "Refused", "load_checkpoint", "newest_whole", "none_whole"),
     "facts": ("RunFacts", "plan_hash"),
-    "folder": ("RunFolder",),
+    "folder": ("Kept", "RunFolder"),
     "promotion": ("best_whole", "promote"),
     "recorder": ("Recorder", "recording"),
-    "retention": ("best", "checkpoint_name", "latest"),
+    "retention": ("best", "checkpoint_name", "checkpoint_step", "latest"),
 }
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
     "Checkpoint",
+    "Kept",
     "Recorder",
     "Refused",
     "RunFacts",
@@ -41,6 +42,7 @@ __all__ = [
     "best",
     "best_whole",
     "checkpoint_name",
+    "checkpoint_step",
     "latest",
     "load_checkpoint",
     "newest_whole",

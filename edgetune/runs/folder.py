@@ -23,6 +23,29 @@ from edgetune.runs.place import HeldFolder, held
 ELSEWHERE: Final = "move its folder elsewhere"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """The checkpoint that a run hands over: after how many steps, its validation loss, the base's.
+
+    Without validation rows the losses are None.
+    """
+
+    step: int
+    loss: float | None
+    base_loss: float | None
+
+    def __str__(self) -> str:
+        """Return it as the end of a sentence about an adapter.
+
+        >>> print(Kept(step=12, loss=0.5, base_loss=2.0))
+        the checkpoint after step 12: validation loss 0.5000, the base's 2.0000
+        """
+        name = f"the checkpoint after step {self.step:,}"
+        if self.loss is None or self.base_loss is None:
+            return name
+        return f"{name}: validation loss {self.loss:.4f}, the base's {self.base_loss:.4f}"
+
+
 @dataclass(slots=True)
 class RunFolder:
     """One run on disk; ``path`` follows it when it is moved while it is held."""
@@ -191,6 +214,15 @@ class RunFolder:
     def evaluations(self) -> Iterator[dict[str, Any]]:
         """Yield what the metrics say of each evaluation; lines that say less are left out."""
         return (line for line in read_lines(self.metrics) if _is(line, "eval", ("step", "loss")))
+
+    def kept(self) -> Kept | None:
+        """Return which checkpoint ``adapter/`` is, None if there is none or the journal lacks it."""
+        notes = [line for line in read_lines(self.journal) if line.get("what") == "adapter written"]
+        if not notes or not self.adapter.is_dir():
+            return None
+        step, loss = notes[-1].get("step"), notes[-1].get("loss")
+        base = next((line["loss"] for line in self.evaluations() if line["step"] == 0), None)
+        return Kept(step=step, loss=loss, base_loss=base) if isinstance(step, int) else None
 
     def prompt_cut(self) -> str:
         """Return the end of the generation prompt that the run's answers were trained without."""

@@ -10,6 +10,7 @@ from typing import Any
 from edgetune.backend import Session
 from edgetune.errors import OutOfMemoryError
 from edgetune.events import (
+    EndedEarly,
     Evaluated,
     Event,
     Piloted,
@@ -90,6 +91,9 @@ class Recorder:
             case Rewound():
                 back = {"step": event.step, "to": event.to, "learning_rate": event.learning_rate}
                 self.folder.note("back to a checkpoint", event.because, **back)
+            case EndedEarly():
+                because = f"no lower validation loss in {event.evaluations} evaluations"
+                self.folder.note("ended learning", because, step=event.step, lowest=event.lowest)
             case PlanExceeded():
                 facts = {"peak_bytes": event.peak_bytes, "planned_bytes": event.planned_bytes}
                 self.folder.note("over the plan", "more memory than planned", **facts)
@@ -107,7 +111,8 @@ class Recorder:
         if progress.is_best:
             mark_best(folder, path)
             self.folder.note("best checkpoint", "lowest validation loss", step=progress.step)
-        guard, ended = progress.guard, progress.step == self.facts.schedule.steps
+        guard = progress.guard
+        ended = self.facts.schedule.is_over(progress.step, progress.patience)
         back = () if ended else (guard.good, guard.earlier)
         prune(folder, self.plan.training.keep, map(checkpoint_name, back))
 

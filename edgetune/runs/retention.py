@@ -19,6 +19,13 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
+def checkpoint_step(checkpoint: Path) -> int:
+    """Return the steps after which a checkpoint was written."""
+    found = _NAME.fullmatch(checkpoint.name)
+    assert found is not None
+    return int(found[1])
+
+
 def checkpoints(folder: Path, last: int | None = None) -> list[Path]:
     """Return the checkpoints of a folder up to that of step ``last``, the newest last."""
     found = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]

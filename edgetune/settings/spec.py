@@ -223,6 +223,12 @@ class Training:
     eval_every: int | None = knob(
         None, "Steps between evaluations (default: ten in a run).", interval=Interval(low=1)
     )
+    patience: int | None = knob(
+        None,
+        "Evaluations without a lower validation loss that end the run early; 0: never (default: 3 "
+        "where few rows are repeated often).",
+        interval=Interval(low=0),
+    )
     save_every: int | None = knob(
         None, "Steps between checkpoints (default: at evaluations).", interval=Interval(low=1)
     )

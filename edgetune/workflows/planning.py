@@ -92,6 +92,7 @@ def plan_for(
             longest=int(lengths.max()),
             tokens=int(lengths.sum()),
             long_rows=dataset.long_rows,
+            validation=len(dataset.validation),
         ),
     )  # fmt: skip
     fitted = dataset.fit(plan.choice.context)

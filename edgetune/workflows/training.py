@@ -35,6 +35,7 @@ from edgetune.runs import (
     Recorder,
     RunFolder,
     best_whole,
+    checkpoint_step,
     latest,
     newest_whole,
     none_whole,
@@ -194,7 +195,8 @@ class Run:
 
     def _finish(self, now: RunState, watched: AgainstPlan) -> None:
         """Write what was measured and promote an adapter; a finished run stays as it is."""
-        if self.start.step < self.schedule.steps or not self.folder.adapter.exists():
+        over = self.schedule.is_over(self.start.step, self.start.patience)
+        if not over or not self.folder.adapter.exists():
             self._record_memory(watched)
         self._promote(now)
 
@@ -225,8 +227,9 @@ class Run:
 
     def _write_adapter(self, source: Path) -> None:
         if promote(self.folder, source):
-            because = f"from {source.name}"
-            self.folder.note("adapter written", because, step=self.schedule.steps)
+            step, because = checkpoint_step(source), f"from {source.name}"
+            losses = {line["step"]: line["loss"] for line in self.folder.evaluations()}
+            self.folder.note("adapter written", because, step=step, loss=losses.get(step))
 
 
 def start_run(planned: PreparedPlan, output: Path, beginning: Beginning | None = None) -> Run:

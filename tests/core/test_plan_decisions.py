@@ -14,7 +14,7 @@ from edgetune.memory import estimate
 from edgetune.methods import build
 from edgetune.planning import DataFacts, Plan, moved
 from edgetune.planning.capability import platform_of
-from edgetune.planning.defaults import context_for, rank_for, training_for
+from edgetune.planning.defaults import PATIENCE, context_for, rank_for, training_for
 from edgetune.settings.spec import Checkpointing
 
 
@@ -94,6 +94,20 @@ def test_small_data_is_seen_more_often() -> None:
     assert training_for(shape, lora, {}, facts(100))[0].epochs == 10
     assert training_for(shape, lora, {}, facts(100_000))[0].epochs == 3
     assert training_for(shape, lora, {"steps": 5}, facts(100))[0].epochs == 3
+
+
+def test_few_rows_are_trained_until_the_validation_loss_falls_no_more() -> None:
+    shape, lora = shape_of("llama-7b"), build("lora", {})
+    small, reasons = training_for(shape, lora, {}, facts(100))
+    assert small.patience == PATIENCE
+    assert any("--patience 0 trains all 10 epochs" in reason for reason in reasons)
+    asked = [{"steps": 5}, {"epochs": 10.0}, {"patience": 0}]
+    found = [training_for(shape, lora, settings, facts(100))[0] for settings in asked]
+    found.append(training_for(shape, lora, {}, facts(100_000))[0])
+    found.append(training_for(shape, lora, {}, replace(facts(100), validation=0))[0])
+    assert not any(training.patience for training in found)
+    with pytest.raises(UsageError, match="--patience 2 needs validation rows"):
+        training_for(shape, lora, {"patience": 2}, replace(facts(100), validation=0))
 
 
 def test_nothing_is_cut_unless_somebody_said_so() -> None:

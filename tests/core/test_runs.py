@@ -80,6 +80,7 @@ def test_a_state_says_what_it_is_the_state_of(run: Recorded) -> None:
             "earlier": 4 if best_line["step"] == 6 else 2,
             "rewinds": 0,
         },
+        "patience": {"lowest": best_line["loss"], "waited": (6 - best_line["step"]) // 2},
     }
     epoch = TRAINED.steps_per_epoch()
     assert state["position"] == {
@@ -94,6 +95,7 @@ def test_a_state_says_what_it_is_the_state_of(run: Recorded) -> None:
         "save_every": 2,
         "warmup": 1,
         "learning_rate": run.plan.training.learning_rate,
+        "patience": 0,
     }
     assert (state["plan"], state["data"], state["model"]) == (facts.plan, "rows", "model")
     assert state["versions"]["edgetune"] == __version__

@@ -50,7 +50,8 @@ def run(folder: Path) -> Path:
     """A run that was never interrupted."""
     called = call(*LEARN, "--output", "whole", cwd=folder)
     assert called.code == 0, called.err
-    assert called.out == f"The adapter is in {Path('whole') / 'adapter'}\n"
+    kept = r" \(the checkpoint after step \d+: validation loss [\d.]+, the base's [\d.]+\)"
+    assert re.fullmatch(rf"The adapter is in {Path('whole') / 'adapter'}{kept}\n", called.out)
     return folder / "whole"
 
 
@@ -251,7 +252,7 @@ def test_json_and_verbosity_of_training(cli: Cli, tmp_path: Path) -> None:
     short = [*LEARN[:7], "--steps", "2"]
     told = cli(*short, "--output", tmp_path / "told", "--json")
     result = json.loads(told.out)
-    assert result.keys() == {"run", "adapter", "steps", "loss", "peak_bytes", "planned_bytes",
+    assert result.keys() == {"run", "kept", "cautions", "adapter", "steps", "loss", "peak_bytes", "planned_bytes",
                              "base_validation_loss", "validation_loss", "rewinds",
                              "pilot"}  # fmt: skip
     assert "pilot: measured" in told.err
