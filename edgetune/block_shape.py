@@ -6,7 +6,8 @@ Blocks are described by *roles*, so that one forward pass serves every architect
     x = x + mlp_output_norm(mlp(mlp_input_norm(x)))
 
 A role that an architecture does not have is left out and acts as the identity. With
-``parallel`` (GPT-NeoX) both halves read the same ``x``.
+``parallel`` (GPT-NeoX) both halves read the same ``x``, through one norm where there is no
+``mlp_input`` (Cohere).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from math import prod
 from typing import Literal
 
 LinearRole = Literal["q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down"]
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
 NormRole = Literal["attention_input", "attention_output", "mlp_input", "mlp_output", "q", "k"]
 TensorKind = Literal["embedding", "position", "linear", "bias", "norm", "head"]
 
@@ -78,6 +79,10 @@ class Rotary:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     truncate: bool = True
+    interleaved: bool = False
+    """Channels 2i and 2i + 1 rotate together (GPT-J), not i and i + half of those that rotate."""
+    growth: float = 0.0
+    """What rotates is multiplied by ``1 + growth * log(1 + position // original_context)``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +95,8 @@ class Attention:
     softcap: float | None = None
     """``softcap * tanh(scores / softcap)`` before the softmax (Gemma-2)."""
     rotary: Rotary | None = None
+    query_rotary: Rotary | None = None
+    """The rotation of queries, where it is another one than that of keys (Ministral 3)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +129,8 @@ class BlockShape:
     parallel: bool = False
     interleaved_qkv: bool = False
     """The fused projection holds q, k and v head by head (GPT-NeoX), not one after another."""
+    normed_after_rotation: bool = False
+    """Queries and keys are normalised when they have been rotated (Hunyuan), not before."""
 
     @cached_property
     def linear_by_role(self) -> dict[str, Linear]:

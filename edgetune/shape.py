@@ -148,8 +148,9 @@ class ModelShape:
     @cached_property
     def rotaries(self) -> frozenset[Rotary]:
         """The rotations of all layers."""
-        rules = (kind.attention.rotary for kind in self.kinds)
-        return frozenset(rotary for rotary in rules if rotary is not None)
+        rules = [kind.attention for kind in self.kinds]
+        found = {x for rule in rules for x in (rule.rotary, rule.query_rotary)}
+        return frozenset(rotary for rotary in found if rotary is not None)
 
     def reached(self, length: int) -> int:
         """Return the shortest length of a document that is rotated as one of this length is."""

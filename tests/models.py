@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
+
+from edgetune.model.families.wrappers import INSIDE
 
 SMALL = {
     "vocab_size": 97,
@@ -45,6 +52,34 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_neox": SMALL | {"rotary_pct": 0.5, "rope_parameters": {
         "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
     "gpt2": GPT2,
+    "olmo3": SMALL | WINDOWS | {"num_hidden_layers": 4},
+    "ministral": SMALL | WINDOWS | {
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "ministral3": SMALL | {"rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
+        "original_max_position_embeddings": 8, "mscale": 1.0, "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.1}},
+    "cohere": SMALL | {"logit_scale": 0.25},
+    "cohere2": SMALL | WINDOWS | {"logit_scale": 0.25, "num_hidden_layers": 4},
+    "glm": SMALL,
+    "glm4": SMALL,
+    "exaone4": SMALL | WINDOWS | {"num_hidden_layers": 4},
+    "ernie4_5": SMALL,
+    "hunyuan_v1_dense": SMALL,
+    "seed_oss": SMALL | {"attention_out_bias": True},
+    "granite": SMALL | {
+        "attention_multiplier": 0.25, "embedding_multiplier": 3.0, "logits_scaling": 2.0,
+        "residual_multiplier": 0.5},
+    "granitemoehybrid": SMALL | {
+        "attention_multiplier": 0.25, "embedding_multiplier": 3.0, "logits_scaling": 2.0,
+        "residual_multiplier": 0.5, "num_local_experts": 0, "shared_intermediate_size": 48,
+        "layer_types": ["attention"] * 3, "position_embedding_type": "rope",
+        "mamba_n_heads": 4},
+    "nemotron": SMALL | {"initializer_range": 0.1},
+    "arcee": SMALL,
+    "helium": SMALL,
+    "cwm": SMALL | WINDOWS,
+    "stablelm": SMALL | {"use_parallel_residual": True, "partial_rotary_factor": 0.5},
 }  # fmt: skip
 
 WRAPPERS = {
@@ -68,7 +103,10 @@ def make_model(
 
     Every tensor is random, norms and biases too: a part that is left out changes the logits.
     """
-    config = AutoConfig.for_model(family, **((FAMILIES | WRAPPERS)[family] | changes))
+    settings = (FAMILIES | WRAPPERS)[family] | changes
+    if "layer_types" in settings:
+        settings["layer_types"] = settings["layer_types"][: settings["num_hidden_layers"]]
+    config = AutoConfig.for_model(family, **settings)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
@@ -77,3 +115,34 @@ def make_model(
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     model.to(dtype).save_pretrained(folder)
     return folder
+
+
+_EYES = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "image_size": 8, "patch_size": 4,
+}  # fmt: skip
+_SIGLIP = _EYES | {"model_type": "siglip_vision_model"}
+_CLIP = _EYES | {"model_type": "clip_vision_model", "projection_dim": 8}
+_TOWERS: dict[str, dict[str, Any]] = {
+    "gemma3": _SIGLIP,
+    "internvl": _EYES | {
+        "model_type": "internvl_vision", "image_size": [8, 8], "patch_size": [4, 4]},
+    "llava": _CLIP,
+    "llava_next": _CLIP,
+    "llava_onevision": _SIGLIP,
+    "mistral3": _EYES | {"model_type": "pixtral", "head_dim": 8},
+}  # fmt: skip
+
+
+def make_wrapper(folder: Path, wrapper: str, inner: str | None = None) -> PreTrainedModel:
+    """Write a random model of images and text and return it as transformers has it."""
+    family = inner or INSIDE[wrapper][0]
+    text = {"model_type": family, **FAMILIES[family]}
+    config = AutoConfig.for_model(
+        wrapper, text_config=text, vision_config=_TOWERS[wrapper],
+        tie_word_embeddings=AutoConfig.for_model(**text).tie_word_embeddings,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    model.save_pretrained(folder)
+    return model

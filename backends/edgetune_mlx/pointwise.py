@@ -57,6 +57,8 @@ def activation(x: mx.array, name: str) -> mx.array:
             return x * _share(x, name)
         case "relu":
             return mx.maximum(x, 0)
+        case "relu2":
+            return mx.square(mx.maximum(x, 0))
         case other:
             raise ValueError(f"the model's shape should have refused the activation {other!r}")
 
@@ -69,6 +71,9 @@ def _with_slope(x: mx.array, name: str) -> tuple[mx.array, mx.array]:
     """
     if name == "relu":
         return mx.maximum(x, 0), (x > 0).astype(x.dtype)
+    if name == "relu2":
+        positive = mx.maximum(x, 0)
+        return mx.square(positive), 2 * positive
     share = mx.sigmoid(x) if name == "silu" else _share(x, name)
     value = x * share
     if name == "silu":
@@ -93,26 +98,42 @@ def rotate(
 ) -> mx.array:
     """Return x (B, heads, S, h) with its leading channels rotated by position.
 
-    ``frequencies`` (d/2,) are angles per position; channel i pairs with i + d/2. ``positions``
+    ``frequencies`` (d/2,) are angles per position; channel i pairs with i + d/2, or 2i with
+    2i + 1 if they are interleaved. ``positions``
     is that of the first token, or (B, S) where rows hold several documents; the frequencies can
     be (B, 1, S, d/2) then.
     """
     size, factor = rotary.dimensions, rotary.attention_factor
     if not isinstance(positions, int):
-        return _rotated(x, positions[:, None, :, None] * frequencies, size, factor)
+        at = positions[:, None, :, None]
+        return _rotated(x, at * frequencies, rotary, _factor(rotary, at))
     if factor != 1.0:
         x = mx.concatenate([x[..., :size] * factor, x[..., size:]], axis=-1)
     rotated = partial(
         mx.fast.rope,
-        dims=size, traditional=False, base=None, scale=1.0, offset=positions,
+        dims=size, traditional=rotary.interleaved, base=None, scale=1.0, offset=positions,
         freqs=1 / frequencies,
     )  # fmt: skip
     return recomputed(rotated)(x)
 
 
-def _rotated(x: mx.array, angles: mx.array, size: int, factor: float) -> mx.array:
-    """Return x rotated by angles (B, 1, S, d/2)."""
+def _factor(rotary: Rotary, at: mx.array) -> mx.array | float:
+    """Return what tokens are multiplied by beside their rotation, (B, 1, S, 1) if they differ."""
+    factor = rotary.attention_factor
+    if not rotary.growth:
+        return factor
+    times = (at // rotary.original_context).astype(mx.float32)
+    return factor * (1 + rotary.growth * mx.log1p(times))
+
+
+def _rotated(x: mx.array, angles: mx.array, rotary: Rotary, factor: mx.array | float) -> mx.array:
+    """Return x rotated by angles (B, 1, S, d/2) and multiplied by a factor."""
+    size = rotary.dimensions
     cos, sin = (part.astype(x.dtype) for part in (mx.cos(angles) * factor, mx.sin(angles) * factor))
+    if rotary.interleaved:
+        first, second = x[..., :size:2], x[..., 1:size:2]
+        pairs = mx.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)
+        return mx.concatenate([pairs.flatten(-2), x[..., size:]], axis=-1)
     first, second = x[..., : size // 2], x[..., size // 2 : size]
     rotated = [first * cos - second * sin, second * cos + first * sin]
     return mx.concatenate([*rotated, x[..., size:]], axis=-1)

@@ -92,7 +92,8 @@ class TokenLayout:
             return rotate(x, each, rotary, self.positions)
         if rotary not in self._angles:
             self._angles[rotary] = frequencies(rotary, self.context)
-        positions = self.positions if self.first is None else self.first
+        alike = self.first is not None and not rotary.growth
+        positions = self.first if alike and self.first is not None else self.positions
         return rotate(x, self._angles[rotary], rotary, positions)
 
     def of_rows(self, rows: slice) -> TokenLayout:

@@ -85,7 +85,7 @@ class TorchOps:
 
     def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
         """Rotate x (B, heads, S, h)."""
-        return pointwise.rotate(x, *self.layout.cos_sin(rotary))
+        return pointwise.rotate(x, *self.layout.cos_sin(rotary), interleaved=rotary.interleaved)
 
     def keys(self) -> Keys:
         """Return the documents of each row."""

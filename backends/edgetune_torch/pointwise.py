@@ -53,6 +53,22 @@ def norm(x: Tensor, kind: NormKind, weight: Tensor, bias: Tensor | None) -> Tens
     return F.layer_norm(x.float(), x.shape[-1:], wide, wide_bias, kind.eps).to(x.dtype)
 
 
+class SquaredRelu(torch.autograd.Function):
+    """``relu(x)^2``; saves its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Return the activation of x."""
+        ctx.save_for_backward(x)
+        return F.relu(x).square_()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        """Return the gradient of x."""
+        (x,) = ctx.saved_tensors
+        return F.relu(x).mul_(2).mul_(grads[0])
+
+
 class GatedActivation(torch.autograd.Function):
     """``activation(gate) * up``; saves both inputs, not the activation."""
 
@@ -92,20 +108,32 @@ def activation(x: Tensor, name: str) -> Tensor:
             return F.gelu(x, approximate="tanh")
         case "relu":
             return F.relu(x)
+        case "relu2":
+            y: Tensor = SquaredRelu.apply(x)  # type: ignore[no-untyped-call]
+            return y
         case other:
             raise ValueError(f"the model's shape should have refused the activation {other!r}")
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
     """Return x (B, heads, S, h) with its leading channels rotated by position.
 
-    ``cos`` and ``sin`` are (B, 1, S, d), d <= h; channel i pairs with i + d/2.
+    ``cos`` and ``sin`` are (B, 1, S, d), d <= h; channel i pairs with i + d/2, or 2i with 2i + 1
+    if ``interleaved``.
     """
     size = cos.shape[-1]
     part, pass_through = x[..., :size], x[..., size:]
-    first, second = part.chunk(2, dim=-1)
-    rotated = part * cos + torch.cat((-second, first), dim=-1) * sin
+    rotated = part * cos + _turned(part, interleaved=interleaved) * sin
     return torch.cat((rotated, pass_through), dim=-1) if pass_through.shape[-1] else rotated
+
+
+def _turned(x: Tensor, *, interleaved: bool) -> Tensor:
+    """Return each pair of channels turned by a right angle."""
+    if interleaved:
+        first, second = x.view(*x.shape[:-1], -1, 2).unbind(-1)
+        return torch.stack((-second, first), dim=-1).flatten(-2)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
 
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:

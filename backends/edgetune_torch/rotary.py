@@ -1,7 +1,7 @@
 """Cosine and sine of the rotary position embedding, with the published scaling rules.
 
 Sources: RoFormer (Su 2021); linear interpolation (Chen 2023); YaRN (Peng 2023, section 3);
-Llama-3's wavelength rule; LongRoPE (Ding 2024) as used by Phi-3.
+Llama-3's wavelength rule; LongRoPE (Ding 2024) as used by Phi-3; Llama 4's temperature.
 """
 
 from __future__ import annotations
@@ -28,8 +28,14 @@ def cos_sin(
         long = lengths[:, None, :, None] > rotary.original_context
         frequencies = torch.where(long, stretched, frequencies)  # (B, 1, S, d/2)
     angles = positions[:, None, :, None].float() * frequencies  # (B, 1, S, d/2)
-    angles = torch.cat((angles, angles), dim=-1)
-    factor = rotary.attention_factor
+    if rotary.interleaved:
+        angles = angles.repeat_interleave(2, dim=-1)
+    else:
+        angles = torch.cat((angles, angles), dim=-1)
+    factor: Tensor | float = rotary.attention_factor
+    if rotary.growth:
+        times = positions[:, None, :, None] // rotary.original_context
+        factor = factor * (1 + rotary.growth * torch.log1p(times.float()))
     return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
 
 

@@ -14,15 +14,37 @@ from edgetune.shape import ATTENTION_ROLES, MLP_ROLES, ModelShape
 
 Float32 = NDArray[np.float32]
 
-ATTENTION: Final = ("attention_bias", ATTENTION_ROLES)
+Switch = tuple[str, frozenset[str]]
+"""A field of the config, and the roles of the projections that it gives a bias."""
 
-SWITCHES: Final[Mapping[str, tuple[tuple[str, frozenset[str]], ...]]] = {
-    "llama": (ATTENTION, ("mlp_bias", MLP_ROLES)),
+QUERIES_KEYS_VALUES: Final = frozenset({"q", "k", "v", "qkv"})
+ATTENTION: Final[Switch] = ("attention_bias", ATTENTION_ROLES)
+INPUTS: Final[Switch] = ("attention_bias", QUERIES_KEYS_VALUES)
+MLP: Final[Switch] = ("mlp_bias", MLP_ROLES)
+
+SWITCHES: Final[Mapping[str, tuple[Switch, ...]]] = {
+    "llama": (ATTENTION, MLP),
+    "arcee": (ATTENTION, MLP),
+    "cohere": (ATTENTION,),
+    "cohere2": (ATTENTION,),
+    "cwm": (MLP,),
+    "ernie4_5": (("use_bias", ATTENTION_ROLES | MLP_ROLES),),
     "qwen3": (ATTENTION,),
     "gemma": (ATTENTION,),
     "gemma2": (ATTENTION,),
     "gemma3_text": (ATTENTION,),
+    "glm": (INPUTS,),
+    "glm4": (INPUTS,),
+    "granite": (ATTENTION, MLP),
+    "granitemoehybrid": (ATTENTION,),
+    "helium": (INPUTS, MLP),
+    "hunyuan_v1_dense": (ATTENTION,),
+    "nemotron": (ATTENTION, MLP),
     "olmo2": (ATTENTION,),
+    "olmo3": (ATTENTION,),
+    "seed_oss": (INPUTS, ("attention_out_bias", frozenset({"o"})), MLP),
+    "stablelm": (("use_qkv_bias", QUERIES_KEYS_VALUES),),
+    "starcoder2": (("use_bias", ATTENTION_ROLES | MLP_ROLES),),
 }
 """By family the fields of transformers' config that give projections a bias, all at once."""
 

@@ -49,15 +49,24 @@ class Forward:
 
     def run(self) -> Saved:
         attended = self._attention()
+        shared = self._shared_norm
         middle = self.ledger.alloc(self.hidden)
         out = self._mlp()
         self.saved.output = self.ledger.alloc(self.hidden)
-        self.ledger.free(attended + out)
+        self.ledger.free(attended + out + shared)
         if self.grad and self._middle_is_saved():
             self.saved.middle = middle
         else:
             self.ledger.free(middle)
         return self.saved
+
+    @property
+    def _shared_norm(self) -> int:
+        """Return the bytes of what both halves read, where that is not kept anyway."""
+        if not self.shape.parallel or "mlp_input" in self.shape.norm_by_role:
+            return 0
+        kept = self.grad and self.block.saves_input(READING)
+        return 0 if kept else self.ledger.alloc(self.hidden)
 
     def _middle_is_saved(self) -> bool:
         """Tell whether what the second half reads is kept: a layer norm keeps a wide copy."""

@@ -85,7 +85,7 @@ def gated_backward(ledger: Ledger, rows: BatchShape, columns: int) -> int:
     return ledger.alloc(2 * one)
 
 
-ARRAYS = {"silu": 2, "gelu": 2, "gelu_tanh": 3, "relu": 1}
+ARRAYS = {"silu": 2, "gelu": 2, "gelu_tanh": 3, "relu": 1, "relu2": 1}
 """Arrays that MLX holds of an activation's derivative, the gradient among them."""
 
 

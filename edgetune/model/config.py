@@ -26,6 +26,7 @@ _ACTIVATIONS: Final[Mapping[str, Activation]] = {
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
+    "relu2": "relu2",
 }
 LARGEST: Final = 2**31 - 1
 """No size of a model is near it; what is above can only be damage."""

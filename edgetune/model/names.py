@@ -8,8 +8,8 @@ from typing import Final
 
 from edgetune.shape import ModelShape
 
-_EYES: Final = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector)\.")
-"""What Gemma 3 sees images with."""
+_EYES: Final = re.compile(r"^(model\.)?((vision_tower|multi_modal_projector)\.|image_newline$)")
+"""What image-and-text models see images with."""
 
 _EXTRA: Final = re.compile(
     r"rotary_emb\.inv_freq$"  # buffers, computed from the config

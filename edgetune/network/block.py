@@ -46,19 +46,31 @@ class Block(Generic[A]):
 
         They have no positions.
         """
-        _, k, v = replace(self, method=BASE)._queries_keys_values(x)
-        return k, v
+        block = replace(self, method=BASE)
+        _, k, v = block._queries_keys_values(x)
+        return block._norm("k", k) if self.own.normed_after_rotation else k, v
 
     # the text
 
     def output(self, x: A) -> A:
         """Return the output (B, S, D) of a block for its input."""
-        attended = self._attention(x)
         if self.own.parallel:
-            both = self.ops.add(x, attended)
-            return self.ops.add(both, self._mlp(x))
+            return self._parallel(x)
+        attended = self._attention(self._norm("attention_input", x))
         x = self.ops.add(x, self._scaled(attended))
-        return self.ops.add(x, self._scaled(self._mlp(x)))
+        return self.ops.add(x, self._scaled(self._mlp(self._norm("mlp_input", x))))
+
+    def _parallel(self, x: A) -> A:
+        """Return the output of a block whose halves read the same, through one norm or two."""
+        read = self._norm("attention_input", x)
+        if "mlp_input" not in self.own.norm_by_role:
+            attended = self._attention(read)
+            both = self.ops.add(x, attended)
+            return self.ops.add(both, self._mlp(read))
+        attended = self._attention(read)
+        del read
+        both = self.ops.add(x, attended)
+        return self.ops.add(both, self._mlp(self._norm("mlp_input", x)))
 
     def embedded(self, tokens: A) -> A:
         """Return the input (B, S, D) of the first block for tokens (B, S)."""
@@ -73,10 +85,11 @@ class Block(Generic[A]):
 
     def _attention(self, x: A) -> A:
         ops, rule = self.ops, self.own.attention
-        x = self._norm("attention_input", x)
         q, k, v = self._queries_keys_values(x)
         if rule.rotary is not None:
-            q, k = ops.rotate(q, rule.rotary), ops.rotate(k, rule.rotary)
+            q, k = ops.rotate(q, rule.query_rotary or rule.rotary), ops.rotate(k, rule.rotary)
+        if self.own.normed_after_rotation:
+            q, k = self._norm("q", q), self._norm("k", k)
         out = self._attend(Attended(q=q, k=k, v=v, rule=rule, keys=ops.keys()))
         out = self._project("o", ops.from_heads(out))
         out = self._norm("attention_output", out)
@@ -115,6 +128,8 @@ class Block(Generic[A]):
     def _heads(self, role: str, x: A) -> A:
         """Return (B, heads, S, h) of (B, S, heads h), with the norm of q or k if there is one."""
         size, norm = self.own.head_dim, self.own.norm_by_role.get(role)
+        if self.own.normed_after_rotation:
+            norm = None
         if norm is not None and norm.size != size:
             x = self._norm(role, x)
         x = self.ops.to_heads(x, size)
@@ -123,10 +138,9 @@ class Block(Generic[A]):
         return self.ops.heads_first(x)
 
     def _mlp(self, x: A) -> A:
-        mlp_input = x = self._norm("mlp_input", x)
-        x = self._project("down", self._inner(x))
-        x = self._norm("mlp_output", x)
-        return self.method.sublayer(self, "mlp", mlp_input, x)
+        out = self._project("down", self._inner(x))
+        out = self._norm("mlp_output", out)
+        return self.method.sublayer(self, "mlp", x, out)
 
     def _inner(self, x: A) -> A:
         """Return what the FFN's output projection reads (B, S, F)."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mixed_shapes import mixed
+from models import FAMILIES as SMALL_FAMILIES
+from models import SMALL
 from products import products
 
 from edgetune.backend import GenerateOptions
@@ -16,14 +18,30 @@ from edgetune.memory import MemoryEstimate, Platform, estimate
 from edgetune.memory.generation import rows_at_once
 from edgetune.methods import METHODS, Method, build
 from edgetune.methods.lora import Lora
-from edgetune.model import resolve
+from edgetune.model import resolve, shape_of
 from edgetune.settings.spec import Checkpointing
 from edgetune.shape import ModelShape
 
+PUBLISHED = frozenset(
+    {"gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi3",
+     "qwen2", "qwen3"}
+)  # fmt: skip
+"""Families whose published models are drawn."""
+OWN_SIZES: dict[str, dict[str, Any]] = {
+    "ministral": {"layer_types": ["sliding_attention", "full_attention"] * 2},
+    "granitemoehybrid": {"layer_types": ["attention"] * 4, "shared_intermediate_size": 1536},
+}
 MODELS = (
     "smollm2-135m", "qwen2.5-0.5b", "qwen3-0.6b", "gpt2", "pythia-160m", "gemma-3-1b",
     "llama-3.2-1b", "gemma-2-2b", "phi-3.5-mini", "olmo-2-7b", "mistral-7b",
 )  # fmt: skip
+SIZES = {
+    "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "head_dim": 64, "num_hidden_layers": 4, "vocab_size": 512,
+    "sliding_window": 200, "dtype": "bfloat16",
+}  # fmt: skip
+"""Those of the families of which no model is published that is small enough to be drawn."""
+FAMILIES = tuple(sorted(SMALL_FAMILIES.keys() - PUBLISHED))
 LARGE = frozenset({"phi-3.5-mini", "olmo-2-7b", "mistral-7b", "gemma-2-2b"})
 """Models whose 4-bit matrices take many operations to unpack: rarely 4-bit here."""
 LORAS = 0.4
@@ -44,7 +62,7 @@ class Case:
     @property
     def shape(self) -> ModelShape:
         """The model's shape; where kinds of layers alternate, its last ones."""
-        whole = resolve(self.model).shape
+        whole = _family(self.model) if self.model in FAMILIES else resolve(self.model).shape
         blocks = (whole.blocks * self.layers)[-self.layers :]
         shape = replace(whole, blocks=blocks, vocabulary=self.vocabulary)
         return mixed(shape) if self.mixed else shape
@@ -70,7 +88,7 @@ def cases(count: int, seed: int = 0) -> Iterator[Case]:
     """Yield so many drawn cases, and some that are large in one way."""
     draw = random.Random(seed)
     for number in range(count):
-        model, layers = draw.choice(MODELS), draw.choice((1, 1, 2, 2, 3))
+        model, layers = draw.choice(MODELS + FAMILIES), draw.choice((1, 1, 2, 2, 3))
         vocabulary, choice = draw.choice((512, 2500, 5000)), _choice(draw, model, layers)
         yield Case(model, layers, vocabulary, choice, mixed=number % 2 == 1)
     for vocabulary in (128_256, 151_936, 256_000):
@@ -78,6 +96,11 @@ def cases(count: int, seed: int = 0) -> Iterator[Case]:
     for layers in (16, 32):
         kept = Checkpointing(layers=layers * 3 // 4)
         yield Case("smollm2-135m", layers, 512, plain(checkpointing=kept))
+
+
+def _family(name: str) -> ModelShape:
+    switches = {k: v for k, v in SMALL_FAMILIES[name].items() if k not in SMALL}
+    return shape_of({"model_type": name, **switches, **SIZES, **OWN_SIZES.get(name, {})})
 
 
 def compare(case: Case) -> list[Compared]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -10,15 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from models import make_wrapper
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     PreTrainedModel,
 )
 
 from edgetune.model import LocalModel
 from edgetune.model.families import shape_of, supported
+from edgetune.model.families.wrappers import INSIDE
 from edgetune.profile import model_names, model_profile
 from edgetune.shape import ModelShape
 
@@ -45,7 +47,7 @@ def test_a_random_config_gives_the_transformers_model(family: str, seed: int) ->
 
 
 @pytest.mark.parametrize("shard_size", ["1GB", "4KB"])
-@pytest.mark.parametrize("family", [name for name in supported() if name != "gemma3"])
+@pytest.mark.parametrize("family", [name for name in supported() if name not in INSIDE])
 def test_what_transformers_saves_can_be_opened(
     family: str, shard_size: str, tmp_path: Path
 ) -> None:
@@ -59,13 +61,12 @@ def test_what_transformers_saves_can_be_opened(
     _assert_same_values(local, dict(model.named_parameters()))
 
 
-def test_the_language_model_inside_a_saved_gemma3_can_be_opened(tmp_path: Path) -> None:
-    config = _random_config("gemma3", 0)
-    vision = {"hidden_size": 8, "intermediate_size": 8, "image_size": 8, "patch_size": 4}
-    layers = {"num_hidden_layers": 1, "num_attention_heads": 1}
-    config["vision_config"] = {"model_type": "siglip_vision_model", **vision, **layers}
-    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**deepcopy(config)))
-    model.save_pretrained(tmp_path)
+@pytest.mark.parametrize("wrapper", INSIDE)
+def test_the_language_model_inside_a_saved_wrapper_can_be_opened(
+    wrapper: str, tmp_path: Path
+) -> None:
+    model = make_wrapper(tmp_path, wrapper)
+    config = json.loads((tmp_path / "config.json").read_text())
 
     local = LocalModel.open(tmp_path)
 
@@ -74,9 +75,11 @@ def test_the_language_model_inside_a_saved_gemma3_can_be_opened(tmp_path: Path) 
     inner = {
         name.replace(prefix, "model.", 1): tensor
         for name, tensor in model.named_parameters()
-        if name.startswith(prefix)
+        if name.startswith((prefix, "lm_head"))
     }
+    assert local.tensors.keys() == inner.keys()
     _assert_same_values(local, inner)
+    assert any("vision_tower" in name for name, _ in model.named_parameters())
 
 
 def _assert_same_values(local: LocalModel, parameters: Mapping[str, torch.Tensor]) -> None:
@@ -112,6 +115,7 @@ def _assert_same_attention(shape: ModelShape, model: PreTrainedModel) -> None:
         module = getattr(block, "self_attn", None) or getattr(block, "attn", None)
         module = module or block.attention
         window = getattr(module, "sliding_window", _model_window(model))
+        window = window if getattr(module, "is_sliding", True) else None
         softcap = getattr(module, "attn_logit_softcapping", None)
         attention = shape.attention[layer]
 
@@ -121,7 +125,7 @@ def _assert_same_attention(shape: ModelShape, model: PreTrainedModel) -> None:
 
 
 def _model_window(model: PreTrainedModel) -> int | None:
-    uses_one = model.config.model_type in {"mistral", "phi3", "starcoder2"}
+    uses_one = model.config.model_type in {"mistral", "ministral3", "phi3", "starcoder2"}
     return model.config.sliding_window if uses_one else None
 
 
@@ -131,7 +135,7 @@ def _assert_same_norms(shape: ModelShape, model: PreTrainedModel) -> None:
         eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
 
         assert shape.norm.eps == eps
-        assert (shape.norm.kind == "layer") == isinstance(module, torch.nn.LayerNorm)
+        assert (shape.norm.kind == "layer") == ("LayerNorm" in type(module).__name__)
 
 
 def _blocks(model: PreTrainedModel) -> Any:
@@ -144,8 +148,14 @@ def _random_config(family: str, seed: int) -> Config:
     make: Callable[[random.Random], Config] = {
         "gpt2": _gpt2,
         "gpt_neox": _gpt_neox,
-        "gemma3": _gemma3,
+        "granitemoehybrid": _granite4,
+        "helium": _helium,
+        "hunyuan_v1_dense": _with_head_size("hunyuan_v1_dense"),
+        "ministral": _with_head_size("ministral"),
     }.get(family, lambda draw: _common(family, draw))
+    if family in INSIDE:
+        inner = draw.choice(INSIDE[family])
+        return {"model_type": family, "text_config": _random_config(inner, seed)}
     return {"model_type": family, **make(draw)}
 
 
@@ -195,7 +205,31 @@ def _switches(family: str, draw: random.Random, head_dim: int) -> Config:
             "qwen2": sometimes_windowed | eps,
             "qwen3": wide | biased | sometimes_windowed | eps,
             "smollm3": biased | {"no_rope_layer_interval": draw.choice([2, 4])} | eps,
-            "stablelm": {"use_qkv_bias": draw.random() < 0.5, "layer_norm_eps": 1e-6},
+            "arcee": biased | eps | {"mlp_bias": draw.random() < 0.5},
+            "cohere": biased | {"layer_norm_eps": 1e-6, "logit_scale": 0.5},
+            "cohere2": biased
+            | windowed
+            | {"layer_norm_eps": 1e-6, "sliding_window_pattern": draw.choice([2, 3])},
+            "cwm": wide | eps | {"sliding_window": 8, "mlp_bias": draw.random() < 0.5},
+            "ernie4_5": wide | eps | {"use_bias": draw.random() < 0.5},
+            "exaone4": {"sliding_window": 8, "sliding_window_pattern": 2} | eps,
+            "glm": wide | biased | eps,
+            "glm4": wide | biased | eps,
+            "helium": biased | eps | {"mlp_bias": draw.random() < 0.5},
+            "hunyuan_v1_dense": wide | biased | eps,
+            "ministral": wide | windowed | eps,
+            "ministral3": wide | windowed | eps,
+            "nemotron": wide | biased | {"mlp_bias": draw.random() < 0.5, "norm_eps": 1e-6},
+            "olmo3": biased | windowed | eps,
+            "seed_oss": wide
+            | biased
+            | eps
+            | {"attention_out_bias": draw.random() < 0.5, "mlp_bias": draw.random() < 0.5},
+            "stablelm": {
+                "use_qkv_bias": draw.random() < 0.5,
+                "use_parallel_residual": draw.random() < 0.5,
+                "layer_norm_eps": 1e-6,
+            },
             "starcoder2": windowed | {"use_bias": draw.random() < 0.7, "norm_epsilon": 1e-6},
         }[family]
     )
@@ -205,8 +239,31 @@ def _sometimes(draw: random.Random, fields: Config) -> Config:
     return {name: value for name, value in fields.items() if draw.random() < 0.8}
 
 
-def _gemma3(draw: random.Random) -> Config:
-    return {"text_config": {"model_type": "gemma3_text", **_common("gemma3_text", draw)}}
+def _granite4(draw: random.Random) -> Config:
+    config = _common("granite", draw)
+    layers, kind = config["num_hidden_layers"], draw.choice(["attention", "full_attention"])
+    return config | {
+        "num_local_experts": 0,
+        "layer_types": [kind] * layers,
+        "shared_intermediate_size": draw.choice([24, 40]),
+        "position_embedding_type": draw.choice(["rope", None]),
+        "mamba_n_heads": config["num_attention_heads"],
+    }
+
+
+def _helium(draw: random.Random) -> Config:
+    config = _common("helium", draw)
+    return config | {"head_dim": config["hidden_size"] // config["num_attention_heads"]}
+
+
+def _with_head_size(family: str) -> Callable[[random.Random], Config]:
+    """Return configs that say how large a head is, without which transformers makes no model."""
+
+    def make(draw: random.Random) -> Config:
+        config = _common(family, draw)
+        return {"head_dim": config["hidden_size"] // config["num_attention_heads"]} | config
+
+    return make
 
 
 def _gpt2(draw: random.Random) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 from typing import Final, cast
 
@@ -10,22 +11,38 @@ from edgetune.errors import ModelError
 from edgetune.escapes import short
 from edgetune.model.config import Fields
 from edgetune.model.families.refused import kind_of
+from edgetune.model.families.wrappers import INSIDE, wrapped
 from edgetune.shape import ModelShape
 
 _FAMILIES: Final[Mapping[str, str]] = {
+    "arcee": "near_llama",
+    "cohere": "cohere",
+    "cohere2": "cohere",
+    "cwm": "near_llama",
+    "ernie4_5": "near_llama",
+    "exaone4": "exaone4",
     "gemma": "gemma",
     "gemma2": "gemma",
-    "gemma3": "gemma",
     "gemma3_text": "gemma",
+    "glm": "glm",
+    "glm4": "glm",
     "gpt2": "gpt2",
     "gpt_neox": "gpt_neox",
-    "granite": "llama",
+    "granite": "granite",
+    "granitemoehybrid": "granite",
+    "helium": "near_llama",
+    "hunyuan_v1_dense": "near_llama",
     "llama": "llama",
-    "mistral": "llama",
+    "ministral": "mistral",
+    "ministral3": "mistral",
+    "mistral": "mistral",
+    "nemotron": "near_llama",
     "olmo2": "olmo2",
+    "olmo3": "olmo2",
     "phi3": "phi3",
     "qwen2": "qwen",
     "qwen3": "qwen",
+    "seed_oss": "near_llama",
     "smollm3": "llama",
     "stablelm": "layernorm",
     "starcoder2": "layernorm",
@@ -35,7 +52,7 @@ _FAMILIES: Final[Mapping[str, str]] = {
 
 def supported() -> tuple[str, ...]:
     """Return the model types that can be trained, sorted."""
-    return tuple(_FAMILIES)
+    return tuple(sorted({*_FAMILIES, *INSIDE}))
 
 
 def shape_of(config: Mapping[str, object]) -> ModelShape:
@@ -46,15 +63,18 @@ def shape_of(config: Mapping[str, object]) -> ModelShape:
     """
     _refuse_quantized(config)
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in _FAMILIES:
+    if not isinstance(model_type, str) or model_type not in supported():
         raise ModelError(_unsupported(model_type, config))
     fields = Fields(config)
-    shape = _reader(model_type)(fields)
+    shape = reader(model_type)(fields)
     fields.finish(model_type)
     return shape
 
 
-def _reader(model_type: str) -> Callable[[Fields], ModelShape]:
+def reader(model_type: str) -> Callable[[Fields], ModelShape]:
+    """Return the function that reads configs of a supported type."""
+    if model_type in INSIDE:
+        return partial(wrapped, model_type)
     module = import_module(f"{__name__}.{_FAMILIES[model_type]}")
     return cast("Callable[[Fields], ModelShape]", getattr(module, model_type))
 

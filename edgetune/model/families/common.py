@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from edgetune.model.config import Fields
@@ -88,6 +88,29 @@ def same_attention(
     return (layer,) * sizes.layers
 
 
+def interleaved(rule: Rotary) -> Rotary:
+    """Return the same rotation of neighbouring channels."""
+    return replace(rule, interleaved=True)
+
+
+def rotary_of_type(fields: Fields, sizes: Sizes, layer_type: str, theta: float) -> Rotary:
+    """Read the rotation of one type of layers; ``rope_scaling`` is that of those that see all."""
+    tables = Fields(fields.table("rope_parameters"))
+    table = tables.table(layer_type)
+    if layer_type == "full_attention":
+        table |= fields.table("rope_scaling")
+    fields.problems += tables.problems
+    return rotary(fields, table, head_dim=sizes.head_dim, theta=theta, context=sizes.context)
+
+
+def alternating(sizes: Sizes, every: int) -> list[str]:
+    """Return the types of layers of which all but every so manieth have a window."""
+    return [
+        "sliding_attention" if (layer + 1) % every else "full_attention"
+        for layer in range(sizes.layers)
+    ]
+
+
 def layer_types(fields: Fields, sizes: Sizes, default: Sequence[str]) -> Sequence[str]:
     """Return for every layer ``full_attention`` or ``sliding_attention``."""
     types = fields.items("layer_types", str, sizes.layers)
@@ -119,11 +142,41 @@ def gated_mlp(sizes: Sizes, *, bias: bool = False) -> tuple[Linear, ...]:
     )
 
 
+def fused_mlp(
+    sizes: Sizes, gate_up: str = "mlp.gate_up_proj", down: str = "mlp.down_proj"
+) -> tuple[Linear, ...]:
+    """Return the two projections of a gated MLP whose gate and up are one."""
+    hidden, ffn = sizes.hidden, sizes.ffn
+    return (
+        Linear(role="gate_up", module=gate_up, inputs=hidden, outputs=2 * ffn),
+        Linear(role="down", module=down, inputs=ffn, outputs=hidden),
+    )
+
+
+def plain_mlp(
+    sizes: Sizes, up: str = "mlp.up_proj", down: str = "mlp.down_proj", *, bias: bool
+) -> tuple[Linear, ...]:
+    """Return the two projections of ``down(activation(up(x)))``."""
+    hidden, ffn = sizes.hidden, sizes.ffn
+    return (
+        Linear(role="up", module=up, inputs=hidden, outputs=ffn, bias=bias),
+        Linear(role="down", module=down, inputs=ffn, outputs=hidden, bias=bias),
+    )
+
+
 def pre_norms(sizes: Sizes, *, bias: bool = False) -> tuple[Norm, ...]:
     """Return one norm before the attention and one before the MLP."""
     return (
         Norm(role="attention_input", module="input_layernorm", size=sizes.hidden, bias=bias),
         Norm(role="mlp_input", module="post_attention_layernorm", size=sizes.hidden, bias=bias),
+    )
+
+
+def output_norms(sizes: Sizes) -> tuple[Norm, ...]:
+    """Return one norm behind the attention and one behind the MLP."""
+    return (
+        Norm(role="attention_output", module="post_attention_layernorm", size=sizes.hidden),
+        Norm(role="mlp_output", module="post_feedforward_layernorm", size=sizes.hidden),
     )
 
 
@@ -144,6 +197,7 @@ def blocks(
     activation: Activation,
     parallel: bool = False,
     interleaved_qkv: bool = False,
+    normed_after_rotation: bool = False,
 ) -> tuple[BlockShape, ...]:
     """Return blocks that differ in their attention alone."""
     kinds = {
@@ -158,6 +212,7 @@ def blocks(
             norms=tuple(norms),
             parallel=parallel,
             interleaved_qkv=interleaved_qkv,
+            normed_after_rotation=normed_after_rotation,
         )
         for rule in dict.fromkeys(attention)
     }
@@ -179,6 +234,8 @@ def decoder(
     logit_scale: float = 1.0,
     logit_softcap: float | None = None,
     residual_scale: float = 1.0,
+    parallel: bool = False,
+    normed_after_rotation: bool = False,
 ) -> ModelShape:
     """Return a decoder whose tensors are named as Llama's are."""
     return ModelShape(
@@ -190,7 +247,13 @@ def decoder(
         tied=tied,
         norm=norm,
         blocks=blocks(
-            sizes, linears=linears, norms=norms, attention=attention, activation=activation
+            sizes,
+            linears=linears,
+            norms=norms,
+            attention=attention,
+            activation=activation,
+            parallel=parallel,
+            normed_after_rotation=normed_after_rotation,
         ),
         final_norm=Norm(
             role="final", module="model.norm", size=sizes.hidden, bias=norm.kind == "layer"

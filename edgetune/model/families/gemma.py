@@ -12,6 +12,7 @@ from dataclasses import replace
 from edgetune.model.config import Fields
 from edgetune.model.families.common import (
     Sizes,
+    alternating,
     decoder,
     gated_mlp,
     head_norms,
@@ -20,10 +21,10 @@ from edgetune.model.families.common import (
     read_rotary,
     read_sizes,
     rms_norm,
+    rotary_of_type,
     same_attention,
     split_attention,
 )
-from edgetune.model.rotary import rotary
 from edgetune.shape import Attention, ModelShape, Norm, Rotary
 
 _BOTH_WAYS = "attention that looks ahead cannot be trained as a causal language model"
@@ -88,19 +89,6 @@ def gemma3_text(fields: Fields) -> ModelShape:
     return replace(shape, logit_softcap=fields.optional_number("final_logit_softcapping"))
 
 
-def gemma3(fields: Fields) -> ModelShape:
-    """Return the shape of the language model inside an image-and-text Gemma 3 model.
-
-    The vision tower and the projector between them are left out: only text is trained.
-    """
-    inner = Fields(fields.table("text_config"))
-    shape = gemma3_text(inner)
-    fields.problems += [f"text_config: {problem}" for problem in inner.problems]
-    shape = replace(shape, inside="model.language_model")
-    inherits = inner.raw("dtype") is None and inner.raw("torch_dtype") is None
-    return replace(shape, dtype=fields.dtype()) if inherits else shape
-
-
 def _shape(
     fields: Fields,
     sizes: Sizes,
@@ -139,11 +127,7 @@ def _sandwich(sizes: Sizes) -> tuple[Norm, ...]:
 def _alternate(
     fields: Fields, sizes: Sizes, full: Attention, sliding: Attention, *, every: int
 ) -> list[Attention]:
-    default = [
-        "sliding_attention" if (layer + 1) % every else "full_attention"
-        for layer in range(sizes.layers)
-    ]
-    types = layer_types(fields, sizes, default)
+    types = layer_types(fields, sizes, alternating(sizes, every))
     return [sliding if name == "sliding_attention" else full for name in types]
 
 
@@ -157,17 +141,5 @@ def _cap(fields: Fields, name: str, default: float) -> float | None:
 
 def _local_or_global(fields: Fields, sizes: Sizes, layer_type: str) -> Rotary:
     local = layer_type == "sliding_attention"
-    tables = Fields(fields.table("rope_parameters"))
-    table = tables.table(layer_type)
-    if not local:
-        table |= fields.table("rope_scaling")
     theta_name, theta = ("rope_local_base_freq", 1e4) if local else ("rope_theta", 1e6)
-    rule = rotary(
-        fields,
-        table,
-        head_dim=sizes.head_dim,
-        theta=fields.positive(theta_name, theta),
-        context=sizes.context,
-    )
-    fields.problems += tables.problems
-    return rule
+    return rotary_of_type(fields, sizes, layer_type, fields.positive(theta_name, theta))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from edgetune.model.config import Fields
 from edgetune.model.families.common import (
-    Sizes,
     decoder,
     gated_mlp,
+    plain_mlp,
     pre_norms,
     read_rotary,
     read_sizes,
     same_attention,
     split_attention,
 )
-from edgetune.shape import Linear, ModelShape, NormKind
+from edgetune.shape import ModelShape, NormKind
 
 
 def starcoder2(fields: Fields) -> ModelShape:
@@ -25,7 +25,8 @@ def starcoder2(fields: Fields) -> ModelShape:
         fields,
         sizes,
         family="starcoder2",
-        linears=split_attention(sizes, bias=bias, output_bias=bias) + _plain_mlp(sizes, bias),
+        linears=split_attention(sizes, bias=bias, output_bias=bias)
+        + plain_mlp(sizes, "mlp.c_fc", "mlp.c_proj", bias=bias),
         norms=pre_norms(sizes, bias=True),
         attention=same_attention(sizes, read_rotary(fields, sizes), window),
         norm=NormKind(kind="layer", eps=fields.positive("norm_epsilon", 1e-5)),
@@ -38,24 +39,17 @@ def stablelm(fields: Fields) -> ModelShape:
     """Return the shape of a StableLM model: a quarter of each head rotates."""
     sizes = read_sizes(fields, kv_heads=32, context=4096)
     fields.refuse("qk_layernorm", "a separate norm for each head is not supported")
-    fields.refuse("use_parallel_residual", "one norm for both halves is not supported")
+    parallel = fields.flag("use_parallel_residual", False)
     bias = fields.flag("use_qkv_bias", False)
     return decoder(
         fields,
         sizes,
         family="stablelm",
         linears=split_attention(sizes, bias=bias, output_bias=False) + gated_mlp(sizes),
-        norms=pre_norms(sizes, bias=True),
+        norms=pre_norms(sizes, bias=True)[: 1 if parallel else 2],
         attention=same_attention(sizes, read_rotary(fields, sizes, partial=0.25)),
         norm=NormKind(kind="layer", eps=fields.positive("layer_norm_eps", 1e-5)),
         activation=fields.activation("hidden_act", "silu"),
         tied=fields.flag("tie_word_embeddings", False),
-    )
-
-
-def _plain_mlp(sizes: Sizes, bias: bool) -> tuple[Linear, ...]:
-    hidden, ffn = sizes.hidden, sizes.ffn
-    return (
-        Linear(role="up", module="mlp.c_fc", inputs=hidden, outputs=ffn, bias=bias),
-        Linear(role="down", module="mlp.c_proj", inputs=ffn, outputs=hidden, bias=bias),
+        parallel=parallel,
     )

@@ -1,5 +1,4 @@
-"""Llama and its near twins: Mistral (a window), Granite (multipliers), SmolLM3 (layers without
-rotary embedding)."""
+"""Llama, and SmolLM3, in which every fourth layer does not rotate."""
 
 from __future__ import annotations
 
@@ -25,29 +24,7 @@ from edgetune.shape import Attention, ModelShape
 def llama(fields: Fields) -> ModelShape:
     """Return the shape of a Llama model (SmolLM2 and TinyLlama are of this type too)."""
     sizes = read_sizes(fields)
-    return _shape(fields, sizes, "llama", same_attention(sizes, read_rotary(fields, sizes)))
-
-
-def mistral(fields: Fields) -> ModelShape:
-    """Return the shape of a Mistral model: Llama with the same window in every layer."""
-    sizes = read_sizes(fields, kv_heads=8, context=4096 * 32)
-    # A missing window means 4,096 tokens and an explicit null means none, as in transformers.
-    window = fields.optional_size("sliding_window") if fields.has("sliding_window") else 4096
-    attention = same_attention(sizes, read_rotary(fields, sizes), window)
-    return _shape(fields, sizes, "mistral", attention)
-
-
-def granite(fields: Fields) -> ModelShape:
-    """Return the shape of a Granite model: Llama with four multipliers."""
-    sizes = read_sizes(fields)
-    scale = fields.number("attention_multiplier", 1.0)
-    layer = Attention(scale=scale, rotary=read_rotary(fields, sizes))
-    return replace(
-        _shape(fields, sizes, "granite", (layer,) * sizes.layers),
-        embedding_scale=fields.number("embedding_multiplier", 1.0),
-        logit_scale=1.0 / fields.positive("logits_scaling", 1.0),
-        residual_scale=fields.number("residual_multiplier", 1.0),
-    )
+    return like_llama(fields, sizes, "llama", same_attention(sizes, read_rotary(fields, sizes)))
 
 
 def smollm3(fields: Fields) -> ModelShape:
@@ -68,7 +45,7 @@ def smollm3(fields: Fields) -> ModelShape:
         )
         for turned, name in zip(rotated, layer_types(fields, sizes, types), strict=True)
     ]
-    return _shape(fields, sizes, "smollm3", attention, tied=True)
+    return like_llama(fields, sizes, "smollm3", attention, tied=True)
 
 
 def _rotated_layers(fields: Fields, sizes: Sizes) -> list[bool]:
@@ -79,15 +56,16 @@ def _rotated_layers(fields: Fields, sizes: Sizes) -> list[bool]:
     return [(layer + 1) % interval != 0 for layer in range(sizes.layers)]
 
 
-def _shape(
+def like_llama(
     fields: Fields,
     sizes: Sizes,
     family: str,
     attention: Sequence[Attention],
     *,
     tied: bool = False,
+    eps: float = 1e-6,
 ) -> ModelShape:
-    # Mistral's own configs have neither switch, so that both are off there.
+    """Return the shape of a model with Llama's projections and norms."""
     bias = fields.flag("attention_bias", False)
     return decoder(
         fields,
@@ -97,7 +75,7 @@ def _shape(
         + gated_mlp(sizes, bias=fields.flag("mlp_bias", False)),
         norms=pre_norms(sizes),
         attention=attention,
-        norm=rms_norm(fields),
+        norm=rms_norm(fields, eps),
         activation=fields.activation("hidden_act", "silu"),
         tied=fields.flag("tie_word_embeddings", tied),
     )

@@ -1,37 +1,68 @@
-"""OLMo 2: norms on the outputs of both halves only, and on all queries and keys at once."""
+"""OLMo 2 and 3: norms on the outputs of both halves only, and on all queries and keys at once."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
 from edgetune.model.config import Fields
 from edgetune.model.families.common import (
+    Sizes,
+    alternating,
     decoder,
     gated_mlp,
     head_norms,
+    layer_types,
+    output_norms,
     read_rotary,
     read_sizes,
     rms_norm,
+    rotary_of_type,
     same_attention,
     split_attention,
 )
-from edgetune.shape import ModelShape, Norm
+from edgetune.shape import Attention, ModelShape
+
+_THETA: Final = 500_000.0
+"""The base frequency of an OLMo 3 model whose config does not say."""
 
 
 def olmo2(fields: Fields) -> ModelShape:
     """Return the shape of an OLMo 2 model."""
     sizes = read_sizes(fields)
-    bias = fields.flag("attention_bias", False)
-    outputs = (
-        Norm(role="attention_output", module="post_attention_layernorm", size=sizes.hidden),
-        Norm(role="mlp_output", module="post_feedforward_layernorm", size=sizes.hidden),
+    return _shape(fields, sizes, "olmo2", same_attention(sizes, read_rotary(fields, sizes)))
+
+
+def olmo3(fields: Fields) -> ModelShape:
+    """Return the shape of an OLMo 3 model: three layers with a window to one that sees all.
+
+    Only the latter's rotation is scaled; as in transformers, ``rope_theta`` is theirs alone.
+    """
+    sizes = read_sizes(fields)
+    window = fields.optional_size("sliding_window") if fields.has("sliding_window") else 4096
+    theta = fields.positive("rope_theta", _THETA)
+    full = Attention(
+        scale=sizes.head_dim**-0.5,
+        rotary=rotary_of_type(fields, sizes, "full_attention", theta),
     )
+    rotary = rotary_of_type(fields, sizes, "sliding_attention", _THETA)
+    sliding = replace(full, rotary=rotary, window=window)
+    types = layer_types(fields, sizes, alternating(sizes, 4))
+    attention = [sliding if name == "sliding_attention" else full for name in types]
+    return _shape(fields, sizes, "olmo3", attention)
+
+
+def _shape(fields: Fields, sizes: Sizes, family: str, attention: Sequence[Attention]) -> ModelShape:
+    bias = fields.flag("attention_bias", False)
     widths = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
     return decoder(
         fields,
         sizes,
-        family="olmo2",
+        family=family,
         linears=split_attention(sizes, bias=bias, output_bias=bias) + gated_mlp(sizes),
-        norms=outputs + head_norms(*widths),
-        attention=same_attention(sizes, read_rotary(fields, sizes)),
+        norms=output_norms(sizes) + head_norms(*widths),
+        attention=attention,
         norm=rms_norm(fields, 1e-5),
         activation=fields.activation("hidden_act", "silu"),
         tied=fields.flag("tie_word_embeddings", False),
