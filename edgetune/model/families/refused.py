@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
+from edgetune.model.families.kinds import KINDS
+
+EXPERTS: Final = "a mixture of experts"
 _EXPERT_FIELDS: Final = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_STATE_SPACE: Final = ("mamba", "rwkv", "jamba", "zamba", "bamba", "recurrent", "falcon_h1")
-_ENCODERS: Final = ("bert", "electra", "mpnet", "esm", "roformer", "longformer", "funnel", "xlm")
-_SENSES: Final = ("vision_config", "audio_config")
+_SENSES: Final[Mapping[str, str]] = {
+    "vision_config": "a model of images and text",
+    "audio_config": "a model of sound",
+}
+_PART: Final = re.compile(
+    r"_(vision|audio|text|image|multimodal)(_model)?$|_(encoder|decoder|backbone|head|module)$"
+    r"|_(qformer|perceiver|perciever|vqgan|vqmodel|patcher|transformer|codebook|bigvgan)$"
+    r"|tokenizer(_model)?$|_talker|_token2wav$|_hifigan$|_adapter$"
+)
+"""Types of the parts that models of images, sound and text consist of."""
 
 
 def kind_of(model_type: str, config: Mapping[str, object]) -> str | None:
-    """Return what such a model is in a few words, ``None`` when nothing special is known."""
+    """Return what such a model is in a few words, ``None`` when nothing is known."""
     if _has_experts(model_type, config):
-        return "a mixture of experts"
-    if any(config.get(name) for name in _SENSES) or "_vl" in model_type:
-        return "a model of images or sound"
-    if config.get("is_encoder_decoder") or "t5" in model_type or "bart" in model_type:
+        return EXPERTS
+    if model_type in KINDS:
+        return KINDS[model_type]
+    senses = [kind for name, kind in _SENSES.items() if config.get(name)]
+    if senses or "_vl" in model_type:
+        return senses[0] if senses else _SENSES["vision_config"]
+    if config.get("is_encoder_decoder"):
         return "an encoder-decoder"
-    if any(name in model_type for name in _STATE_SPACE):
-        return "a recurrent or state-space model"
-    if any(name in model_type for name in _ENCODERS):
-        return "an encoder"
-    return None
+    return "a part of a larger model" if _PART.search(model_type) else None
 
 
 def _has_experts(model_type: str, config: Mapping[str, object]) -> bool:
     text = config.get("text_config")
     inner = text if isinstance(text, dict) else {}
-    named = "moe" in model_type or model_type in {"mixtral", "dbrx", "gpt_oss", "deepseek_v3"}
-    return named or any(config.get(name) or inner.get(name) for name in _EXPERT_FIELDS)
+    fields = any(config.get(name) or inner.get(name) for name in _EXPERT_FIELDS)
+    return "moe" in re.split(r"[_-]", model_type) or fields
