@@ -221,7 +221,7 @@ def test_a_quantized_model_is_refused(field: str) -> None:
         ("gemma3_text", "use_bidirectional_attention"),
         ("gpt2", "add_cross_attention"),
         ("stablelm", "qk_layernorm"),
-        ("stablelm", "use_parallel_residual"),
+        ("cohere", "use_qk_norm"),
     ],
 )
 def test_a_switch_that_would_be_ignored_is_refused(family: str, switch: str) -> None:
