@@ -194,7 +194,7 @@ def test_a_problem_inside_the_text_config_says_so() -> None:
     ],
 )
 def test_other_kinds_of_model_are_refused_by_name(config: dict[str, Any], kind: str) -> None:
-    with pytest.raises(ModelError, match="Supported: .*gemma, gemma2") as caught:
+    with pytest.raises(ModelError, match=r"Supported: .*gemma, gemma2") as caught:
         shape_of(config)
 
     assert f"{config['model_type']!r} (" in str(caught.value)
