@@ -27,6 +27,7 @@ COMMANDS = {
     "eval": "edgetune.cli.evaluate",
     "generate": "edgetune.cli.generate",
     "chat": "edgetune.cli.chat",
+    "view": "edgetune.cli.view",
     "serve": "edgetune.cli.serve",
     "export": "edgetune.cli.export",
     "report": "edgetune.cli.report",

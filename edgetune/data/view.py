@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -40,7 +40,12 @@ def show_rows(
         UsageError: if there is no such row.
     """
     rows = [*range(first), *(row for place in locations for row in _rows_at(dataset, place))]
-    return [shown for row in rows for shown in _shown(dataset, tokenizer, row)]
+    return list(rows_shown(dataset, tokenizer, rows))
+
+
+def rows_shown(dataset: Dataset, tokenizer: Tokenizer, rows: Iterable[int]) -> Iterator[ShownRow]:
+    """Yield what became of rows, by their numbers from 0 in the order in which they were read."""
+    return (shown for row in rows for shown in _shown(dataset, tokenizer, row))
 
 
 def _shown(dataset: Dataset, tokenizer: Tokenizer, row: int) -> Iterator[ShownRow]:

@@ -6,6 +6,7 @@ import time
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite, isnan, nan
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +33,11 @@ COLUMNS: Final = {
     "step": "step", "loss": "loss", "seconds": "seconds", "tokens": "tokens",
     "rate": "learning_rate", "peak": "peak_bytes",
 }  # fmt: skip
-_NEEDED: Final = ("step", "loss", "seconds", "tokens", "peak_bytes")
+_NEEDED: Final = [index for index, name in enumerate(COLUMNS) if name != "rate"]
+LINES: Final = 500
+"""Lines of a log that are read at once."""
+_LARGEST_INT: Final = 1 << 1000
+"""Above, there is no float."""
 
 
 @dataclass(slots=True)
@@ -101,25 +106,27 @@ class Reader:
         self._evaluations.clear()
 
     def _read_metrics(self) -> None:
-        anew, lines = self._metrics.read()
-        if anew:
-            self._forget()
-        for line in lines:
-            if line.get("event") == "step":
-                self._add_step(line)
-            elif line.get("event") == "eval":
-                self._add_evaluation(line)
+        before = -1
+        while self._metrics.offset != before:  # a hundred thousand lines at once are 100 MB
+            before = self._metrics.offset
+            anew, lines = self._metrics.read(LINES)
+            if anew:
+                self._forget()
+            for line in lines:
+                if line.get("event") == "step":
+                    self._add_step(line)
+                elif line.get("event") == "eval":
+                    self._add_evaluation(line)
 
     def _add_step(self, line: Mapping[str, Any]) -> None:
-        found = {name: figure(line, key) for name, key in COLUMNS.items()}
-        if any(figure(line, name) is None for name in _NEEDED):
+        found = [_number(line.get(key)) for key in COLUMNS.values()]
+        if any(isnan(found[index]) for index in _NEEDED):
             return
-        last = self._columns["step"][-1] if self._columns["step"] else 0.0
-        if (found["step"] or 0.0) <= last:  # never in a log of ours; a chart needs an order
+        steps = self._columns["step"]
+        if found[0] <= (steps[-1] if steps else 0.0):  # never in a log of ours; charts need order
             return
-        for name, column in self._columns.items():
-            number = found[name]
-            column.append(float("nan") if number is None else number)
+        for column, number in zip(self._columns.values(), found, strict=True):
+            column.append(number)
 
     def _add_evaluation(self, line: Mapping[str, Any]) -> None:
         step, loss = figure(line, "step"), figure(line, "loss")
@@ -181,6 +188,13 @@ class Reader:
             self._files = {k: v for k, v in self._files.items() if k.name != STATE}
         self._files[file] = _mark(file), found
         return found
+
+
+def _number(found: Any) -> float:
+    """Return a finite number, NaN for anything else; as :func:`figure`, a few times faster."""
+    if type(found) is float or (type(found) is int and abs(found) < _LARGEST_INT):
+        return float(found) if isfinite(found) else nan
+    return nan
 
 
 def _object(found: Any) -> Plain:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -57,28 +58,30 @@ class LogTail:
 
     path: Path
     _inode: int = field(default=0, init=False)
-    _offset: int = field(default=0, init=False)
+    offset: int = field(default=0, init=False)
+    """Bytes that were read."""
     _last: bytes = field(default=b"", init=False)
     """The line before the offset: if it is not there any more, this is another log."""
 
-    def read(self) -> tuple[bool, list[dict[str, Any]]]:
-        """Return whether the log began anew, and the objects of its new lines."""
+    def read(self, most: int | None = None) -> tuple[bool, list[dict[str, Any]]]:
+        """Return whether the log began anew, and the objects of its new lines, ``most`` at once."""
         if not self.path.is_file():
             return self._restart(), []
         with self.path.open("rb") as file:
             anew = not self._continues(file) and self._restart()
             self._inode = os.fstat(file.fileno()).st_ino
-            file.seek(self._offset)
-            return anew, [line for text in self._lines(file) if (line := _object(text)) is not None]
+            file.seek(self.offset)
+            texts = islice(self._lines(file), most)
+            return anew, [line for text in texts if (line := _object(text)) is not None]
 
     def _continues(self, file: BinaryIO) -> bool:
         if os.fstat(file.fileno()).st_ino != self._inode:
             return False
-        file.seek(self._offset - len(self._last))
+        file.seek(self.offset - len(self._last))
         return file.read(len(self._last)) == self._last
 
     def _restart(self) -> bool:
-        self._offset, self._last = 0, b""
+        self.offset, self._last = 0, b""
         return True
 
     def _lines(self, file: BinaryIO) -> Iterator[bytes]:
@@ -86,7 +89,7 @@ class LogTail:
         while text := file.readline(LONGEST):
             if not text.endswith(b"\n") and len(text) < LONGEST:
                 return  # it is being written
-            self._offset, self._last = self._offset + len(text), text[-LONGEST_MARK:]
+            self.offset, self._last = self.offset + len(text), text[-LONGEST_MARK:]
             yield text
 
 

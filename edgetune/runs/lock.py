@@ -39,7 +39,7 @@ def locked(file: Path) -> IO[bytes]:
         ) from None
     except OSError:  # a network disk without locks
         pass
-    _sign(held, f"{os.getpid()} {_began(os.getpid())}\n")
+    _sign(held, f"{os.getpid()} {began(os.getpid())}\n")
     return held
 
 
@@ -53,21 +53,13 @@ def holder(folder: Path) -> int | None:
     """Return the number of the process that is at work in a run folder; None if there is none."""
     try:
         with (folder / LOCK).open("rb") as file:
-            number, began = file.read(_LONGEST).split()
-        there = _began(int(number))
-        return int(number) if there and abs(there - float(began)) < _CLOCK_SECONDS else None
+            number, beginning = file.read(_LONGEST).split()
+        return int(number) if is_there(int(number), float(beginning)) else None
     except (OSError, ValueError, OverflowError):
         return None
 
 
-def _sign(held: IO[bytes], text: str) -> None:
-    with suppress(OSError):  # of a full disk the training itself tells
-        held.truncate(0)
-        held.write(text.encode())
-        held.flush()
-
-
-def _began(number: int) -> float:
+def began(number: int) -> float:
     """Return when a process began, in seconds since 1970; 0 if there is none."""
     import psutil
 
@@ -76,3 +68,16 @@ def _began(number: int) -> float:
         return 0.0 if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
     except psutil.Error:
         return 0.0
+
+
+def is_there(number: int, beginning: float) -> bool:
+    """Return whether the process of this number that began then is still there."""
+    found = began(number)
+    return found > 0 and abs(found - beginning) < _CLOCK_SECONDS
+
+
+def _sign(held: IO[bytes], text: str) -> None:
+    with suppress(OSError):  # of a full disk the training itself tells
+        held.truncate(0)
+        held.write(text.encode())
+        held.flush()

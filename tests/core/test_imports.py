@@ -74,7 +74,7 @@ NETWORK = {"socket", "urllib.request", "http.client", "requests", "httpx", "hugg
 MAY_CONNECT = {
     "edgetune/hub/client.py",  # fetch, alone
     "edgetune/hub/failures.py",  # the names of its errors
-    "edgetune/serving/server.py",  # listens, on the loopback interface
+    "edgetune/serving/listening.py",  # listens, on the loopback interface
     "edgetune/exporters/gguf/client_process.py",  # asks llama.cpp on this machine
 }
 

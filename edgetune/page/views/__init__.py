@@ -1,0 +1,1 @@
+"""What the page shows: a file a page, each with its addresses."""

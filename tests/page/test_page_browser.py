@@ -1,0 +1,291 @@
+"""The page in a real browser: every action, by keyboard alone, with nothing on the console."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+from rows import call
+from sites import Site, viewed
+
+from edgetune.runs.lock import holder
+
+LEARN = ("train", "--model", "tiny", "--data", "rows.jsonl", "--learning-rate", "0.01", "--steps", "6",
+         "--rank", "2", "--device", "cpu", "-q")  # fmt: skip
+LONG = "400"
+"""Steps of a run that does not end before it is paused."""
+SLOW = 60_000
+"""Milliseconds that opening a model may take on a busy machine."""
+
+
+@pytest.fixture(scope="module")
+def runs(workplace: Path) -> Path:
+    """A folder with a finished run."""
+    called = call(*LEARN, "--output", "runs/first", cwd=workplace)
+    assert called.code == 0, called.err
+    return workplace / "runs"
+
+
+@pytest.fixture(scope="module")
+def context(browser: Browser, site: Site, runs: Path) -> Iterator[BrowserContext]:
+    """A browser that was given the token."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.goto(site.address)
+    page.wait_for_url(f"{site.base}/")
+    page.close()
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext) -> Iterator[Page]:
+    """A page whose console stays empty."""
+    page, said = context.new_page(), []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    yield page
+    page.close()
+    assert [text for text in said if not re.search("responded with a status of 40[04]", text)] == []
+
+
+def _tab_to(page: Page, selector: str, most: int = 80) -> None:
+    """Go to an element with the tab key alone."""
+    for _ in range(most):
+        page.keyboard.press("Tab")
+        if page.evaluate("s => document.activeElement.matches(s)", selector):
+            return
+    pytest.fail(f"{selector} is not reached in {most} steps")
+
+
+def _paused(page: Page) -> int:
+    expect(page.locator("#resume")).to_be_visible(timeout=SLOW)
+    expect(page.locator("#run .status .pill")).to_have_text("stopped")
+    return _step(page)
+
+
+def _step(page: Page) -> int:
+    found = re.search(r"Step ([\d,]+)", page.locator("#run .status").inner_text())
+    assert found is not None
+    return int(found[1].replace(",", ""))
+
+
+def test_a_run_is_started_watched_paused_and_resumed_by_keyboard(
+    page: Page, site: Site, runs: Path
+) -> None:
+    page.goto(f"{site.base}/new")
+    _tab_to(page, "#f-model")
+    page.keyboard.type("tiny")
+    page.keyboard.press("Tab")
+    page.keyboard.type("rows.jsonl")
+    expect(page.locator(".fit")).to_be_visible(timeout=SLOW)
+    assert page.input_value("#f-name") == "rows-tiny"
+    expect(page.locator(".receipt").first).to_contain_text("60 = 54 trained + 6 validation")
+
+    _tab_to(page, "#f-rank")
+    page.keyboard.type("0")
+    expect(page.locator("#e-rank")).to_contain_text("--rank must be 1 or more; found 0.")
+    assert page.get_attribute("#f-rank", "aria-invalid") == "true"
+    page.keyboard.press("Backspace")
+    page.keyboard.type("3")
+    expect(page.locator("#plan")).to_contain_text("lora of rank 3")
+    expect(page.locator("#e-rank")).to_have_text("")
+    page.keyboard.press("Backspace")
+    begun = time.monotonic()
+    page.keyboard.type("5")
+    expect(page.locator("#plan")).to_contain_text("lora of rank 5")
+    assert time.monotonic() - begun < 1.0  # the plan follows at once
+    _tab_to(page, "#f-steps")
+    page.keyboard.type(LONG)
+    _tab_to(page, "#start")
+    page.keyboard.press("Enter")
+
+    page.wait_for_url("**/run?run=rows-tiny")
+    expect(page.locator("#run .status .pill")).to_have_text("running", timeout=SLOW)
+    page.wait_for_function(
+        "() => /Step [1-9]/.test(document.querySelector('#run').innerText)", timeout=SLOW
+    )
+    loaded = page.evaluate("performance.timeOrigin")
+    _tab_to(page, "#pause")
+    before = _step(page)
+    page.wait_for_function(f"() => parseInt(document.querySelector('#run .status').innerText.match(/Step (\\d+)/)[1]) > {before}",
+                           timeout=SLOW)  # fmt: skip
+    assert page.evaluate("document.activeElement.id") == "pause"  # what is live leaves the focus
+    page.keyboard.press("Enter")
+    stopped = _paused(page)
+    assert 0 < stopped < int(LONG)
+    assert holder(runs / "rows-tiny") is None
+    assert page.evaluate("document.activeElement.closest('#actions') !== null")
+
+    _tab_to(page, "#resume")
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"() => document.querySelector('#pause') && parseInt(document.querySelector('#run .status').innerText.match(/Step (\\d+)/)[1]) > {stopped}",
+                           timeout=SLOW)  # fmt: skip
+    assert page.evaluate("performance.timeOrigin") == loaded  # the page was never loaded anew
+
+
+def test_a_training_is_found_again_by_another_page_and_stopped(
+    browser: Browser, workplace: Path, runs: Path, site: Site
+) -> None:
+    """It goes on when the page that started it has ended, and two never work in one folder."""
+    training = holder(runs / "rows-tiny")
+    assert training is not None
+    with viewed(workplace) as other:
+        refused = other.ask("/run/act", {"run": "rows-tiny", "do": "resume"})
+        assert refused.status == 400
+        assert "is training already" in refused.body
+        taken = other.ask(
+            "/new/start", {"model": "tiny", "data": "rows.jsonl", "name": "rows-tiny"}
+        )
+        assert taken.status == 400
+        assert "exists already" in taken.body
+        page = browser.new_page()
+        page.goto(other.address)
+        page.click("text=rows-tiny")
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.click("#stop")
+        expect(page.locator("#resume")).to_be_visible(timeout=SLOW)
+        page.close()
+    assert holder(runs / "rows-tiny") is None
+
+
+def test_runs_are_found_ticked_and_compared(page: Page, site: Site) -> None:
+    page.goto(site.base)
+    _tab_to(page, "#find")
+    page.keyboard.type("FIRST finished")
+    assert page.locator("tr[data-text]:visible").count() == 1
+    page.fill("#find", "")
+    assert page.locator("#compare").is_disabled()
+    for name in ("rows-tiny", "first"):
+        _tab_to(page, f"input[value={name}]")
+        page.keyboard.press("Space")
+    expect(page.locator("#ticked")).to_have_text("2 ticked")
+    page.focus("#find")
+    _tab_to(page, "#compare")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/compare?*")
+    expect(page.locator("h1")).to_have_text("2 runs side by side")
+    assert page.locator(".chart .plot").first.locator("path.line").count() == 2
+    differ = page.locator("table.side").nth(1)
+    assert "rank\t5\t2" in differ.locator("tbody tr").all_inner_texts()
+    assert site.ask("/compare?run=first").status == 400
+
+
+def test_rows_show_what_is_learned(page: Page, site: Site) -> None:
+    page.goto(f"{site.base}/rows?run=first")
+    row = page.locator(".row").nth(4)
+    assert (
+        row.locator(".text").inner_text().strip()
+        == "<|begin|><|im_start|>user\nCount to 4.<|im_end|>\n<|im_start|>assistant\n1 2 3 4 5<|im_end|>"
+    )
+    assert row.locator("mark").all_inner_texts() == ["1 2 3 4 5<|im_end|>"]
+    page.click("[rel=next] >> nth=0")
+    expect(page.locator(".row .place").first).to_contain_text("rows.jsonl:21")
+
+
+def test_base_and_tuned_answer_side_by_side(page: Page, site: Site) -> None:
+    page.goto(f"{site.base}/chat?run=first")
+    for count in (1, 2):
+        _tab_to(page, "#question") if count == 1 else None
+        page.keyboard.type("Count to 3.")
+        page.keyboard.press("Enter")
+        expect(page.locator(".answer")).to_have_count(2 * count, timeout=SLOW)
+        expect(page.locator("#send")).to_be_enabled(timeout=SLOW)
+        assert page.evaluate("document.activeElement.id") == "question"
+    assert page.locator(".answer h3").all_inner_texts() == ["base", "tuned"] * 2
+    texts = page.locator(".answer p").all_inner_texts()
+    assert all(texts)
+    assert texts[0] != texts[1]
+    page.click("#forget")
+    expect(page.locator(".turn")).to_have_count(0)
+    assert "error" not in site.ask("/chat/close", {}).body
+
+
+def test_an_export_is_checked(page: Page, site: Site, workplace: Path) -> None:
+    page.goto(f"{site.base}/export?run=first")
+    _tab_to(page, "input[name=to]")
+    page.keyboard.press("ArrowDown")
+    assert page.input_value("#output") == "exports/first-hf"
+    _tab_to(page, "#begin")
+    page.keyboard.press("Enter")
+    expect(page.locator(".exports .pill")).to_have_text("done", timeout=2 * SLOW)
+    expect(page.locator(".exports")).to_contain_text("tokens have the same most probable successor")
+    assert (workplace / "exports" / "first-hf" / "model.safetensors").is_file()
+    page.click("#begin")
+    expect(page.locator("#output-wrong")).to_contain_text("it is not empty")
+
+
+SHOWN = {
+    "list": "/",
+    "run": "/run?run=first",
+    "stopped": "/run?run=rows-tiny",
+    "compare": "/compare?run=first&run=rows-tiny",
+    "new": "/new?model=tiny&data=rows.jsonl&name=other",
+    "rows": "/rows?run=first",
+    "chat": "/chat?run=first",
+    "export": "/export?run=first",
+    "error": "/run?run=none",
+}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(
+    context: BrowserContext, page: Page, site: Site, scheme: Any
+) -> None:
+    axe, found = Axe(), []
+    page.emulate_media(color_scheme=scheme)
+    for name, path in SHOWN.items():
+        _open(page, site, name, path)
+        result = axe.run(page).response["violations"]
+        found += [(name, one["id"], [node["html"] for node in one["nodes"]][:3])
+                  for one in result if one["impact"] in {"serious", "critical"}]  # fmt: skip
+    assert found == []
+
+
+def test_everything_is_reached_by_keyboard_and_seen_when_it_is(page: Page, site: Site) -> None:
+    for name, path in SHOWN.items():
+        _open(page, site, name, path)
+        wanted = page.evaluate(REACHABLE)
+        reached = set()
+        for _ in range(wanted + 3):
+            page.keyboard.press("Tab")
+            number, outlined = page.evaluate(FOCUSED)
+            if number is not None:
+                assert outlined, f"{name}: focus is not seen"
+                reached.add(number)
+        assert len(reached) == wanted, name
+
+
+def test_nothing_is_wider_than_a_phone(page: Page, site: Site) -> None:
+    page.set_viewport_size({"width": 375, "height": 700})
+    for name, path in SHOWN.items():
+        _open(page, site, name, path)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 375, name
+
+
+REACHABLE = """() => {
+  const all = [...document.querySelectorAll("a[href], button, input, select, textarea, summary, [tabindex='0']")];
+  const seen = all.filter((one) => one.checkVisibility() && !one.disabled && one.type !== "hidden"
+    && !(one.type === "radio" && !one.checked));
+  seen.forEach((one, number) => { one.dataset.number = number; });
+  return seen.length;
+}"""
+FOCUSED = """() => {
+  const one = document.activeElement, style = getComputedStyle(one);
+  const ring = parseFloat(style.outlineWidth) > 0 && style.outlineStyle !== "none";
+  return [one.dataset.number ?? null, ring];
+}"""
+
+
+def _open(page: Page, site: Site, name: str, path: str) -> None:
+    with_error = name == "error"
+    page.goto(f"{site.base}{path}")
+    if name == "new":
+        expect(page.locator(".fit")).to_be_visible(timeout=SLOW)
+    assert with_error or page.locator(".alert:visible").count() == 0 or name == "stopped"
