@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import click
+from click.shell_completion import CompletionItem
 
 from edgetune.cli.show import NORMAL, QUIET, VERBOSE, set_verbosity, verbosity
 from edgetune.errors import UsageError
 from edgetune.escapes import short
 from edgetune.methods import METHODS, Method
+from edgetune.profile import model_names
 from edgetune.settings.spec import Checkpointing, Knob, Training, knobs
 from edgetune.units import parse_bytes
 from edgetune.workflows.over import Over
@@ -40,6 +42,12 @@ class FilePath(click.ParamType[Path]):
 
     name = "path"
 
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Let the shell offer files."""
+        return [CompletionItem(incomplete, type="file")]
+
     def convert(self, value: Any, param: Any, ctx: Any) -> Path:
         """Return the path, if it is one that the system can be asked about."""
         path = Path(value)
@@ -61,6 +69,23 @@ class Ref(click.ParamType[str]):
         """Return the name, if it is one that the system can be asked about as a path."""
         FilePath().convert(value, param, ctx)
         return str(value)
+
+
+class Model(click.ParamType[str]):
+    """A model's name; shells are offered the known ones, and files."""
+
+    name = "ref"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """Return the name as it is."""
+        return str(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Return the known models that begin so, and what lets the shell offer files."""
+        known = [CompletionItem(name) for name in model_names() if name.startswith(incomplete)]
+        return known or [CompletionItem(incomplete, type="file")]
 
 
 class Names(click.ParamType["tuple[str, ...]"]):
@@ -137,7 +162,10 @@ def common_options(function: F) -> F:
 
 
 model_option = click.option(
-    "--model", metavar="REF", help="A folder, a GGUF file, ollama:NAME, a hub id or a profile."
+    "--model",
+    type=Model(),
+    metavar="REF",
+    help="A folder, a GGUF file, ollama:NAME, a hub id or a profile.",
 )
 data_option = click.option(
     "--data",

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from edgetune.cli.config_file import config_option
+from edgetune.cli.habits import HabitCommand
 from edgetune.cli.options import (
     FilePath,
     common_options,
@@ -16,6 +18,7 @@ from edgetune.cli.options import (
     memory_option,
     model_option,
 )
+from edgetune.cli.plan_files import complete, make_room
 from edgetune.cli.plan_text import plan_text, verified_text
 from edgetune.cli.reading import reading_bar
 from edgetune.cli.show import out, out_json, say
@@ -26,7 +29,9 @@ from edgetune.workflows.planning import PlanRequest, plan_for
 from edgetune.workflows.settings import Fixed
 
 
-@click.command("plan", short_help="Print what would run, its memory, its time, and why.")
+@click.command(
+    "plan", cls=HabitCommand, short_help="Print what would run, its memory, its time, and why."
+)
 @model_option
 @data_option
 @device_option
@@ -37,6 +42,8 @@ from edgetune.workflows.settings import Fixed
     default=Path(FILE_NAME),
     help=f"The plan file. [default: {FILE_NAME}]",
 )
+@click.option("--plan", "plan_file", type=FilePath(), hidden=True)
+@config_option
 @click.option("--measure", is_flag=True, help="Time this machine first, if that was not done yet.")
 @click.option("--verify", is_flag=True, help="Run the step without its memory and compare.")
 @knob_options
@@ -47,6 +54,7 @@ def command(
     device: str,
     memory: int | None,
     output: Path,
+    plan_file: Path | None,
     measure: bool,
     verify: bool,
     as_json: bool,
@@ -57,12 +65,12 @@ def command(
     No weights are needed. The plan is written to a file that `edgetune train` takes. --verify
     runs the step on tensors without content and counts what lives, which takes a minute.
     """
-    if model is None:
+    if model is None and plan_file is None:
         raise UsageError("Which model? Give --model REF; `edgetune models` lists what is known.")
     _keep_others_files(output)
     fixed = Fixed.of(flags)
     request = PlanRequest(
-        model=model,
+        model=model or "",
         data=data,
         device=device,
         memory=memory,
@@ -70,9 +78,13 @@ def command(
         training=fixed.training,
         measure=measure,
     )
+    if plan_file is not None:
+        request = complete(request, plan_file)
     with reading_bar() as report:
         plan = plan_for(request, report, say).plan
     try:
+        if output.name == FILE_NAME:
+            make_room(output, plan)
         plan.save(output)
     except OSError as error:
         raise UsageError(f"The plan file {output} cannot be written: {error.strerror}.") from None

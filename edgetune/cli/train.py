@@ -12,8 +12,11 @@ from typing import Any
 
 import click
 
+from edgetune.cli.config_file import config_option
+from edgetune.cli.habits import HabitCommand
 from edgetune.cli.options import (
     FilePath,
+    Names,
     common_options,
     data_option,
     device_option,
@@ -21,23 +24,21 @@ from edgetune.cli.options import (
     memory_option,
     model_option,
 )
+from edgetune.cli.plan_files import complete
 from edgetune.cli.plan_text import plan_text
 from edgetune.cli.process import this_process
 from edgetune.cli.progress import ProgressBar
 from edgetune.cli.reading import reading_bar
 from edgetune.cli.show import NORMAL, QUIET, VERBOSE, out, out_json, say, verbosity
+from edgetune.cli.sinks import check_sinks, sinks
 from edgetune.errors import StoppedError, UsageError
 from edgetune.events import Event, Recovered, SaveDue
-from edgetune.model import resolve
-from edgetune.planning import FILE_NAME, plan_from_json, read_plan_file
 from edgetune.runs import RunFolder
 from edgetune.workflows.continuing import Beginning, read_beginning
 from edgetune.workflows.planning import (
     PlanRequest,
     PreparedPlan,
     plan_for,
-    planned_model,
-    replanned,
 )
 from edgetune.workflows.resuming import resume_run
 from edgetune.workflows.settings import Fixed
@@ -54,6 +55,7 @@ class Again:
     strict: bool = False
     data: Path | None = None
     memory: int | None = None
+    log: tuple[str, ...] = ()
 
     def arguments(self, run: Run) -> list[str]:
         """Return the command line that resumes a run."""
@@ -62,15 +64,19 @@ class Again:
             "--json": self.as_json, "--pause": self.pause, "--strict": self.strict,
             "--quiet": level == QUIET, "--verbose": level == VERBOSE,
         }  # fmt: skip
-        values = {"--output": run.folder.path, "--data": self.data, "--memory": self.memory}
+        values = {
+            "--output": run.folder.path, "--data": self.data, "--memory": self.memory,
+            "--log": ",".join(self.log) or None,
+        }  # fmt: skip
         given = [f"{name}={value}" for name, value in values.items() if value is not None]
         return ["train", "--resume", *given, *(name for name in flags if flags[name])]
 
 
-@click.command("train", short_help="Train on a file of examples.")
+@click.command("train", cls=HabitCommand, short_help="Train on a file of examples.")
 @data_option
 @model_option
 @click.option("--plan", "plan_file", type=FilePath(), help="A plan file.")
+@config_option
 @click.option("--output", type=FilePath(), help="The run folder.")
 @click.option(
     "--resume",
@@ -86,6 +92,13 @@ class Again:
 @click.option("--dry-run", is_flag=True, help="Print the plan and the receipt, train nothing.")
 @click.option(
     "--pause", is_flag=True, help="Wait while the machine is on battery or short of memory."
+)
+@click.option(
+    "--log",
+    type=Names(),
+    default=(),
+    metavar="NAMES",
+    help="Also log to tensorboard, trackio or wandb (offline unless WANDB_MODE says so).",
 )
 @click.option(
     "--strict",
@@ -105,6 +118,7 @@ def command(
     source: str | None,
     dry_run: bool,
     pause: bool,
+    log: tuple[str, ...],
     strict: bool,
     device: str,
     memory: int | None,
@@ -113,16 +127,19 @@ def command(
 ) -> None:
     """Train on a file of examples and write a run folder with the adapter.
 
-    Without --plan and --model, the edgetune-plan.yaml of this folder is taken. Flags change
-    single settings of a plan. Ctrl-C once stops after the step and saves, twice at once.
+    Without --plan and --model, the edgetune-plan.yaml of this folder is taken, with its rows,
+    if it is for this machine. Flags change single settings of a plan. Ctrl-C once stops after the step and saves, twice at once.
     """
     fixed = Fixed.of(flags)
+    check_sinks(log)
     if resume:
         others = {"model": model, "plan": plan_file, "from": source, "dry-run": dry_run}
         _refuse_with_resume(fixed, device=device != "auto", **others)
         worker = this_process().worker
         run = resume_run(_resumed(output), data, memory, worker.recovery if worker else None)
-        again = Again(as_json=as_json, pause=pause, strict=strict, data=data, memory=memory)
+        again = Again(
+            as_json=as_json, pause=pause, strict=strict, data=data, memory=memory, log=log
+        )
         _train(run, again)
         return
     if output is not None:
@@ -144,7 +161,7 @@ def command(
         _require_here(planned, device)
         _show(planned, say)
         run = start_run(planned, output or _fresh_name(planned), beginning)
-        _train(run, Again(as_json=as_json, pause=pause, strict=strict))
+        _train(run, Again(as_json=as_json, pause=pause, strict=strict, log=log))
     elif as_json:
         out_json(planned.plan.to_json())
     else:
@@ -156,31 +173,19 @@ def _begun(
 ) -> tuple[PlanRequest, Beginning | None]:
     """Return the complete request, and the adapter that the training goes on from, if any."""
     if source is None:
-        return _complete(request, plan_file), None
+        return _with_rows(complete(request, plan_file)), None
     beginning = None
     if not request.model and plan_file is None:
         beginning = read_beginning(source, None)
         request = replace(request, model=beginning.ref)
-    request = _complete(request, plan_file)
+    request = _with_rows(complete(request, plan_file))
     beginning = beginning or read_beginning(source, request.model)
     for notice in beginning.notices:
         say(notice)
     return beginning.request(request), beginning
 
 
-def _complete(request: PlanRequest, plan_file: Path | None) -> PlanRequest:
-    """Return the request with what a plan file says, if one is to be taken."""
-    if request.model and plan_file:
-        raise UsageError("--plan already names the model. Give --plan or --model, not both.")
-    if not request.model:
-        path = plan_file or Path(FILE_NAME)
-        if plan_file is None and not path.is_file():
-            raise UsageError(
-                f"Which model? Give --model REF, or --plan FILE (there is no {FILE_NAME} here)."
-            )
-        plain = read_plan_file(path)
-        plan = plan_from_json(plain, resolve(planned_model(plain, path)).shape)
-        request = replanned(plan, request)
+def _with_rows(request: PlanRequest) -> PlanRequest:
     if request.data is None:
         raise UsageError("Train on what? Give --data FILE.")
     return request
@@ -241,10 +246,16 @@ def _train(run: Run, again: Again) -> None:
     told = len(run.notices)
     if run.start.step:
         say(f"Going on after step {run.start.step} of {run.schedule.steps}")
-    with closing(run), ProgressBar(run) as progress, process.interrupts.patiently(tell) as stop:
+    with (
+        closing(run),
+        sinks(again.log, run) as logged,
+        ProgressBar(run) as progress,
+        process.interrupts.patiently(tell) as stop,
+    ):
         try:
             for event in run.events(stop, pause=again.pause, strict=again.strict):
                 progress.show(event)
+                logged(event)
                 if worker is not None:
                     _report(worker, event)
         except StoppedError as error:
