@@ -42,7 +42,7 @@ from edgetune.workflows.settings import Fixed
     default=Path(FILE_NAME),
     help=f"The plan file. [default: {FILE_NAME}]",
 )
-@click.option("--plan", "plan_file", type=FilePath(), hidden=True)
+@click.option("--plan", "plan_file", type=FilePath(), hidden=True, help="A plan to go by.")
 @config_option
 @click.option("--measure", is_flag=True, help="Time this machine first, if that was not done yet.")
 @click.option("--verify", is_flag=True, help="Run the step without its memory and compare.")
