@@ -30,6 +30,7 @@ COMMANDS = {
     "view": "edgetune.cli.view",
     "serve": "edgetune.cli.serve",
     "export": "edgetune.cli.export",
+    "combine": "edgetune.cli.combine",
     "report": "edgetune.cli.report",
     "data": "edgetune.cli.data",
     "devices": "edgetune.cli.devices",
@@ -39,7 +40,7 @@ COMMANDS = {
 }
 
 
-SUPERVISED = frozenset({"train", "eval", "generate", "chat", "serve", "export"})
+SUPERVISED = frozenset({"train", "eval", "generate", "chat", "serve", "export", "combine"})
 
 
 class LazyGroup(click.Group):

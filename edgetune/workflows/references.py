@@ -112,7 +112,7 @@ def open_references(names: Sequence[str], over: Over | None = None) -> list[Open
     _refuse_twice(names)
     found = _read_all(names, over)
     for other in found[1:]:
-        _require_same_base(found[0], other)
+        require_same_base(found[0], other)
     planned = [item for item in found if item.plan is not None]
     for other in planned[1:]:
         _require_same_numbers(planned[0], other)
@@ -249,7 +249,12 @@ def _refuse_twice(names: Sequence[str]) -> None:
         raise UsageError(f"{twice} is given twice. Once is enough.")
 
 
-def _require_same_base(first: Reference, other: Reference) -> None:
+def require_same_base(first: Reference, other: Reference) -> None:
+    """Check that two are over the same base model.
+
+    Raises:
+        UsageError: naming both if they are not.
+    """
     if first.model.fingerprint != other.model.fingerprint:
         raise UsageError(
             f"{other.name} is over {other.model.ref}, {first.name} over {first.model.ref}: "

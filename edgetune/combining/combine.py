@@ -1,0 +1,83 @@
+"""Adapters made into one, target by target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune.adapters import LoadedAdapter
+from edgetune.adapters.modules import exact_names
+from edgetune.combining.pairs import Pair, combined_pair
+from edgetune.combining.recipe import Recipe
+from edgetune.errors import UsageError
+from edgetune.methods.lora import Lora
+from edgetune.methods.targets import Target, select
+from edgetune.shape import ModelShape
+
+Tensors = dict[str, NDArray[np.float32]]
+
+
+def combined(
+    adapters: Sequence[LoadedAdapter], shape: ModelShape, recipe: Recipe, names: Sequence[str]
+) -> LoadedAdapter:
+    """Return one LoRA adapter; a target that only some have is combined of those.
+
+    ``names`` are the adapters', for what is said of them.
+
+    Raises:
+        UsageError: if one is no LoRA, or if ranks differ where they have to be the same.
+    """
+    methods = [_lora(one, name) for one, name in zip(adapters, names, strict=True)]
+    owned = [{target.module: target for target in method.select(shape)} for method in methods]
+    tensors: Tensors = {}
+    for target in select(shape, ("all-linear",)):
+        pairs = [
+            _pair(method, target, one, weight)
+            for method, one, weight, own in zip(
+                methods, adapters, recipe.weights, owned, strict=True
+            )
+            if target.module in own
+        ]
+        if pairs:
+            a, b = combined_pair(pairs, recipe, target.module)
+            tensors[f"{target.module}.lora_A.weight"] = np.ascontiguousarray(a)
+            tensors[f"{target.module}.lora_B.weight"] = np.ascontiguousarray(b)
+    return LoadedAdapter(method=_method(tensors, shape), tensors=tensors, base=adapters[0].base)
+
+
+def _lora(adapter: LoadedAdapter, name: str) -> Lora:
+    if not isinstance(adapter.method, Lora):
+        raise UsageError(
+            f"{name} is an adapter of the method {adapter.method.kind}. Only LoRA adapters can be "
+            "combined: what others do is not a sum."
+        )
+    return adapter.method
+
+
+def _pair(method: Lora, target: Target, adapter: LoadedAdapter, weight: float) -> Pair:
+    a, b = (adapter.tensors[f"{target.module}.lora_{part}.weight"] for part in "AB")
+    return Pair(a, b, weight * method.scale_of(target))
+
+
+def _method(tensors: Mapping[str, NDArray[np.float32]], shape: ModelShape) -> Lora:
+    """Return LoRA of scale 1 with the ranks of these tensors."""
+    end = ".lora_A.weight"
+    ranks = {name.removesuffix(end): len(x) for name, x in tensors.items() if name.endswith(end)}
+    rank = max(ranks.values())
+    own = tuple(_entries(shape, ranks, rank))
+    return Lora(
+        rank=rank,
+        alpha=float(rank),
+        targets=exact_names(shape, list(ranks)),
+        rank_pattern=own,
+        alpha_pattern=own,
+    )
+
+
+def _entries(shape: ModelShape, ranks: Mapping[str, int], usual: int) -> Iterator[str]:
+    """Yield a pattern's entries for the modules of another rank."""
+    for rank in sorted(set(ranks.values()) - {usual}):
+        modules = [module for module, own in ranks.items() if own == rank]
+        yield from (f"{name}={rank}" for name in exact_names(shape, modules))
