@@ -9,6 +9,22 @@ from torch import Tensor
 
 from edgetune_torch.out_of_memory import is_out_of_memory
 
+PIECE = 4096
+"""Numbers whose squares are added up in float32."""
+
+
+def global_norm(flat: Tensor) -> Tensor:
+    """Return the Euclidean norm of a flat float32 tensor, in float64.
+
+    One float32 sum over 30 million numbers is 0.2 % too low on processors, over 100
+    million 1 %: what is added gets lost beside what is there. Pieces are added in float64 instead.
+    """
+    whole = len(flat) // PIECE * PIECE
+    pieces = torch.linalg.vector_norm(flat[:whole].view(whole // PIECE, PIECE), dim=1)
+    parts = torch.cat([pieces.double(), flat[whole:].double()])
+    norm: Tensor = torch.linalg.vector_norm(parts)
+    return norm
+
 
 class Gradients:
     """A float32 buffer whose views are the ``grad`` of the parameters."""
@@ -26,7 +42,7 @@ class Gradients:
 
     def clip(self, longest: float) -> float:
         """Scale all gradients down to a global norm of ``longest``; return their norm before."""
-        norm = torch.linalg.vector_norm(self.flat)
+        norm = global_norm(self.flat)
         self.flat *= torch.clamp(longest / (norm + 1e-6), max=1.0)
         return float(norm)
 
