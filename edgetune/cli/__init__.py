@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from io import StringIO, TextIOWrapper
@@ -14,6 +15,7 @@ from typing import Any
 
 import click
 
+from edgetune.cli.foreign import ADAPTER_NAMES
 from edgetune.cli.process import Process
 from edgetune.cli.show import complain
 from edgetune.errors import DiskError, EdgetuneError, OutOfMemoryError, StoppedError
@@ -40,6 +42,15 @@ COMMANDS = {
 }
 
 
+ELSEWHERE = {
+    "pull": "fetch", "download": "fetch", "finetune": "train", "fine-tune": "train", "sft": "train",
+    "lora": "train", "tune": "train", "run": "chat", "infer": "generate", "predict": "generate",
+    "evaluate": "eval", "fuse": "export", "merge": "export", "convert": "export", "webui": "view",
+    "ui": "view", "studio": "view", "list": "models", "ls": "models", "dataset": "data",
+    "preprocess": "data", "env": "doctor", "api": "serve", "server": "serve",
+}  # fmt: skip
+"""What other tools call their commands, and what is the like here."""
+
 SUPERVISED = frozenset({"train", "eval", "generate", "chat", "serve", "export", "combine"})
 
 
@@ -62,8 +73,15 @@ class LazyGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            known = ", ".join(COMMANDS)
-            raise click.UsageError(f"{error.message} There are: {known}.", ctx) from None
+            raise click.UsageError(f"{error.message} {_instead(args[0])}", ctx) from None
+
+
+def _instead(name: str) -> str:
+    """Return what to type in place of a command that is not there."""
+    near = [ELSEWHERE[name]] if name in ELSEWHERE else get_close_matches(name, COMMANDS, n=3)
+    if not near:
+        return "`edgetune --help` lists what there is."
+    return f"Did you mean {' or '.join(f'`edgetune {command}`' for command in near)}?"
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -96,6 +114,7 @@ def _reported(arguments: Sequence[str], command: Callable[[], object]) -> int:
     except click.exceptions.Abort:
         return _stopped()
     except click.ClickException as error:
+        error = _with_our_name(error)
         shown = StringIO()
         error.show(shown)
         complain(shown.getvalue().removesuffix("\n"))
@@ -119,6 +138,14 @@ def _reported(arguments: Sequence[str], command: Callable[[], object]) -> int:
         )
         return _failed(arguments, EdgetuneError.kind, 1, f"{type(error).__name__}: {error}")
     return result if isinstance(result, int) else 0
+
+
+def _with_our_name(error: click.ClickException) -> click.ClickException:
+    """Return an error that says what an option of other tools is called here, if it is one."""
+    if not isinstance(error, click.NoSuchOption) or error.option_name not in ADAPTER_NAMES:
+        return error
+    said = f"There is no {error.option_name}. {ADAPTER_NAMES[error.option_name]}"
+    return click.UsageError(said, error.ctx)
 
 
 def _explained(error: Exception) -> EdgetuneError | None:

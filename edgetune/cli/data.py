@@ -20,7 +20,19 @@ from edgetune.settings.spec import Training
 from edgetune.workflows.planning import read_rows
 
 
-@click.group("data", short_help="Look at a file of examples.")
+class _Group(click.Group):
+    """What can be done with a file; a file alone is answered with that."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Find the command."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            said = f"{error.message} Look at a file with `edgetune data check FILE`."
+            raise click.UsageError(said, ctx) from None
+
+
+@click.group("data", cls=_Group, short_help="Look at a file of examples.")
 def command() -> None:
     """Look at a file of examples before training on it."""
 

@@ -71,6 +71,8 @@ SAME: Final[Mapping[str, str]] = {
     "save-total-limit": "keep",
     "warmup-ratio": "warmup",
     "optim": "optimizer",
+    "quantize": "quantization",
+    "quant": "quantization",
     "clip-grad": "max-grad-norm",
     "max-norm": "max-grad-norm",
     "gradient-clipping": "max-grad-norm",
@@ -88,6 +90,7 @@ SAME: Final[Mapping[str, str]] = {
 SWITCHES: Final[Mapping[str, tuple[str, str]]] = {
     "load-in-4bit": ("quantization", "nf4"),
     "qlora": ("quantization", "nf4"),
+    "load-in-4bits": ("quantization", "nf4"),
     "load-in-8bit": ("quantization", "int8"),
     "gradient-checkpointing": ("checkpointing", "all"),
     "grad-checkpoint": ("checkpointing", "all"),
@@ -132,6 +135,7 @@ REFUSED: Final[Mapping[str, str]] = {
     "train-on-prompt": "Prompts are masked unless you say --loss-on all.",
     "train": "`edgetune train` trains without it. Leave it out.",
     "do-train": "`edgetune train` trains without it. Leave it out.",
+    "train-mode": "The objective is --objective sft, dpo, ipo, orpo or simpo.",
     "stage": "The objective is --objective sft, dpo, ipo, orpo or simpo.",
     "push-to-hub": "Nothing leaves this machine. Upload the exported folder yourself.",
     "hub-model-id": "Nothing leaves this machine. Upload the exported folder yourself.",
@@ -155,3 +159,16 @@ REFUSED: Final[Mapping[str, str]] = {
     "use-rslora": "The switch is --rslora, without a value.",
 }
 """What has another meaning or none here, and what to do instead."""
+
+_AS_REF: Final = "Give the adapter itself, or the run: edgetune generate ADAPTER --model BASE."
+
+ADAPTER_NAMES: Final[Mapping[str, str]] = {
+    "--adapter-path": _AS_REF,
+    "--adapter": _AS_REF,
+    "--adapter-name-or-path": _AS_REF,
+    "--lora": _AS_REF,
+    "--peft-model": _AS_REF,
+    "--prompt": "The prompt is -p TEXT.",
+    "--max-new-tokens": "The longest answer is --max-tokens N.",
+}
+"""What commands that use an adapter do not have, and what to type."""

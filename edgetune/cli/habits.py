@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,15 @@ class HabitCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse a command line after putting our names in it, and say which they are."""
         translated = list(_translated(args, self._flags(ctx)))
-        rest = super().parse_args(ctx, [word for words, _ in translated for word in words])
+        words = [word for some, _ in translated for word in some]
+        try:
+            rest = super().parse_args(ctx, words)
+        except click.UsageError as error:
+            if "unexpected extra argument" not in error.message:
+                raise
+            raise click.UsageError(
+                f"{error.message}. {_instead_of_words(ctx, error.message)}", ctx
+            ) from None
         hints = [*(hint for _, hint in translated if hint), *ctx.meta.get(HINTS, ())]
         if hints:
             with ctx:
@@ -34,6 +43,13 @@ class HabitCommand(click.Command):
             for parameter in self.get_params(ctx)
             for name in (*parameter.opts, *parameter.secondary_opts)
         )
+
+
+def _instead_of_words(ctx: click.Context, message: str) -> str:
+    """Return what to type in place of words that are no flags."""
+    if config := re.search(r"[^\s()]+\.ya?ml\b", message):
+        return f"A config is --config {config[0]}."
+    return f"`edgetune {ctx.command.name}` takes flags alone: --model REF --data FILE."
 
 
 def known_as(name: str, value: Any, own: frozenset[str]) -> tuple[str, Any, str | None] | None:

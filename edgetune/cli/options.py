@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from errno import ENAMETOOLONG
 from functools import wraps
 from pathlib import Path
@@ -20,6 +21,8 @@ from edgetune.settings.spec import Checkpointing, Knob, Training, knobs
 from edgetune.units import parse_bytes
 from edgetune.workflows.over import Over
 from edgetune.workflows.settings import knob_specs, parse_checkpointing, parse_names, plain_type
+
+_USUAL_METHODS = ["lora", "dora", "full"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -86,6 +89,22 @@ class Model(click.ParamType[str]):
         """Return the known models that begin so, and what lets the shell offer files."""
         known = [CompletionItem(name) for name in model_names() if name.startswith(incomplete)]
         return known or [CompletionItem(incomplete, type="file")]
+
+
+class MethodName(click.Choice[str]):
+    """The name of a method; one that is unknown is answered with a few."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """Return the name."""
+        if value not in self.choices:
+            self.fail(_no_method(str(value), list(self.choices)), param, ctx)
+        return str(value)
+
+
+def _no_method(name: str, known: list[str]) -> str:
+    near = get_close_matches(name, known, n=4, cutoff=0.5) or _USUAL_METHODS
+    quantized = " 4-bit weights are --quantization." if "qlora" in name else ""
+    return f"{name!r} is no method. Nearest: {', '.join(near)}; docs/methods.md has all.{quantized}"
 
 
 class Names(click.ParamType["tuple[str, ...]"]):
@@ -228,5 +247,5 @@ def _click_type(kind: Any) -> Any:
     if kind is Checkpointing:
         return CheckpointingType()
     if kind is Method:
-        return click.Choice(list(METHODS))
+        return MethodName(list(METHODS))
     return kind

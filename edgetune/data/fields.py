@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from edgetune.data.formats import Fields, kind_of, named
@@ -12,6 +13,7 @@ from edgetune.data.row_formats import ALL_FORMATS
 from edgetune.errors import UsageError
 
 _NAMED = 20
+_USUAL = ("prompt", "completion", "messages", "text")
 
 
 @dataclass(slots=True)
@@ -71,9 +73,10 @@ def parse_fields(text: str) -> dict[str, str]:
     known = sorted({name for format_ in ALL_FORMATS for name in format_.fields})
     for ours, theirs in fields.items():
         if ours not in known or not theirs:
+            near = get_close_matches(ours, known, n=4, cutoff=0.4) or _USUAL
             raise UsageError(
-                f"--fields is made of FIELD=COLUMN; found {ours}={theirs}. Fields:"
-                f" {', '.join(known)}."
+                f"--fields is made of FIELD=COLUMN, such as completion=answer; found "
+                f"{ours}={theirs}. Fields are {', '.join(near)} and others (docs/data.md)."
             )
     if len(fields) < len(pairs) or not fields:
         raise UsageError(f"--fields must name each field once; found {text}.")

@@ -135,7 +135,7 @@ def _nothing(chat: Chat) -> str:
         return (
             "All that the assistant says is marked to be only read, so there is nothing to learn."
         )
-    return "No message is the assistant's, so there is nothing to learn."
+    return "No message is the assistant's: there is nothing to learn. Add one or remove the row."
 
 
 def _assistant_turns(chat: Chat) -> int:

@@ -173,4 +173,7 @@ def _role(role: Any, is_null: bool, number: int) -> str:
     found = "null as its role" if is_null else "no role"
     if role is not None:
         found = f"the role {role!r:.40}"
-    raise RowError(f"Message {number} has {found}. Known roles: {', '.join(_ROLES)}.")
+    raise RowError(
+        f"Message {number} has {found}. Known roles: system, user, assistant, tool "
+        "and other tools' names for them (docs/data.md)."
+    )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from edgetune.errors import DataError
 from edgetune.escapes import one_line
 
-SHOWN = 10
+SHOWN = 8
 LONGEST = 600
 
 

@@ -48,7 +48,8 @@ def select(shape: ModelShape, patterns: Sequence[str], layers: int | None = None
         names = ", ".join(dict.fromkeys(_last(linear.module) for linear in shape.all_linears))
         raise UsageError(
             f"No projection of this {shape.family} model is named {', '.join(unmatched) or '()'}. "
-            f"It has {names}; the groups are {', '.join(GROUPS)}."
+            f"It has {names}; the groups are {', '.join(list(GROUPS)[:3])} "
+            "and others (docs/methods.md)."
         )
     return [c for c in candidates if any(matches(p, c) for p in patterns)]
 

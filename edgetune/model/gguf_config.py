@@ -17,6 +17,8 @@ from edgetune.model.gguf_rotary import rope_parameters, rotated_share
 from edgetune.tensors.gguf.metadata import Metadata
 from edgetune.tensors.gguf.reader import GgufHeader
 
+_SHOWN: Final = 5
+
 Config = dict[str, Any]
 
 
@@ -77,7 +79,8 @@ def config_of(header: GgufHeader) -> Config:
     if source.architecture not in ARCHITECTURES:
         raise ModelError(
             f"{header.file} holds a model of the architecture {one_line(source.architecture)}, "
-            f"which is not supported. Supported: {', '.join(ARCHITECTURES)}."
+            f"which is not supported. Supported: {', '.join(list(ARCHITECTURES)[:_SHOWN])} and "
+            f"{len(ARCHITECTURES) - _SHOWN} others (docs/models.md)."
         )
     if source.whole("expert_count", 0):
         raise ModelError(f"{header.file} holds a mixture of experts, which is not supported yet.")

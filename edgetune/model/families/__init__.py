@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from typing import Final, cast
@@ -13,6 +14,9 @@ from edgetune.model.config import Fields
 from edgetune.model.families.refused import kind_of
 from edgetune.model.families.wrappers import INSIDE, wrapped
 from edgetune.shape import ModelShape
+
+_SHOWN: Final = 5
+_USUAL: Final = ("gemma3", "llama", "mistral", "phi3", "qwen3")
 
 _FAMILIES: Final[Mapping[str, str]] = {
     "arcee": "near_llama",
@@ -81,12 +85,17 @@ def reader(model_type: str) -> Callable[[Fields], ModelShape]:
 
 def _unsupported(model_type: object, config: Mapping[str, object]) -> str:
     if not isinstance(model_type, str):
-        return f"The config.json has no model_type. Supported: {', '.join(supported())}."
+        return f"The config.json has no model_type. {_supported('')}"
     kind = kind_of(model_type, config)
     detail = f" ({kind})" if kind else ""
-    return (
-        f"Unsupported model type {short(model_type)}{detail}. Supported: {', '.join(supported())}."
-    )
+    return f"Unsupported model type {short(model_type)}{detail}. {_supported(model_type)}"
+
+
+def _supported(model_type: str) -> str:
+    """Return a sentence with the supported types most like one, and how many others there are."""
+    known = supported()
+    near = get_close_matches(model_type, known, n=_SHOWN, cutoff=0.6) or list(_USUAL)
+    return f"Supported: {', '.join(near)} and {len(known) - len(near)} others (docs/models.md)."
 
 
 def _refuse_quantized(config: Mapping[str, object]) -> None:
