@@ -33,6 +33,8 @@ COMMANDS = {
     "serve": "edgetune.cli.serve",
     "export": "edgetune.cli.export",
     "combine": "edgetune.cli.combine",
+    "inspect": "edgetune.cli.inspection",
+    "similar": "edgetune.cli.similar",
     "report": "edgetune.cli.report",
     "data": "edgetune.cli.data",
     "devices": "edgetune.cli.devices",

@@ -111,9 +111,10 @@ class Vera(Method):
         from edgetune.methods.merging import Changes
 
         targets = self.select(shape)
-        return Changes(changes={f"{x.module}.weight": self._update(x, tensors) for x in targets})
+        return Changes(changes={f"{x.module}.weight": self.update(x, tensors) for x in targets})
 
-    def _update(self, target: Target, tensors: Mapping[str, NDArray[np.float32]]) -> LowRankUpdate:
+    def update(self, target: Target, tensors: Mapping[str, NDArray[np.float32]]) -> LowRankUpdate:
+        """Return the change of a target's stored matrix."""
         from edgetune.methods.merging import LowRankUpdate
 
         linear, module = target.linear, target.module

@@ -1,0 +1,11 @@
+"""What adapters learned, seen from their numbers: norms, singular values, words, similarity."""
+
+from __future__ import annotations
+
+from edgetune.insight.likeness import likeness
+from edgetune.insight.updates import Spectrum, inner, spectrum, updates
+from edgetune.insight.words import Neighbour, nearest_tokens
+
+__all__ = [
+    "Neighbour", "Spectrum", "inner", "likeness", "nearest_tokens", "spectrum", "updates",
+]  # fmt: skip
