@@ -82,13 +82,16 @@ def train(
     on_event: Callable[[Event], object] | None = None,
     stop: Callable[[], bool] = lambda: False,
     strict: bool = False,
+    verdict: bool = True,
+    samples: int = 3,
     **settings: Setting,
 ) -> LoadedRun:
     """Train in this process and return the finished run.
 
     ``output`` is a new folder. ``on_event`` is told of everything that happens
     (:mod:`edgetune.events`); when ``stop`` returns true the run is saved after the step. ``strict``
-    ends the run where it would go on with fewer rows at once or a lower learning rate.
+    ends the run where it would go on with fewer rows at once or a lower learning rate. ``verdict``
+    measures at the end what was learned and forgotten, and ``samples`` held-out rows are answered.
 
     >>> import edgetune, tempfile
     >>> rows = [{"prompt": f"{n} and one is", "completion": str(n + 1)} for n in range(32)]
@@ -103,6 +106,7 @@ def train(
         OutOfMemoryError: if nothing smaller is left to try; the state is saved then.
         EdgetuneError: as ``edgetune train`` says.
     """
+    from edgetune.workflows.judging import After
     from edgetune.workflows.training import start_run
 
     folder = Path(output)
@@ -116,7 +120,8 @@ def train(
         with closing(start_run(_kept_at(planned, folder) if own else planned, folder)) as run:
             if own and request.data is not None:
                 (folder / ROWS).write_bytes(request.data.read_bytes())
-            _follow(run.events(stop, strict=strict), on_event)
+            after = After(verdict=verdict, samples=samples)
+            _follow(run.events(stop, strict=strict, after=after), on_event)
     return load_run(folder)
 
 
@@ -128,6 +133,8 @@ def resume(
     on_event: Callable[[Event], object] | None = None,
     stop: Callable[[], bool] = lambda: False,
     strict: bool = False,
+    verdict: bool = True,
+    samples: int = 3,
 ) -> LoadedRun:
     """Go on with a run where its newest checkpoint left it, exactly as it would have.
 
@@ -137,11 +144,13 @@ def resume(
         UsageError: if there is nothing to resume, or rows, plan or model are not the same.
         EdgetuneError: as :func:`train`.
     """
+    from edgetune.workflows.judging import After
     from edgetune.workflows.resuming import resume_run
 
     rows = None if data is None else Path(data)
     with closing(resume_run(Path(folder), rows, _bytes(memory))) as run:
-        _follow(run.events(stop, strict=strict), on_event)
+        after = After(verdict=verdict, samples=samples)
+        _follow(run.events(stop, strict=strict, after=after), on_event)
     return load_run(folder)
 
 

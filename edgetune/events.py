@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from edgetune.guard import GuardState
 from edgetune.patience import PatienceState
+from edgetune.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +119,15 @@ class PlanExceeded:
     planned_bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A run that was trained was looked at; ``record`` is what ``verdict.json`` says."""
+
+    step: int
+    verdict: Verdict
+    record: Mapping[str, Any]
+
+
 Event = (
     Stepped
     | Evaluated
@@ -128,6 +139,7 @@ Event = (
     | EndedEarly
     | UnderPressure
     | PlanExceeded
+    | Judged
 )
 
 

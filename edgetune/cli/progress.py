@@ -14,6 +14,7 @@ from edgetune.events import (
     EndedEarly,
     Evaluated,
     Event,
+    Judged,
     Piloted,
     PlanExceeded,
     Recovered,
@@ -53,6 +54,7 @@ class ProgressBar:
         self._last: Stepped | None = None
         self._evaluated: Evaluated | None = None
         self._base: Evaluated | None = None
+        self._judged: Judged | None = None
         self._rewinds = run.start.guard.rewinds
         self._folder, self._receipt = run.folder, run.job.dataset.receipt
         self._losses: deque[float] = deque(maxlen=REMEMBERED)
@@ -108,6 +110,15 @@ class ProgressBar:
                 self._line(f"step {event.step}: the machine is {event.because}; {then}")
             case SaveDue():
                 self._line(f"step {event.state.step}: checkpoint saved", level=VERBOSE)
+            case Judged():
+                self._judged = event
+
+    def verdict(self) -> list[str]:
+        """Return what the run came to, a line each; nothing if it was not judged."""
+        if self._judged is None:
+            return []
+        verdict = self._judged.verdict
+        return [f"Verdict: {verdict.sentence}", *(f"- {advice}" for advice in verdict.advice)]
 
     def cautions(self) -> list[str]:
         """Return what to know of the adapter before it is trusted."""
@@ -139,6 +150,7 @@ class ProgressBar:
                 "seconds_per_step": pilot.seconds,
                 "planned_seconds_per_step": self._plan.time.seconds_per_step,
             },
+            "verdict": self._judged and dict(self._judged.record),
         }
 
     def _pilot(self, event: Piloted) -> None:

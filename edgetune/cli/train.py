@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +35,7 @@ from edgetune.errors import StoppedError, UsageError
 from edgetune.events import Event, Recovered, SaveDue
 from edgetune.runs import RunFolder
 from edgetune.workflows.continuing import Beginning, read_beginning
+from edgetune.workflows.judging import After
 from edgetune.workflows.planning import (
     PlanRequest,
     PreparedPlan,
@@ -42,7 +43,7 @@ from edgetune.workflows.planning import (
 )
 from edgetune.workflows.resuming import resume_run
 from edgetune.workflows.settings import Fixed
-from edgetune.workflows.training import Run, start_run
+from edgetune.workflows.training import AFTER, Run, start_run
 from edgetune.workflows.worker import Worker
 
 
@@ -56,17 +57,19 @@ class Again:
     data: Path | None = None
     memory: int | None = None
     log: tuple[str, ...] = ()
+    after: After = AFTER
 
     def arguments(self, run: Run) -> list[str]:
         """Return the command line that resumes a run."""
         level = verbosity()
         flags = {
             "--json": self.as_json, "--pause": self.pause, "--strict": self.strict,
+            "--no-verdict": not self.after.verdict,
             "--quiet": level == QUIET, "--verbose": level == VERBOSE,
         }  # fmt: skip
         values = {
             "--output": run.folder.path, "--data": self.data, "--memory": self.memory,
-            "--log": ",".join(self.log) or None,
+            "--log": ",".join(self.log) or None, "--samples": self.after.samples,
         }  # fmt: skip
         given = [f"{name}={value}" for name, value in values.items() if value is not None]
         return ["train", "--resume", *given, *(name for name in flags if flags[name])]
@@ -105,6 +108,17 @@ class Again:
     is_flag=True,
     help="Stop where the run would go on with fewer rows at once or a lower learning rate.",
 )
+@click.option(
+    "--no-verdict", is_flag=True, help="Do not measure at the end what was learned and forgotten."
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(0, 100),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Held-out rows that base and tuned model answer at the end.",
+)
 @device_option
 @memory_option
 @knob_options
@@ -120,6 +134,8 @@ def command(
     pause: bool,
     log: tuple[str, ...],
     strict: bool,
+    no_verdict: bool,
+    samples: int,
     device: str,
     memory: int | None,
     as_json: bool,
@@ -132,15 +148,14 @@ def command(
     """
     fixed = Fixed.of(flags)
     check_sinks(log)
+    after = After(verdict=not no_verdict, samples=samples)
+    again = Again(as_json=as_json, pause=pause, strict=strict, log=log, after=after)
     if resume:
         others = {"model": model, "plan": plan_file, "from": source, "dry-run": dry_run}
         _refuse_with_resume(fixed, device=device != "auto", **others)
         worker = this_process().worker
         run = resume_run(_resumed(output), data, memory, worker.recovery if worker else None)
-        again = Again(
-            as_json=as_json, pause=pause, strict=strict, data=data, memory=memory, log=log
-        )
-        _train(run, again)
+        _train(run, replace(again, data=data, memory=memory))
         return
     if output is not None:
         RunFolder.check(output)
@@ -161,7 +176,7 @@ def command(
         _require_here(planned, device)
         _show(planned, say)
         run = start_run(planned, output or _fresh_name(planned), beginning)
-        _train(run, Again(as_json=as_json, pause=pause, strict=strict, log=log))
+        _train(run, again)
     elif as_json:
         out_json(planned.plan.to_json())
     else:
@@ -253,7 +268,7 @@ def _train(run: Run, again: Again) -> None:
         process.interrupts.patiently(tell) as stop,
     ):
         try:
-            for event in run.events(stop, pause=again.pause, strict=again.strict):
+            for event in _events(run, again, stop):
                 progress.show(event)
                 logged(event)
                 if worker is not None:
@@ -270,7 +285,13 @@ def _train(run: Run, again: Again) -> None:
         out_json({**places, **progress.summary()})
     else:
         kept = folder.kept()
+        for line in progress.verdict():
+            out(line)
         out(f"The adapter is in {folder.adapter}" + (f" ({kept})" if kept else ""))
+
+
+def _events(run: Run, again: Again, stop: Callable[[], bool]) -> Iterator[Event]:
+    return run.events(stop, pause=again.pause, strict=again.strict, after=again.after)
 
 
 def _said_once() -> None:

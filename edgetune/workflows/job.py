@@ -24,9 +24,10 @@ from edgetune.speed import Work, rectangles
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A plan and its rows, fitted to the plan's context."""
+    """A plan, its model and its rows, fitted to the plan's context."""
 
     plan: Plan
+    model: LocalModel
     dataset: Dataset
     batches: Batches
     facts: RunFacts
@@ -43,7 +44,7 @@ class Job:
             schedule=schedule_of(plan.training, batches.steps_per_epoch),
             steps_per_epoch=batches.steps_per_epoch,
         )
-        return cls(plan=plan, dataset=dataset, batches=batches, facts=facts)
+        return cls(plan=plan, model=model, dataset=dataset, batches=batches, facts=facts)
 
     def evaluation(self) -> Iterator[MicroBatch]:
         """Return the validation rows, which may be none."""

@@ -143,7 +143,7 @@ def score_each(
 def answered(run: Opened, rows: Examples) -> list[str]:
     """Return the most probable answer to what stands before the last answer of each row."""
     ends = run.tokenizer.end_tokens
-    asked = [_question(*example, ends) for example in rows]
+    asked = [question(*example, ends) for example in rows]
     longest = max(len(wanted) for _, wanted in asked) + 8
     options = GenerateOptions(max_tokens=longest, end_tokens=ends)
     found = continued([(run, prompt) for prompt, _ in asked], options)
@@ -173,7 +173,7 @@ def _row(
     opened: Mapping[str, Opened], rows: Examples, index: int, said: Mapping[str, Sequence[str]]
 ) -> ScoredRow:
     run, row = next(iter(opened.values())), rows.take(np.array([index]))
-    prompt, _ = _question(*row[0], run.tokenizer.end_tokens)
+    prompt, _ = question(*row[0], run.tokenizer.end_tokens)
     results = {name: _result(one, row, 1) for name, one in opened.items()}
     return ScoredRow(
         place=rows.place(index),
@@ -186,7 +186,7 @@ def _row(
 
 def _expected(run: Opened, rows: Examples) -> list[str]:
     ends = run.tokenizer.end_tokens
-    return [run.tokenizer.decode(_question(*example, ends)[1]) for example in rows]
+    return [run.tokenizer.decode(question(*example, ends)[1]) for example in rows]
 
 
 def _result(run: Opened, rows: Examples, micro_batch: int) -> EvalResult:
@@ -198,7 +198,7 @@ def _result(run: Opened, rows: Examples, micro_batch: int) -> EvalResult:
     return result
 
 
-def _question(
+def question(
     tokens: NDArray[np.int32], mask: NDArray[np.bool_], ends: frozenset[int]
 ) -> tuple[list[int], list[int]]:
     """Return what comes before the last answer of a row, and that answer without its end."""

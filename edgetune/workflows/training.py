@@ -7,6 +7,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from edgetune.backend import Session
 from edgetune.errors import (
@@ -48,9 +49,12 @@ from edgetune.workflows.against_plan import AgainstPlan
 from edgetune.workflows.continuing import Beginning, begin, keep_start
 from edgetune.workflows.experience import NEAR, Timed, learn, shapes_of
 from edgetune.workflows.job import Job
+from edgetune.workflows.judging import After, Judge
 from edgetune.workflows.opening import open_session
 from edgetune.workflows.planning import PreparedPlan
 from edgetune.workflows.throttle import yield_to_machine
+
+AFTER: Final = After()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,12 +85,14 @@ class Run:
         pause: bool = False,
         strict: bool = False,
         pilot: bool = True,
+        after: After = AFTER,
     ) -> Iterator[Event]:
         """Train to the end, recording and passing on what happens.
 
         With ``pause`` steps wait while the machine is on battery or short of memory; ``strict``
         ends the run where it would go on with fewer rows at once or a lower rate. A ``pilot``
-        comes first: what a step, an evaluation and a save take is measured, and undone.
+        comes first: what a step, an evaluation and a save take is measured, and undone. ``after``
+        says what follows the last step: the verdict, and rows that are answered.
 
         Raises:
             StoppedError: if ``stop`` said so, or the disk failed after a checkpoint was saved.
@@ -103,7 +109,8 @@ class Run:
             rewind=self._back_to, strict=strict, pilot=job.pilot() if pilot else None,
         )  # fmt: skip
         events = yield_to_machine(steps, pause=pause, stop=stop)
-        now, watched = self.start, AgainstPlan(job.plan, self.folder)
+        now = self.start
+        watched = AgainstPlan(job.plan, self.folder, lambda: session.memory().peak_bytes)
         report = ReportWriter(self.folder)
         timed = Timed(job.plan, job.batches)
         if self.recovered is not None:
@@ -122,7 +129,9 @@ class Run:
                 report.follow(event)
                 yield event
             with recording(self.folder):
-                self._finish(now, watched)
+                yield from self._finish(
+                    now, watched, Judge(job, self.folder, session, now, stop), after
+                )
             timed.learn()
         except (StoppedError, OutOfMemoryError, DivergedError, DiskError) as error:
             told = self._stopped(error) if isinstance(error, DiskError) else error
@@ -193,19 +202,37 @@ class Run:
                 return StoppedError(f"Stopped: {error} The checkpoint {newest.name} is whole.")
         return error
 
-    def _finish(self, now: RunState, watched: AgainstPlan) -> None:
-        """Write what was measured and promote an adapter; a finished run stays as it is."""
+    def _finish(
+        self, now: RunState, watched: AgainstPlan, judge: Judge, after: After
+    ) -> Iterator[Event]:
+        """Write what was measured, promote an adapter and judge it; a finished run stays as it is.
+
+        Raises:
+            NoImprovementError: if no checkpoint is better than the base; it is judged before.
+        """
         over = self.schedule.is_over(self.start.step, self.start.patience)
-        if not over or not self.folder.adapter.exists():
+        fresh = not over or not self.folder.adapter.exists()
+        if fresh:
             self._record_memory(watched)
-        self._promote(now)
+        worse: NoImprovementError | None = None
+        source = None
+        try:
+            source = self._promote(now)
+        except NoImprovementError as error:
+            worse = error
+        if fresh:
+            yield from judge.judge(after, source)
+            watched.record(self.session.memory().peak_bytes)
+        if worse is not None:
+            raise worse
 
     def _record_memory(self, watched: AgainstPlan) -> None:
         memory = watched.record(self.session.memory().peak_bytes)
         self.folder.note("memory measured", "to be held against the plan", **memory)
 
-    def _promote(self, now: RunState) -> None:
-        """Write ``adapter/``: the best checkpoint, the last one if nothing was evaluated.
+    def _promote(self, now: RunState) -> Path:
+        """Write ``adapter/`` and return what it is: the best checkpoint, or the last one if
+        nothing was evaluated.
 
         Raises:
             NoImprovementError: if no checkpoint is better than the base.
@@ -224,6 +251,7 @@ class Run:
                 f"{folder.checkpoints}. A lower --learning-rate or other rows usually help."
             )
         self._write_adapter(source)
+        return source
 
     def _write_adapter(self, source: Path) -> None:
         if promote(self.folder, source):

@@ -109,7 +109,7 @@ def resume(run: Path, *more: str | Path) -> None:
 def test_a_run_folder_is_complete(run: Path) -> None:
     names = {path.name for path in run.iterdir()} - {".lock"}
     assert names == {"plan.yaml", "receipt.json", "metrics.jsonl", "journal.jsonl", "memory.json", "report.html",
-                     "checkpoints", "adapter"}  # fmt: skip
+                     "checkpoints", "adapter", "verdict.json", "samples.json"}  # fmt: skip
     checkpoints = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert checkpoints[0] == "best"
     assert checkpoints[-1] == f"step-{STEPS:06}"
@@ -118,7 +118,14 @@ def test_a_run_folder_is_complete(run: Path) -> None:
     assert sorted(path.name for path in (run / "adapter").iterdir()) == CHECKPOINT[:2]
     assert json.loads((run / "receipt.json").read_text())["rows_read"] == 40
     memory = json.loads((run / "memory.json").read_text())
-    assert memory.keys() == {"planned_bytes", "peak_bytes", "budget_bytes", "exceeded", "pilot"}
+    assert memory.keys() == {
+        "planned_bytes",
+        "peak_bytes",
+        "budget_bytes",
+        "exceeded",
+        "phases",
+        "pilot",
+    }
     assert 0 < memory["pilot"]["peak_bytes"] <= memory["peak_bytes"]
     assert memory["exceeded"] is (memory["peak_bytes"] > memory["planned_bytes"])
     best = (run / "checkpoints" / "best").resolve() / "adapter_model.safetensors"

@@ -1,0 +1,230 @@
+"""The end of a run: what it learned and forgot, and how it answers held-out rows now.
+
+All of it is computed in the session that trained, within the plan's evaluation and generation, and
+within a share of the run's time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from math import exp
+from pathlib import Path
+from typing import Any, Final
+
+from edgetune.backend import GenerateOptions, Session
+from edgetune.data import Tokenizer, load_tokenizer
+from edgetune.errors import EdgetuneError
+from edgetune.events import Judged, RunState
+from edgetune.neutral import drift, neutral_batches
+from edgetune.planning import Plan
+from edgetune.runs import RunFolder, checkpoint_name, load_checkpoint
+from edgetune.settings.spec import to_plain
+from edgetune.verdict import Compared, Facts, Verdict, judged
+from edgetune.workflows.inference import streamed
+from edgetune.workflows.job import Job
+from edgetune.workflows.opened import Opened
+from edgetune.workflows.scoring import question
+
+VERDICT: Final = "verdict.json"
+SAMPLES: Final = "samples.json"
+
+SHARE, LEAST_SECONDS, MOST_SECONDS = 0.05, 10.0, 120.0
+"""How long the neutral text and the samples may take, each: a share of the time of all steps."""
+
+ANSWER: Final = 64
+"""Tokens of a sample's answer at most."""
+
+BEGINNING: Final = 32
+"""Tokens of a row of plain text that a sample goes on from, half of the row at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class After:
+    """What is done when a run is trained: a verdict, and ``samples`` held-out rows answered."""
+
+    verdict: bool = True
+    samples: int = 3
+
+
+@dataclass(slots=True)
+class Judge:
+    """Looks at a trained run; what cannot be measured is said in ``notes`` and stops nothing."""
+
+    job: Job
+    folder: RunFolder
+    session: Session
+    now: RunState
+    stop: Callable[[], bool]
+    step: int = field(default=0, init=False)
+    """The step whose adapter is looked at."""
+    notes: list[str] = field(default_factory=list)
+
+    def judge(self, after: After, source: Path | None) -> Iterator[Judged]:
+        """Write the verdict and the samples that are asked for, and tell of the verdict.
+
+        ``source`` is the checkpoint that is handed over, None where none is better than the base.
+
+        Raises:
+            OSError: if they cannot be written.
+            EdgetuneError: if checkpoint or tokenizer cannot be read any more.
+        """
+        if not after.verdict and not after.samples:
+            return
+        self._take(source)
+        model = self.job.model
+        tokenizer = load_tokenizer(model.folder, model.shape.vocabulary)
+        if after.samples and len(self.job.dataset.validation):
+            self.folder.write(SAMPLES, self._samples(tokenizer, after.samples))
+        if after.verdict:
+            yield self._verdict(tokenizer)
+
+    @property
+    def plan(self) -> Plan:
+        """The run's plan."""
+        return self.job.plan
+
+    def _take(self, source: Path | None) -> None:
+        """Take the session to a checkpoint, if it is not there."""
+        self.step = self.now.step
+        if source is not None and source.name != checkpoint_name(self.step):
+            found = load_checkpoint(source, self.plan)
+            self.step = found.state.progress.step
+            self.session.restore(found.adapter)
+
+    def _verdict(self, tokenizer: Tokenizer) -> Judged:
+        begun = time.monotonic()
+        neutral, whole = self._neutral(tokenizer)
+        facts = self._facts(neutral)
+        verdict, seconds = judged(facts), time.monotonic() - begun
+        record = self._record(facts, verdict, seconds, whole=whole)
+        self.folder.write(VERDICT, record)
+        return Judged(step=self.now.step, verdict=verdict, record=record)
+
+    def _neutral(self, tokenizer: Tokenizer) -> tuple[Compared | None, bool]:
+        """Return the losses on the neutral text, and whether all of it was read."""
+        rows = min(filter(None, (self.now.rows, self.plan.choice.micro_batch)))
+        batches = neutral_batches(tokenizer, self.plan.choice.context, rows)
+        if self.stop():
+            self.notes.append("Stopped before the neutral text was read: what it forgot is open.")
+            return None, False
+        try:
+            found = drift(self.session, batches, seconds=self._seconds())
+        except (EdgetuneError, MemoryError) as error:
+            self.notes.append(f"What it forgot could not be measured: {error}")
+            return None, False
+        compared = Compared(base_loss=found.base_loss, loss=found.loss, count=found.tokens)
+        return compared, found.whole
+
+    def _seconds(self) -> float:
+        spent: float = sum(line["seconds"] for line in self.folder.steps())
+        return min(MOST_SECONDS, max(LEAST_SECONDS, SHARE * spent))
+
+    def _facts(self, neutral: Compared | None) -> Facts:
+        now, dataset = self.now, self.job.dataset
+        evaluations = [(line["step"], line["loss"]) for line in self.folder.evaluations()]
+        trained = tuple(one for one in evaluations if one[0] > 0)
+        held_out = None
+        if now.base_loss is not None and trained:
+            loss, count = dict(trained).get(self.step, trained[-1][1]), len(dataset.validation)
+            held_out = Compared(base_loss=now.base_loss, loss=loss, count=count)
+        before = max((step for step, _ in trained if step < self.step), default=0)
+        losses = [one["loss"] for one in self.folder.steps() if before < one["step"] <= self.step]
+        return Facts(
+            held_out=held_out,
+            neutral=neutral,
+            evaluations=trained,
+            steps=self.now.step,
+            training=losses[-50:],
+            trained=len(dataset.train),
+            perplexities=self.plan.objective is None,
+        )
+
+    def _record(
+        self, facts: Facts, verdict: Verdict, seconds: float, *, whole: bool
+    ) -> dict[str, Any]:
+        """Return what ``verdict.json`` says."""
+        neutral = _figures(facts.neutral, perplexities=True)
+        if neutral is not None:
+            neutral = {**neutral, "whole": whole}
+        return {
+            "version": 1,
+            **to_plain(verdict),
+            "step": self.step,
+            "held_out": _figures(facts.held_out, perplexities=facts.perplexities),
+            "neutral": neutral,
+            "seconds": round(seconds, 3),
+            "notes": list(self.notes),
+        }
+
+    def _samples(self, tokenizer: Tokenizer, count: int) -> dict[str, Any]:
+        """Return how the base and the tuned model answer the first held-out rows."""
+        begun, rows = time.monotonic(), self.job.dataset.validation
+        until, said = begun + self._seconds(), ""
+        found: list[dict[str, Any]] = []
+        tuned = self._opened(tokenizer)
+        for index in range(min(count, len(rows))):
+            if found and (time.monotonic() > until or self.stop()):
+                said = f"{count - len(found)} more rows were left out, because time was up."
+                break
+            try:
+                found.append({"place": rows.place(index), **self._sample(tuned, index, until)})
+            except (EdgetuneError, MemoryError) as error:
+                said = f"No more rows were answered: {error}"
+                break
+        seconds = round(time.monotonic() - begun, 3)
+        return {"version": 1, "step": self.step, "samples": found, "note": said, "seconds": seconds}
+
+    def _sample(self, tuned: Opened, index: int, until: float) -> dict[str, Any]:
+        """Return one row: the prompt, what is expected, and both answers, as far as time allows."""
+        prompt, wanted = self._asked(tuned.tokenizer, index)
+        most = tuned.longest_answer(len(prompt), ANSWER)
+        options = GenerateOptions(max_tokens=max(1, most), end_tokens=tuned.tokenizer.end_tokens)
+        answers, cut = ["", ""], False
+        for number, piece in streamed([(tuned.base(), prompt), (tuned, prompt)], options):
+            answers[number] += piece
+            if time.monotonic() > until:
+                cut = True
+                break
+        return {
+            "prompt": tuned.tokenizer.decode(prompt),
+            "expected": tuned.tokenizer.decode(wanted),
+            "base": answers[0],
+            "tuned": answers[1],
+            "cut": cut,
+        }
+
+    def _asked(self, tokenizer: Tokenizer, index: int) -> tuple[list[int], list[int]]:
+        """Return what a row's answer comes after, and the answer; of a pair the better one."""
+        rows = self.job.dataset.validation
+        length = int(rows.firsts[index]) or int(rows.lengths[index])
+        tokens, mask = rows[index]
+        tokens, mask = tokens[:length], mask[:length]
+        if not mask.any():
+            return tokens.tolist(), []
+        prompt, wanted = question(tokens, mask, tokenizer.end_tokens)
+        if len(prompt) > 1:
+            return prompt, wanted
+        start = max(1, min(BEGINNING, length // 2))
+        return tokens[:start].tolist(), tokens[start : start + ANSWER].tolist()
+
+    def _opened(self, tokenizer: Tokenizer) -> Opened:
+        return Opened(
+            name="tuned",
+            plan=self.plan,
+            model=self.job.model,
+            tokenizer=tokenizer,
+            session=self.session,
+            method=self.plan.choice.method,
+        )
+
+
+def _figures(compared: Compared | None, *, perplexities: bool) -> dict[str, Any] | None:
+    if compared is None:
+        return None
+    found: dict[str, Any] = to_plain(compared)
+    if perplexities:
+        found["base_perplexity"] = exp(min(compared.base_loss, 700.0))
+        found["perplexity"] = exp(min(compared.loss, 700.0))
+    return found

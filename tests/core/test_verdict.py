@@ -1,0 +1,124 @@
+"""The verdict on a run: what it says of the figures, and the neutral text that some of them are of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import log
+
+import pytest
+
+from edgetune.neutral import Drift, neutral_text
+from edgetune.verdict import Compared, Facts, judged
+
+GOOD = Facts(
+    held_out=Compared(base_loss=3.0, loss=1.0, count=40),
+    neutral=Compared(base_loss=3.5, loss=3.5, count=1500),
+    evaluations=((10, 1.5), (20, 1.1), (30, 1.0)),
+    steps=30,
+    training=(1.0, 0.9),
+    trained=360,
+)
+
+
+def risen(share: float) -> Facts:
+    return replace(GOOD, neutral=Compared(base_loss=3.5, loss=3.5 + log(1 + share), count=1500))
+
+
+@pytest.mark.parametrize(
+    ("base", "loss", "outcome", "words"),
+    [
+        (3.0, 1.0, "learned", "It learned: validation loss 3.0000 to 1.0000 on 40 rows."),
+        (3.0, 2.99, "learned little", "It learned little: "),
+        (3.0, 3.0, "did not help", "It did not help: "),
+        (3.0, 3.2, "did not help", "It did not help: "),
+    ],
+)
+def test_what_was_learned(base: float, loss: float, outcome: str, words: str) -> None:
+    found = judged(replace(GOOD, held_out=Compared(base_loss=base, loss=loss, count=40)))
+    assert found.outcome == outcome
+    assert found.sentence.startswith(words)
+    assert (found.improved_until is None) is (outcome == "did not help")
+
+
+@pytest.mark.parametrize(
+    ("share", "how"),
+    [
+        (-0.3, "nothing"), (0.0, "nothing"), (0.01, "nothing to speak of"), (0.05, "a little"),
+        (0.3, "some"), (0.8, "much"),
+    ],
+)  # fmt: skip
+def test_what_was_forgotten(share: float, how: str) -> None:
+    found = judged(risen(share))
+    assert f"It forgot {how}: perplexity on neutral text 33.12 to" in found.sentence
+    assert f"({100 * share:+.1f} %)" in found.sentence
+    assert any("To forget less" in text for text in found.advice) is (share > 0.1)
+
+
+def test_a_base_that_does_not_know_the_text_has_nothing_to_forget() -> None:
+    neutral = Compared(base_loss=9.0, loss=9.9, count=1500)
+    found = judged(replace(GOOD, neutral=neutral))
+    assert "What it forgot cannot be said" in found.sentence
+    assert found.advice == judged(GOOD).advice
+
+
+def test_without_held_out_rows_nothing_is_claimed() -> None:
+    found = judged(replace(GOOD, held_out=None, evaluations=()))
+    assert found.outcome == "unknown"
+    assert "no rows were held out. The training loss ended at 0.9500." in found.sentence
+    assert any("no validation rows" in text for text in found.advice)
+
+
+@pytest.mark.parametrize(
+    ("losses", "words"),
+    [
+        ((1.5, 1.2, 1.0), "still improved at the end"),
+        ((1.5, 1.001, 1.0), None),
+        ((1.0, 1.1, 1.2), "stopped improving at step 10 of 30: about --steps 10"),
+        ((1.5, 1.0, 1.0), "stopped improving at step 20 of 30"),
+    ],
+)
+def test_when_it_stopped_improving(losses: tuple[float, ...], words: str | None) -> None:
+    evaluations = tuple(zip((10, 20, 30), losses, strict=True))
+    found = judged(replace(GOOD, evaluations=evaluations))
+    said = [text for text in found.advice if "improv" in text]
+    assert len(said) == (words is not None)
+    assert all(words in text for text in said if words)
+
+
+@pytest.mark.parametrize(
+    ("trained", "words"), [(12, "expect little"), (40, "--rank of 1 to 4"), (360, None)]
+)
+def test_few_rows_are_said(trained: int, words: str | None) -> None:
+    advice = judged(replace(GOOD, trained=trained)).advice
+    assert any(words in text for text in advice) if words else "rows" not in " ".join(advice)
+
+
+def test_rows_that_were_learned_by_heart_are_said() -> None:
+    advice = judged(replace(GOOD, training=(0.1, 0.05))).advice
+    assert any("remembers rows more than it learns" in text for text in advice)
+
+
+def test_losses_of_answers_and_huge_ones_are_no_accident() -> None:
+    found = judged(
+        replace(
+            GOOD,
+            held_out=Compared(base_loss=0.6931, loss=-0.2, count=1),
+            neutral=Compared(base_loss=3.0, loss=5000.0, count=9),
+        )
+    )
+    assert "on 1 row." in found.sentence
+    assert "It forgot much" in found.sentence
+
+
+def test_the_neutral_text_is_plain_prose_of_some_length() -> None:
+    text = neutral_text()
+    assert 600 <= len(text.split()) <= 1300
+    assert len(text.split("\n\n")) == 12
+    assert all(char.isprintable() or char == "\n" for char in text)
+    assert "edgetune" not in text.lower()
+
+
+def test_drift_is_the_ratio_of_perplexities() -> None:
+    assert Drift(base_loss=2.0, loss=2.0 + log(1.5), tokens=9, whole=True).share == pytest.approx(
+        0.5
+    )
