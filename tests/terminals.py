@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 SECONDS = 240.0
@@ -16,9 +17,9 @@ CTRL_C, CTRL_D = "\x03", "\x04"
 
 
 class Terminal:
-    """Runs `edgetune` on a pseudo-terminal of 80 columns."""
+    """Runs `edgetune` on a pseudo-terminal of 80 columns, unless ``more`` of the environment differs."""
 
-    def __init__(self, *arguments: str, cwd: Path) -> None:
+    def __init__(self, *arguments: str, cwd: Path, more: Mapping[str, str] | None = None) -> None:
         """Start the command."""
         self._fd, theirs = pty.openpty()
         self.process = subprocess.Popen(
@@ -28,7 +29,7 @@ class Terminal:
             stdout=theirs,
             stderr=theirs,
             preexec_fn=_control,  # noqa: PLW1509 (no other thread forks here)
-            env={**os.environ, "COLUMNS": "80", "TERM": "xterm"},
+            env={**os.environ, "COLUMNS": "80", "TERM": "xterm", **(more or {})},
         )
         os.close(theirs)
         self.read = ""

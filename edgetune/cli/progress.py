@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections import deque
-from shutil import get_terminal_size
-from types import TracebackType
 from typing import Any
 
 from edgetune.cautions import gap_caution
-from edgetune.cli.show import NORMAL, VERBOSE, draw, say, verbosity
+from edgetune.cli.live import Stages, columns, fitting
+from edgetune.cli.show import NORMAL, VERBOSE, say
 from edgetune.events import (
     EndedEarly,
     Evaluated,
@@ -39,15 +37,18 @@ REMEMBERED = 1_000
 class ProgressBar:
     """Prints loss, tokens a second, memory and the time that is left."""
 
-    def __init__(self, run: Run) -> None:
-        """Show a run; on a terminal each step overwrites the line of the one before."""
+    def __init__(self, run: Run, stages: Stages, *, judged: bool = True) -> None:
+        """Show a run; on a terminal each step is written over the one before.
+
+        ``judged`` is whether a verdict or samples follow the last step.
+        """
+        self._line, self._stages, self._awaited = stages.line, stages, judged
         self._steps = run.schedule.steps
         self._first = run.start.step
         self._plan = run.job.plan
         self._planned = run.job.plan.memory.peak_bytes
         self._mean_positions = run.job.batches.mean_positions
         self._piloted: Piloted | None = None
-        self._live = sys.stderr.isatty() and verbosity() == NORMAL
         self._loss: float | None = None
         self._seconds: float | None = None
         self._tokens: float | None = None
@@ -59,20 +60,8 @@ class ProgressBar:
         self._folder, self._receipt = run.folder, run.job.dataset.receipt
         self._losses: deque[float] = deque(maxlen=REMEMBERED)
         self._at_best: tuple[list[float], float] | None = None
-
-    def __enter__(self) -> ProgressBar:
-        """Begin to show."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End the live line."""
-        if self._live:
-            draw("\n")
+        self._validated = len(run.job.dataset.validation) > 0
+        stages.begin("Trying the largest step", kept=False)
 
     def show(self, event: Event) -> None:
         """Show one event."""
@@ -86,32 +75,34 @@ class ProgressBar:
             case Piloted():
                 self._pilot(event)
             case Recovered():
-                self._line(
+                self._tell(
                     f"step {event.step}: out of memory; going on with {event.rows} rows at once"
                 )
             case Rewound():
                 self._loss, self._rewinds = None, self._rewinds + 1
-                self._line(
+                self._tell(
                     f"{event.because}. Going back to step {event.to}, from there with half the "
                     f"learning rate ({event.learning_rate:.3g})."
                 )
             case EndedEarly():
-                self._line(
+                self._tell(
                     f"step {event.step}: no lower validation loss in {event.evaluations} "
                     "evaluations; training ends here (--patience 0 goes on to the end)"
                 )
+                self._await_verdict()
             case PlanExceeded():
-                self._line(
+                self._tell(
                     f"Warning: the peak of {format_bytes(event.peak_bytes)} is above the "
                     f"{format_bytes(event.planned_bytes)} planned."
                 )
             case UnderPressure():
                 then = "waiting until that is over" if event.paused else "--pause would wait"
-                self._line(f"step {event.step}: the machine is {event.because}; {then}")
+                self._tell(f"step {event.step}: the machine is {event.because}; {then}")
             case SaveDue():
-                self._line(f"step {event.state.step}: checkpoint saved", level=VERBOSE)
+                self._saved(event)
             case Judged():
                 self._judged = event
+                self._stages.end()
 
     def verdict(self) -> list[str]:
         """Return what the run came to, a line each; nothing if it was not judged."""
@@ -166,7 +157,11 @@ class ProgressBar:
                 f"; {format_seconds(event.seconds)} a step{beside}; "
                 f"about {format_seconds(left)} for {self._steps - event.step} steps"
             )
-        self._line(text)
+        self._tell(text)
+        if self._validated and not event.step:
+            self._stages.begin("Evaluating the base model", kept=False)
+        else:
+            self._await_step(event.step + 1)
 
     def _evaluation(self, event: Evaluated) -> None:
         if event.step:
@@ -176,36 +171,63 @@ class ProgressBar:
             self._losses.clear()
         else:
             self._base, when = event, "before training"
-        mark = " (best so far)" if event.best else ""
+        said = f"{when}: validation loss {event.loss:.4f}"
         if event.perplexity is not None:
-            more = f"perplexity {event.perplexity:.2f}, {event.rows} rows"
+            more = f", perplexity {event.perplexity:.2f}", f", {event.rows} rows"
         else:
-            margin = event.metrics["rewards/margins"]
-            more = f"margin {margin:.3f}, accuracy {event.accuracy:.1%}, {event.rows} pairs"
-        self._line(f"{when}: validation loss {event.loss:.4f}, {more}{mark}")
+            margin = f", margin {event.metrics['rewards/margins']:.3f}"
+            more = f"{margin}, accuracy {event.accuracy:.1%}", f", {event.rows} pairs"
+        best = " (best so far)" if event.best else ""
+        self._tell(fitting([(said, *more, best), (said, more[0], best), (said, best)], self._width))
+        if not event.step:
+            self._await_step(1)
 
     def _step(self, event: Stepped) -> None:
         self._last = event
         self._losses.append(event.loss)
+        self._stages.end()
         self._loss = _smooth(self._loss, event.loss)
         self._seconds = _smooth(self._seconds, event.seconds)
         self._tokens = _smooth(self._tokens, event.tokens)
         left = (self._steps - event.step) * self._seconds
-        text = (
-            f"step {event.step}/{self._steps}  loss {self._loss:.4f}  "
-            f"{self._tokens / self._seconds:,.0f} tokens/s  "
-            f"peak {_against(event.peak_bytes, self._planned)}  {format_seconds(left)} left"
-        )
-        if self._live:
-            draw(f"\r\x1b[K{text[: get_terminal_size().columns - 1]}")
-        else:
+        step = f"step {event.step}/{self._steps}"
+        loss, mean = f"  loss {event.loss:.4f}", f", mean {self._loss:.4f}"
+        speed, memory = self._tokens / self._seconds, _against(event.peak_bytes, self._planned)
+        rest = f"  {format_seconds(left)} left"
+        whole = step, loss, mean, f"  {speed:,.0f} tokens/s", f"  peak {memory}", rest
+        if not self._line.live:
             often = event.step % max(1, self._steps // 20) == 0 or event.step == self._steps
-            say(text, level=NORMAL if often else VERBOSE)
+            say("".join(whole), level=NORMAL if often else VERBOSE)
+            return
+        fast, peak = f"  {speed:,.0f} tok/s", f"  {memory}"
+        narrower = (
+            (step, loss, mean, fast, peak, rest), (step, loss, fast, peak, rest),
+            (step, loss, peak, rest), (step, loss, rest),
+        )  # fmt: skip
+        self._line.show(fitting((whole, *narrower), self._width))
 
-    def _line(self, text: str, level: int = NORMAL) -> None:
-        if self._live and level == NORMAL:
-            draw("\r\x1b[K")
-        say(text, level=level)
+    def _await_step(self, step: int) -> None:
+        if step <= self._steps:
+            self._stages.begin(f"Step {step} of {self._steps}", kept=False)
+
+    def _await_verdict(self) -> None:
+        if self._awaited:
+            self._stages.begin("Looking at what was learned and forgotten", kept=False)
+
+    def _saved(self, event: SaveDue) -> None:
+        say(f"step {event.state.step}: checkpoint saved", level=VERBOSE)
+        if event.state.step == self._steps:
+            self._await_verdict()
+
+    @property
+    def _width(self) -> int | None:
+        """The columns that a line may have, None where no terminal limits it."""
+        return columns() - 1 if self._line.live else None
+
+    def _tell(self, text: str) -> None:
+        """Print a line that stays."""
+        self._stages.end()
+        say(text)
 
 
 def _against(measured: int, planned: int) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from edgetune.cli.show import NORMAL, draw, verbosity
+from edgetune.cli.live import LiveLine
 from edgetune.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from edgetune.data import ReadProgress, Report
 
 _BAR = 24
@@ -22,25 +23,20 @@ _BETWEEN_SECONDS = 0.2
 @contextmanager
 def reading_bar() -> Iterator[Report | None]:
     """Yield what shows how far reading has come; None where there is no terminal to show it."""
-    if not sys.stderr.isatty() or verbosity() < NORMAL:
-        yield None
-        return
-    bar = _Bar()
-    try:
-        yield bar.show
-    finally:
-        bar.clear()
+    with LiveLine() as line:
+        yield ReadingBar(line.show).show if line.live else None
 
 
-class _Bar:
-    """A line that is written over; not shown at all if reading is quick."""
+class ReadingBar:
+    """How far a file is read; not shown at all if reading is quick."""
 
-    def __init__(self) -> None:
-        self._begun = time.monotonic()
+    def __init__(self, show: Callable[[str], None]) -> None:
+        """Show it by writing a line over."""
+        self._begun, self._write = time.monotonic(), show
         self._next = self._begun + _QUICK_SECONDS
-        self._width = 0
 
     def show(self, progress: ReadProgress) -> None:
+        """Show how far reading has come."""
         now = time.monotonic()
         if now < self._next or not progress.done:
             return
@@ -52,12 +48,3 @@ class _Bar:
             f"Reading |{filled:<{_BAR}}| {share:4.0%} of {format_bytes(progress.total)},"
             f" {progress.rows:,} rows, {format_seconds(left)} left"
         )
-
-    def clear(self) -> None:
-        if self._width:
-            self._write("")
-            draw("\r")
-
-    def _write(self, text: str) -> None:
-        draw(f"\r{text:<{self._width}}")
-        self._width = len(text)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import click
@@ -14,6 +14,15 @@ from edgetune.escapes import plain
 
 QUIET, NORMAL, VERBOSE = 0, 1, 2
 _LEVEL = "edgetune.verbosity"
+
+
+class _Screen:
+    """What has to step aside for a line that is printed."""
+
+    above: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+_SCREEN = _Screen()
 
 
 def out(text: str = "") -> None:
@@ -41,8 +50,13 @@ def complain(text: str) -> None:
 
     That nobody reads it any more, on a closed terminal or pipe, is no reason to stop.
     """
-    with suppress(OSError):
+    with suppress(OSError), _SCREEN.above():
         click.echo(plain(text), err=True)
+
+
+def above(make_room: Callable[[], AbstractContextManager[None]] | None) -> None:
+    """Make room for each line while it is printed; None: there is nothing in its way."""
+    _SCREEN.above = make_room or nullcontext
 
 
 def draw(text: str) -> None:

@@ -14,6 +14,7 @@ import click
 
 from edgetune.cli.config_file import config_option
 from edgetune.cli.habits import HabitCommand
+from edgetune.cli.live import Stages
 from edgetune.cli.options import (
     FilePath,
     Names,
@@ -28,7 +29,7 @@ from edgetune.cli.plan_files import complete
 from edgetune.cli.plan_text import plan_text
 from edgetune.cli.process import this_process
 from edgetune.cli.progress import ProgressBar
-from edgetune.cli.reading import reading_bar
+from edgetune.cli.reading import ReadingBar
 from edgetune.cli.show import NORMAL, QUIET, VERBOSE, out, out_json, say, verbosity
 from edgetune.cli.sinks import check_sinks, sinks
 from edgetune.errors import StoppedError, UsageError
@@ -153,9 +154,7 @@ def command(
     if resume:
         others = {"model": model, "plan": plan_file, "from": source, "dry-run": dry_run}
         _refuse_with_resume(fixed, device=device != "auto", **others)
-        worker = this_process().worker
-        run = resume_run(_resumed(output), data, memory, worker.recovery if worker else None)
-        _train(run, replace(again, data=data, memory=memory))
+        _resume(_resumed(output), replace(again, data=data, memory=memory))
         return
     if output is not None:
         RunFolder.check(output)
@@ -170,17 +169,29 @@ def command(
         run=not dry_run,
     )
     request, beginning = _begun(request, plan_file, source)
-    with reading_bar() as report:
-        planned = plan_for(request, report, say)
-    if not dry_run:
-        _require_here(planned, device)
-        _show(planned, say)
-        run = start_run(planned, output or _fresh_name(planned), beginning)
-        _train(run, again)
-    elif as_json:
-        out_json(planned.plan.to_json())
-    else:
-        _show(planned, out)
+    with Stages() as stages:
+        stages.begin("Reading rows")
+        planned = plan_for(request, ReadingBar(stages.detail).show, stages.begin)
+        stages.end()
+        if not dry_run:
+            _require_here(planned, device)
+            _show(planned, say)
+            stages.begin("Loading the model")
+            run = start_run(planned, output or _fresh_name(planned), beginning)
+            _train(run, again, stages)
+        elif as_json:
+            out_json(planned.plan.to_json())
+        else:
+            _show(planned, out)
+
+
+def _resume(folder: Path, again: Again) -> None:
+    """Go on with a run."""
+    worker = this_process().worker
+    with Stages() as stages:
+        stages.begin("Reading rows, loading the model")
+        recovery = worker.recovery if worker else None
+        _train(resume_run(folder, again.data, again.memory, recovery), again, stages)
 
 
 def _begun(
@@ -249,22 +260,23 @@ def _show(planned: PreparedPlan, show: Callable[[str], None]) -> None:
         show("\n" + "\n".join(planned.dataset.receipt.lines()) + "\n")
 
 
-def _train(run: Run, again: Again) -> None:
+def _train(run: Run, again: Again, stages: Stages) -> None:
     """Train to the end and print where the adapter is."""
     folder, process = run.folder, this_process()
     worker, tell = process.worker, _said_once if verbosity() >= NORMAL else lambda: None
     if worker is not None:
         _watch(run, worker, again)
+    stages.end()
     say(f"Run folder {folder.path}")
     for notice in run.notices:
         say(notice)
     told = len(run.notices)
     if run.start.step:
         say(f"Going on after step {run.start.step} of {run.schedule.steps}")
+    progress = ProgressBar(run, stages, judged=again.after != After(verdict=False, samples=0))
     with (
         closing(run),
         sinks(again.log, run) as logged,
-        ProgressBar(run) as progress,
         process.interrupts.patiently(tell) as stop,
     ):
         try:
@@ -278,7 +290,10 @@ def _train(run: Run, again: Again) -> None:
         except KeyboardInterrupt:
             say(f"Go on from the newest checkpoint with: {folder.resume_command}")
             raise
-    for notice in (*run.notices[told:], *progress.cautions()):
+        finally:
+            stages.end()
+    cautions = [] if progress.verdict() else progress.cautions()
+    for notice in (*run.notices[told:], *cautions):
         say(notice)
     if again.as_json:
         places = {"run": str(folder.path), "adapter": str(folder.adapter)}
