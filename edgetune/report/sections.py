@@ -28,7 +28,6 @@ EVENTS = {
     "paused": "Paused",
     "the machine is under strain": "Machine under pressure",
     "ended early": "Ended early",
-    "ended learning": "Stopped learning early",
     "ended learning": "No lower validation loss",
     "checkpoint refused": "Checkpoint refused",
     "versions changed": "Versions changed",
