@@ -72,12 +72,14 @@ class Site:
 def viewed(workplace: Path, *arguments: str) -> Iterator[Site]:
     """Yield a page, served by ``edgetune view`` in a process of its own."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "edgetune", "view", *arguments, "--json"],
+        # as a script starts it in the background: Ctrl-C is ignored by it and what it starts
+        ["/bin/sh", "-c", 'trap "" INT; exec "$0" "$@"', sys.executable, "-m", "edgetune", "view",
+         *arguments, "--json"],
         cwd=workplace,
         env={**os.environ, "EDGETUNE_CACHE": str(workplace / "cache")},
         stdout=subprocess.PIPE,
         text=True,
-    )
+    )  # fmt: skip
     assert process.stdout is not None
     told = json.loads(process.stdout.readline())
     split = urlsplit(told["url"])

@@ -20,7 +20,7 @@ page). The core imports in one direction only, from the bottom of this list of s
 ```
 errors, units, files -> settings, shape, tensors -> network -> methods -> profile -> device -> model
   -> choice -> memory, speed -> planning -> data -> backend -> loop -> adapters -> runs -> exporters
-  -> report -> workflows -> serving, api -> cli
+  -> report -> workflows -> serving, api -> page -> cli
 ```
 
 A run goes the same way: `cli.train` turns flags into a request; `workflows.planning` reads the model's

@@ -48,6 +48,7 @@ _LOCKED: Final = b"Open this page with the address that `edgetune view` printed.
 _ELSEWHERE: Final = b"This page answers only itself, on 127.0.0.1.\n"
 _WELCOME: Final = (
     b'<!doctype html><html lang="en"><title>edgetune</title>'
+    b'<link rel="icon" href="/static/icon.svg" type="image/svg+xml">'
     b'<meta http-equiv="refresh" content="0; url=/"><p><a href="/">Open the page</a></p></html>\n'
 )
 """A redirect would still count as a request of the site that linked here, and get no cookie."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qs
 
@@ -30,7 +31,8 @@ class Asked:
     """A request: what stands behind the question mark or in the form, by name."""
 
     given: Mapping[str, list[str]]
-    by_script: bool = False
+    begun: float = field(default_factory=time.thread_time)
+    """The time that the processor had spent on the thread before, in seconds."""
 
     def one(self, name: str, default: str | None = None) -> str:
         """Return the value of a field.
@@ -66,8 +68,8 @@ def endpoint(work: Work) -> Callable[[Request], Awaitable[Response]]:
     async def answered(request: Request) -> Response:
         by_script = SCRIPT in request.headers
         try:
-            asked = Asked(given=await _given(request), by_script=by_script)
-            return await run_in_threadpool(work, asked)
+            given = await _given(request)
+            return await run_in_threadpool(lambda: work(Asked(given=given)))
         except EdgetuneError as error:
             status = 404 if isinstance(error, NotThereError) else 400
             return refusal(str(error), status, by_script=by_script)

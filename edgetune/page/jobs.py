@@ -157,9 +157,12 @@ def safe_environment() -> dict[str, str]:
 
 
 def ask_to_stop(number: int) -> None:
-    """Ask a training to stop after its step and save; a command that saves nothing stops."""
+    """Ask a training to stop after its step and save; a command that saves nothing stops.
+
+    Not by the signal of Ctrl-C, which what a script started in the background ignores.
+    """
     with suppress(ProcessLookupError):
-        os.kill(number, signal.SIGINT)
+        os.kill(number, signal.SIGTERM)
 
 
 def stop_at_once(number: int, began_at: float) -> None:

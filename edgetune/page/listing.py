@@ -9,14 +9,15 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from edgetune.files import is_utf8, parsed_json
 from edgetune.page.asked import NotThereError
 from edgetune.planning.file import LARGEST
+from edgetune.report.contents import StatusKind
+from edgetune.report.status import status_of
 from edgetune.runs.lock import LOCK, holder
 
-State = Literal["running", "finished", "stopped", "failed", "interrupted"]
 Signature = tuple[object, ...]
 Plain = dict[str, Any]
 
@@ -37,7 +38,7 @@ class Listed:
     """Its path below the folder, as addresses on the page have it."""
     path: Path
     changed: float
-    state: State = "interrupted"
+    state: StatusKind = "interrupted"
     because: str = ""
     model: str = ""
     method: str = ""
@@ -61,11 +62,6 @@ class Listed:
     def share(self) -> float:
         """How much of it is done, from 0 to 1."""
         return min(1.0, self.step / self.steps) if self.steps else 0.0
-
-    @property
-    def resumable(self) -> bool:
-        """Whether ``train --resume`` may go on with it."""
-        return self.holder is None and self.state in {"stopped", "interrupted"}
 
 
 class Listing:
@@ -153,14 +149,15 @@ def _read(name: str, path: Path) -> Listed:
     metrics = path / "metrics.jsonl"
     step, evaluation = _last(metrics)
     base = next(_objects(metrics, last=False), {})
-    state, because = _state(path)
+    notes = list(_objects(path / "journal.jsonl", last=True))[::-1]
+    status = status_of(notes, running=False, finished=False)
     times = [stamp[0] for stamp in _signature(path)[:3] if isinstance(stamp, tuple)]
     return Listed(
         name=name,
         path=path,
         changed=max(times, default=0) / 1e9,
-        state=state,
-        because=because,
+        state=status.kind,
+        because=status.because,
         **plan,
         step=_number(step, "step") or 0,
         loss=_number(step, "loss"),
@@ -226,22 +223,6 @@ def _planned_steps(found: Mapping[str, str]) -> int | None:
 
 def _whole(text: str | None) -> int | None:
     return int(text) if text and text.isascii() and text.isdecimal() and len(text) < 20 else None
-
-
-def _state(path: Path) -> tuple[State, str]:
-    """Return how a run ended, as its journal says, and why."""
-    for note in _objects(path / "journal.jsonl", last=True):
-        match note.get("what"):
-            case "adapter written":
-                return "finished", ""
-            case "ended early":
-                because = str(note.get("because", ""))
-                return ("stopped" if because.startswith("Stopped") else "failed"), because
-            case "no adapter":
-                return "failed", str(note.get("because", ""))
-            case "resumed":
-                break
-    return "interrupted", "Its process ended without a word."
 
 
 def _objects(path: Path, *, last: bool) -> Iterator[Plain]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -56,7 +57,8 @@ def live(asked: Asked, state: object, template: str, **values: Any) -> Response:
     if asked.one("version", "") == version:
         return Response(status_code=204)
     text = rendered(template, **values)
-    return HTMLResponse(text, headers={"x-version": version})
+    cost = f"{1000 * (time.thread_time() - asked.begun):.0f}"
+    return HTMLResponse(text, headers={"x-version": version, "x-milliseconds": cost})
 
 
 def version_of(state: object) -> str:

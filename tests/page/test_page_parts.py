@@ -85,7 +85,7 @@ def test_a_run_at_work_is_first_and_training_whatever_its_journal_says(
     (tmp_path / "a" / LOCK).write_text(f"{os.getpid()} {began(os.getpid())}\n")
     first, second = Listing(tmp_path).runs()
     assert (first.name, first.state, first.holder) == ("a", "running", os.getpid())
-    assert (second.state, second.resumable, first.resumable) == ("stopped", True, False)
+    assert (second.name, second.state, second.holder) == ("b", "stopped", None)
 
 
 def test_the_list_follows_a_run_and_reads_nothing_twice(
@@ -113,7 +113,7 @@ def test_a_damaged_run_is_listed_all_the_same(tmp_path: Path, text: str) -> None
         '{"event": "step"}\nnull\n[]\n{"event": "eval", "step": "x"}\n'
     )
     (found,) = Listing(tmp_path).runs()
-    assert (found.name, found.state, found.step) == ("damaged", "interrupted", 0)
+    assert (found.name, found.state, found.step) == ("damaged", "planned", 0)
     assert "damaged" in rendered(
         "_runs.html", runs=[found], starting=[], stopping=set(), folder=str(tmp_path)
     )

@@ -58,6 +58,7 @@ async function refresh(part) {
   if (answer.status === 204) return;
   if (!answer.ok) throw new Error((await answer.json()).error);
   part.dataset.version = answer.headers.get("x-version");
+  part.dataset.cost = answer.headers.get("x-milliseconds");
   const fresh = document.createElement("div");
   fresh.innerHTML = await answer.text();
   const focused = part.contains(document.activeElement);
@@ -67,15 +68,13 @@ async function refresh(part) {
   part.dispatchEvent(new Event("refreshed"));
 }
 
-/** Ask again and again, but for a fiftieth of the time at most: a training has the machine first. */
+/** Ask again and again, for a fiftieth of the processor's time at most: a training has it first. */
 async function keepLive(part) {
-  let took = 0;
   tell(part);
   for (;;) {
-    const pause = Math.max(Number(part.dataset.every), 50 * Math.min(took, 200));
+    const pause = Math.max(Number(part.dataset.every), 50 * Number(part.dataset.cost ?? 0));
     await new Promise((done) => setTimeout(done, pause));
     if (document.hidden) continue;
-    const begun = performance.now();
     try {
       await refresh(part);
       complain("", "lost");
@@ -83,7 +82,6 @@ async function keepLive(part) {
       const gone = error instanceof TypeError;
       complain(gone ? GONE : error.message, "lost");
     }
-    took = performance.now() - begun;
   }
 }
 

@@ -77,6 +77,7 @@ def _shown(page: Page, found: Listed, job: Job | None) -> tuple[object, str, dic
         "error": "" if job is None or job.started < found.changed else job.error,
     }
     report = page.readers.report(found)
+    values["resumable"] = report.status.resumable and not alive
     parts = {"summary": Markup(summary(report)), "body": Markup(body(report))}
     return (found, values), "_run.html", {**values, **parts}
 
