@@ -161,6 +161,7 @@ def _is_found_by_another_page_and_stopped(page: Page, workplace: Path, runs: Pat
         page.once("dialog", lambda dialog: dialog.accept())
         page.click("#stop")
         expect(page.locator("#resume")).to_be_visible(timeout=SLOW)
+        page.goto("about:blank")  # this page ends now
     assert holder(runs / "rows-tiny") is None
 
 
