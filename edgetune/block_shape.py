@@ -44,7 +44,7 @@ class Linear:
 class Norm:
     """One normalisation; ``module`` is its path inside the block (or in the model)."""
 
-    role: NormRole | Literal["final"]
+    role: NormRole | Literal["embedding", "final"]
     module: str
     size: int
     bias: bool = False
@@ -92,6 +92,8 @@ class Attention:
     scale: float
     window: int | None = None
     """A token sees itself and the ``window - 1`` tokens before it; ``None`` sees all."""
+    slopes: tuple[float, ...] = ()
+    """By head, what is taken from a score for each position between query and key (ALiBi)."""
     softcap: float | None = None
     """``softcap * tanh(scores / softcap)`` before the softmax (Gemma-2)."""
     rotary: Rotary | None = None
@@ -128,7 +130,8 @@ class BlockShape:
     norms: tuple[Norm, ...]
     parallel: bool = False
     interleaved_qkv: bool = False
-    """The fused projection holds q, k and v head by head (GPT-NeoX), not one after another."""
+    """The fused projection holds q, k and v head by head (GPT-NeoX), not one after another: for
+    each key head first the queries that share it (Falcon)."""
     normed_after_rotation: bool = False
     """Queries and keys are normalised when they have been rotated (Hunyuan), not before."""
 

@@ -81,7 +81,11 @@ class ModelShape:
     head: str
     block_prefix: str
     positions: str | None = None
-    """Module of learned position embeddings (GPT-2), ``max_context`` rows."""
+    """Module of learned position embeddings (GPT-2): ``max_context`` rows and those before them."""
+    position_offset: int = 0
+    """Rows of that table before the one of the first position (OPT)."""
+    embedding_norm: Norm | None = None
+    """Of the input of the first block (BLOOM)."""
     head_bias: bool = False
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
@@ -169,8 +173,10 @@ class ModelShape:
         matrix = (self.vocabulary, self.hidden_size)
         yield TensorShape(name=f"{self.embedding}.weight", shape=matrix, kind="embedding")
         if self.positions is not None:
-            shape = (self.max_context, self.hidden_size)
+            shape = (self.max_context + self.position_offset, self.hidden_size)
             yield TensorShape(name=f"{self.positions}.weight", shape=shape, kind="position")
+        if self.embedding_norm is not None:
+            yield from norm_tensors("", self.embedding_norm, None)
         yield from norm_tensors("", self.final_norm, None)
         if not self.tied:
             yield TensorShape(name=f"{self.head}.weight", shape=matrix, kind="head")

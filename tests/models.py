@@ -79,6 +79,27 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "arcee": SMALL,
     "helium": SMALL,
     "cwm": SMALL | WINDOWS,
+    "gptj": GPT2 | {"n_layer": 2, "rotary_dim": 4},
+    "phi": SMALL,
+    "gpt_neo": {
+        "vocab_size": 97, "hidden_size": 32, "num_layers": 4, "num_heads": 4, "window_size": 5,
+        "attention_types": [[["global", "local"], 2]], "max_position_embeddings": 128,
+        "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2},
+    "gpt_bigcode": GPT2,
+    "falcon": {
+        "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_kv_heads": 2, "new_decoder_architecture": True, "initializer_range": 0.2,
+        "bos_token_id": 1, "eos_token_id": 2},
+    "bloom": {
+        "vocab_size": 97, "hidden_size": 48, "n_layer": 3, "n_head": 6,
+        "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2},
+    "mpt": {
+        "vocab_size": 97, "d_model": 48, "n_layers": 3, "n_heads": 6, "max_seq_len": 128,
+        "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2},
+    "opt": {
+        "vocab_size": 97, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "max_position_embeddings": 128, "init_std": 0.2,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
     "stablelm": SMALL | {"use_parallel_residual": True, "partial_rotary_factor": 0.5},
 }  # fmt: skip
 
@@ -96,6 +117,22 @@ WRAPPERS = {
 """Families whose folders load as a class around the decoder, with parts for images beside it."""
 
 
+LAYERS = {"gpt2": "n_layer", "gptj": "n_layer", "gpt_bigcode": "n_layer", "bloom": "n_layer",
+          "mpt": "n_layers"}  # fmt: skip
+"""What families call the number of their layers, if not ``num_hidden_layers``."""
+
+
+def _with_layers(family: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return changes in which ``layers`` is the number of layers, by the family's name for it."""
+    changes = dict(changes)
+    count = changes.pop("layers", None)
+    if count is None:
+        return changes
+    if family == "gpt_neo":
+        return changes | {"num_layers": count, "attention_types": [[["local"], count]]}
+    return changes | {LAYERS.get(family, "num_hidden_layers"): count}
+
+
 def make_model(
     folder: Path, family: str, *, dtype: torch.dtype = torch.float32, **changes: object
 ) -> Path:
@@ -103,7 +140,7 @@ def make_model(
 
     Every tensor is random, norms and biases too: a part that is left out changes the logits.
     """
-    settings = (FAMILIES | WRAPPERS)[family] | changes
+    settings = (FAMILIES | WRAPPERS)[family] | _with_layers(family, changes)
     if "layer_types" in settings:
         settings["layer_types"] = settings["layer_types"][: settings["num_hidden_layers"]]
     config = AutoConfig.for_model(family, **settings)
@@ -111,7 +148,7 @@ def make_model(
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name or name.endswith("bias") or ".ln_" in name:
+            if "norm" in name or name.endswith("bias") or "ln_" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     model.to(dtype).save_pretrained(folder)
     return folder

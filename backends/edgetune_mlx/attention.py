@@ -143,38 +143,47 @@ def _attend(
     offset: int,
     piece: Piece,
 ) -> mx.array:
-    mask = _mask(piece, offset, rule.window, keys)
-    if rule.softcap is None:
+    distance, same = _distance(piece, offset, keys)
+    mask = _within(distance, rule.window)
+    mask = mask if same is None else mask & same
+    if rule.softcap is None and not rule.slopes:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=rule.scale, mask=mask)
-    return _explicit(q, k, v, rule, rule.softcap, mask)
+    return _explicit(q, k, v, rule, distance, mask)
 
 
 def _explicit(
-    q: mx.array, k: mx.array, v: mx.array, rule: Attention, softcap: float, mask: mx.array
+    q: mx.array, k: mx.array, v: mx.array, rule: Attention, distance: mx.array, mask: mx.array
 ) -> mx.array:
-    """Compute what the fused kernel cannot: scores that are capped before the softmax."""
+    """Compute what the fused kernel cannot: scores that are capped, or fall with the distance."""
     rows, groups = q.shape[0], k.shape[1]
     grouped = q.reshape(rows, groups, -1, *q.shape[2:])  # (B, G, H/G, S, h)
     scores = (grouped @ k[:, :, None].swapaxes(-1, -2)).astype(mx.float32) * rule.scale
-    scores = mx.tanh(scores / softcap) * softcap
+    if rule.softcap is not None:
+        scores = mx.tanh(scores / rule.softcap) * rule.softcap
+    if rule.slopes:
+        slopes = mx.array(rule.slopes).reshape(groups, -1, 1, 1)
+        scores = scores - slopes * distance[:, None]
     hidden = mx.array(-mx.inf, mx.float32)
     weights = mx.softmax(mx.where(mask[:, None], scores, hidden), axis=-1, precise=True)
     return (weights.astype(q.dtype) @ v[:, :, None]).reshape(q.shape)
 
 
-def _mask(piece: Piece, offset: int, window: int | None, keys: Keys) -> mx.array:
-    """Return which keys each query sees, (1 or B, 1, S, K)."""
+def _distance(piece: Piece, offset: int, keys: Keys) -> tuple[mx.array, mx.array | None]:
+    """Return how far keys are before each query, (1 or B, 1, S, K), and which are in reach at all.
+
+    None: all are.
+    """
     at = mx.arange(piece.queries.start, piece.queries.stop)[:, None] + offset
     key = mx.arange(piece.keys.start, piece.keys.stop)[None]
     distance = (at - key)[None, None]
     if keys.documents is None:
-        return _within(distance, window)
+        return distance, None
     every = key < keys.before
     inside = keys.positions[:, None, piece.queries, None] - key
     distance = mx.where(every, inside, distance)
     numbers = mx.pad(keys.documents, [(0, 0), (keys.before, 0)])[:, None, None, piece.keys]
     same = keys.documents[:, None, piece.queries, None] == numbers
-    return _within(distance, window) & (every | same)
+    return distance, every | same
 
 
 def _within(distance: mx.array, window: int | None) -> mx.array:

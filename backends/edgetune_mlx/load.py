@@ -55,6 +55,8 @@ class Weights:
     positions: mx.array | None
     final_norm: mx.array
     final_norm_bias: mx.array | None
+    embedding_norm: mx.array | None = None
+    embedding_norm_bias: mx.array | None = None
     blocks: Sequence[BlockWeights]
     """Read when asked for, each time again, if the blocks live on disk."""
 
@@ -71,7 +73,7 @@ class Loader:
         """Read everything, or everything but the given blocks."""
         shape = self.model.shape
         embedding = self._matrix(f"{shape.embedding}.weight")
-        final = shape.final_norm
+        final, first = shape.final_norm, shape.embedding_norm
         return Weights(
             embedding=embedding,
             head=embedding if shape.tied else self._matrix(f"{shape.head}.weight"),
@@ -79,6 +81,10 @@ class Loader:
             positions=self._read(f"{shape.positions}.weight") if shape.positions else None,
             final_norm=self._read(f"{final.module}.weight"),
             final_norm_bias=self._read(f"{final.module}.bias") if final.bias else None,
+            embedding_norm=self._read(f"{first.module}.weight") if first else None,
+            embedding_norm_bias=self._read(f"{first.module}.bias")
+            if first is not None and first.bias
+            else None,
             blocks=blocks or [self.block(layer) for layer in range(shape.layers)],
         )
 

@@ -45,7 +45,9 @@ class MlxOps:
     def position_embedding(self) -> mx.array:
         """Return the embeddings (B, S, D) of the tokens' positions."""
         assert self.weights.positions is not None
-        return self.weights.positions[self.layout.positions].astype(self.dtype)
+        return self.weights.positions[self.layout.positions + self.shape.position_offset].astype(
+            self.dtype
+        )
 
     def linear(self, role: str, x: mx.array, *, bias: bool = True) -> mx.array:
         """Multiply by a frozen matrix."""
@@ -216,10 +218,10 @@ class MlxOps:
         ends = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
         return list(mx.split(x, ends, axis=-1))
 
-    def split_by_head(self, x: mx.array, heads: int, parts: int) -> Sequence[mx.array]:
+    def split_by_head(self, x: mx.array, heads: int, widths: Sequence[int]) -> Sequence[mx.array]:
         """Return the parts of each head."""
-        by_head = x.reshape(*x.shape[:-1], heads, parts, -1)
-        return [by_head[..., i, :].flatten(2) for i in range(parts)]
+        by_head = x.reshape(*x.shape[:-1], heads, -1)
+        return [part.flatten(2) for part in self.split(by_head, widths)]
 
     def to_heads(self, x: mx.array, size: int) -> mx.array:
         """Return (B, S, heads, size)."""

@@ -150,8 +150,8 @@ class FusedOnCpu(torch.autograd.Function):
 
 
 def _fused(rule: Attention, keys: int, q: Tensor) -> bool:
-    plain = rule.softcap is None and (rule.window is None or rule.window >= keys)
-    return plain and attends(q.dtype, q.device)
+    plain = rule.softcap is None and not rule.slopes
+    return plain and (rule.window is None or rule.window >= keys) and attends(q.dtype, q.device)
 
 
 def _pieces(documents: Documents, *, apart: bool) -> list[Piece]:
@@ -218,6 +218,9 @@ def _explicit(q: Tensor, k: Tensor, v: Tensor, *, rule: Attention, shift: int) -
         scores = torch.tanh(scores / rule.softcap) * rule.softcap
     at = torch.arange(q.shape[2], device=q.device)[:, None] + shift
     keys = torch.arange(k.shape[2], device=q.device)[None, :]
+    if rule.slopes:
+        slopes = torch.tensor(rule.slopes, device=q.device).view(k.shape[1], -1, 1, 1)
+        scores = scores + slopes * (keys - at)
     hidden = keys > at
     if rule.window is not None:
         hidden |= keys <= at - rule.window

@@ -25,10 +25,11 @@ class Decoder:
         self.shape = shape
         self.weights = weights
         self.dtype = dtype
-        bias = weights.final_norm_bias
+        norms = {"final": weights.final_norm, "embedding": weights.embedding_norm}
+        biases = {"final": weights.final_norm_bias, "embedding": weights.embedding_norm_bias}
         self._ends = BlockWeights(
-            norms={"final": weights.final_norm},
-            norm_biases={} if bias is None else {"final": bias},
+            norms={name: x for name, x in norms.items() if x is not None},
+            norm_biases={name: x for name, x in biases.items() if x is not None},
         )
         self._anywhere = TokenLayout(positions=torch.empty(0), documents=(), dtype=dtype)
 

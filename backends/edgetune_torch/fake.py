@@ -148,7 +148,7 @@ def fake_engine(shape: ModelShape, choice: Choice) -> Engine:
     embedding = form.empty(shape.vocabulary)
     resident = choice.embedding == "resident"
     kept = choice.embedding == "resident" or (shape.tied and choice.head == "resident")
-    final = shape.final_norm
+    final, first = shape.final_norm, shape.embedding_norm
     weights = Weights(
         device=workspace.device,
         embedding=ResidentEmbedding(embedding, form)
@@ -156,11 +156,15 @@ def fake_engine(shape: ModelShape, choice: Choice) -> Engine:
         else FakeEmbedding(shape.hidden_size, form.dtype),
         head=_head(shape, choice, embedding if kept else None, workspace),
         head_bias=torch.empty(shape.vocabulary, dtype=dtype) if shape.head_bias else None,
-        positions=torch.empty(shape.max_context, shape.hidden_size, dtype=dtype)
+        positions=torch.empty(
+            shape.max_context + shape.position_offset, shape.hidden_size, dtype=dtype
+        )
         if shape.positions
         else None,
         final_norm=torch.empty(final.size, dtype=dtype),
         final_norm_bias=torch.empty(final.size, dtype=dtype) if final.bias else None,
+        embedding_norm=torch.empty(first.size, dtype=dtype) if first else None,
+        embedding_norm_bias=torch.empty(first.size, dtype=dtype) if first and first.bias else None,
         blocks=_blocks(shape, choice, dtype, workspace),
         workspace=workspace,
         held=ExitStack(),

@@ -48,6 +48,8 @@ class Weights:
     positions: Tensor | None
     final_norm: Tensor
     final_norm_bias: Tensor | None
+    embedding_norm: Tensor | None = None
+    embedding_norm_bias: Tensor | None = None
     blocks: Blocks
     workspace: Workspace
     held: ExitStack
@@ -56,7 +58,10 @@ class Weights:
     @property
     def nbytes(self) -> int:
         """Bytes that stay on the device, scratch memory not counted."""
-        others = (self.head_bias, self.positions, self.final_norm, self.final_norm_bias)
+        others = (
+            self.head_bias, self.positions, self.final_norm, self.final_norm_bias,
+            self.embedding_norm, self.embedding_norm_bias,
+        )  # fmt: skip
         small = sum(tensor.nbytes for tensor in others if tensor is not None)
         return self.embedding.nbytes + self.head.nbytes + small + self.blocks.nbytes
 
@@ -115,6 +120,7 @@ class Loader:
 
     def _load(self, held: ExitStack) -> Weights:
         shape, final = self.model.shape, self.model.shape.final_norm
+        first = shape.embedding_norm
         embedding = self._embedding()
         return Weights(
             device=self.device,
@@ -124,6 +130,10 @@ class Loader:
             positions=self._read(f"{shape.positions}.weight") if shape.positions else None,
             final_norm=self._read(f"{final.module}.weight"),
             final_norm_bias=self._read(f"{final.module}.bias") if final.bias else None,
+            embedding_norm=self._read(f"{first.module}.weight") if first else None,
+            embedding_norm_bias=self._read(f"{first.module}.bias")
+            if first is not None and first.bias
+            else None,
             blocks=place_blocks(
                 self.placements.blocks,
                 self._source,

@@ -46,7 +46,9 @@ class TorchOps:
     def position_embedding(self) -> Tensor:
         """Return the embeddings (B, S, D) of the tokens' positions."""
         assert self.weights.positions is not None
-        return self.weights.positions[self.layout.positions].to(self.layout.dtype)
+        at = self.layout.positions
+        at = at + self.shape.position_offset if self.shape.position_offset else at
+        return self.weights.positions[at].to(self.layout.dtype)
 
     def linear(self, role: str, x: Tensor, *, bias: bool = True) -> Tensor:
         """Multiply by a frozen matrix."""
@@ -224,10 +226,10 @@ class TorchOps:
         """Return views of parts of the last axis."""
         return torch.split(x, list(widths), dim=-1)
 
-    def split_by_head(self, x: Tensor, heads: int, parts: int) -> Sequence[Tensor]:
+    def split_by_head(self, x: Tensor, heads: int, widths: Sequence[int]) -> Sequence[Tensor]:
         """Return copies of the parts of each head."""
-        by_head = x.view(*x.shape[:-1], heads, parts, -1)
-        return [part.flatten(2) for part in by_head.unbind(-2)]
+        by_head = x.view(*x.shape[:-1], heads, -1)
+        return [part.flatten(2) for part in torch.split(by_head, list(widths), dim=-1)]
 
     def to_heads(self, x: Tensor, size: int) -> Tensor:
         """Return (B, S, heads, size)."""

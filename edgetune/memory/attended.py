@@ -28,7 +28,7 @@ class Attending(Fused):
         """Return the output (B, H, S, h) of causal attention."""
         window = rule.window
         short = window is None or window >= q.shape[2]
-        if self.batch.fuses and short and rule.softcap is None:
+        if self.batch.fuses and short and rule.softcap is None and not rule.slopes:
             return self._kernel(q, k, v)
         return self._chunks(q, k, v, rule)
 
@@ -123,6 +123,8 @@ class Attending(Fused):
             scores = self.scaled(capped, 1.0)
             del capped
         places = self.new(INDEX * (queries + keys))
+        if rule.slopes:
+            scores = self._inclined(scores, queries * keys)
         hidden = self.new(queries * keys)
         if rule.window is not None:
             self.ledger.transient(queries * keys + INDEX * queries)
@@ -135,6 +137,15 @@ class Attending(Fused):
             del hidden, places
             return self.as_width(out, q.width)
         return self.unmade_matmul(weights, self._spread(values, q), size)
+
+    def _inclined(self, scores: Sized, distances: int) -> Sized:
+        """Return scores with what distance takes from them, each head at its own rate."""
+        apart = self.new(INDEX * distances)
+        taken = self.tape.made((scores.shape[1], distances), FLOAT32_BYTES, (), lambda _: ())
+        del apart
+        out = self.tape.made(scores.shape, scores.width, (scores,), lambda grads: (grads[0],))
+        del taken
+        return out
 
     def _matrices(self, x: Sized) -> Sized:
         """Return x (B, heads, S, h) as one matrix a head of a row."""

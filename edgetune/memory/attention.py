@@ -41,6 +41,7 @@ class Heads:
             rows.fuses
             and not rows.mlx
             and self.rule.softcap is None
+            and not self.rule.slopes
             and (window is None or window >= rows.context)
         )
 
@@ -105,8 +106,11 @@ def _piece(heads: Heads, rows: BatchShape, copies: int) -> int:
     for end in ends:
         queries = min(QUERY_CHUNK, end - (end - 1) // QUERY_CHUNK * QUERY_CHUNK)
         keys = min(end, window + queries)
-        capped = heads.rule.softcap is not None
-        score = 2 * copies * FLOAT32_BYTES if capped else copies * rows.width
+        score = copies * rows.width
+        if heads.rule.softcap is not None:
+            score = 2 * copies * FLOAT32_BYTES
+        elif heads.rule.slopes:
+            score = (copies + 1) * FLOAT32_BYTES
         seen = rows.batch * queries * keys
         scores = seen * heads.count * score
         masked = seen if rows.documents > 1 else queries * keys

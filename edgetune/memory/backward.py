@@ -23,6 +23,8 @@ class Backward:
     def run(self) -> None:
         ledger, saved = self.ledger, self.saved
         grad = self._mlp()
+        # MLX goes back through both halves of a parallel block at once
+        beside = ledger.alloc(saved.gates if self.rows.mlx and self.shape.parallel else 0)
         self.mlp_peak, ledger.peak = ledger.peak, ledger.live
         if not self.block.reached(*FIRST_HALF):
             return
@@ -36,7 +38,7 @@ class Backward:
         grad = made
         if self.block.goes_on:
             grad = self._norm("attention_input", made, saved.entry_norm)
-        ledger.free(grad + residual)
+        ledger.free(grad + residual + beside)
 
     def _mlp(self) -> int:
         ledger, saved, rows, block = self.ledger, self.saved, self.rows, self.block

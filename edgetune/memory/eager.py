@@ -81,7 +81,8 @@ class EagerOps(Attending):
     ) -> Sized:
         """Normalise x."""
         kind, shape = self.shape.norm, self.shape
-        norm = shape.final_norm if role == "final" else self.own.norm_by_role[role]
+        ends = {"final": shape.final_norm, "embedding": shape.embedding_norm}
+        norm = ends.get(role) or self.own.norm_by_role[role]
         stored = outside((norm.size,), self.batch.stored)
         gain = self.gain(stored if weight is None else weight, kind)
         if kind.kind == "rms":
@@ -247,11 +248,9 @@ class EagerOps(Attending):
         """Return views of parts of the last axis."""
         return self.parted(x, [(*x.shape[:-1], width) for width in widths])
 
-    def split_by_head(self, x: Sized, heads: int, parts: int) -> Sequence[Sized]:
+    def split_by_head(self, x: Sized, heads: int, widths: Sequence[int]) -> Sequence[Sized]:
         """Return copies of the parts of each head."""
-        del heads
-        shape = (*x.shape[:-1], x.shape[-1] // parts)
-        views = self.parted(x, [shape] * parts)
+        views = self.parted(x, [(*x.shape[:-1], heads * width) for width in widths])
         return [self.copied(view) for view in views]
 
     def to_heads(self, x: Sized, size: int) -> Sized:

@@ -45,8 +45,10 @@ def loss_bytes(
     ledger.alloc(hidden)  # the gradient behind the norm
     ledger.transient(_chunk(shape, rows, chunk, head, quantized=quantized, gradient=True))
     ledger.transient(hidden, 0)
-    ledger.free(norm_backward(ledger, shape.norm, shape.hidden_size, rows, shape.hidden_size))
-    ledger.free(hidden + weight_bytes)
+    made = norm_backward(ledger, shape.norm, shape.hidden_size, rows, shape.hidden_size)
+    if not rows.mlx:
+        ledger.transient(hidden)  # the gradient of all states, what was selected still there
+    ledger.free(made + hidden + weight_bytes)
     ledger.transient(2 * hidden)
     return ledger.peak
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from edgetune.shape import LinearRole, ModelShape, NormRole
+from edgetune.shape import LinearRole, ModelShape
 
 LINEARS: Final[Mapping[LinearRole, str]] = {
     "q": "attn_q",
@@ -19,7 +19,7 @@ LINEARS: Final[Mapping[LinearRole, str]] = {
     "down": "ffn_down",
 }
 
-NORMS: Final[Mapping[NormRole, str]] = {
+NORMS: Final[Mapping[str, str]] = {
     "attention_input": "attn_norm",
     "attention_output": "post_attention_norm",
     "mlp_input": "ffn_norm",
@@ -64,6 +64,5 @@ def _blocks(shape: ModelShape) -> Iterator[tuple[str, str]]:
             for part in ("weight", "bias") if linear.bias else ("weight",):
                 yield f"{ours}{linear.module}.{part}", f"{prefix}{LINEARS[linear.role]}.{part}"
         for norm in shape.blocks[layer].norms:
-            assert norm.role != "final"
             for part in ("weight", "bias") if norm.bias else ("weight",):
                 yield f"{ours}{norm.module}.{part}", f"{prefix}{NORMS[norm.role]}.{part}"

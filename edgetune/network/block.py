@@ -75,9 +75,9 @@ class Block(Generic[A]):
     def embedded(self, tokens: A) -> A:
         """Return the input (B, S, D) of the first block for tokens (B, S)."""
         x = self.method.embed(self, self.ops.embedding(tokens, self.shape.embedding_scale))
-        if self.shape.positions is None:
-            return x
-        return self.ops.add(x, self.ops.position_embedding())
+        if self.shape.positions is not None:
+            x = self.ops.add(x, self.ops.position_embedding())
+        return x if self.shape.embedding_norm is None else self.ops.norm("embedding", x)
 
     def normed(self, x: A) -> A:
         """Return the input of the head (..., D)."""
@@ -120,7 +120,8 @@ class Block(Generic[A]):
             return self._project("q", x), self._project("k", x), self._project("v", x)
         fused = self._project("qkv", x)
         if shape.interleaved_qkv:
-            q, k, v = ops.split_by_head(fused, shape.heads, 3)
+            size, shared = shape.head_dim, shape.heads // shape.kv_heads
+            q, k, v = ops.split_by_head(fused, shape.kv_heads, (shared * size, size, size))
         else:
             q, k, v = ops.split(fused, (shape.queries, shape.keys, shape.keys))
         return q, k, v

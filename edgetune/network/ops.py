@@ -188,8 +188,8 @@ class Ops(Protocol[A]):
     def split(self, x: A, widths: Sequence[int]) -> Sequence[A]:
         """Return parts of the last axis."""
 
-    def split_by_head(self, x: A, heads: int, parts: int) -> Sequence[A]:
-        """Return the parts of each head, each kind flattened: (..., heads * h) of (..., all)."""
+    def split_by_head(self, x: A, heads: int, widths: Sequence[int]) -> Sequence[A]:
+        """Return the parts of each head, each kind flattened: (..., heads * width) of (..., all)."""
 
     def to_heads(self, x: A, size: int) -> A:
         """Return (B, S, heads, size) of (B, S, heads * size)."""

@@ -100,5 +100,5 @@ def _block(block: BlockShape) -> int:
 
 
 def _attention(rule: Attention) -> int:
-    chunked = rule.window is not None or rule.softcap is not None
+    chunked = rule.window is not None or rule.softcap is not None or bool(rule.slopes)
     return ROTARY * (rule.rotary is not None) + CHUNKED_ATTENTION * chunked

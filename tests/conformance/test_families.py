@@ -19,7 +19,7 @@ from edgetune.exporters import ExportRequest, export
 from edgetune.model import LocalModel
 
 BIASED = {
-    "llama", "gpt2", "gpt_neox", "arcee", "nemotron", "seed_oss", "ernie4_5", "granite",
+    "llama", "gpt2", "gpt_neox", "gpt_bigcode", "phi", "falcon", "bloom", "opt", "arcee", "nemotron", "seed_oss", "ernie4_5", "granite",
 }  # fmt: skip
 """Families all of whose projections have a bias, or can be given one by the config."""
 
@@ -41,8 +41,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LocalMod
 
     def model(family: str) -> LocalModel:
         if family not in made:
-            layers = {"n_layer": 2} if family == "gpt2" else {"num_hidden_layers": 2}
-            folder = make_model(tmp_path_factory.mktemp(family), family, **layers)
+            folder = make_model(tmp_path_factory.mktemp(family), family, layers=2)
             made[family] = LocalModel.open(folder)
         return made[family]
 

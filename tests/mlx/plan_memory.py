@@ -43,6 +43,24 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "head_dim": 16, "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 8000,
         "max_position_embeddings": 1024,
     },
+    "inclined": {
+        "model_type": "bloom", "hidden_size": 128, "n_layer": 3, "n_head": 4, "vocab_size": 3000,
+    },
+    "shared": {
+        "model_type": "cohere", "hidden_size": 128, "intermediate_size": 384,
+        "num_hidden_layers": 3, "head_dim": 16, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "vocab_size": 3000, "max_position_embeddings": 1024,
+    },
+    "parallel": {
+        "model_type": "gpt_neox", "hidden_size": 128, "intermediate_size": 384,
+        "num_hidden_layers": 3, "num_attention_heads": 8, "vocab_size": 3000,
+        "max_position_embeddings": 1024,
+    },
+    "squared": {
+        "model_type": "arcee", "hidden_size": 128, "intermediate_size": 384,
+        "num_hidden_layers": 3, "head_dim": 16, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "vocab_size": 3000, "max_position_embeddings": 1024,
+    },
     "narrow": {
         "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 3, "head_dim": 32,
         "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 5000,
@@ -50,7 +68,8 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     },
 }  # fmt: skip
 """Llamas by what their head is: a matrix of its own, or the embedding; and one whose file is in
-bfloat16. And a GPT-2 and a Gemma 2, whose logits are capped."""
+bfloat16. And a GPT-2, a Gemma 2, whose logits are capped, a BLOOM, whose scores fall with the
+distance, a Cohere, both halves of which read one norm, and an AFM, which squares."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +120,14 @@ CASES = (
     Case(model="tied", context=128, fixed={"method": "prompt"}),
     Case(model="gpt2", context=128),
     Case(model="gpt2", context=64, checkpointed=True, fixed={"micro_batch": 2}),
+    Case(model="inclined", context=192),
+    Case(model="inclined", context=128, checkpointed=True),
+    Case(model="shared", context=128),
+    Case(model="shared", context=192, checkpointed=True),
+    Case(model="parallel", context=128),
+    Case(model="parallel", context=192, checkpointed=True),
+    Case(model="squared", context=128),
+    Case(model="squared", context=192, checkpointed=True),
     Case(model="untied", context=128, fixed={"quantization": "mxfp4"}),
     Case(model="narrow", context=128),
     Case(model="narrow", context=64, checkpointed=True, fixed={"quantization": "q8"}),

@@ -27,8 +27,16 @@ PUBLISHED = frozenset(
      "qwen2", "qwen3"}
 )  # fmt: skip
 """Families whose published models are drawn."""
+_GPT = {"n_embd": 576, "n_head": 9, "n_layer": 4}
 OWN_SIZES: dict[str, dict[str, Any]] = {
     "ministral": {"layer_types": ["sliding_attention", "full_attention"] * 2},
+    "gptj": _GPT | {"rotary_dim": 64},
+    "gpt_bigcode": _GPT,
+    "gpt_neo": {"num_heads": 9, "num_layers": 4},
+    "bloom": {"n_head": 9, "n_layer": 4},
+    "mpt": {"d_model": 576, "n_heads": 9, "n_layers": 4},
+    "opt": {"ffn_dim": 1536},
+    "falcon": {"num_kv_heads": 3},
     "granitemoehybrid": {"layer_types": ["attention"] * 4, "shared_intermediate_size": 1536},
 }
 MODELS = (

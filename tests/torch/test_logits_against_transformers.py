@@ -31,7 +31,19 @@ ODD: dict[str, Any] = {
     "hidden_size": 48, "intermediate_size": 40, "num_attention_heads": 3,
     "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 101,
 }  # fmt: skip
-ODD_OF = {"gpt2": {"n_embd": 24, "n_head": 3, "n_inner": 40, "vocab_size": 101}}
+_GPT = {"n_embd": 24, "n_head": 3, "n_inner": 40, "vocab_size": 101}
+ODD_OF: dict[str, dict[str, Any]] = {
+    "gpt2": _GPT,
+    "gptj": _GPT | {"rotary_dim": 6},
+    "gpt_bigcode": _GPT | {"multi_query": False},
+    "gpt_neo": {"hidden_size": 24, "num_heads": 3, "intermediate_size": 40, "vocab_size": 101},
+    "falcon": {
+        "hidden_size": 48, "num_attention_heads": 3, "ffn_hidden_size": 40, "vocab_size": 101,
+        "new_decoder_architecture": False, "bias": True},
+    "bloom": {"hidden_size": 40, "n_head": 5, "vocab_size": 101},
+    "mpt": {"d_model": 40, "n_heads": 5, "vocab_size": 101},
+    "opt": {"hidden_size": 48, "num_attention_heads": 3, "ffn_dim": 40, "vocab_size": 101},
+}  # fmt: skip
 """Three heads of one size, and another of everything else."""
 
 

@@ -25,7 +25,9 @@ from edgetune.profile import model_names, model_profile
 from edgetune.shape import ModelShape
 
 Config = dict[str, Any]
-SEEDS = range(10)
+SEEDS = range(6)
+OLD = frozenset({"bloom", "falcon", "gpt_bigcode", "gpt_neo", "gptj", "mpt", "opt"})
+"""Families whose classes do not say what their attention does; their logits are compared."""
 
 
 @pytest.mark.parametrize("name", [name for name in model_names() if name != "tiny"])
@@ -42,8 +44,9 @@ def test_a_random_config_gives_the_transformers_model(family: str, seed: int) ->
     shape, model = shape_of(config), _meta_model(config)
 
     _assert_same_tensors(shape, model)
-    _assert_same_attention(shape, model)
-    _assert_same_norms(shape, model)
+    if family not in OLD:
+        _assert_same_attention(shape, model)
+        _assert_same_norms(shape, model)
 
 
 @pytest.mark.parametrize("shard_size", ["1GB", "4KB"])
@@ -148,6 +151,13 @@ def _random_config(family: str, seed: int) -> Config:
     make: Callable[[random.Random], Config] = {
         "gpt2": _gpt2,
         "gpt_neox": _gpt_neox,
+        "gpt_bigcode": _gpt_bigcode,
+        "gptj": _gptj,
+        "gpt_neo": _gpt_neo,
+        "bloom": _bloom,
+        "mpt": _mpt,
+        "opt": _opt,
+        "falcon": _falcon,
         "granitemoehybrid": _granite4,
         "helium": _helium,
         "hunyuan_v1_dense": _with_head_size("hunyuan_v1_dense"),
@@ -201,6 +211,7 @@ def _switches(family: str, draw: random.Random, head_dim: int) -> Config:
             "llama": wide | biased | eps | {"mlp_bias": draw.random() < 0.5},
             "mistral": wide | windowed | eps,
             "olmo2": biased | eps,
+            "phi": {"partial_rotary_factor": 0.5, "layer_norm_eps": 1e-6},
             "phi3": windowed | eps | {"partial_rotary_factor": 0.5},
             "qwen2": sometimes_windowed | eps,
             "qwen3": wide | biased | sometimes_windowed | eps,
@@ -283,6 +294,77 @@ def _gpt2(draw: random.Random) -> Config:
         "layer_norm_epsilon": 1e-6,
     }
     return config | _sometimes(draw, switches)
+
+
+def _gpt_bigcode(draw: random.Random) -> Config:
+    config = _gpt2(draw)
+    config.pop("scale_attn_by_inverse_layer_idx", None)
+    return config | {"multi_query": draw.random() < 0.5}
+
+
+def _gptj(draw: random.Random) -> Config:
+    config = _gpt_bigcode(draw)
+    config.pop("multi_query")
+    return config | {"rotary_dim": 4}
+
+
+def _gpt_neo(draw: random.Random) -> Config:
+    groups = draw.choice([[[["global", "local"], 2]], [[["local"], 1], [["global"], 2]]])
+    heads = draw.choice([1, 2, 5])
+    return {
+        "hidden_size": 8 * heads,
+        "num_heads": heads,
+        "intermediate_size": draw.choice([None, 24]),
+        "num_layers": sum(len(kinds) * times for kinds, times in groups),
+        "attention_types": groups,
+        "vocab_size": draw.choice([17, 64]),
+        "max_position_embeddings": 32,
+        "tie_word_embeddings": draw.random() < 0.5,
+    }
+
+
+def _bloom(draw: random.Random) -> Config:
+    heads = draw.choice([1, 2, 5, 6])
+    sizes = {"n_layer": draw.choice([1, 3]), "n_head": heads, "vocab_size": draw.choice([17, 64])}
+    width = draw.choice(["hidden_size", "n_embed"])
+    return sizes | {width: 8 * heads, "tie_word_embeddings": draw.random() < 0.5}
+
+
+def _mpt(draw: random.Random) -> Config:
+    heads = draw.choice([1, 2, 5, 6])
+    sizes = {"n_layers": draw.choice([1, 3]), "n_heads": heads, "d_model": 8 * heads}
+    return sizes | {"vocab_size": 17, "tie_word_embeddings": draw.random() < 0.5}
+
+
+def _opt(draw: random.Random) -> Config:
+    heads = draw.choice([1, 2, 5])
+    return {
+        "hidden_size": 8 * heads,
+        "num_attention_heads": heads,
+        "num_hidden_layers": draw.choice([1, 3]),
+        "ffn_dim": 24,
+        "vocab_size": draw.choice([17, 64]),
+        "max_position_embeddings": 32,
+        "enable_bias": draw.random() < 0.7,
+        "tie_word_embeddings": draw.random() < 0.5,
+    }
+
+
+def _falcon(draw: random.Random) -> Config:
+    heads, new = draw.choice([2, 4]), draw.random() < 0.5
+    return {
+        "hidden_size": 8 * heads,
+        "num_attention_heads": heads,
+        "num_kv_heads": draw.choice([None, 2]) if new else None,
+        "num_hidden_layers": draw.choice([1, 3]),
+        "ffn_hidden_size": draw.choice([None, 24]),
+        "new_decoder_architecture": new,
+        "num_ln_in_parallel_attn": draw.choice([None, 1, 2]) if new else None,
+        "multi_query": draw.random() < 0.5,
+        "parallel_attn": new or draw.random() < 0.5,
+        "bias": draw.random() < 0.5,
+        "vocab_size": draw.choice([17, 64]),
+    }
 
 
 def _gpt_neox(draw: random.Random) -> Config:

@@ -132,6 +132,16 @@ def split_attention(sizes: Sizes, *, bias: bool, output_bias: bool) -> tuple[Lin
     )
 
 
+def fused_attention(sizes: Sizes, fused: str, output: str, *, bias: bool) -> tuple[Linear, ...]:
+    """Return one projection for queries, keys and values, and that of the output."""
+    query, key, hidden = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim, sizes.hidden
+    width = query + 2 * key
+    return (
+        Linear(role="qkv", module=fused, inputs=hidden, outputs=width, bias=bias),
+        Linear(role="o", module=output, inputs=query, outputs=hidden, bias=bias),
+    )
+
+
 def gated_mlp(sizes: Sizes, *, bias: bool = False) -> tuple[Linear, ...]:
     """Return the three projections of ``down(activation(gate(x)) * up(x))``."""
     hidden, ffn = sizes.hidden, sizes.ffn

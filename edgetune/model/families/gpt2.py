@@ -1,19 +1,103 @@
-"""GPT-2: learned positions, one fused projection, matrices stored the other way round."""
+"""GPT-2, GPT-Neo and GPT-BigCode: learned positions, layer norms, MLPs without a gate.
+
+GPT-2 has one fused projection, and matrices stored the other way round.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, cast
+
+from edgetune.escapes import short
 from edgetune.model.config import Fields
-from edgetune.model.families.common import MOST_LAYERS, Sizes, blocks
+from edgetune.model.families.common import (
+    MOST_LAYERS,
+    Sizes,
+    blocks,
+    fused_attention,
+    plain_mlp,
+)
 from edgetune.shape import Attention, Linear, LinearRole, ModelShape, Norm, NormKind
+
+_CROSS: Final = "a decoder that reads an encoder is not supported"
+_NEO_ATTENTION: Final[Mapping[LinearRole, str]] = {
+    "q": "q_proj",
+    "k": "k_proj",
+    "v": "v_proj",
+    "o": "out_proj",
+}
 
 
 def gpt2(fields: Fields) -> ModelShape:
     """Return the shape of a GPT-2 model."""
-    sizes = _sizes(fields)
+    sizes = read_gpt_sizes(fields, context=1024)
+    fields.refuse("add_cross_attention", _CROSS)
+    return _shape(
+        fields,
+        sizes,
+        "gpt2",
+        linears=_linears(sizes.hidden, sizes.ffn),
+        attention=_attention(fields, sizes.layers, sizes.head_dim),
+        activation="gelu_new",
+    )
+
+
+def gpt_bigcode(fields: Fields) -> ModelShape:
+    """Return the shape of a SantaCoder or StarCoder model: all queries share one key."""
+    sizes = read_gpt_sizes(fields, context=1024)
+    fields.refuse("add_cross_attention", _CROSS)
+    shared = fields.flag("multi_query", True)
+    sizes = replace(sizes, kv_heads=1 if shared else sizes.heads)
+    scaled = fields.flag("scale_attn_weights", True)
+    layer = Attention(scale=sizes.head_dim**-0.5 if scaled else 1.0)
+    return _shape(
+        fields,
+        sizes,
+        "gpt_bigcode",
+        linears=fused_attention(sizes, "attn.c_attn", "attn.c_proj", bias=True)
+        + plain_mlp(sizes, "mlp.c_fc", "mlp.c_proj", bias=True),
+        attention=(layer,) * sizes.layers,
+        activation="gelu_pytorch_tanh",
+        interleaved_qkv=not shared,
+    )
+
+
+def gpt_neo(fields: Fields) -> ModelShape:
+    """Return the shape of a GPT-Neo model: scores are not scaled, half of the layers are local."""
+    sizes = _neo_sizes(fields)
+    whole = Attention(scale=1.0)
+    local = replace(whole, window=fields.size("window_size", 256))
+    kinds = _neo_kinds(fields, sizes.layers)
     hidden = sizes.hidden
-    fields.refuse("add_cross_attention", "a decoder that reads an encoder is not supported")
+    projections = [
+        Linear(role=role, module=f"attn.attention.{name}", inputs=hidden, outputs=hidden)
+        for role, name in _NEO_ATTENTION.items()
+    ]
+    projections[-1] = replace(projections[-1], bias=True)
+    return _shape(
+        fields,
+        sizes,
+        "gpt_neo",
+        linears=(*projections, *plain_mlp(sizes, "mlp.c_fc", "mlp.c_proj", bias=True)),
+        attention=[local if kind == "local" else whole for kind in kinds],
+        activation="gelu_new",
+    )
+
+
+def _shape(
+    fields: Fields,
+    sizes: Sizes,
+    family: str,
+    *,
+    linears: Sequence[Linear],
+    attention: Sequence[Attention],
+    activation: str,
+    interleaved_qkv: bool = False,
+) -> ModelShape:
+    hidden = sizes.hidden
     return ModelShape(
-        family="gpt2",
+        family=family,
         hidden_size=hidden,
         vocabulary=sizes.vocabulary,
         max_context=sizes.context,
@@ -22,13 +106,14 @@ def gpt2(fields: Fields) -> ModelShape:
         norm=NormKind(kind="layer", eps=fields.positive("layer_norm_epsilon", 1e-5)),
         blocks=blocks(
             sizes,
-            linears=_linears(hidden, sizes.ffn),
+            linears=linears,
             norms=(
                 Norm(role="attention_input", module="ln_1", size=hidden, bias=True),
                 Norm(role="mlp_input", module="ln_2", size=hidden, bias=True),
             ),
-            attention=_attention(fields, sizes.layers, sizes.head_dim),
-            activation=fields.activation("activation_function", "gelu_new"),
+            attention=attention,
+            activation=fields.activation("activation_function", activation),
+            interleaved_qkv=interleaved_qkv,
         ),
         final_norm=Norm(role="final", module="transformer.ln_f", size=hidden, bias=True),
         embedding="transformer.wte",
@@ -38,7 +123,39 @@ def gpt2(fields: Fields) -> ModelShape:
     )
 
 
-def _sizes(fields: Fields) -> Sizes:
+def _neo_sizes(fields: Fields) -> Sizes:
+    hidden, heads = fields.size("hidden_size"), fields.size("num_heads")
+    if hidden % heads:
+        fields.problems.append(f"hidden_size {hidden} is not a multiple of {heads} heads")
+    return Sizes(
+        hidden=hidden,
+        ffn=fields.size("intermediate_size", 4 * hidden),
+        layers=fields.size("num_layers", most=MOST_LAYERS),
+        heads=heads,
+        kv_heads=heads,
+        head_dim=max(hidden // heads, 1),
+        vocabulary=fields.size("vocab_size"),
+        context=fields.size("max_position_embeddings", 2048),
+    )
+
+
+def _neo_kinds(fields: Fields, layers: int) -> list[object]:
+    """Return ``global`` or ``local`` for each layer; the config says ``[[[kinds], times], …]``."""
+    given = fields.raw("attention_types") or [[["global", "local"], 12]]
+    try:
+        kinds = [kind for group, times in cast("Any", given) for kind in list(group) * times]
+    except (TypeError, ValueError):
+        kinds = []
+    if len(kinds) != layers or not {"global", "local"}.issuperset(map(str, kinds)):
+        fields.problems.append(
+            f"attention_types must say global or local for {layers} layers; found {short(given)}"
+        )
+        return ["global"] * layers
+    return kinds
+
+
+def read_gpt_sizes(fields: Fields, *, context: int) -> Sizes:
+    """Read the sizes under the names that GPT-2's config gives them."""
     hidden, heads = fields.size("n_embd"), fields.size("n_head")
     if hidden % heads:
         fields.problems.append(f"n_embd {hidden} is not a multiple of {heads} heads")
@@ -50,7 +167,7 @@ def _sizes(fields: Fields) -> Sizes:
         kv_heads=heads,
         head_dim=max(hidden // heads, 1),
         vocabulary=fields.size("vocab_size"),
-        context=fields.size("n_positions", 1024),
+        context=fields.size("n_positions", context),
     )
 
 

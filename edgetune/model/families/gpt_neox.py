@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from edgetune.model.config import Fields
 from edgetune.model.families.common import Sizes, blocks, pre_norms, read_sizes, same_attention
 from edgetune.model.rotary import rope_table, rotary
@@ -12,8 +10,8 @@ from edgetune.shape import Linear, ModelShape, Norm, NormKind, Rotary
 
 def gpt_neox(fields: Fields) -> ModelShape:
     """Return the shape of a GPT-NeoX model."""
-    sizes = read_sizes(fields)
-    sizes = replace(sizes, kv_heads=sizes.heads)  # whatever the config says of them
+    # whatever the config says of heads beside their number
+    sizes = read_sizes(fields.with_values(head_dim=None, num_key_value_heads=None))
     return ModelShape(
         family="gpt_neox",
         hidden_size=sizes.hidden,

@@ -92,11 +92,11 @@ _TYPES: Final[Mapping[str, str]] = {
         diffusion_gemma diffusion_gemma_text qwen2_5_omni_dit vibevoice_diffusion
     """,
     "a decoder that is not supported yet": """
-        apertus biogpt bitnet bloom blt codegen cohere_compass_text cpmant ctrl diffllama falcon
+        apertus biogpt bitnet blt codegen cohere_compass_text cpmant ctrl diffllama
         gemma3n_text gemma4_assistant gemma4_text gemma4_unified_assistant gemma4_unified_text
-        gpt-sw3 gpt_bigcode gpt_neo gpt_neox_japanese gptj granite_swa hrm_text hyperclovax
-        internlm3 iquestcoder jais2 minicpm3 modernbert-decoder mpt nanochat olmo openai-gpt opt
-        persimmon phi vaultgemma xglm youtu
+        gpt-sw3 gpt_neox_japanese granite_swa hrm_text hyperclovax
+        internlm3 iquestcoder jais2 minicpm3 modernbert-decoder nanochat olmo openai-gpt
+        persimmon vaultgemma xglm youtu
     """,
     "not a language model": """
         EvollaModel decision_transformer esmfold2 jev
