@@ -45,8 +45,7 @@ def _sections(found: Diagnosis) -> dict[str, list[str]]:
     missing = [f"{name} is missing" for name, what in found.packages.items() if what is None]
     versions = [f"{name} {what}" for name, what in found.packages.items() if what is not None]
     extras = [
-        f"only for {what}: pip install 'edgetune[{extra}]'"
-        for extra, what in found.missing_extras.items()
+        f"only for {what}: pip install {package}" for package, what in found.missing_extras.items()
     ]
     room = f"{format_bytes(found.free_bytes)} free"
     short = " (an 8 B model takes 16 GB)" if found.short_of_room else ""

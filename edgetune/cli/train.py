@@ -37,6 +37,7 @@ from edgetune.events import Event, Recovered, SaveDue
 from edgetune.runs import RunFolder
 from edgetune.workflows.continuing import Beginning, read_beginning
 from edgetune.workflows.judging import After
+from edgetune.workflows.notifying import NO_NOTIFIER, notified, notifier
 from edgetune.workflows.planning import (
     PlanRequest,
     PreparedPlan,
@@ -59,6 +60,7 @@ class Again:
     memory: int | None = None
     log: tuple[str, ...] = ()
     after: After = AFTER
+    notify: bool = False
 
     def arguments(self, run: Run) -> list[str]:
         """Return the command line that resumes a run."""
@@ -66,6 +68,7 @@ class Again:
         flags = {
             "--json": self.as_json, "--pause": self.pause, "--strict": self.strict,
             "--no-verdict": not self.after.verdict,
+            "--notify": self.notify,
             "--quiet": level == QUIET, "--verbose": level == VERBOSE,
         }  # fmt: skip
         values = {
@@ -104,6 +107,7 @@ class Again:
     metavar="NAMES",
     help="Also log to tensorboard, trackio or wandb (offline unless WANDB_MODE says so).",
 )
+@click.option("--notify", is_flag=True, help="Show a desktop notification when the run ends.")
 @click.option(
     "--strict",
     is_flag=True,
@@ -134,6 +138,7 @@ def command(
     dry_run: bool,
     pause: bool,
     log: tuple[str, ...],
+    notify: bool,
     strict: bool,
     no_verdict: bool,
     samples: int,
@@ -145,12 +150,15 @@ def command(
     """Train on a file of examples and write a run folder with the adapter.
 
     Without --plan and --model, the edgetune-plan.yaml of this folder is taken, with its rows,
-    if it is for this machine. Flags change single settings of a plan. Ctrl-C once stops after the step and saves, twice at once.
+    if it is for this machine. Flags change single settings of a plan. Ctrl-C once stops after the
+    step and saves, twice at once.
     """
     fixed = Fixed.of(flags)
     check_sinks(log)
     after = After(verdict=not no_verdict, samples=samples)
-    again = Again(as_json=as_json, pause=pause, strict=strict, log=log, after=after)
+    again = Again(as_json=as_json, pause=pause, strict=strict, log=log, after=after, notify=notify)
+    if notify and notifier() is None:
+        say(NO_NOTIFIER)
     if resume:
         others = {"model": model, "plan": plan_file, "from": source, "dry-run": dry_run}
         _refuse_with_resume(fixed, device=device != "auto", **others)
@@ -275,6 +283,7 @@ def _train(run: Run, again: Again, stages: Stages) -> None:
         say(f"Going on after step {run.start.step} of {run.schedule.steps}")
     progress = ProgressBar(run, stages, judged=again.after != After(verdict=False, samples=0))
     with (
+        notified(folder.path.name, wanted=again.notify),
         closing(run),
         sinks(again.log, run) as logged,
         process.interrupts.patiently(tell) as stop,

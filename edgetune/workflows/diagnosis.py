@@ -20,12 +20,11 @@ from edgetune.version import __version__
 
 _PACKAGES: Final = ("torch", "bitsandbytes", "mlx", "transformers", "tokenizers", "numpy")
 _EXTRAS: Final = {
-    "parquet": ("pyarrow", "Parquet files of examples"),
-    "zst": ("zstandard", "compressed files of examples (.zst)"),
-    "gguf": ("xllamacpp", "checking GGUF files in llama.cpp"),
-    "serve": ("uvicorn", "`edgetune serve`"),
+    "pyarrow": "Parquet files of examples",
+    "zstandard": "compressed files of examples (.zst)",
+    "xllamacpp": "checking GGUF files in llama.cpp",
 }
-"""What is only needed for something: the package, and what for."""
+"""Packages that are only needed for something, and what for."""
 _ROOM: Final = 20 * 10**9
 """Bytes of a disk below which a word is said: a model of 8 B parameters takes 16 GB."""
 
@@ -53,7 +52,7 @@ class Diagnosis:
     absent: tuple[str, ...]
     packages: dict[str, str | None]
     missing_extras: dict[str, str]
-    """What is only needed for something, by its extra, and is not installed: what for."""
+    """Packages that are only needed for something and are not installed: what for."""
     models: int
     cache: str
     free_bytes: int
@@ -88,7 +87,7 @@ def diagnose(device: str = "auto") -> Diagnosis:
         absent=machine.absent if device == "auto" else (),
         packages={name: _version(name) for name in _packages()},
         missing_extras={
-            extra: what for extra, (package, what) in _EXTRAS.items() if _version(package) is None
+            package: what for package, what in _EXTRAS.items() if _version(package) is None
         },
         models=_models(),
         cache=str(cache_folder()),

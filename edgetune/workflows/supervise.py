@@ -37,6 +37,9 @@ DEATHS: Final = {
 }
 """How a worker can die without anybody having asked it to stop."""
 
+_WATCHDOG: Final = "; macOS ends work that keeps the display waiting: docs/laptop.md"
+"""What aborts MLX on a Mac most often, besides memory."""
+
 SECONDS_TO_READ: Final = 2.0
 """How long the reports of a dead worker are waited for; a process that it left may hold them."""
 
@@ -56,7 +59,8 @@ class Ended:
             return None
         if self.killed_by_system:
             return "was killed by the system because memory ran out"
-        return f"{DEATHS[name]} ({name})"
+        watchdog = sys.platform == "darwin" and name == "SIGABRT"
+        return f"{DEATHS[name]} ({name}{_WATCHDOG if watchdog else ''})"
 
 
 def can_supervise() -> bool:
