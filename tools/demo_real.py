@@ -42,7 +42,7 @@ def main() -> int:
     begun, model = time.monotonic(), str(real_model())
     shutil.rmtree(ROOT / RUN, ignore_errors=True)
     (ROOT / EXPORTED).unlink(missing_ok=True)
-    edgetune("train", "--model", model, "--data", ROWS, "--output", RUN, "--epochs", "1",
+    edgetune("train", "--model", model, "--data", ROWS, "--output", RUN, "--epochs", "2",
              "--eval-every", "15")  # fmt: skip
     before, after = scores(RUN, some_held_out())
     print(f"Held-out requests answered exactly: {before:.0%} before, {after:.0%} after")

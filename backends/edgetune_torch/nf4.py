@@ -18,6 +18,8 @@ from torch import Tensor
 
 from edgetune_torch.dynamic_map import decode_blocks, encode_blocks
 from edgetune_torch.matrices import Part, WritableMatrix
+from edgetune_torch.native import unpack
+from edgetune_torch.workspace import Workspace
 
 BLOCK = 64
 GROUP = 256
@@ -31,8 +33,11 @@ QUANTILES = (
 CELLS = 1024
 """Cells that [-1, 1] is cut in to find a code: much narrower than the gap between borders."""
 
-BYTES = 1 << 20
-"""Packed bytes that are unpacked at a time: their float32 values still fit a large cache."""
+PIECE = 1 << 20
+"""Weights that are quantized at a time."""
+
+BYTES = 1 << 16
+"""Packed bytes that are unpacked at a time: their float32 values fit a cache."""
 
 
 class Nf4Matrix(WritableMatrix):
@@ -54,8 +59,8 @@ class Nf4Matrix(WritableMatrix):
         """Quantize ``values``, some blocks at a time; the last block is filled up with zeros."""
         flat, codes = values.reshape(-1), self.parts["codes"]
         scales = torch.empty(len(codes) * 2 // BLOCK, device=flat.device)
-        for start in range(0, len(flat), BYTES):
-            part = flat[start : start + BYTES].float()
+        for start in range(0, len(flat), PIECE):
+            part = flat[start : start + PIECE].float()
             part = torch.nn.functional.pad(part, (0, -len(part) % BLOCK)).view(-1, BLOCK)
             scale = part.abs().amax(dim=1)
             scales[start // BLOCK : start // BLOCK + len(part)] = scale
@@ -70,27 +75,11 @@ class Nf4Matrix(WritableMatrix):
         if self.parts["codes"].is_cuda:
             return self._dense_cuda(dtype)
         size = self.shape[0] * self.shape[1]
-        out = self.workspace.take("matrix", (self.parts["codes"].numel() * 2,), dtype)
-        scales = self._scales()[:, None]
-        for start in range(0, len(self.parts["codes"]), BYTES):
-            stop = min(start + BYTES, len(self.parts["codes"]))
-            blocks = slice(start * 2 // BLOCK, stop * 2 // BLOCK)
-            part = out[2 * start : 2 * stop]
-            values = part if dtype == torch.float32 else self._take("values", 2 * (stop - start))
-            self._decode(slice(start, stop), values)
-            torch.mul(values.view(-1, BLOCK), scales[blocks], out=values.view(-1, BLOCK))
-            if values is not part:
-                part.copy_(values)
+        codes, scales = self.parts["codes"], self._scales()
+        out = self.workspace.take("matrix", (codes.numel() * 2,), dtype)
+        if not unpack(codes, scales, out):
+            unpack_by_text(codes, scales, out, self.workspace)
         return out[:size].view(self.shape)
-
-    def _decode(self, span: slice, out: Tensor) -> None:
-        """Look up the pairs of values of some bytes: a pair of float32 moves as one float64."""
-        indices = self.workspace.take("indices", (span.stop - span.start,), torch.int32)
-        indices.copy_(self.parts["codes"][span])
-        torch.index_select(_pairs(), 0, indices, out=out.view(torch.float64))
-
-    def _take(self, name: str, size: int) -> Tensor:
-        return self.workspace.take(name, (size,), torch.float32)
 
     def _scales(self) -> Tensor:
         """Return the float32 scale of every block."""
@@ -106,6 +95,24 @@ class Nf4Matrix(WritableMatrix):
             self.parts["codes"], self._scales(), BLOCK, "nf4", [size], dtype
         )
         return values.view(self.shape)
+
+
+def unpack_by_text(
+    codes: Tensor, scales: Tensor, out: Tensor, workspace: Workspace | None = None
+) -> None:
+    """Unpack pairs of codes (N / 2,) with scales (N / 64,) into ``out`` (N,), some at a time."""
+    workspace = workspace or Workspace(codes.device)
+    for start in range(0, len(codes), BYTES):
+        some, blocks = codes[start : start + BYTES], scales[start * 2 // BLOCK :]
+        part = out[2 * start : 2 * start + 2 * len(some)]
+        direct = part.dtype == torch.float32
+        values = part if direct else workspace.take("values", part.shape, torch.float32)
+        indices = workspace.take("indices", some.shape, torch.int32)
+        # a pair of float32 moves as one float64
+        torch.index_select(_pairs(), 0, indices.copy_(some), out=values.view(torch.float64))
+        values.view(-1, BLOCK).mul_(blocks[: len(values) // BLOCK, None])
+        if not direct:
+            part.copy_(values)
 
 
 def _encode(values: Tensor, scale: Tensor) -> Tensor:
