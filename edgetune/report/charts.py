@@ -93,7 +93,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A bar of a group; ``note`` stands behind its value."""
+    """A bar of a group; ``note`` stands before its value."""
 
     label: str
     value: float
@@ -149,7 +149,7 @@ def _bar(bar: Bar, top: float, written: Format) -> str:
         f'<div class="bar"><span class="name">{text(bar.label)}</span>'
         '<svg class="track" aria-hidden="true" width="100%" height="10">'
         f'<rect class="fill {bar.color}" width="{width:.1f}%" height="10" rx="2"/></svg>'
-        f'<span class="value">{written(bar.value)}{f" {text(bar.note)}" if bar.note else ""}</span>'
+        f'<span class="value">{f"{text(bar.note)} " if bar.note else ""}{written(bar.value)}</span>'
         "</div>"
     )
 

@@ -15,7 +15,7 @@ WIDE_RANGE = 8.0
 PHASES = {"load": "Loading", "train": "Training", "evaluate": "Evaluating", "save": "Saving"}
 
 PARTS = {
-    "weights": "Weights of the base", "adapter": "Adapter", "gradients": "Gradients",
+    "weights": "Base weights", "adapter": "Adapter", "gradients": "Gradients",
     "optimizer": "Optimizer", "activations": "Activations", "loss": "Logits and loss",
     "workspace": "Workspace", "runtime": "Runtime",
 }  # fmt: skip

@@ -87,8 +87,8 @@ def _verdict(report: Report) -> str:
     ]
     found = [row for row in rows if row is not None]
     if found:
-        header = ("", "base", "tuned", "perplexity of the base", "of the tuned model")
-        html += table(found, header, "Loss before and after")
+        header = ("", "loss, base", "loss, tuned", "perplexity, base", "perplexity, tuned")
+        html += table(found, header, "Before and after training")
     notes = [text(item, 1000) for item in items(verdict, "notes")[:10]]
     return html + "".join(f'<p class="note">{note}</p>' for note in notes)
 
@@ -264,6 +264,8 @@ def _exports(report: Report) -> str:
     for note in report.notes("exported")[-20:]:
         agreement, kl = figure(note, "check", "top1_agreement"), figure(note, "check", "kl_mean")
         checked = "not checked"
+        if note.get("refused") is True:
+            checked = f"refused, nothing was written: {text(note.get('because'), 600)}"
         if agreement is not None and kl is not None:
             tokens = figure(note, "check", "tokens") or 0
             checked = f"top-1 agreement {agreement:.1%} of {tokens:,.0f} tokens, KL {kl:.2e}"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgetune.adapters import LoadedAdapter
 from edgetune.backend import DEFAULT_ADAPTER, Session
 from edgetune.data import Tokenizer
-from edgetune.errors import UsageError
+from edgetune.errors import CheckFailedError, UsageError
 from edgetune.exporters import Exported, ExportRequest, export
 from edgetune.exporters.check import MergeCheck, compare, require
 from edgetune.exporters.folder import folder_bytes, new_folder
@@ -33,8 +33,9 @@ from edgetune.exporters.updates import Merge
 from edgetune.model import LocalModel, resolve
 from edgetune.owned import ScratchFolder
 from edgetune.planning import Plan
-from edgetune.settings.spec import Checkpointing
+from edgetune.settings.spec import Checkpointing, to_plain
 from edgetune.workflows.client_check import ClientCheck, Loaded, check_in_client, expected
+from edgetune.workflows.export_notes import note_export
 from edgetune.workflows.opening import open_adapted, open_session
 from edgetune.workflows.over import Over
 from edgetune.workflows.planning import read_rows
@@ -93,7 +94,13 @@ def export_run(name: str, to: str, output: Path, options: ExportOptions) -> Expo
         EdgetuneError: if the run, its model, its data or the output cannot be had.
     """
     found = read_adapted(name, options.over)
-    result = _exported(found, to, output, options)
+    try:
+        result = _exported(found, to, output, options)
+    except CheckFailedError as error:
+        note_export(Path(name), str(error), to=to, output=str(output), refused=True)
+        raise
+    figures = {"nbytes": result.exported.nbytes, "check": to_plain(result.check)}
+    note_export(Path(name), f"--to {to}", to=to, output=str(output), **figures)
     notes = (*found.notices, *result.exported.notes)
     return replace(result, exported=replace(result.exported, notes=notes))
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetune.report import Band, Bar, Chart, Guide, Line, bar_chart, line_chart
+from edgetune.report import Band, Bar, Chart, Guide, Line, bar_chart, line_chart, style
 from edgetune.report.scales import linear, logarithmic, steps
 from edgetune.report.series import COLUMNS, smoothed, thinned
 
@@ -136,3 +136,34 @@ def test_a_chart_stays_small_however_long_the_run(count: int) -> None:
     rng = np.random.default_rng(0)
     line = Line("loss", counted([0.0] * count), rng.random(count))
     assert len(line_chart(Chart(title="Loss", lines=(line,)))) < 40 * COLUMNS + 20_000
+
+
+def palettes() -> list[dict[str, str]]:
+    """Return the colours of the style sheet: light, dark, and printed."""
+    found = [dict(re.findall(r"--([\w]+):\s*(#[0-9a-f]{3,6})", part)) for part in
+             re.findall(r":root \{([^}]*)\}", style())]  # fmt: skip
+    light, dark, printed = found
+    return [light, {**light, **dark}, {**light, **printed}]
+
+
+def luminance(color: str) -> float:
+    digits = color[1:] if len(color) == 7 else "".join(digit * 2 for digit in color[1:])
+    parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2], ids=["light", "dark", "print"])
+def test_text_and_lines_stand_out_from_what_is_behind_them(number: int) -> None:
+    palette = palettes()[number]
+    for ground in ("paper", "card", "shade"):
+        for name in ("ink", "soft", "good", "warn", "bad", "c1"):
+            found = contrast(palette[name], palette[ground])
+            assert found >= 4.5, f"{name} on {ground}: {found:.2f}"
+        for name in ("c1", "c2", "c3", "c4", "c5", "c6", "muted"):
+            assert contrast(palette[name], palette[ground]) >= 3

@@ -1,0 +1,86 @@
+"""The report that real runs leave behind: stopped, resumed, finished, exported, not better than the base."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rows import write_rows
+
+from edgetune.errors import NoImprovementError, StoppedError
+from edgetune.events import Stepped
+from edgetune.report import Report
+from edgetune.workflows.exporting import ExportOptions, export_run
+from edgetune.workflows.judging import After
+from edgetune.workflows.planning import PlanRequest, plan_for
+from edgetune.workflows.resuming import resume_run
+from edgetune.workflows.training import Run, start_run
+
+QUICK = After(verdict=False, samples=1)
+
+
+def begun(folder: Path, **training: Any) -> Run:
+    settings = {"steps": 4, "eval_every": 2, "validation": 0.1, "learning_rate": 0.01, **training}
+    data = write_rows(folder.parent / "rows.jsonl")
+    choice = {"rank": 2, "micro_batch": 2}
+    request = PlanRequest(model="tiny", data=data, device="cpu", choice=choice, training=settings)
+    return start_run(plan_for(request), folder)
+
+
+def shown(folder: Path) -> str:
+    return re.sub(r"<[^>]+>", " ", (folder / "report.html").read_text().split("</style>")[1])
+
+
+def follow(run: Run, seen: list[str]) -> None:
+    """Take two steps, and keep what the report says after each."""
+    for event in run.events(stop=lambda: len(seen) == 2, pilot=False, after=QUICK):
+        if isinstance(event, Stepped):
+            seen.append(shown(run.folder.path))
+
+
+def test_stopped_then_resumed_then_exported(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    seen: list[str] = []
+    with closing(begun(folder)) as run, pytest.raises(StoppedError):
+        follow(run, seen)
+    assert "running" in seen[0]
+    assert "Step 0 of 4" in seen[0] or "Step 1 of 4" in seen[0]
+    told = shown(folder)
+    assert "stopped" in told
+    assert "Step 2 of 4" in told
+    assert "exit code 6" in told
+    assert f"edgetune train --resume --output {folder}" in told
+    with closing(resume_run(folder)) as run:
+        list(run.events(pilot=False, after=QUICK))
+    told = shown(folder)
+    assert "finished" in told
+    assert "Step 4 of 4" in told
+    assert "exit code" not in told
+    assert "Resumed" in told
+    (sample,) = json.loads((folder / "samples.json").read_text())["samples"]
+    assert sample["place"] in told
+    assert sample["expected"] in told
+    phases = json.loads((folder / "memory.json").read_text())["phases"]
+    assert set(phases) == {"load", "train", "evaluate", "save"}
+    assert phases["load"]["exact"]
+    export_run(str(folder), "peft", tmp_path / "peft", ExportOptions())
+    assert "Exports of this run" in (folder / "report.html").read_text()
+
+
+def test_a_run_that_is_not_better_than_the_base_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with closing(begun(folder, steps=2, learning_rate=1e-12)) as run:
+        try:
+            list(run.events(pilot=False, after=After(samples=0)))
+            ended = False
+        except NoImprovementError:
+            ended = True
+    report = Report.of(folder)
+    verdict = json.loads((folder / "verdict.json").read_text())
+    assert (report.status.kind == "failed") is ended
+    assert verdict["outcome"] == ("did not help" if ended else "learned little")
+    assert verdict["sentence"] in shown(folder)
