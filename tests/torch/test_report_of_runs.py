@@ -37,9 +37,8 @@ def shown(folder: Path) -> str:
 
 def follow(run: Run, seen: list[str]) -> None:
     """Take two steps, and keep what the report says after each."""
-    for event in run.events(stop=lambda: len(seen) == 2, pilot=False, after=QUICK):
-        if isinstance(event, Stepped):
-            seen.append(shown(run.folder.path))
+    events = run.events(stop=lambda: len(seen) == 2, pilot=False, after=QUICK)
+    seen.extend(shown(run.folder.path) for event in events if isinstance(event, Stepped))
 
 
 def test_stopped_then_resumed_then_exported(tmp_path: Path) -> None:
