@@ -27,6 +27,7 @@ COMMANDS = {
     "plan": "edgetune.cli.plan",
     "train": "edgetune.cli.train",
     "eval": "edgetune.cli.evaluate",
+    "compare": "edgetune.cli.compare",
     "generate": "edgetune.cli.generate",
     "chat": "edgetune.cli.chat",
     "view": "edgetune.cli.view",

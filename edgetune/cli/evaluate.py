@@ -9,6 +9,7 @@ import click
 
 from edgetune.cli.label_text import label_text
 from edgetune.cli.options import FilePath, Ref, common_options, over_options
+from edgetune.cli.score_text import measured
 from edgetune.cli.show import VERBOSE, out, out_json, say, table
 from edgetune.settings.spec import to_plain
 from edgetune.workflows.over import Over
@@ -16,18 +17,6 @@ from edgetune.workflows.references import open_references
 from edgetune.workflows.scoring import ScoredRow, Scores, dataset_of, labels_of, score_each
 
 _BASE, _EXAMPLES = "base", "examples"
-_COLUMNS = {
-    "loss": ("loss", "{:.4f}"),
-    "perplexity": ("perplexity", "{:.2f}"),
-    "accuracy": ("token accuracy", "{:.1%}"),
-    "exact_match": ("exact match", "{:.1%}"),
-    "token_f1": ("token F1", "{:.1%}"),
-    "rouge_l": ("ROUGE-L", "{:.1%}"),
-    "json_valid": ("valid JSON", "{:.1%}"),
-    "json_equal": ("same JSON", "{:.1%}"),
-}
-_PREDICTED = 3
-"""So many of them are of predicted tokens, the others of answers."""
 
 
 @click.command("eval", short_help="Score runs or adapters on rows, beside their base model.")
@@ -95,19 +84,11 @@ def _name(name: str) -> str:
 
 def _tables(scores: Mapping[str, Scores]) -> Iterator[str]:
     """Yield the scores of predicted tokens, then those of answers, where there are any."""
-    columns = list(_COLUMNS.items())
-    for part in (columns[:_PREDICTED], columns[_PREDICTED:]):
-        measured = [
-            (field, title, form)
-            for field, (title, form) in part
-            if any(getattr(found, field) is not None for found in scores.values())
-        ]
-        if measured:
-            rows = [
-                (name, *(form.format(getattr(found, field)) for field, _, form in measured))
-                for name, found in scores.items()
-            ]
-            yield table(rows, ("", *(title for _, title, _ in measured)))
+    for asked in ("predicted", "answered"):
+        columns = measured(asked, scores.values())
+        if columns:
+            rows = [(name, *(one.text(found) for one in columns)) for name, found in scores.items()]
+            yield table(rows, ("", *(one.title for one in columns)))
 
 
 def _example(row: ScoredRow) -> Iterator[str]:
