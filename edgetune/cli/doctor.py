@@ -42,7 +42,8 @@ def _as_json(found: Diagnosis) -> dict[str, Any]:
 
 
 def _sections(found: Diagnosis) -> dict[str, list[str]]:
-    missing = [f"{name} is missing" for name, what in found.packages.items() if what is None]
+    missing = [name for name, what in found.packages.items() if what is None]
+    install = [f"missing: {', '.join(missing)}. Type: pip install {' '.join(missing)}"]
     versions = [f"{name} {what}" for name, what in found.packages.items() if what is not None]
     extras = [
         f"only for {what}: pip install {package}" for package, what in found.missing_extras.items()
@@ -53,7 +54,7 @@ def _sections(found: Diagnosis) -> dict[str, list[str]]:
         f"edgetune {found.edgetune}, Python {found.python}, {found.system}": [],
         "Devices": [line for checked in found.devices for line in _device(checked)]
         + [line for f in found.faults for line in (f"no   {f.what}: {f.because}", f"     {f.do}")],
-        "Packages": [", ".join(versions), *missing, *extras],
+        "Packages": [", ".join(versions), *(install if missing else ()), *extras],
         "Models": [f"{found.models} in {found.cache}, {room}{short}"],
     }
 

@@ -66,7 +66,7 @@ def plan_for(
     source = resolve(request.model)
     device = read_device(request.device)
     if request.run and device.fault is not None:
-        raise UsageError(f"{device.fault} Or give another --device.")
+        raise UsageError(f"{device.fault}\nOr give another --device.")
     ref = lasting_ref(source)
     if request.data is None:
         found = _found(request, device, say)
