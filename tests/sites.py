@@ -14,6 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
+REBOUND = "rebound.test"
+"""A name of another site that leads to this machine."""
+
 
 @dataclass(frozen=True)
 class Answer:

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from typing import Any, Final
-from urllib.parse import parse_qs
 
 from edgetune.serving.guard import App, Receive, Scope, Send
 
@@ -109,8 +108,7 @@ class Access:
         return linked or all(site in sites for site in _values(headers, b"sec-fetch-site"))
 
     def _has_token(self, query: bytes) -> bool:
-        given = parse_qs(query.decode("latin-1"), max_num_fields=8).get("token", [""])[0]
-        return _same(given, self._keys.token)
+        return _same(query.decode("latin-1"), f"token={self._keys.token}")
 
     def _has_cookie(self, headers: Headers) -> bool:
         for value in _values(headers, b"cookie"):

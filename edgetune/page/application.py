@@ -44,6 +44,10 @@ DONE: dict[str, View] = {
     "/chat/close": chat.close,
     "/export/begin": export.begin,
 }
+_MESSAGES = {
+    404: "There is nothing at this address.",
+    500: "This is a bug of edgetune. The terminal of `edgetune view` says what it is.",
+}
 STATIC = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
 
@@ -55,7 +59,9 @@ def application(page: Page, keys: Keys, port: int) -> Access:
         Route("/static/{name}", _static, methods=["GET"]),
     ]
     return Access(
-        Starlette(routes=routes, exception_handlers={HTTPException: _refused}), keys, port
+        Starlette(routes=routes, exception_handlers={HTTPException: _refused, Exception: _refused}),
+        keys,
+        port,
     )
 
 
@@ -75,5 +81,5 @@ async def _static(request: Request) -> Response:
 
 async def _refused(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
-    message = "There is nothing at this address." if status == 404 else "This cannot be done here."
+    message = _MESSAGES.get(status, "This cannot be done here.")
     return refusal(message, status, by_script=SCRIPT in request.headers)

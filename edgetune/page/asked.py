@@ -73,6 +73,8 @@ def endpoint(work: Work) -> Callable[[Request], Awaitable[Response]]:
         except EdgetuneError as error:
             status = 404 if isinstance(error, NotThereError) else 400
             return refusal(str(error), status, by_script=by_script)
+        except OSError as error:  # what is shown was taken away meanwhile
+            return refusal(f"It cannot be read: {error}.", 404, by_script=by_script)
 
     return answered
 

@@ -96,10 +96,10 @@ class Listing:
             return self._listed(str(Path(name)), path)
 
     def _listed(self, name: str, path: Path) -> Listed:
-        signature = _signature(path)
+        found = signature(path)
         known = self._known.get(name)
-        if known is None or known[0] != signature:
-            known = signature, _read(name, path)
+        if known is None or known[0] != found:
+            known = found, _read(name, path)
             self._known[name] = known
         at_work = holder(path) if _size(path / LOCK) else None
         if at_work is None:
@@ -123,9 +123,9 @@ def _runs_in(folder: Path, depth: int = 1) -> Iterator[Path]:
             yield from _runs_in(path, depth + 1)
 
 
-def _signature(path: Path) -> Signature:
+def signature(path: Path) -> Signature:
     """Return what changes whenever a run does."""
-    names = ("plan.yaml", "metrics.jsonl", "journal.jsonl", "adapter")
+    names = ("plan.yaml", "metrics.jsonl", "journal.jsonl", "adapter", "verdict.json")
     return tuple(_stamp(path / name) for name in names)
 
 
@@ -151,7 +151,7 @@ def _read(name: str, path: Path) -> Listed:
     base = next(_objects(metrics, last=False), {})
     notes = list(_objects(path / "journal.jsonl", last=True))[::-1]
     status = status_of(notes, running=False, finished=False)
-    times = [stamp[0] for stamp in _signature(path)[:3] if isinstance(stamp, tuple)]
+    times = [stamp[0] for stamp in signature(path)[:3] if isinstance(stamp, tuple)]
     return Listed(
         name=name,
         path=path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -51,16 +52,33 @@ def shown(template: str, status: int = 200, **values: Any) -> Response:
     return HTMLResponse(rendered(template, **values), status)
 
 
-def live(asked: Asked, state: object, template: str, **values: Any) -> Response:
-    """Return a part of a page, or nothing if the browser has it as it stands: ``state`` decides."""
-    version = version_of(state)
-    if asked.one("version", "") == version:
-        return Response(status_code=204)
-    text = rendered(template, **values)
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a page that stays live: what decides it, its template, what makes its values."""
+
+    state: object
+    template: str
+    values: Callable[[], Mapping[str, Any]]
+
+    @property
+    def version(self) -> str:
+        """A short name of the state."""
+        return sha256(repr(self.state).encode(errors="replace")).hexdigest()[:16]
+
+
+def shown_with(part: Part, template: str, status: int = 200, **values: Any) -> Response:
+    """Return a page that has a live part in it."""
+    given = {**part.values(), **values, "version": part.version, "inner": part.template}
+    return shown(template, status, **given)
+
+
+def live(asked: Asked, part: Part) -> Response:
+    """Return a part of a page, or nothing if the browser has it as it stands."""
+    version = part.version
+    known = asked.one("version", "") == version
+    text = "" if known else rendered(part.template, **part.values())
     cost = f"{1000 * (time.thread_time() - asked.begun):.0f}"
-    return HTMLResponse(text, headers={"x-version": version, "x-milliseconds": cost})
-
-
-def version_of(state: object) -> str:
-    """Return a short name of a state."""
-    return sha256(repr(state).encode(errors="replace")).hexdigest()[:16]
+    headers = {"x-version": version, "x-milliseconds": cost}
+    return (
+        Response(status_code=204, headers=headers) if known else HTMLResponse(text, headers=headers)
+    )

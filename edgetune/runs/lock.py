@@ -54,9 +54,11 @@ def holder(folder: Path) -> int | None:
     try:
         with (folder / LOCK).open("rb") as file:
             number, beginning = file.read(_LONGEST).split()
-        return int(number) if is_there(int(number), float(beginning)) else None
+            if is_there(int(number), float(beginning)) and _is_held(file):
+                return int(number)
     except (OSError, ValueError, OverflowError):
-        return None
+        pass
+    return None
 
 
 def began(number: int) -> float:
@@ -74,6 +76,15 @@ def is_there(number: int, beginning: float) -> bool:
     """Return whether the process of this number that began then is still there."""
     found = began(number)
     return found > 0 and abs(found - beginning) < _CLOCK_SECONDS
+
+
+def _is_held(file: IO[bytes]) -> bool:
+    """Return whether a lock is held, as that of a folder that was copied is not."""
+    try:
+        lock(file)
+    except OSError:  # held, or on a network disk without locks
+        return True
+    return False
 
 
 def _sign(held: IO[bytes], text: str) -> None:

@@ -11,13 +11,14 @@ import pytest
 from measurements import plain_measurements
 from playwright.sync_api import Browser, sync_playwright
 from rows import chat, write_rows
-from sites import Site, viewed
+from sites import REBOUND, Site, viewed
 
 from edgetune.device.base import PACKAGES
 from edgetune.speed.measured import save_measurements
 
 REQUIRED = "EDGETUNE_REQUIRE_BROWSER"
 """Set where a missing browser is a failure."""
+RESOLVED = [f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1"]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -33,7 +34,7 @@ def browser() -> Iterator[Browser]:
     root = hasattr(os, "geteuid") and os.geteuid() == 0
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=found, args=["--no-sandbox"] if root else []
+            executable_path=found, args=[*RESOLVED, *(["--no-sandbox"] if root else [])]
         )
         yield browser
         browser.close()

@@ -38,7 +38,8 @@ def test_nothing_is_done_without_the_token(site: Site, path: str) -> None:
 
 
 def test_a_wrong_token_opens_nothing(site: Site) -> None:
-    wrong = (site.token[:-1], f"{site.token}x", "", "%00", site.cookie.partition("=")[2])
+    wrong = (site.token[:-1], f"{site.token}x", "", "%00", site.cookie.partition("=")[2],
+             "x" + "&a" * 2000, f"x&token={site.token}")  # fmt: skip
     for token in wrong:
         answer = site.ask(f"/?token={token}", cookie="")
         assert (answer.status, answer.body) == (403, LOCKED)

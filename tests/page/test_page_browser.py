@@ -6,20 +6,24 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Error as PlaywrightError
 from rows import call
-from sites import Site, viewed
+from sites import REBOUND, Site, viewed
 
+from edgetune.page.jobs import Jobs
 from edgetune.runs import RunFolder
 from edgetune.runs.lock import holder
 
 LEARN = ("train", "--model", "tiny", "--data", "rows.jsonl", "--learning-rate", "0.01", "--steps", "6",
          "--rank", "2", "--device", "cpu", "-q")  # fmt: skip
+ELSEWHERE = "This page answers only itself, on 127.0.0.1.\n"
 LONG = "400"
 """Steps of a run that does not end before it is paused."""
 SLOW = 60_000
@@ -231,6 +235,41 @@ def test_an_export_is_checked(page: Page, site: Site, workplace: Path) -> None:
     assert (workplace / "exports" / "first-hf" / "model.safetensors").is_file()
     page.click("#begin")
     expect(page.locator("#output-wrong")).to_contain_text("it is not empty")
+
+
+EVIL = """<!doctype html><title>evil</title><link rel="icon" href="data:,">
+<iframe src="{base}/"></iframe><script src="{base}/static/page.js"></script><img src="{base}/static/icon.svg">
+<form method="post" action="{base}/run/act"><input name="run" value="stopped"><input name="do" value="resume"></form>
+<script>
+for (const mode of ["no-cors", "cors"]) fetch("{base}/", {{ mode, credentials: "include" }}).catch(() => 0);
+fetch("{base}/run/act", {{ method: "POST", mode: "no-cors", credentials: "include",
+                           body: new URLSearchParams({{ run: "stopped", do: "resume" }}) }}).catch(() => 0);
+setTimeout(() => document.forms[0].submit(), 500);
+</script>"""
+
+
+def test_another_site_in_the_same_browser_gets_and_does_nothing(
+    context: BrowserContext, site: Site, runs: Path
+) -> None:
+    """CSRF, framing and DNS rebinding, tried by a browser that has the cookie."""
+    page, answers = context.new_page(), []
+    page.on("response", lambda answer: answers.append((answer.url, answer.status)))
+    page.route("http://evil.test/", lambda route: route.fulfill(
+        body=EVIL.format(base=site.base), content_type="text/html"))  # fmt: skip
+    page.goto("http://evil.test/")
+    with suppress(PlaywrightError):  # a browser may keep such a site from this machine by itself
+        page.wait_for_url(f"{site.base}/run/act", timeout=5000)
+    seen = [status for url, status in answers if url.startswith(site.base)]
+    assert set(seen) == {403}
+    assert not (runs / ".edgetune-view").exists() or all(
+        job.run != "stopped" for job in Jobs(runs).all()
+    )
+    port = site.host.partition(":")[2]
+    for path in ("/", f"/?token={site.token}", "/run?run=first"):
+        answer = page.goto(f"http://{REBOUND}:{port}{path}")
+        assert answer is not None
+        assert (answer.status, answer.text()) == (403, ELSEWHERE)
+    page.close()
 
 
 SHOWN = {

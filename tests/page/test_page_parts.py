@@ -27,7 +27,6 @@ from edgetune.page.listing import Listing
 from edgetune.page.rendering import rendered
 from edgetune.planning import Plan
 from edgetune.runs import RunFolder
-from edgetune.runs.lock import LOCK, began
 from edgetune.workflows.settings import Fixed, knob_specs
 
 MANY = 1000
@@ -82,8 +81,8 @@ def test_a_run_at_work_is_first_and_training_whatever_its_journal_says(
 ) -> None:
     for name in ("a", "b"):
         _made(tmp_path, name, plan).note("ended early", "Stopped.")
-    (tmp_path / "a" / LOCK).write_text(f"{os.getpid()} {began(os.getpid())}\n")
-    first, second = Listing(tmp_path).runs()
+    with RunFolder.open(tmp_path / "a").locked():
+        first, second = Listing(tmp_path).runs()
     assert (first.name, first.state, first.holder) == ("a", "running", os.getpid())
     assert (second.name, second.state, second.holder) == ("b", "stopped", None)
 
@@ -279,6 +278,32 @@ def test_a_thousand_runs_and_a_hundred_thousand_steps_open_quickly(full: Site) -
     for _ in range(10):
         assert full.ask(f"/live?version={version}").status == 204
     assert sum(process.cpu_times()[:2]) - before < 1.0
+
+
+def test_watching_a_run_takes_less_than_a_fiftieth_of_a_processor(full: Site) -> None:
+    """A browser asks once a second; where an answer costs more, it waits fifty times as long."""
+    process, changes = psutil.Process(full.process.pid), 20
+    path = "/run/live?run=run-5&version="
+    log = Path(process.cwd()) / "runs" / "run-5" / "metrics.jsonl"
+    version = full.ask(path).headers["x-version"]
+    before = sum(process.cpu_times()[:2])
+    for step in range(4, 4 + changes):
+        with log.open("a") as file:
+            line = {
+                "event": "step",
+                "step": step,
+                "loss": 1.0,
+                "tokens": 9,
+                "seconds": 0.1,
+                "peak_bytes": 9,
+            }
+            file.write(json.dumps({**line, "learning_rate": 0.001}) + "\n")
+        answer = full.ask(path + version)
+        assert f"Step {step}" in answer.body
+        version = answer.headers["x-version"]
+    assert (sum(process.cpu_times()[:2]) - before) / changes < 0.02
+    costly = full.ask("/run/live?run=long")
+    assert int(costly.headers["x-milliseconds"]) >= 1
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measured from /proc")

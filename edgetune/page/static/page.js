@@ -55,10 +55,10 @@ async function refresh(part) {
   const address = new URL(part.dataset.live, location.href);
   address.searchParams.set("version", part.dataset.version);
   const answer = await fetch(address, { headers: HEADERS });
-  if (answer.status === 204) return;
   if (!answer.ok) throw new Error((await answer.json()).error);
-  part.dataset.version = answer.headers.get("x-version");
   part.dataset.cost = answer.headers.get("x-milliseconds");
+  if (answer.status === 204) return;
+  part.dataset.version = answer.headers.get("x-version");
   const fresh = document.createElement("div");
   fresh.innerHTML = await answer.text();
   const focused = part.contains(document.activeElement);

@@ -11,7 +11,8 @@ from starlette.responses import Response
 
 from edgetune.errors import UsageError
 from edgetune.page.asked import Asked
-from edgetune.page.page import Page, live, shown, version_of
+from edgetune.page.listing import signature
+from edgetune.page.page import Page, Part, live, shown_with
 from edgetune.report import Chart, Line, Report, line_chart
 from edgetune.report.markup import DASH
 from edgetune.report.series import smoothed
@@ -26,32 +27,33 @@ _FACTS: Final = ("free_bytes", "budget_bytes", "total_bytes", "trainable_paramet
 
 def compare(page: Page, asked: Asked) -> Response:
     """Show runs side by side."""
-    state, values = _state(page, asked)
-    return shown("compare.html", version=version_of(state), **values)
+    return shown_with(_part(page, asked), "compare.html")
 
 
 def compare_live(page: Page, asked: Asked) -> Response:
     """Show them anew if one changed."""
-    state, values = _state(page, asked)
-    return live(asked, state, "_compare.html", **values)
+    return live(asked, _part(page, asked))
 
 
-def _state(page: Page, asked: Asked) -> tuple[object, dict[str, Any]]:
+def _part(page: Page, asked: Asked) -> Part:
     names = list(dict.fromkeys(asked.given.get("run", [])))
     if not FEWEST <= len(names) <= MOST:
         raise UsageError(
             f"A comparison takes {FEWEST} to {MOST} runs; found {len(names)}. Tick them in the list."
         )
     runs = [page.listing.run(name) for name in names]
-    reports = [page.readers.report(run) for run in runs]
-    labels = [run.name for run in runs]
-    values = {
-        "names": labels,
-        "charts": Markup(_charts(labels, reports)),
-        "figures": list(_figures(reports)),
-        "settings": list(_settings(reports)),
-    }
-    return runs, values
+
+    def values() -> Mapping[str, Any]:
+        reports = [page.readers.report(run) for run in runs]
+        labels = [run.name for run in runs]
+        return {
+            "names": labels,
+            "charts": Markup(_charts(labels, reports)),
+            "figures": list(_figures(reports)),
+            "settings": list(_settings(reports)),
+        }
+
+    return Part([(run, signature(run.path)) for run in runs], "_compare.html", values)
 
 
 def _charts(labels: Sequence[str], reports: Sequence[Report]) -> str:

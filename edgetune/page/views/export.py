@@ -12,7 +12,7 @@ from edgetune.errors import UsageError
 from edgetune.files import partial_path
 from edgetune.page.asked import Asked
 from edgetune.page.jobs import Job
-from edgetune.page.page import Page, live, shown, version_of
+from edgetune.page.page import Page, Part, live, shown_with
 from edgetune.page.rendering import link
 
 FORMATS: Final = {
@@ -33,8 +33,7 @@ def export(page: Page, asked: Asked) -> Response:
 
 def export_live(page: Page, asked: Asked) -> Response:
     """Show the exports anew if something changed."""
-    found = _exports(page, asked.one("run"))
-    return live(asked, found, "_exports.html", exports=found)
+    return live(asked, _part(page, asked.one("run")))
 
 
 def begin(page: Page, asked: Asked) -> Response:
@@ -52,10 +51,10 @@ def _form(page: Page, name: str, given: dict[str, str], error: str, status: int 
     from edgetune.exporters.gguf.mixture import MIXTURES  # brings all adapters
 
     run = page.listing.run(name)
-    found = _exports(page, run.name)
-    return shown(
+    return shown_with(
+        _part(page, run.name),
         "export.html",
-        status,
+        status=status,
         run=run,
         name=run.name,
         given=given,
@@ -63,14 +62,12 @@ def _form(page: Page, name: str, given: dict[str, str], error: str, status: int 
         formats=FORMATS,
         quantizations=("q8", "q4", *MIXTURES),
         suggested=str(Path("exports") / Path(run.name).name),
-        exports=found,
-        version=version_of(found),
     )
 
 
-def _exports(page: Page, name: str) -> list[dict[str, Any]]:
-    jobs = [job for job in page.jobs.of(name) if job.kind == "export"]
-    return [_export(job) for job in jobs]
+def _part(page: Page, name: str) -> Part:
+    found = [_export(job) for job in page.jobs.of(name) if job.kind == "export"]
+    return Part(found, "_exports.html", lambda: {"exports": found})
 
 
 def _export(job: Job) -> dict[str, Any]:

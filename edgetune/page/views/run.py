@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from markupsafe import Markup
@@ -9,8 +10,8 @@ from starlette.responses import RedirectResponse, Response
 
 from edgetune.page.asked import Asked, NotThereError
 from edgetune.page.jobs import Job, newest
-from edgetune.page.listing import Listed
-from edgetune.page.page import Page, live, shown, version_of
+from edgetune.page.listing import Listed, signature
+from edgetune.page.page import Page, Part, live, shown_with
 from edgetune.page.rendering import link
 from edgetune.report import body, summary
 
@@ -21,16 +22,12 @@ SAID_LINES = 12
 def run(page: Page, asked: Asked) -> Response:
     """Show a run, or how it is about to begin."""
     name = asked.one("run")
-    state, template, values = _state(page, name)
-    version = version_of(state)
-    return shown("run.html", version=version, inner=template, name=name, **values)
+    return shown_with(_part(page, name), "run.html", name=name)
 
 
 def run_live(page: Page, asked: Asked) -> Response:
     """Show it anew if something changed."""
-    name = asked.one("run")
-    state, template, values = _state(page, name)
-    return live(asked, state, template, name=name, **values)
+    return live(asked, _part(page, asked.one("run")))
 
 
 def act(page: Page, asked: Asked) -> Response:
@@ -48,8 +45,8 @@ def act(page: Page, asked: Asked) -> Response:
     return RedirectResponse(link("/run", run=name), 303)
 
 
-def _state(page: Page, name: str) -> tuple[object, str, dict[str, Any]]:
-    """Return what decides a run's page, its template and its values."""
+def _part(page: Page, name: str) -> Part:
+    """Return what is shown of a run."""
     job = newest(page.jobs.of(name), "train")
     try:
         found = page.listing.run(name)
@@ -60,26 +57,36 @@ def _state(page: Page, name: str) -> tuple[object, str, dict[str, Any]]:
     return _shown(page, found, job)
 
 
-def _starting(job: Job) -> tuple[object, str, dict[str, Any]]:
-    said, alive = job.said[-SAID_LINES:], job.alive
+def _starting(job: Job) -> Part:
     values = {
-        "said": said, "alive": alive, "error": job.error, "again": _again(job),
-    }  # fmt: skip
-    return values, "_starting.html", values
+        "name": job.run,
+        "said": job.said[-SAID_LINES:],
+        "alive": job.alive,
+        "error": job.error,
+        "again": _again(job),
+    }
+    return Part(values, "_starting.html", lambda: values)
 
 
-def _shown(page: Page, found: Listed, job: Job | None) -> tuple[object, str, dict[str, Any]]:
+def _shown(page: Page, found: Listed, job: Job | None) -> Part:
     alive = job is not None and job.alive
-    values: dict[str, Any] = {
-        "run": found,
+    said = {
         "stopping": page.actions.is_stopping(found),
         "opening": alive and found.holder is None,
         "error": "" if job is None or job.started < found.changed else job.error,
     }
-    report = page.readers.report(found)
-    values["resumable"] = report.status.resumable and not alive
-    parts = {"summary": Markup(summary(report)), "body": Markup(body(report))}
-    return (found, values), "_run.html", {**values, **parts}
+
+    def values() -> Mapping[str, Any]:
+        report = page.readers.report(found)
+        return {
+            "run": found,
+            "resumable": report.status.resumable and not alive,
+            "summary": Markup(summary(report)),
+            "body": Markup(body(report)),
+            **said,
+        }
+
+    return Part((signature(found.path), found.holder, alive, said), "_run.html", values)
 
 
 def _again(job: Job) -> str:
