@@ -37,6 +37,7 @@ def table(
         f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>"
         for first, *rest in rows
     )
+    kind += " wide" if len(header) > 3 else ""
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}">'
         f'<table class="{kind}"><caption>{caption}</caption>'

@@ -90,7 +90,7 @@ def phase_chart(report: Report) -> str:
         bars = [] if planned is None else [Bar("planned", planned, "muted")]
         if measured is not None:
             exact = value(report.memory, "phases", name, "exact") is True
-            bars.append(Bar("measured", measured, "c1", "" if exact else "at most"))
+            bars.append(Bar("measured", measured, "c1", "" if exact else "\u2264"))
         if bars:
             groups.append((shown, bars))
     return bar_chart("Memory by phase", groups, _bytes) if groups else ""

@@ -9,6 +9,9 @@ import numpy as np
 
 from edgetune.report.series import Floats
 
+LABEL = 0.26
+"""Share of a narrow axis that the label at its end needs."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
@@ -49,7 +52,7 @@ def steps(last: float, count: int = 5) -> Scale:
     """Return an axis from 0 to exactly ``last``."""
     inner = linear(0.0, max(last, 1.0), count)
     high = max(last, 1.0)
-    room = high - (inner.ticks[1] - inner.ticks[0]) / 2
+    room = (1 - LABEL) * high
     ticks = tuple(tick for tick in inner.ticks if tick <= room and tick == int(tick))
     return Scale(low=0.0, high=high, ticks=(*ticks, high))
 

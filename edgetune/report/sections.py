@@ -38,6 +38,11 @@ EVENTS = {
 }
 """Notes of the journal that are shown; the others are in the charts or among the reasons."""
 
+BOUND = (
+    '<p class="note">\u2264: the peak of a process never falls, so that a phase which did not raise '
+    "it is only known to have taken no more.</p>"
+)
+
 SHOWN_EVENTS = 60
 
 REWARDS = {
@@ -87,7 +92,7 @@ def _verdict(report: Report) -> str:
     ]
     found = [row for row in rows if row is not None]
     if found:
-        header = ("", "loss, base", "loss, tuned", "perplexity, base", "perplexity, tuned")
+        header = ("on", "loss, base", "loss, tuned", "perplexity, base", "perplexity, tuned")
         html += table(found, header, "Before and after training")
     notes = [text(item, 1000) for item in items(verdict, "notes")[:10]]
     return html + "".join(f'<p class="note">{note}</p>' for note in notes)
@@ -150,7 +155,8 @@ def _memory(report: Report) -> str:
         ("Measured by the pilot", figure(report.memory, "pilot", "peak_bytes")),
         ("Budget", figure(report.plan, "device", "budget_bytes")),
     ]
-    return html + facts((name, format_bytes(size)) for name, size in found if size is not None)
+    html += facts((name, format_bytes(size)) for name, size in found if size is not None)
+    return html + BOUND if "\u2264" in phases else html
 
 
 def _events(report: Report) -> str:

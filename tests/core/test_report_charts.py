@@ -74,6 +74,7 @@ def test_axes_of_steps_end_with_the_last_step(last: int) -> None:
     assert scale.ticks[-1] == last
     assert all(tick == int(tick) for tick in scale.ticks)
     assert len(scale.ticks) <= 7
+    assert all(scale.at(tick) <= 0.75 for tick in scale.ticks[:-1])
 
 
 def drawn(html: str) -> ET.Element:
