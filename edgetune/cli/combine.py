@@ -33,9 +33,7 @@ class Numbers(click.ParamType["tuple[float, ...]"]):
 @click.command("combine", short_help="Make one adapter of several over the same base.")
 @click.argument("names", type=Ref(), nargs=-1, required=True, metavar="REF...")
 @click.option("--output", type=FilePath(), required=True, help="A new folder.")
-@click.option(
-    "--how", type=click.Choice(HOW), default="linear", help="See below. [default: linear]"
-)
+@click.option("--how", type=click.Choice(HOW), default="cat", help="See below. [default: cat]")
 @click.option(
     "--weights",
     type=Numbers(),

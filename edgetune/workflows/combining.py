@@ -20,8 +20,7 @@ from edgetune.workflows.over import Over
 from edgetune.workflows.references import (
     Adapted,
     open_references,
-    read_adapted,
-    require_same_base,
+    read_each_adapted,
 )
 from edgetune.workflows.scoring import rows_of, score
 
@@ -44,7 +43,7 @@ class CombineRequest:
 
     names: tuple[str, ...]
     output: Path
-    how: How = "linear"
+    how: How = "cat"
     weights: tuple[float, ...] | None = None
     density: float | None = None
     rank: int | None = None
@@ -89,9 +88,7 @@ def combine(asked: CombineRequest) -> Combination:
         ModelError: if an adapter or the base is missing or damaged.
     """
     _refuse_unread(asked)
-    found = [read_adapted(name, asked.over) for name in asked.names]
-    for other in found[1:]:
-        require_same_base(found[0], other)
+    found = read_each_adapted(asked.names, asked.over)
     usual = Recipe.usual_weights(asked.how, len(found))
     recipe = Recipe(
         how=asked.how, weights=usual if asked.weights is None else asked.weights,
@@ -190,7 +187,9 @@ def _loss_on(
 
     The model is opened once.
     """
-    (opened,) = open_references((found[0].name,), over)
+    first = found[0]
+    base = None if first.plan is not None else first.model.ref  # a run says it itself
+    (opened,) = open_references((first.name,), replace(over, model=base))
     rows = rows_of(opened, data)
 
     def loss(recipe: Recipe | None) -> float:

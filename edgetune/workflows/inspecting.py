@@ -16,7 +16,7 @@ from edgetune.model import LocalModel
 from edgetune.tensors.reader import read_rows
 from edgetune.tensors.writer import row_spans
 from edgetune.workflows.over import Over
-from edgetune.workflows.references import Adapted, read_adapted, require_same_base
+from edgetune.workflows.references import Adapted, read_adapted, read_each_adapted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +107,7 @@ def similarity(names: Sequence[str], over: Over) -> Similarity:
     """
     if len(names) < 2:
         raise UsageError("Likeness needs at least two adapters. Name another one.")
-    found = [read_adapted(name, over) for name in names]
-    for other in found[1:]:
-        require_same_base(found[0], other)
+    found = read_each_adapted(names, over)
     shape = found[0].model.shape
     cosines = tuple(
         tuple(likeness(one.adapter, other.adapter, shape) for other in found) for one in found

@@ -91,11 +91,21 @@ def read_adapted(name: str, over: Over) -> Adapted:
     Raises:
         UsageError: if it is a model; else as :func:`read_reference`.
     """
-    _refuse_unused((name,), over)
-    found = read_reference(name, over)
-    if found.adapter is None:
-        raise UsageError(f"{name} is a model. Give a run's folder or an adapter's.")
-    return Adapted(**values(found))
+    return read_each_adapted((name,), over)[0]
+
+
+def read_each_adapted(names: Sequence[str], over: Over) -> list[Adapted]:
+    """Return runs and adapters over one base; an adapter that does not say its base has the runs'.
+
+    Raises:
+        UsageError: if one is a model, or if bases differ; else as :func:`read_reference`.
+    """
+    found = _read_all(names, over)
+    for item in found:
+        if item.adapter is None:
+            raise UsageError(f"{item.name} is a model. Give a run's folder or an adapter's.")
+        _require_same_base(found[0], item)
+    return [Adapted(**values(item)) for item in found]
 
 
 def open_references(names: Sequence[str], over: Over | None = None) -> list[Opened]:
@@ -112,7 +122,7 @@ def open_references(names: Sequence[str], over: Over | None = None) -> list[Open
     _refuse_twice(names)
     found = _read_all(names, over)
     for other in found[1:]:
-        require_same_base(found[0], other)
+        _require_same_base(found[0], other)
     planned = [item for item in found if item.plan is not None]
     for other in planned[1:]:
         _require_same_numbers(planned[0], other)
@@ -249,12 +259,7 @@ def _refuse_twice(names: Sequence[str]) -> None:
         raise UsageError(f"{twice} is given twice. Once is enough.")
 
 
-def require_same_base(first: Reference, other: Reference) -> None:
-    """Check that two are over the same base model.
-
-    Raises:
-        UsageError: naming both if they are not.
-    """
+def _require_same_base(first: Reference, other: Reference) -> None:
     if first.model.fingerprint != other.model.fingerprint:
         raise UsageError(
             f"{other.name} is over {other.model.ref}, {first.name} over {first.model.ref}: "
