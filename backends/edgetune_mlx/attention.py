@@ -74,6 +74,21 @@ def behind(attended: Attended[mx.array], k: mx.array, v: mx.array) -> Attended[m
     return attended.with_keys(_preceded(attended.k, k), _preceded(attended.v, v), keys)
 
 
+def in_groups(attended: Attended[mx.array], size: int, *, late: bool) -> Attended[mx.array]:
+    """Return attention within groups of ``size`` tokens of a document, which count as documents.
+
+    If ``late``, groups begin half a group later, but for the first, which is as much longer.
+    """
+    keys, rule, half = attended.keys, attended.rule, size // 2 if late else 0
+    groups = mx.maximum(keys.positions - half, 0) // size
+    if keys.documents is not None:
+        groups = groups + keys.documents * (keys.positions.shape[1] // size + 2)
+    longest = size + half
+    window = longest if rule.window is None else min(rule.window, longest)
+    rule = replace(rule, window=window)
+    return replace(attended, keys=replace(keys, documents=groups), rule=rule)
+
+
 def _preceded(x: mx.array, before: mx.array) -> mx.array:
     """Return x (B, G, S, h) with ``before`` (1, G, P, h) in front of each row."""
     return mx.concatenate([mx.broadcast_to(before, (len(x), *before.shape[1:])), x], axis=2)

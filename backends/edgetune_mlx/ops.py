@@ -104,6 +104,24 @@ class MlxOps:
             attended = attention.behind(attended, *before)
         return attention.causal(attended.q, attended.k, attended.v, attended.rule, attended.keys)
 
+    def some_heads(self, attended: Attended[mx.array], heads: slice) -> Attended[mx.array]:
+        """Attend with some heads."""
+        k, v = attended.k[:, heads], attended.v[:, heads]
+        shared = attended.q.shape[1] // attended.k.shape[1]
+        first = (heads.start or 0) * shared
+        q = attended.q[:, first : first + k.shape[1] * shared]
+        return replace(attended, q=q, k=k, v=v)
+
+    def in_groups(
+        self, attended: Attended[mx.array], size: int, *, late: bool
+    ) -> Attended[mx.array]:
+        """Attend within groups of tokens, as if they were documents."""
+        return attention.in_groups(attended, size, late=late)
+
+    def heads_together(self, parts: Sequence[mx.array]) -> mx.array:
+        """Put heads beside each other."""
+        return mx.concatenate(list(parts), axis=1)
+
     def attend_all(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
         """Attend to keys that all queries see."""
         return attention.attend_all(q, k, v, scale)

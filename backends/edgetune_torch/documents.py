@@ -5,6 +5,8 @@ B rows, S positions, P positions in front.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -46,3 +48,16 @@ def followed(out: Tensor, length: int, documents: Documents, positions: int) -> 
         padding = positions - sum(lengths)
         rows.append(torch.cat((*parts, out[i : i + 1, :, start : start + padding]), 2))
     return torch.cat(rows)
+
+
+def grouped(documents: Documents, size: int, *, late: bool) -> Documents:
+    """Return documents cut into groups of ``size``; if ``late`` the first is half as much longer."""
+    first = size + size // 2 if late else size
+    return tuple(tuple(_cut(row, first, size)) for row in documents)
+
+
+def _cut(lengths: tuple[int, ...], first: int, size: int) -> Iterator[int]:
+    for length in lengths:
+        yield min(first, length)
+        for start in range(first, length, size):
+            yield min(size, length - start)

@@ -15,6 +15,7 @@ from edgetune.network.ops import Attended, Dropout, KeptNorms, Key
 from edgetune.shape import ModelShape, Rotary
 from edgetune_torch import attention, linear, pointwise, trained
 from edgetune_torch.attention import Keys
+from edgetune_torch.documents import grouped
 from edgetune_torch.load import Weights
 from edgetune_torch.matrices import unpacked_once
 from edgetune_torch.precision import product_dtype
@@ -100,6 +101,23 @@ class TorchOps:
         if before is None:
             return attention.attended_to(attended)
         return attention.attended_behind(attended, *before)
+
+    def some_heads(self, attended: Attended[Tensor], heads: slice) -> Attended[Tensor]:
+        """Attend with some heads."""
+        k, v = attended.k[:, heads], attended.v[:, heads]
+        shared = attended.q.shape[1] // attended.k.shape[1]
+        first = (heads.start or 0) * shared
+        q = attended.q[:, first : first + k.shape[1] * shared]
+        return replace(attended, q=q, k=k, v=v)
+
+    def in_groups(self, attended: Attended[Tensor], size: int, *, late: bool) -> Attended[Tensor]:
+        """Attend within groups of tokens, as if they were documents."""
+        groups = grouped(attended.keys.documents, size, late=late)
+        return replace(attended, keys=replace(attended.keys, documents=groups))
+
+    def heads_together(self, parts: Sequence[Tensor]) -> Tensor:
+        """Put heads beside each other."""
+        return torch.cat(list(parts), 1)
 
     def attend_all(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Attend to keys that all queries see."""

@@ -132,6 +132,31 @@ class EagerOps(Attending):
             out, attended.q.shape, heads_apart=out.heads_apart, rows_apart=not out.heads_apart
         )
 
+    def some_heads(self, attended: Attended[Sized], heads: slice) -> Attended[Sized]:
+        """Attend with some heads."""
+        count = attended.k.shape[1]
+        some = len(range(*heads.indices(count)))
+        q, k, v = (
+            self.sliced(
+                x,
+                (x.shape[0], x.shape[1] // count * some, *x.shape[2:]),
+                heads_apart=x.heads_apart,
+            )
+            for x in (attended.q, attended.k, attended.v)
+        )
+        return replace(attended, q=q, k=k, v=v)
+
+    def in_groups(self, attended: Attended[Sized], size: int, *, late: bool) -> Attended[Sized]:
+        """Attend within groups, which takes no more than to all."""
+        del size, late
+        return attended
+
+    def heads_together(self, parts: Sequence[Sized]) -> Sized:
+        """Put heads beside each other."""
+        rows, _, *rest = parts[0].shape
+        shape = (rows, sum(part.shape[1] for part in parts), *rest)
+        return self.joined(parts, shape, heads_apart=True)
+
     def attend_all(self, q: Sized, k: Sized, v: Sized, scale: float) -> Sized:
         """Attend to keys that all queries see."""
         return self.attention_to_all(q, k, v, scale)

@@ -24,7 +24,7 @@ __all__ = [
 METHODS = {
     "lora": "edgetune.methods.lora:Lora",
     "dora": "edgetune.methods.dora:Dora",
-    "dylora": "edgetune.methods.lora:DyLora",
+    "dylora": "edgetune.methods.dylora:DyLora",
     "lora-fa": "edgetune.methods.lora_fa:LoraFa",
     "vera": "edgetune.methods.vera:Vera",
     "adapter": "edgetune.methods.bottleneck:Bottleneck",

@@ -94,6 +94,11 @@ class Adapted(Adaptation[A]):
         """Whether random numbers are part of what this pass computes."""
         return self.step is not None and self.spec.draws
 
+    @property
+    def training(self) -> bool:
+        """Whether this is a pass of training."""
+        return self.step is not None
+
     def dropout(self, fraction: float, layer: int | None, role: str) -> Dropout | None:
         """Return what is dropped of a projection's input in this micro-batch."""
         if self.step is None or fraction == 0:

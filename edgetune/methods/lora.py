@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from math import sqrt
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgetune.methods.base import AdapterTensor, Method, Ranks
-from edgetune.methods.initial import ZEROS, Initial, Normal, Principal, Uniform, generator
+from edgetune.methods.initial import ZEROS, Initial, Normal, Principal, Uniform
 from edgetune.methods.patterns import entries, refuse_unmatched, value_of
 from edgetune.methods.targets import Target, select
-from edgetune.network.ops import A, Dropout
+from edgetune.network.ops import A, Attended, Dropout
 from edgetune.settings.spec import Interval, check_numbers, knob
 from edgetune.shape import Linear, ModelShape
 
@@ -211,6 +210,10 @@ class Lora(LowRank):
     PiSSA (Meng et al. 2024) starts from the largest singular components of W and keeps what W
     lacks without them: ``h = W x + scale * (B A - B0 A0) x`` leaves W alone and is the same.
     On disk it is plain LoRA of twice the rank.
+
+    With ``attention_group`` training attends within groups of so many tokens, in half of the heads
+    in others (LongLoRA's shifted sparse attention, Chen et al. 2024, section 3.2); what was
+    trained attends to everything.
     """
 
     kind: ClassVar[str] = "lora"
@@ -218,6 +221,36 @@ class Lora(LowRank):
     lora_initial: Literal["kaiming", "gaussian", "pissa"] = knob(
         "kaiming", "How A (with pissa: A and B) starts."
     )
+
+    attention_group: int | None = knob(
+        None,
+        "Tokens that attend to each other in training; of half of the heads others do (LongLoRA).",
+        interval=Interval(low=2),
+    )
+
+    def refusals(self, shape: ModelShape, *, context: int, quantization: str) -> list[str]:
+        """Refuse groups for heads that cannot be halved."""
+        found = LowRank.refusals(self, shape, context=context, quantization=quantization)
+        if self.attention_group is not None and any(x.kv_heads < 2 for x in shape.kinds):
+            found.append(
+                "--attention-group halves the key/value heads, and this model has one: leave it out."
+            )
+        return found
+
+    @property
+    def draws(self) -> bool:
+        """Whether training computes something else than an evaluation."""
+        return self.dropout > 0 or self.attention_group is not None
+
+    def attend(self, block: Block[A], own: Adapted[A], attended: Attended[A]) -> A:
+        """Return the output of attention, in training within groups if there are any."""
+        ops, size, half = block.ops, self.attention_group, block.own.kv_heads // 2
+        if size is None or not own.training:
+            return ops.attend(attended)
+        early = ops.in_groups(ops.some_heads(attended, slice(0, half)), size, late=False)
+        out = ops.attend(early)
+        late = ops.in_groups(ops.some_heads(attended, slice(half, None)), size, late=True)
+        return ops.heads_together([out, ops.attend(late)])
 
     @property
     def one_rank_because(self) -> str | None:
@@ -245,10 +278,10 @@ class Lora(LowRank):
     def on_disk(self) -> Lora:
         """Return LoRA without a special start."""
         if self.lora_initial != "pissa":
-            return self
+            return replace(self, attention_group=None)
         rank = 2 * self.rank
         alpha = self.scale * (sqrt(rank) if self.rslora else rank)
-        return replace(self, rank=rank, alpha=alpha, lora_initial="kaiming")
+        return replace(self, rank=rank, alpha=alpha, lora_initial="kaiming", attention_group=None)
 
     def fold(self, shape: ModelShape, tensors: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         """Return A and B; of PiSSA ``[A; A0]`` and ``[B, -B0]``."""
@@ -279,61 +312,11 @@ class Lora(LowRank):
                 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DyLora(LowRank):
-    """LoRA of which any first ranks are a LoRA (Valipour et al. 2023, algorithm 1).
-
-    Each step trains the first ``b`` components alone, ``b`` drawn from 1 to ``rank``, scaled by
-    ``alpha / b``. On disk it is plain LoRA of the whole rank.
-    """
-
-    kind: ClassVar[str] = "dylora"
-    format: ClassVar[str | None] = None
-    peft_type: ClassVar[str | None] = None
-
-    @property
-    def one_rank_because(self) -> str | None:
-        """Why all targets have to have the same rank."""
-        return "DyLoRA draws one rank for all targets"
-
-    def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
-        """Return A and B of every target."""
-        return tuple(tensor for target in self.select(shape) for tensor in self.plain(target))
-
-    @property
-    def draws(self) -> bool:
-        """Whether a rank is drawn in training: it is."""
-        return True
-
-    def project(self, block: Block[A], own: Adapted[A], linear: Linear, x: A) -> A:
-        """Return the projection, with the update's first ranks where it is a target."""
-        ops, pair = block.ops, pair_of(block, own, linear)
-        if pair is None:
-            return ops.linear(linear.role, x)
-        rank = self.rank if own.step is None else drawn_rank(own.step, self.rank)
-        a, b = ops.some_rows(pair[0], slice(rank)), ops.some_columns(pair[1], slice(rank))
-        dropout = self.dropped(block, own, linear)
-        return ops.lora_linear(linear.role, x, a, b, self.scale_at(rank), dropout)
-
-    def on_disk(self) -> Lora:
-        """Return LoRA of the whole rank."""
-        return Lora(
-            rank=self.rank, alpha=self.alpha, dropout=self.dropout, targets=self.targets,
-            layers=self.layers, rslora=self.rslora,
-        )  # fmt: skip
-
-
 def pair_of(block: Block[A], own: Adapted[A], linear: Linear) -> tuple[A, A] | None:
     """Return A (R, inputs) and B (outputs, R) of a projection, if it is a target."""
     module = block.module(linear)
     a = own.tensors.get(f"{module}.lora_A.weight")
     return None if a is None else (a, own.tensors[f"{module}.lora_B.weight"])
-
-
-@lru_cache(maxsize=8)
-def drawn_rank(step: str, rank: int) -> int:
-    """Return a rank from 1 to ``rank``, a function of the step alone."""
-    return int(generator("rank", step).integers(1, rank + 1))
 
 
 def constant(name: str) -> str:

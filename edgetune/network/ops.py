@@ -110,6 +110,18 @@ class Ops(Protocol[A]):
         ``before`` are keys and values (1, G, P, h) in front of those of every document.
         """
 
+    def some_heads(self, attended: Attended[A], heads: slice) -> Attended[A]:
+        """Return the attention of some key/value heads and of the queries that read them."""
+
+    def in_groups(self, attended: Attended[A], size: int, *, late: bool) -> Attended[A]:
+        """Return attention within groups of ``size`` tokens of a document, in training.
+
+        ``late`` groups begin half a group later, but for the first, which is as much longer.
+        """
+
+    def heads_together(self, parts: Sequence[A]) -> A:
+        """Return outputs (B, heads, S, h) of attention as one, (B, H, S, h)."""
+
     def attend_all(self, q: A, k: A, v: A, scale: float) -> A:
         """Return the output (B, H, S, h) of attention to keys (1, G, P, h) that all see."""
 

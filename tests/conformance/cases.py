@@ -109,6 +109,10 @@ CASES = (
         parameters=_low_rank(4, "q", "v", "qkv"),
     ),
     Case(
+        name="lora-groups", kind="lora", settings={"rank": 4, "attention_group": 4},
+        parameters=_low_rank(4),
+    ),
+    Case(
         name="pissa", kind="lora", settings={"rank": 4, "lora_initial": "pissa"},
         parameters=_low_rank(4),
     ),

@@ -14,7 +14,8 @@ from model_folders import TINY
 
 from edgetune.adapters import CONFIG, load_adapter, save_adapter
 from edgetune.errors import ModelError, UsageError
-from edgetune.methods.lora import DyLora, Lora, LowRank
+from edgetune.methods.dylora import DyLora
+from edgetune.methods.lora import Lora, LowRank
 from edgetune.model import shape_of
 
 SHAPE = shape_of(TINY)

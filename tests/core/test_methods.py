@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,8 +20,9 @@ from edgetune.exporters.truncate import truncated
 from edgetune.memory import Platform, estimate
 from edgetune.methods import METHODS, build, initial_value, known_settings, method_class
 from edgetune.methods.base import AdapterTensor
+from edgetune.methods.dylora import DyLora
 from edgetune.methods.initial import Principal, RowNorms, Tokens
-from edgetune.methods.lora import DyLora, Lora
+from edgetune.methods.lora import Lora
 from edgetune.model import resolve
 from edgetune.model.families import shape_of
 from edgetune.settings.spec import Checkpointing, knobs
@@ -192,6 +193,16 @@ def test_a_constant_half_takes_less_memory(kind: Literal["cpu", "mlx"]) -> None:
     assert less.activations < 0.85 * more.activations
     assert less.optimizer < 0.6 * more.optimizer
     assert less.adapter == more.adapter
+
+
+@pytest.mark.parametrize(("heads", "reasons"), [(1, 1), (2, 0)])
+def test_attention_in_groups_needs_heads_that_can_be_halved(heads: int, reasons: int) -> None:
+    shape = replace(SHAPE, blocks=tuple(replace(x, kv_heads=heads) for x in SHAPE.blocks))
+    method = Lora(attention_group=32)
+
+    found = method.refusals(shape, context=64, quantization="none")
+    assert len(found) == reasons
+    assert all("--attention-group" in reason for reason in found)
 
 
 def test_a_rate_of_b_against_that_of_a_is_refused_where_a_has_none() -> None:
