@@ -84,7 +84,7 @@ def _name(name: str) -> str:
 
 def _tables(scores: Mapping[str, Scores]) -> Iterator[str]:
     """Yield the scores of predicted tokens, then those of answers, where there are any."""
-    for asked in ("predicted", "answered"):
+    for asked in ("predicted", "weighed", "answered"):
         columns = measured(asked, scores.values())
         if columns:
             rows = [(name, *(one.text(found) for one in columns)) for name, found in scores.items()]

@@ -29,11 +29,21 @@ def _of_labels(name: str, scores: Scores) -> float | None:
     return found
 
 
+def _reward(name: str, scores: Scores) -> float | None:
+    return None if scores.rewards is None else scores.rewards[f"rewards/{name}"]
+
+
 COLUMNS = {
     "predicted": (
         Column("loss", lambda scores: scores.loss, "{:.4f}"),
         Column("perplexity", lambda scores: scores.perplexity, "{:.2f}"),
-        Column("token accuracy", lambda scores: scores.accuracy),
+        Column("token accuracy", lambda scores: None if scores.rewards else scores.accuracy),
+    ),
+    "weighed": (
+        Column("pairs told apart", partial(_reward, "accuracies")),
+        Column("margin", partial(_reward, "margins"), "{:.3f}"),
+        Column("chosen", partial(_reward, "chosen"), "{:.3f}"),
+        Column("rejected", partial(_reward, "rejected"), "{:.3f}"),
     ),
     "answered": (
         Column("exact match", lambda scores: scores.exact_match),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -15,11 +16,11 @@ from numpy.typing import NDArray
 from edgetune.backend import EvalResult, GenerateOptions
 from edgetune.data import Dataset, Examples, evaluation_batches
 from edgetune.data.labels import LabelSet
-from edgetune.errors import CheckFailedError, UsageError
+from edgetune.errors import CheckFailedError, DataError, UsageError
 from edgetune.metrics.labels import LabelScores
 from edgetune.metrics.texts import score_texts
 from edgetune.model import resolve
-from edgetune.settings.spec import Training, values
+from edgetune.settings.spec import OBJECTIVE_SETTINGS, Training, values
 from edgetune.workflows.in_parts import in_parts
 from edgetune.workflows.inference import continued
 from edgetune.workflows.labelling import label_scores
@@ -32,11 +33,12 @@ class Scores:
     """How well rows are predicted, and how well they are answered where answers were generated.
 
     ``loss`` is the mean over the learned tokens, ``accuracy`` the share of them that were the
-    most probable ones; the others are those of :class:`edgetune.metrics.TextScores`.
+    most probable ones; the others are those of :class:`edgetune.metrics.texts.TextScores`. Of
+    pairs, ``loss`` is the objective's, ``accuracy`` the share told apart, and there are ``rewards``.
     """
 
     loss: float
-    perplexity: float
+    perplexity: float | None
     accuracy: float
     rows: int
     exact_match: float | None = None
@@ -46,6 +48,8 @@ class Scores:
     json_equal: float | None = None
     labels: LabelScores | None = None
     """How well labels are told apart, where rows are texts with labels."""
+    rewards: Mapping[str, float] | None = None
+    """Of chosen and rejected answers, their margin and accuracy, by the names of ``metrics.jsonl``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +86,25 @@ def dataset_of(run: Opened, data: Path) -> Dataset:
 
 
 def _as_trained(run: Opened, data: Path) -> Dataset:
-    """Return a file read with the settings of the training, those that suit it."""
+    """Return a file read with the settings of the training, those that suit it.
+
+    A run that learned from pairs takes pairs, and plain answers too.
+    """
+    if run.plan.objective is None:
+        return _read(run, data, ())
+    try:
+        return _read(run, data, ("objective", *OBJECTIVE_SETTINGS))
+    except DataError as error:
+        with suppress(DataError):
+            return _read(run, data, ())
+        raise error from None
+
+
+def _read(run: Opened, data: Path, objective: Sequence[str]) -> Dataset:
+    """Return a file read with the training's settings, also those of the ``objective`` named."""
     training = run.plan.training
-    kept = {name: getattr(training, name) for name in ("loss_on", "seed", "long_rows")}
+    names_kept = ("loss_on", "seed", "long_rows", *objective)
+    kept = {name: getattr(training, name) for name in names_kept}
     named = training.label_names or run.label_names
     ways = dict.fromkeys(product((training.fields, None), (named, ())))
     refused: UsageError | None = None
@@ -131,6 +151,11 @@ def score_each(
 
     ``labels`` are those that the rows may have, where they are texts with labels.
     """
+    if rows.kind is not None and (exact_match or show):
+        raise UsageError(
+            "Pairs are weighed, not answered: leave out --exact-match and --show, or give rows with "
+            "plain answers."
+        )
     asked = rows if exact_match else rows.take(np.arange(min(show, len(rows))))
     said = {name: answered(one, asked) if len(asked) else [] for name, one in opened.items()}
     scores = {
@@ -161,10 +186,11 @@ def _scores(
     texts = {} if said is None else values(score_texts(said, _expected(run, rows)))
     return Scores(
         loss=loss,
-        perplexity=exp(min(loss, 700.0)),
+        perplexity=None if result.rewards else exp(min(loss, 700.0)),
         accuracy=result.correct / result.loss_tokens,
         rows=result.rows,
         labels=None if labels is None else label_scores(run, rows, labels),
+        rewards=result.metrics or None,
         **texts,
     )
 
