@@ -19,23 +19,25 @@ from edgetune.workflows.fetching import Offer, fetch, offer
 
 _BAR = 24
 _BETWEEN_SECONDS = 0.2
+_KNOWN_SHARE = 0.01
+"""Share from which on it is said how long the rest takes."""
 
 
-@click.command("fetch", short_help="Get a model from a hub (the only command that connects).")
+@click.command("fetch", short_help="Download a model (the only command that goes online).")
 @click.argument("ref")
 @click.option("--revision", default="main", help="A branch, tag or commit. [default: main]")
 @click.option("--endpoint", metavar="URL", help="Another hub than huggingface.co (or HF_ENDPOINT).")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask before fetching.")
-@click.option("--dry-run", is_flag=True, help="Say what would be fetched, fetch nothing.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask before downloading.")
+@click.option("--dry-run", is_flag=True, help="Say what would be downloaded, download nothing.")
 @common_options
 def command(
     ref: str, revision: str, endpoint: str | None, yes: bool, dry_run: bool, as_json: bool
 ) -> None:
-    """Get a model's weights (safetensors), tokenizer and config, REF like Qwen/Qwen3-0.6B.
+    """Download a model's weights (safetensors), tokenizer and config. REF is like Qwen/Qwen3-0.6B.
 
-    Size and licence are shown first. Never pickles, never code; every file is checked. They go
-    where Hugging Face's tools keep them (HF_HUB_CACHE), and what broke off is gone on with. A
-    gated model needs a token: HF_TOKEN, or `hf auth login`.
+    Size and licence are shown first. Pickles and code are never downloaded, and every file's
+    checksum is verified. Files go to the cache that Hugging Face's tools share (HF_HUB_CACHE); an
+    interrupted download is resumed. A gated model needs a token: HF_TOKEN, or `hf auth login`.
     """
     offered = offer(ref, revision=revision, endpoint=endpoint)
     if offered.taken_as is not None:
@@ -47,12 +49,16 @@ def command(
             out_json(_as_json(offered))
         return
     _confirm(offered, yes=yes)
-    with _bar(offered) as progress:
-        model = fetch(offered, progress)
+    try:
+        with _bar(offered) as progress:
+            model = fetch(offered, progress)
+    except KeyboardInterrupt:
+        say("What was downloaded is kept: run the same command to resume.")
+        raise
     if as_json:
         out_json({**_as_json(offered), "folder": str(model.folder)})
         return
-    out(f"{offered.listing.model} is here, checked: {model.folder}")
+    out(f"{offered.listing.model} is complete and verified: {model.folder}")
     if offered.listing.revision == "main":
         out(f"Next: edgetune train --model {offered.listing.model} --data FILE")
     else:
@@ -81,9 +87,10 @@ def _confirm(offered: Offer, *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise UsageError(
-            f"{format_bytes(offered.missing)} would be fetched. Say --yes where nobody can be asked."
+            f"{format_bytes(offered.missing)} would be downloaded. Confirm with --yes (there is no "
+            "terminal to ask)."
         )
-    click.confirm(f"Fetch {format_bytes(offered.missing)}?", abort=True, err=True)
+    click.confirm(f"Download {format_bytes(offered.missing)}?", abort=True, err=True)
 
 
 def _as_json(offered: Offer) -> dict[str, object]:
@@ -129,9 +136,10 @@ class _Bar:
             return
         self._shown = now
         share = self._done / self._total
-        left = format_seconds((now - self._begun) * (1 / share - 1)) if share else "?"
+        seconds = (now - self._begun) * (1 / share - 1) if share > _KNOWN_SHARE else None
+        left = "" if seconds is None else f"{format_seconds(seconds)} left, "
         filled = "#" * round(_BAR * share)
-        text = f"|{filled:<{_BAR}}| {share:4.0%}, {left} left, {name}"[:79]
+        text = f"|{filled:<{_BAR}}| {share:4.0%}, {left}{name}"[:79]
         draw(f"\r{text:<{self._width}}")
         self._width = len(text)
 

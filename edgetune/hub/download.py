@@ -22,6 +22,8 @@ from edgetune.owned import lock
 TRIES: Final = 5
 """Attempts without a new byte before a file is given up."""
 _CHUNK: Final = 1 << 20
+_PIECE: Final = 1 << 16
+"""Bytes that are waited for at once: as many are lost at most when a process ends."""
 _LARGEST_READ: Final = 1 << 24
 _ELSEWHERE: Final = "set HF_HUB_CACHE to a folder on another disk"
 
@@ -147,7 +149,7 @@ class _Transfer:
                 partial.seek(0)
                 partial.truncate()
             left = self.file.size - partial.tell()
-            while left > 0 and (data := answer.read(min(_CHUNK, left))):
+            while left > 0 and (data := answer.read(min(_PIECE, left))):
                 _write(partial, data)
                 left -= len(data)
                 self.came(len(data))

@@ -115,11 +115,11 @@ def _unanswered(error: Exception, hub: Hub) -> str:
     if isinstance(reason, ConnectionRefusedError):
         return f"{asked} refuses the connection: nothing listens there."
     if isinstance(reason, TimeoutError):
-        return f"{asked} does not answer. Try again; what is here already is kept."
+        return f"{asked} does not answer. Try again: the download resumes."
     said = reason.strerror if isinstance(reason, OSError) and reason.strerror else reason
     return (
-        f"{asked} broke off the connection: {said or type(reason).__name__}. Try again; what is "
-        "here already is kept."
+        f"{asked} closed the connection: {said or type(reason).__name__}. Try again: the download "
+        "resumes."
     )
 
 

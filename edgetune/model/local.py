@@ -132,7 +132,7 @@ def read_config(folder: Path) -> dict[str, object]:
 def _no_config(folder: Path) -> str:
     if (folder / "adapter_config.json").is_file():
         return f"{folder} holds an adapter, not a model. Give the model that it was trained on."
-    return f"{folder} has no config.json, which a model's folder has. Give the folder with it."
+    return f"{folder} has no config.json: it is not a model's folder."
 
 
 def _checked(

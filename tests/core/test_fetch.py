@@ -107,7 +107,7 @@ def test_nothing_is_fetched_where_nobody_can_be_asked(
     called = cli("fetch", MODEL)
 
     assert called.code == 2
-    assert "Say --yes where nobody can be asked." in called.err
+    assert "Confirm with --yes (there is no terminal to ask)." in called.err
     assert not cache.exists()
     assert state.fetched() == {"config.json": 1}
 
