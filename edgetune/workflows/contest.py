@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from edgetune.choice import Choice
-from edgetune.errors import EdgetuneError, StoppedError, UsageError
+from edgetune.errors import DataError, EdgetuneError, StoppedError, UsageError
 from edgetune.files import load_json, sha256_file, write_json
 from edgetune.methods import METHODS, known_settings
 from edgetune.report import Report
@@ -22,6 +22,7 @@ RECORD: Final = "compare.json"
 _LARGEST: Final = 1 << 20
 _STOPPED: Final = 6
 _NO_IMPROVEMENT: Final = 8
+"""Exit code of a run that ended without an adapter, or with a loss that ran away."""
 
 State = Literal["new", "unfinished", "done"]
 
@@ -58,12 +59,16 @@ class Contest:
     memory: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse methods that there are not, or twice."""
+        """Refuse methods that there are not, or twice, and settings that none of them has."""
         if unknown := [name for name in self.methods if name not in METHODS]:
             known = ", ".join(METHODS)
             raise UsageError(f"There is no method {', '.join(unknown)}. There are: {known}.")
         if len(set(self.methods)) < len(self.methods):
             raise UsageError("--methods names a method twice. Name each once.")
+        known_here = _COMMON.union(*map(known_settings, self.methods))
+        if strange := sorted(self.settings.keys() - known_here):
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in strange)
+            raise UsageError(f"None of {', '.join(self.methods)} has {flags}. Leave it out.")
 
     def run_of(self, method: str) -> Path:
         """Return the folder of a method's run."""
@@ -74,8 +79,11 @@ class Contest:
 
         Raises:
             UsageError: if the folder holds another comparison.
+            DataError: if there are no rows at ``data``.
             OSError: if it cannot be written.
         """
+        if not self.data.exists():
+            raise DataError(f"There is no file {self.data}. Check the name and the folder.")
         record, path = self._record(), self.folder / RECORD
         if not path.exists():
             if self.folder.exists() and any(self.folder.iterdir()):
@@ -108,7 +116,10 @@ class Contest:
             say(f"{place}: {'goes on' if state == 'unfinished' else 'begins'}")
             called = call(self.arguments(method, state))
             if called.code == _STOPPED:
-                raise StoppedError(f"Stopped: {called.message} The same command goes on.")
+                raise StoppedError(
+                    f"Stopped while {method} was trained; what it learned is saved. The same command "
+                    "goes on."
+                )
             if called.code not in {0, _NO_IMPROVEMENT}:
                 yield method, called.message
 

@@ -67,8 +67,14 @@ def figures_of(name: str, report: Report) -> RunFigures:
         adapter_bytes=weights.stat().st_size if weights.is_file() else None,
         base_perplexity=figure(report.verdict, "neutral", "base_perplexity"),
         perplexity=figure(report.verdict, "neutral", "perplexity"),
-        problem=report.status.because if report.status.kind != "finished" else "",
+        problem=_problem(report),
     )
+
+
+def _problem(report: Report) -> str:
+    """Return why a run has no adapter, nothing if it has one."""
+    status = report.status
+    return "" if status.kind == "finished" else status.because or f"The run is {status.kind}."
 
 
 def unlike(reports: Sequence[Report]) -> Iterator[str]:
