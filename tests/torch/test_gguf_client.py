@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from adapters import random_adapter
-from models import make_model
+from models import FAMILIES, make_model
 from numpy.typing import NDArray
 from opened import open_decoder
 
@@ -34,6 +34,7 @@ SIZES = {
     "initializer_range": 0.08,
 }
 GPT2 = {"vocab_size": 1024, "n_embd": 128, "n_positions": 512, "initializer_range": 0.08}
+BLOOM = {"vocab_size": 1024, "hidden_size": 128, "n_head": 4, "initializer_range": 0.08}
 LENGTHS = (32, 256)
 
 
@@ -50,6 +51,10 @@ LONGROPE = rope("longrope", factor=8.0, original_max_position_embeddings=16,
 GEMMA3 = {"rope_parameters": {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
     "sliding_attention": {"rope_type": "default", "rope_theta": 2e4}}}  # fmt: skip
+OLMO3 = {"rope_parameters": {
+    "full_attention": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0,
+                       "original_max_position_embeddings": 128},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}}  # fmt: skip
 WINDOW = {"sliding_window": 64, "num_hidden_layers": 7}
 NO_WINDOW = {"sliding_window": None}
 
@@ -75,11 +80,37 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2, scaled": ("gpt2", GPT2 | {"scale_attn_by_inverse_layer_idx": True}),
     "gpt_neox": ("gpt_neox", rope("default", partial_rotary_factor=0.5) | {"rotary_pct": 0.5}),
     "olmo2": ("olmo2", {}),
+    "olmo3": ("olmo3", WINDOW | {"num_hidden_layers": 4}),
+    "arcee": ("arcee", {}),
+    "bloom": ("bloom", BLOOM),
+    "cohere": ("cohere", {"logit_scale": 0.75}),
+    "cohere2": ("cohere2", WINDOW | {"num_hidden_layers": 4, "logit_scale": 0.75}),
+    "olmo3, yarn": ("olmo3", WINDOW | OLMO3 | {"num_hidden_layers": 4}),
+    "ernie4_5": ("ernie4_5", {}),
+    "exaone4": (
+        "exaone4",
+        {"layer_types": ["full_attention"] * 3, "num_hidden_layers": 3} | NO_WINDOW,
+    ),
+    "glm4": ("glm4", {}),
+    "gpt_bigcode": ("gpt_bigcode", GPT2),
+    "hunyuan": ("hunyuan_v1_dense", {}),
+    "mpt": (
+        "mpt",
+        {
+            "vocab_size": 1024,
+            "d_model": 128,
+            "n_heads": 4,
+            "max_seq_len": 512,
+            "initializer_range": 0.08,
+        },
+    ),
+    "nemotron": ("nemotron", {}),
+    "phi": ("phi", {}),
 }
 
 
 def _folder(folder: Path, family: str, **changes: object) -> Path:
-    sizes = {} if family == "gpt2" else SIZES
+    sizes = SIZES if "hidden_size" in FAMILIES[family] and family != "bloom" else {}
     make_model(folder, family, **(sizes | changes))
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(TINY / file, folder)

@@ -8,10 +8,12 @@ from math import sqrt
 from typing import Final
 
 from edgetune.errors import UsageError
+from edgetune.model.families.bloom import slopes
 from edgetune.shape import ATTENTION_ROLES, MLP_ROLES, ModelShape
 
 SILU: Final = frozenset({"silu"})
 GELU: Final = frozenset({"gelu_tanh"})
+RELU2: Final = frozenset({"relu2"})
 EITHER_GELU: Final = frozenset({"gelu", "gelu_tanh"})
 """llama.cpp approximates both by the tangent: less than 16-bit weights change the result."""
 
@@ -40,6 +42,12 @@ class Architecture:
     """Roles of the projections that can have a bias."""
     parallel: bool = False
     """Both halves of a block can read the same input."""
+    windows_rotate: bool = False
+    """Layers rotate if they have a window, and not otherwise."""
+    logit_scale: bool = False
+    """Multiplies logits."""
+    head_bias: bool = False
+    """The head can have a bias."""
 
     def windowed(self, layer: int) -> bool:
         """Whether a layer sees only the tokens of the model's window."""
@@ -48,6 +56,8 @@ class Architecture:
 
     def rotates(self, layer: int) -> bool:
         """Whether a layer has rotary embeddings, in a model that has them."""
+        if self.windows_rotate:
+            return self.windowed(layer)
         every = self.unrotated_pattern
         return every is None or (layer + 1) % every != 0
 
@@ -83,6 +93,30 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     "gpt2": Architecture(name="gpt2", activations=GELU, biases=_ALL),
     "gpt_neox": Architecture(name="gptneox", activations=EITHER_GELU, parallel=True, biases=_ALL),
     "olmo2": Architecture(name="olmo2"),
+    "olmo3": Architecture(name="olmo2", window_pattern=4),
+    "arcee": Architecture(
+        name="arcee", activations=RELU2, neighbours_rotate=True, rotation_tensor=True
+    ),
+    "bloom": Architecture(name="bloom", activations=GELU, biases=_ALL),
+    "cohere": Architecture(
+        name="command-r", neighbours_rotate=True, parallel=True, logit_scale=True
+    ),
+    "cohere2": Architecture(
+        name="cohere2",
+        neighbours_rotate=True,
+        parallel=True,
+        logit_scale=True,
+        window_pattern=4,
+        windows_rotate=True,
+    ),
+    "ernie4_5": Architecture(name="ernie4_5", neighbours_rotate=True),
+    "exaone4": Architecture(name="exaone4"),
+    "glm4": Architecture(name="glm4", neighbours_rotate=True, biases=_QKV),
+    "gpt_bigcode": Architecture(name="starcoder", activations=GELU, biases=_ALL),
+    "hunyuan_v1_dense": Architecture(name="hunyuan-dense"),
+    "mpt": Architecture(name="mpt", activations=EITHER_GELU),
+    "nemotron": Architecture(name="nemotron", activations=RELU2, biases=_ALL),
+    "phi": Architecture(name="phi2", activations=GELU, biases=_ALL, parallel=True, head_bias=True),
     "granite": Architecture(
         name="granite", neighbours_rotate=True, rotation_tensor=True, multipliers=True
     ),
@@ -122,8 +156,8 @@ def _differences(shape: ModelShape, architecture: Architecture) -> list[str]:
     if block.activation not in architecture.activations:
         known = " or ".join(sorted(architecture.activations))
         problems.append(f"its activation is {block.activation}, there it is {known}")
-    multiplied = (shape.logit_scale, shape.residual_scale) != (1.0, 1.0)
-    if multiplied and not architecture.multipliers:
+    logits = 1.0 if architecture.logit_scale else shape.logit_scale
+    if (logits, shape.residual_scale) != (1.0, 1.0) and not architecture.multipliers:
         problems.append("it has multipliers of its own")
     if block.parallel and not architecture.parallel:
         problems.append("both halves of a block read the same input")
@@ -135,7 +169,7 @@ def _differences(shape: ModelShape, architecture: Architecture) -> list[str]:
     biased = [x.module for x in block.linears if x.bias and x.role not in architecture.biases]
     if biased:
         problems.append(f"{', '.join(biased)} have biases")
-    if shape.head_bias:
+    if shape.head_bias and not architecture.head_bias:
         problems.append("its head has a bias")
     return problems + _attention_differences(shape, architecture)
 
@@ -147,10 +181,17 @@ def _attention_differences(shape: ModelShape, architecture: Architecture) -> lis
         if architecture.window_pattern is not None and windowed != (attention.window is not None):
             has = "has no window" if windowed else "has a window"
             problems.append(f"layer {layer} {has}")
-        rotates = shape.positions is None and architecture.rotates(layer)
+        elsewhere = shape.positions is not None or bool(attention.slopes)
+        rotates = not elsewhere and architecture.rotates(layer)
         if rotates != (attention.rotary is not None):
             has = "does not rotate" if rotates else "rotates"
             problems.append(f"layer {layer} {has}")
+    if any(rule.interleaved for rule in shape.rotaries) and not architecture.neighbours_rotate:
+        problems.append("neighbouring channels rotate together")
+    if any(rule.growth for rule in shape.rotaries):
+        problems.append("its queries grow with the position")
+    if any(kind.attention.slopes not in ((), slopes(kind.heads)) for kind in shape.kinds):
+        problems.append("its scores fall otherwise with the distance")
     rules = {(a.rotary, a.window) for a in shape.attention if a.rotary is not None}
     most = 1 if architecture.window_pattern is None else 2
     if len({rotary for rotary, _ in rules}) > most:

@@ -34,7 +34,9 @@ def row_order(
     block: BlockShape, linear: Linear, architecture: Architecture
 ) -> NDArray[np.int64] | None:
     """Return which of the model's rows each row of a projection in the file is; None: the same."""
-    if linear.role in ("q", "k") and architecture.neighbours_rotate:
+    rotary = block.attention.rotary
+    apart = rotary is None or not rotary.interleaved
+    if linear.role in ("q", "k") and architecture.neighbours_rotate and apart:
         return neighbours(linear.outputs, block.head_dim)
     if linear.role == "qkv" and block.interleaved_qkv:
         return one_after_another(block.heads, block.head_dim)
@@ -98,6 +100,8 @@ class _Layout:
         """Yield names and rows."""
         shape = self._shape
         yield "token_embd.weight", self._source(f"{shape.embedding}.weight")
+        if shape.embedding_norm is not None:
+            yield from self._norm(shape.embedding_norm, "", "", 1.0)
         if shape.positions is not None:
             yield "position_embd.weight", self._source(f"{shape.positions}.weight")
         for name, values in rotation_tensors(shape).items():
@@ -107,6 +111,8 @@ class _Layout:
         yield from self._norm(shape.final_norm, "", "", 1.0)
         if not shape.tied:
             yield "output.weight", self._source(f"{shape.head}.weight")
+        if shape.head_bias:
+            yield "output.bias", self._source(f"{shape.head}.bias")
 
     def _block(self, layer: int) -> Iterator[tuple[str, Rows]]:
         shape, prefix, target = self._shape, self._shape.block(layer), f"blk.{layer}."
@@ -156,5 +162,6 @@ class _Layout:
 
 
 def _norm_name(norm: Norm) -> str:
-    """Return what llama.cpp calls a norm of a block, or the final one."""
-    return "output_norm" if norm.role == "final" else gguf_names.NORMS[norm.role]
+    """Return what llama.cpp calls a norm of a block, or one of those at the ends."""
+    ends = {"final": "output_norm", "embedding": "token_embd_norm"}
+    return ends.get(norm.role) or gguf_names.NORMS[norm.role]

@@ -88,6 +88,10 @@ def _multipliers(shape: ModelShape, architecture: Architecture) -> Iterator[tupl
         yield "embedding_scale", Value("float32", shape.embedding_scale)
         yield "residual_scale", Value("float32", shape.residual_scale)
         yield "logit_scale", Value("float32", 1 / shape.logit_scale)  # llama.cpp divides
+    if architecture.logit_scale:
+        yield "logit_scale", Value("float32", shape.logit_scale)
+    if shape.blocks[0].attention.slopes:
+        yield "attention.max_alibi_bias", Value("float32", 8.0)
 
 
 def _main_rotary(shape: ModelShape) -> Rotary | None:
