@@ -20,6 +20,7 @@ LARGEST: Final = 1 << 18
 _SHOWN: Final = 8
 _OF_RUNS: Final = frozenset(
     {"output", "plan", "resume", "from", "dry-run", "pause", "strict", "log", "notify"}
+    | {"no-verdict", "samples"}
 )
 """What only `edgetune train` takes: a plan made from the same file leaves it alone."""
 _NEVER: Final = frozenset({"config", "help", "debug", "json"})
@@ -66,13 +67,12 @@ def _settings(
 ) -> tuple[dict[str, Any], list[str]]:
     """Return a config's settings by the names of parameters, and hints for foreign names."""
     parameters = {opt: p for p in ctx.command.get_params(ctx) for opt in p.opts}
-    own = frozenset(parameters)
     found: dict[str, Any] = {}
     problems, hints = [], []
     for name, value in content.items():
         if value is None:
             continue
-        named = known_as(name, value, own)
+        named = known_as(name, value, parameters)
         if named is None or (ctx.command.name == "plan" and named[0] in _OF_RUNS):
             continue
         ours, known, hint = named

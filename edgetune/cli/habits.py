@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import click
@@ -21,7 +21,7 @@ class HabitCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse a command line after putting our names in it, and say which they are."""
-        translated = list(_translated(args, self._flags(ctx)))
+        translated = list(_translated(args, _flags(self.get_params(ctx))))
         words = [word for some, _ in translated for word in some]
         try:
             rest = super().parse_args(ctx, words)
@@ -37,12 +37,14 @@ class HabitCommand(click.Command):
                 say(f"Understood: {'; '.join(hints)}.")
         return rest
 
-    def _flags(self, ctx: click.Context) -> frozenset[str]:
-        return frozenset(
-            name
-            for parameter in self.get_params(ctx)
-            for name in (*parameter.opts, *parameter.secondary_opts)
-        )
+
+def _flags(parameters: Iterable[click.Parameter]) -> dict[str, bool]:
+    """Return the flags of a command, each with whether a value follows it."""
+    return {
+        name: isinstance(parameter, click.Option) and not parameter.is_flag
+        for parameter in parameters
+        for name in (*parameter.opts, *parameter.secondary_opts)
+    }
 
 
 def _instead_of_words(ctx: click.Context, message: str) -> str:
@@ -52,7 +54,7 @@ def _instead_of_words(ctx: click.Context, message: str) -> str:
     return f"`edgetune {ctx.command.name}` takes flags alone: --model REF --data FILE."
 
 
-def known_as(name: str, value: Any, own: frozenset[str]) -> tuple[str, Any, str | None] | None:
+def known_as(name: str, value: Any, own: Container[str]) -> tuple[str, Any, str | None] | None:
     """Return our name and value for a setting, with a hint where they differ; None: nothing to set.
 
     Raises:
@@ -75,17 +77,21 @@ def known_as(name: str, value: Any, own: frozenset[str]) -> tuple[str, Any, str 
     return name, value, None
 
 
-def _translated(args: list[str], own: frozenset[str]) -> Iterator[tuple[list[str], str | None]]:
+def _translated(args: list[str], own: Mapping[str, bool]) -> Iterator[tuple[list[str], str | None]]:
     """Yield the words of a command line with our names, each with a hint if it was another."""
     words = iter(range(len(args)))
     for place in words:
         word = args[place]
         name, given, value = word.removeprefix("--").partition("=")
         foreign = word.startswith("--") and len(word) > 2 and f"--{name}" not in own
-        if not foreign or name.startswith("no-"):
-            yield [word], None
-            continue
         following = args[place + 1] if place + 1 < len(args) else ""
+        if word == "--":
+            yield args[place:], None
+            return
+        if not foreign or name.startswith("no-"):
+            has_value = own.get(word, False) and place + 1 < len(args)
+            yield ([word, args[next(words)]] if has_value else [word]), None
+            continue
         if name.replace("_", "-") in SWITCHES:
             if not given and following.lower() in _YES | _NO:
                 value = args[next(words)]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgetune.cli.show import say
-from edgetune.device import Device, read_device
+from edgetune.device import Device, list_devices, read_device
 from edgetune.errors import EdgetuneError, UsageError
 from edgetune.model import resolve
 from edgetune.planning import FILE_NAME, Plan, plan_from_json, read_plan_file
@@ -37,6 +38,7 @@ def complete(request: PlanRequest, plan_file: Path | None) -> PlanRequest:
         )
     plain = read_plan_file(path)
     plan = plan_from_json(plain, resolve(planned_model(plain, path)).shape)
+    request = replace(request, device=_device_of(plan, request.device))
     here = read_device(request.device)
     elsewhere = not same_device(plan, here)
     if elsewhere and plan_file is None:
@@ -52,6 +54,18 @@ def complete(request: PlanRequest, plan_file: Path | None) -> PlanRequest:
     planned_for = f"; it was for {plan.device.name}, and is planned anew" if elsewhere else ""
     say(f"Taking {path}, made {_age(path)} ago: {plan.model.ref}{rows}{planned_for}")
     return taken
+
+
+def _device_of(plan: Plan, wanted: str) -> str:
+    """Return the name of the device that a plan is for, if it is here and no other was named."""
+    if wanted != "auto":
+        return wanted
+    seen: Counter[str] = Counter()
+    for device in list_devices():
+        if same_device(plan, device):
+            return f"cuda:{seen['cuda']}" if device.kind == "cuda" else device.kind
+        seen[device.kind] += 1
+    return wanted
 
 
 def same_device(plan: Plan, here: Device) -> bool:

@@ -14,8 +14,11 @@ import pytest
 import yaml
 from rows import Called, Cli, write_rows
 
+import edgetune.device.read
 from edgetune.cli import COMMANDS, LazyGroup, group
 from edgetune.cli.foreign import REFUSED, SAME, SWITCHES, VALUES
+from edgetune.device.recorded import recorded_system
+from edgetune.device.smi import COMMAND
 from edgetune.planning import FILE_NAME, read_plan_file
 
 
@@ -108,6 +111,11 @@ def test_values_have_other_names_too(cli: Cli) -> None:
 def test_own_values_that_look_like_flags_are_left_alone(cli: Cli) -> None:
     assert "No such option '--bogus'" in cli("plan", "--model", "tiny", "--bogus", "3").err
     assert planned(cli, "--no-packing")["training"]["packing"] is False
+
+
+def test_values_are_never_taken_for_flags(cli: Cli) -> None:
+    given = ["--method", "prompt", "--prompt-initial", "text", "--prompt-text", "--lr"]
+    assert planned(cli, *given)["choice"]["prompt_text"] == "--lr"
 
 
 CONFIG = {
@@ -241,6 +249,26 @@ def test_a_plan_for_another_machine_is_taken_only_by_name(cli: Cli) -> None:
     called = cli("train", "--data", rows, "--device", "cpu", "--plan", FILE_NAME, "--dry-run")
     assert called.code == 0, called.err
     assert "it was for NVIDIA GeForce RTX 4090, and is planned anew" in called.err
+
+
+def test_the_device_of_the_plan_is_taken_where_it_is_here(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cards = "0, GPU-1, NVIDIA A, 8188, 7000, 4, 8\n1, GPU-2, NVIDIA B, 24576, 24000, 4, 16\n"
+    system = recorded_system(
+        {"total_bytes": 2**34, "available_bytes": 2**33, "commands": {" ".join(COMMAND): cards}}
+    )
+    monkeypatch.setattr(edgetune.device.read, "this_system", lambda: system)
+    rows = write_rows(Path("rows.jsonl"))
+    for device, name in (
+        ("cpu", "x86_64 processor"),
+        ("cuda:0", "NVIDIA A"),
+        ("cuda:1", "NVIDIA B"),
+    ):
+        assert cli("plan", "--model", "tiny", "--device", device, "-q").code == 0
+        called = cli("train", "--data", rows, "--dry-run", "--json")
+        assert called.code == 0, called.err
+        assert json.loads(called.out)["device"]["name"] == name
 
 
 def test_a_plan_of_something_else_is_kept_when_another_is_written(cli: Cli) -> None:
