@@ -24,6 +24,8 @@ _BY_ERROR: Final = {
     "data": "data", "model": "model", "nothing-fits": "memory", "out-of-memory": "memory",
 }  # fmt: skip
 _FLAG: Final = re.compile(r"--(?:no-)?([a-z][a-z0-9-]*)")
+_PROBLEMS: Final = re.compile(r"(?<=\.) (?=--)")
+"""Between the sentences of an error that each begin with a flag."""
 _WHERE: Final = {"model": "model", "data": "data", "memory": "memory", "device": "device",
                  "output": "name"}  # fmt: skip
 
@@ -61,7 +63,7 @@ def filled(asked: Asked) -> dict[str, Any]:
             try:
                 found[item.name] = _value(item, text)
             except (UsageError, ValueError) as error:
-                problems.append(f"{item.flag}: {error}")
+                problems.append(f"{item.flag}: {str(error).rstrip('.')}.")
     if problems:
         raise UsageError(" ".join(problems))
     return found
@@ -173,5 +175,12 @@ def _flag(item: Knob, text: str) -> str:
 
 
 def errors_by_field(message: str, kind: str) -> Mapping[str, str]:
-    """Return an error by the fields that it speaks of; under ``""`` if there are none."""
+    """Return an error by the fields that it speaks of; under ``""`` if there are none.
+
+    >>> errors_by_field("--rank must be 1 or more; found 0. --steps must be 1 or more; found 0.", "usage")
+    {'rank': '--rank must be 1 or more; found 0.', 'steps': '--steps must be 1 or more; found 0.'}
+    """
+    parts = _PROBLEMS.split(message)
+    if all(part.startswith("--") for part in parts):
+        return {name: part for part in parts for name in fields_of(part, kind)[:1] or [""]}
     return dict.fromkeys(fields_of(message, kind) or [""], message)

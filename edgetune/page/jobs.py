@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Any, Final, Literal
 
 from edgetune.errors import UsageError
@@ -92,7 +92,7 @@ class Jobs:
         self._home = folder / HOME
         self._own: list[subprocess.Popen[bytes]] = []
         """Held so that they are waited for when they have ended."""
-        self._lock = Lock()
+        self._lock = RLock()
 
     def start(self, kind: Kind, run: str, arguments: Sequence[str]) -> Job:
         """Start a command for a run.
@@ -116,7 +116,8 @@ class Jobs:
 
     def all(self) -> list[Job]:
         """Return the jobs that are known, the newest first."""
-        self._own = [process for process in self._own if process.poll() is None]
+        with self._lock:
+            self._own = [process for process in self._own if process.poll() is None]
         try:
             names = sorted((path.name for path in self._home.iterdir()), reverse=True)
         except OSError:

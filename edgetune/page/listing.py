@@ -59,9 +59,9 @@ class Listed:
         return (self.path / "adapter").is_dir()
 
     @property
-    def share(self) -> float:
-        """How much of it is done, from 0 to 1."""
-        return min(1.0, self.step / self.steps) if self.steps else 0.0
+    def model_name(self) -> str:
+        """The last part of what its model is called."""
+        return Path(self.model).name
 
 
 class Listing:
@@ -70,13 +70,18 @@ class Listing:
     def __init__(self, folder: Path) -> None:
         """Remember the folder."""
         self.folder = folder
+        self.left_out = 0
+        """Folders whose names are not UTF-8, which no address on the page could name."""
         self._known: dict[str, tuple[Signature, Listed]] = {}
         self._lock = Lock()
 
     def runs(self) -> list[Listed]:
         """Return all runs, those that changed last first."""
         with self._lock:
-            found = {str(path.relative_to(self.folder)): path for path in _runs_in(self.folder)}
+            paths = list(_runs_in(self.folder))
+            named = [path for path in paths if is_utf8(path)]
+            self.left_out = len(paths) - len(named)
+            found = {str(path.relative_to(self.folder)): path for path in named}
             self._known = {name: item for name, item in self._known.items() if name in found}
             runs = [self._listed(name, path) for name, path in found.items()]
         return sorted(runs, key=lambda run: (run.holder is None, -run.changed, run.name))
@@ -115,7 +120,7 @@ def _runs_in(folder: Path, depth: int = 1) -> Iterator[Path]:
         return
     for entry in entries:
         path = Path(entry.path)
-        if entry.name.startswith(".") or not is_utf8(path):
+        if entry.name.startswith("."):
             continue
         if (path / "plan.yaml").is_file():
             yield path
@@ -187,7 +192,7 @@ def _plan(file: Path) -> dict[str, Any]:
         return {}
     rank, method = found.get("choice.rank"), found.get("choice.method", "")
     return {
-        "model": Path(found.get("model.ref", "")).name,
+        "model": found.get("model.ref", ""),
         "method": f"{method} {rank}" if rank else method,
         "data": Path(found.get("data.path", "")).name,
         "steps": _whole(found.get("training.steps")) or _planned_steps(found),

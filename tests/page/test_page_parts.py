@@ -71,7 +71,7 @@ def test_the_list_says_where_runs_stand(tmp_path: Path, plan: Plan) -> None:
                       "dead": "interrupted"}  # fmt: skip
     run = found["deep/stopped"]
     assert (run.step, run.base, run.validation, run.peak_bytes) == (3, 3.0, 2.5, 5_000_000)
-    assert (run.model, run.method) == (Path(plan.model.ref).name, "lora 3")
+    assert (run.model, run.method) == (plan.model.ref, "lora 3")
     assert run.planned_bytes == plan.memory.peak_bytes
     assert run.because == "Stopped after step 3."
 
@@ -114,7 +114,7 @@ def test_a_damaged_run_is_listed_all_the_same(tmp_path: Path, text: str) -> None
     (found,) = Listing(tmp_path).runs()
     assert (found.name, found.state, found.step) == ("damaged", "planned", 0)
     assert "damaged" in rendered(
-        "_runs.html", runs=[found], starting=[], stopping=set(), folder=str(tmp_path)
+        "_runs.html", runs=[found], starting=[], stopping=set(), folder=str(tmp_path), left_out=0
     )
 
 
@@ -122,7 +122,9 @@ def test_names_and_texts_of_runs_are_no_html(tmp_path: Path, plan: Plan) -> None
     name = "<img src=x onerror=alert(1)>\x1b[2J\u202e&'\""
     _made(tmp_path, name, plan).note("ended early", "<script>alert(2)</script>")
     (found,) = Listing(tmp_path).runs()
-    text = rendered("_runs.html", runs=[found], starting=[], stopping=set(), folder="<b>")
+    text = rendered(
+        "_runs.html", runs=[found], starting=[], stopping=set(), folder="<b>", left_out=0
+    )
     assert "<img" not in text
     assert "\x1b" not in text
     assert "\u202e" not in text
@@ -162,6 +164,7 @@ def test_an_error_stands_by_its_field() -> None:
         filled(asked)
     found = errors_by_field(str(raised.value), "usage")
     assert set(found) == {"rank", "packing", "method"}
+    assert found["packing"] == "--packing: yes or no; found 'maybe'."
     assert "It must be a whole number; found 'eight'." in found["rank"]
     assert set(
         errors_by_field("The run folder exists. Choose another with --output.", "usage")

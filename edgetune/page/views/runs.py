@@ -29,6 +29,7 @@ def _part(page: Page) -> Part:
         "starting": list(begun.values()),
         "stopping": stopping,
         "folder": str(page.folder),
+        "left_out": page.listing.left_out,
     }
     state = (
         [(run.name, run.changed, run.holder) for run in found],
