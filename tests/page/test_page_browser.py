@@ -92,6 +92,8 @@ def _step(page: Page) -> int:
     return int(found[1].replace(",", ""))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_run_is_started_watched_paused_and_resumed_by_keyboard(
     page: Page, site: Site, runs: Path, workplace: Path
 ) -> None:
@@ -205,6 +207,7 @@ def test_rows_show_what_is_learned(page: Page, site: Site) -> None:
     expect(page.locator(".row .place").first).to_contain_text("rows.jsonl:21")
 
 
+@pytest.mark.slow
 def test_base_and_tuned_answer_side_by_side(page: Page, site: Site) -> None:
     page.goto(f"{site.base}/chat?run=first")
     for count in (1, 2):
@@ -223,6 +226,7 @@ def test_base_and_tuned_answer_side_by_side(page: Page, site: Site) -> None:
     assert "error" not in site.ask("/chat/close", {}).body
 
 
+@pytest.mark.slow
 def test_an_export_is_checked(page: Page, site: Site, workplace: Path) -> None:
     page.goto(f"{site.base}/export?run=first")
     _tab_to(page, "input[name=to]")
