@@ -89,28 +89,36 @@ def combine(asked: CombineRequest) -> Combination:
     """
     _refuse_unread(asked)
     found = read_each_adapted(asked.names, asked.over)
-    usual = Recipe.usual_weights(asked.how, len(found))
-    recipe = Recipe(
-        how=asked.how, weights=usual if asked.weights is None else asked.weights,
-        density=asked.density, rank=asked.rank, seed=asked.seed,
-    )  # fmt: skip
-    search = None
-    if asked.how == "lorahub":
-        recipe, search = _searched(asked, found, recipe)
-    adapter = _combined(found, recipe)
-    method, shape = adapter.method, found[0].model.shape
-    sizes = [x.size * FLOAT32_BYTES for x in adapter.tensors.values()]
-    with new_folder(asked.output, needed_bytes(sizes)) as folder:
-        save_adapter(folder, method, shape, adapter.tensors, base=found[0].model.ref)
+    recipe, search = _recipe(asked), None
+    model = found[0].model
+    most = [x.size * FLOAT32_BYTES for one in found for x in one.adapter.tensors.values()]
+    with new_folder(asked.output, needed_bytes(most)) as folder:
+        if asked.how == "lorahub":
+            recipe, search = _searched(asked, found, recipe)
+        adapter = _combined(found, recipe)
+        save_adapter(folder, adapter.method, model.shape, adapter.tensors, base=model.ref)
+    ranks = adapter.method.ranks(model.shape)
     return Combination(
         folder=asked.output,
         how=asked.how,
         names=asked.names,
         weights=recipe.weights,
-        rank=max(rank for block in method.ranks(shape) for _, rank in block),
-        parameters=method.parameters(shape),
+        rank=max(rank for block in ranks for _, rank in block),
+        parameters=adapter.method.parameters(model.shape),
         search=search,
         notices=tuple(notice for one in found for notice in one.notices),
+    )
+
+
+def _recipe(asked: CombineRequest) -> Recipe:
+    """Return the recipe with the usual weights where none are given."""
+    usual = Recipe.usual_weights(asked.how, len(asked.names))
+    return Recipe(
+        how=asked.how,
+        weights=usual if asked.weights is None else asked.weights,
+        density=asked.density,
+        rank=asked.rank,
+        seed=asked.seed,
     )
 
 

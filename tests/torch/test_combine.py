@@ -16,23 +16,27 @@ from edgetune.methods import build
 from edgetune.model import open_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "home_commands.jsonl"
-LEARN = ("--device", "cpu", "--data", "rows.jsonl", "--steps", "6", "--rank", "2",
+LEARN = ("--device", "cpu", "--data", "rows.jsonl", "--steps", "6",
          "--learning-rate", "0.01", "--validation", "0")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with rows, a run, and two adapters that are noise."""
+    """A folder with rows, two adapters that are noise, and a run that goes on from their sum."""
     folder = tmp_path_factory.mktemp("work")
     write_rows(
         folder / "rows.jsonl", [json.loads(x) for x in EXAMPLES.read_text().splitlines()[:8]]
     )
-    called = call("train", "--model", "tiny", *LEARN, "--output", "run", cwd=folder)
-    assert called.code == 0, called.err
     method, shape = build("lora", {"rank": 2}), open_model("tiny").shape
     for place in range(2):
         tensors = {name: x * 0.3 for name, x in random_tensors(method, shape, place).items()}
         save_adapter(folder / f"noise-{place}", method, shape, tensors, base="tiny")
+    for asked in (
+        ("combine", "noise-0", "noise-1", "--how", "svd", "--output", "start"),
+        ("train", "--from", "start", *LEARN, "--output", "run"),
+    ):
+        called = call(*asked, cwd=folder)
+        assert called.code == 0, called.err
     return folder
 
 
@@ -60,8 +64,6 @@ def test_a_sum_less_what_was_added_is_the_run(cli: Cli, tmp_path: Path) -> None:
     assert found["rank"] == 6
     assert found["weights"] == [1.0, -1.0]
     assert scores[str(less)]["loss"] == pytest.approx(scores["run"]["loss"], rel=1e-3)
-    called = cli("train", "--from", less, *LEARN[:6], "--output", tmp_path / "further")
-    assert called.code == 0, called.err
 
 
 def test_lorahub_is_no_worse_than_the_best_adapter_alone(cli: Cli, tmp_path: Path) -> None:
@@ -108,4 +110,7 @@ def test_nothing_is_overwritten_and_the_file_is_plain_lora(cli: Cli, tmp_path: P
     asked = ("combine", "noise-0", "noise-1", "--output", tmp_path / "out")
     assert cli(*asked).code == 0
     assert "Nothing is overwritten" in cli(*asked).err
+    # before anything is read or searched
+    searched = cli(*asked, "--how", "lorahub", "--data", "missing.jsonl")
+    assert "Nothing is overwritten" in searched.err
     assert load_adapter(tmp_path / "out", open_model("tiny").shape).method.kind == "lora"
