@@ -223,6 +223,14 @@ def test_base_and_tuned_answer_side_by_side(page: Page, site: Site) -> None:
     assert texts[0] != texts[1]
     page.click("#forget")
     expect(page.locator(".turn")).to_have_count(0)
+
+    page.fill("[name=temperature]", "50")  # an answer that seldom ends by itself
+    page.fill("#question", "Count to 9.")
+    page.keyboard.press("Enter")
+    expect(page.locator(".answer p").last).not_to_have_text("", timeout=SLOW)
+    page.click("#halt")
+    expect(page.locator(".turn > .note")).to_have_text("Stopped.", timeout=SLOW)
+    expect(page.locator("#send")).to_be_enabled()
     assert "error" not in site.ask("/chat/close", {}).body
 
 
