@@ -42,6 +42,8 @@ EARLY: Final = 0.7
 STILL: Final = 0.01
 """Share by which the last evaluation must be lower than the one before it to be called a fall."""
 
+STILL_IMPROVED: Final = "Validation still improved at the end: more --epochs may help."
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
@@ -155,9 +157,10 @@ def _advice(facts: Facts, outcome: Outcome) -> list[str]:
             found.append(gap)
         found += _on_length(facts, best[0])
     if _forgets(facts.neutral):
+        fewer = "" if STILL_IMPROVED in found else "fewer --epochs, "
         found.append(
-            "To forget less: fewer --epochs, a lower --learning-rate or a smaller --rank; some "
-            "rows of general text among yours help, too."
+            f"To forget less: {fewer}a lower --learning-rate or a smaller --rank; some rows of "
+            "general text among yours help, too."
         )
     if outcome == "learned little" and facts.trained >= VERY_FEW_ROWS:
         found.append("More --epochs or a higher --learning-rate, if the rows hold more than that.")
@@ -179,7 +182,7 @@ def _on_length(facts: Facts, best: int) -> list[str]:
     if best != last[0] or len(facts.evaluations) < 2:
         return []
     if last[1] < (1 - STILL) * facts.evaluations[-2][1]:
-        return ["Validation still improved at the end: more --epochs may help."]
+        return [STILL_IMPROVED]
     return []
 
 

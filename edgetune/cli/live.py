@@ -163,4 +163,5 @@ class Stages:
                 if self._title and time.monotonic() - self._begun > QUICK_SECONDS:
                     seconds = round(time.monotonic() - self._begun)
                     shown = f"{seconds} s" if seconds < 60 else format_seconds(float(seconds))
-                    self.line.show(f"{self._title} ... {shown}")
+                    timed = f" ... {shown}"
+                    self.line.show(self._title[: max(0, columns() - 1 - len(timed))] + timed)

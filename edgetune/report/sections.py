@@ -126,6 +126,7 @@ def _samples(report: Report) -> str:
     return f'<p class="note">{note}</p>' * bool(note) + "".join(
         f'<article class="sample"><h3>{text(one.get("place") or f"Row {number}", 80)}</h3>'
         + facts(_sample(one))
+        + '<p class="note">Cut short, because time was up.</p>' * (one.get("cut") is True)
         + "</article>"
         for number, one in enumerate(found, 1)
     )

@@ -49,7 +49,7 @@ from edgetune.workflows.against_plan import AgainstPlan
 from edgetune.workflows.continuing import Beginning, begin, keep_start
 from edgetune.workflows.experience import NEAR, Timed, learn, shapes_of
 from edgetune.workflows.job import Job
-from edgetune.workflows.judging import After, Judge
+from edgetune.workflows.judging import VERDICT, After, Judge
 from edgetune.workflows.opening import open_session
 from edgetune.workflows.planning import PreparedPlan
 from edgetune.workflows.throttle import yield_to_machine
@@ -205,7 +205,8 @@ class Run:
     def _finish(
         self, now: RunState, watched: AgainstPlan, judge: Judge, after: After
     ) -> Iterator[Event]:
-        """Write what was measured, promote an adapter and judge it; a finished run stays as it is.
+        """Write what was measured, promote an adapter and judge it; a finished run stays as it is,
+        but for a verdict that it lacks because its process was killed.
 
         Raises:
             NoImprovementError: if no checkpoint is better than the base; it is judged before.
@@ -220,7 +221,7 @@ class Run:
             source = self._promote(now)
         except NoImprovementError as error:
             worse = error
-        if fresh:
+        if fresh or (after.verdict and not (self.folder.path / VERDICT).exists()):
             yield from judge.judge(after, source)
             watched.record(self.session.memory().peak_bytes)
         if worse is not None:

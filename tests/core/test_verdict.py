@@ -54,6 +54,14 @@ def test_what_was_forgotten(share: float, how: str) -> None:
     assert any("To forget less" in text for text in found.advice) is (share > 0.1)
 
 
+def test_advice_does_not_contradict_itself() -> None:
+    still = replace(risen(0.5), evaluations=((10, 1.5), (20, 1.2), (30, 1.0)))
+    over = replace(still, evaluations=((10, 1.0), (20, 1.1), (30, 1.2)))
+    assert "fewer --epochs" not in " ".join(judged(still).advice)
+    assert "more --epochs" in " ".join(judged(still).advice)
+    assert "fewer --epochs" in " ".join(judged(over).advice)
+
+
 def test_a_base_that_does_not_know_the_text_has_nothing_to_forget() -> None:
     neutral = Compared(base_loss=9.0, loss=9.9, count=1500)
     found = judged(replace(GOOD, neutral=neutral))

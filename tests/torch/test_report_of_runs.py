@@ -12,7 +12,8 @@ import pytest
 from rows import write_rows
 
 from edgetune.errors import NoImprovementError, StoppedError
-from edgetune.events import Stepped
+from edgetune.events import Judged, Stepped
+from edgetune.files import sha256_file
 from edgetune.report import Report
 from edgetune.workflows.exporting import ExportOptions, export_run
 from edgetune.workflows.judging import After
@@ -66,6 +67,12 @@ def test_stopped_then_resumed_then_exported(tmp_path: Path) -> None:
     phases = json.loads((folder / "memory.json").read_text())["phases"]
     assert set(phases) == {"load", "train", "evaluate", "save"}
     assert phases["load"]["exact"]
+    adapter = sha256_file(folder / "adapter" / "adapter_model.safetensors")
+    with closing(resume_run(folder)) as run:
+        (told_of,) = run.events(after=After(samples=0))
+    assert isinstance(told_of, Judged)
+    assert told_of.verdict.sentence.split(":")[0] in shown(folder)
+    assert sha256_file(folder / "adapter" / "adapter_model.safetensors") == adapter
     export_run(str(folder), "peft", tmp_path / "peft", ExportOptions())
     assert "Exports of this run" in (folder / "report.html").read_text()
 
