@@ -57,7 +57,7 @@ class Numbers(click.ParamType["tuple[float, ...]"]):
 def command(as_json: bool, over: Over, names: tuple[str, ...], output: Path, **flags: Any) -> None:
     """Write one LoRA adapter made of several, in PEFT's layout, to a new folder.
 
-    A REF is a run's folder or an adapter's; all must be LoRA over the same base model. cat and
+    A REF is a run's folder or an adapter's; all must be LoRA or VeRA over the same base model. cat and
     task-arithmetic write the exact weighted sum of their updates, with the ranks of all; svd its
     best approximation of one rank. linear, ties, dare_ties and dare_linear add A and B number by
     number, ties and dare only some. lorahub looks for the weights on the rows of --data.

@@ -1,4 +1,4 @@
-"""Several LoRA adapters over one base made into one, without a framework."""
+"""Several low-rank adapters over one base made into one, without a framework."""
 
 from __future__ import annotations
 

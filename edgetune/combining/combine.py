@@ -14,6 +14,7 @@ from edgetune.combining.recipe import Recipe
 from edgetune.errors import UsageError
 from edgetune.methods.lora import Lora
 from edgetune.methods.targets import Target, select
+from edgetune.methods.vera import Vera
 from edgetune.shape import ModelShape
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -27,9 +28,9 @@ def combined(
     ``names`` are the adapters', for what is said of them.
 
     Raises:
-        UsageError: if one is no LoRA, or if ranks differ where they have to be the same.
+        UsageError: if one adds no updates of low rank, or if ranks differ where they have to be the same.
     """
-    methods = [_lora(one, name) for one, name in zip(adapters, names, strict=True)]
+    methods = [_method_of(one, name) for one, name in zip(adapters, names, strict=True)]
     owned = [{target.module: target for target in method.select(shape)} for method in methods]
     tensors: Tensors = {}
     for target in select(shape, ("all-linear",)):
@@ -47,18 +48,21 @@ def combined(
     return LoadedAdapter(method=_method(tensors, shape), tensors=tensors, base=adapters[0].base)
 
 
-def _lora(adapter: LoadedAdapter, name: str) -> Lora:
-    if not isinstance(adapter.method, Lora):
+def _method_of(adapter: LoadedAdapter, name: str) -> Lora | Vera:
+    if not isinstance(adapter.method, Lora | Vera):
         raise UsageError(
-            f"{name} is an adapter of the method {adapter.method.kind}. Only LoRA adapters can be "
-            "combined: what others do is not a sum."
+            f"{name} is an adapter of the method {adapter.method.kind}. Only LoRA and VeRA adapters "
+            "can be combined: what others do is not a sum."
         )
     return adapter.method
 
 
-def _pair(method: Lora, target: Target, adapter: LoadedAdapter, weight: float) -> Pair:
-    a, b = (adapter.tensors[f"{target.module}.lora_{part}.weight"] for part in "AB")
-    return Pair(a, b, weight * method.scale_of(target))
+def _pair(method: Lora | Vera, target: Target, adapter: LoadedAdapter, weight: float) -> Pair:
+    update = method.update(target, adapter.tensors)
+    a, b = update.right, update.left
+    if target.linear.transposed:
+        a, b = update.left.T, update.right.T
+    return Pair(a, b, weight * update.scale)
 
 
 def _method(tensors: Mapping[str, NDArray[np.float32]], shape: ModelShape) -> Lora:

@@ -17,6 +17,8 @@ from edgetune.errors import UsageError
 from edgetune.methods import build
 from edgetune.methods.initial import generator
 from edgetune.methods.lora import LowRank
+from edgetune.methods.targets import Target
+from edgetune.methods.vera import Vera
 from edgetune.model.families import shape_of
 
 SHAPE = shape_of(
@@ -36,6 +38,8 @@ def adapter(seed: int, **settings: Any) -> LoadedAdapter:
 def updates(one: LoadedAdapter) -> dict[str, Any]:
     """Return what an adapter adds to each matrix."""
     method = one.method
+    if isinstance(method, Vera):
+        return {target.module: _vera(one, target) for target in method.select(SHAPE)}
     assert isinstance(method, LowRank)
     return {
         target.module: method.scale_of(target)
@@ -43,6 +47,13 @@ def updates(one: LoadedAdapter) -> dict[str, Any]:
         @ one.tensors[f"{target.module}.lora_A.weight"]
         for target in method.select(SHAPE)
     }
+
+
+def _vera(one: LoadedAdapter, target: Target) -> Any:
+    inner, outer = (one.tensors[f"{target.module}.vera_lambda_{part}"] for part in "db")
+    a = one.tensors["vera_A"][:, : target.linear.inputs].astype(np.float64)
+    b = one.tensors["vera_B"][: target.linear.outputs].astype(np.float64)
+    return np.diag(outer) @ b @ np.diag(inner) @ a
 
 
 def summed(adapters: Sequence[LoadedAdapter], weights: Sequence[float]) -> dict[str, Any]:
@@ -64,6 +75,7 @@ OTHERS = [
     adapter(1, rank=5, alpha=3.0, rslora=True),
     adapter(1, targets=("mlp",), layers=1),
     adapter(1, rank_pattern=("q_proj=3",), alpha_pattern=("down_proj=1",)),
+    random_adapter(build("vera", {"vera_rank": 5}), SHAPE, 1),
 ]
 
 
@@ -138,7 +150,7 @@ def test_the_majority_of_the_largest_decides() -> None:
     np.testing.assert_allclose(elected(kept, (0.5, 2.0)), [1.5, (-1 - 8) / 2, 0, 0])
 
 
-def test_only_lora_is_combined() -> None:
+def test_only_sums_are_combined() -> None:
     other = random_adapter(build("dora", {"rank": 2}), SHAPE)
     with pytest.raises(UsageError, match="adapter-1 is an adapter of the method dora"):
         made([adapter(0), other], "cat")
