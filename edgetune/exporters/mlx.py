@@ -22,8 +22,17 @@ from edgetune.exporters.base import Exported, ExportRequest
 from edgetune.exporters.folder import folder_bytes, new_folder
 from edgetune.exporters.hf import Merged
 from edgetune.methods.lora import Lora, LowRank
+from edgetune.model import LocalModel
 from edgetune.shape import ModelShape
 from edgetune.tensors.writer import Outgoing, write_safetensors
+
+TYPES: Final = frozenset({
+    "cohere", "cohere2", "ernie4_5", "gemma", "gemma2", "gemma3", "gemma3_text", "glm4", "gpt2",
+    "gpt_neox", "granite", "helium", "hunyuan_v1_dense", "llama", "ministral3", "mistral",
+    "nemotron", "olmo2", "olmo3", "phi", "phi3", "qwen2", "qwen3", "seed_oss", "smollm3",
+    "stablelm", "starcoder2",
+})  # fmt: skip
+"""The model types that mlx-lm computes as transformers does; it has no others, or other formulas."""
 
 _PARTS: Final = {ours.partition(".")[0]: theirs for theirs, ours in PARTS.items()}
 
@@ -32,9 +41,11 @@ def export_mlx(request: ExportRequest) -> Exported:
     """Write the merged model, and the adapter beside it.
 
     Raises:
-        UsageError: if mlx-lm does not know the method, or the output folder cannot be made.
+        UsageError: if mlx-lm does not know the model or the method, or the output folder cannot be
+            made.
         CheckFailedError: if a merged weight cannot be written in the output's number format.
     """
+    _refuse_unknown(request.model)
     adapter, shape = request.adapter, request.model.shape
     tensors, config = adapter_tensors(adapter, shape), adapter_config(adapter, shape)
     merged = _as_mlx_names(Merged.of(request), shape)
@@ -110,6 +121,8 @@ def readable_config(config: Mapping[str, object], shape: ModelShape) -> dict[str
         written["rope_theta"] = ropes["rope_theta"]
         if ropes.get("rope_type", "default") != "default":
             written["rope_scaling"] = {k: v for k, v in ropes.items() if k != "rope_theta"}
+    if isinstance(ropes, dict) and "partial_rotary_factor" in ropes:
+        written["partial_rotary_factor"] = ropes["partial_rotary_factor"]
     first = shape.blocks[0]
     rotary = first.attention.rotary
     if shape.family == "gpt_neox" and rotary is not None:
@@ -118,6 +131,16 @@ def readable_config(config: Mapping[str, object], shape: ModelShape) -> dict[str
     if shape.family == "gpt2":
         written["n_ctx"] = shape.max_context
     return written
+
+
+def _refuse_unknown(model: LocalModel) -> None:
+    model_type = model.config.get("model_type")
+    if model_type not in TYPES:
+        raise UsageError(
+            f"mlx-lm has no {model_type} models, or computes them otherwise than transformers does "
+            f"(it agrees on {', '.join(sorted(TYPES))}). Export the merged model (--to hf) or the "
+            "adapter itself (--to peft)."
+        )
 
 
 def _widest(lora: LowRank, shape: ModelShape) -> int:

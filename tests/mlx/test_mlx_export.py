@@ -39,6 +39,10 @@ from edgetune.model import LocalModel, open_model
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2",
             "gpt_neox", "gpt2", "gemma3")  # fmt: skip
 
+READ_BY_MLX_LM = ("cohere", "cohere2", "olmo3", "glm4", "ernie4_5", "hunyuan_v1_dense", "seed_oss",
+                  "granite", "nemotron", "helium", "ministral3", "phi", "stablelm")  # fmt: skip
+"""Further families, of which the merged model and the adapter are compared."""
+
 WITHOUT_WINDOW = {"mistral", "phi3", "gemma2"}
 """mlx-lm's classes let every token see all before it: rows are kept within the window."""
 
@@ -46,6 +50,7 @@ CHANGES = {
     "gemma3_text": {"num_hidden_layers": 6},
     "gemma3": {"text_config": FAMILY_SIZES["gemma3_text"] | {"num_hidden_layers": 6}},
     "gpt_neox": {"intermediate_size": 128},
+    "phi": {"num_attention_heads": 2, "head_dim": 16},
 }
 """mlx-lm wants one layer that sees everything, and fixes the width of GPT-NeoX's MLP."""
 
@@ -55,7 +60,7 @@ TOLERANCE = {"gemma": 2e-3, "gemma3": 2e-3, "gemma3_text": 2e-3, "gpt_neox": 2e-
 ROW = np.random.default_rng(4).integers(3, VOCABULARY, 23).tolist()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES + READ_BY_MLX_LM)
 def test_mlx_lm_computes_the_same_from_adapter_and_from_merged_model(
     family: str, tmp_path: Path
 ) -> None:
@@ -77,6 +82,14 @@ def test_mlx_lm_computes_the_same_from_adapter_and_from_merged_model(
         logits = np.array(found(mx.array([row])))[0]
         np.testing.assert_allclose(logits, expected, atol=TOLERANCE.get(family, 1e-4))
     assert not np.allclose(session.logits(row, adapter=None), expected, atol=1e-2)
+
+
+def test_a_model_that_mlx_lm_computes_otherwise_is_refused(tmp_path: Path) -> None:
+    model = LocalModel.open(make_model(tmp_path / "base", "glm"))
+    adapter = random_adapter(build("lora", {"rank": 4}), model.shape)
+
+    with pytest.raises(UsageError, match="mlx-lm has no glm models, or computes them otherwise"):
+        export("mlx", ExportRequest(adapter=adapter, model=model, output=tmp_path / "out"))
 
 
 def test_targets_with_ranks_of_their_own_are_one_rank_to_mlx_lm(tmp_path: Path) -> None:

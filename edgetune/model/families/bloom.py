@@ -24,8 +24,10 @@ def bloom(fields: Fields) -> ModelShape:
     fields.refuse(
         "apply_residual_connection_post_layernorm", "a stream of normalised values is not supported"
     )
-    hidden = fields.size("n_embed" if fields.raw("n_embed") is not None else "hidden_size")
-    sizes = _sizes(fields, hidden, "n_layer", "n_head", fields.size("seq_length", CONTEXT))
+    hidden = fields.size(_either(fields, "n_embed", "hidden_size"))
+    layers = _either(fields, "n_layer", "num_hidden_layers")
+    heads = _either(fields, "n_head", "num_attention_heads")
+    sizes = _sizes(fields, hidden, layers, heads, fields.size("seq_length", CONTEXT))
     attention = Attention(scale=sizes.head_dim**-0.5, slopes=slopes(sizes.heads))
     return ModelShape(
         family="bloom",
@@ -101,6 +103,11 @@ def slopes(heads: int) -> tuple[float, ...]:
     first = [2.0 ** (-8 * (at + 1) / most) for at in range(most)]
     between = [2.0 ** (-8 * (at + 1) / (2 * most)) for at in range(0, 2 * (heads - most), 2)]
     return (*first, *between)
+
+
+def _either(fields: Fields, name: str, other: str) -> str:
+    """Return the one of two names for a field that a config has, the first if none."""
+    return other if fields.raw(name) is None and fields.raw(other) is not None else name
 
 
 def _mpt_attention(fields: Fields, sizes: Sizes) -> Attention:
