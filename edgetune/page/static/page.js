@@ -79,10 +79,13 @@ async function keepLive(part) {
       await refresh(part);
       complain("", "lost");
     } catch (error) {
-      const gone = error instanceof TypeError;
-      complain(gone ? GONE : error.message, "lost");
+      complain(messageOf(error), "lost");
     }
   }
+}
+
+function messageOf(error) {
+  return error instanceof TypeError ? GONE : error.message;
 }
 
 function complain(message, about = "") {
@@ -101,19 +104,22 @@ async function act(form) {
   if (button.ariaDisabled === "true") return;
   if (form.dataset.sure && !confirm(form.dataset.sure)) return;
   button.ariaDisabled = "true"; // one that is disabled would lose the focus
-  const answer = await fetch(form.action, {
-    method: "POST", headers: HEADERS, body: new URLSearchParams(new FormData(form)),
-  });
-  if (answer.ok) complain("", "act");
-  else complain((await answer.json()).error, "act");
-  button.ariaDisabled = null;
+  try {
+    const answer = await fetch(form.action, {
+      method: "POST", headers: HEADERS, body: new URLSearchParams(new FormData(form)),
+    });
+    if (answer.ok) complain("", "act");
+    else complain((await answer.json()).error, "act");
+  } finally {
+    button.ariaDisabled = null;
+  }
   await refresh(form.closest("[data-live]"));
 }
 
 document.addEventListener("submit", (event) => {
   if (!event.target.matches("[data-act]")) return;
   event.preventDefault();
-  act(event.target).catch((error) => complain(error.message, "act"));
+  act(event.target).catch((error) => complain(messageOf(error), "act"));
 });
 
 // The list: find and compare ---------------------------------------------------------------------
