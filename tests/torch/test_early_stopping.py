@@ -12,11 +12,13 @@ from rows import Cli, chat, write_rows
 from edgetune.errors import StoppedError
 from edgetune.events import EndedEarly, Event, SaveDue, Stepped
 from edgetune.files import sha256_file
+from edgetune.workflows.judging import After
 from edgetune.workflows.planning import PlanRequest, plan_for
 from edgetune.workflows.resuming import resume_run
 from edgetune.workflows.training import start_run
 
 STEPS, PATIENCE = 40, 2
+PLAIN = After(verdict=False, samples=0)
 
 
 def request(data: Path) -> PlanRequest:
@@ -43,7 +45,7 @@ def steps_of(folder: Path) -> list[tuple[str, int, float]]:
 def test_it_ends_where_it_would_have_whenever_it_is_interrupted(tmp_path: Path) -> None:
     planned = plan_for(request(tmp_path))
     whole = start_run(planned, tmp_path / "whole")
-    events: list[Event] = list(whole.events(pilot=False))
+    events: list[Event] = list(whole.events(pilot=False, after=PLAIN))
     whole.close()
     (ended,) = [event for event in events if isinstance(event, EndedEarly)]
     assert ended.step < STEPS
@@ -56,11 +58,11 @@ def test_it_ends_where_it_would_have_whenever_it_is_interrupted(tmp_path: Path) 
     halves = start_run(planned, tmp_path / "halves")
     answers = iter([False] * (ended.step - 2) + [True])  # one evaluation was waited for
     with pytest.raises(StoppedError):
-        list(halves.events(stop=lambda: next(answers), pilot=False))
+        list(halves.events(stop=lambda: next(answers), pilot=False, after=PLAIN))
     halves.close()
     resumed = resume_run(tmp_path / "halves")
     assert resumed.start.patience.waited == PATIENCE - 1
-    rest = list(resumed.events(pilot=False))
+    rest = list(resumed.events(pilot=False, after=PLAIN))
     resumed.close()
     assert [event for event in rest if isinstance(event, EndedEarly)] == [ended]
     assert steps_of(tmp_path / "halves") == steps_of(tmp_path / "whole")
@@ -68,7 +70,9 @@ def test_it_ends_where_it_would_have_whenever_it_is_interrupted(tmp_path: Path) 
         assert sha256_file(tmp_path / "halves" / "adapter" / file.name) == sha256_file(file)
 
     finished = resume_run(tmp_path / "halves")
-    assert not [event for event in finished.events() if isinstance(event, (Stepped, SaveDue))]
+    assert not [
+        event for event in finished.events(after=PLAIN) if isinstance(event, (Stepped, SaveDue))
+    ]
     finished.close()
 
 
@@ -81,7 +85,7 @@ def test_it_is_said_and_can_be_switched_off(
     train = [
         "train", "--model", "tiny", "--device", "cpu", "--data", "rows.jsonl", "--rank", "2",
         "--validation-data", "held.jsonl", "--learning-rate", "0.02", "--micro-batch", "4",
-        "--warmup", "0",
+        "--warmup", "0", "--no-verdict", "--samples", "0",
     ]  # fmt: skip
     called = cli(*train, "--output", "early", "--json")
     assert called.code == 0, called.err

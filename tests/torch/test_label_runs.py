@@ -26,6 +26,7 @@ def test_labels_are_trained_and_told_apart(
     trained = cli(
         "train", "--model", "tiny", "--device", "cpu", "--data", "rows.jsonl", "--output", "run",
         "--label-names", NAMES, "--steps", "40", "--learning-rate", "0.005", "--seed", "3",
+        "--no-verdict", "--samples", "0",
     )  # fmt: skip
     assert trained.code == 0, trained.err
     assert "Labels      trained: " in trained.err
@@ -53,7 +54,7 @@ def test_labels_are_trained_and_told_apart(
     write_rows(Path("said.jsonl"), [*said, strange[4]])
     unnamed = [{**row, "label": names[row["label"]]} for row in ROWS]
     write_rows(Path("unnamed.jsonl"), unnamed)
-    short = ["--steps", "1", "--output", "short", "-q"]
+    short = ["--steps", "1", "--output", "short", "--no-verdict", "--samples", "0", "-q"]
     assert (
         cli("train", "--model", "tiny", "--device", "cpu", "--data", "unnamed.jsonl", *short).code
         == 0
