@@ -15,8 +15,9 @@ from edgetune.backend import Tensors
 from edgetune.events import Event, Piloted, RunState, SaveDue, Stepped, TrialSaveDue
 from edgetune.files import sha256_file
 from edgetune.methods import Method
+from edgetune.methods.dylora import DyLora
 from edgetune.methods.full import Full
-from edgetune.methods.lora import DyLora, Lora
+from edgetune.methods.lora import Lora
 from edgetune.methods.prefix import Prefix
 from edgetune.model import LocalModel
 from edgetune.pilot import Pilot
