@@ -115,7 +115,7 @@ def _reported(arguments: Sequence[str], command: Callable[[], object]) -> int:
     try:
         result = command()
     except click.exceptions.Abort:
-        return _stopped()
+        return _failed(arguments, StoppedError.kind, _stopped(), "Stopped.")
     except click.ClickException as error:
         error = _with_our_name(error)
         shown = StringIO()

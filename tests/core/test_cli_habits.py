@@ -298,7 +298,7 @@ WRONG = {
     "devices": ["--device", "cpu"],
     "fetch": ["nothing-like-it"],
     "doctor": ["--device", "nothing-like-it"],
-    "models": None,
+    "models": ["nothing-like-it"],
     "view": None,
     "report": ["nowhere"],
     "compare": ["nowhere", "nowhere"],

@@ -149,3 +149,11 @@ def test_checking_data_says_which_model_was_taken(
     refused = Cli(capsys)("data", "check", data, "--model", "llama3")
     assert "llama3 is taken as llama-3-8b-instruct" in refused.err
     assert "`edgetune fetch meta-llama/Meta-Llama-3-8B-Instruct`" in refused.err
+
+
+def test_the_list_of_models_can_be_narrowed(capsys: pytest.CaptureFixture[str]) -> None:
+    cli = Cli(capsys)
+    shown = cli("models", "Gemma-3-4b").out
+
+    assert [line.split()[0] for line in shown.splitlines()[1:]] == ["gemma-3-4b", "gemma-3-4b-it"]
+    assert "No model has 'lamma-7b' in its name. Nearest: llama-7b" in cli("models", "lamma-7b").err

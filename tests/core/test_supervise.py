@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgetune.device.cgroup import kills_for_memory
-from edgetune.workflows.supervise import RESTARTS
+from edgetune.workflows.supervise import RESTARTS, Ended
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="a command has no parent here")
 
@@ -323,3 +323,15 @@ def test_kills_of_the_group_and_of_the_machine_are_counted(version: int) -> None
     assert kills_for_memory(Files(**files)) == 2
     assert kills_for_memory(Files(**files, **{"/proc/vmstat": "pgfault 5\noom_kill 40\n"})) == 42
     assert kills_for_memory(Files()) == 0
+
+
+@pytest.mark.parametrize(("platform", "said"), [("darwin", True), ("linux", False)])
+def test_on_a_mac_an_abort_names_the_watchdog(
+    monkeypatch: pytest.MonkeyPatch, platform: str, said: bool
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    aborted = Ended(code=-signal.SIGABRT, killed_by_system=False)
+    killed = Ended(code=-signal.SIGKILL, killed_by_system=False)
+
+    assert ("docs/laptop.md" in str(aborted.death)) == said
+    assert "docs/laptop.md" not in str(killed.death)

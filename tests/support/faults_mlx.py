@@ -14,6 +14,10 @@ ERRORS = (
     lambda: RuntimeError("[malloc] Unable to allocate 1048576 bytes."),
     lambda: RuntimeError("[metal::malloc] Attempting to allocate 1048576 bytes which is greater"),
     lambda: RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory"),
+    lambda: RuntimeError(
+        "[METAL] Command buffer execution failed: Impacting Interactivity "
+        "(0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)"
+    ),
     MemoryError,
 )
 

@@ -71,6 +71,7 @@ def came_to(folder: Path, command: list[str]) -> dict[str, object]:
     assert len(printed) == len(JOB)
     for measured in ("peak_bytes", "pilot"):
         printed[0].pop(measured)
+    printed[0]["verdict"].pop("seconds")
     files = [folder / "run" / "adapter", folder / "merged", folder / "adapter"]
     return {
         "printed": printed,
