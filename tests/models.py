@@ -65,7 +65,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "glm4": SMALL,
     "exaone4": SMALL | WINDOWS | {"num_hidden_layers": 4},
     "ernie4_5": SMALL,
-    "hunyuan_v1_dense": SMALL,
+    "hunyuan_v1_dense": SMALL | {"rope_parameters": {
+        "rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 50.0, "factor": 1.0}},
     "seed_oss": SMALL | {"attention_out_bias": True},
     "granite": SMALL | {
         "attention_multiplier": 0.25, "embedding_multiplier": 3.0, "logits_scaling": 2.0,

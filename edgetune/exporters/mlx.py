@@ -120,7 +120,8 @@ def readable_config(config: Mapping[str, object], shape: ModelShape) -> dict[str
     if isinstance(ropes, dict) and "rope_theta" in ropes:
         written["rope_theta"] = ropes["rope_theta"]
         if ropes.get("rope_type", "default") != "default":
-            written["rope_scaling"] = {k: v for k, v in ropes.items() if k != "rope_theta"}
+            rule = {k: v for k, v in ropes.items() if k != "rope_theta"}
+            written["rope_scaling"] = {"type": ropes["rope_type"], **rule}
     if isinstance(ropes, dict) and "partial_rotary_factor" in ropes:
         written["partial_rotary_factor"] = ropes["partial_rotary_factor"]
     first = shape.blocks[0]

@@ -8,6 +8,7 @@ from typing import Final
 
 from edgetune.model.config import Fields
 from edgetune.model.families.common import (
+    Sizes,
     decoder,
     gated_mlp,
     interleaved,
@@ -21,7 +22,8 @@ from edgetune.model.families.common import (
     split_attention,
 )
 from edgetune.model.families.llama import like_llama
-from edgetune.shape import Attention, ModelShape, Norm, NormKind
+from edgetune.model.rotary import rope_table
+from edgetune.shape import Attention, ModelShape, Norm, NormKind, Rotary
 
 _CWM_ROTATION: Final[Mapping[str, object]] = {
     "rope_type": "llama3", "rope_theta": 1e6, "factor": 16.0, "low_freq_factor": 1.0,
@@ -108,12 +110,24 @@ def hunyuan_v1_dense(fields: Fields) -> ModelShape:
         family="hunyuan_v1_dense",
         linears=split_attention(sizes, bias=bias, output_bias=bias) + gated_mlp(sizes),
         norms=pre_norms(sizes) + norms,
-        attention=same_attention(sizes, read_rotary(fields, sizes)),
+        attention=same_attention(sizes, _hunyuan_rotary(fields, sizes)),
         norm=rms_norm(fields, 1e-5),
         activation=fields.activation("hidden_act", "silu"),
         tied=fields.flag("tie_word_embeddings", False),
         normed_after_rotation=True,
     )
+
+
+def _hunyuan_rotary(fields: Fields, sizes: Sizes) -> Rotary:
+    """Read the rotation; its configs call a fixed, larger base frequency ``dynamic``."""
+    table = rope_table(fields)
+    inner, size = Fields(table), sizes.head_dim
+    alpha = inner.number("alpha", 0.0)
+    if (table.get("rope_type") or table.get("type")) != "dynamic" or alpha <= 0 or size <= 2:
+        return read_rotary(fields, sizes)
+    theta = inner.positive("rope_theta", fields.positive("rope_theta", 10_000.0))
+    fields.problems += [f"rotary settings: {problem}" for problem in inner.problems]
+    return Rotary(theta=theta * alpha ** (size / (size - 2)), dimensions=size)
 
 
 def nemotron(fields: Fields) -> ModelShape:
