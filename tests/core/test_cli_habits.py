@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from click.shell_completion import get_completion_class
 from rows import Called, Cli, write_rows
 
 import edgetune.device.read
@@ -320,24 +321,31 @@ def test_with_json_errors_are_json(cli: Cli, command: str) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_shells_complete_commands_flags_and_models(shell: str, tmp_path: Path) -> None:
-    script = _complete(tmp_path, f"{shell}_source")
-    assert "_EDGETUNE_COMPLETE" in script
-    assert "tr" in _words(tmp_path, shell, "edgetune tr", "train")
-    assert "--lear" in _words(tmp_path, shell, "edgetune train --lear", "--learning-rate")
-    assert _words(tmp_path, shell, "edgetune plan --model qwen2.5-0", "qwen2.5-0.5b-instruct")
-    assert _words(tmp_path, shell, "edgetune plan --method lo", "lora")
-
-
-def _words(folder: Path, shell: str, line: str, expected: str) -> str:
-    """Return the line, after seeing that a shell is offered a word for its end."""
-    *before, last = line.split()
-    asked = {"COMP_WORDS": line, "COMP_CWORD": last if shell == "fish" else str(len(before))}
+def test_shells_are_told_how_to_complete_and_what(shell: str, tmp_path: Path) -> None:
+    assert "_EDGETUNE_COMPLETE" in _complete(tmp_path, f"{shell}_source")
+    asked = {"COMP_WORDS": "edgetune tr", "COMP_CWORD": "1"}
     if shell == "fish":
-        asked["COMP_WORDS"] = " ".join(before)
-    offered = _complete(folder, f"{shell}_complete", **asked)
-    assert expected in offered.replace(",", " ").split(), offered
-    return line
+        asked = {"COMP_WORDS": "edgetune", "COMP_CWORD": "tr"}
+    offered = _complete(tmp_path, f"{shell}_complete", **asked)
+    assert "train" in offered.replace(",", " ").split()
+
+
+@pytest.mark.parametrize(
+    ("words", "incomplete", "expected"),
+    [
+        (["train"], "--lear", "--learning-rate"),
+        (["plan", "--model"], "qwen2.5-0", "qwen2.5-0.5b-instruct"),
+        (["plan", "--method"], "lo", "lora"),
+        (["data"], "ch", "check"),
+    ],
+)
+def test_flags_values_and_models_are_completed(
+    words: list[str], incomplete: str, expected: str
+) -> None:
+    shell = get_completion_class("bash")
+    assert shell is not None
+    completing = shell(group, {}, "edgetune", "_EDGETUNE_COMPLETE")
+    assert expected in [x.value for x in completing.get_completions(words, incomplete)]
 
 
 def _complete(folder: Path, instruction: str, **asked: str) -> str:
