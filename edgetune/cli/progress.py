@@ -109,7 +109,8 @@ class ProgressBar:
         if self._judged is None:
             return []
         verdict = self._judged.verdict
-        return [f"Verdict: {verdict.sentence}", *(f"- {advice}" for advice in verdict.advice)]
+        more = (*verdict.advice, *self._judged.record["notes"])
+        return [f"Verdict: {verdict.sentence}", *(f"- {text}" for text in more)]
 
     def cautions(self) -> list[str]:
         """Return what to know of the adapter before it is trusted."""

@@ -6,12 +6,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from edgetune.cli.again import Again, report, watch
 from edgetune.cli.config_file import config_option
 from edgetune.cli.habits import HabitCommand
 from edgetune.cli.live import Stages
@@ -30,10 +31,10 @@ from edgetune.cli.plan_text import plan_text
 from edgetune.cli.process import this_process
 from edgetune.cli.progress import ProgressBar
 from edgetune.cli.reading import ReadingBar
-from edgetune.cli.show import NORMAL, QUIET, VERBOSE, out, out_json, say, verbosity
+from edgetune.cli.show import NORMAL, out, out_json, say, verbosity
 from edgetune.cli.sinks import check_sinks, sinks
 from edgetune.errors import StoppedError, UsageError
-from edgetune.events import Event, Recovered, SaveDue
+from edgetune.events import Event
 from edgetune.runs import RunFolder
 from edgetune.workflows.continuing import Beginning, read_beginning
 from edgetune.workflows.judging import After
@@ -45,38 +46,7 @@ from edgetune.workflows.planning import (
 )
 from edgetune.workflows.resuming import resume_run
 from edgetune.workflows.settings import Fixed
-from edgetune.workflows.training import AFTER, Run, start_run
-from edgetune.workflows.worker import Worker
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Again:
-    """What a run is told once more when another process goes on with it."""
-
-    as_json: bool
-    pause: bool
-    strict: bool = False
-    data: Path | None = None
-    memory: int | None = None
-    log: tuple[str, ...] = ()
-    after: After = AFTER
-    notify: bool = False
-
-    def arguments(self, run: Run) -> list[str]:
-        """Return the command line that resumes a run."""
-        level = verbosity()
-        flags = {
-            "--json": self.as_json, "--pause": self.pause, "--strict": self.strict,
-            "--no-verdict": not self.after.verdict,
-            "--notify": self.notify,
-            "--quiet": level == QUIET, "--verbose": level == VERBOSE,
-        }  # fmt: skip
-        values = {
-            "--output": run.folder.path, "--data": self.data, "--memory": self.memory,
-            "--log": ",".join(self.log) or None, "--samples": self.after.samples,
-        }  # fmt: skip
-        given = [f"{name}={value}" for name, value in values.items() if value is not None]
-        return ["train", "--resume", *given, *(name for name in flags if flags[name])]
+from edgetune.workflows.training import Run, start_run
 
 
 @click.command("train", cls=HabitCommand, short_help="Train on a file of examples.")
@@ -273,7 +243,7 @@ def _train(run: Run, again: Again, stages: Stages) -> None:
     folder, process = run.folder, this_process()
     worker, tell = process.worker, _said_once if verbosity() >= NORMAL else lambda: None
     if worker is not None:
-        _watch(run, worker, again)
+        watch(run, worker, again)
     stages.end()
     say(f"Run folder {folder.path}")
     for notice in run.notices:
@@ -293,7 +263,7 @@ def _train(run: Run, again: Again, stages: Stages) -> None:
                 progress.show(event)
                 logged(event)
                 if worker is not None:
-                    _report(worker, event)
+                    report(worker, event)
         except StoppedError as error:
             raise StoppedError(f"{error} Go on with: {folder.resume_command}") from None
         except KeyboardInterrupt:
@@ -322,19 +292,3 @@ def _said_once() -> None:
     """Answer an interrupt from a signal handler: not through a buffer, which may be in use."""
     with suppress(OSError):
         os.write(sys.stderr.fileno(), b"\nStopping after this step; once more stops at once.\n")
-
-
-def _watch(run: Run, worker: Worker, again: Again) -> None:
-    """Tell the parent how this run goes on if this process dies."""
-    rows = run.start.rows or run.job.plan.choice.micro_batch
-    command = run.folder.resume_command
-    worker.can_resume(again.arguments(run), command=command, rows=rows, strict=again.strict)
-
-
-def _report(worker: Worker, event: Event) -> None:
-    """Tell the parent how far the run is."""
-    match event:
-        case Recovered():
-            worker.computes(event.rows)
-        case SaveDue():
-            worker.saved(event.state.step)

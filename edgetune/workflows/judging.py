@@ -114,6 +114,9 @@ class Judge:
         except (EdgetuneError, MemoryError) as error:
             self.notes.append(f"What it forgot could not be measured: {error}")
             return None, False
+        if not found.whole:
+            read = f"the first {found.tokens:,} tokens of the neutral text"
+            self.notes.append(f"Only {read} were read, because time was up.")
         compared = Compared(base_loss=found.base_loss, loss=found.loss, count=found.tokens)
         return compared, found.whole
 

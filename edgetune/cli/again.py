@@ -1,0 +1,58 @@
+"""How a run goes on in another process, if the one that it is in dies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgetune.cli.show import QUIET, VERBOSE, verbosity
+from edgetune.events import Event, Recovered, SaveDue
+from edgetune.workflows.judging import After
+from edgetune.workflows.training import AFTER, Run
+from edgetune.workflows.worker import Worker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Again:
+    """What a run is told once more when another process goes on with it."""
+
+    as_json: bool
+    pause: bool
+    strict: bool = False
+    data: Path | None = None
+    memory: int | None = None
+    log: tuple[str, ...] = ()
+    after: After = AFTER
+    notify: bool = False
+
+    def arguments(self, run: Run) -> list[str]:
+        """Return the command line that resumes a run."""
+        level = verbosity()
+        flags = {
+            "--json": self.as_json, "--pause": self.pause, "--strict": self.strict,
+            "--no-verdict": not self.after.verdict,
+            "--notify": self.notify,
+            "--quiet": level == QUIET, "--verbose": level == VERBOSE,
+        }  # fmt: skip
+        values = {
+            "--output": run.folder.path, "--data": self.data, "--memory": self.memory,
+            "--log": ",".join(self.log) or None, "--samples": self.after.samples,
+        }  # fmt: skip
+        given = [f"{name}={value}" for name, value in values.items() if value is not None]
+        return ["train", "--resume", *given, *(name for name in flags if flags[name])]
+
+
+def watch(run: Run, worker: Worker, again: Again) -> None:
+    """Tell the parent how this run goes on if this process dies."""
+    rows = run.start.rows or run.job.plan.choice.micro_batch
+    command = run.folder.resume_command
+    worker.can_resume(again.arguments(run), command=command, rows=rows, strict=again.strict)
+
+
+def report(worker: Worker, event: Event) -> None:
+    """Tell the parent how far the run is."""
+    match event:
+        case Recovered():
+            worker.computes(event.rows)
+        case SaveDue():
+            worker.saved(event.state.step)
