@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from edgetune.events import Event, Stepped
-from edgetune.owned import replacing_shared
+from edgetune.owned import replacing_shared, sweep
 from edgetune.report.contents import Report
 from edgetune.report.page import render
 from edgetune.report.reading import Reader
@@ -35,8 +35,9 @@ class ReportWriter:
     """Why the last report could not be written."""
 
     def __post_init__(self) -> None:
-        """Read nothing yet."""
+        """Read nothing yet; remove what a process that was killed left of a report."""
         self._reader = Reader(self.folder)
+        sweep(self.folder.path, f".{NAME}.*.partial")
 
     def follow(self, event: Event) -> None:
         """Write after the first step, and then after whatever is no step, if it is time."""

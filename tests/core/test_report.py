@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from dataclasses import replace
@@ -244,6 +245,15 @@ def test_the_report_is_true_after_every_event(plan: Plan, tmp_path: Path) -> Non
     assert "Step 6 of 6" in path.read_text()
     assert not writer.failed
     assert [p.name for p in path.parent.glob(".*.partial")] == []
+
+
+def test_what_a_killed_process_left_of_a_report_is_removed(run: Recorded) -> None:
+    left = run.folder.path / ".report.html.0123456789abcdef.partial"
+    left.write_text("<!doctype")
+    os.utime(left, (0, 0))
+    ReportWriter(run.folder).write(running=False)
+    assert not left.exists()
+    assert (run.folder.path / "report.html").is_file()
 
 
 def test_a_report_that_cannot_be_written_stops_nothing(run: Recorded) -> None:
