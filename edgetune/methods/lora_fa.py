@@ -25,6 +25,7 @@ class LoraFa(LowRank):
     kind: ClassVar[str] = "lora-fa"
     format: ClassVar[str | None] = None
     peft_type: ClassVar[str | None] = None
+    rate_factor: ClassVar[float] = 5.0  # B alone moves; Hayou et al. 2024 want it faster than A
 
     def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
         """Return A, a constant, and B of every target: ``rank * outputs`` parameters."""

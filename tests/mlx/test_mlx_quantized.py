@@ -17,7 +17,7 @@ from edgetune.device.capability import capability_of
 from edgetune.errors import UsageError
 from edgetune.model import LocalModel
 from edgetune.planning.capability import fitting
-from edgetune.storage import block_bytes, outer_bytes
+from edgetune.storage import blocks_bytes, outer_bytes
 from edgetune_mlx.matrices import PACKINGS, Matrix, packing_of
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
@@ -86,9 +86,8 @@ def test_the_plan_counts_the_bytes_of_every_format(quantization: str, tmp_path: 
     matrices += [matrix for block in weights.blocks for matrix in block.matrices.values()]
     stored = sum(part.nbytes for matrix in matrices for part in matrix.parts.values())
     norms = sum(4 * tensor.size for tensor in model.shape.tensors() if tensor.kind == "norm")
-    shape = model.shape
 
-    planned = outer_bytes(shape, quantization) + shape.layers * block_bytes(shape, quantization)
+    planned = outer_bytes(model.shape, quantization) + blocks_bytes(model.shape, quantization)
 
     assert planned == stored + norms
     session.close()
