@@ -101,7 +101,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "vocab_size": 97, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 3,
         "num_attention_heads": 4, "max_position_embeddings": 128, "init_std": 0.2,
         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
-    "stablelm": SMALL | {"use_parallel_residual": True, "partial_rotary_factor": 0.5},
+    "stablelm": SMALL | {"partial_rotary_factor": 0.5},
 }  # fmt: skip
 
 WRAPPERS = {
