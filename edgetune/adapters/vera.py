@@ -33,6 +33,8 @@ _ALLOWED: Final[Mapping[str, tuple[object, ...]]] = {
 }
 _MANTISSA: Final = 24
 """Bits of a random float32 number."""
+_EXACT: Final = 2**53
+"""Whole numbers of a config are exact below this."""
 
 
 class VeraFormat(AdapterFormat):
@@ -100,8 +102,11 @@ class VeraFormat(AdapterFormat):
             return {}
         fields = Fields(config)
         key = fields.number("projection_prng_key", 0)
-        if fields.problems or key != int(key):
-            raise ModelError("projection_prng_key of this VeRA adapter is not a whole number.")
+        if fields.problems or not key.is_integer() or abs(key) >= _EXACT:
+            raise ModelError(
+                "projection_prng_key of this VeRA adapter is no whole number below 2^53, and its "
+                "matrices are not in the file. Save it again with save_projection."
+            )
         draw = np.random.RandomState(int(key) % 2**32)
         return {name: _uniform(draw, sizes[name]) for name in (SHARED_A, SHARED_B)}
 

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from edgetune.adapters import CONFIG, WEIGHTS, load_adapter, save_adapter
 from edgetune.adapters.modules import adaptable, exact_names
+from edgetune.adapters.vera import VeraFormat
 from edgetune.errors import ModelError, UsageError
 from edgetune.methods.lora import Lora
 from edgetune.methods.targets import select
@@ -272,3 +273,9 @@ def test_a_method_without_a_format_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match=r"'unheard'.*Supported: lora,"):
         save_adapter(tmp_path, Unheard(), LLAMA, {}, base="base")
+
+
+@pytest.mark.parametrize("key", [0.5, float("inf"), 2**60, "7"])
+def test_a_key_that_says_no_matrices_is_refused(key: Any) -> None:
+    with pytest.raises(ModelError, match="projection_prng_key"):
+        VeraFormat().drawn({"projection_prng_key": key}, {"vera_A": (2, 3), "vera_B": (3, 2)})
