@@ -15,7 +15,7 @@ from threading import Event, RLock, Thread
 from types import TracebackType
 from typing import Final
 
-from edgetune.cli.show import NORMAL, above, draw, say, verbosity
+from edgetune.cli.show import NORMAL, above, complain, draw, say, verbosity
 from edgetune.units import format_seconds
 
 QUICK_SECONDS: Final = 2.0
@@ -99,21 +99,24 @@ class LiveLine:
 
 
 class Stages:
-    """What a command is at, one thing after the other, with the seconds that it takes so far."""
+    """What a command is at, one thing after the other, with the seconds that it takes so far.
+
+    Where lines cannot be drawn over, a stage has a line of its own once it is not quick.
+    """
 
     def __init__(self) -> None:
         """Be at nothing yet."""
         self.line = LiveLine()
-        self._title, self._begun, self._kept = "", 0.0, True
+        self._title, self._begun, self._kept, self._told = "", 0.0, True, False
+        self._heard = verbosity() >= NORMAL  # the clock's thread cannot ask
         self._lock, self._over = RLock(), Event()
         self._clock: Thread | None = None
 
     def __enter__(self) -> Stages:
-        """Let a clock tick, where there is a line for it."""
+        """Let a clock tick."""
         self.line.__enter__()
-        if self.line.live:
-            self._clock = Thread(target=self._tick, daemon=True)
-            self._clock.start()
+        self._clock = Thread(target=self._tick, daemon=True)
+        self._clock.start()
         return self
 
     def __exit__(
@@ -134,10 +137,8 @@ class Stages:
         self.end()
         with self._lock:
             self._title, self._begun, self._kept = title, time.monotonic(), kept
-            if self.line.live:
-                self.line.show(title)
-            elif kept:
-                say(title)
+            self._told = not (kept and self._heard)
+            self.line.show(title)
 
     def detail(self, text: str) -> None:
         """Show how far the stage is instead of how long it takes, until the next second."""
@@ -160,8 +161,13 @@ class Stages:
     def _tick(self) -> None:
         while not self._over.wait(1.0):
             with self._lock:
-                if self._title and time.monotonic() - self._begun > QUICK_SECONDS:
+                if not self._title or time.monotonic() - self._begun <= QUICK_SECONDS:
+                    continue
+                if self.line.live:
                     seconds = round(time.monotonic() - self._begun)
                     shown = f"{seconds} s" if seconds < 60 else format_seconds(float(seconds))
                     timed = f" ... {shown}"
                     self.line.show(self._title[: max(0, columns() - 1 - len(timed))] + timed)
+                elif not self._told:
+                    self._told = True
+                    complain(self._title)

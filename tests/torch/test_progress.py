@@ -48,8 +48,8 @@ def test_plain_lines_are_few_and_steer_nothing(place: str, tmp_path: Path) -> No
     assert "\r" not in read
     assert "\x1b" not in read
     lines = read.splitlines()
-    assert lines.count("Reading rows") == 1
-    assert lines.count("Loading the model") == 1
+    assert lines.count("Reading rows") <= 1  # once if it is not quick
+    assert lines.count("Loading the model") <= 1
     steps = [line for line in lines if re.match(rf"step \d/{STEPS} ", line)]
     assert len(steps) == STEPS
     assert re.fullmatch(
