@@ -62,8 +62,12 @@ def test_logits_and_gradients_are_as_exact(family: str, odd: bool, tmp_path: Pat
         assert _apart(found, logits) <= max(LEAST, 2 * _apart(own, logits))
     gradients = _ours(model, _packed(rows) if odd else _padded(rows))
     assert gradients.keys() <= exact["gradients"].keys()
+    largest = max(float(each.abs().max()) for each in exact["gradients"].values())
     for name, found in gradients.items():
         own, wanted = theirs["gradients"][name], exact["gradients"][name]
+        if wanted.abs().max() < LEAST * largest:  # none: a bias of keys shifts all scores alike
+            assert found.abs().max() < 2 * LEAST * largest, name
+            continue
         assert _apart(found, wanted) <= max(LEAST, 2 * _apart(own, wanted)), name
 
 

@@ -70,7 +70,7 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> LocalModel:
 def _last_of_attention(model: LocalModel) -> tuple[str, ...]:
     """Return targets that PEFT can only be told by full paths: two of the last block."""
     block = model.shape.block(model.shape.layers - 1)
-    return tuple(f"{block}{linear.module}" for linear in model.shape.linears[:2])
+    return tuple(f"{block}{linear.module}" for linear in model.shape.blocks[-1].linears[:2])
 
 
 @pytest.mark.parametrize(

@@ -71,8 +71,8 @@ def test_an_adapter_over_its_base_is_its_run(cli: Cli) -> None:
     by_run, by_adapter = _evaluated(cli, "run"), _evaluated(cli, "run/adapter")
 
     # the rows go together in other numbers, and products may be in 16 bits
-    assert by_adapter["tuned"]["loss"] == pytest.approx(by_run["tuned"]["loss"], rel=5e-4)
-    assert by_adapter["base"]["loss"] == pytest.approx(by_run["base"]["loss"], rel=5e-4)
+    assert by_adapter["tuned"]["loss"] == pytest.approx(by_run["tuned"]["loss"], rel=1e-3)
+    assert by_adapter["base"]["loss"] == pytest.approx(by_run["base"]["loss"], rel=1e-3)
     texts = [cli("generate", name, *ASKED, "-q").out for name in ("run", "run/adapter")]
     assert texts[0] == texts[1]
 
@@ -93,7 +93,7 @@ def test_an_adapter_of_mlx_lm_is_used_over_the_model_that_is_given(
     assert "does not say over which model" in called.err
 
     found = _evaluated(cli, "run/adapter", name, "--model", "tiny")
-    assert found[name]["loss"] == pytest.approx(found["run/adapter"]["loss"], rel=5e-4)
+    assert found[name]["loss"] == pytest.approx(found["run/adapter"]["loss"], rel=1e-3)
     called = cli("export", name, "--model", "tiny", "--to", "peft", "--output", tmp_path / "peft")
     assert called.code == 0, called.err
     shape = open_model("tiny").shape

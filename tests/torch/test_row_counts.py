@@ -47,7 +47,7 @@ class Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _fixed(model: LocalModel) -> Iterator[int]:
     """Yield the sizes that products have whatever the rows."""
-    for linear in model.shape.linears:
+    for linear in model.shape.all_linears:
         yield from (linear.inputs, linear.outputs)
     yield from (model.shape.vocabulary, model.shape.hidden_size)
 
