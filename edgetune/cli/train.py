@@ -35,6 +35,7 @@ from edgetune.cli.show import NORMAL, out, out_json, say, verbosity
 from edgetune.cli.sinks import check_sinks, sinks
 from edgetune.errors import StoppedError, UsageError
 from edgetune.events import Event
+from edgetune.report.writing import NAME as REPORT
 from edgetune.runs import RunFolder
 from edgetune.workflows.continuing import Beginning, read_beginning
 from edgetune.workflows.judging import After
@@ -274,13 +275,16 @@ def _train(run: Run, again: Again, stages: Stages) -> None:
     cautions = [] if progress.verdict() else progress.cautions()
     for notice in (*run.notices[told:], *cautions):
         say(notice)
+    page = folder.path / REPORT
     if again.as_json:
-        places = {"run": str(folder.path), "adapter": str(folder.adapter)}
+        places = {"run": str(folder.path), "adapter": str(folder.adapter), "report": str(page)}
         out_json({**places, **progress.summary()})
     else:
         kept = folder.kept()
         for line in progress.verdict():
             out(line)
+        if page.is_file():
+            out(f"The report is {page}")
         out(f"The adapter is in {folder.adapter}" + (f" ({kept})" if kept else ""))
 
 

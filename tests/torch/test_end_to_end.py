@@ -260,7 +260,7 @@ def test_json_and_verbosity_of_training(cli: Cli, tmp_path: Path) -> None:
     short = [*LEARN[:7], "--steps", "2"]
     told = cli(*short, "--output", tmp_path / "told", "--json")
     result = json.loads(told.out)
-    assert result.keys() == {"run", "kept", "cautions", "adapter", "steps", "loss", "peak_bytes", "planned_bytes",
+    assert result.keys() == {"run", "kept", "cautions", "adapter", "report", "steps", "loss", "peak_bytes", "planned_bytes",
                              "base_validation_loss", "validation_loss", "rewinds",
                              "pilot", "verdict"}  # fmt: skip
     assert "pilot: measured" in told.err
