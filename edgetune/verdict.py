@@ -39,8 +39,12 @@ FOREIGN: Final = 1000.0
 EARLY: Final = 0.7
 """A best evaluation before this share of the steps means that fewer would have done."""
 
-STILL: Final = 0.01
-"""Share by which the last evaluation must be lower than the one before it to be called a fall."""
+LATE: Final = 0.75
+"""The evaluation that the last one is held against came at this share of the steps at the latest:
+near the end the learning rate is too low for losses to fall."""
+
+STILL: Final = 0.05
+"""Share by which the last evaluation must be lower than that one to be called a fall."""
 
 STILL_IMPROVED: Final = "Validation still improved at the end: more --epochs may help."
 
@@ -179,9 +183,8 @@ def _on_length(facts: Facts, best: int) -> list[str]:
     if best < EARLY * facts.steps:
         when = f"step {best} of {facts.steps}"
         return [f"Validation stopped improving at {when}: about --steps {best} would have done."]
-    if best != last[0] or len(facts.evaluations) < 2:
-        return []
-    if last[1] < (1 - STILL) * facts.evaluations[-2][1]:
+    earlier = [loss for step, loss in facts.evaluations[:-1] if step <= LATE * facts.steps]
+    if best == last[0] and earlier and last[1] < (1 - STILL) * earlier[-1]:
         return [STILL_IMPROVED]
     return []
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from os.path import realpath
 from pathlib import Path
 from typing import Any
@@ -75,7 +77,9 @@ def read_reference(name: str, over: Over) -> Reference:
         if path.exists():
             raise
         kind = ModelError if "/" in name else UsageError
-        raise kind(f"There is no run and no adapter {name}. As a model: {error}") from error
+        raise kind(
+            f"There is no run and no adapter {name}.{_near(path)} As a model: {error}"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,3 +282,12 @@ def _require_same_numbers(first: Reference, other: Reference) -> None:
                 "together one of them would not be the model that was trained. "
                 "Use them one at a time."
             )
+
+
+def _near(path: Path) -> str:
+    """Return a question for the folder beside it that may have been meant, or nothing."""
+    with suppress(OSError):
+        beside = [each.name for each in path.parent.iterdir() if each.is_dir()]
+        for name in get_close_matches(path.name, beside, 1):
+            return f" Did you mean {path.parent / name}?"
+    return ""

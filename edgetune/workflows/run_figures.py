@@ -11,6 +11,7 @@ from edgetune.adapters import WEIGHTS
 from edgetune.report import Report
 from edgetune.report.contents import figure, value
 from edgetune.runs import RunFolder
+from edgetune.verdict import FOREIGN
 from edgetune.workflows.over import Over
 from edgetune.workflows.references import open_references
 from edgetune.workflows.scoring import Scores, dataset_of, labels_of, score_each
@@ -42,9 +43,13 @@ class RunFigures:
 
     @property
     def forgets(self) -> float | None:
-        """By which share the perplexity on neutral text rose; negative: it fell."""
-        if self.perplexity is None or not self.base_perplexity:
+        """By which share the perplexity on neutral text rose; negative: it fell.
+
+        None if it was not measured, or the base does not predict such text in the first place.
+        """
+        if self.perplexity is None or not 0 < (self.base_perplexity or 0) <= FOREIGN:
             return None
+        assert self.base_perplexity is not None
         return self.perplexity / self.base_perplexity - 1
 
 

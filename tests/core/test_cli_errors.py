@@ -456,3 +456,10 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.stdout.count("\n") == 1
     assert result.stderr == ""
+
+
+def test_a_mistyped_run_is_met_with_the_folder_that_was_meant(cli: Cli) -> None:
+    Path("runs/home").mkdir(parents=True)
+    code, message = refused(cli, "generate", "runs/hoem", "-p", "Hello")
+    assert code == 5
+    assert "Did you mean runs/home?" in message

@@ -112,6 +112,8 @@ def test_tables_fit_a_terminal() -> None:
     assert "bare: it does not fit" in text
     assert one.forgets == pytest.approx(178_454 / 57.6 - 1)
     assert bare.forgets is None
+    foreign = replace(one, base_perplexity=17_329.0, perplexity=13_485.0)
+    assert foreign.forgets is None, "such a base does not predict the text in the first place"
     captions = [table.caption for table in tables([one, bare], {"tiny": scores})]
     assert [caption.split(": ")[-1] for caption in captions[1:]] == [
         "predicted", "answered", "labels",
