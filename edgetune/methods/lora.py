@@ -37,7 +37,7 @@ class LowRank(Method):
     )
     alpha: float | None = knob(
         None,
-        "Numerator of the update's scale (default: twice the rank).",
+        "LoRA alpha: the update is scaled by alpha / rank (default: twice the rank).",
         interval=Interval(above=0),
     )
     dropout: float = knob(

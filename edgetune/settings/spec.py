@@ -165,14 +165,14 @@ class Training:
         None, "Peak learning rate (default: by the model's width).", interval=Interval(above=0)
     )
     epochs: float = knob(
-        3.0, "Passes over the training rows, unless --steps is given.", interval=Interval(above=0)
+        3.0, "Passes over the training rows (default: by their number).", interval=Interval(above=0)
     )
     steps: int | None = knob(
         None, "Optimizer steps, instead of --epochs.", interval=Interval(low=1)
     )
     warmup: float = knob(
         0.03,
-        "Share of the steps over which the learning rate rises.",
+        "Fraction of the steps for linear warm-up.",
         interval=Interval(low=0, high=1),
     )
     weight_decay: float = knob(
