@@ -196,7 +196,7 @@ def _rows(report: Report) -> str:
     counts = {
         "Read": "rows_read", "Trained": "rows_trained", "Validation": "rows_validation",
         "Duplicates": "duplicates", "Too long": "rows_too_long", "Cut": "rows_cut",
-        "Tokens trained": "tokens", "of them learned": "loss_tokens",
+        "Tokens trained": "tokens", "Tokens learned": "loss_tokens",
         "Tokens lost": "tokens_lost", "Context": "context", "Longest row": "longest",
     }  # fmt: skip
     numbers = {**receipt, "longest": figure(receipt, "lengths", "longest")}
@@ -221,8 +221,8 @@ def _rows(report: Report) -> str:
 
 
 _ROW_WORDS = {
-    "Format": "format", "Rendered": "rendering", "Template": "template",
-    "Loss on": "loss_on", "Longer rows": "long_rows",
+    "Format": "format", "Rows are": "rendering", "Template": "template",
+    "Loss on": "loss_on", "Rows beyond the context": "long_rows",
 }  # fmt: skip
 
 
