@@ -92,11 +92,24 @@ def _rise(share: float) -> str:
 
 
 def _fitted(one: Table) -> str:
-    """Return a table no wider than a terminal: long names lose their beginnings."""
+    """Return a table no wider than a terminal: long names lose what all begin with, or how they do."""
     cells = list(zip(*((one.header, *one.rows)), strict=True))
     rest = sum(_GAP + max(map(len, column)) for column in cells[1:])
     room = max(_LEAST_NAME, _WIDTH - rest)
-    rows = [
-        (name if len(name) <= room else f"…{name[1 - room :]}", *row) for name, *row in one.rows
-    ]
-    return table(rows, one.header)
+    names = _apart([name for name, *_ in one.rows], room)
+    return table([(name, *row[1:]) for name, row in zip(names, one.rows, strict=True)], one.header)
+
+
+def _apart(names: Sequence[str], room: int) -> list[str]:
+    """Return names that fit into so many signs, if need be without the folder that all are in.
+
+    >>> _apart(["base", "runs/compare-home/lora", "runs/compare-home/bitfit"], 12)
+    ['base', 'lora', 'bitfit']
+    >>> _apart(["base", "runs/compare-home/lora"], 30)
+    ['base', 'runs/compare-home/lora']
+    """
+    if max(map(len, names), default=0) > room:
+        folders = {name.rpartition("/")[0] for name in names if "/" in name}
+        shared = folders.pop() if len(folders) == 1 else ""
+        names = [name.removeprefix(f"{shared}/") if shared else name for name in names]
+    return [name if len(name) <= room else f"…{name[1 - room :]}" for name in names]
