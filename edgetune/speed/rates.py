@@ -126,6 +126,7 @@ def rates_of(device: Device, measured: Measurements | None = None) -> Rates:
 
 
 def _measured_rates(device: Device, measured: Measurements) -> Rates:
+    """Return the rates as they were measured, with what runs took of them."""
     costs = costs_of(device.kind)
     return Rates(
         product_32bit=measured.product_32bit,

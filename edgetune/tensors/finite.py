@@ -37,7 +37,7 @@ def require_finite(stored: StoredTensor, content: memoryview) -> None:
     if not finite:
         raise ModelError(
             f"The tensor {stored.name} in {stored.file} has values that are NaN or infinite, "
-            "so that nothing can be computed with this model. Fetch or convert it again."
+            "and cannot be used. Fetch or convert the model again."
         )
 
 
