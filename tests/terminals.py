@@ -49,9 +49,10 @@ class Terminal:
         """
         found, deadline = "", time.monotonic() + SECONDS
         while text not in found:
-            ready, _, _ = select.select([self._fd], [], [], 2.0)
-            assert time.monotonic() < deadline, f"{text!r} was not printed; {found!r} was"
-            if ready:
+            if time.monotonic() > deadline:
+                self._kill()
+                raise AssertionError(f"{text!r} was not printed; {found!r} was")
+            if self._ready():
                 found += self._some()
             elif again:
                 self.type(again)
@@ -62,8 +63,18 @@ class Terminal:
         self.process.send_signal(number)
 
     def end(self) -> int:
-        """Read to the end and return the exit code."""
+        """Read to the end and return the exit code.
+
+        Raises:
+            AssertionError: if the command does not end.
+        """
+        deadline = time.monotonic() + SECONDS
         while True:
+            if time.monotonic() > deadline:
+                self._kill()
+                raise AssertionError(f"the command did not end; it printed {self.read!r}")
+            if not self._ready():
+                continue
             try:
                 found = self._some()
             except OSError:  # how Linux says that nobody is on the terminal any more
@@ -74,6 +85,15 @@ class Terminal:
         code = self.process.wait(SECONDS)
         os.close(self._fd)
         return code
+
+    def _kill(self) -> None:
+        """End a command that hangs, so that the tests behind this one meet nothing of it."""
+        self.process.kill()
+        self.process.wait()
+        os.close(self._fd)
+
+    def _ready(self) -> bool:
+        return bool(select.select([self._fd], [], [], 2.0)[0])
 
     def _some(self) -> str:
         return os.read(self._fd, 65536).decode(errors="replace")
