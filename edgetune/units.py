@@ -1,4 +1,4 @@
-"""Bytes and seconds as people write and read them.
+"""Bytes, seconds and rises as people write and read them.
 
 >>> parse_bytes("6GB"), parse_bytes("512MiB")
 (6000000000, 536870912)
@@ -89,6 +89,19 @@ def format_seconds(seconds: float) -> str:
         return f"{hours} h {minutes} min" if minutes else f"{hours} h"
     days, hours = divmod(hours, 24)
     return f"{days} d {hours} h" if hours else f"{days} d"
+
+
+MANY_TIMES = 10.0
+"""From this rise on a factor says more than a percentage."""
+
+
+def format_rise(share: float) -> str:
+    """Return by how much something rose, as a share of what it was.
+
+    >>> format_rise(0.303), format_rise(-0.01), format_rise(3097.2)
+    ('+30.3%', '-1.0%', '3,098 x')
+    """
+    return f"{share:+.1%}" if share < MANY_TIMES else f"{share + 1:,.0f} x"
 
 
 def format_count(count: int) -> str:

@@ -31,7 +31,8 @@ from edgetune.report import Report
 from edgetune.report.comparison import comparison_page
 from edgetune.settings.spec import to_plain
 from edgetune.workflows.contest import Called, Contest
-from edgetune.workflows.run_figures import RunFigures, figures_of, scored, unlike
+from edgetune.workflows.run_figures import RunFigures, about_rows, figures_of, unlike
+from edgetune.workflows.run_scores import scored
 from edgetune.workflows.scoring import Scores
 from edgetune.workflows.settings import Fixed
 
@@ -126,7 +127,8 @@ class Comparison:
             else RunFigures(name=name, method=name, steps=0, problem=failed[name])
             for name in paths
         ]
-        notes = [*unlike(list(reports.values())), *_problems(figures)]
+        found = list(reports.values())
+        notes = [*unlike(found), *about_rows(found), *_problems(figures)]
         return cls(paths=paths, reports=reports, figures=figures, notes=notes)
 
     def scored(self, data: Path, *, exact_match: bool) -> Comparison:

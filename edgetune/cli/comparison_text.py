@@ -9,15 +9,13 @@ from textwrap import fill
 from edgetune.cli.score_text import COLUMNS, measured
 from edgetune.cli.show import table
 from edgetune.report.markup import DASH
-from edgetune.units import format_bytes, format_seconds
+from edgetune.units import format_bytes, format_rise, format_seconds
 from edgetune.workflows.run_figures import RunFigures
 from edgetune.workflows.scoring import Scores
 
 NONE = DASH
 _WIDTH, _GAP = 80, 2
 _LEAST_NAME = 8
-_MANY = 10.0
-"""From this rise on a factor says more than a percentage."""
 _FIGURES = ("", "loss", "peak", "planned", "time", "steps", "size", "forgets")
 
 
@@ -65,7 +63,7 @@ def _figures(one: RunFigures) -> tuple[str, ...]:
         format_seconds(one.seconds) if one.seconds else NONE,
         f"{one.steps:,}" if one.steps else NONE,
         NONE if one.adapter_bytes is None else format_bytes(one.adapter_bytes),
-        NONE if forgets is None else _rise(forgets),
+        NONE if forgets is None else format_rise(forgets),
     )
 
 
@@ -80,15 +78,6 @@ def _scores(each: Mapping[str, Scores]) -> Iterator[Table]:
                     (name, *(one.text(found) for one in columns)) for name, found in each.items()
                 ],
             )
-
-
-def _rise(share: float) -> str:
-    """Return by how much something rose.
-
-    >>> _rise(0.303), _rise(-0.01), _rise(3097.2)
-    ('+30.3%', '-1.0%', '3,098 x')
-    """
-    return f"{share:+.1%}" if share < _MANY else f"{share + 1:,.0f} x"
 
 
 def _fitted(one: Table) -> str:

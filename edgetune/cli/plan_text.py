@@ -27,6 +27,20 @@ def plan_text(plan: Plan) -> str:
     return "\n\n".join("\n".join(section) for section in sections if section)
 
 
+def plan_line(plan: Plan) -> str:
+    """Return a plan as one line: its method, memory and time."""
+    choice, time = plan.choice, plan.time
+    trained = format_count(choice.method.parameters(plan.shape))
+    parts = [
+        f"Plan: {_method(plan)}, {trained} trained",
+        f"{format_bytes(plan.memory.peak_bytes)} of {format_bytes(plan.device.budget_bytes)}",
+        f"learning rate {plan.training.learning_rate:g}",
+    ]
+    if time.run is not None:
+        parts.append(f"about {format_seconds(sum(values(time.run).values()))}")
+    return ", ".join(parts)
+
+
 def verified_text(checks: Sequence[Verified]) -> str:
     """Return how far the plan is from what was counted in a dry run."""
     lines = ["Verified by a dry run (without the runtime)"]
@@ -41,20 +55,24 @@ def verified_text(checks: Sequence[Verified]) -> str:
 
 def _head(plan: Plan) -> list[str]:
     choice, device, model = plan.choice, plan.device, plan.model
-    rank = values(choice.method).get("rank")
-    named = choice.method.kind if rank is None else f"{choice.method.kind} of rank {rank}"
     trained = format_count(choice.method.parameters(plan.shape))
     rows = choice.micro_batch * choice.accumulation
     lines = {
         "Machine": f"{device.name} ({device.kind}), {format_bytes(device.budget_bytes)} to use",
         "Model": f"{model.ref}, {format_count(model.parameters)} parameters",
-        "Method": f"{named}, {trained} trained parameters",
+        "Method": f"{_method(plan)}, {trained} trained parameters",
         "Base": _base(plan),
         "Step": f"{rows} rows of {choice.context} tokens, {choice.micro_batch} at once",
         "Optimizer": f"{choice.optimizer}, computing in {choice.compute_dtype}",
         "Training": _training(plan),
     }
     return [line for name, text in lines.items() for line in _wrapped(f"{name:<10}", text)]
+
+
+def _method(plan: Plan) -> str:
+    method = plan.choice.method
+    rank = values(method).get("rank")
+    return method.kind if rank is None else f"{method.kind} of rank {rank}"
 
 
 def _base(plan: Plan) -> str:

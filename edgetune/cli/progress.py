@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from math import ceil
 from typing import Any
 
 from edgetune.cautions import gap_caution
@@ -29,6 +30,8 @@ from edgetune.workflows.training import Run
 SMOOTHING = 0.9
 """Weight of the past in the shown loss and speed."""
 
+MOST_LINES = 20
+"""Lines about steps in the log of a run."""
 
 REMEMBERED = 1_000
 """Losses of steps before an evaluation that are held against it."""
@@ -197,8 +200,8 @@ class ProgressBar:
         rest = f"  {format_seconds(left)} left"
         whole = step, loss, mean, f"  {speed:,.0f} tokens/s", f"  peak {memory}", rest
         if not self._line.live:
-            often = event.step % max(1, self._steps // 20) == 0 or event.step == self._steps
-            say("".join(whole), level=NORMAL if often else VERBOSE)
+            told = is_told(event.step, self._first, self._steps)
+            say("".join(whole), level=NORMAL if told else VERBOSE)
             return
         fast, peak = f"  {speed:,.0f} tok/s", f"  {memory}"
         narrower = (
@@ -229,6 +232,19 @@ class ProgressBar:
         """Print a line that stays."""
         self._stages.end()
         say(text)
+
+
+def is_told(step: int, first: int, last: int) -> bool:
+    """Tell whether a step has a line of its own where lines are not written over.
+
+    At most :data:`MOST_LINES` of the steps after ``first`` have one: the first, the last, and those
+    at even distances between them.
+
+    >>> [step for step in range(1, 61) if is_told(step, 0, 60)]
+    [1, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60]
+    """
+    distance = max(1, ceil((last - first) / (MOST_LINES - 2)))
+    return step in {first + 1, last} or step % distance == 0
 
 
 def _against(measured: int, planned: int) -> str:

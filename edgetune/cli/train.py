@@ -27,11 +27,11 @@ from edgetune.cli.options import (
     model_option,
 )
 from edgetune.cli.plan_files import complete
-from edgetune.cli.plan_text import plan_text
+from edgetune.cli.plan_text import plan_line, plan_text
 from edgetune.cli.process import this_process
 from edgetune.cli.progress import ProgressBar
 from edgetune.cli.reading import ReadingBar
-from edgetune.cli.show import NORMAL, out, out_json, say, verbosity
+from edgetune.cli.show import NORMAL, VERBOSE, out, out_json, say, verbosity
 from edgetune.cli.sinks import check_sinks, sinks
 from edgetune.errors import StoppedError, UsageError
 from edgetune.events import Event
@@ -68,6 +68,7 @@ from edgetune.workflows.training import Run, start_run
     help="Go on from an adapter: a run's folder, or one that PEFT or mlx-lm saved.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and the receipt, train nothing.")
+@click.option("--brief", is_flag=True, help="Show the plan in one line, unless -v is given.")
 @click.option(
     "--pause", is_flag=True, help="Wait while the machine is on battery or short of memory."
 )
@@ -107,6 +108,7 @@ def command(
     resume: bool,
     source: str | None,
     dry_run: bool,
+    brief: bool,
     pause: bool,
     log: tuple[str, ...],
     notify: bool,
@@ -154,7 +156,10 @@ def command(
         stages.end()
         if not dry_run:
             _require_here(planned, device)
-            _show(planned, say)
+            if brief and verbosity() < VERBOSE:
+                say(plan_line(planned.plan))
+            else:
+                _show(planned, say)
             stages.begin("Loading the model")
             run = start_run(planned, output or _fresh_name(planned), beginning)
             _train(run, again, stages)

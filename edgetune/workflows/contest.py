@@ -134,7 +134,7 @@ class Contest:
         fixed = {"model": self.model, "data": self.data, "device": self.device,
                  "memory": self.memory, "method": method, "output": self.run_of(method)}  # fmt: skip
         named = [f"--{name}={value}" for name, value in fixed.items() if value is not None]
-        return ["train", *named, *flags]
+        return ["train", "--brief", *named, *flags]
 
     def _record(self) -> dict[str, Any]:
         """Return what decides the results, methods aside: more of them may come later."""

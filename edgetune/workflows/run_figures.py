@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from edgetune.adapters import WEIGHTS
+from edgetune.cautions import row_cautions
 from edgetune.report import Report
-from edgetune.report.contents import figure, value
+from edgetune.report.contents import figure, items, value
 from edgetune.runs import RunFolder
 from edgetune.verdict import FOREIGN
-from edgetune.workflows.over import Over
-from edgetune.workflows.references import open_references
-from edgetune.workflows.scoring import Scores, dataset_of, labels_of, score_each
+
+if TYPE_CHECKING:
+    from edgetune.workflows.scoring import Scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,16 +47,34 @@ class RunFigures:
 
         None if it was not measured, or the base does not predict such text in the first place.
         """
-        if self.perplexity is None or not 0 < (self.base_perplexity or 0) <= FOREIGN:
-            return None
-        assert self.base_perplexity is not None
-        return self.perplexity / self.base_perplexity - 1
+        return forgotten(self.base_perplexity, self.perplexity)
+
+
+def forgotten(before: float | None, after: float | None) -> float | None:
+    """Return by which share a perplexity on neutral text rose, None if that says nothing."""
+    if before is None or after is None or not 0 < before <= FOREIGN:
+        return None
+    return after / before - 1
+
+
+def forgets(report: Report) -> float | None:
+    """Return by which share a run's perplexity on neutral text rose, None if that is not known."""
+    neutral = value(report.verdict, "neutral")
+    return forgotten(figure(neutral, "base_perplexity"), figure(neutral, "perplexity"))
+
+
+def adapter_bytes(report: Report) -> int | None:
+    """Return the size of the tensors of a run's adapter, None if it has none."""
+    try:
+        return (RunFolder(report.path).adapter / WEIGHTS).stat().st_size
+    except OSError:
+        return None
 
 
 def figures_of(name: str, report: Report) -> RunFigures:
     """Return what the folder of a run tells."""
     folder = RunFolder.open(report.path)
-    kept, weights = folder.kept(), folder.adapter / WEIGHTS
+    kept = folder.kept()
     base, best = (None if one is None else one.loss for one in (report.base, report.best))
     peaks = report.steps.peak
     return RunFigures(
@@ -69,7 +87,7 @@ def figures_of(name: str, report: Report) -> RunFigures:
         peak_bytes=float(peaks.max()) if len(peaks) else figure(report.memory, "peak_bytes"),
         seconds=float(report.steps.seconds.sum()),
         parameters=figure(report.plan, "choice", "trainable_parameters"),
-        adapter_bytes=weights.stat().st_size if weights.is_file() else None,
+        adapter_bytes=adapter_bytes(report),
         base_perplexity=figure(report.verdict, "neutral", "base_perplexity"),
         perplexity=figure(report.verdict, "neutral", "perplexity"),
         problem=_problem(report),
@@ -97,33 +115,18 @@ def unlike(reports: Sequence[Report]) -> Iterator[str]:
         )
 
 
-def scored(
-    figures: Sequence[RunFigures], paths: Mapping[str, Path], data: Path, *, exact_match: bool
-) -> tuple[dict[str, Scores], list[RunFigures], list[str]]:
-    """Return the scores of the bases by model, the figures with scores, and what to say.
-
-    Runs are opened one after the other: their bases and plans may differ.
-    """
-    bases: dict[str, Scores] = {}
-    notices: dict[str, None] = {}
-    found = []
-    for one in figures:
-        if one.adapter_bytes is None:
-            found.append(one)
-            continue
-        (opened,) = open_references((str(paths[one.name]),), Over())
-        try:
-            dataset = dataset_of(opened, data)
-            labels, said = labels_of((opened,), dataset)
-            notices |= dict.fromkeys(said)
-            base = opened.plan.model.ref
-            each = {"tuned": opened} | ({} if base in bases else {"base": opened.base()})
-            scores, _ = score_each(each, dataset.train, labels, exact_match=exact_match, show=0)
-        finally:
-            opened.session.close()
-        bases |= {base: scores["base"]} if "base" in scores else {}
-        found.append(replace(one, scores=scores["tuned"]))
-    return bases, found, list(notices)
+def about_rows(reports: Sequence[Report]) -> Iterator[str]:
+    """Yield what to know of the rows of runs before their figures are trusted, once for the same."""
+    said: dict[str, None] = {}
+    for report in reports:
+        trained, validation = (
+            figure(report.receipt, name) for name in ("rows_trained", "rows_validation")
+        )
+        if trained is not None and validation is not None:
+            said |= dict.fromkeys(row_cautions(int(trained), int(validation)))
+        if dropped := items(report.receipt, "dropped"):
+            said[f"{len(dropped):,} rows were dropped; receipt.json in the run says why."] = None
+    yield from said
 
 
 def _rows(receipt: Mapping[str, Any]) -> str:

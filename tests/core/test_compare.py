@@ -45,7 +45,7 @@ def test_a_command_line_has_the_settings_that_its_method_knows(
     methods = tuple(dict.fromkeys((method, "lora", "prompt")))  # all settings are known to one
     contest = replace(contest, methods=methods, memory=6_000_000_000)
     first, *words = contest.arguments(method, "new")
-    assert first == "train"
+    assert (first, words[0]) == ("train", "--brief")
     parent = group.make_context("edgetune", ["train"])  # which says what help is called
     given = train.make_context("train", words, parent).params
     assert given["output"] == contest.run_of(method)

@@ -24,8 +24,11 @@ from edgetune.page.child import Child, ChildError
 from edgetune.page.forms import errors_by_field, fields, filled, flags, suggested_files
 from edgetune.page.jobs import HOME, Jobs
 from edgetune.page.listing import Listing
+from edgetune.page.page import Page
 from edgetune.page.rendering import rendered
+from edgetune.page.views.compare import compare
 from edgetune.planning import Plan
+from edgetune.report.markup import DASH
 from edgetune.runs import RunFolder
 from edgetune.workflows.settings import Fixed, knob_specs
 
@@ -139,6 +142,24 @@ def test_runs_are_looked_for_in_the_folder_alone(tmp_path: Path, plan: Plan) -> 
     for name in ("../outside", str(tmp_path / "outside"), "", ".", "x\0y", "none"):
         with pytest.raises(NotThereError):
             listing.run(name)
+
+
+def test_a_comparison_has_sizes_and_forgetting(tmp_path: Path, plan: Plan) -> None:
+    for name in ("one", "two"):
+        _made(tmp_path, name, plan)
+    neutral = {"base_perplexity": 50.0, "perplexity": 75.0}
+    (tmp_path / "one" / "verdict.json").write_text(json.dumps({"neutral": neutral}))
+    (tmp_path / "one" / "adapter").mkdir()
+    (tmp_path / "one" / "adapter" / "adapter_model.safetensors").write_bytes(bytes(2_500_000))
+    asked = Asked(given={"run": ["one", "two"]})
+    text = compare(Page(tmp_path), asked).body.decode()
+    rows = {name: re.findall(f">{name}.*?</tr>", text) for name in ("Adapter size", "Forgets")}
+    for name, (first, second) in {
+        "Adapter size": ("2.5 MB", DASH),
+        "Forgets": ("+50.0%", DASH),
+    }.items():
+        (row,) = rows[name]
+        assert re.findall("<td>(.*?)</td>", row) == [first, second]
 
 
 def test_the_form_has_every_setting_and_gives_it_to_the_command_line() -> None:

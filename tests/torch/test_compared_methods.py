@@ -14,10 +14,10 @@ from edgetune.files import sha256_file
 
 
 def test_methods_are_trained_compared_and_not_repeated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    cli = Cli(capsys)
+    cli = Cli(capfd)
     write_rows(Path("rows.jsonl"))
     train = [
         "compare", "--methods", "lora,bitfit", "--data", "rows.jsonl", "--model", "tiny",
@@ -36,6 +36,9 @@ def test_methods_are_trained_compared_and_not_repeated(
         assert one["peak_bytes"] > 0 < one["seconds"]
         assert one["adapter_bytes"] == (tmp_path / "all" / one["name"] / "adapter" /
                                         "adapter_model.safetensors").stat().st_size  # fmt: skip
+    plans = [line for line in called.err.splitlines() if line.startswith("Plan: ")]
+    assert [line.split(",")[0] for line in plans] == ["Plan: lora of rank 2", "Plan: bitfit"]
+    assert "Memory in training" not in called.err, "the whole plan is for -v"
     assert lora["planned_bytes"] != bitfit["planned_bytes"]
 
     weights = Path("all") / "lora" / "adapter" / "adapter_model.safetensors"

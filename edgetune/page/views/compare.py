@@ -16,7 +16,8 @@ from edgetune.page.page import Page, Part, live, shown_with
 from edgetune.report import Chart, Line, Report, line_chart
 from edgetune.report.markup import DASH
 from edgetune.report.series import smoothed
-from edgetune.units import format_bytes, format_seconds
+from edgetune.units import format_bytes, format_rise, format_seconds
+from edgetune.workflows.run_figures import adapter_bytes, forgets
 
 FEWEST, MOST = 2, 6
 PARTS: Final = ("model", "data", "choice", "training", "device")
@@ -92,6 +93,8 @@ def _figures(reports: Sequence[Report]) -> Iterator[tuple[str, list[str]]]:
     )
     yield "Peak memory", [_peak(report) for report in reports]
     yield "Time in steps", [_seconds(report) for report in reports]
+    yield "Adapter size", [_size(report) for report in reports]
+    yield "Forgets (rise of the perplexity on neutral text)", [_rise(report) for report in reports]
     yield "Tokens a second", [f"{report.steps.tokens_per_second:,.0f}" for report in reports]
 
 
@@ -111,6 +114,16 @@ def _peak(report: Report) -> str:
 def _seconds(report: Report) -> str:
     seconds = report.steps.seconds
     return format_seconds(float(seconds.sum())) if len(seconds) else DASH
+
+
+def _size(report: Report) -> str:
+    size = adapter_bytes(report)
+    return DASH if size is None else format_bytes(size)
+
+
+def _rise(report: Report) -> str:
+    share = forgets(report)
+    return DASH if share is None else format_rise(share)
 
 
 def _settings(reports: Sequence[Report]) -> Iterator[tuple[str, list[str]]]:
