@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Collection, Iterator
 from reprlib import Repr
 from typing import Final
 
@@ -37,6 +38,29 @@ def plain(text: str) -> str:
 def one_line(text: str) -> str:
     """Return a name with escapes as in :func:`plain`, tabs and line ends included."""
     return _LINES.sub(_escaped, text)
+
+
+def without(text: str, parts: Collection[str]) -> str:
+    """Return a text without some parts, such as a model's special tokens.
+
+    >>> without("<|im_start|>user\\nHello<|im_end|>", {"<|im_start|>", "<|im_end|>"})
+    'user\\nHello'
+    """
+    return "".join(piece for piece, is_part in marked(text, parts) if not is_part)
+
+
+def marked(text: str, parts: Collection[str]) -> Iterator[tuple[str, bool]]:
+    """Yield the pieces of a text in order, each with whether it is one of some parts.
+
+    >>> list(marked("a<s>b", ["<s>"]))
+    [('a', False), ('<s>', True), ('b', False)]
+    """
+    longest_first = sorted(filter(None, parts), key=len, reverse=True)
+    pattern = f"({'|'.join(map(re.escape, longest_first))})"
+    pieces = re.split(pattern, text) if longest_first else [text]
+    for number, piece in enumerate(pieces):
+        if piece:
+            yield piece, number % 2 == 1
 
 
 def shell_word(text: str) -> str:

@@ -20,10 +20,14 @@ from typing import Final, Literal
 
 from edgetune.cautions import VERY_FEW_ROWS, gap_caution, row_cautions
 
-Outcome = Literal["learned", "learned little", "did not help", "unknown"]
+Outcome = Literal["learned", "learned in part", "learned little", "did not help", "unknown"]
+"""``learned in part``: the validation loss fell, but no sampled answer is right yet."""
 
 LITTLE: Final = 0.02
 """Share of the base's loss below which a gain is called little."""
+
+CLOSE: Final = 0.5
+"""Token F1 from which answers that are not exactly as expected are close to it."""
 
 FORGOT: Final = (
     (0.0, "nothing"), (0.02, "nothing to speak of"), (0.10, "a little"), (0.50, "some"),
@@ -64,12 +68,24 @@ class Compared:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """How ``count`` held-out rows were answered: how many exactly as expected, and the token F1."""
+
+    count: int
+    right: int
+    base_right: int
+    token_f1: float
+    base_token_f1: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What a verdict is about.
 
     ``evaluations`` are steps and their validation losses, without the base's; ``training`` the
     losses of the steps before the best of them, or the last ones. ``trained`` counts rows.
-    ``perplexities`` says whether losses are means over tokens.
+    ``perplexities`` says whether losses are means over tokens. ``answers`` are those to a few of the
+    held-out rows, None if none was asked that has one right answer.
     """
 
     held_out: Compared | None
@@ -79,6 +95,7 @@ class Facts:
     training: Sequence[float]
     trained: int
     perplexities: bool = True
+    answers: Answered | None = None
 
     @property
     def best(self) -> tuple[int, float] | None:
@@ -98,7 +115,7 @@ class Verdict:
 
 def judged(facts: Facts) -> Verdict:
     """Return the verdict on a run."""
-    outcome = _outcome(facts.held_out)
+    outcome = _outcome(facts.held_out, facts.answers)
     best = facts.best
     return Verdict(
         outcome=outcome,
@@ -108,13 +125,16 @@ def judged(facts: Facts) -> Verdict:
     )
 
 
-def _outcome(held_out: Compared | None) -> Outcome:
+def _outcome(held_out: Compared | None, answers: Answered | None) -> Outcome:
     if held_out is None:
         return "unknown"
     gain = held_out.base_loss - held_out.loss
     if gain <= 0:
         return "did not help"
-    return "learned" if gain > LITTLE * abs(held_out.base_loss) else "learned little"
+    if gain <= LITTLE * abs(held_out.base_loss):
+        return "learned little"
+    wrong = answers is not None and not answers.right and answers.token_f1 < CLOSE
+    return "learned in part" if wrong else "learned"
 
 
 def _learned(facts: Facts, outcome: Outcome) -> str:
@@ -123,13 +143,30 @@ def _learned(facts: Facts, outcome: Outcome) -> str:
         end = f" The training loss ended at {fmean(facts.training):.4f}." if facts.training else ""
         return f"Whether it learned cannot be said: no rows were held out.{end}"
     said = f"validation loss {found.base_loss:.4f} to {found.loss:.4f} on {_rows(found.count)}"
+    if facts.answers is not None:
+        said += f"; {_answered(facts.answers)}"
     match outcome:
         case "did not help":
             return f"It did not help: {said}."
         case "learned little":
             return f"It learned little: {said}."
+        case "learned in part":
+            return f"It learned in part, but does not answer right yet: {said}."
         case _:
             return f"It learned: {said}."
+
+
+def _answered(answers: Answered) -> str:
+    """Return how many sampled answers are right, and how close they are if not all of them are.
+
+    >>> _answered(Answered(count=3, right=0, base_right=0, token_f1=0.25, base_token_f1=0.1))
+    '0 of 3 sampled answers exactly right (base: 0), token F1 0.25 (base: 0.10)'
+    """
+    each = f"{answers.right} of {answers.count} sampled answers exactly right"
+    said = f"{each} (base: {answers.base_right})"
+    if answers.right == answers.count:
+        return said
+    return f"{said}, token F1 {answers.token_f1:.2f} (base: {answers.base_token_f1:.2f})"
 
 
 def _forgotten(neutral: Compared | None) -> str:
@@ -165,6 +202,11 @@ def _advice(facts: Facts, outcome: Outcome) -> list[str]:
         found.append(
             f"To forget less: {fewer}a lower --learning-rate or a smaller --rank; some rows of "
             "general text among yours help, too."
+        )
+    if outcome == "learned in part":
+        found.append(
+            "No sampled answer is right: more --epochs or a higher --learning-rate may get there. "
+            "`edgetune eval RUN --data FILE --exact-match` answers all rows of a file."
         )
     if outcome == "learned little" and facts.trained >= VERY_FEW_ROWS:
         found.append("More --epochs or a higher --learning-rate, if the rows hold more than that.")

@@ -164,7 +164,8 @@ def _answer(chat: Chat, question: str, *, as_json: bool) -> None:
     interrupts = this_process().interrupts
     try:
         with interrupts.patiently(lambda: None) as stop, closing(chat.ask(question)) as pieces:
-            texts = shown(_until(stop, pieces), [x.label for x in chat.sides], quiet=as_json)
+            labels = [side.label for side in chat.sides]
+            texts = shown(_until(stop, pieces), labels, chat.special_texts, quiet=as_json)
         if interrupts.ends or (stop() and not sys.stdin.isatty()):
             raise KeyboardInterrupt
     except EdgetuneError as error:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from edgetune.cli.show import out, stream
-from edgetune.escapes import plain
+from edgetune.escapes import plain, without
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,9 +17,15 @@ REDRAWS: int = 10
 
 
 def shown(
-    pieces: Iterator[tuple[int, str]], labels: Sequence[str], *, quiet: bool = False
+    pieces: Iterator[tuple[int, str]],
+    labels: Sequence[str],
+    special: Collection[str] = (),
+    *,
+    quiet: bool = False,
 ) -> list[str]:
     """Show the pieces of answers as they come and return the whole ones.
+
+    What is shown is without the ``special`` texts, which are those of tokens and so never split.
 
     One answer is streamed. Several stand in columns on a terminal, elsewhere under their labels
     when they are whole. ``quiet`` shows nothing.
@@ -28,13 +34,13 @@ def shown(
     if quiet:
         _gather(pieces, texts)
     elif len(labels) == 1:
-        stream(piece for _, piece in _gathered(pieces, texts))
+        stream(without(piece, special) for _, piece in _gathered(pieces, texts))
     elif sys.stdout.isatty():
-        _in_columns(pieces, labels, texts)
+        _in_columns(pieces, labels, texts, special)
     else:
         _gather(pieces, texts)
         for label, text in zip(labels, texts, strict=True):
-            out(f"{label}: {text}")
+            out(f"{label}: {without(text, special)}")
     return texts
 
 
@@ -49,7 +55,12 @@ def _gather(pieces: Iterator[tuple[int, str]], texts: list[str]) -> None:
         texts[number] += piece
 
 
-def _in_columns(pieces: Iterator[tuple[int, str]], labels: Sequence[str], texts: list[str]) -> None:
+def _in_columns(
+    pieces: Iterator[tuple[int, str]],
+    labels: Sequence[str],
+    texts: list[str],
+    special: Collection[str],
+) -> None:
     from rich.console import Console
     from rich.live import Live
 
@@ -57,9 +68,9 @@ def _in_columns(pieces: Iterator[tuple[int, str]], labels: Sequence[str], texts:
     view = Live(console=console, refresh_per_second=REDRAWS, vertical_overflow="crop")
     with view:
         for _ in _gathered(pieces, texts):
-            view.update(_columns(labels, texts))
+            view.update(_columns(labels, [without(text, special) for text in texts]))
         view.vertical_overflow = "visible"
-        view.update(_columns(labels, texts))
+        view.update(_columns(labels, [without(text, special) for text in texts]))
 
 
 def _columns(labels: Sequence[str], texts: Sequence[str]) -> Table:

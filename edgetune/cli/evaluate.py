@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import click
@@ -11,6 +11,7 @@ from edgetune.cli.label_text import label_text
 from edgetune.cli.options import FilePath, Ref, common_options, over_options
 from edgetune.cli.score_text import measured
 from edgetune.cli.show import VERBOSE, out, out_json, say, table
+from edgetune.escapes import without
 from edgetune.settings.spec import to_plain
 from edgetune.workflows.over import Over
 from edgetune.workflows.references import open_references
@@ -74,7 +75,7 @@ def command(
         if found.labels is not None:
             out("\n" + label_text(name, found.labels))
     for example in examples:
-        out("\n" + "\n".join(_example(example)))
+        out("\n" + "\n".join(_example(example, opened[0].tokenizer.special_texts)))
 
 
 def _name(name: str) -> str:
@@ -91,10 +92,10 @@ def _tables(scores: Mapping[str, Scores]) -> Iterator[str]:
             yield table(rows, ("", *(one.title for one in columns)))
 
 
-def _example(row: ScoredRow) -> Iterator[str]:
-    """Yield the lines of one row."""
+def _example(row: ScoredRow, special: Collection[str]) -> Iterator[str]:
+    """Yield the lines of one row, without the texts of special tokens."""
     said = {f"{name} (loss {row.losses[name]:.4f})": answer for name, answer in row.answers.items()}
     yield row.place
     for title, text in {"input": row.input, "expected": row.expected, **said}.items():
         yield f"  {title}:"
-        yield from (f"    {line}" for line in text.splitlines() or [""])
+        yield from (f"    {line}" for line in without(text, special).splitlines() or [""])

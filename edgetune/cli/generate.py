@@ -13,6 +13,7 @@ from edgetune.backend import GenerateOptions
 from edgetune.cli.options import Ref, common_options, over_options, some_knob_options
 from edgetune.cli.show import VERBOSE, out, out_json, say, stream
 from edgetune.errors import UsageError
+from edgetune.escapes import without
 from edgetune.workflows.inference import answers
 from edgetune.workflows.over import Over
 from edgetune.workflows.references import open_references
@@ -57,17 +58,19 @@ def command(
     if base:
         opened = [opened[0].base()]
     options = replace(options, end_tokens=opened[0].tokenizer.end_tokens)
+    special = opened[0].tokenizer.special_texts
     texts = prompts or (_from_stdin(),)
     questions = [prompt if raw else _chat(prompt, system) for prompt in texts]
     if len(opened) == len(questions) == 1 and not as_json:
-        stream(opened[0].generate(questions[0], options))
+        stream(without(piece, special) for piece in opened[0].generate(questions[0], options))
         return
     found = []
     for (prompt, name), text in zip(
         product(texts, names), answers(opened, questions, options), strict=True
     ):
         if not as_json:
-            out(text if len(names) == 1 else f"{name}: {text}")
+            read = without(text, special)
+            out(read if len(names) == 1 else f"{name}: {read}")
         found.append({"run": name, "prompt": prompt, "text": text})
     if as_json:
         out_json(found)

@@ -35,9 +35,9 @@ class Tokenizer:
     """Text to tokens and back, chats to text, and which tokens end a turn.
 
     ``end_tokens`` are the tokens at which generation stops; ``controls`` the texts that the
-    model reads as structure, and that therefore must not occur inside a message; ``turn_end`` the
-    token that a chat is ended with if its template writes none there; ``is_special`` (V,) the tokens
-    that are no text.
+    model reads as structure, and that therefore must not occur inside a message; ``special_texts``
+    those of them that are tokens without a text of their own; ``turn_end`` the token that a chat is
+    ended with if its template writes none there; ``is_special`` (V,) the tokens that are no text.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class Tokenizer:
         self.turn_end: int | None = self.eos_id if between is None else between
         limits = {text for text, token in self._added.items()
                   if token == self.bos_id or token in self.end_tokens}  # fmt: skip
+        self.special_texts = frozenset(filter(str.strip, limits | special))
         self.controls = frozenset(filter(str.strip, limits | special | markup(chats)))
 
     def __len__(self) -> int:

@@ -14,6 +14,7 @@ from typing import Final
 from edgetune.backend import GenerateOptions
 from edgetune.device import read_device
 from edgetune.errors import OutOfMemoryError
+from edgetune.escapes import without
 from edgetune.page.answering import Plain, answer_for_ever
 from edgetune.settings.parse import checked
 from edgetune.units import format_bytes
@@ -57,8 +58,8 @@ class Room:
     def _pieces(self, chat: Chat, question: str) -> Iterator[Plain]:
         with closing(chat.ask(question)) as pieces:
             for side, text in pieces:
-                if text:
-                    yield {"side": side, "text": text}
+                if shown := without(text, chat.special_texts):
+                    yield {"side": side, "text": shown}
                 if self._stop.is_set():
                     yield {"stopped": True}
                     return

@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from html import escape
 
-from edgetune.escapes import one_line, plain
+from edgetune.escapes import marked, one_line, plain
 
 DASH = "\u2013"
 """What stands where there is no value."""
@@ -23,9 +23,12 @@ def text(value: object, longest: int = LONGEST) -> str:
     return escape(one_line(_cut(str(value), longest)))
 
 
-def block(value: str, longest: int = 1200) -> str:
-    """Return a text of several lines, escaped; line ends stay."""
-    return escape(plain(_cut(value, longest)))
+def block(value: str, longest: int = 1200, special: Collection[str] = ()) -> str:
+    """Return a text of several lines, escaped; line ends stay, ``special`` texts are dimmed."""
+    return "".join(
+        f'<span class="special">{escape(plain(piece))}</span>' if dim else escape(plain(piece))
+        for piece, dim in marked(_cut(value, longest), special)
+    )
 
 
 def table(

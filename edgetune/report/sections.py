@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -94,8 +94,19 @@ def _verdict(report: Report) -> str:
     if found:
         header = ("on", "loss, base", "loss, tuned", "perplexity, base", "perplexity, tuned")
         html += table(found, header, "Before and after training")
+    html += facts(_answers(verdict))
     notes = [text(item, 1000) for item in items(verdict, "notes")[:10]]
     return html + "".join(f'<p class="note">{note}</p>' for note in notes)
+
+
+def _answers(verdict: Plain) -> Iterable[tuple[str, str]]:
+    """Yield how base and tuned model answered the rows below."""
+    count = figure(verdict, "answers", "count")
+    for name, prefix in (("Base", "base_"), ("Tuned", "")):
+        right, close = (figure(verdict, "answers", prefix + key) for key in ("right", "token_f1"))
+        if count and right is not None and close is not None:
+            said = f"{right:,.0f} of {count:,.0f} as expected, token F1 {close:.2f}"
+            yield f"Sampled answers, {name.lower()}", said
 
 
 def _compared(name: str, verdict: Plain, part: str) -> tuple[str, ...] | None:
@@ -123,21 +134,25 @@ def _samples(report: Report) -> str:
     if not found:
         return ""
     note = text(value(report.samples, "note") or "", 400)
+    special = [one for one in items(report.samples, "special")[:200] if isinstance(one, str)]
     return f'<p class="note">{note}</p>' * bool(note) + "".join(
         f'<article class="sample"><h3>{text(one.get("place") or f"Row {number}", 80)}</h3>'
-        + facts(_sample(one))
+        + facts(_sample(one, special))
         + '<p class="note">Cut short, because time was up.</p>' * (one.get("cut") is True)
         + "</article>"
         for number, one in enumerate(found, 1)
     )
 
 
-def _sample(one: Plain) -> Iterable[tuple[str, str]]:
+def _sample(one: Plain, special: Collection[str]) -> Iterable[tuple[str, str]]:
     names = {"prompt": "Asked", "expected": "Expected", "base": "Base", "tuned": "Tuned"}
     for key, name in names.items():
         if (found := one.get(key)) is not None:
-            shown = block(str(found)) or '<span class="muted">(nothing)</span>'
-            yield name, f'<div class="text {key}">{shown}</div>'
+            shown = block(str(found), special=special) or '<span class="muted">(nothing)</span>'
+            right = value(one, "right", key)
+            said = {True: ": as expected", False: ": not as expected"}
+            judged = said[right] if isinstance(right, bool) else ""
+            yield f"{name}{judged}", f'<div class="text {key}">{shown}</div>'
 
 
 def _course(report: Report) -> str:

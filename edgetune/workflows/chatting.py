@@ -102,6 +102,11 @@ class Chat:
                 raise
         self._took(question, answers)
 
+    @property
+    def special_texts(self) -> frozenset[str]:
+        """Texts of tokens that an answer may hold and that say nothing to a reader."""
+        return self.sides[0].opened.tokenizer.special_texts
+
     def reset(self) -> None:
         """Forget what was said."""
         for side in self.sides:

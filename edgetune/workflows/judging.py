@@ -13,7 +13,7 @@ from math import exp
 from pathlib import Path
 from typing import Any, Final
 
-from edgetune.backend import GenerateOptions, Session
+from edgetune.backend import Session
 from edgetune.data import Tokenizer, load_tokenizer
 from edgetune.errors import EdgetuneError
 from edgetune.events import Judged, RunState
@@ -21,23 +21,15 @@ from edgetune.neutral import drift, neutral_batches
 from edgetune.planning import Plan
 from edgetune.runs import RunFolder, checkpoint_name, load_checkpoint
 from edgetune.settings.spec import to_plain
-from edgetune.verdict import Compared, Facts, Verdict, judged
-from edgetune.workflows.inference import streamed
+from edgetune.verdict import Answered, Compared, Facts, Verdict, judged
 from edgetune.workflows.job import Job
-from edgetune.workflows.opened import Opened
-from edgetune.workflows.scoring import question
+from edgetune.workflows.samples import Samples, answered
 
 VERDICT: Final = "verdict.json"
 SAMPLES: Final = "samples.json"
 
 SHARE, LEAST_SECONDS, MOST_SECONDS = 0.05, 10.0, 120.0
 """How long the neutral text and the samples may take, each: a share of the time of all steps."""
-
-ANSWER: Final = 64
-"""Tokens of a sample's answer at most."""
-
-BEGINNING: Final = 32
-"""Tokens of a row of plain text that a sample goes on from, half of the row at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +67,14 @@ class Judge:
         self._take(source)
         model = self.job.model
         tokenizer = load_tokenizer(model.folder, model.shape.vocabulary)
+        answers: Answered | None = None
         if after.samples and len(self.job.dataset.validation):
-            self.folder.write(SAMPLES, self._samples(tokenizer, after.samples))
+            samples = Samples(self.job, self.session, tokenizer, self.stop, self._seconds())
+            found = {"version": 1, "step": self.step, **samples.answer(after.samples)}
+            self.folder.write(SAMPLES, found)
+            answers = answered(found["samples"])
         if after.verdict:
-            yield self._verdict(tokenizer)
+            yield self._verdict(tokenizer, answers)
 
     @property
     def plan(self) -> Plan:
@@ -93,10 +89,10 @@ class Judge:
             self.step = found.state.progress.step
             self.session.restore(found.adapter)
 
-    def _verdict(self, tokenizer: Tokenizer) -> Judged:
+    def _verdict(self, tokenizer: Tokenizer, answers: Answered | None) -> Judged:
         begun = time.monotonic()
         neutral, whole = self._neutral(tokenizer)
-        facts = self._facts(neutral)
+        facts = self._facts(neutral, answers)
         verdict, seconds = judged(facts), time.monotonic() - begun
         record = self._record(facts, verdict, seconds, whole=whole)
         self.folder.write(VERDICT, record)
@@ -124,7 +120,7 @@ class Judge:
         spent: float = sum(line["seconds"] for line in self.folder.steps())
         return min(MOST_SECONDS, max(LEAST_SECONDS, SHARE * spent))
 
-    def _facts(self, neutral: Compared | None) -> Facts:
+    def _facts(self, neutral: Compared | None, answers: Answered | None) -> Facts:
         now, dataset = self.now, self.job.dataset
         evaluations = [(line["step"], line["loss"]) for line in self.folder.evaluations()]
         trained = tuple(one for one in evaluations if one[0] > 0)
@@ -142,6 +138,7 @@ class Judge:
             training=losses[-50:],
             trained=len(dataset.train),
             perplexities=self.plan.objective is None,
+            answers=answers,
         )
 
     def _record(
@@ -157,70 +154,10 @@ class Judge:
             "step": self.step,
             "held_out": _figures(facts.held_out, perplexities=facts.perplexities),
             "neutral": neutral,
+            "answers": to_plain(facts.answers),
             "seconds": round(seconds, 3),
             "notes": list(self.notes),
         }
-
-    def _samples(self, tokenizer: Tokenizer, count: int) -> dict[str, Any]:
-        """Return how the base and the tuned model answer the first held-out rows."""
-        begun, rows = time.monotonic(), self.job.dataset.validation
-        until, said = begun + self._seconds(), ""
-        found: list[dict[str, Any]] = []
-        tuned = self._opened(tokenizer)
-        for index in range(min(count, len(rows))):
-            if found and (time.monotonic() > until or self.stop()):
-                said = f"{count - len(found)} more rows were left out, because time was up."
-                break
-            try:
-                found.append({"place": rows.place(index), **self._sample(tuned, index, until)})
-            except (EdgetuneError, MemoryError) as error:
-                said = f"No more rows were answered: {error}"
-                break
-        seconds = round(time.monotonic() - begun, 3)
-        return {"version": 1, "step": self.step, "samples": found, "note": said, "seconds": seconds}
-
-    def _sample(self, tuned: Opened, index: int, until: float) -> dict[str, Any]:
-        """Return one row: the prompt, what is expected, and both answers, as far as time allows."""
-        prompt, wanted = self._asked(tuned.tokenizer, index)
-        most = tuned.longest_answer(len(prompt), ANSWER)
-        options = GenerateOptions(max_tokens=max(1, most), end_tokens=tuned.tokenizer.end_tokens)
-        answers, cut = ["", ""], False
-        for number, piece in streamed([(tuned.base(), prompt), (tuned, prompt)], options):
-            answers[number] += piece
-            if time.monotonic() > until:
-                cut = True
-                break
-        return {
-            "prompt": tuned.tokenizer.decode(prompt),
-            "expected": tuned.tokenizer.decode(wanted),
-            "base": answers[0],
-            "tuned": answers[1],
-            "cut": cut,
-        }
-
-    def _asked(self, tokenizer: Tokenizer, index: int) -> tuple[list[int], list[int]]:
-        """Return what a row's answer comes after, and the answer; of a pair the better one."""
-        rows = self.job.dataset.validation
-        length = int(rows.firsts[index]) or int(rows.lengths[index])
-        tokens, mask = rows[index]
-        tokens, mask = tokens[:length], mask[:length]
-        if not mask.any():
-            return tokens.tolist(), []
-        prompt, wanted = question(tokens, mask, tokenizer.end_tokens)
-        if len(prompt) > 1:
-            return prompt, wanted
-        start = max(1, min(BEGINNING, length // 2))
-        return tokens[:start].tolist(), tokens[start : start + ANSWER].tolist()
-
-    def _opened(self, tokenizer: Tokenizer) -> Opened:
-        return Opened(
-            name="tuned",
-            plan=self.plan,
-            model=self.job.model,
-            tokenizer=tokenizer,
-            session=self.session,
-            method=self.plan.choice.method,
-        )
 
 
 def _figures(compared: Compared | None, *, perplexities: bool) -> dict[str, Any] | None:

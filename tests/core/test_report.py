@@ -130,6 +130,24 @@ def test_whatever_a_run_holds_is_shown_as_text(run: Recorded) -> None:
     assert "alert(1)" in html
 
 
+def test_samples_are_shown_as_a_person_reads_them(run: Recorded) -> None:
+    row = {"prompt": "<|im_start|>user\nHello<|im_end|>", "expected": "Hi", "base": "<x>", "tuned": "Hi",
+           "right": {"base": False, "tuned": True}}  # fmt: skip
+    found = {"samples": [row], "special": ["<|im_start|>", "<|im_end|>"]}
+    run.folder.write("samples.json", found)
+    answers = {"count": 1, "right": 1, "base_right": 0, "token_f1": 1.0, "base_token_f1": 0.0}
+    run.folder.write("verdict.json", {"sentence": "It learned.", "answers": answers})
+    html = render(Report.of(run.folder.path))
+    harmless(html)
+    dimmed = '<span class="special">&lt;|im_start|&gt;</span>user'
+    assert dimmed in html
+    assert html.count("&lt;|im_") == html.count('<span class="special">') == 2
+    assert "&lt;x&gt;" in html
+    assert "<dt>Tuned: as expected</dt>" in html
+    assert "<dt>Base: not as expected</dt>" in html
+    assert "1 of 1 as expected, token F1 1.00" in html
+
+
 @pytest.mark.parametrize("name", ["plan.yaml", "receipt.json", "memory.json", "verdict.json"])
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[1, 2]", b'{"a": NaN}', b"[" * 100_000])
 def test_a_damaged_file_is_named_and_the_rest_is_shown(

@@ -8,7 +8,7 @@ from math import log
 import pytest
 
 from edgetune.neutral import Drift, neutral_text
-from edgetune.verdict import Compared, Facts, judged
+from edgetune.verdict import Answered, Compared, Facts, judged
 
 GOOD = Facts(
     held_out=Compared(base_loss=3.0, loss=1.0, count=40),
@@ -38,6 +38,34 @@ def test_what_was_learned(base: float, loss: float, outcome: str, words: str) ->
     assert found.outcome == outcome
     assert found.sentence.startswith(words)
     assert (found.improved_until is None) is (outcome == "did not help")
+
+
+@pytest.mark.parametrize(
+    ("right", "f1", "outcome", "words"),
+    [
+        (0, 0.1, "learned in part", "It learned in part, but does not answer right yet: "),
+        (
+            0,
+            0.9,
+            "learned",
+            "; 0 of 3 sampled answers exactly right (base: 0), token F1 0.90",
+        ),
+        (
+            2,
+            0.9,
+            "learned",
+            "; 2 of 3 sampled answers exactly right (base: 0), token F1 0.90",
+        ),
+        (3, 1.0, "learned", "; 3 of 3 sampled answers exactly right (base: 0)."),
+    ],
+)
+def test_answers_that_were_seen_count(right: int, f1: float, outcome: str, words: str) -> None:
+    answers = Answered(count=3, right=right, base_right=0, token_f1=f1, base_token_f1=0.05)
+    found = judged(replace(GOOD, answers=answers))
+    assert found.outcome == outcome
+    assert words in found.sentence
+    assert "validation loss 3.0000 to 1.0000 on 40 rows" in found.sentence
+    assert any("eval RUN" in text for text in found.advice) is (outcome == "learned in part")
 
 
 @pytest.mark.parametrize(

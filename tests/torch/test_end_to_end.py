@@ -364,6 +364,8 @@ def test_rows_are_shown_with_the_answers_and_losses_of_both(run: Path, cli: Cli)
     text = cli("eval", run, "--data", "few.jsonl", "--show", "1").out
     assert all(part in text for part in ("few.jsonl:1", "input:", "expected:", "tuned (loss "))
     assert "few.jsonl:2" not in text
+    assert "<|im_start|>" in examples[0]["input"]
+    assert "<|im_start|>" not in text, "tokens without a text of their own are for --json"
 
 
 @pytest.fixture(scope="module")

@@ -81,12 +81,18 @@ def test_a_run_that_is_not_better_than_the_base_says_so(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with closing(begun(folder, steps=2, learning_rate=1e-12)) as run:
         try:
-            list(run.events(pilot=False, after=After(samples=0)))
+            list(run.events(pilot=False, after=After(samples=2)))
             ended = False
         except NoImprovementError:
             ended = True
     report = Report.of(folder)
     verdict = json.loads((folder / "verdict.json").read_text())
+    found = json.loads((folder / "samples.json").read_text())
+    assert verdict["answers"]["count"] == len(found["samples"]) == 2
+    assert verdict["answers"]["right"] == sum(one["right"]["tuned"] for one in found["samples"])
+    assert "sampled answers exactly right" in verdict["sentence"]
+    assert found["special"]
+    assert any(text in found["samples"][0]["prompt"] for text in found["special"])
     assert (report.status.kind == "failed") is ended
     assert verdict["outcome"] == ("did not help" if ended else "learned little")
     assert verdict["sentence"] in shown(folder)
