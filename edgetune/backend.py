@@ -7,14 +7,15 @@ coarser would copy the loop.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
+from math import nan
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.data.answers import Scoring
+from edgetune.data.answers import Compared, Losses, Scoring
 from edgetune.data.batch import MicroBatch
 from edgetune.device import Device
 from edgetune.device.base import DeviceKind
@@ -30,6 +31,7 @@ from edgetune.speed import Measurements
 GROUP = "edgetune.backends"
 
 T = TypeVar("T")
+S = TypeVar("S", Rewards, Compared)
 
 Tensors = Mapping[str, NDArray[np.generic]]
 
@@ -85,7 +87,8 @@ class EvalResult:
     """Sums over the evaluated rows, so that parts can be added.
 
     ``loss_tokens`` counts the terms of ``loss_sum``: loss tokens, or the pairs of an objective
-    over answers, which has ``rewards`` too.
+    over answers, which has ``rewards`` too. Where a term depends on all rows, the answers are
+    ``waiting`` and the sum is no number until :meth:`settled` is asked.
     """
 
     loss_sum: float = 0.0
@@ -94,6 +97,7 @@ class EvalResult:
     """Loss tokens that were the most probable ones; pairs whose better answer has more reward."""
     rows: int = 0
     rewards: Rewards | None = None
+    waiting: Compared | None = None
 
     def __add__(self, other: EvalResult) -> EvalResult:
         """Return the sums over both."""
@@ -103,6 +107,20 @@ class EvalResult:
             correct=self.correct + other.correct,
             rows=self.rows + other.rows,
             rewards=_added(self.rewards, other.rewards),
+            waiting=_added(self.waiting, other.waiting),
+        )
+
+    def settled(self) -> EvalResult:
+        """Return the sums of an evaluation of which all parts are there."""
+        if self.waiting is None:
+            return self
+        found = self.waiting.scored()
+        return replace(
+            self,
+            loss_sum=found.loss,
+            correct=found.rewards.right,
+            rewards=found.rewards,
+            waiting=None,
         )
 
     @property
@@ -111,12 +129,19 @@ class EvalResult:
         return {} if self.rewards is None else self.rewards.means(self.loss_tokens)
 
 
-def _added(one: Rewards | None, other: Rewards | None) -> Rewards | None:
+def _added(one: S | None, other: S | None) -> S | None:
     return one if other is None else other if one is None else one + other
 
 
-def scored_result(scoring: Scoring, batch: MicroBatch) -> EvalResult:
-    """Return what an objective over answers said of one micro-batch."""
+def scored_result(
+    scoring: Scoring, batch: MicroBatch, losses: Losses, *, is_base: bool
+) -> EvalResult:
+    """Return what an objective over answers says of a micro-batch with these losses (N,)."""
+    if scoring.objective.needs_mismatched:
+        waiting = scoring.compared(batch, losses, is_base=is_base)
+        rows = 0 if batch.is_mismatched else len(batch.documents)
+        return EvalResult(loss_sum=nan, loss_tokens=waiting.terms, rows=rows, waiting=waiting)
+    scoring.evaluate(batch, losses, is_base=is_base)
     total = scoring.total
     return EvalResult(
         loss_sum=total.loss,
@@ -174,6 +199,7 @@ class Session(Protocol):
         """Take one optimizer step on ``sum(loss over loss tokens) / loss_tokens``.
 
         With an objective over answers the sum is over its terms, and ``loss_tokens`` counts them.
+        Micro-batches of mismatched answers are none: they are scored first, and not learned.
 
         Raises:
             DeviceOutOfMemoryError: if it does not fit; nothing has changed then.

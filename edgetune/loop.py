@@ -301,7 +301,7 @@ class Loop:
         total, work = EvalResult(), partial(self.session.evaluate, adapter=adapter)
         for batch in batches:
             total += yield from self._fitted(work, (batch,), self.now.step)
-        return total
+        return total.settled()
 
     def _fitted(
         self, work: Callable[[Sequence[MicroBatch]], R], batches: Sequence[MicroBatch], step: int

@@ -44,5 +44,5 @@ QUICK = 1.0
 
 
 def positions(batches: Sequence[MicroBatch]) -> int:
-    """Return the tokens and the padding that micro-batches are computed on."""
-    return sum(batch.tokens.size for batch in batches)
+    """Return the tokens and the padding of micro-batches that are learned."""
+    return sum(batch.tokens.size for batch in batches if not batch.is_mismatched)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch.nn.functional import log_softmax, logsigmoid
 from transformers import AutoModelForCausalLM
 
 from edgetune.data.batch import IGNORED, MicroBatch
+from edgetune.data.encode import Learned
+from edgetune.data.examples import Examples, RowLocations
+from edgetune.data.token_store import token_store_of
 from edgetune.methods.lora import Lora
 from edgetune.shape import ModelShape
 
@@ -62,6 +65,26 @@ LOSSES: dict[str, Callable[[Scores], Tensor]] = {
 }  # fmt: skip
 
 
+def kto(
+    ratios: Tensor, desirable: Tensor, mismatched: Tensor, beta: float, weights: tuple[float, float]
+) -> Tensor:
+    """Ethayarajh et al. 2024, equations 7 and 8, less the constant, of log-ratios."""
+    z = mismatched.mean().clamp(min=0)
+    value = torch.where(
+        desirable, torch.sigmoid(beta * (ratios - z)), torch.sigmoid(beta * (z - ratios))
+    )
+    weight = torch.where(desirable, torch.tensor(weights[0]), torch.tensor(weights[1]))
+    return weight.double() * (1 - value)
+
+
+class Rated(NamedTuple):
+    """An answer to a prompt, both as tokens, and whether it is desirable."""
+
+    prompt: NDArray[np.int32]
+    answer: NDArray[np.int32]
+    desirable: bool
+
+
 class PreferenceReference:
     """A transformers model whose projections are ``W + scale B A``, and the same without B A."""
 
@@ -91,6 +114,46 @@ class PreferenceReference:
         grads = torch.autograd.grad(loss, list(trained.values()))
         return float(loss.detach()), dict(zip(trained, grads, strict=True))
 
+    def kto_gradients(
+        self, rows: Sequence[Rated], tensors: Arrays, *, beta: float, weights: tuple[float, float]
+    ) -> tuple[float, float, dict[str, Tensor]]:
+        """Return the mean loss over rows, the reference point, and the gradient by tensor.
+
+        The answer of each row comes after the prompt of the next one, too; the last after the first.
+        """
+        trained = {
+            name: torch.from_numpy(np.array(x)).double().requires_grad_()
+            for name, x in tensors.items()
+        }
+        policy = self._weights(trained)
+        others = [rows[-1], *rows[:-1]] if len(rows) > 1 else []
+        matched = [self._ratio(row.prompt, row.answer, policy) for row in rows]
+        mismatched = [
+            self._ratio(row.prompt, other.answer, policy)
+            for row, other in zip(rows, others, strict=False)
+        ]
+        desirable = torch.tensor([row.desirable for row in rows])
+        away = (torch.stack(mismatched) if mismatched else torch.zeros(1)).detach()
+        loss = kto(torch.stack(matched), desirable, away, beta, weights).mean()
+        grads = torch.autograd.grad(loss, list(trained.values()))
+        point = float(away.mean().clamp(min=0))
+        return float(loss.detach()), point, dict(zip(trained, grads, strict=True))
+
+    def _ratio(
+        self, prompt: NDArray[np.int32], answer: NDArray[np.int32], weights: Mapping[str, Tensor]
+    ) -> Tensor:
+        tokens = torch.from_numpy(np.concatenate([prompt, answer]))[None]
+        under = slice(len(prompt) - 1, -1)
+
+        def log_prob(weights: Mapping[str, Tensor]) -> Tensor:
+            out = torch.func.functional_call(self.model, dict(weights), (tokens,))
+            scores = log_softmax(out.logits[0][under], -1)
+            return scores.gather(-1, tokens[0, len(prompt) :].long()[:, None]).sum()
+
+        with torch.no_grad():
+            reference = log_prob({})
+        return log_prob(weights) - reference
+
     def _log_probs(self, batches: Sequence[MicroBatch], weights: Mapping[str, Tensor]) -> Tensor:
         found = []
         for batch in batches:
@@ -109,6 +172,29 @@ class PreferenceReference:
             frozen = self.model.get_parameter(f"{target.module}.weight")
             weights[f"{target.module}.weight"] = frozen.detach() + self.scale * (b @ a)
         return weights
+
+
+def rated(count: int, *, seed: int = 0) -> list[Rated]:
+    """Return ``count`` random answers, three of five desirable."""
+    draw = np.random.default_rng(seed)
+    sizes = [(3 + n % 4, 2 + (n * 3) % 7) for n in range(count)]
+    drawn = [[draw.integers(3, 97, size).astype(np.int32) for size in both] for both in sizes]
+    return [Rated(*both, n % 5 < 3) for n, both in enumerate(drawn)]
+
+
+def rated_examples(rows: Sequence[Rated]) -> Examples:
+    """Return answers as they are read from a file, one a row."""
+    learned = [
+        Learned(
+            tokens := np.concatenate([row.prompt, row.answer]),
+            [(len(row.prompt), len(tokens))],
+            len(tokens) if row.desirable else 0,
+        )
+        for row in rows
+    ]
+    store = token_store_of(learned, range(1, len(rows) + 1))
+    places = RowLocations(("rows:",), np.array([0, len(rows)]), store.lines)
+    return Examples.of(store, places, "unpaired")
 
 
 def pairs(count: int, *, seed: int = 0, packed: int = 1, width: int = 48) -> MicroBatch:

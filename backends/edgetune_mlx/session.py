@@ -176,6 +176,9 @@ class MlxSession:
         self, micro_batches: Sequence[MicroBatch], scale: float, scoring: Scoring | None
     ) -> tuple[float, Gradients]:
         loss, grads, engine = 0.0, Gradients(), self.engine
+        if scoring is not None:
+            still = self.method.drawing(None)
+            micro_batches = scoring.begin(micro_batches, lambda b: self.engine.losses(b, still))
         for index, batch in enumerate(micro_batches):
             weigh = None if scoring is None else scoring.weigh(batch)
             method = self.method.drawing(f"{self.spec.training.seed}:{self.steps}", index)
@@ -192,8 +195,8 @@ class MlxSession:
         """Return what the objective says of a micro-batch."""
         scoring = self._scoring()
         assert scoring is not None
-        scoring.evaluate(batch, self.engine.losses(batch, method), is_base=method is BASE)
-        return scored_result(scoring, batch)
+        losses = self.engine.losses(batch, method)
+        return scored_result(scoring, batch, losses, is_base=method is BASE)
 
     @contextmanager
     def _within_memory(self) -> Iterator[None]:

@@ -232,6 +232,9 @@ class TorchSession:
         self, micro_batches: Sequence[MicroBatch], scale: float, scoring: Scoring | None
     ) -> float:
         loss = 0.0
+        if scoring is not None:
+            still = self.method.drawing(None)
+            micro_batches = scoring.begin(micro_batches, lambda b: self.engine.losses(b, still))
         for index, batch in enumerate(micro_batches):
             weigh = None if scoring is None else scoring.weigh(batch)
             method = self.method.drawing(f"{self.spec.training.seed}:{self.steps}", index)
@@ -248,8 +251,8 @@ class TorchSession:
         """Return what the objective says of a micro-batch."""
         scoring = self._scoring()
         assert scoring is not None
-        scoring.evaluate(batch, self.engine.losses(batch, method), is_base=method is BASE)
-        return scored_result(scoring, batch)
+        losses = self.engine.losses(batch, method)
+        return scored_result(scoring, batch, losses, is_base=method is BASE)
 
     def _each(self, adapters: Sequence[str | None]) -> list[Adaptation[Tensor]]:
         """Return the adaptation of each row; rows with the same adapter have the same one."""

@@ -83,6 +83,8 @@ SAME: Final[Mapping[str, str]] = {
     "data-seed": "seed",
     "pref-beta": "beta",
     "pref-loss": "objective",
+    "kto-chosen-weight": "desirable-weight",
+    "kto-rejected-weight": "undesirable-weight",
     "report-to": "log",
 }
 """The same setting under another name."""
@@ -135,8 +137,8 @@ REFUSED: Final[Mapping[str, str]] = {
     "train-on-prompt": "Prompts are masked unless you say --loss-on all.",
     "train": "`edgetune train` trains without it. Leave it out.",
     "do-train": "`edgetune train` trains without it. Leave it out.",
-    "train-mode": "The objective is --objective sft, dpo, ipo, orpo or simpo.",
-    "stage": "The objective is --objective sft, dpo, ipo, orpo or simpo.",
+    "train-mode": "The objective is --objective sft, dpo, ipo, kto, orpo or simpo.",
+    "stage": "The objective is --objective sft, dpo, ipo, kto, orpo or simpo.",
     "push-to-hub": "Nothing leaves this machine. Upload the exported folder yourself.",
     "hub-model-id": "Nothing leaves this machine. Upload the exported folder yourself.",
     "deepspeed": "One machine, one process: --placement host or disk keeps weights off the card.",

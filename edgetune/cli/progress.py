@@ -179,8 +179,10 @@ class ProgressBar:
         if event.perplexity is not None:
             more = f", perplexity {event.perplexity:.2f}", f", {event.rows} rows"
         else:
-            margin = f", margin {event.metrics['rewards/margins']:.3f}"
-            more = f"{margin}, accuracy {event.accuracy:.1%}", f", {event.rows} pairs"
+            margin = event.metrics.get("rewards/margins")
+            apart = "" if margin is None else f", margin {margin:.3f}"
+            rows = "rows" if "kl" in event.metrics else "pairs"
+            more = f"{apart}, accuracy {event.accuracy:.1%}", f", {event.rows} {rows}"
         best = " (best so far)" if event.best else ""
         self._tell(fitting([(said, *more, best), (said, more[0], best), (said, best)], self._width))
         if not event.step:

@@ -30,7 +30,7 @@ def _of_labels(name: str, scores: Scores) -> float | None:
 
 
 def _reward(name: str, scores: Scores) -> float | None:
-    return None if scores.rewards is None else scores.rewards[f"rewards/{name}"]
+    return None if scores.rewards is None else scores.rewards.get(f"rewards/{name}")
 
 
 COLUMNS = {
@@ -40,7 +40,7 @@ COLUMNS = {
         Column("token accuracy", lambda scores: None if scores.rewards else scores.accuracy),
     ),
     "weighed": (
-        Column("pairs told apart", partial(_reward, "accuracies")),
+        Column("told apart", partial(_reward, "accuracies")),
         Column("margin", partial(_reward, "margins"), "{:.3f}"),
         Column("chosen", partial(_reward, "chosen"), "{:.3f}"),
         Column("rejected", partial(_reward, "rejected"), "{:.3f}"),

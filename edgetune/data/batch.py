@@ -40,6 +40,11 @@ class MicroBatch:
         return tuple(kind for row in self.answers for kind in row)
 
     @property
+    def is_mismatched(self) -> bool:
+        """Whether the documents are answers to other prompts, which are never learned."""
+        return any("mismatched" in row for row in self.answers)
+
+    @property
     def loss_tokens(self) -> int:
         """Number of positions under loss."""
         return int(np.count_nonzero(self.targets != IGNORED))

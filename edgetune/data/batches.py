@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgetune.data.batch import IGNORED, MicroBatch
+from edgetune.data.batch import MicroBatch
 from edgetune.data.examples import Examples
+from edgetune.data.mismatched import mismatched_batches, mismatched_pieces
+from edgetune.data.rectangles import Piece, micro_batch_from
 from edgetune.data.schedule import PackedSchedules, PaddedSchedules, Schedule, random_keys
 from edgetune.data.token_store import Integers
 from edgetune.errors import DataError
-from edgetune.objectives import AnswerKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +25,8 @@ class Step:
 
     ``micro_batches`` and ``rows`` (indices of the examples in them) are this rank's share,
     which can be empty in the last step of an epoch; ``loss_tokens``, ``terms`` (what the loss is
-    divided by) and ``tokens`` count the whole step over all ranks.
+    divided by) and ``tokens`` count the whole step over all ranks. Of unpaired answers, the last
+    micro-batches are those of the whole step after other prompts, the same on every rank.
     """
 
     micro_batches: tuple[MicroBatch, ...]
@@ -59,7 +61,7 @@ class Batches:
         kind = PackedSchedules if packing else PaddedSchedules
         self._schedules = kind(examples.lengths, context, micro_batch)
         self._examples, self._loss_tokens = examples, examples.loss_tokens
-        self._terms = examples.terms
+        self._terms, self._micro_batch, self._packing = examples.terms, micro_batch, packing
         self._group, self._seed, self._rank, self._world = accumulation * world, seed, rank, world
         self._first = self._schedule_of(0)
         self._latest = 0, self._first
@@ -117,12 +119,27 @@ class Batches:
         own = range(start + self._rank, stop, self._world)
         everything = schedule.examples_of(start, stop)
         return Step(
-            micro_batches=tuple(micro_batch_of(self._examples, schedule, i) for i in own),
+            micro_batches=(
+                *(micro_batch_of(self._examples, schedule, i) for i in own),
+                *self._mismatched(everything),
+            ),
             rows=tuple(int(row) for i in own for row in schedule.examples_of(i, i + 1)),
             loss_tokens=int(self._loss_tokens[everything].sum()),
             terms=int(self._terms[everything].sum()),
             tokens=int(self._examples.lengths[everything].sum()),
             epoch=epoch,
+        )
+
+    def _mismatched(self, rows: Integers) -> tuple[MicroBatch, ...]:
+        """Return the answers of a step after other prompts, where the objective asks for them."""
+        if self._examples.kind != "unpaired":
+            return ()
+        longest = int(self._examples.lengths.max())
+        return mismatched_batches(
+            mismatched_pieces(self._examples, rows, by=1, longest=longest),
+            widths=self._schedules.widths,
+            micro_batch=self._micro_batch,
+            packing=self._packing,
         )
 
     def _schedule(self, epoch: int) -> Schedule:
@@ -139,14 +156,26 @@ def evaluation_batches(
 ) -> Iterator[MicroBatch]:
     """Yield all examples once, one a row, shorter ones first; nothing at all if there are none.
 
+    Unpaired answers come once more after other rows' prompts, half of the rows away: neighbours
+    are often answers to one prompt.
+
     Raises:
         DataError: if an example is longer than the context.
     """
     if len(examples):
         _check(examples, context)
-        schedule = PaddedSchedules(examples.lengths, context, micro_batch).by_length()
+        schedules = PaddedSchedules(examples.lengths, context, micro_batch)
+        schedule = schedules.by_length()
         for index in range(rank, len(schedule), world):
             yield micro_batch_of(examples, schedule, index)
+        if examples.kind == "unpaired":
+            count, longest = len(examples), int(examples.lengths.max())
+            pieces = mismatched_pieces(
+                examples, np.arange(count), by=max(1, count // 2), longest=longest
+            )
+            yield from mismatched_batches(
+                pieces, widths=schedules.widths, micro_batch=micro_batch, packing=False
+            )
 
 
 def evaluation_rectangles(
@@ -164,38 +193,13 @@ def _rectangles(schedule: Schedule) -> list[tuple[int, int]]:
 
 
 def micro_batch_of(examples: Examples, schedule: Schedule, index: int) -> MicroBatch:
-    """Return one micro-batch of a schedule; padding is token 0 and never a target."""
-    rows = schedule.rows_of(index)
-    shape = len(rows), int(schedule.widths[index])
-    tokens, targets = np.zeros(shape, np.int32), np.full(shape, IGNORED, np.int32)
-    filled = [
-        _fill(examples, row, tokens[number], targets[number]) for number, row in enumerate(rows)
-    ]
-    documents = tuple(lengths for lengths, _ in filled)
-    answers = () if examples.kind is None else tuple(kinds for _, kinds in filled)
-    return MicroBatch(tokens=tokens, targets=targets, documents=documents, answers=answers)
+    """Return one micro-batch of a schedule."""
+    rows = [[_piece(examples, one) for one in row.tolist()] for row in schedule.rows_of(index)]
+    return micro_batch_from(rows, int(schedule.widths[index]))
 
 
-def _fill(
-    examples: Examples,
-    row: Integers,
-    tokens: np.ndarray[tuple[int], np.dtype[np.int32]],
-    targets: np.ndarray[tuple[int], np.dtype[np.int32]],
-) -> tuple[tuple[int, ...], tuple[AnswerKind, ...]]:
-    """Write examples into a row; return the lengths of its documents, and what they are."""
-    start = 0
-    lengths: list[int] = []
-    kinds: list[AnswerKind] = []
-    for index in row.tolist():
-        document, mask = examples[index]
-        stop = start + len(document)
-        tokens[start:stop] = document
-        targets[start : stop - 1] = np.where(mask[1:], document[1:], IGNORED)
-        own, answers = examples.documents(index)
-        lengths += own
-        kinds += answers
-        start = stop
-    return tuple(lengths), tuple(kinds)
+def _piece(examples: Examples, index: int) -> Piece:
+    return Piece(*examples[index], *examples.documents(index))
 
 
 def _check(examples: Examples, context: int) -> None:

@@ -133,10 +133,18 @@ class Pair:
     rejected: Chat | Completion
 
 
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """One answer to a prompt, which is desirable or not."""
+
+    answer: Chat | Completion
+    is_desirable: bool
+
+
 Content = Chat | Completion | Text | Labelled
 """What becomes one document."""
 
-RowContent = Content | Pair
+RowContent = Content | Pair | Rated
 
 
 def _is_thought_and_said(message: Message, text: str) -> bool:

@@ -93,7 +93,7 @@ def read_dataset(
     Without a ``context`` no length rule is applied; ``Dataset.fit`` does it later. The rule is
     to split texts and to refuse other rows, unless ``long_rows`` says otherwise. ``fields``
     maps the fields of a format to the columns of the file. ``kind`` says what rows are to an
-    objective over answers: ``pairs``, or None for plain answers. ``label_names`` are those of labels
+    objective over answers, None for plain answers. ``label_names`` are those of labels
     that are numbers, else those that the files declare. ``validation_data`` is a file or
     folder to validate with, in place of a share; so are the files of a folder whose names say so,
     unless ``by_name`` is false. ``report`` is told how far reading has come, ``processes`` do it

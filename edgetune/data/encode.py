@@ -25,7 +25,8 @@ class Marked:
 
     ``altered`` says that the template left out or changed some of what the row says,
     ``unwritten`` which fields of its messages made no difference, and ``cut`` what the last answer
-    lacks of the generation prompt; ``is_unended`` says that a turn is learned without its end.
+    lacks of the generation prompt; ``is_unended`` says that a turn is learned without its end,
+    ``is_desirable`` that it is an unpaired answer to prefer.
     """
 
     text: str
@@ -35,13 +36,15 @@ class Marked:
     unwritten: frozenset[str] = frozenset()
     cut: str = ""
     is_unended: bool = False
+    is_desirable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Learned:
     """Tokens of a row, and the ranges of them that are under loss.
 
-    ``first`` counts the tokens of the first of two documents, in a row of a pair; else it is 0.
+    ``first`` counts the tokens of the document with the better answer, which comes first: 0 in
+    rows of plain answers and of worse ones alone.
     """
 
     tokens: Ids
@@ -153,4 +156,4 @@ class Encoder:
         if row.end is not None:
             ranges.append((len(tokens), len(tokens) + 1))
             tokens = np.append(tokens, np.int32(row.end))
-        return Learned(tokens, ranges)
+        return Learned(tokens, ranges, len(tokens) if row.is_desirable else 0)

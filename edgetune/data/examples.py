@@ -42,8 +42,9 @@ class Examples:
 
     ``starts`` (N,) is where each begins, ``lengths`` (N,) how many tokens it has and
     ``loss_tokens`` (N,) how many of them are learned, ``rows`` (N,) the row that it is from.
-    ``kind`` says what an example is to an objective over answers, None for plain answers. A pair
-    is two documents, of which the first has ``firsts`` (N,) tokens; otherwise that is 0.
+    ``kind`` says what an example is to an objective over answers, None for plain answers. The
+    first ``firsts`` (N,) tokens of an example are the document with the better answer, what follows
+    them that with the worse one: of unpaired answers there is one of the two.
     The first token of an example is never learned: nothing comes before it to predict it from.
     """
 
@@ -100,7 +101,9 @@ class Examples:
         length, first = int(self.lengths[index]), int(self.firsts[index])
         if self.kind is None:
             return (length,), ()
-        return (first, length - first), ("chosen", "rejected")
+        sizes: tuple[tuple[int, AnswerKind], ...] = (first, "chosen"), (length - first, "rejected")
+        there = [one for one in sizes if one[0]]
+        return tuple(size for size, _ in there), tuple(kind for _, kind in there)
 
     @property
     def token_count(self) -> int:

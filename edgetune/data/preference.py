@@ -6,16 +6,16 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 from edgetune.data.problems import RowError
+from edgetune.data.unpaired import LABELS, label_of
+from edgetune.objectives import Rows
 
 CHOSEN = ("chosen", "chosen_response", "response_chosen", "chosen_messages", "preferred_output",
            "preferred", "answer_chosen")  # fmt: skip
 REJECTED = ("rejected", "rejected_response", "response_rejected", "rejected_messages",
              "rejected_output", "non_preferred_output", "dispreferred", "answer_rejected",
              "rejected_completion")  # fmt: skip
-_LABELS = ("label", "kto_tag")
-_TELLING = frozenset((*CHOSEN, *REJECTED, *_LABELS))
-_ANSWERS = ("completion", "messages", "conversations", "output")
-_LABEL_VALUES = ("true", "false", "0", "1", "0.0", "1.0")
+_TELLING = frozenset((*CHOSEN, *REJECTED, *LABELS))
+_ANSWERS = ("completion", "response", "messages", "conversations", "output")
 
 
 def refuse_preference(row: Mapping[str, Any], mapped: Set[str]) -> None:
@@ -27,7 +27,7 @@ def refuse_preference(row: Mapping[str, Any], mapped: Set[str]) -> None:
     if row.keys().isdisjoint(_TELLING):
         return
     pair = [name for name in (*CHOSEN, *REJECTED) if row.get(name) is not None]
-    label = next((name for name in _LABELS if _is_label(row, name)), None)
+    label = _label(row)
     if mapped & _TELLING or not (pair or label):
         return
     if pair:
@@ -36,8 +36,9 @@ def refuse_preference(row: Mapping[str, Any], mapped: Set[str]) -> None:
     else:
         named = f"{label} beside an answer"
         advice = (
-            f" Keep the rows with the good answers in a file of their own, without {label}; if"
-            f" {label} means something else, rename the column."
+            " Learn which answers are desirable with --objective kto; or keep the rows with the"
+            f" good ones in a file of their own, without {label}. If {label} means something else,"
+            " rename the column."
         )
     raise RowError(
         f"This is preference data ({named}): better and worse answers, and as plain answers they"
@@ -52,11 +53,40 @@ def _objective(pair: list[str]) -> str:
     return " Learn what is better with --objective dpo." if has_both else ""
 
 
+def refuse_other_preference(row: Mapping[str, Any], kind: Rows) -> None:
+    """Refuse a row of the other kind of preference data, which has an objective of its own.
+
+    Raises:
+        RowError: naming that objective.
+    """
+    pair = [name for name in (*CHOSEN, *REJECTED) if row.get(name) is not None]
+    label = _label(row)
+    if kind == "pairs" and label is not None and not pair:
+        raise RowError(
+            f"This is a single answer with {label}, which says whether it is desirable: rows for"
+            " --objective kto. Pairs have two answers, chosen and rejected.",
+            is_alike=True,
+        )
+    if kind == "unpaired" and label is None:
+        said = f" Pairs ({' and '.join(pair[:2])}) are for --objective dpo." if pair else ""
+        raise RowError(
+            "A row needs one answer, and a label or kto_tag that says whether it is desirable (true"
+            " or false): beside prompt and completion, instruction and output, or beside messages or"
+            f" conversations of which it is the last.{said}",
+            is_alike=True,
+        )
+
+
+def _label(row: Mapping[str, Any]) -> str | None:
+    """Return the field that says of an answer whether it is desirable, None without one."""
+    return next((name for name in LABELS if _is_label(row, name)), None)
+
+
 def _is_label(row: Mapping[str, Any], name: str) -> bool:
     """Whether a column says of an answer whether it is good, as KTO has it."""
     value = row.get(name)
     has_answer = any(row.get(answer) is not None for answer in _ANSWERS)
-    is_said = isinstance(value, (bool, int, float, str)) and str(value).lower() in _LABEL_VALUES
+    is_said = label_of(value) is not None
     return value is not None and (name == "kto_tag" or (is_said and has_answer))
 
 

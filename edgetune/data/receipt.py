@@ -52,7 +52,7 @@ class Receipt:
     counts the tokens of both. ``padding`` is the share of positions that are padding, None before
     batches are known. ``prompt_cut`` is the end of the template's generation prompt that no answer
     was trained after. ``answers`` are percentiles of the learned tokens of chosen and of rejected
-    answers, where rows are pairs. ``labels`` counts the rows of each label that are ``trained`` and
+    answers, where rows are pairs, or of desirable and undesirable ones. ``labels`` counts the rows of each label that are ``trained`` and
     for ``validation``; ``label_names`` are those of labels that were numbers.
     """
 
@@ -109,7 +109,7 @@ class Receipt:
         yield "Tokens", f"{self.tokens:,}, of which {self.loss_tokens:,} are learned ({self._on()})"
         yield "Lengths", ", ".join(f"{name} {value:,}" for name, value in self.lengths.items())
         for name, lengths in self.answers.items():
-            shown = ", ".join(f"{share} {value:,}" for share, value in lengths.items())
+            shown = ", ".join(f"{share} {value:,}" for share, value in lengths.items()) or "none"
             yield name.capitalize(), f"learned tokens: {shown}"
         for side, counts in self.labels.items():
             yield "Labels", f"{side}: {_labels(counts)}"

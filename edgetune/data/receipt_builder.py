@@ -16,6 +16,7 @@ from edgetune.data.receipt import Dropped, Receipt, length_percentiles
 from edgetune.data.row_digests import count_duplicates
 from edgetune.data.splits import Found, Split
 
+_UNEVEN = 4 / 3  # within this ratio, Ethayarajh et al. 2024 (section 4.2) leave weights alone
 _FEW = 2  # the end of a turn alone is one; an answer of one token and its end are two
 
 
@@ -45,7 +46,12 @@ def receipt_of(
         prompt_cut=reading.prompt_cut,
         lengths=length_percentiles(reading.examples.lengths),
         answers=_answers(reading.examples),
-        notes=(*reading.notes, *map(printable, found.notes), *_near_empty(reading.examples)),
+        notes=(
+            *reading.notes,
+            *map(printable, found.notes),
+            *_near_empty(reading.examples),
+            *_balance(reading.examples),
+        ),
     )
     train, validation = map(reading.examples.take, (splits.train, splits.validation))
     return with_split(
@@ -69,6 +75,10 @@ def _answers(examples: Examples) -> dict[str, dict[str, int]]:
     """Return how many tokens answers have, by what they are to the objective."""
     if examples.kind is None:
         return {}
+    if examples.kind == "unpaired":
+        better = examples.firsts > 0
+        sides = {"desirable": better, "undesirable": ~better}
+        return {name: length_percentiles(examples.loss_tokens[of]) for name, of in sides.items()}
     learned = np.add.reduceat(
         examples.mask,
         np.stack((examples.starts, examples.starts + examples.firsts), 1).ravel(),
@@ -78,6 +88,22 @@ def _answers(examples: Examples) -> dict[str, dict[str, int]]:
         name: length_percentiles(learned[start::2])
         for start, name in enumerate(("chosen", "rejected"))
     }
+
+
+def _balance(examples: Examples) -> Iterator[str]:
+    """Yield how many answers are desirable; the paper weighs both sides about equally."""
+    if examples.kind != "unpaired":
+        return
+    better = int(np.count_nonzero(examples.firsts))
+    worse = len(examples) - better
+    said = f"rows with desirable answers: {better:,}, with undesirable ones: {worse:,}"
+    if not better or not worse:
+        said += "; without the others, nothing says what is to be told apart"
+    elif max(better, worse) > _UNEVEN * min(better, worse):
+        rarer = "desirable" if better < worse else "undesirable"
+        share = max(better, worse) / min(better, worse)
+        said += f"; --{rarer}-weight {share:.2g} would make both count alike"
+    yield said
 
 
 def _near_empty(examples: Examples) -> Iterator[str]:

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from edgetune.data.content import RowContent
 from edgetune.data.formats import FORMATS, Format
 from edgetune.data.pairs import PAIR_FORMATS
+from edgetune.data.unpaired import UNPAIRED_FORMATS
 from edgetune.objectives import Rows
 
 ROW_FORMATS: Mapping[Rows | None, Sequence[Format[RowContent]]] = {
     None: FORMATS,
     "pairs": PAIR_FORMATS,
+    "unpaired": UNPAIRED_FORMATS,
 }
 """None: plain answers."""
 

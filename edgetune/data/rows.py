@@ -13,14 +13,14 @@ from functools import reduce
 from typing import Any
 
 from edgetune.data.chunks import Chunk
-from edgetune.data.content import Content, Labelled, Pair, RowContent
+from edgetune.data.content import Content, Labelled, Pair, Rated, RowContent
 from edgetune.data.encode import Encoder, Learned, LossOn, Marked
 from edgetune.data.fields import Mapped, renamed
 from edgetune.data.formats import Fields, Format, detect_among, named
 from edgetune.data.json_text import JsonReader, reason_of
 from edgetune.data.labels import label_name
 from edgetune.data.messages import refuse_media
-from edgetune.data.preference import refuse_preference
+from edgetune.data.preference import refuse_other_preference, refuse_preference
 from edgetune.data.problems import Problem, RowError
 from edgetune.data.row_formats import ROW_FORMATS
 from edgetune.data.token_store import TokenStore, token_store_of
@@ -139,6 +139,9 @@ class BlockEncoder:
         if isinstance(content, Labelled):
             content = replace(content, label=label_name(content.label, self._label_names))
             outcome.labels[content.label] += 1
+        if isinstance(content, Rated):
+            marked = self._marked(number, content.answer, outcome)
+            return (replace(marked, is_desirable=content.is_desirable),)
         if not isinstance(content, Pair):
             return (self._marked(number, content, outcome),)
         outcome.same += content.chosen == content.rejected
@@ -148,6 +151,10 @@ class BlockEncoder:
 
     def _detected(self, row: Fields) -> Format[RowContent]:
         plain = self._kind is None
+        if self._kind is not None and not any(format_.matches(row) for format_ in self._formats):
+            for format_ in self._formats:
+                format_.refuse_null(row)
+            refuse_other_preference(row, self._kind)
         return detect_among(self._formats, row, self._fields.keys(), propose=plain)
 
     def _marked(self, number: int, content: Content, outcome: Outcome) -> Marked:

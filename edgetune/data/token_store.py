@@ -27,7 +27,8 @@ Counts = NDArray[np.int32]
 class TokenStore:
     """R rows: ``tokens`` (T,), ``mask`` (T,) true where a token is learned, and of each row
     (R,) its tokens, its tokens under loss, a hash of both arrays, and the line it is from.
-    ``firsts`` (R,) are the tokens of the first of a row's two documents, 0 where it is one.
+    ``firsts`` (R,) are the tokens of the document with the better answer, which comes first: 0 in
+    rows of plain answers and of worse ones alone.
     """
 
     tokens: NDArray[np.int32]

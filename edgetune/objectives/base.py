@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-AnswerKind = Literal["chosen", "rejected"]
-Rows = Literal["pairs"]
-"""What a row of the data is: ``pairs`` of a better and a worse answer to one prompt."""
+AnswerKind = Literal["chosen", "rejected", "mismatched"]
+"""A better or a worse answer, or one to another prompt: it is scored and never learned."""
+Rows = Literal["pairs", "unpaired"]
+"""What a row of the data is: ``pairs`` of a better and a worse answer to one prompt, or
+``unpaired``: one answer that is desirable or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,16 @@ class DocumentSums:
 
     log_probs: tuple[float, ...]
     tokens: tuple[int, ...]
+
+    def __add__(self, other: DocumentSums) -> DocumentSums:
+        """Return the documents of both."""
+        return DocumentSums(self.log_probs + other.log_probs, self.tokens + other.tokens)
+
+    def of(self, numbers: Sequence[int]) -> DocumentSums:
+        """Return some of the documents, by their numbers."""
+        return DocumentSums(
+            tuple(self.log_probs[n] for n in numbers), tuple(self.tokens[n] for n in numbers)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +74,17 @@ class PairTerm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rewards:
-    """Sums over answers, so that parts can be added; ``right`` counts the terms told apart."""
+    """Sums over answers, so that parts can be added; ``right`` counts the terms told apart.
+
+    ``kl`` is the reference point of a step or an evaluation, which all of its parts share.
+    """
 
     chosen: float = 0.0
     chosen_count: int = 0
     rejected: float = 0.0
     rejected_count: int = 0
     right: int = 0
+    kl: float | None = None
 
     def __add__(self, other: Rewards) -> Rewards:
         """Return the sums over both."""
@@ -78,18 +94,23 @@ class Rewards:
             rejected=self.rejected + other.rejected,
             rejected_count=self.rejected_count + other.rejected_count,
             right=self.right + other.right,
+            kl=other.kl if self.kl is None else self.kl,
         )
 
     def means(self, terms: int) -> dict[str, float]:
-        """Return the metrics over ``terms`` terms, by the names that TRL gives them too."""
-        chosen = self.chosen / max(1, self.chosen_count)
-        rejected = self.rejected / max(1, self.rejected_count)
-        return {
-            "rewards/chosen": chosen,
-            "rewards/rejected": rejected,
-            "rewards/margins": chosen - rejected,
-            "rewards/accuracies": self.right / max(1, terms),
-        }
+        """Return the metrics over ``terms`` terms, by the names that TRL gives them too.
+
+        There is no mean of answers that are not there, and no margin without both kinds.
+        """
+        found = {}
+        if self.chosen_count:
+            found["rewards/chosen"] = self.chosen / self.chosen_count
+        if self.rejected_count:
+            found["rewards/rejected"] = self.rejected / self.rejected_count
+        if len(found) == 2:
+            found["rewards/margins"] = found["rewards/chosen"] - found["rewards/rejected"]
+        found["rewards/accuracies"] = self.right / max(1, terms)
+        return found if self.kl is None else {**found, "kl": self.kl}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +132,24 @@ class Objective(ABC):
     """Whether it compares with the base, the adapter switched off."""
     documents: ClassVar[int]
     """Documents of a row of the data."""
+    needs_mismatched: ClassVar[bool] = False
+    """Whether answers to other prompts tell how far the policy is from the reference."""
     rate_factor: ClassVar[float] = 0.1
     """The usual learning rate against that of plain answers."""
 
     @abstractmethod
     def scored(
-        self, kinds: Sequence[AnswerKind], policy: DocumentSums, reference: DocumentSums | None
+        self,
+        kinds: Sequence[AnswerKind],
+        policy: DocumentSums,
+        reference: DocumentSums | None,
+        *,
+        divergence: float = 0.0,
     ) -> Scored:
-        """Return what the documents of a micro-batch come to; ``kinds`` says what each is."""
+        """Return what the documents of a micro-batch come to; ``kinds`` says what each is.
+
+        ``divergence`` is that of the policy from the reference, where the objective asks for it.
+        """
 
 
 class PairObjective(Objective):
@@ -132,9 +163,14 @@ class PairObjective(Objective):
         """Return what one pair adds to the loss."""
 
     def scored(
-        self, kinds: Sequence[AnswerKind], policy: DocumentSums, reference: DocumentSums | None
+        self,
+        kinds: Sequence[AnswerKind],
+        policy: DocumentSums,
+        reference: DocumentSums | None,
+        *,
+        divergence: float = 0.0,  # noqa: ARG002 (pairs are compared with each other)
     ) -> Scored:
-        """Return what the pairs of a micro-batch come to."""
+        """Return what the pairs of a micro-batch come to, whatever the divergence."""
         assert tuple(kinds) == ("chosen", "rejected") * (len(kinds) // 2)
         answers = answers_of(policy, reference)
         terms = [self.pair(*both) for both in zip(answers[::2], answers[1::2], strict=True)]

@@ -12,6 +12,7 @@ from edgetune.settings.spec import OBJECTIVE_SETTINGS, SFT, Training, check_numb
 OBJECTIVES = {
     "dpo": "edgetune.objectives.dpo:DPO",
     "ipo": "edgetune.objectives.ipo:IPO",
+    "kto": "edgetune.objectives.kto:KTO",
     "orpo": "edgetune.objectives.orpo:ORPO",
     "simpo": "edgetune.objectives.simpo:SimPO",
 }

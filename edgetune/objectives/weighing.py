@@ -10,9 +10,13 @@ from edgetune.objectives.base import AnswerKind, DocumentSums, Objective, Reward
 
 @dataclass(slots=True)
 class Weighing:
-    """Scores the micro-batches of a step or of an evaluation, and adds up what they come to."""
+    """Scores the micro-batches of a step or of an evaluation, and adds up what they come to.
+
+    ``divergence`` is how far the policy is from the reference, for objectives that ask for it.
+    """
 
     objective: Objective
+    divergence: float = 0.0
     loss: float = 0.0
     terms: int = 0
     rewards: Rewards = field(default_factory=Rewards)
@@ -30,7 +34,7 @@ class Weighing:
         self, kinds: Sequence[AnswerKind], policy: DocumentSums, reference: DocumentSums | None
     ) -> Scored:
         """Score a micro-batch and add it."""
-        found = self.objective.scored(kinds, policy, reference)
+        found = self.objective.scored(kinds, policy, reference, divergence=self.divergence)
         self.loss += found.loss
         self.terms += found.terms
         self.rewards += found.rewards

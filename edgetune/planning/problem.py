@@ -12,7 +12,7 @@ from edgetune.device import Device
 from edgetune.device.capability import Capability, capability_of
 from edgetune.errors import UsageError
 from edgetune.methods import Method
-from edgetune.objectives import Objective, objective_of
+from edgetune.objectives import Objective, objective_class, objective_of
 from edgetune.planning.capability import fitting, scoring
 from edgetune.planning.defaults import context_for, rank_for, training_for
 from edgetune.planning.plan import DataFacts, mean_document
@@ -82,8 +82,9 @@ def make_problem(
     capability = capability_of(device)
     if shape.formats is not None:
         capability = fitting(capability, shape)
-    capability = scoring(capability, training.get("objective") or SFT)
-    problems = [*_impossible(own, shape, device, capability)]
+    objective = training.get("objective") or SFT
+    capability = scoring(capability, objective)
+    problems = [*_impossible(own, shape, device, capability), *_too_few(own, objective)]
     capability = fitting(capability, shape)
     if problems:
         raise UsageError(" ".join(problems))
@@ -196,6 +197,16 @@ def _impossible(
         yield (
             f"--context {own['context']} is longer than the {shape.max_context} tokens that the "
             "model can read."
+        )
+
+
+def _too_few(own: Mapping[str, Any], objective: str) -> Iterator[str]:
+    """Name a step of one row, where an objective compares its answer with those of others."""
+    alone = own.get("micro_batch") == own.get("accumulation") == 1
+    if alone and objective != SFT and objective_class(objective).needs_mismatched:
+        yield (
+            f"--objective {objective} compares the rows of a step with each other, and --micro-batch"
+            " 1 with --accumulation 1 leaves one. Give one of them a larger number."
         )
 
 

@@ -134,7 +134,7 @@ class Reader:
             return
         if self._evaluations and step <= self._evaluations[-1].step:
             return
-        metrics = {key: line[key] for key in line if key.startswith("rewards/")}
+        metrics = {key: line[key] for key in line if key.startswith("rewards/") or key == "kl"}
         rows = int(figure(line, "rows") or 0)
         self._evaluations.append(Evaluation(step=int(step), loss=loss, rows=rows, metrics=metrics))
 

@@ -47,9 +47,10 @@ SHOWN_EVENTS = 60
 
 REWARDS = {
     "rewards/margins": "Margin of rewards",
-    "rewards/accuracies": "Pairs told apart",
+    "rewards/accuracies": "Told apart",
     "rewards/chosen": "Reward of chosen answers",
     "rewards/rejected": "Reward of rejected answers",
+    "kl": "Divergence from the base",
 }
 
 

@@ -18,6 +18,9 @@ from edgetune.version import __version__
 
 VERSION: Final = 2
 LIBRARIES: Final = ("numpy", "tokenizers", "transformers", *chain.from_iterable(PACKAGES.values()))
+LATER: Final = frozenset({"desirable_weight", "undesirable_weight"})
+"""Settings that older plans lack: they count where they are given, so that old runs can go on."""
+
 RANDOM: Final = "every draw is a function of (seed, step, name); no generator has a state"
 
 
@@ -91,5 +94,9 @@ class RunFacts:
 
 def plan_hash(plan: Plan) -> str:
     """Return a hash of what decides a run's result; how often it is saved does not."""
-    training = {k: v for k, v in asdict(plan.training).items() if k not in {"save_every", "keep"}}
+    training = {
+        name: value
+        for name, value in asdict(plan.training).items()
+        if name not in {"save_every", "keep"} and not (name in LATER and value is None)
+    }
     return sha256_json({"choice": plan.choice.to_json(plan.shape), "training": training})

@@ -27,7 +27,7 @@ OptimizerName = Literal["adamw", "adamw-8bit", "paged-adamw-8bit"]
 LossOn = Literal["assistant", "completion", "all"]
 LongRows = Literal["refuse", "split", "cut", "drop"]
 ComputeDtype = Literal["float32", "bfloat16"]
-ObjectiveName = Literal["sft", "dpo", "ipo", "orpo", "simpo"]
+ObjectiveName = Literal["sft", "dpo", "ipo", "kto", "orpo", "simpo"]
 SFT: ObjectiveName = "sft"
 """Plain language modelling: the loss of every token of an answer."""
 
@@ -187,7 +187,9 @@ class Training:
         interval=SEEDS,
     )
     objective: ObjectiveName = knob(
-        SFT, "What is minimised: the loss of answers (sft), or one over pairs of answers."
+        SFT,
+        "What is minimised: the loss of answers (sft), one over pairs of answers, or (kto) over "
+        "answers that are desirable or not.",
     )
     beta: float | None = knob(
         None,
@@ -196,6 +198,12 @@ class Training:
     )
     margin: float | None = knob(
         None, "Reward that simpo wants between two answers (default: 1).", interval=NOT_NEGATIVE
+    )
+    desirable_weight: float | None = knob(
+        None, "Weight of desirable answers with kto (default: 1).", interval=NOT_NEGATIVE
+    )
+    undesirable_weight: float | None = knob(
+        None, "Weight of undesirable answers with kto (default: 1).", interval=NOT_NEGATIVE
     )
     loss_on: LossOn = knob("assistant", "Which tokens are trained.")
     long_rows: LongRows | None = knob(
@@ -241,7 +249,7 @@ class Training:
         check_numbers(self)
 
 
-OBJECTIVE_SETTINGS = ("beta", "margin")
+OBJECTIVE_SETTINGS = ("beta", "margin", "desirable_weight", "undesirable_weight")
 """Settings of a training that only some objectives have."""
 
 

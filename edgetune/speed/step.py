@@ -158,9 +158,12 @@ class TimeModel:
         return seconds if self.objective is None else seconds + self._scored(choice, self.objective)
 
     def _scored(self, choice: Choice, objective: Objective) -> float:
-        """Return the seconds of scoring answers: the head once more, and the base's own pass."""
-        compared = self.evaluation(choice) if objective.needs_reference else 0.0
-        return self.head(choice) / 2 + compared
+        """Return the seconds of scoring answers: the head once more, and passes of their own.
+
+        They are the base's, and where an objective asks for mismatched answers, those of policy and
+        base over them: as many tokens again.
+        """
+        return self.head(choice) / 2 + (_passes(objective) - 1) * self.evaluation(choice)
 
     def update(self, choice: Choice) -> float:
         """Return the seconds of the optimizer's update."""
@@ -169,8 +172,8 @@ class TimeModel:
 
     def validation(self, choice: Choice) -> float:
         """Return the seconds in which a micro-batch is evaluated, by the base too if need be."""
-        compares = self.objective is not None and self.objective.needs_reference
-        return self.evaluation(choice) * (2 if compares else 1)
+        passes = 1 if self.objective is None else _passes(self.objective)
+        return self.evaluation(choice) * passes
 
     def evaluation(self, choice: Choice) -> float:
         """Return the seconds of one pass without gradients over a micro-batch, with its loss."""
@@ -286,3 +289,9 @@ class TimeModel:
 
     def _bandwidth(self, place: Literal["none", "resident", "host", "disk"]) -> float:
         return self.rates.disk if place == "disk" else self.rates.link
+
+
+def _passes(objective: Objective) -> int:
+    """Return how many passes without gradients score a micro-batch, the policy's one of them."""
+    models = 2 if objective.needs_reference else 1
+    return models * (2 if objective.needs_mismatched else 1)

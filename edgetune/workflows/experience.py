@@ -49,8 +49,8 @@ class Timed:
 
 
 def shapes_of(step: StepData) -> list[tuple[int, int]]:
-    """Return (rows, width) of a step's micro-batches."""
-    return [batch.tokens.shape for batch in step.micro_batches]
+    """Return (rows, width) of a step's micro-batches that are learned; others are timed with them."""
+    return [batch.tokens.shape for batch in step.micro_batches if not batch.is_mismatched]
 
 
 def learn(

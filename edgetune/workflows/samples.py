@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Final
 
+import numpy as np
+
 from edgetune.backend import GenerateOptions, Session
 from edgetune.data import Tokenizer
 from edgetune.errors import EdgetuneError
@@ -38,13 +40,16 @@ class Samples:
     def answer(self, count: int) -> dict[str, Any]:
         """Return how the base and the tuned model answer the first ``count`` held-out rows.
 
+        Of answers that are desirable or not, the first desirable ones.
+
         ``special`` are the texts among them that stand for tokens without a text of their own.
         """
         begun, rows = time.monotonic(), self.job.dataset.validation
         until, said = begun + self.seconds, ""
         found: list[dict[str, Any]] = []
         tuned = self._opened()
-        for index in range(min(count, len(rows))):
+        good = range(len(rows)) if rows.kind is None else np.flatnonzero(rows.firsts).tolist()
+        for index in good[:count]:
             if found and (time.monotonic() > until or self.stop()):
                 said = f"{count - len(found)} more rows were left out, because time was up."
                 break

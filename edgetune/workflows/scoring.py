@@ -153,8 +153,8 @@ def score_each(
     """
     if rows.kind is not None and (exact_match or show):
         raise UsageError(
-            "Pairs are weighed, not answered: leave out --exact-match and --show, or give rows with "
-            "plain answers."
+            "Rows of preferences are weighed, not answered: leave out --exact-match and --show, or "
+            "give rows with plain answers."
         )
     asked = rows if exact_match else rows.take(np.arange(min(show, len(rows))))
     said = {name: answered(one, asked) if len(asked) else [] for name, one in opened.items()}
@@ -221,7 +221,7 @@ def _result(run: Opened, rows: Examples, micro_batch: int) -> EvalResult:
     evaluate = partial(run.session.evaluate, adapter=run.adapter)
     for batch in evaluation_batches(rows, context=context, micro_batch=micro_batch):
         result += in_parts(run, batch, evaluate)
-    return result
+    return result.settled()
 
 
 def question(

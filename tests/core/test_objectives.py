@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from edgetune.errors import UsageError
 from edgetune.objectives import OBJECTIVES, DocumentSums, objective_class, objective_of
 from edgetune.objectives.base import Answer, PairObjective
+from edgetune.objectives.kto import KTO
 from edgetune.settings.spec import ObjectiveName, Training
 
 PAIRWISE = [name for name in OBJECTIVES if issubclass(objective_class(name), PairObjective)]
@@ -63,14 +64,46 @@ def test_what_is_no_number_is_none_in_the_loss(name: str) -> None:
     assert not math.isfinite(found.loss)
 
 
+@given(answer=answers, divergence=st.floats(0, 5), chosen=st.booleans())
+def test_slopes_of_an_unpaired_answer_are_derivatives(
+    answer: Answer, divergence: float, *, chosen: bool
+) -> None:
+    kto = KTO(desirable_weight=1.5, undesirable_weight=0.5)
+    moved = [replace(answer, log_prob=answer.log_prob + by) for by in (STEP, -STEP)]
+    more, less = (kto.answer(each, divergence, chosen=chosen)[0] for each in moved)
+    loss, slope = kto.answer(answer, divergence, chosen=chosen)
+    assert slope == pytest.approx((more - less) / (2 * STEP), rel=1e-4, abs=1e-6)
+    assert (slope <= 0) is chosen
+    assert 0 <= loss <= (1.5 if chosen else 0.5)
+
+
+@pytest.mark.parametrize(("log_prob", "chosen"), [*product(EXTREMES, (True, False))])
+def test_extremes_of_an_unpaired_answer_are_numbers(log_prob: float, *, chosen: bool) -> None:
+    found = KTO().answer(Answer(log_prob, 3, -10.0), 1e4, chosen=chosen)
+    assert all(map(math.isfinite, found))
+
+
+def test_rewards_of_answers_that_are_not_there_are_left_out() -> None:
+    found = KTO().scored(("chosen",), DocumentSums((-1.0,), (2,)), DocumentSums((-3.0,), (2,)))
+    assert found.rewards.means(1) == {
+        "rewards/chosen": pytest.approx(0.2), "rewards/accuracies": 1.0, "kl": 0.0,
+    }  # fmt: skip
+
+
 def test_the_settings_name_every_objective() -> None:
     assert set(get_args(ObjectiveName)) == {"sft", *OBJECTIVES}
     assert [objective_class(name).name for name in OBJECTIVES] == list(OBJECTIVES)
 
 
 @pytest.mark.parametrize(
-    "settings", [{"beta": 0.1}, {"objective": "dpo", "margin": 1.0}, {"margin": 0.5}]
+    "settings",
+    [
+        {"beta": 0.1},
+        {"objective": "dpo", "margin": 1.0},
+        {"margin": 0.5},
+        {"objective": "dpo", "desirable_weight": 2.0},
+    ],
 )
 def test_settings_of_another_objective_are_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match=f"has no --{[*settings][-1]}"):
+    with pytest.raises(UsageError, match=f"has no --{[*settings][-1].replace('_', '-')}"):
         objective_of(Training(learning_rate=1e-4, **settings))  # type: ignore[arg-type]

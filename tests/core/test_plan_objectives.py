@@ -28,19 +28,21 @@ def test_settings_are_decided_said_and_written(name: str) -> None:
     assert f"beta {plan.training.beta:g}: usual for {name}" in plan.reasons
     assert plan.training.learning_rate == pytest.approx(plain.training.learning_rate / 10, rel=0.1)
     assert plan_from_json(plan.to_json(), plan.shape).training == plan.training
-    assert mean_document(FACTS, plan.training) == 100
+    assert mean_document(FACTS, plan.training) == 200 / objective_class(name).documents
     assert mean_document(FACTS, plain.training) == 200
 
 
 def test_a_reference_takes_time_and_next_to_no_memory() -> None:
-    plain, simpo, dpo = (
+    plain, simpo, dpo, kto = (
         plan_of(MODEL, processor(), training={"objective": name}, **SHAPE)
-        for name in ("sft", "simpo", "dpo")
+        for name in ("sft", "simpo", "dpo", "kto")
     )
-    times = [plan.time.seconds_per_step for plan in (plain, simpo, dpo)]
+    times = [plan.time.seconds_per_step for plan in (plain, simpo, dpo, kto)]
     assert times == sorted(set(times))
     assert times[2] < 1.5 * times[0]
-    assert plain.memory.peak_bytes <= dpo.memory.peak_bytes <= 1.15 * plain.memory.peak_bytes
+    assert times[3] - times[1] == pytest.approx(3 * (times[2] - times[1]))
+    for plan in (dpo, kto):
+        assert plain.memory.peak_bytes <= plan.memory.peak_bytes <= 1.15 * plain.memory.peak_bytes
 
 
 def test_blocks_keep_nothing_where_weights_are_needed_half_way() -> None:
@@ -50,6 +52,13 @@ def test_blocks_keep_nothing_where_weights_are_needed_half_way() -> None:
     assert plan_of(MODEL, mac).choice.checkpointing.layers < plan.shape.layers
     with pytest.raises(UsageError, match="needs --checkpointing all"):
         plan_of(MODEL, mac, training=training, checkpointing=Checkpointing(layers=2))
+
+
+def test_answers_are_not_compared_with_themselves() -> None:
+    alone = {"micro_batch": 1, "accumulation": 1}
+    with pytest.raises(UsageError, match="compares the rows of a step with each other"):
+        plan_of(MODEL, card(), training={"objective": "kto"}, **alone)
+    assert plan_of(MODEL, card(), training={"objective": "dpo"}, **alone)
 
 
 def test_a_setting_of_another_objective_is_refused() -> None:

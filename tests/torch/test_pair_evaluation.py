@@ -15,16 +15,25 @@ PAIRS = [
 ]
 
 
-def test_pairs_are_scored_as_in_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+UNPAIRED = [
+    {"prompt": row["prompt"], "completion": row["chosen" if n % 3 else "rejected"],
+     "label": n % 3 > 0}
+    for n, row in enumerate(PAIRS)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("objective", "rows"), [("dpo", PAIRS), ("kto", UNPAIRED)])
+def test_preferences_are_scored_as_in_the_run(
+    objective: str, rows: list[dict[str, object]],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     cli = Cli(capsys)
-    write_rows(Path("pairs.jsonl"), PAIRS[:8])
-    write_rows(Path("held.jsonl"), PAIRS[8:])
+    write_rows(Path("pairs.jsonl"), rows[:8])
+    write_rows(Path("held.jsonl"), rows[8:])
     trained = cli(
         "train", "--model", "tiny", "--device", "cpu", "--data", "pairs.jsonl", "--output", "run",
-        "--validation-data", "held.jsonl", "--objective", "dpo", "--steps", "4", "--rank", "2",
+        "--validation-data", "held.jsonl", "--objective", objective, "--steps", "4", "--rank", "2",
         "--learning-rate", "0.005", "--eval-every", "2", "--no-verdict", "--samples", "0",
     )  # fmt: skip
     assert trained.code == 0, trained.err
@@ -46,18 +55,19 @@ def test_pairs_are_scored_as_in_the_run(
     assert scores["tuned"]["rewards"]["rewards/margins"] > 0
 
     table = cli("eval", "run", "--data", "held.jsonl")
-    for title in ("pairs told apart", "margin", "chosen", "rejected"):
+    for title in ("told apart", "margin", "chosen", "rejected"):
         assert title in table.out
     assert "perplexity" not in table.out
     refused = cli("eval", "run", "--data", "held.jsonl", "--show", "1")
     assert refused.code == 2
-    assert "Pairs are weighed, not answered" in refused.err
+    assert "Rows of preferences are weighed, not answered" in refused.err
 
     write_rows(Path("plain.jsonl"), [{"prompt": "Hello.", "completion": "Good day."}] * 2)
     plain = json.loads(cli("eval", "run", "--data", "plain.jsonl", "--json", "-q").out)
     assert plain["tuned"]["rewards"] is None
     assert plain["tuned"]["perplexity"] > 1
-    write_rows(Path("faulty.jsonl"), [*PAIRS, {"prompt": "Hi", "chosen": "a", "rejected": None}])
+    missing = "rejected" if objective == "dpo" else "label"
+    write_rows(Path("faulty.jsonl"), [*rows, {**rows[0], missing: None}])
     faulty = cli("eval", "run", "--data", "faulty.jsonl")
     assert faulty.code == 4
-    assert "rejected is null" in faulty.err
+    assert f"{missing} is null" in faulty.err

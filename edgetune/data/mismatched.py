@@ -1,0 +1,56 @@
+"""Answers put after other rows' prompts, by which an objective tells how far a policy has moved.
+
+KTO takes the mean log-ratio of such answers for the divergence from the reference. Which prompt
+an answer comes after depends on the rows and their order alone, not on micro-batches or packing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import numpy as np
+
+from edgetune.data.batch import MicroBatch
+from edgetune.data.examples import Examples
+from edgetune.data.pack import pack
+from edgetune.data.rectangles import Piece, micro_batch_from
+from edgetune.data.token_store import Integers
+
+
+def mismatched_pieces(examples: Examples, order: Integers, *, by: int, longest: int) -> list[Piece]:
+    """Return the prompt of each row in ``order`` with the answer of the one ``by`` places before.
+
+    The first rows are given the last ones' answers. An answer is cut at ``longest`` tokens with
+    its prompt. A row alone has no other one: there is nothing then.
+    """
+    if len(order) < 2:
+        return []
+    rows = [examples[index] for index in order.tolist()]
+    starts = [int(np.argmax(mask)) for _, mask in rows]
+    found = []
+    for number, start in enumerate(starts):
+        prompt, (tokens, mask) = rows[number][0][:start], rows[number - by]
+        answer = slice(starts[number - by], None)
+        whole = np.concatenate([prompt, tokens[answer]])[:longest]
+        learned = np.concatenate([np.zeros(start, np.bool_), mask[answer]])[:longest]
+        found.append(Piece(whole, learned, (len(whole),), ("mismatched",)))
+    return found
+
+
+def mismatched_batches(
+    pieces: Sequence[Piece], *, widths: Integers, micro_batch: int, packing: bool
+) -> tuple[MicroBatch, ...]:
+    """Return pieces as micro-batches of the shapes that those of a run have, shorter ones first."""
+    if not pieces:
+        return ()
+    lengths = np.array([len(piece.tokens) for piece in pieces], np.int32)
+    row_of = pack(lengths, int(widths[-1])) if packing else np.arange(len(pieces))
+    order = np.lexsort((lengths, row_of) if packing else (row_of, lengths)).tolist()
+    rows = [[pieces[n] for n in row] for _, row in groupby(order, lambda n: row_of[n])]
+    found = []
+    for start in range(0, len(rows), micro_batch):
+        part = rows[start : start + micro_batch]
+        most = max(sum(len(piece.tokens) for piece in row) for row in part)
+        found.append(micro_batch_from(part, int(widths[np.searchsorted(widths, most)])))
+    return tuple(found)
