@@ -29,6 +29,9 @@ LITTLE: Final = 0.02
 CLOSE: Final = 0.5
 """Token F1 from which answers that are not exactly as expected are close to it."""
 
+NEARER: Final = 0.1
+"""By how much their token F1 must be above the base's, to be nearer than its answers."""
+
 FORGOT: Final = (
     (0.0, "nothing"), (0.02, "nothing to speak of"), (0.10, "a little"), (0.50, "some"),
 )  # fmt: skip
@@ -76,6 +79,11 @@ class Answered:
     base_right: int
     token_f1: float
     base_token_f1: float
+
+    @property
+    def show_it(self) -> bool:
+        """Whether they show that something was learned: one is right, or all are close now."""
+        return self.right > 0 or self.token_f1 >= max(CLOSE, self.base_token_f1 + NEARER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +141,7 @@ def _outcome(held_out: Compared | None, answers: Answered | None) -> Outcome:
         return "did not help"
     if gain <= LITTLE * abs(held_out.base_loss):
         return "learned little"
-    wrong = answers is not None and not answers.right and answers.token_f1 < CLOSE
-    return "learned in part" if wrong else "learned"
+    return "learned" if answers is None or answers.show_it else "learned in part"
 
 
 def _learned(facts: Facts, outcome: Outcome) -> str:
@@ -151,7 +158,7 @@ def _learned(facts: Facts, outcome: Outcome) -> str:
         case "learned little":
             return f"It learned little: {said}."
         case "learned in part":
-            return f"It learned in part, but does not answer right yet: {said}."
+            return f"It learned in part, but no sampled answer is as expected yet: {said}."
         case _:
             return f"It learned: {said}."
 

@@ -16,7 +16,7 @@ from edgetune.methods.initial import Base, Initial, start
 from edgetune.network.adaptation import Sublayer
 from edgetune.network.block import Block
 from edgetune.network.ops import A, Attended
-from edgetune.settings.spec import check_numbers
+from edgetune.settings.spec import check_numbers, values
 from edgetune.shape import Linear, LinearRole, ModelShape
 
 if TYPE_CHECKING:
@@ -116,6 +116,11 @@ class Method(ABC):
         ``context`` is the longest row in tokens.
         """
         return []
+
+    def used(self) -> dict[str, Any]:
+        """Return the settings as they are used: what was left open has the value that holds then."""
+        found = values(self)
+        return found | {"layers": "all"} if found.get("layers", 0) is None else found
 
     # What the planner counts with.
 

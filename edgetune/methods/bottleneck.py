@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import sqrt
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgetune.methods.base import AdapterTensor, Footprint, Method
 from edgetune.methods.initial import ZEROS, Copy, Uniform
@@ -65,6 +65,14 @@ class Bottleneck(Method):
         if self.adapter_scale is not None:
             return self.adapter_scale
         return 4.0 if self.adapter_kind == "parallel" else 1.0
+
+    def used(self) -> dict[str, Any]:
+        """Return the settings with the width and the scale that hold."""
+        width = DEFAULT_WIDTH if self.reduction is None else None
+        return Method.used(self) | {
+            "bottleneck": self.bottleneck or width,
+            "adapter_scale": self.scale,
+        }
 
     @property
     def sublayers(self) -> tuple[Sublayer, ...]:

@@ -87,6 +87,11 @@ class LowRank(Method):
         alpha = 2.0 * self.rank if self.alpha is None else self.alpha
         return alpha / self._divisor(rank)
 
+    def used(self) -> dict[str, Any]:
+        """Return the settings with the alpha and the rate of B that hold."""
+        alpha = 2.0 * self.rank if self.alpha is None else self.alpha
+        return Method.used(self) | {"alpha": alpha, "lora_plus": self.lora_plus or 1.0}
+
     def rank_of(self, target: Target) -> int:
         """Return the rank of a target's update."""
         if not self.rank_pattern:

@@ -61,6 +61,11 @@ class Mam(Method):
         """The prefix's positions."""
         return self.prefix.length
 
+    def used(self) -> dict[str, Any]:
+        """Return the settings with the sizes that hold."""
+        sizes = {"prefix_length": self.prefix.length, "bottleneck": self.adapter.bottleneck}
+        return Method.used(self) | sizes | {"adapter_scale": self.adapter.scale}
+
     def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
         """Return the tensors of both parts."""
         return self.prefix.tensors(shape) + self.adapter.tensors(shape)

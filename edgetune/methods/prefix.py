@@ -54,6 +54,10 @@ class Prefix(Method):
         """The keys of a layer."""
         return DEFAULT_LENGTH if self.prefix_length is None else self.prefix_length
 
+    def used(self) -> dict[str, Any]:
+        """Return the settings with the length that holds."""
+        return Method.used(self) | {"prefix_length": self.length}
+
     @property
     def positions(self) -> int:
         """The keys of a layer, which come before the first token."""

@@ -57,6 +57,7 @@ def plan_from_json(plain: Mapping[str, Any], shape: ModelShape) -> Plan:
         fits=checked(bool, plain["fits"], "fits"),
         reasons=checked(tuple[str, ...], plain["reasons"], "reasons"),
         alternatives=checked(tuple[Alternative, ...], plain["alternatives"], "alternatives"),
+        given=checked(tuple[str, ...] | None, plain.get("given"), "given"),
     )
 
 

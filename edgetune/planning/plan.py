@@ -126,6 +126,8 @@ class Plan:
     reasons: tuple[str, ...]
     alternatives: tuple[Alternative, ...] = ()
     data: DataFacts | None = None
+    given: tuple[str, ...] | None = None
+    """Settings that the user gave, by name; None where that is not known."""
 
     @property
     def objective(self) -> Objective | None:
@@ -164,6 +166,7 @@ class Plan:
             "fits": self.fits,
             "reasons": list(self.reasons),
             "alternatives": to_plain(self.alternatives),
+            **({} if self.given is None else {"given": list(self.given)}),
         }
 
     def save(self, path: Path) -> None:

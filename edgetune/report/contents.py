@@ -77,24 +77,25 @@ class Evaluation:
 class Report:
     """Everything that is known of a run.
 
-    ``total`` is how many steps it was to take, None if that is not known. ``made`` and
-    ``updated`` are times in seconds since 1970: of this object, and of the last event of the run.
-    ``journal`` holds the notes of the run, the oldest first. ``problems`` says what could not
-    be read.
+    ``total`` is how many steps it was to take, None if that is not known. Times are in seconds since
+    1970: ``made`` is that of this object, ``begun`` and ``ended`` are those of the run (while it is
+    running, ``ended`` is None). ``journal`` holds the notes of the run, the oldest first; ``state``
+    is that of its newest checkpoint. ``problems`` says what could not be read.
     """
 
     name: str
     path: Path
     status: Status
     made: float
-    updated: float | None
+    begun: float | None
+    ended: float | None
     total: int | None
     plan: Plain
     receipt: Plain
     memory: Plain
     verdict: Plain
     samples: Plain
-    versions: Plain
+    state: Plain
     steps: Steps
     evaluations: tuple[Evaluation, ...]
     journal: tuple[Plain, ...]
@@ -115,6 +116,12 @@ class Report:
     def step(self) -> int:
         """The last step that was taken."""
         return int(self.steps.step[-1]) if len(self.steps) else 0
+
+    @property
+    def versions(self) -> Plain:
+        """The versions of everything that computed."""
+        found = value(self.state, "versions")
+        return found if isinstance(found, Mapping) else {}
 
     @property
     def base(self) -> Evaluation | None:

@@ -15,7 +15,7 @@ import numpy as np
 from edgetune.errors import EdgetuneError
 from edgetune.files import load_json
 from edgetune.planning import read_plan_file
-from edgetune.report.contents import Evaluation, Plain, Report, Steps, figure, value
+from edgetune.report.contents import Evaluation, Plain, Report, Steps, figure
 from edgetune.report.status import status_of
 from edgetune.runs.folder import RunFolder
 from edgetune.runs.lines import LogTail
@@ -52,6 +52,7 @@ class Reader:
     _notes: list[Plain] = field(default_factory=list)
     _files: dict[Path, tuple[Any, Plain]] = field(default_factory=dict)
     _problems: list[str] = field(default_factory=list)
+    _begun: float | None = None
 
     def __post_init__(self) -> None:
         """Begin before the first line."""
@@ -81,20 +82,20 @@ class Reader:
         status = status_of(
             self._notes, running=running, finished=finished and self.folder.adapter.is_dir()
         )
-        times = [found for note in self._notes if (found := figure(note, "time")) is not None]
         return Report(
             name=path.resolve().name,
             path=path,
             status=status,
             made=time.time(),
-            updated=_changed(self.folder.metrics) or max(times, default=None),
+            begun=self._begun,
+            ended=None if status.kind in {"running", "planned"} else self._ended(),
             total=total,
             plan=plan,
             receipt=self._json(path / "receipt.json"),
             memory=self._json(path / "memory.json"),
             verdict=self._json(path / "verdict.json"),
             samples=self._json(path / "samples.json"),
-            versions=_object(value(state, "versions")),
+            state=state,
             steps=steps,
             evaluations=tuple(self._evaluations),
             journal=tuple(self._notes),
@@ -142,8 +143,19 @@ class Reader:
         anew, lines = self._journal.read()
         if anew:
             self._notes.clear()
+            self._begun = None
         self._notes.extend(lines)
+        if self._begun is None and self._notes:
+            self._begun = figure(self._notes[0], "time")
         del self._notes[:-NOTES]
+
+    def _ended(self) -> float | None:
+        """Return when the run ended: as its journal says, or when its log was last written."""
+        ends = {"adapter written", "no adapter", "ended early"}
+        noted = [note for note in self._notes if note.get("what") in ends | {"resumed"}]
+        if noted and noted[-1]["what"] in ends:
+            return figure(noted[-1], "time")
+        return _changed(self.folder.metrics)
 
     def _steps(self) -> Steps:
         return Steps(**{name: np.array(column) for name, column in self._columns.items()})

@@ -16,8 +16,9 @@ from edgetune.report.pictures import (
     rate_chart,
     speed_chart,
 )
+from edgetune.report.settings import settings
 from edgetune.report.tiles import moment
-from edgetune.units import format_bytes, format_count
+from edgetune.units import format_bytes
 
 EVENTS = {
     "pilot": "Pilot",
@@ -73,7 +74,7 @@ def sections(report: Report) -> tuple[Section, ...]:
         ("memory", "Memory, planned and measured", _memory(report)),
         ("events", "What happened", _events(report)),
         ("rows", "Rows", _rows(report)),
-        ("settings", "Settings and reasons", _settings(report)),
+        ("settings", "Settings and reasons", settings(report)),
         ("exports", "Exports", _exports(report)),
         ("versions", "Versions", _versions(report)),
     )
@@ -240,46 +241,6 @@ _ROW_WORDS = {
     "Format": "format", "Rows are": "rendering", "Template": "template",
     "Loss on": "loss_on", "Rows beyond the context": "long_rows",
 }  # fmt: skip
-
-
-def _settings(report: Report) -> str:
-    plan = report.plan
-    if not plan:
-        return ""
-    parameters = figure(plan, "model", "parameters")
-    about = [
-        ("Model", text(value(plan, "model", "ref"))),
-        ("Parameters", format_count(int(parameters)) if parameters else DASH),
-        ("Device", text(value(plan, "device", "name"))),
-        ("Backend", text(value(plan, "device", "backend"))),
-    ]
-    html = facts(about)
-    reasons = bullets(text(reason) for reason in items(plan, "reasons")[:60])
-    html += f"<h3>Why these settings</h3>{reasons}" if reasons else ""
-    for part, title in (("choice", "Method and memory"), ("training", "Training")):
-        found = value(plan, part)
-        if isinstance(found, dict):
-            rows = [(_name(name), _setting(one)) for name, one in list(found.items())[:80]]
-            html += (
-                f"<details><summary>{title}: all settings</summary>"
-                + table(rows, ("Setting", "Value"), title, "words")
-                + "</details>"
-            )
-    return html
-
-
-def _name(name: object) -> str:
-    return f"<code>{text(str(name).replace('_', '-'), 60)}</code>"
-
-
-def _setting(found: object) -> str:
-    if isinstance(found, list):
-        return text(", ".join(map(str, found)) or "none")
-    if isinstance(found, dict):
-        return text(", ".join(f"{key} {one}" for key, one in found.items()))
-    if found is None:
-        return '<span class="muted">not set</span>'
-    return text({True: "yes", False: "no"}.get(found, found) if isinstance(found, bool) else found)
 
 
 def _exports(report: Report) -> str:

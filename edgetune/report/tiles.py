@@ -25,7 +25,7 @@ def status_line(report: Report) -> str:
         line += f" <span>exit code {status.exit_code}</span>"
     if report.status.kind == "running" and (left := _seconds_left(report)) is not None:
         line += f" <span>about {format_seconds(left)} left</span>"
-    line += f' <span class="muted">as of {moment(report.made)}</span></p>'
+    line += f' <span class="muted">{_when(report)}</span></p>'
     if status.because:
         line += f'<p class="because">{text(status.because, 1000)}</p>'
     if status.resumable:
@@ -51,6 +51,19 @@ def moment(seconds: float | None) -> str:
     except (OverflowError, OSError, ValueError):
         return "an unknown time"
     return f"{found:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _when(report: Report) -> str:
+    """Return when a run began and ended and how long it took, or as of when it is running."""
+    if report.ended is None:
+        begun = "" if report.begun is None else f"begun {moment(report.begun)}, "
+        return f"{begun}as of {moment(report.made)}"
+    if report.begun is None:
+        return f"ended {moment(report.ended)}"
+    times = len(report.notes("resumed"))
+    resumed = f", resumed {times:,} time{'' if times == 1 else 's'} meanwhile" if times else ""
+    took = format_seconds(max(0.0, report.ended - report.begun))
+    return f"begun {moment(report.begun)}, ended {moment(report.ended)}: {took}{resumed}"
 
 
 def _loss(report: Report) -> tuple[str, str, str] | None:

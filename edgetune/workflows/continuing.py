@@ -58,7 +58,8 @@ class Beginning:
                 "Leave that out."
             )
         settings = {**values(wanted), "method": method.kind}
-        return replace(asked, choice={**asked.choice, **settings})
+        fixed = (*asked.fixed, *(name for name in settings if name not in asked.choice))
+        return replace(asked, choice={**asked.choice, **settings}, fixed=fixed)
 
     def _computes_the_same(self, wanted: Method, given: Mapping[str, Any]) -> bool:
         """Tell whether a method takes the adapter's tensors and means the same by them."""

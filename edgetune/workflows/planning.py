@@ -35,6 +35,13 @@ class PlanRequest:
     """Measure a device of this machine first, where that was not done yet."""
     run: bool = False
     """Whether a run follows: a device that cannot be used is refused then."""
+    fixed: tuple[str, ...] = ()
+    """Of the knobs, those that a plan or an adapter fixed and not the user."""
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The knobs that the user fixed."""
+        return tuple(sorted({*self.choice, *self.training} - {*self.fixed}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +83,7 @@ def plan_for(
             measured=found,
         )  # fmt: skip
         return PreparedPlan(
-            plan=_with_findings(plan, source, device), source=source, here=device.here
+            plan=_with_findings(plan, request, source, device), source=source, here=device.here
         )
     training = lasting_training(request.training)
     tokenizer, dataset = read_rows(source, request.data, Training(**training), report)
@@ -97,7 +104,7 @@ def plan_for(
     )  # fmt: skip
     fitted = dataset.fit(plan.choice.context)
     return PreparedPlan(
-        plan=timed(_with_findings(plan, source, device), fitted, rates_of(device, found)),
+        plan=timed(_with_findings(plan, request, source, device), fitted, rates_of(device, found)),
         source=source,
         here=device.here,
         tokenizer=tokenizer,
@@ -105,11 +112,12 @@ def plan_for(
     )
 
 
-def _with_findings(plan: Plan, source: ModelSource, device: Device) -> Plan:
-    """Return a plan that says which model was taken for a name, and what cannot be used."""
+def _with_findings(plan: Plan, request: PlanRequest, source: ModelSource, device: Device) -> Plan:
+    """Return a plan that says which model was taken for a name, what cannot be used, what was given."""
     taken = () if source.taken_as is None else (source.taken_as,)
     fault = () if device.fault is None else (f"Nothing runs here yet: {device.fault}",)
-    return replace(plan, reasons=(*fault, *taken, *map(str, device.passed_over), *plan.reasons))
+    reasons = (*fault, *taken, *map(str, device.passed_over), *plan.reasons)
+    return replace(plan, reasons=reasons, given=request.given)
 
 
 def _found(request: PlanRequest, device: Device, say: Callable[[str], None]) -> Measurements | None:
@@ -223,9 +231,11 @@ def replanned(plan: Plan, request: PlanRequest) -> PlanRequest:
     training = values(plan.training)
     if "epochs" in request.training:
         training["steps"] = None
+    given = {*(plan.given or ()), *request.choice, *request.training}
     return replace(
         request,
         model=plan.model.ref,
         choice={**settings, **request.choice},
         training={**training, **request.training},
+        fixed=tuple(sorted({*settings, *training} - given)),
     )

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgetune.adapters import WEIGHTS
 from edgetune.cautions import row_cautions
 from edgetune.report import Report
 from edgetune.report.contents import figure, items, value
-from edgetune.runs import RunFolder
+from edgetune.runs.folder import RunFolder
 from edgetune.verdict import FOREIGN
 
 if TYPE_CHECKING:
@@ -66,9 +65,10 @@ def forgets(report: Report) -> float | None:
 def adapter_bytes(report: Report) -> int | None:
     """Return the size of the tensors of a run's adapter, None if it has none."""
     try:
-        return (RunFolder(report.path).adapter / WEIGHTS).stat().st_size
-    except OSError:
+        sizes = [one.stat().st_size for one in RunFolder(report.path).adapter.glob("*.safetensors")]
+    except OSError:  # taken away meanwhile
         return None
+    return sum(sizes) if sizes else None
 
 
 def figures_of(name: str, report: Report) -> RunFigures:

@@ -130,6 +130,60 @@ def test_whatever_a_run_holds_is_shown_as_text(run: Recorded) -> None:
     assert "alert(1)" in html
 
 
+def _used(html: str) -> dict[str, list[str]]:
+    """Return the rows of the tables of settings by name."""
+    rows = re.findall('<tr><th scope="row"><code>(.*?)</code></th>(.*?)</tr>', html)
+    return {name: re.findall("<td>(.*?)</td>", cells) for name, cells in rows}
+
+
+def test_settings_are_those_that_were_used(plan: Plan, tmp_path: Path) -> None:
+    training = replace(plan.training, steps=None, epochs=1.5, eval_every=None, warmup=0.1)
+    given = ("epochs", "rank", "warmup")
+    run = Recorded.start(replace(plan, training=training, given=given), tmp_path / "run").train()
+    run.folder.note("back to a checkpoint", "it ran away", step=5, to=4, learning_rate=0.0005)
+    run.folder.write("receipt.json", {"long_rows": "refuse"})
+    used = _used(render(Report.of(run.folder.path)))
+    schedule = run.recorder.facts.schedule
+    assert schedule.warmup == 1
+    assert used["rank"] == ["3", "you"]
+    assert used["alpha"] == ["6", "edgetune"], "twice the rank"
+    assert used["layers"] == ["all", "edgetune"]
+    assert used["epochs"] == ["1.5", "you"]
+    assert used["steps"] == [str(schedule.steps), "edgetune"]
+    assert used["eval-every"] == [str(schedule.eval_every), "edgetune"]
+    assert used["warmup"] == ["0.1 (1 step)", "you"]
+    assert used["learning-rate"] == [f"{training.learning_rate:g}, 0.0005 from step 4", "edgetune"]
+    assert used["long-rows"] == ["refuse", "edgetune"]
+    assert used["beta"] == ['<span class="muted">not used</span>', "edgetune"]
+
+
+def test_of_an_older_plan_nobody_says_who_decided(plan: Plan, tmp_path: Path) -> None:
+    run = Recorded.start(replace(plan, given=None), tmp_path / "run")
+    assert _used(render(Report.of(run.folder.path)))["rank"] == ["3"]
+
+
+def test_a_run_says_when_it_began_and_ended(plan: Plan, tmp_path: Path) -> None:
+    run = Recorded.start(plan, tmp_path / "run").train()
+    lines = [
+        {"time": 1_000_000.0, "what": "planned", "because": "rank 3"},
+        {"time": 1_000_300.0, "what": "resumed", "because": "from step-000002"},
+        {"time": 1_000_600.0, "what": "adapter written", "because": "from step-000006"},
+        {"time": 2_000_000.0, "what": "exported", "because": "to peft"},
+    ]
+    run.folder.journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    html = render(Report.of(run.folder.path))
+    assert (
+        "begun 1970-01-12 13:46:40 UTC, ended 1970-01-12 13:56:40 UTC: 10 min, resumed 1 time meanwhile"
+        in html
+    )
+    assert "as of" not in html
+    going = render(Reader.of(run.folder.path).read(running=True))
+    assert "as of" not in going, "it came to its end"
+    run.folder.journal.write_text(json.dumps(lines[0]) + "\n")
+    going = render(Reader.of(run.folder.path).read(running=True))
+    assert "begun 1970-01-12 13:46:40 UTC, as of 20" in going
+
+
 def test_samples_are_shown_as_a_person_reads_them(run: Recorded) -> None:
     row = {"prompt": "<|im_start|>user\nHello<|im_end|>", "expected": "Hi", "base": "<x>", "tuned": "Hi",
            "right": {"base": False, "tuned": True}}  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from edgetune.errors import UsageError
 from edgetune.model import resolve
 from edgetune.planning import FILE_NAME, plan_from_json
 from edgetune.shape import ModelShape
+from edgetune.workflows.planning import PlanRequest, plan_for, replanned
 
 WRONG: tuple[Any, ...] = ("abc", [1], {"a": 1}, True, 1.5, None)
 
@@ -51,6 +53,17 @@ def test_a_plan_file_comes_back(plain: dict[str, Any]) -> None:
     assert json.loads(json.dumps(plan_from_json(plain, shape).to_json())) == json.loads(
         json.dumps(plain)
     )
+
+
+def test_a_plan_remembers_what_was_given_and_passes_it_on(plain: dict[str, Any]) -> None:
+    assert plain["given"] == []
+    request = PlanRequest(model="llama-7b", device="rtx-4060-laptop", choice={"rank": 4})
+    plan = plan_for(request).plan
+    assert plan.given == ("rank",)
+    again = replanned(plan, replace(request, choice={}, training={"seed": 5}))
+    assert len(again.choice) > 5
+    assert again.given == ("rank", "seed")
+    assert plan_for(again).plan.given == ("rank", "seed")
 
 
 def test_any_value_of_a_wrong_type_is_named_or_means_the_same(plain: dict[str, Any]) -> None:
