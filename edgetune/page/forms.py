@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, get_args, get_origin
 from edgetune.errors import UsageError
 from edgetune.methods import METHODS, Method
 from edgetune.page.asked import Asked
+from edgetune.page.offers import holds_rows
 from edgetune.settings.spec import Checkpointing, Knob
 from edgetune.workflows.settings import knob_specs, parse_checkpointing, parse_names, plain_type
 
@@ -99,18 +100,10 @@ def suggested_files(typed: str, most: int = 50) -> Iterator[str]:
     for entry in entries:
         if not entry.name.startswith(start) or (entry.name.startswith(".") and not start):
             continue
-        if most and (entry.is_dir() or _holds_rows(entry)):
+        if most and (entry.is_dir() or holds_rows(entry.name)):
             most -= 1
             shown = f"{folder}/{entry.name}" if folder or typed.startswith("/") else entry.name
             yield f"{shown}/" if entry.is_dir() else shown
-
-
-_ROWS: Final = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".txt", ".md", ".parquet", ".arrow")
-
-
-def _holds_rows(path: Path) -> bool:
-    name = path.name.lower()
-    return any(name.endswith((ending, f"{ending}.gz", f"{ending}.zst")) for ending in _ROWS)
 
 
 def _field(item: Knob) -> Field:

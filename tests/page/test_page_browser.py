@@ -195,6 +195,26 @@ def test_runs_are_found_ticked_and_compared(page: Page, site: Site) -> None:
     assert site.ask("/compare?run=first").status == 400
 
 
+def test_a_new_run_offers_models_and_rows(page: Page, site: Site, runs: Path) -> None:
+    near = runs / "more.jsonl"
+    near.write_text("{}\n")
+    try:
+        page.goto(f"{site.base}/new")
+        page.wait_for_function("() => document.querySelectorAll('#files option').length > 1")
+    finally:
+        near.unlink()
+    files = page.locator("#files option").evaluate_all("all => all.map((one) => one.value)")
+    assert files[0] == "runs/more.jsonl"
+    assert "rows.jsonl" in files
+    models = page.locator("#models option").evaluate_all("all => all.map((one) => one.value)")
+    assert models[0] == "tiny", "the one that the runs have"
+    assert len(models) == len(set(models)) > 20
+    for name in ("model", "data"):
+        assert page.locator(f"#f-{name}").evaluate("one => one.list.options.length") > 1
+    page.fill("#f-data", "runs/")
+    page.wait_for_function("() => [...document.querySelectorAll('#files option')].length > 2")
+
+
 def test_rows_show_what_is_learned(page: Page, site: Site) -> None:
     page.goto(f"{site.base}/rows?run=first")
     row = page.locator(".row").nth(4)

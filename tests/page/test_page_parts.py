@@ -24,6 +24,7 @@ from edgetune.page.child import Child, ChildError
 from edgetune.page.forms import errors_by_field, fields, filled, flags, suggested_files
 from edgetune.page.jobs import HOME, Jobs
 from edgetune.page.listing import Listing
+from edgetune.page.offers import offers
 from edgetune.page.page import Page
 from edgetune.page.rendering import rendered
 from edgetune.page.views.compare import compare
@@ -208,6 +209,35 @@ def test_files_are_suggested_for_what_was_typed(
     assert list(suggested_files("")) == ["rest/", "rows.csv.gz", "rows.jsonl"]
     for nowhere in ("none/", "~nobody/", "\0", "rows.jsonl/"):
         assert list(suggested_files(nowhere)) == []
+
+
+def test_models_and_rows_of_the_folder_are_offered(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outside, inside = tmp_path / "outside", tmp_path / "inside"
+    for name in ("llama/config.json", "adapter/config.json", "adapter/adapter_config.json",
+                 "deep/er/small.gguf", "rows.jsonl", "deep/b.csv.gz", "deep/c.parquet", "notes.txt",
+                 ".hidden/d.jsonl", "1/2/3/4/5/far.jsonl"):  # fmt: skip
+        for folder in (outside, inside):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("x" * 1200)
+    run = _made(inside, "run", plan)
+    (run.path / "more.jsonl").touch()
+    (inside / "away").symlink_to(outside, target_is_directory=True)
+    (inside / "link.jsonl").symlink_to(outside / "rows.jsonl")
+    found = offers(inside, Listing(inside).runs())
+    assert [one.value for one in found.rows] == [
+        "inside/rows.jsonl", "inside/deep/b.csv.gz", "inside/deep/c.parquet",
+    ]  # fmt: skip
+    models = {one.value: one.about for one in found.models}
+    assert models.pop(plan.model.ref) == "the model of run"
+    assert list(models.items())[:2] == [
+        ("inside/llama", "a model's folder"), ("inside/deep/er/small.gguf", "a GGUF file, 1.2 kB"),
+    ]  # fmt: skip
+    assert models["tiny"] == "known by name"
+    monkeypatch.chdir(outside)
+    assert offers(inside, []).rows[0].value == str(inside / "rows.jsonl")
 
 
 def test_a_job_outlives_its_page_and_says_how_it_ended(tmp_path: Path) -> None:

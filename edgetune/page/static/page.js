@@ -207,12 +207,14 @@ function planAlong(form) {
     const typed = form.elements.data.value;
     const answer = await fetch(`/new/files?${new URLSearchParams({ typed })}`, { headers: HEADERS });
     if (!answer.ok) return;
-    const options = (await answer.json()).files.map((file) => {
+    const list = byId("files"), found = [...list.querySelectorAll("[data-found]")];
+    const known = new Set(found.map((option) => option.value));
+    const options = (await answer.json()).files.filter((file) => !known.has(file)).map((file) => {
       const option = document.createElement("option");
       option.value = file;
       return option;
     });
-    byId("files").replaceChildren(...options);
+    list.replaceChildren(...found, ...options);
   };
 
   form.addEventListener("input", (event) => {

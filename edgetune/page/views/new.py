@@ -12,12 +12,14 @@ from edgetune.page.actions import train_command
 from edgetune.page.asked import Asked
 from edgetune.page.child import ChildError
 from edgetune.page.forms import FIRST, errors_by_field, fields, filled, flags, suggested_files
+from edgetune.page.offers import offers
 from edgetune.page.page import Page, shown
 from edgetune.page.rendering import link, rendered
-from edgetune.profile import model_names
 
 WHERE: Final = ("model", "data", "device", "memory")
 """Fields that are no settings of a run."""
+MODELS_OF_RUNS: Final = 20
+"""Runs, of those that changed last, whose models are offered first."""
 
 
 def new(page: Page, asked: Asked) -> Response:
@@ -58,7 +60,7 @@ def files(page: Page, asked: Asked) -> Response:
 def _form(page: Page, asked: Asked, errors: dict[str, str], status: int = 200) -> Response:
     known = fields()
     values = {name: found[0] for name, found in asked.given.items() if found}
-    used = dict.fromkeys(run.model for run in page.listing.runs()[:20] if run.model)
+    offered = offers(page.folder, page.listing.runs()[:MODELS_OF_RUNS])
     return shown(
         "new.html",
         status,
@@ -68,7 +70,7 @@ def _form(page: Page, asked: Asked, errors: dict[str, str], status: int = 200) -
         others=[field for field in known if field.name not in FIRST],
         opened=any(field.name in values and values[field.name] for field in known
                    if field.name not in FIRST),
-        models=list(dict.fromkeys((*used, *model_names()))),
+        offered=offered,
         folder=str(page.folder),
     )  # fmt: skip
 
