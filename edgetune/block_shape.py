@@ -2,8 +2,10 @@
 
 Blocks are described by *roles*, so that one forward pass serves every architecture:
 
-    x = x + attention_output_norm(attention(attention_input_norm(x)))
+    x = x + attention_output_norm(mixer(attention_input_norm(x)))
     x = x + mlp_output_norm(mlp(mlp_input_norm(x)))
+
+The mixer is attention in most blocks; :mod:`edgetune.mixer` has the others.
 
 A role that an architecture does not have is left out and acts as the identity. With
 ``parallel`` (GPT-NeoX) both halves read the same ``x``, through one norm where there is no
@@ -18,12 +20,18 @@ from functools import cached_property
 from math import prod
 from typing import Literal
 
-LinearRole = Literal["q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down"]
+from edgetune.mixer import Attention, Mixer, MixerTensor
+
+LinearRole = Literal[
+    "q", "k", "v", "qkv", "o", "conv_in", "conv_out", "gate", "up", "gate_up", "down",
+]  # fmt: skip
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
 NormRole = Literal["attention_input", "attention_output", "mlp_input", "mlp_output", "q", "k"]
-TensorKind = Literal["embedding", "position", "linear", "bias", "norm", "head"]
+TensorKind = Literal["embedding", "position", "linear", "bias", "norm", "mixer", "head"]
 
 ATTENTION_ROLES: frozenset[str] = frozenset({"q", "k", "v", "qkv", "o"})
+MIXER_ROLES: frozenset[str] = frozenset({"conv_in", "conv_out"})
+"""Projections of mixers that are not attention."""
 MLP_ROLES: frozenset[str] = frozenset({"gate", "up", "gate_up", "down"})
 
 
@@ -61,47 +69,6 @@ class NormKind:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rotary:
-    """Rotary position embedding with its base frequency and its scaling rule."""
-
-    theta: float
-    dimensions: int
-    """Leading channels of a head that rotate; the rest pass unchanged."""
-    scaling: Literal["none", "linear", "llama3", "longrope", "yarn"] = "none"
-    factor: float = 1.0
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    original_context: int = 0
-    short_factors: tuple[float, ...] = ()
-    long_factors: tuple[float, ...] = ()
-    attention_factor: float = 1.0
-    """Multiplies cosine and sine (longrope, yarn)."""
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = True
-    interleaved: bool = False
-    """Channels 2i and 2i + 1 rotate together (GPT-J), not i and i + half of those that rotate."""
-    growth: float = 0.0
-    """What rotates is multiplied by ``1 + growth * log(1 + position // original_context)``."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attention:
-    """What the attention of one layer does besides its projections."""
-
-    scale: float
-    window: int | None = None
-    """A token sees itself and the ``window - 1`` tokens before it; ``None`` sees all."""
-    slopes: tuple[float, ...] = ()
-    """By head, what is taken from a score for each position between query and key (ALiBi)."""
-    softcap: float | None = None
-    """``softcap * tanh(scores / softcap)`` before the softmax (Gemma-2)."""
-    rotary: Rotary | None = None
-    query_rotary: Rotary | None = None
-    """The rotation of queries, where it is another one than that of keys (Ministral 3)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TensorShape:
     """A tensor of the checkpoint: its full name, shape and kind."""
 
@@ -118,14 +85,17 @@ class TensorShape:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockShape:
-    """Everything about one block but its weights; sizes are in elements."""
+    """Everything about one block but its weights; sizes are in elements.
+
+    A block whose mixer is not attention has no heads: 0 of them.
+    """
 
     heads: int
     kv_heads: int
     head_dim: int
     ffn_size: int
     activation: Activation
-    attention: Attention
+    mixer: Mixer
     linears: tuple[Linear, ...]
     norms: tuple[Norm, ...]
     parallel: bool = False
@@ -144,6 +114,21 @@ class BlockShape:
     def norm_by_role(self) -> dict[str, Norm]:
         """The norms by role."""
         return {norm.role: norm for norm in self.norms}
+
+    @property
+    def attention(self) -> Attention | None:
+        """The mixer, if it is attention."""
+        return self.mixer if isinstance(self.mixer, Attention) else None
+
+    @property
+    def mixer_tensors(self) -> tuple[MixerTensor, ...]:
+        """The tensors of the mixer that are neither projections nor norms."""
+        return () if isinstance(self.mixer, Attention) else self.mixer.tensors
+
+    @property
+    def carried(self) -> int:
+        """Float32 numbers that a row in generation keeps beside keys and values."""
+        return 0 if isinstance(self.mixer, Attention) else self.mixer.carried
 
     @cached_property
     def queries(self) -> int:
@@ -169,6 +154,9 @@ class BlockShape:
         """Yield the tensors of the block of a layer, in a fixed order."""
         for norm in self.norms:
             yield from norm_tensors(prefix, norm, layer)
+        for tensor in self.mixer_tensors:
+            full = f"{prefix}{tensor.name}"
+            yield TensorShape(name=full, shape=tensor.shape, kind="mixer", layer=layer)
         for linear in self.linears:
             size = (linear.outputs, linear.inputs)
             shape = size[::-1] if linear.transposed else size

@@ -13,23 +13,24 @@ from typing import Literal
 
 from edgetune.block_shape import (
     ATTENTION_ROLES,
+    MIXER_ROLES,
     MLP_ROLES,
     Activation,
-    Attention,
     BlockShape,
     Linear,
     LinearRole,
     Norm,
     NormKind,
     NormRole,
-    Rotary,
     TensorKind,
     TensorShape,
     norm_tensors,
 )
+from edgetune.mixer import Attention, Mixer, MixerTensor, Rotary, ShortConvolution
 
 __all__ = [
     "ATTENTION_ROLES",
+    "MIXER_ROLES",
     "MLP_ROLES",
     "Activation",
     "Attention",
@@ -37,11 +38,14 @@ __all__ = [
     "FileFormats",
     "Linear",
     "LinearRole",
+    "Mixer",
+    "MixerTensor",
     "ModelShape",
     "Norm",
     "NormKind",
     "NormRole",
     "Rotary",
+    "ShortConvolution",
     "TensorKind",
     "TensorShape",
 ]
@@ -131,8 +135,8 @@ class ModelShape:
 
     @property
     def attention(self) -> tuple[Attention, ...]:
-        """The attention of each layer."""
-        return tuple(block.attention for block in self.blocks)
+        """The attention of each layer that has one."""
+        return tuple(rule for block in self.blocks if (rule := block.attention) is not None)
 
     @property
     def last_length(self) -> int | None:
@@ -152,7 +156,7 @@ class ModelShape:
     @cached_property
     def rotaries(self) -> frozenset[Rotary]:
         """The rotations of all layers."""
-        rules = [kind.attention for kind in self.kinds]
+        rules = [rule for kind in self.kinds if (rule := kind.attention) is not None]
         found = {x for rule in rules for x in (rule.rotary, rule.query_rotary)}
         return frozenset(rotary for rotary in found if rotary is not None)
 

@@ -102,6 +102,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 4, "max_position_embeddings": 128, "init_std": 0.2,
         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
     "stablelm": SMALL | {"partial_rotary_factor": 0.5},
+    "lfm2": SMALL | {
+        "layer_types": ["conv", "full_attention", "conv"], "block_multiple_of": 8,
+        "block_ffn_dim_multiplier": 1.5, "initializer_range": 0.3},
 }  # fmt: skip
 
 WRAPPERS = {

@@ -103,7 +103,7 @@ def _hidden(
     x = decoder.embed(tokens, layout, method)
     for layer in range(decoder.shape.layers):
         x = decoder.block(layer, x, layout, method)
-        mx.eval(x)  # a streamed block is gone before the next one comes
+        mx.eval(x, [cache.carried[layer] for cache in layout.caches])  # a streamed block is gone
     for cache in layout.caches:
         cache.length += cache.arriving
     return x
@@ -139,4 +139,5 @@ def new_row(
     def arrays() -> list[mx.array]:
         return [mx.zeros(size, decoder.dtype) for size in sizes]
 
-    return Row(number, prompt, method, Cache(arrays(), arrays()), mx.random.key(options.seed))
+    cache = Cache(arrays(), arrays(), [{} for _ in sizes])
+    return Row(number, prompt, method, cache, mx.random.key(options.seed))

@@ -43,6 +43,7 @@ class BlockWeights:
     biases: dict[str, mx.array] = field(default_factory=dict)
     norms: dict[str, mx.array] = field(default_factory=dict)
     norm_biases: dict[str, mx.array] = field(default_factory=dict)
+    mixer: dict[str, mx.array] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,6 +97,8 @@ class Loader:
             block.norms[norm.role] = self._read(f"{prefix}{norm.module}.weight")
             if norm.bias:
                 block.norm_biases[norm.role] = self._read(f"{prefix}{norm.module}.bias")
+        for tensor in shape.blocks[layer].mixer_tensors:
+            block.mixer[tensor.role] = self._read(f"{prefix}{tensor.name}")
         for linear in shape.blocks[layer].linears:
             name = f"{prefix}{linear.module}"
             block.matrices[linear.role] = self._matrix(f"{name}.weight", linear)

@@ -5,14 +5,14 @@ B rows, S positions, D hidden size, H heads, G key/value heads, h channels of a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 
 from edgetune.network.ops import Attended, Dropout, KeptNorms, Key
 from edgetune.shape import ModelShape, Rotary
-from edgetune_mlx import attention, linear, pointwise, trained
+from edgetune_mlx import attention, convolution, linear, pointwise, trained
 from edgetune_mlx.attention import Keys
 from edgetune_mlx.load import BlockWeights, Weights
 from edgetune_mlx.matrices import Matrix, Sequencer
@@ -142,6 +142,17 @@ class MlxOps:
     def first_pass(self) -> bool:
         """Return whether the caches were empty when this pass began."""
         return self.layout.caches[0].length == 0
+
+    def short_convolution(
+        self, x: mx.array, weight: mx.array | None = None, bias: mx.array | None = None
+    ) -> mx.array:
+        """Convolve within documents, or on from what is cached."""
+        weight = self.block.mixer["conv"] if weight is None else weight
+        bias = self.block.mixer.get("conv_bias") if bias is None else bias
+        if not self.layout.caches:
+            return convolution.short_convolution(x, weight, bias, self.layout.documents)
+        after = convolution.short_convolution_after
+        return self._carried("conv", x, lambda own, last: after(own, weight, bias, last))
 
     # what is trained
 
@@ -275,6 +286,21 @@ class MlxOps:
     def unpacked_once(self, role: str) -> MlxOps:  # noqa: ARG002
         """Return the same: a graph has one dense form of a matrix already."""
         return self
+
+    def _carried(
+        self,
+        name: str,
+        x: mx.array,
+        go_on: Callable[[mx.array, mx.array | None], tuple[mx.array, mx.array]],
+    ) -> mx.array:
+        """Return what comes of each row's tokens after those before, and keep what goes on."""
+        outputs = []
+        for row, cache in enumerate(self.layout.caches):
+            count, carried = cache.arriving, cache.carried[self.layer]
+            before = carried[name] if cache.length else None
+            out, carried[name] = go_on(x[row : row + 1, :count], before)
+            outputs.append(mx.pad(out, [(0, 0), (0, x.shape[1] - count), (0, 0)]))
+        return mx.concatenate(outputs)
 
     def _matrix(self, role: str) -> Matrix:
         return self.block.matrices[role].serialized(self.sequencer)

@@ -63,7 +63,7 @@ class StreamedBlocks(Sequence[BlockWeights]):
             for role, matrix in block.matrices.items()
             for name, part in matrix.parts.items()
         }
-        for kind in ("biases", "norms", "norm_biases"):
+        for kind in ("biases", "norms", "norm_biases", "mixer"):
             arrays |= {f"{kind}/{role}": x for role, x in getattr(block, kind).items()}
         save_arrays(self._file(layer), arrays)
 

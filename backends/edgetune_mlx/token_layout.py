@@ -25,11 +25,13 @@ class Cache:
     """Keys and values of one row in generation, (1, G, capacity, h) a layer.
 
     They are filled to ``length``; a pass writes ``arriving`` ones behind it, and who runs the
-    pass moves it.
+    pass moves it. ``carried`` is what layers without attention go on from, by name; the first
+    pass leaves it.
     """
 
     keys: list[mx.array]
     values: list[mx.array]
+    carried: list[dict[str, mx.array]]
     length: int = 0
     arriving: int = 0
 

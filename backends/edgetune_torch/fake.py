@@ -262,10 +262,11 @@ def _blocks(shape: ModelShape, choice: Choice, dtype: torch.dtype, workspace: Wo
 
 
 def _small(shape: BlockShape, dtype: torch.dtype) -> BlockWeights:
-    """Return the norms and biases of a block."""
+    """Return what of a block is no matrix."""
     biased = [norm for norm in shape.norms if norm.bias]
     return BlockWeights(
         norms={norm.role: torch.empty(norm.size, dtype=dtype) for norm in shape.norms},
         norm_biases={norm.role: torch.empty(norm.size, dtype=dtype) for norm in biased},
         biases={x.role: torch.empty(x.outputs, dtype=dtype) for x in shape.linears if x.bias},
+        mixer={x.role: torch.empty(x.shape, dtype=dtype) for x in shape.mixer_tensors},
     )

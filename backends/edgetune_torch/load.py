@@ -185,13 +185,15 @@ class Loader:
         return read(stored).to(self.device)
 
     def _small(self, layer: int) -> BlockWeights:
-        """Return the norms and biases of a block."""
+        """Return the norms, the biases and the mixer's own tensors of a block."""
         shape, block = self.model.shape, BlockWeights()
         prefix = shape.block(layer)
         for norm in shape.blocks[layer].norms:
             block.norms[norm.role] = self._read(f"{prefix}{norm.module}.weight")
             if norm.bias:
                 block.norm_biases[norm.role] = self._read(f"{prefix}{norm.module}.bias")
+        for tensor in shape.blocks[layer].mixer_tensors:
+            block.mixer[tensor.role] = self._read(f"{prefix}{tensor.name}")
         for linear in shape.blocks[layer].linears:
             if linear.bias:
                 block.biases[linear.role] = self._read(f"{prefix}{linear.module}.bias")

@@ -5,7 +5,7 @@ B rows, S positions, D hidden size, H heads, G key/value heads, h channels of a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from edgetune.network.ops import Attended, Dropout, KeptNorms, Key
 from edgetune.shape import ModelShape, Rotary
-from edgetune_torch import attention, linear, pointwise, trained
+from edgetune_torch import attention, convolution, linear, pointwise, trained
 from edgetune_torch.attention import Keys
 from edgetune_torch.documents import grouped
 from edgetune_torch.load import Weights
@@ -141,6 +141,17 @@ class TorchOps:
     def first_pass(self) -> bool:
         """Return whether the caches were empty when this pass began."""
         return self.layout.caches[0].length == 0
+
+    def short_convolution(
+        self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        """Convolve within documents, or on from what is cached."""
+        weight = self.block.mixer["conv"] if weight is None else weight
+        bias = self.block.mixer.get("conv_bias") if bias is None else bias
+        if not self.layout.caches:
+            return convolution.short_convolution(x, weight, bias, self.layout.documents)
+        after = convolution.short_convolution_after
+        return self._carried("conv", x, lambda own, last: after(own, weight, bias, last))
 
     # what is trained
 
@@ -285,6 +296,18 @@ class TorchOps:
         """Return the operations with a matrix that is unpacked once."""
         matrices = {role: unpacked_once(self.block.matrices[role])}
         return replace(self, block=replace(self.block, matrices=matrices))
+
+    def _carried(
+        self, name: str, x: Tensor, go_on: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """Return what comes of each row's tokens after those before, and keep what goes on."""
+        outputs = []
+        for row, cache in enumerate(self.layout.caches):
+            ((count,), carried) = self.layout.documents[row], cache.carried[self.layer]
+            before = carried[name] if cache.length else None
+            out, carried[name] = go_on(x[row : row + 1, :count], before)
+            outputs.append(torch.nn.functional.pad(out, (0, 0, 0, x.shape[1] - count)))
+        return torch.cat(outputs)
 
     def _bias(self, role: str, wanted: bool) -> Tensor | None:
         return self.block.biases.get(role) if wanted else None

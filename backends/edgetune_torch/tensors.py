@@ -77,6 +77,9 @@ def _of_block(shape: BlockShape, block: BlockWeights, name: str) -> Tensor:
             if part == "bias":
                 return block.biases[linear.role]
             return block.matrices[linear.role].dense(torch.float32)
+    for tensor in shape.mixer_tensors:
+        if tensor.name == name:
+            return block.mixer[tensor.role]
     role = next(norm.role for norm in shape.norms if norm.module == module)
     return (block.norms if part == "weight" else block.norm_biases)[role]
 

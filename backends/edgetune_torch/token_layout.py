@@ -25,10 +25,12 @@ class Cache:
     """Keys and values of one row in generation, (1, G, capacity, h) a layer.
 
     They are filled to ``length``; a pass writes behind it, and who runs the pass moves it.
+    ``carried`` is what layers without attention go on from, by name; the first pass leaves it.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
+    carried: list[dict[str, Tensor]]
     length: int = 0
 
 

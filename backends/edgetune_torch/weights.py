@@ -1,7 +1,7 @@
 """The frozen blocks of a model, wherever their matrices live.
 
 Whoever computes with blocks walks through them: inside the walk's loop the matrices of the
-current block are present. Norms and biases are small and always resident.
+current block are present. What is no matrix is small and always resident.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ class BlockWeights:
     biases: dict[str, Tensor] = field(default_factory=dict)
     norms: dict[str, Tensor] = field(default_factory=dict)
     norm_biases: dict[str, Tensor] = field(default_factory=dict)
+    mixer: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the small tensors."""
-        small = (self.biases, self.norms, self.norm_biases)
+        small = (self.biases, self.norms, self.norm_biases, self.mixer)
         return sum(tensor.nbytes for group in small for tensor in group.values())
 
 

@@ -124,11 +124,10 @@ def readable_config(config: Mapping[str, object], shape: ModelShape) -> dict[str
             written["rope_scaling"] = {"type": ropes["rope_type"], **rule}
     if isinstance(ropes, dict) and "partial_rotary_factor" in ropes:
         written["partial_rotary_factor"] = ropes["partial_rotary_factor"]
-    first = shape.blocks[0]
-    rotary = first.attention.rotary
+    rotary = shape.attention[0].rotary
     if shape.family == "gpt_neox" and rotary is not None:
         written["rotary_emb_base"] = rotary.theta
-        written["rotary_pct"] = rotary.dimensions / first.head_dim
+        written["rotary_pct"] = rotary.dimensions / shape.blocks[0].head_dim
     if shape.family == "gpt2":
         written["n_ctx"] = shape.max_context
     return written

@@ -32,6 +32,8 @@ class Heads:
     @classmethod
     def of(cls, block: BlockShape) -> Heads:
         """Return the heads of one layer."""
+        if block.attention is None:
+            raise TypeError(f"a {type(block.mixer).__name__} has no heads")
         return cls(queries=block.queries, keys=block.keys, count=block.heads, rule=block.attention)
 
     def fused(self, rows: BatchShape) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from edgetune.memory import additions, attention, pointwise, products
+from edgetune.memory import additions, attention, mlx_mixers, pointwise, products
 from edgetune.memory.attention import Heads
 from edgetune.memory.block import ATTEND, FIRST_HALF, GATES, READING, Block
 from edgetune.memory.forward import Saved
 from edgetune.memory.ledger import Ledger
 from edgetune.network.adaptation import Sublayer
+from edgetune.shape import Attention, ShortConvolution
 
 
 class Backward:
@@ -34,7 +35,7 @@ class Backward:
         residual = grad
         grad = self._adapted("attention")
         grad = self._norm("attention_output", grad, saved.output_norm)
-        made = self._attention(grad)
+        made = self._first_half(grad)
         grad = made
         if self.block.goes_on:
             grad = self._norm("attention_input", made, saved.entry_norm)
@@ -92,6 +93,25 @@ class Backward:
         self.ledger.free(self.saved.adapters[which])
         return entry
 
+    def _first_half(self, grad: int) -> int:
+        """Return the bytes of the gradient of what the mixer's projections read."""
+        mixer = self.shape.mixer
+        return self._attention(grad) if isinstance(mixer, Attention) else self._mixed(mixer, grad)
+
+    def _mixed(self, mixer: ShortConvolution, grad: int) -> int:
+        """Return the same of a mixer that is not attention."""
+        ledger, saved = self.ledger, self.saved
+        out = self._project("conv_out")
+        ledger.free(grad)
+        if not self.block.reached(READING):
+            ledger.free(out + saved.attended)
+            return 0
+        grads = mlx_mixers.convolution_backward(ledger, self.rows, mixer)
+        ledger.free(out + saved.attended)
+        made = self._project("conv_in")
+        ledger.free(grads + saved.reading)
+        return made
+
     def _attention(self, grad: int) -> int:
         """Return the bytes of the gradient of what the projections read."""
         ledger, saved, rows = self.ledger, self.saved, self.rows
@@ -122,7 +142,7 @@ class Backward:
         if not self.block.reached(READING):
             ledger.free(grads)
             return 0
-        rotary = self.block.rule.rotary
+        rotary = heads.rule.rotary
         if rotary is not None:
             for columns in (heads.keys, heads.queries):
                 turned = columns // self.shape.head_dim * rotary.dimensions
@@ -155,7 +175,8 @@ class Backward:
         if role in footprint.outputs:
             scaled = additions.scale_backward(self.ledger, self.rows, product.outputs)
             self.ledger.free(self.saved.scaled[role])
-            if role not in ("o", "down"):  # whose output's gradient is the residual's too
+            # the gradient of a half's output is the residual's too
+            if role not in ("o", "conv_out", "down"):
                 self.ledger.free(scaled)  # the caller lets go of the gradient it replaces
                 scaled = 0
         entry = products.backward(

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.products import Product
 from edgetune.methods.base import Footprint, Ranks
-from edgetune.shape import Attention, BlockShape, Linear, NormKind
+from edgetune.shape import BlockShape, Linear, NormKind
 
-READING: frozenset[str] = frozenset({"q", "k", "v", "qkv"})
+READING: frozenset[str] = frozenset({"q", "k", "v", "qkv", "conv_in"})
 ATTEND: frozenset[str] = frozenset({"attend"})
-OUTPUT: frozenset[str] = frozenset({"o", "attention"})
+OUTPUT: frozenset[str] = frozenset({"o", "conv_out", "attention"})
 GATES: frozenset[str] = frozenset({"gate", "up", "gate_up"})
 DOWN: frozenset[str] = frozenset({"down"})
 FIRST_HALF: tuple[frozenset[str], ...] = (READING, ATTEND, OUTPUT)
@@ -33,11 +33,6 @@ class Block:
     quantized: bool
     goes_on: bool
     """Whether the gradient of the block's input is wanted: not in the first adapted block."""
-
-    @property
-    def rule(self) -> Attention:
-        """What its attention does."""
-        return self.shape.attention
 
     def product(self, linear: Linear) -> Product:
         """Return a projection with its update's rank."""
@@ -81,7 +76,7 @@ class Block:
         match role:
             case "attention_output":
                 return FIRST_HALF
-            case "o":
+            case "o" | "conv_out":
                 return READING, ATTEND
             case "mlp_input" | "gate" | "up" | "gate_up":
                 return self.before_mlp

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from edgetune.memory.attended import Attending
 from edgetune.memory.batch_shape import BatchShape
+from edgetune.memory.convolved import Convolving
 from edgetune.memory.ledger import Ledger
 from edgetune.memory.products import Product, unpack
 from edgetune.memory.sized import Gradient, Sized, Strewn, outside
@@ -22,7 +22,7 @@ NORM_ROWS = 128
 """Rows of a matrix that are in float32 at a time for their norms."""
 
 
-class EagerOps(Attending):
+class EagerOps(Convolving):
     """One block's operations in one pass: bytes are taken when an operation is called."""
 
     def __init__(
@@ -173,6 +173,17 @@ class EagerOps(Attending):
     def first_pass(self) -> bool:
         """Return that nothing is cached."""
         return True
+
+    def short_convolution(
+        self, x: Sized, weight: Sized | None = None, bias: Sized | None = None
+    ) -> Sized:
+        """Convolve within documents."""
+        frozen = {
+            tensor.role: outside(tensor.shape, self.batch.stored)
+            for tensor in self.own.mixer_tensors
+        }
+        weight = frozen["conv"] if weight is None else weight
+        return self.gated_convolution(x, weight, frozen.get("conv_bias") if bias is None else bias)
 
     # what is trained
 

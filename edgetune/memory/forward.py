@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from edgetune.memory import additions, attention, pointwise, products
+from edgetune.memory import additions, attention, mlx_mixers, pointwise, products
 from edgetune.memory.attention import Heads
 from edgetune.memory.block import DOWN, FIRST_HALF, GATES, OUTPUT, READING, Block
 from edgetune.memory.ledger import Ledger
 from edgetune.network.adaptation import Sublayer
+from edgetune.shape import Attention, ShortConvolution
 from edgetune.storage import FLOAT32_BYTES
 
 
@@ -48,7 +49,7 @@ class Forward:
         self.saved = Saved()
 
     def run(self) -> Saved:
-        attended = self._attention()
+        attended = self._first_half()
         shared = self._shared_norm
         middle = self.ledger.alloc(self.hidden)
         out = self._mlp()
@@ -77,8 +78,33 @@ class Forward:
         copied = self.block.norm.kind == "layer" and self.rows.width != FLOAT32_BYTES
         return not copied and self.block.reached(*self.block.before_mlp)
 
+    def _first_half(self) -> int:
+        """Return the bytes of the mixer's output, which stays until the block is done."""
+        mixer = self.shape.mixer
+        return self._attention() if isinstance(mixer, Attention) else self._mixed(mixer)
+
+    def _mixed(self, mixer: ShortConvolution) -> int:
+        """Return the bytes of the output of a mixer that is not attention."""
+        ledger, saved, block, rows = self.ledger, self.saved, self.block, self.rows
+        reading = self._norm("attention_input", "entry_norm")
+        made = self._project("conv_in")
+        mlx_mixers.convolution_forward(ledger, rows, mixer)
+        out = ledger.alloc(rows.activation_bytes(mixer.channels))
+        kept = self.grad and block.reached(READING)
+        ledger.free(0 if kept else made)
+        result = self._project("conv_out")
+        out_kept = self.grad and block.saves_input(OUTPUT)
+        ledger.free(0 if out_kept else out)
+        saved.attended = made * kept + out * out_kept
+        result = self._adapted("attention", result)
+        if self.grad and block.saves_input(READING):
+            saved.reading = reading
+        else:
+            ledger.free(reading)
+        return result
+
     def _attention(self) -> int:
-        """Return the bytes of the output, which stays until the block is done."""
+        """Return the bytes of the output of attention."""
         ledger, saved, block, rows = self.ledger, self.saved, self.block, self.rows
         reading = self._norm("attention_input", "entry_norm")
         original, lent = self._projected()
@@ -158,13 +184,13 @@ class Forward:
             else:
                 ledger.free(weight_bytes + made[role])
         total = sum(made.values())
-        if self.block.rule.rotary is None:
+        if heads.rule.rotary is None:
             return total, 0
         return total, made["q"] + made["k"]
 
     def _rotated(self, heads: Heads) -> int:
         """Return the bytes of the rotated queries and keys."""
-        rotary, size = self.block.rule.rotary, self.shape.head_dim
+        rotary, size = heads.rule.rotary, self.shape.head_dim
         if rotary is None:
             return 0
         for columns in (heads.queries, heads.keys):

@@ -15,9 +15,13 @@ BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def cache_bytes(shape: ModelShape, choice: Choice, tokens: int) -> int:
-    """Return the bytes of the keys and values of a row of ``tokens``, its answer included."""
+    """Return the bytes of the keys and values of a row of ``tokens``, its answer included.
+
+    Layers without attention keep what they go on from, however long the row is.
+    """
     width = sum(block.keys for block in shape.blocks)
-    return 2 * width * tokens * BYTES[choice.compute_dtype]
+    carried = FLOAT32_BYTES * sum(block.carried for block in shape.blocks)
+    return 2 * width * tokens * BYTES[choice.compute_dtype] + carried
 
 
 def row_bytes(shape: ModelShape, choice: Choice, tokens: int) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from edgetune.memory.scratch import HEAD_SLICE
-from edgetune.shape import ATTENTION_ROLES, MLP_ROLES, ModelShape
+from edgetune.shape import ATTENTION_ROLES, MIXER_ROLES, MLP_ROLES, ModelShape
 from edgetune.storage import (
     BYTES,
     FILE_FORMAT,
@@ -19,6 +19,9 @@ from edgetune.storage import (
     small_bytes,
     vocabulary_bytes,
 )
+
+FIRST_HALF = ATTENTION_ROLES | MIXER_ROLES
+"""Projections of a block's first half."""
 
 ALIGNMENT, PAGE = 64, 4096
 """Parts of a block's matrices begin at multiples of the one, blocks at those of the other."""
@@ -65,7 +68,7 @@ def transient_bytes(
     if not mlx or placement == "resident":
         return TransientWeights()
     layers = layer_counts(shape, quantization)
-    attention = max(_matrices(shape, layer, quantization, ATTENTION_ROLES) for layer in layers)
+    attention = max(_matrices(shape, layer, quantization, FIRST_HALF) for layer in layers)
     return TransientWeights(attention, _largest(shape, quantization) - attention)
 
 
@@ -73,7 +76,7 @@ def _matrices(
     shape: ModelShape,
     layer: int,
     quantization: str,
-    roles: frozenset[str] = ATTENTION_ROLES | MLP_ROLES,
+    roles: frozenset[str] = FIRST_HALF | MLP_ROLES,
 ) -> int:
     """Return the bytes of a block's matrices of some roles, with those between their parts."""
     pairs = zip(shape.blocks[layer].linears, linear_bytes(shape, layer, quantization), strict=True)

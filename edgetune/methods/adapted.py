@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from edgetune.methods.base import Method
@@ -123,6 +123,10 @@ class Adapted(Adaptation[A]):
     def attend(self, block: Block[A], attended: Attended[A]) -> A:
         """Return the output (B, H, S, h) of the block's attention."""
         return self.spec.attend(block, self, attended)
+
+    def mix(self, block: Block[A], inputs: Sequence[A]) -> A:
+        """Return what a mixer without attention makes of what its projections made."""
+        return self.spec.mix(block, self, inputs)
 
     def sublayer(self, block: Block[A], which: Sublayer, x: A, out: A) -> A:
         """Return what one half of the block adds to the stream."""

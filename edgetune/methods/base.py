@@ -7,7 +7,7 @@ text over :mod:`edgetune.network.ops`. Both are said once, for all backends.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgetune.methods.initial import Base, Initial, start
 from edgetune.network.adaptation import Sublayer
 from edgetune.network.block import Block
+from edgetune.network.mixing import mix
 from edgetune.network.ops import A, Attended
 from edgetune.settings.spec import check_numbers, values
 from edgetune.shape import Linear, LinearRole, ModelShape
@@ -144,10 +145,14 @@ class Method(ABC):
         if self.trains_input:
             return 0
         names = [tensor.name for tensor in self.tensors(shape) if tensor.trained]
-        if any(self.everywhere(name) for name in names):
-            return 0
-        blocks = ((layer, shape.block(layer)) for layer in range(shape.layers))
-        adapted = (layer for layer, prefix in blocks if any(n.startswith(prefix) for n in names))
+        # what is trained for all blocks are keys and values, which only attention reads
+        shared = any(self.everywhere(name) for name in names)
+        adapted = (
+            layer
+            for layer, block in enumerate(shape.blocks)
+            if (shared and block.attention is not None)
+            or any(name.startswith(shape.block(layer)) for name in names)
+        )
         return next(adapted, shape.layers)
 
     @property
@@ -183,6 +188,10 @@ class Method(ABC):
     def attend(self, block: Block[A], own: Adapted[A], attended: Attended[A]) -> A:
         """Return the output (B, H, S, h) of the block's attention."""
         return block.ops.attend(attended)
+
+    def mix(self, block: Block[A], own: Adapted[A], inputs: Sequence[A]) -> A:
+        """Return what a mixer without attention makes of what its projections made."""
+        return mix(block.ops, block.own.mixer, inputs, {})
 
     def sublayer(self, block: Block[A], own: Adapted[A], which: Sublayer, x: A, out: A) -> A:
         """Return what one half of the block adds to the stream, of its input and its output."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -10,6 +10,7 @@ from edgetune.methods.base import AdapterTensor, Footprint, Method
 from edgetune.methods.initial import Copy
 from edgetune.methods.targets import last_blocks
 from edgetune.methods.trained import trained_norm
+from edgetune.network.mixing import mix
 from edgetune.network.ops import A
 from edgetune.settings.spec import Interval, knob
 from edgetune.shape import Linear, ModelShape
@@ -71,6 +72,16 @@ class Full(Method):
     def norm(self, block: Block[A], own: Adapted[A], role: str, x: A) -> A:
         """Return x normalised by the trained copy, if there is one."""
         return trained_norm(block, own, role, x)
+
+    def mix(self, block: Block[A], own: Adapted[A], inputs: Sequence[A]) -> A:
+        """Return what the mixer makes with the trained copies of its tensors, if there are any."""
+        prefix = "" if block.layer is None else block.shape.block(block.layer)
+        copies = {
+            tensor.role: copy
+            for tensor in block.own.mixer_tensors
+            if (copy := own.tensors.get(f"{prefix}{tensor.name}")) is not None
+        }
+        return mix(block.ops, block.own.mixer, inputs, copies)
 
     def footprint(self, shape: ModelShape, layer: int) -> Footprint:
         """Return that all projections are trained."""

@@ -48,6 +48,7 @@ class LlamaAdapter(Method):
         return tuple(
             tensor
             for layer in last_blocks(shape, self.layers)
+            if shape.blocks[layer].attention is not None
             for tensor in self._layer(shape, layer)
         )
 
@@ -63,7 +64,8 @@ class LlamaAdapter(Method):
 
     def footprint(self, shape: ModelShape, layer: int) -> Footprint:
         """Return the length of a block's prompt."""
-        return Footprint(prompt=0 if layer < self.first_layer(shape) else self.adaption_length)
+        there = layer >= self.first_layer(shape) and shape.blocks[layer].attention is not None
+        return Footprint(prompt=self.adaption_length if there else 0)
 
     def _layer(self, shape: ModelShape, layer: int) -> Iterator[AdapterTensor]:
         name = attention_name(shape, layer)

@@ -236,7 +236,7 @@ class Lora(LowRank):
     def refusals(self, shape: ModelShape, *, context: int, quantization: str) -> list[str]:
         """Refuse groups for heads that cannot be halved."""
         found = LowRank.refusals(self, shape, context=context, quantization=quantization)
-        if self.attention_group is not None and any(x.kv_heads < 2 for x in shape.kinds):
+        if self.attention_group is not None and any(x.kv_heads == 1 for x in shape.kinds):
             found.append(
                 "--attention-group halves the key/value heads, and this model has one: leave it out."
             )

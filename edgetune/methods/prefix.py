@@ -116,7 +116,7 @@ class Prefix(Method):
 
     def footprint(self, shape: ModelShape, layer: int) -> Footprint:
         """Return the length of the prefix."""
-        return Footprint(prefix=self.length)
+        return Footprint(prefix=self.length if shape.blocks[layer].attention is not None else 0)
 
     def on_disk(self) -> Prefix:
         """Return the keys and values alone."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from edgetune.errors import UsageError
-from edgetune.shape import ATTENTION_ROLES, MLP_ROLES, Linear, ModelShape, Norm
+from edgetune.shape import ATTENTION_ROLES, MIXER_ROLES, MLP_ROLES, Linear, ModelShape, Norm
 
 GROUPS = {
-    "all-linear": ATTENTION_ROLES | MLP_ROLES,
+    "all-linear": ATTENTION_ROLES | MIXER_ROLES | MLP_ROLES,
     "attention": ATTENTION_ROLES,
     "mlp": MLP_ROLES,
     "q+v": frozenset({"q", "v", "qkv"}),

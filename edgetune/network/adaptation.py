@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
+from edgetune.network.mixing import mix
 from edgetune.network.ops import A, Attended
 from edgetune.shape import Linear
 
@@ -45,6 +46,10 @@ class Adaptation(Generic[A]):
     def attend(self, block: Block[A], attended: Attended[A]) -> A:
         """Return the output (B, H, S, h) of the block's attention."""
         return block.ops.attend(attended)
+
+    def mix(self, block: Block[A], inputs: Sequence[A]) -> A:
+        """Return what a mixer without attention makes of what its projections made."""
+        return mix(block.ops, block.own.mixer, inputs, {})
 
     def sublayer(self, block: Block[A], which: Sublayer, x: A, out: A) -> A:
         """Return what one half of the block adds to the stream (B, S, D).

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Generic
 
 from edgetune.network.adaptation import BASE, Adaptation
+from edgetune.network.mixers import convolved
 from edgetune.network.ops import A, Attended, Ops
-from edgetune.shape import BlockShape, Linear, ModelShape, Norm
+from edgetune.shape import Attention, BlockShape, Linear, ModelShape, Norm, ShortConvolution
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,19 @@ class Block(Generic[A]):
         """
         block = replace(self, method=BASE)
         _, k, v = block._queries_keys_values(x)
-        return block._norm("k", k) if self.own.normed_after_rotation else k, v
+        return block.norm("k", k) if self.own.normed_after_rotation else k, v
+
+    # the parts of the text
+
+    def norm(self, role: str, x: A) -> A:
+        """Return x normalised by one of the block's norms; x itself if it has none of this role."""
+        if role not in self.own.norm_by_role:
+            return x
+        return self.method.norm(self, role, x)
+
+    def project(self, role: str, x: A) -> A:
+        """Return a projection (..., outputs) of x (..., inputs)."""
+        return self.method.project(self, self.own.linear_by_role[role], x)
 
     # the text
 
@@ -56,21 +69,21 @@ class Block(Generic[A]):
         """Return the output (B, S, D) of a block for its input."""
         if self.own.parallel:
             return self._parallel(x)
-        attended = self._attention(self._norm("attention_input", x))
+        attended = self._first_half(self.norm("attention_input", x))
         x = self.ops.add(x, self._scaled(attended))
-        return self.ops.add(x, self._scaled(self._mlp(self._norm("mlp_input", x))))
+        return self.ops.add(x, self._scaled(self._mlp(self.norm("mlp_input", x))))
 
     def _parallel(self, x: A) -> A:
         """Return the output of a block whose halves read the same, through one norm or two."""
-        read = self._norm("attention_input", x)
+        read = self.norm("attention_input", x)
         if "mlp_input" not in self.own.norm_by_role:
-            attended = self._attention(read)
+            attended = self._first_half(read)
             both = self.ops.add(x, attended)
             return self.ops.add(both, self._mlp(read))
-        attended = self._attention(read)
+        attended = self._first_half(read)
         del read
         both = self.ops.add(x, attended)
-        return self.ops.add(both, self._mlp(self._norm("mlp_input", x)))
+        return self.ops.add(both, self._mlp(self.norm("mlp_input", x)))
 
     def embedded(self, tokens: A) -> A:
         """Return the input (B, S, D) of the first block for tokens (B, S)."""
@@ -83,17 +96,25 @@ class Block(Generic[A]):
         """Return the input of the head (..., D)."""
         return self.method.norm(self, "final", x)
 
-    def _attention(self, x: A) -> A:
-        ops, rule = self.ops, self.own.attention
+    def _first_half(self, x: A) -> A:
+        """Return what the mixer adds to the stream (B, S, D) of its normalised input."""
+        match self.own.mixer:
+            case Attention() as rule:
+                out = self._attention(x, rule)
+            case ShortConvolution():
+                out = convolved(self, x)
+        out = self.norm("attention_output", out)
+        return self.method.sublayer(self, "attention", x, out)
+
+    def _attention(self, x: A, rule: Attention) -> A:
+        ops = self.ops
         q, k, v = self._queries_keys_values(x)
         if rule.rotary is not None:
             q, k = ops.rotate(q, rule.query_rotary or rule.rotary), ops.rotate(k, rule.rotary)
         if self.own.normed_after_rotation:
-            q, k = self._norm("q", q), self._norm("k", k)
+            q, k = self.norm("q", q), self.norm("k", k)
         out = self._attend(Attended(q=q, k=k, v=v, rule=rule, keys=ops.keys()))
-        out = self._project("o", ops.from_heads(out))
-        out = self._norm("attention_output", out)
-        return self.method.sublayer(self, "attention", x, out)
+        return self.project("o", ops.from_heads(out))
 
     def _attend(self, attended: Attended[A]) -> A:
         """Return the output (B, H, S, h) of attention, also to what is cached of each row."""
@@ -117,8 +138,8 @@ class Block(Generic[A]):
     def _projected_heads(self, x: A) -> tuple[A, A, A]:
         shape, ops = self.own, self.ops
         if "qkv" not in shape.linear_by_role:
-            return self._project("q", x), self._project("k", x), self._project("v", x)
-        fused = self._project("qkv", x)
+            return self.project("q", x), self.project("k", x), self.project("v", x)
+        fused = self.project("qkv", x)
         if shape.interleaved_qkv:
             size, shared = shape.head_dim, shape.heads // shape.kv_heads
             q, k, v = ops.split_by_head(fused, shape.kv_heads, (shared * size, size, size))
@@ -132,35 +153,27 @@ class Block(Generic[A]):
         if self.own.normed_after_rotation:
             norm = None
         if norm is not None and norm.size != size:
-            x = self._norm(role, x)
+            x = self.norm(role, x)
         x = self.ops.to_heads(x, size)
         if norm is not None and norm.size == size:
-            x = self._norm(role, x)
+            x = self.norm(role, x)
         return self.ops.heads_first(x)
 
     def _mlp(self, x: A) -> A:
-        out = self._project("down", self._inner(x))
-        out = self._norm("mlp_output", out)
+        out = self.project("down", self._inner(x))
+        out = self.norm("mlp_output", out)
         return self.method.sublayer(self, "mlp", x, out)
 
     def _inner(self, x: A) -> A:
         """Return what the FFN's output projection reads (B, S, F)."""
         shape, ops = self.own, self.ops
         if "gate_up" in shape.linear_by_role:
-            gate, up = ops.split(self._project("gate_up", x), (shape.ffn_size, shape.ffn_size))
+            gate, up = ops.split(self.project("gate_up", x), (shape.ffn_size, shape.ffn_size))
             return ops.gated(gate, up, shape.activation)
         if "gate" in shape.linear_by_role:
-            gate = self._project("gate", x)
-            return ops.gated(gate, self._project("up", x), shape.activation)
-        return ops.activation(self._project("up", x), shape.activation)
-
-    def _norm(self, role: str, x: A) -> A:
-        if role not in self.own.norm_by_role:
-            return x
-        return self.method.norm(self, role, x)
-
-    def _project(self, role: str, x: A) -> A:
-        return self.method.project(self, self.own.linear_by_role[role], x)
+            gate = self.project("gate", x)
+            return ops.gated(gate, self.project("up", x), shape.activation)
+        return ops.activation(self.project("up", x), shape.activation)
 
     def _scaled(self, x: A) -> A:
         scale = self.shape.residual_scale

@@ -70,6 +70,14 @@ class Mixed(Adaptation[A]):
             [one.attend(block, rows(attended, at)) for at, one in self._parts]
         )
 
+    def mix(self, block: Block[A], inputs: Sequence[A]) -> A:
+        """Return what a mixer without attention makes of what its projections made."""
+        rows = block.ops.rows
+        return block.ops.concatenated(
+            [one.mix(replace(block, ops=block.ops.of_rows(at)), [rows(x, at) for x in inputs])
+             for at, one in self._parts]
+        )  # fmt: skip
+
     def sublayer(self, block: Block[A], which: Sublayer, x: A, out: A) -> A:
         """Return what one half of a block adds to the stream (B, S, D)."""
         rows = block.ops.rows

@@ -134,6 +134,12 @@ class Ops(Protocol[A]):
     def first_pass(self) -> bool:
         """Return whether the caches were empty when this pass began."""
 
+    def short_convolution(self, x: A, weight: A | None = None, bias: A | None = None) -> A:
+        """Return ``c * convolution(b * u)`` (B, S, D) of x (B, S, 3 D), which is b, c and u.
+
+        Causal, within documents, each channel on its own; with trained tensors in place of frozen.
+        """
+
     # what is trained
 
     def low_rank(self, x: A, a: A, b: A, scale: float, dropout: Dropout | None) -> A:

@@ -11,13 +11,16 @@ from math import ceil
 
 from edgetune.choice import Choice
 from edgetune.methods.base import Method
-from edgetune.shape import Attention, BlockShape, ModelShape
+from edgetune.shape import Attention, BlockShape, Mixer, ModelShape, ShortConvolution
 
 BLOCK, LINEAR, NORM, ROTARY = 25, 5, 8, 20
 """Operations of a forward pass: of a block as such, of each projection, norm and rotation."""
 
 CHUNKED_ATTENTION = 35
 """Further ones of attention that is not one fused operation: windows and capped scores."""
+
+CONVOLVED, TAP = 10, 4
+"""Those of a short convolution beside its projections, and of each of its taps."""
 
 BACKWARD = 1.2
 """Operations of a backward pass for each of the forward pass."""
@@ -96,7 +99,15 @@ def _mean(shape: ModelShape, count: Callable[[BlockShape], int]) -> float:
 def _block(block: BlockShape) -> int:
     """Return the operations of a frozen block's forward pass."""
     own = LINEAR * len(block.linears) + NORM * len(block.norms)
-    return BLOCK + own + _attention(block.attention)
+    return BLOCK + own + _mixer(block.mixer)
+
+
+def _mixer(mixer: Mixer) -> int:
+    match mixer:
+        case Attention():
+            return _attention(mixer)
+        case ShortConvolution():
+            return CONVOLVED + TAP * mixer.taps
 
 
 def _attention(rule: Attention) -> int:

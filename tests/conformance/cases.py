@@ -12,7 +12,7 @@ from typing import Any
 
 from edgetune.methods import build
 from edgetune.methods.base import Method
-from edgetune.shape import ModelShape
+from edgetune.shape import BlockShape, ModelShape
 
 Count = Callable[[ModelShape], int]
 
@@ -37,23 +37,25 @@ class Case:
 
 
 def _linears(shape: ModelShape, *roles: str) -> list[tuple[int, int]]:
-    return [(x.inputs, x.outputs) for x in shape.blocks[0].linears if not roles or x.role in roles]
+    """Return the inputs and outputs of the projections of all blocks."""
+    every = (linear for block in shape.blocks for linear in block.linears)
+    return [(x.inputs, x.outputs) for x in every if not roles or x.role in roles]
 
 
 def _low_rank(rank: int, *roles: str) -> Count:
-    return lambda s: s.layers * sum(rank * (k + d) for k, d in _linears(s, *roles))
+    return lambda s: sum(rank * (k + d) for k, d in _linears(s, *roles))
 
 
 def _dora(rank: int) -> Count:
-    return lambda s: _low_rank(rank)(s) + s.layers * sum(d for _, d in _linears(s))
+    return lambda s: _low_rank(rank)(s) + sum(d for _, d in _linears(s))
 
 
 def _low_rank_b(rank: int) -> Count:
-    return lambda s: s.layers * sum(rank * d for _, d in _linears(s))
+    return lambda s: sum(rank * d for _, d in _linears(s))
 
 
 def _vectors(rank: int) -> Count:
-    return lambda s: s.layers * sum(rank + d for _, d in _linears(s))
+    return lambda s: sum(rank + d for _, d in _linears(s))
 
 
 def _adapter(a: int, per_block: int) -> Count:
@@ -61,41 +63,52 @@ def _adapter(a: int, per_block: int) -> Count:
 
 
 def _norms(shape: ModelShape) -> int:
-    return sum(x.size * (2 if x.bias else 1) for x in shape.blocks[0].norms)
+    every = (norm for block in shape.blocks for norm in block.norms)
+    return sum(x.size * (2 if x.bias else 1) for x in every)
+
+
+def _attending(shape: ModelShape) -> list[BlockShape]:
+    return [block for block in shape.blocks if block.attention is not None]
+
+
+def _keys(shape: ModelShape) -> int:
+    return sum(block.keys for block in shape.blocks)
 
 
 def _network(p: int, hidden: int, s: ModelShape) -> int:
-    width, outputs = s.blocks[0].keys, 2 * s.layers * s.blocks[0].keys
+    width, outputs = _attending(s)[0].keys, 2 * _keys(s)
     return p * width + hidden * (width + 1) + outputs * (hidden + 1)
 
 
 def _prefix(p: int, hidden: int | None) -> Count:
     if hidden is None:
-        return lambda s: 2 * s.layers * p * s.blocks[0].keys
+        return lambda s: 2 * p * _keys(s)
     return lambda s: _network(p, hidden, s)
 
 
 def _biases(shape: ModelShape) -> int:
-    own = sum(d for _, d in _linears(shape)) + sum(x.size for x in shape.blocks[0].norms if x.bias)
-    return shape.layers * own + (shape.final_norm.size if shape.final_norm.bias else 0)
+    norms = sum(x.size for block in shape.blocks for x in block.norms if x.bias)
+    final = shape.final_norm.size if shape.final_norm.bias else 0
+    return sum(d for _, d in _linears(shape)) + norms + final
 
 
 def _ia3(s: ModelShape) -> int:
     outputs = sum(d for _, d in _linears(s, "k", "v", "qkv"))
-    return s.layers * (outputs + sum(k for k, _ in _linears(s, "down")))
+    return outputs + sum(k for k, _ in _linears(s, "down"))
 
 
 def _full(layers: int | None) -> Count:
     def count(s: ModelShape) -> int:
-        block = sum(tensor.size for tensor in s.block_tensors(0))
+        first = 0 if layers is None else s.layers - layers
+        blocks = sum(x.size for layer in range(first, s.layers) for x in s.block_tensors(layer))
         final = s.final_norm.size * (2 if s.final_norm.bias else 1)
-        return (s.layers if layers is None else layers) * block + final
+        return blocks + final
 
     return count
 
 
 def _norm(s: ModelShape) -> int:
-    return s.layers * _norms(s) + s.final_norm.size * (2 if s.final_norm.bias else 1)
+    return _norms(s) + s.final_norm.size * (2 if s.final_norm.bias else 1)
 
 
 CASES = (
@@ -127,7 +140,7 @@ CASES = (
     ),
     Case(
         name="series", kind="adapter", settings={"bottleneck": 8, "train_norms": True},
-        parameters=lambda s: _adapter(8, 2)(s) + s.layers * _norms(s),
+        parameters=lambda s: _adapter(8, 2)(s) + _norms(s),
     ),
     Case(
         name="pfeiffer", kind="adapter", parameters=_adapter(8, 1),
@@ -156,7 +169,7 @@ CASES = (
     ),
     Case(
         name="llama-adapter", rate=1.0, kind="llama-adapter", settings={"adaption_length": 4},
-        parameters=lambda s: s.layers * (4 * s.hidden_size + s.blocks[0].heads),
+        parameters=lambda s: sum(4 * s.hidden_size + x.heads for x in _attending(s)),
     ),
     Case(
         name="llama-adapter-layer", rate=1.0, kind="llama-adapter",

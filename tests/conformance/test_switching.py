@@ -21,6 +21,9 @@ from edgetune.model import LocalModel
 from edgetune.settings.spec import Checkpointing
 
 LORA = CASES[0]
+FULL = next(case for case in CASES if case.kind == "full")
+CARRYING = ("lfm2",)
+"""Families of which some layers carry a state from token to token."""
 NAMES = (DEFAULT_ADAPTER, None, "other", "other", DEFAULT_ADAPTER)
 """The adapters of the rows of a mixed batch: neighbours alike and not."""
 
@@ -84,6 +87,23 @@ def test_prompts_continued_together_get_what_they_get_alone(
         session, adapter = (alone, DEFAULT_ADAPTER) if name == "other" else (mixed, name)
         expected = session.generate([prompt], options, adapters=[adapter])
         assert tokens == [token for _, token in expected]
+
+
+@pytest.mark.parametrize("family", CARRYING)
+def test_what_layers_carry_goes_on_as_it_does_in_whole_rows(
+    family: str, bench: Bench, tmp_path: Path
+) -> None:
+    model = LocalModel.open(make_model(tmp_path, family))
+    alone, mixed = trained_pair(FULL, bench, model)
+    prompts = [ROW[: 3 + row] for row in (4, 0, 2, 1, 2)]
+    found: list[list[int]] = [[] for _ in prompts]
+    for row, token in mixed.generate(prompts, GenerateOptions(max_tokens=5), adapters=NAMES):
+        found[row].append(token)
+
+    for prompt, name, tokens in zip(prompts, NAMES, found, strict=True):
+        session, adapter = (alone, DEFAULT_ADAPTER) if name == "other" else (mixed, name)
+        logits = np.asarray(session.logits([*prompt, *tokens], adapter=adapter))
+        assert tokens == logits[len(prompt) - 1 : -1].argmax(-1).tolist()
 
 
 def test_prompts_end_one_by_one_and_draw_as_they_do_alone(bench: Bench, llama: LocalModel) -> None:

@@ -29,6 +29,7 @@ PUBLISHED = frozenset(
 """Families whose published models are drawn."""
 _GPT = {"n_embd": 576, "n_head": 9, "n_layer": 4}
 OWN_SIZES: dict[str, dict[str, Any]] = {
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2, "block_multiple_of": 256},
     "ministral": {"layer_types": ["sliding_attention", "full_attention"] * 2},
     "gptj": _GPT | {"rotary_dim": 64},
     "gpt_bigcode": _GPT,

@@ -114,13 +114,16 @@ def _assert_same_tensors(shape: ModelShape, model: PreTrainedModel) -> None:
 
 
 def _assert_same_attention(shape: ModelShape, model: PreTrainedModel) -> None:
-    for layer, block in enumerate(_blocks(model)):
+    for shaped, block in zip(shape.blocks, _blocks(model), strict=True):
         module = getattr(block, "self_attn", None) or getattr(block, "attn", None)
-        module = module or block.attention
+        module = module or getattr(block, "attention", None)
+        attention = shaped.attention
+        assert (module is None) == (attention is None)
+        if module is None or attention is None:
+            continue
         window = getattr(module, "sliding_window", _model_window(model))
         window = window if getattr(module, "is_sliding", True) else None
         softcap = getattr(module, "attn_logit_softcapping", None)
-        attention = shape.attention[layer]
 
         assert attention.scale == pytest.approx(module.scaling)
         assert attention.window == window
@@ -160,6 +163,7 @@ def _random_config(family: str, seed: int) -> Config:
         "falcon": _falcon,
         "granitemoehybrid": _granite4,
         "helium": _helium,
+        "lfm2": _lfm2,
         "hunyuan_v1_dense": _with_head_size("hunyuan_v1_dense"),
         "ministral": _with_head_size("ministral"),
     }.get(family, lambda draw: _common(family, draw))
@@ -228,6 +232,15 @@ def _switches(family: str, draw: random.Random, head_dim: int) -> Config:
             "glm4": wide | biased | eps,
             "helium": biased | eps | {"mlp_bias": draw.random() < 0.5},
             "hunyuan_v1_dense": wide | biased | eps,
+            "lfm2": {
+                "conv_bias": draw.random() < 0.5,
+                "conv_L_cache": draw.choice([1, 3, 4]),
+                "block_ff_dim": draw.choice([24, 40]),
+                "block_auto_adjust_ff_dim": draw.random() < 0.5,
+                "block_ffn_dim_multiplier": draw.choice([1.0, 1.3]),
+                "block_multiple_of": 8,
+                "norm_eps": 1e-6,
+            },
             "ministral": wide | windowed | eps,
             "ministral3": wide | windowed | eps,
             "nemotron": wide | biased | {"mlp_bias": draw.random() < 0.5, "norm_eps": 1e-6},
@@ -265,6 +278,14 @@ def _granite4(draw: random.Random) -> Config:
 def _helium(draw: random.Random) -> Config:
     config = _common("helium", draw)
     return config | {"head_dim": config["hidden_size"] // config["num_attention_heads"]}
+
+
+def _lfm2(draw: random.Random) -> Config:
+    config = _common("lfm2", draw)
+    layers = config["num_hidden_layers"]
+    attending = sorted({draw.randrange(layers) for _ in range(3)})
+    types = ["full_attention" if layer in attending else "conv" for layer in range(layers)]
+    return config | draw.choice([{"layer_types": types}, {"full_attn_idxs": attending}])
 
 
 def _with_head_size(family: str) -> Callable[[random.Random], Config]:

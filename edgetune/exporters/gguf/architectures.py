@@ -151,7 +151,7 @@ def architecture_of(shape: ModelShape) -> Architecture:
 def _differences(shape: ModelShape, architecture: Architecture) -> list[str]:
     block = shape.blocks[0]
     problems = []
-    if any(replace(each, attention=block.attention) != block for each in shape.kinds):
+    if any(replace(each, mixer=block.mixer) != block for each in shape.kinds):
         problems.append("its blocks differ in more than what they attend to")
     if block.activation not in architecture.activations:
         known = " or ".join(sorted(architecture.activations))
@@ -161,7 +161,7 @@ def _differences(shape: ModelShape, architecture: Architecture) -> list[str]:
         problems.append("it has multipliers of its own")
     if block.parallel and not architecture.parallel:
         problems.append("both halves of a block read the same input")
-    capped = block.attention.softcap is not None
+    capped = any(rule.softcap is not None for rule in shape.attention)
     if capped != architecture.softcaps:
         problems.append(f"its scores are {'' if capped else 'not '}capped")
     if architecture.softcaps and shape.logit_softcap is None:
@@ -190,7 +190,8 @@ def _attention_differences(shape: ModelShape, architecture: Architecture) -> lis
         problems.append("neighbouring channels rotate together")
     if any(rule.growth for rule in shape.rotaries):
         problems.append("its queries grow with the position")
-    if any(kind.attention.slopes not in ((), slopes(kind.heads)) for kind in shape.kinds):
+    rules_of = [(rule, kind.heads) for kind in shape.kinds if (rule := kind.attention) is not None]
+    if any(rule.slopes not in ((), slopes(heads)) for rule, heads in rules_of):
         problems.append("its scores fall otherwise with the distance")
     rules = {(a.rotary, a.window) for a in shape.attention if a.rotary is not None}
     most = 1 if architecture.window_pattern is None else 2

@@ -34,7 +34,7 @@ def row_order(
     block: BlockShape, linear: Linear, architecture: Architecture
 ) -> NDArray[np.int64] | None:
     """Return which of the model's rows each row of a projection in the file is; None: the same."""
-    rotary = block.attention.rotary
+    rotary = None if block.attention is None else block.attention.rotary
     apart = rotary is None or not rotary.interleaved
     if linear.role in ("q", "k") and architecture.neighbours_rotate and apart:
         return neighbours(linear.outputs, block.head_dim)
@@ -69,7 +69,10 @@ def query_scale(shape: ModelShape, architecture: Architecture, layer: int) -> fl
     """Return what queries are multiplied by, so that llama.cpp's scale makes the model's."""
     if architecture.multipliers:
         return 1.0
-    scale = shape.blocks[layer].attention.scale / architecture.attention_scale(shape, layer)
+    rule = shape.blocks[layer].attention
+    if rule is None:
+        return 1.0
+    scale = rule.scale / architecture.attention_scale(shape, layer)
     return 1.0 if isclose(scale, 1.0, rel_tol=1e-6) else scale
 
 

@@ -75,7 +75,7 @@ def _attention(shape: ModelShape, architecture: Architecture) -> Iterator[tuple[
     windows = {rule.window for rule in shape.attention if rule.window is not None}
     if architecture.window_pattern is not None and windows:
         yield "attention.sliding_window", Value("uint32", max(windows))
-    softcap = shape.blocks[0].attention.softcap
+    softcap = shape.attention[0].softcap
     if softcap is not None:
         yield "attn_logit_softcapping", Value("float32", softcap)
     if shape.logit_softcap is not None:
@@ -84,13 +84,13 @@ def _attention(shape: ModelShape, architecture: Architecture) -> Iterator[tuple[
 
 def _multipliers(shape: ModelShape, architecture: Architecture) -> Iterator[tuple[str, Value]]:
     if architecture.multipliers:
-        yield "attention.scale", Value("float32", shape.blocks[0].attention.scale)
+        yield "attention.scale", Value("float32", shape.attention[0].scale)
         yield "embedding_scale", Value("float32", shape.embedding_scale)
         yield "residual_scale", Value("float32", shape.residual_scale)
         yield "logit_scale", Value("float32", 1 / shape.logit_scale)  # llama.cpp divides
     if architecture.logit_scale:
         yield "logit_scale", Value("float32", shape.logit_scale)
-    if shape.blocks[0].attention.slopes:
+    if shape.attention[0].slopes:
         yield "attention.max_alibi_bias", Value("float32", 8.0)
 
 

@@ -41,6 +41,7 @@ _FAMILIES: Final[Mapping[str, str]] = {
     "granitemoehybrid": "granite",
     "helium": "near_llama",
     "hunyuan_v1_dense": "near_llama",
+    "lfm2": "lfm2",
     "llama": "llama",
     "ministral": "mistral",
     "ministral3": "mistral",

@@ -217,7 +217,7 @@ def blocks(
             head_dim=sizes.head_dim,
             ffn_size=sizes.ffn,
             activation=activation,
-            attention=rule,
+            mixer=rule,
             linears=tuple(linears),
             norms=tuple(norms),
             parallel=parallel,

@@ -1,0 +1,94 @@
+"""Mixers: what lets the tokens of a row know of each other, one a block.
+
+Attention looks back at all tokens before. The others carry a state from token to token, which
+begins anew with each document.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+MixerRole = Literal["conv", "conv_bias"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rotary:
+    """Rotary position embedding with its base frequency and its scaling rule."""
+
+    theta: float
+    dimensions: int
+    """Leading channels of a head that rotate; the rest pass unchanged."""
+    scaling: Literal["none", "linear", "llama3", "longrope", "yarn"] = "none"
+    factor: float = 1.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_context: int = 0
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+    attention_factor: float = 1.0
+    """Multiplies cosine and sine (longrope, yarn)."""
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    interleaved: bool = False
+    """Channels 2i and 2i + 1 rotate together (GPT-J), not i and i + half of those that rotate."""
+    growth: float = 0.0
+    """What rotates is multiplied by ``1 + growth * log(1 + position // original_context)``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """What the attention of one layer does besides its projections."""
+
+    scale: float
+    window: int | None = None
+    """A token sees itself and the ``window - 1`` tokens before it; ``None`` sees all."""
+    slopes: tuple[float, ...] = ()
+    """By head, what is taken from a score for each position between query and key (ALiBi)."""
+    softcap: float | None = None
+    """``softcap * tanh(scores / softcap)`` before the softmax (Gemma-2)."""
+    rotary: Rotary | None = None
+    query_rotary: Rotary | None = None
+    """The rotation of queries, where it is another one than that of keys (Ministral 3)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixerTensor:
+    """A tensor of a mixer that is neither a projection nor a norm; ``name`` is inside the block."""
+
+    role: MixerRole
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShortConvolution:
+    """LFM2's mixer: ``out(c * convolution(b * u))`` of b, c and u, which ``in`` makes of x.
+
+    Each channel is convolved on its own, over itself and the ``taps - 1`` tokens before.
+    """
+
+    channels: int
+    taps: int
+    module: str
+    """Of the convolution, inside the block."""
+    bias: bool = False
+
+    @property
+    def carried(self) -> int:
+        """Float32 numbers that a row in generation keeps from one token to the next."""
+        return (self.taps - 1) * self.channels
+
+    @property
+    def tensors(self) -> tuple[MixerTensor, ...]:
+        """The convolution's weight, and its bias if it has one."""
+        size = (self.channels, 1, self.taps)
+        weight = MixerTensor(role="conv", name=f"{self.module}.weight", shape=size)
+        if not self.bias:
+            return (weight,)
+        added = MixerTensor(role="conv_bias", name=f"{self.module}.bias", shape=size[:1])
+        return weight, added
+
+
+Mixer = Attention | ShortConvolution
