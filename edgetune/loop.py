@@ -268,7 +268,7 @@ class Loop:
             reason = "The run ends here"
         elif now.step == to:
             reason = (
-                "Nothing was learned since the checkpoint before it, so that going back is no help"
+                "Nothing was learned since the checkpoint before it, so going back does not help"
             )
         elif guard.rewinds == REWINDS:
             reason = f"The learning rate was halved {REWINDS} times before"

@@ -78,9 +78,9 @@ def command(
 ) -> None:
     """Print quality, memory, time, size and forgetting of several runs.
 
-    They are RUNs that are there, or are trained first: one for each of --methods, in a process
-    each, one after the other. What was trained is not trained again; the same command goes on
-    after an interruption.
+    They are existing RUNs, or are trained first: one for each of --methods, one after the other,
+    each in a process of its own. What was trained is not trained again: after an interruption, run
+    the same command to continue.
     """
     if exact_match and held_out is None:
         raise UsageError("--exact-match answers the rows of --held-out. Give them, too.")
@@ -157,7 +157,7 @@ def _contest(
     memory: int | None,
 ) -> Contest:
     if runs:
-        raise UsageError("Give runs that are there, or --methods to train; not both.")
+        raise UsageError("Give existing runs, or --methods to train; not both.")
     if data is None or model is None:
         raise UsageError("--methods trains on rows over a model. Give --data FILE and --model REF.")
     settings = {**fixed.choice, **fixed.training}
@@ -214,7 +214,9 @@ def _call(arguments: Sequence[str]) -> Called:
             child.terminate()
             raise
         if stop() and child.returncode == 0:
-            raise StoppedError("Stopped between two methods. The same command goes on.")
+            raise StoppedError(
+                "Stopped between two methods. Run the same command again to continue."
+            )
         return Called(code=child.returncode, printed=printed)
 
 

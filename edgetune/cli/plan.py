@@ -108,7 +108,7 @@ def _keep_others_files(output: Path) -> None:
         raise UsageError(f"The plan file {output} cannot be written: {error.strerror}.") from None
     if is_other:
         raise UsageError(
-            f"{output} is there and is not a plan file: it is not overwritten. "
+            f"{output} exists and is not a plan file: it is not overwritten. "
             "Choose another with --output."
         )
 

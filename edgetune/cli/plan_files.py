@@ -45,7 +45,7 @@ def complete(request: PlanRequest, plan_file: Path | None) -> PlanRequest:
         raise UsageError(
             f"The {FILE_NAME} of this folder is for {plan.device.name} ({plan.device.kind}), and "
             f"this is {here.name} ({here.kind}). Plan for this machine with `edgetune plan`, or "
-            f"take its settings all the same: --plan {FILE_NAME}."
+            f"use its settings anyway: --plan {FILE_NAME}."
         )
     taken = replanned(plan, request)
     if taken.data is None and plan.data is not None:

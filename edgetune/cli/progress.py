@@ -79,7 +79,7 @@ class ProgressBar:
                 self._pilot(event)
             case Recovered():
                 self._tell(
-                    f"step {event.step}: out of memory; going on with {event.rows} rows at once"
+                    f"step {event.step}: out of memory; continuing with {event.rows} rows at once"
                 )
             case Rewound():
                 self._loss, self._rewinds = None, self._rewinds + 1
@@ -90,7 +90,7 @@ class ProgressBar:
             case EndedEarly():
                 self._tell(
                     f"step {event.step}: no lower validation loss in {event.evaluations} "
-                    "evaluations; training ends here (--patience 0 goes on to the end)"
+                    "evaluations; training ends here (--patience 0 trains to the end)"
                 )
                 self._await_verdict()
             case PlanExceeded():

@@ -59,13 +59,13 @@ from edgetune.workflows.training import Run, start_run
 @click.option(
     "--resume",
     is_flag=True,
-    help="Go on with the run in --output; --data if its rows moved, --memory for another limit.",
+    help="Resume the run in --output; --data if its rows moved, --memory for another limit.",
 )
 @click.option(
     "--from",
     "source",
     metavar="ADAPTER",
-    help="Go on from an adapter: a run's folder, or one that PEFT or mlx-lm saved.",
+    help="Continue from an adapter: a run's folder, or one that PEFT or mlx-lm saved.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and the receipt, train nothing.")
 @click.option("--brief", is_flag=True, help="Show the plan in one line, unless -v is given.")
@@ -83,7 +83,7 @@ from edgetune.workflows.training import Run, start_run
 @click.option(
     "--strict",
     is_flag=True,
-    help="Stop where the run would go on with fewer rows at once or a lower learning rate.",
+    help="Stop instead of continuing with fewer rows at once or a lower learning rate.",
 )
 @click.option(
     "--no-verdict", is_flag=True, help="Do not measure at the end what was learned and forgotten."
@@ -122,9 +122,9 @@ def command(
 ) -> None:
     """Train on a file of examples and write a run folder with the adapter.
 
-    Without --plan and --model, the edgetune-plan.yaml of this folder is taken, with its rows,
-    if it is for this machine. Flags change single settings of a plan. Ctrl-C once stops after the
-    step and saves, twice at once.
+    Without --plan and --model, the edgetune-plan.yaml of this folder is used, with its rows, if it
+    is for this machine. Flags change single settings of a plan. Ctrl-C stops after the current step
+    and saves; a second Ctrl-C stops at once.
     """
     fixed = Fixed.of(flags)
     check_sinks(log)
@@ -217,7 +217,7 @@ def _refuse_with_resume(fixed: Fixed, **others: object) -> None:
     ]
     if given:
         raise UsageError(
-            f"--resume goes on exactly as the run began: {', '.join(given)} cannot be "
+            f"--resume continues the run exactly as it began: {', '.join(given)} cannot be "
             "given with it. To change something, train into another --output."
         )
 
@@ -256,7 +256,7 @@ def _train(run: Run, again: Again, stages: Stages) -> None:
         say(notice)
     told = len(run.notices)
     if run.start.step:
-        say(f"Going on after step {run.start.step} of {run.schedule.steps}")
+        say(f"Resuming after step {run.start.step} of {run.schedule.steps}")
     progress = ProgressBar(run, stages, judged=again.after != After(verdict=False, samples=0))
     with (
         notified(folder.path.name, wanted=again.notify),
@@ -300,4 +300,7 @@ def _events(run: Run, again: Again, stop: Callable[[], bool]) -> Iterator[Event]
 def _said_once() -> None:
     """Answer an interrupt from a signal handler: not through a buffer, which may be in use."""
     with suppress(OSError):
-        os.write(sys.stderr.fileno(), b"\nStopping after this step; once more stops at once.\n")
+        os.write(
+            sys.stderr.fileno(),
+            b"\nStopping after this step; press Ctrl-C again to stop at once.\n",
+        )

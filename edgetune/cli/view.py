@@ -27,7 +27,7 @@ def command(folder: Path | None, port: int, as_json: bool) -> None:
     """Watch, compare, start and stop runs in the browser, look into rows, chat, export.
 
     FOLDER holds the runs (default: runs). Only this machine is answered, and only with the token
-    in the address that is printed. Trainings go on when this command ends.
+    in the address that is printed. Trainings continue when this command ends.
     """
     from edgetune.page.server import view
 

@@ -93,7 +93,7 @@ class _Vocabulary:
         tokens = metadata.items(f"{_KEY}tokens", str)
         if not tokens:
             raise ModelError(
-                f"{metadata.file} has no tokenizer ({_KEY}tokens), so that no text can be read."
+                f"{metadata.file} has no tokenizer ({_KEY}tokens), so no text can be read."
             )
         kinds = metadata.items(f"{_KEY}token_type", int) or [1] * len(tokens)
         if len(kinds) != len(tokens):

@@ -43,7 +43,7 @@ class JsonReader:
         """Return what is wrong with the last value, None if nothing is."""
         if self.repeated is None:
             return None
-        return f"The key {self.repeated!r:.100} is there twice in one object. Remove one of them."
+        return f"The key {self.repeated!r:.100} appears twice in one object. Remove one of them."
 
     def _object(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
         found = dict(pairs)

@@ -278,7 +278,7 @@ def _notes(facts: Mapping[str, Any], sources: Sequence[Source]) -> Iterator[str]
     if facts["without_template"]:
         yield "the model has no chat template, so a default stands in; export carries it along"
     if facts["dated"]:
-        yield "the template writes today's date; a fixed one stands in, so that runs repeat"
+        yield "the template writes today's date; a fixed one is used, which keeps runs repeatable"
 
 
 def _prompt_notes(cuts: Mapping[str, int]) -> Iterator[str]:

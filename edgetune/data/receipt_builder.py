@@ -28,7 +28,7 @@ def receipt_of(
     repeated = tuple(
         Dropped(
             place=reading.examples.place(row),
-            because="the same row is trained, so that it would say nothing in validation",
+            because="the same row is trained, so it would say nothing in validation",
         )
         for row in splits.repeated.tolist()
     )

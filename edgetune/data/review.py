@@ -65,7 +65,7 @@ class Review:
             yield f"{'Personal':<12}{kind}: {len(found):,}"
             yield from (printable(f"  {each.place}: {each.what}") for each in found)
         if self.personal is not None:
-            yield f"{'':<12}by patterns alone: no guarantee that nothing else is there"
+            yield f"{'':<12}found by patterns alone: there may be more"
 
 
 def review(dataset: Dataset, tokenizer: Tokenizer, *, pii: bool = False) -> Review | None:

@@ -51,7 +51,7 @@ def new_file(target: Path, needed: int) -> Iterator[Path]:
     target = target.expanduser()
     if target.is_symlink() or target.exists() or not is_utf8(target):
         raise UsageError(
-            f"No file {target} can be made: something is there, or its name is not UTF-8. Nothing "
+            f"No file {target} can be made: something exists there, or its name is not UTF-8. Nothing "
             "is overwritten: choose another name with --output."
         )
     try:

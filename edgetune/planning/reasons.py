@@ -74,8 +74,8 @@ def _number_format(found: Found, problem: SearchProblem) -> Iterator[str]:
         )  # fmt: skip
     else:
         yield (
-            f"computing in {choice.compute_dtype}: it halves the activations, which did not fit "
-            "otherwise; results are rounded more"
+            f"computing in {choice.compute_dtype}: it halves the activations, which would not "
+            "fit otherwise; results are rounded more"
         )
 
 
@@ -116,7 +116,7 @@ def _price(seconds: float, resident: float) -> str:
     if seconds < 1.05 * resident:
         return f"{step}, no longer than with resident weights: they arrive while it computes"
     return (
-        f"the price is time: {step}; with resident weights it would take {format_seconds(resident)}"
+        f"this costs time: {step}; with resident weights it would take {format_seconds(resident)}"
     )
 
 
@@ -125,20 +125,20 @@ def _vocabulary(found: Found, problem: SearchProblem) -> Iterator[str]:
     if choice.embedding == "disk" and "embedding" not in problem.fixed:
         yield "embedding read from disk: only the rows that are looked up, at little cost"
     if choice.head == "disk" and "head" not in problem.fixed:
-        yield "head read from disk, a slice at a time, as it is too large to keep"
+        yield "head read from disk, a slice at a time: it is too large to keep in memory"
 
 
 def _costly(found: Found, problem: SearchProblem) -> Iterator[str]:
     layers = getattr(found.choice.method, "layers", None)
     if layers is not None and "layers" not in problem.method_fixed:
         yield (
-            f"only the last {layers} of {problem.shape.layers} blocks are adapted: with more of "
-            "them nothing fits; the result may be a little worse"
+            f"only the last {layers} of {problem.shape.layers} blocks are adapted: "
+            "nothing fits with more; the result may be slightly worse"
         )
     if found.choice.context < problem.context:
         yield (
-            f"context {found.choice.context} instead of {problem.context}: with longer rows "
-            "nothing fits; longer rows will not be seen whole"
+            f"context {found.choice.context} instead of {problem.context}: nothing fits "
+            "with more; the model never sees longer rows whole"
         )
 
 

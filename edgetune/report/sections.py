@@ -35,7 +35,7 @@ EVENTS = {
     "rates corrected": "Rates corrected",
     "no adapter": "No adapter",
     "adapter written": "Adapter written",
-    "goes on from an adapter": "Goes on from an adapter",
+    "goes on from an adapter": "Continues from an adapter",
 }
 """Notes of the journal that are shown; the others are in the charts or among the reasons."""
 

@@ -100,7 +100,7 @@ def load_checkpoint(path: Path, plan: Plan) -> Checkpoint:
         adapter = load_adapter(path, plan.shape).tensors
     except NotFiniteError as error:
         raise DamagedCheckpointError(
-            f"The checkpoint {path} cannot be gone on from: the step before it left values that "
+            f"The checkpoint {path} cannot be resumed from: the step before it left values that "
             "are not finite."
         ) from error
     return Checkpoint(

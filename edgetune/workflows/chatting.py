@@ -120,7 +120,7 @@ class Chat:
             DiskError: if it cannot be written.
         """
         if not self.sides[0].messages:
-            raise UsageError("Nothing was said yet, so that there is nothing to save.")
+            raise UsageError("Nothing was said yet, so there is nothing to save.")
         try:
             path = path.expanduser()
             if because := not_new(path):

@@ -88,7 +88,7 @@ class Contest:
         if not path.exists():
             if self.folder.exists() and any(self.folder.iterdir()):
                 raise UsageError(
-                    f"{self.folder} is there and no comparison. Give another --output."
+                    f"{self.folder} exists and holds no comparison. Give another --output."
                 )
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(path, record)
@@ -113,12 +113,12 @@ class Contest:
             if state == "done":
                 say(f"{place}: trained already")
                 continue
-            say(f"{place}: {'goes on' if state == 'unfinished' else 'begins'}")
+            say(f"{place}: {'resumes' if state == 'unfinished' else 'starts'}")
             called = call(self.arguments(method, state))
             if called.code == _STOPPED:
                 raise StoppedError(
-                    f"Stopped while {method} was trained; what it learned is saved. The same command "
-                    "goes on."
+                    f"Stopped while {method} was trained; what it learned is saved. Run the same "
+                    "command again to continue."
                 )
             if called.code not in {0, _NO_IMPROVEMENT}:
                 yield method, called.message

@@ -54,7 +54,7 @@ class Beginning:
                 f"--{name.replace('_', '-')}" for name in own if own[name] != values(method)[name]
             )
             raise UsageError(
-                f"{self.name} is gone on with as it is: {given} would make it another adapter. "
+                f"{self.name} is continued as it is: {given} would make it a different adapter. "
                 "Leave that out."
             )
         settings = {**values(wanted), "method": method.kind}
@@ -81,7 +81,7 @@ def read_beginning(name: str, model: str | None) -> Beginning:
     found = read_reference(name, Over(model=model))
     if found.adapter is None:
         raise UsageError(
-            f"{name} is a model, not an adapter to go on from. Train on it with --model {name}."
+            f"{name} is a model, not an adapter to continue from. Train on it with --model {name}."
         )
     opened = found.model
     return Beginning(

@@ -181,7 +181,7 @@ def _lasting_path(path: Path) -> str:
     except RuntimeError as error:  # no such user
         raise UsageError(f"{path} cannot be looked at: {error}") from error
     if not is_utf8(whole):
-        raise UsageError(f"{str(whole)!a} is not UTF-8, so that a plan cannot name it. Rename it.")
+        raise UsageError(f"{str(whole)!a} is not UTF-8, so a plan cannot name it. Rename it.")
     return str(whole)
 
 

@@ -118,8 +118,8 @@ def _checkpoint(folder: RunFolder, job: Job) -> tuple[Checkpoint | None, tuple[R
         return None, ()
     if changed := job.facts.changed(checkpoint.state):
         raise UsageError(
-            f"The {' and the '.join(changed)} changed since {checkpoint.path} was written, so that "
-            "the run could not go on as it began. Train anew into another --output."
+            f"The {' and the '.join(changed)} changed since {checkpoint.path} was written, so the "
+            "run cannot continue as it began. Train again into another --output."
         )
     return checkpoint, refused
 

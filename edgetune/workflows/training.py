@@ -229,7 +229,7 @@ class Run:
 
     def _record_memory(self, watched: AgainstPlan) -> None:
         memory = watched.record(self.session.memory().peak_bytes)
-        self.folder.note("memory measured", "to be held against the plan", **memory)
+        self.folder.note("memory measured", "to compare with the plan", **memory)
 
     def _promote(self, now: RunState) -> Path:
         """Write ``adapter/`` and return what it is: the best checkpoint, or the last one if

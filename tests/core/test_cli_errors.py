@@ -445,7 +445,7 @@ def test_a_file_name_that_is_not_utf8(tmp_path: Path) -> None:
     assert (checked.returncode, checked.stderr) == (0, "")
     assert "caf\\udce9.jsonl: 20 rows" in checked.stdout
     assert planned.returncode == 2
-    assert "is not UTF-8, so that a plan cannot name it" in planned.stderr
+    assert "is not UTF-8, so a plan cannot name it" in planned.stderr
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes of a shell")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -68,6 +70,22 @@ def test_every_command_has_the_common_flags(path: tuple[str, ...]) -> None:
 def test_every_setting_is_a_flag_of(name: str) -> None:
     flags = {flag for item in at((name,)).params for flag in item.opts}
     assert {item.flag for item in knob_specs()} <= flags
+
+
+GOLDEN = sorted((Path(__file__).parents[1] / "golden").rglob("*.txt"))
+STIFF = re.compile(
+    r"so that nothing|at the most|may be used|\bgo on\b|goes on(?!line)|gone on|all the same|for who\b"
+)
+
+
+def test_help_and_plans_have_no_stiff_phrases() -> None:
+    assert len(GOLDEN) > 50
+    stiff = [
+        (file.name, found[0])
+        for file in GOLDEN
+        if (found := STIFF.search(" ".join(file.read_text("utf-8").split())))
+    ]
+    assert stiff == []
 
 
 def test_the_version_is_printed() -> None:

@@ -184,7 +184,7 @@ REFUSED = {
         "Message 2 calls w with arguments that are no object, nor the JSON of one: 'Oslo'",
     ),
     "arguments of a list": (calling({"name": "w", "arguments": "[1]"}), "that are no object"),
-    "a key of arguments twice": (calling({"name": "w", "arguments": '{"a": 1, "a": 2}'}), "'a' is there twice"),
+    "a key of arguments twice": (calling({"name": "w", "arguments": '{"a": 1, "a": 2}'}), "'a' appears twice"),
     "a function_call without name": (
         calling(tool_calls=None, function_call={"arguments": "{}"}),
         "Message 2 has function_call that are no list",

@@ -216,11 +216,11 @@ BAD_LINES = {
         b'{"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}',
         "neither 0 nor 1",
     ),
-    "a key twice": (b'{"text": "a", "text": "b"}', "The key 'text' is there twice"),
-    "a key twice, spaced": (b'{"x":1, "text" : "a", "text"\t:"b"}', "'text' is there twice"),
+    "a key twice": (b'{"text": "a", "text": "b"}', "The key 'text' appears twice"),
+    "a key twice, spaced": (b'{"x":1, "text" : "a", "text"\t:"b"}', "'text' appears twice"),
     "a key twice within": (
         b'{"messages": [{"role": "user", "role": "assistant", "content": "a"}]}',
-        "The key 'role' is there twice",
+        "The key 'role' appears twice",
     ),
     "tools no list": (
         b'{"tools": 3, "messages": [{"role": "assistant", "content": "a"}]}',
@@ -316,7 +316,7 @@ BAD_FILES = {
     "empty.json": (b"[]", "has no rows"),
     "twice.json": (
         b'[{"text": "a"},\n{"text": "b", "text": "c"}, {"text": "d"}]',
-        "twice.json row 2: The key 'text' is there twice",
+        "twice.json row 2: The key 'text' appears twice",
     ),
     "quote.csv": (b'prompt,completion\na,b\n"c,d\n', "quote.csv:3: The row that begins here"),
     "cr.csv": (

@@ -610,7 +610,7 @@ def test_a_first_step_without_a_number_has_nothing_to_go_back_to() -> None:
     _, error = Saving(session).run(RUNAWAY, nothing)
     assert isinstance(error, DivergedError)
     assert "Step 1 gave loss nan" in str(error)
-    assert "going back is no help" in str(error)
+    assert "going back does not help" in str(error)
 
 
 @pytest.mark.parametrize("rate", [1e30, 5000.0])

@@ -50,7 +50,7 @@ def test_methods_are_trained_compared_and_not_repeated(
     (run / "journal.jsonl").write_text("".join(x for x in journal if "adapter written" not in x))
     again = cli(*train, "--json")
     assert again.code == 0, again.err
-    assert "lora (1 of 2): goes on" in again.err
+    assert "lora (1 of 2): resumes" in again.err
     assert "bitfit (2 of 2): trained already" in again.err
     assert sha256_file(weights) == before
     assert [one["loss"] for one in json.loads(again.out)["runs"]] == [lora["loss"], bitfit["loss"]]

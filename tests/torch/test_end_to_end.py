@@ -252,7 +252,7 @@ def test_a_finished_run_stays_as_it_is(run: Path, cli: Cli) -> None:
     before = learned(run)
     called = cli("train", "--resume", "--output", run)
     assert called.code == 0
-    assert f"Going on after step {STEPS} of {STEPS}" in called.err
+    assert f"Resuming after step {STEPS} of {STEPS}" in called.err
     assert learned(run) == before
 
 

@@ -37,7 +37,7 @@ def pretokenizer_name(tokenizer: Mapping[str, Any]) -> str:
     if name is None or whole_words > _takes_whole_words(name):
         raise UsageError(
             "llama.cpp has no name for how this model's tokenizer cuts texts "
-            f"({short(' then '.join(steps))}), so that it would make other tokens of them. Export "
+            f"({short(' then '.join(steps))}), so it would split them into other tokens. Export "
             "the model as a folder: --to hf."
         )
     return name
