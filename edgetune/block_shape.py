@@ -20,6 +20,7 @@ from functools import cached_property
 from math import prod
 from typing import Literal
 
+from edgetune.expert_shape import Experts
 from edgetune.mixer import Attention, Mixer, MixerTensor
 
 LinearRole = Literal[
@@ -27,7 +28,7 @@ LinearRole = Literal[
 ]  # fmt: skip
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
 NormRole = Literal["attention_input", "attention_output", "mlp_input", "mlp_output", "q", "k"]
-TensorKind = Literal["embedding", "position", "linear", "bias", "norm", "mixer", "head"]
+TensorKind = Literal["embedding", "position", "linear", "bias", "norm", "mixer", "head", "router"]
 
 ATTENTION_ROLES: frozenset[str] = frozenset({"q", "k", "v", "qkv", "o"})
 MIXER_ROLES: frozenset[str] = frozenset({"conv_in", "conv_out"})
@@ -46,6 +47,13 @@ class Linear:
     bias: bool = False
     transposed: bool = False
     """Stored ``(inputs, outputs)``, as GPT-2's Conv1D does, instead of ``(outputs, inputs)``."""
+    expert: int | None = None
+    """The number of the expert that it belongs to, if it does to one."""
+
+    @property
+    def key(self) -> str:
+        """What it is called among all matrices of the block."""
+        return self.role if self.expert is None else f"{self.role}.{self.expert}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,11 +112,26 @@ class BlockShape:
     each key head first the queries that share it (Falcon)."""
     normed_after_rotation: bool = False
     """Queries and keys are normalised when they have been rotated (Hunyuan), not before."""
+    experts: Experts | None = None
+    """What is there in the place of the MLP, in a mixture of experts."""
 
     @cached_property
     def linear_by_role(self) -> dict[str, Linear]:
         """The projections by role."""
         return {linear.role: linear for linear in self.linears}
+
+    @cached_property
+    def expert_linears(self) -> tuple[Linear, ...]:
+        """The projections of all experts, one expert after the other."""
+        if self.experts is None:
+            return ()
+        experts = range(self.experts.number)
+        return tuple(each for number in experts for each in _of_expert(self.experts, number))
+
+    @cached_property
+    def matrices(self) -> tuple[Linear, ...]:
+        """All projections: those that methods act on, then those of the experts."""
+        return (*self.linears, *self.expert_linears)
 
     @cached_property
     def norm_by_role(self) -> dict[str, Norm]:
@@ -143,7 +166,16 @@ class BlockShape:
     @cached_property
     def linear_parameters(self) -> int:
         """Weights of the projections: what quantization acts on."""
-        return sum(linear.inputs * linear.outputs for linear in self.linears)
+        return sum(linear.inputs * linear.outputs for linear in self.matrices)
+
+    @cached_property
+    def active_parameters(self) -> int:
+        """Weights of the projections that a token is multiplied with."""
+        shared = sum(linear.inputs * linear.outputs for linear in self.linears)
+        if self.experts is None:
+            return shared
+        others = self.linear_parameters - shared
+        return shared + others // self.experts.number * self.experts.chosen
 
     @cached_property
     def parameters(self) -> int:
@@ -157,7 +189,11 @@ class BlockShape:
         for tensor in self.mixer_tensors:
             full = f"{prefix}{tensor.name}"
             yield TensorShape(name=full, shape=tensor.shape, kind="mixer", layer=layer)
-        for linear in self.linears:
+        if self.experts is not None:
+            router = (self.experts.number, self.experts.hidden)
+            name = f"{prefix}{self.experts.router}.weight"
+            yield TensorShape(name=name, shape=router, kind="router", layer=layer)
+        for linear in self.matrices:
             size = (linear.outputs, linear.inputs)
             shape = size[::-1] if linear.transposed else size
             name = f"{prefix}{linear.module}"
@@ -166,6 +202,16 @@ class BlockShape:
                 yield TensorShape(
                     name=f"{name}.bias", shape=(linear.outputs,), kind="bias", layer=layer
                 )
+
+
+def _of_expert(experts: Experts, number: int) -> Iterator[Linear]:
+    """Yield the projections of one expert."""
+    inner, wide = experts.size, experts.hidden
+    for role, module in experts.projections:
+        sizes = {"down": (inner, wide), "gate_up": (wide, 2 * inner)}
+        inputs, outputs = sizes.get(role, (wide, inner))
+        path = module.format(number)
+        yield Linear(role=role, module=path, inputs=inputs, outputs=outputs, expert=number)
 
 
 def norm_tensors(prefix: str, norm: Norm, layer: int | None) -> Iterator[TensorShape]:

@@ -26,6 +26,7 @@ from edgetune.block_shape import (
     TensorShape,
     norm_tensors,
 )
+from edgetune.expert_shape import Experts
 from edgetune.mixer import Attention, Mixer, MixerTensor, Rotary, ShortConvolution
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Activation",
     "Attention",
     "BlockShape",
+    "Experts",
     "FileFormats",
     "Linear",
     "LinearRole",
@@ -127,6 +129,17 @@ class ModelShape:
     def all_linears(self) -> tuple[Linear, ...]:
         """The projections of all kinds of blocks, equal ones once."""
         return tuple(dict.fromkeys(linear for kind in self.kinds for linear in kind.linears))
+
+    @cached_property
+    def has_experts(self) -> bool:
+        """Whether any block is a mixture of experts."""
+        return any(kind.experts is not None for kind in self.kinds)
+
+    @cached_property
+    def all_matrices(self) -> tuple[Linear, ...]:
+        """The projections of all kinds of blocks, those of an expert for those of all of them."""
+        matrices = (linear for kind in self.kinds for linear in kind.matrices)
+        return tuple(dict.fromkeys(linear for linear in matrices if not linear.expert))
 
     @cached_property
     def all_norms(self) -> tuple[Norm, ...]:

@@ -67,17 +67,17 @@ def linear_bytes(shape: ModelShape, layer: int, quantization: str) -> list[int]:
     """Return the bytes of each projection of a block."""
     if quantization == FILE_FORMAT and shape.formats is not None:
         kinds = shape.formats.matrices[layer]
-        pairs = zip(shape.blocks[layer].linears, kinds, strict=True)
+        pairs = zip(shape.blocks[layer].matrices, kinds, strict=True)
         return [file_bytes(linear.outputs, linear.inputs, kind) for linear, kind in pairs]
     stored = BYTES[shape.dtype]
-    linears = shape.blocks[layer].linears
-    return [matrix_bytes(x.outputs, x.inputs, quantization, stored) for x in linears]
+    matrices = shape.blocks[layer].matrices
+    return [matrix_bytes(x.outputs, x.inputs, quantization, stored) for x in matrices]
 
 
 def broken_rows(shape: ModelShape, quantization: str) -> int | None:
     """Return the inputs of a matrix that are not whole groups of a format, None if all are."""
     group = GROUPS.get(quantization, 1)
-    inputs = {shape.hidden_size, *(linear.inputs for linear in shape.all_linears)}
+    inputs = {shape.hidden_size, *(linear.inputs for linear in shape.all_matrices)}
     return min((size for size in inputs if size % group), default=None)
 
 

@@ -105,6 +105,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "lfm2": SMALL | {
         "layer_types": ["conv", "full_attention", "conv"], "block_multiple_of": 8,
         "block_ffn_dim_multiplier": 1.5, "initializer_range": 0.3},
+    "qwen3_moe": SMALL | {
+        "moe_intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 3,
+        "norm_topk_prob": True, "mlp_only_layers": [1], "num_hidden_layers": 3},
+    "mixtral": SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "olmoe": SMALL | {"num_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 24},
 }  # fmt: skip
 
 WRAPPERS = {

@@ -37,13 +37,17 @@ ELSEWHERE: Final = "set TMPDIR to a folder elsewhere"
 
 @dataclass(slots=True)
 class BlockWeights:
-    """The frozen tensors of one block, by role."""
+    """The frozen tensors of one block, by role.
+
+    A matrix called ``experts.`` and a role has those of all experts, one below the other.
+    """
 
     matrices: dict[str, Matrix] = field(default_factory=dict)
     biases: dict[str, mx.array] = field(default_factory=dict)
     norms: dict[str, mx.array] = field(default_factory=dict)
     norm_biases: dict[str, mx.array] = field(default_factory=dict)
     mixer: dict[str, mx.array] = field(default_factory=dict)
+    router: mx.array | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -104,7 +108,25 @@ class Loader:
             block.matrices[linear.role] = self._matrix(f"{name}.weight", linear)
             if linear.bias:
                 block.biases[linear.role] = self._read(f"{name}.bias")
+        experts = shape.blocks[layer].experts
+        if experts is not None:
+            block.router = self._read(f"{prefix}{experts.router}.weight")
+            for role, module in experts.projections:
+                names = [f"{prefix}{module.format(i)}.weight" for i in range(experts.number)]
+                block.matrices[f"experts.{role}"] = self._stack(names)
         return block
+
+    def _stack(self, names: Sequence[str]) -> Matrix:
+        """Read matrices of one shape into one, each to its rows as soon as it is there."""
+        whole: dict[str, mx.array] = {}
+        for number, name in enumerate(names):
+            for part, values in self._matrix(name).parts.items():
+                rows = len(values)
+                if not number:
+                    whole[part] = mx.zeros((len(names) * rows, *values.shape[1:]), values.dtype)
+                whole[part][number * rows : (number + 1) * rows] = values
+            mx.eval(whole)
+        return Matrix(self.packing, whole)
 
     def _matrix(self, name: str, linear: Linear | None = None) -> Matrix:
         stored = self.model.tensors[name]

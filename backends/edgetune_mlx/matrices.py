@@ -19,6 +19,16 @@ from edgetune_mlx.unpack import unpack_affine, unpack_float
 
 Parts = Mapping[str, mx.array]
 
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """Which rows go through which of ``count`` matrices: the latter rise; None: every row once."""
+
+    count: int
+    matrices: mx.array
+    rows: mx.array | None
+
+
 PACKED_AT_ONCE: Final = 1 << 14
 """Numbers that are quantized at a time without a kernel for it."""
 
@@ -50,6 +60,18 @@ class Packing(ABC):
         """Return ``grad W`` (..., K) for grad (..., N)."""
         return grad @ self.dense(parts, grad.dtype)
 
+    def gathered(self, x: mx.array, parts: Parts, gather: Gather, *, transpose: bool) -> mx.array:
+        """Return rows of x, each times one of several matrices that lie one below the other."""
+        # a processor gathers in float32 alone (MLX 0.32)
+        kind = x.dtype if multiplies_quantized() else mx.float32
+        stack = _stacked(self.dense(parts, kind), gather.count)
+        stack = stack.swapaxes(1, 2) if transpose else stack
+        found = mx.gather_mm(
+            x[:, None].astype(kind), stack, gather.rows, gather.matrices,
+            sorted_indices=gather.rows is None,
+        )  # fmt: skip
+        return found[:, 0].astype(x.dtype)
+
 
 class Plain(Packing):
     """The numbers of the checkpoint."""
@@ -65,6 +87,11 @@ class Plain(Packing):
     def makes_numbers(self, parts: Parts, dtype: mx.Dtype) -> bool:
         """Return whether they are converted."""
         return bool(parts["values"].dtype != dtype)
+
+
+def _stacked(rows: mx.array, count: int) -> mx.array:
+    """Return rows of ``count`` matrices as (count, rows of one, columns)."""
+    return rows.reshape(count, -1, rows.shape[-1])
 
 
 def _joined(pieces: Sequence[mx.array]) -> mx.array:
@@ -127,6 +154,19 @@ class Quantized(Packing):
         if multiplies_quantized():
             return self._multiply(grad, parts, transpose=False)
         return Packing.back(self, grad, parts)
+
+    def gathered(self, x: mx.array, parts: Parts, gather: Gather, *, transpose: bool) -> mx.array:
+        """Return rows of x times one of several matrices, without a dense copy where it can be."""
+        if not multiplies_quantized():
+            return Packing.gathered(self, x, parts, gather, transpose=transpose)
+        codes, *scales = (_stacked(part, gather.count) for part in parts.values())
+        if self.mode == "affine":
+            scales = [part.astype(x.dtype) for part in scales]
+        return mx.gather_qmm(
+            x[:, None], codes, scales[0], scales[1] if scales[1:] else None,
+            gather.rows, gather.matrices, transpose, self.group, self.bits, self.mode,
+            sorted_indices=gather.rows is None,
+        )[:, 0]  # fmt: skip
 
     def _multiply(self, x: mx.array, parts: Parts, *, transpose: bool) -> mx.array:
         # scales of another float type than x would promote the result
@@ -218,6 +258,22 @@ class Matrix:
             return self.packing.back(grad, self.parts)
         found = self.packing.back(grad, self._behind([grad, *sequencer.before_next_back()]))
         return sequencer.done_back(found)
+
+    def gathered(self, x: mx.array, gather: Gather) -> mx.array:
+        """Return rows (n, N) of x (rows, K), each through its own of the matrices."""
+        sequencer = self.sequencer
+        if sequencer is None or not self.packing.makes_numbers(self.parts, x.dtype):
+            return self.packing.gathered(x, self.parts, gather, transpose=True)
+        parts = self._behind([x, *sequencer.before_next()])
+        return sequencer.done(self.packing.gathered(x, parts, gather, transpose=True))
+
+    def gathered_back(self, grad: mx.array, gather: Gather) -> mx.array:
+        """Return the gradients (n, K) of rows of which grad has those of the products."""
+        sequencer = self.sequencer
+        if sequencer is None or not self.packing.makes_numbers(self.parts, grad.dtype):
+            return self.packing.gathered(grad, self.parts, gather, transpose=False)
+        parts = self._behind([grad, *sequencer.before_next_back()])
+        return sequencer.done_back(self.packing.gathered(grad, parts, gather, transpose=False))
 
     def _behind(self, others: list[mx.array]) -> Parts:
         """Return the parts, to be read when other arrays are there."""

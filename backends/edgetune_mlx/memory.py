@@ -126,5 +126,5 @@ def largest_array(choice: Choice, shape: ModelShape) -> int:
         * choice.context
         * width,
         FLOAT32_BYTES * max(trained),
-        FLOAT32_BYTES * max(linear.inputs * linear.outputs for linear in shape.all_linears),
+        FLOAT32_BYTES * max(linear.inputs * linear.outputs for linear in shape.all_matrices),
     )

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 import mlx.core as mx
 
 from edgetune.network.ops import Attended, Dropout, KeptNorms, Key
-from edgetune.shape import ModelShape, Rotary
-from edgetune_mlx import attention, convolution, linear, pointwise, trained
+from edgetune.shape import Experts, ModelShape, Rotary
+from edgetune_mlx import attention, convolution, experts, linear, pointwise, trained
 from edgetune_mlx.attention import Keys
 from edgetune_mlx.load import BlockWeights, Weights
 from edgetune_mlx.matrices import Matrix, Sequencer
@@ -85,6 +85,20 @@ class MlxOps:
     ) -> mx.array:
         """Return the norms of the rows of ``W + scale b a``; nothing is kept between graphs."""
         return linear.row_norms(self._matrix(key[1]), a, b, scale)
+
+    # a mixture of experts
+
+    def route(self, x: mx.array, rule: Experts) -> tuple[mx.array, mx.array]:
+        """Choose experts for the tokens of x."""
+        assert self.block.router is not None
+        return experts.route(x, self.block.router, rule)
+
+    def experts(
+        self, x: mx.array, weights: mx.array, chosen: mx.array, rule: Experts, activation: str
+    ) -> mx.array:
+        """Send each token through its experts."""
+        matrices = {str(role): self._matrix(f"experts.{role}") for role, _ in rule.projections}
+        return experts.mixed(x, weights, experts.FrozenExperts(rule, activation, matrices, chosen))
 
     # what tokens are to each other
 

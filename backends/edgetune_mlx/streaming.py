@@ -65,6 +65,8 @@ class StreamedBlocks(Sequence[BlockWeights]):
         }
         for kind in ("biases", "norms", "norm_biases", "mixer"):
             arrays |= {f"{kind}/{role}": x for role, x in getattr(block, kind).items()}
+        if block.router is not None:
+            arrays["router/weight"] = block.router
         save_arrays(self._file(layer), arrays)
 
     def _read(self, layer: int) -> BlockWeights:
@@ -74,6 +76,8 @@ class StreamedBlocks(Sequence[BlockWeights]):
             kind, role, *part = name.split("/")
             if part:
                 parts.setdefault(role, {})[part[0]] = x
+            elif kind == "router":
+                block.router = x
             else:
                 getattr(block, kind)[role] = x
         packing = self.loader.packing

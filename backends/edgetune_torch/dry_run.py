@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -50,6 +50,11 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return 1.0
         if func is torch.ops.aten.nonzero.default:  # every token is under loss
             out = torch.empty(args[0].numel(), args[0].dim(), dtype=torch.long)
+        elif func is torch.ops.aten.bincount.default:  # all tokens choose the same experts
+            with unset_fake_temporarily():
+                counts = torch.zeros(args[2], dtype=torch.long)
+                counts[0] = args[0].numel()
+            return counts
         else:
             out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):

@@ -233,7 +233,7 @@ def _form(shape: ModelShape, kind: str | None, workspace: Workspace) -> RowForma
 def _stored(shape: ModelShape, layer: int) -> tuple[StoredAs, ...]:
     if shape.formats is None:
         dtype = DTYPES_STORED[shape.dtype]
-        return tuple(StoredAs(dtype, linear.transposed) for linear in shape.blocks[layer].linears)
+        return tuple(StoredAs(dtype, linear.transposed) for linear in shape.blocks[layer].matrices)
     return tuple(
         StoredAs(torch.float32, blocks=kind)
         if kind in QUANTIZED
@@ -244,7 +244,7 @@ def _stored(shape: ModelShape, layer: int) -> tuple[StoredAs, ...]:
 
 def _blocks(shape: ModelShape, choice: Choice, dtype: torch.dtype, workspace: Workspace) -> Blocks:
     layouts = [
-        Layout(shape.blocks[layer].linears, choice.quantization, _stored(shape, layer))
+        Layout(shape.blocks[layer].matrices, choice.quantization, _stored(shape, layer))
         for layer in range(shape.layers)
     ]
     blocks = [_small(block, dtype) for block in shape.blocks]
@@ -257,16 +257,19 @@ def _blocks(shape: ModelShape, choice: Choice, dtype: torch.dtype, workspace: Wo
     slots = tuple(
         FakeSlot(source, torch.empty(size, dtype=torch.uint8), workspace) for _ in range(2)
     )
-    roles = [[linear.role for linear in block.linears] for block in shape.blocks]
-    return StreamedBlocks(blocks, roles, (slots[0], slots[1]))
+    keys = [[linear.key for linear in block.matrices] for block in shape.blocks]
+    return StreamedBlocks(blocks, keys, (slots[0], slots[1]))
 
 
 def _small(shape: BlockShape, dtype: torch.dtype) -> BlockWeights:
     """Return what of a block is no matrix."""
-    biased = [norm for norm in shape.norms if norm.bias]
+    biased, experts = [norm for norm in shape.norms if norm.bias], shape.experts
     return BlockWeights(
         norms={norm.role: torch.empty(norm.size, dtype=dtype) for norm in shape.norms},
         norm_biases={norm.role: torch.empty(norm.size, dtype=dtype) for norm in biased},
-        biases={x.role: torch.empty(x.outputs, dtype=dtype) for x in shape.linears if x.bias},
+        biases={x.key: torch.empty(x.outputs, dtype=dtype) for x in shape.matrices if x.bias},
         mixer={x.role: torch.empty(x.shape, dtype=dtype) for x in shape.mixer_tensors},
+        router=None
+        if experts is None
+        else torch.empty(experts.number, experts.hidden, dtype=dtype),
     )

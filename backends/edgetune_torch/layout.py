@@ -80,9 +80,9 @@ class Layout:
         self.nbytes = -(-end // PAGE) * PAGE
 
     def bind(self, buffer: Tensor, workspace: Workspace) -> dict[str, StoredMatrix]:
-        """Return the matrices by role, as views of a buffer of ``nbytes`` bytes."""
+        """Return the matrices by key, as views of a buffer of ``nbytes`` bytes."""
         return {
-            fitting.linear.role: fitting.format(
+            fitting.linear.key: fitting.format(
                 (fitting.linear.outputs, fitting.linear.inputs),
                 {name: place.view(buffer) for name, place in fitting.places.items()},
                 workspace,

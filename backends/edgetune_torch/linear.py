@@ -25,6 +25,33 @@ ROWS = 512
 """Rows that are widened at a time."""
 
 
+def multiplied(x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
+    """Return ``x W^T + bias`` (..., N) for x (..., K), without a way back."""
+    rows = _Rows(x, matrix)
+    flat, dense = x.flatten(0, -2), rows.dense()
+    y = rows.empty(len(dense))
+    for span in rows.spans():
+        part, wide = rows.part(y, span, "outputs"), rows.upcast(flat, span, "inputs")
+        if bias is None:
+            torch.mm(wide, dense.T, out=part)
+        else:
+            part.copy_(bias).addmm_(wide, dense.T)
+        rows.store(y, span, part)
+    return y.view(*x.shape[:-1], -1)
+
+
+def multiplied_back(grad: Tensor, matrix: Matrix) -> Tensor:
+    """Return ``grad W`` (..., K) for grad (..., N)."""
+    rows = _Rows(grad, matrix)
+    dense = rows.dense()
+    x_grad = rows.empty(dense.shape[1])
+    for span in rows.spans():
+        part = rows.part(x_grad, span, "inputs")
+        torch.mm(rows.upcast(grad.flatten(0, -2), span, "outputs"), dense, out=part)
+        rows.store(x_grad, span, part)
+    return x_grad.view(*grad.shape[:-1], -1)
+
+
 class FrozenLinear(torch.autograd.Function):
     """``y = x W^T + bias``; saves nothing."""
 
@@ -32,30 +59,12 @@ class FrozenLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
         """Multiply x (..., K) to (..., N)."""
         ctx.matrix = matrix
-        rows = _Rows(x, matrix)
-        flat, dense = x.flatten(0, -2), rows.dense()
-        y = rows.empty(len(dense))
-        for span in rows.spans():
-            part, wide = rows.part(y, span, "outputs"), rows.upcast(flat, span, "inputs")
-            if bias is None:
-                torch.mm(wide, dense.T, out=part)
-            else:
-                part.copy_(bias).addmm_(wide, dense.T)
-            rows.store(y, span, part)
-        return y.view(*x.shape[:-1], -1)
+        return multiplied(x, matrix, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
         """Return the gradient of x."""
-        (grad,) = grads
-        rows = _Rows(grad, ctx.matrix)
-        dense = rows.dense()
-        x_grad = rows.empty(dense.shape[1])
-        for span in rows.spans():
-            part = rows.part(x_grad, span, "inputs")
-            torch.mm(rows.upcast(grad.flatten(0, -2), span, "outputs"), dense, out=part)
-            rows.store(x_grad, span, part)
-        return x_grad.view(*grad.shape[:-1], -1), None, None
+        return multiplied_back(grads[0], ctx.matrix), None, None
 
 
 class LoraLinear(torch.autograd.Function):

@@ -194,9 +194,12 @@ class Loader:
                 block.norm_biases[norm.role] = self._read(f"{prefix}{norm.module}.bias")
         for tensor in shape.blocks[layer].mixer_tensors:
             block.mixer[tensor.role] = self._read(f"{prefix}{tensor.name}")
-        for linear in shape.blocks[layer].linears:
+        for linear in shape.blocks[layer].matrices:
             if linear.bias:
-                block.biases[linear.role] = self._read(f"{prefix}{linear.module}.bias")
+                block.biases[linear.key] = self._read(f"{prefix}{linear.module}.bias")
+        experts = shape.blocks[layer].experts
+        if experts is not None:
+            block.router = self._read(f"{prefix}{experts.router}.weight")
         return block
 
     def _read(self, name: str) -> Tensor:

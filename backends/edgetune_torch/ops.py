@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from edgetune.network.ops import Attended, Dropout, KeptNorms, Key
-from edgetune.shape import ModelShape, Rotary
-from edgetune_torch import attention, convolution, linear, pointwise, trained
+from edgetune.shape import Experts, ModelShape, Rotary
+from edgetune_torch import attention, convolution, experts, linear, pointwise, trained
 from edgetune_torch.attention import Keys
 from edgetune_torch.documents import grouped
 from edgetune_torch.load import Weights
@@ -83,6 +83,20 @@ class TorchOps:
         """Return the norms of the rows of ``W + scale b a``, W as it is multiplied."""
         dtype = product_dtype(self.layout.dtype, a.device)
         return row_norms(key, self.block.matrices[key[1]], dtype, a, b, scale, kept)
+
+    # a mixture of experts
+
+    def route(self, x: Tensor, rule: Experts) -> tuple[Tensor, Tensor]:
+        """Choose experts for the tokens of x."""
+        assert self.block.router is not None
+        return experts.route(x, self.block.router, rule)
+
+    def experts(
+        self, x: Tensor, weights: Tensor, chosen: Tensor, rule: Experts, activation: str
+    ) -> Tensor:
+        """Send each token through its experts."""
+        frozen = experts.FrozenExperts(rule, activation, self.block.matrices, self.block.biases)
+        return experts.mixed(x, weights, chosen, frozen)
 
     # what tokens are to each other
 

@@ -155,8 +155,8 @@ def _streamed(
     source: BlockSource, blocks: Sequence[BlockWeights], slots: tuple[Slot, Slot]
 ) -> StreamedBlocks:
     layouts = (source.layout(layer) for layer in range(len(blocks)))
-    roles = [[item.linear.role for item in layout.fittings] for layout in layouts]
-    return StreamedBlocks(blocks, roles, slots)
+    keys = [[item.linear.key for item in layout.fittings] for layout in layouts]
+    return StreamedBlocks(blocks, keys, slots)
 
 
 def _largest(source: BlockSource, layers: int) -> int:

@@ -63,7 +63,7 @@ class Checkpoint:
     def layout(self, layer: int) -> Layout:
         """Return how a block lies in its buffer; blocks that are alike share one."""
         shape = self.model.shape
-        linears = shape.blocks[layer].linears
+        linears = shape.blocks[layer].matrices
         stored = tuple(stored_as(self._stored(layer, x.module), x) for x in linears)
         key = (shape.alike[layer], stored)
         if key not in self._layouts:
@@ -81,7 +81,7 @@ class Checkpoint:
         self._finite.add(layer)
         matrices = layout.bind(buffer[: layout.nbytes], Workspace(buffer.device))
         for item in layout.fittings:
-            matrix = matrices[item.linear.role]
+            matrix = matrices[item.linear.key]
             if item.format.converted and isinstance(matrix, WritableMatrix):
                 values = self.tensor(self._stored(layer, item.linear.module))
                 matrix.write(values.T if item.linear.transposed else values)

@@ -93,13 +93,13 @@ class HostSlot(Slot):
 class StreamedMatrix:
     """The matrix of one block, in whichever slot that block is at the moment."""
 
-    def __init__(self, stream: StreamedBlocks, layer: int, role: str) -> None:
+    def __init__(self, stream: StreamedBlocks, layer: int, key: str) -> None:
         """Stand for a matrix that need not be present yet."""
-        self._stream, self._layer, self._role = stream, layer, role
+        self._stream, self._layer, self._key = stream, layer, key
 
     @property
     def _matrix(self) -> StoredMatrix:
-        return self._stream.slot_of(self._layer).matrices[self._role]
+        return self._stream.slot_of(self._layer).matrices[self._key]
 
     @property
     def workspace(self) -> Workspace:
@@ -122,15 +122,15 @@ class StreamedBlocks(Blocks):
     def __init__(
         self,
         blocks: Sequence[BlockWeights],
-        roles: Sequence[Sequence[str]],
+        keys: Sequence[Sequence[str]],
         slots: tuple[Slot, Slot],
     ) -> None:
-        """Give the blocks, which have their small tensors only, their matrices of these roles."""
+        """Give the blocks, which have their small tensors only, their matrices of these keys."""
         super().__init__(blocks)
         self._slots = slots
         self._last = slots[1]
         for layer, block in enumerate(self._blocks):
-            block.matrices = {role: StreamedMatrix(self, layer, role) for role in roles[layer]}
+            block.matrices = {key: StreamedMatrix(self, layer, key) for key in keys[layer]}
 
     def slot_of(self, layer: int) -> Slot:
         """Return the slot that a block is in, or comes into."""

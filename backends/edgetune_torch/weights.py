@@ -17,19 +17,21 @@ from edgetune_torch.matrices import Matrix
 
 @dataclass(slots=True)
 class BlockWeights:
-    """The frozen tensors of one block, by role."""
+    """The frozen tensors of one block, by role; those of experts by their key."""
 
     matrices: Mapping[str, Matrix] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
     norms: dict[str, Tensor] = field(default_factory=dict)
     norm_biases: dict[str, Tensor] = field(default_factory=dict)
     mixer: dict[str, Tensor] = field(default_factory=dict)
+    router: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the small tensors."""
         small = (self.biases, self.norms, self.norm_biases, self.mixer)
-        return sum(tensor.nbytes for group in small for tensor in group.values())
+        router = 0 if self.router is None else self.router.nbytes
+        return router + sum(tensor.nbytes for group in small for tensor in group.values())
 
 
 class Blocks(ABC):

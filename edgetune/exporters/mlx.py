@@ -29,7 +29,8 @@ from edgetune.tensors.writer import Outgoing, write_safetensors
 TYPES: Final = frozenset({
     "cohere", "cohere2", "ernie4_5", "gemma", "gemma2", "gemma3", "gemma3_text", "glm4", "gpt2",
     "gpt_neox", "granite", "helium", "hunyuan_v1_dense", "llama", "ministral3", "mistral",
-    "nemotron", "olmo2", "olmo3", "phi", "phi3", "qwen2", "qwen3", "seed_oss", "smollm3",
+    "mixtral", "nemotron", "olmo2", "olmo3", "olmoe", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe",
+    "seed_oss", "smollm3",
     "stablelm", "starcoder2",
 })  # fmt: skip
 """The model types that mlx-lm computes as transformers does; it has no others, or other formulas."""
@@ -128,6 +129,9 @@ def readable_config(config: Mapping[str, object], shape: ModelShape) -> dict[str
     if shape.family == "gpt_neox" and rotary is not None:
         written["rotary_emb_base"] = rotary.theta
         written["rotary_pct"] = rotary.dimensions / shape.blocks[0].head_dim
+    experts = next((kind.experts for kind in shape.kinds if kind.experts is not None), None)
+    if experts is not None and "num_experts" not in config:
+        written["num_experts"] = experts.number
     if shape.family == "gpt2":
         written["n_ctx"] = shape.max_context
     return written

@@ -58,9 +58,15 @@ def refuse_unquantizable(model: LocalModel, quantization: Bits) -> None:
     """Refuse what cannot be loaded in this format.
 
     Raises:
-        UsageError: if mlx-lm turns the model's matrices, or they are not whole groups.
+        UsageError: if mlx-lm turns the model's matrices or puts them together, or they are not
+            whole groups.
     """
     shape = model.shape
+    if shape.has_experts:
+        raise UsageError(
+            "mlx-lm puts the experts of a mixture together when it loads them, which codes do not "
+            "survive. Export without --quantize, then mlx_lm.convert -q."
+        )
     if any(linear.transposed for linear in shape.all_linears):
         raise UsageError(
             f"mlx-lm turns the matrices of {shape.family} when it loads them, which codes do not "

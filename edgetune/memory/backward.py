@@ -6,9 +6,10 @@ from edgetune.memory import additions, attention, mlx_mixers, pointwise, product
 from edgetune.memory.attention import Heads
 from edgetune.memory.block import ATTEND, FIRST_HALF, GATES, READING, Block
 from edgetune.memory.forward import Saved
+from edgetune.memory.gathered import Gathered
 from edgetune.memory.ledger import Ledger
 from edgetune.network.adaptation import Sublayer
-from edgetune.shape import Attention, ShortConvolution
+from edgetune.shape import Attention, Experts, ShortConvolution
 
 
 class Backward:
@@ -47,6 +48,8 @@ class Backward:
         entry = 0 if block.footprint.beside else beside
         beside -= entry
         entry = self._norm("mlp_output", entry, saved.last_norm)
+        if self.shape.experts is not None:
+            return self._mixture(self.shape.experts, entry + beside)
         active = self._project("down")
         ledger.free(entry + saved.active)
         fused = block.linear("gate_up") is not None
@@ -81,6 +84,15 @@ class Backward:
             else:
                 ledger.free(grads)
         ledger.free(saved.mlp_reading)
+        return out
+
+    def _mixture(self, rule: Experts, entry: int) -> int:
+        """Return the bytes of the gradient of what the experts read."""
+        ledger, block, out = self.ledger, self.block, 0
+        if block.reached(*block.before_mlp):
+            Gathered(ledger, self.rows, self.shape, rule, block.quantized).backward()
+            out = ledger.alloc(self.hidden)
+        ledger.free(entry + self.saved.gates + self.saved.mlp_reading)
         return out
 
     def _adapted(self, which: Sublayer) -> int:

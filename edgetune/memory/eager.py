@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from edgetune.memory import mixtures
 from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.convolved import Convolving
 from edgetune.memory.ledger import Ledger
 from edgetune.memory.products import Product, unpack
 from edgetune.memory.sized import Gradient, Sized, Strewn, outside
 from edgetune.network.ops import Attended, Dropout, KeptNorms, Key
-from edgetune.shape import ModelShape, Rotary
+from edgetune.shape import Experts, ModelShape, Rotary
 from edgetune.storage import FLOAT32_BYTES
 
 NORM_ROWS = 128
@@ -105,6 +106,20 @@ class EagerOps(Convolving):
             self.ledger.transient(FLOAT32_BYTES * numbers, product.dense(self.batch))
             kept.norms[key] = outside((outputs,), FLOAT32_BYTES)
         return kept.norms[key]
+
+    # a mixture of experts
+
+    def route(self, x: Sized, rule: Experts) -> tuple[Sized, Sized]:
+        """Choose experts."""
+        return mixtures.route(self, x, rule)
+
+    def experts(
+        self, x: Sized, weights: Sized, chosen: Sized, rule: Experts, activation: str
+    ) -> Sized:
+        """Send each token through its experts."""
+        del rule, activation
+        self.multiplies = True
+        return mixtures.experts(self, x, weights, chosen, self.own, quantized=self.quantized)
 
     # what tokens are to each other
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from edgetune.memory import additions, attention, mlx_mixers, pointwise, products
 from edgetune.memory.attention import Heads
 from edgetune.memory.block import DOWN, FIRST_HALF, GATES, OUTPUT, READING, Block
+from edgetune.memory.gathered import Gathered
 from edgetune.memory.ledger import Ledger
 from edgetune.network.adaptation import Sublayer
-from edgetune.shape import Attention, ShortConvolution
+from edgetune.shape import Attention, Experts, ShortConvolution
 from edgetune.storage import FLOAT32_BYTES
 
 
@@ -202,6 +203,8 @@ class Forward:
         """Return the bytes of the output."""
         ledger, saved, block, rows = self.ledger, self.saved, self.block, self.rows
         reading = self._norm("mlp_input", "middle_norm")
+        if self.shape.experts is not None:
+            return self._mixture(self.shape.experts, reading)
         fused = block.linear("gate_up")
         gated = fused is not None or block.linear("gate") is not None
         if fused is not None:
@@ -223,6 +226,22 @@ class Forward:
             saved.active = active
         else:
             ledger.free(active)
+        return self._leaving(result, reading, kept=False)
+
+    def _mixture(self, rule: Experts, reading: int) -> int:
+        """Return the bytes of the experts' output; what they read is kept if anything is."""
+        block, kept = self.block, self.grad and self.block.reached(*self.block.before_mlp)
+        own = Gathered(self.ledger, self.rows, self.shape, rule, block.quantized)
+        self.saved.gates = own.forward()
+        if not kept:
+            self.ledger.free(self.saved.gates)
+            self.saved.gates = 0
+        result = self.rows.activation_bytes(rule.hidden)
+        return self._leaving(result, reading, kept=kept)
+
+    def _leaving(self, result: int, reading: int, *, kept: bool) -> int:
+        """Return the bytes of the MLP's output; what it read is freed, or ``kept``."""
+        ledger, saved = self.ledger, self.saved
         if "mlp_output" in self.shape.norm_by_role:
             before, result = result, self._norm("mlp_output", "last_norm")
             if self.grad:
@@ -230,7 +249,7 @@ class Forward:
             else:
                 ledger.free(before)
         result = self._adapted("mlp", result)
-        if self.grad and block.saves_input(GATES):
+        if kept or (self.grad and self.block.saves_input(GATES)):
             saved.mlp_reading = reading
         else:
             ledger.free(reading)

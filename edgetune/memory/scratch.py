@@ -37,12 +37,12 @@ def scratch_bytes(
     indices = pieces = 0
     codes = min(UNBLOCKED, height * width) if blocks else 0
     if frozen:
-        largest = max(linear.inputs * linear.outputs for linear in shape.all_linears)
+        largest = max(linear.inputs * linear.outputs for linear in shape.all_matrices)
         if quantization != "none" or rows.recast:
             matrix = max(matrix, largest)
         match quantization:
             case "int8":
-                each = (min(ROWS, x.outputs) * x.inputs for x in shape.all_linears)
+                each = (min(ROWS, x.outputs) * x.inputs for x in shape.all_matrices)
                 values = max(values, *each)
             case "nf4":
                 indices = min(UNPACKED, largest // 2)
@@ -60,6 +60,11 @@ def _widened(shape: ModelShape, rows: BatchShape) -> int:
     """Return the bytes of a piece of inputs and of outputs in the type of the product."""
     if not rows.upcast:
         return 0
-    widest_in = max(linear.inputs for linear in shape.all_linears)
-    widest_out = max(linear.outputs for linear in shape.all_linears)
-    return min(PIECE, rows.tokens) * (widest_in + widest_out) * rows.product
+    pieces = [(x, min(PIECE, rows.tokens)) for x in shape.all_linears]
+    for kind in shape.kinds:
+        if kind.experts is not None:
+            piece = min(PIECE, kind.experts.rows(rows.tokens))
+            pieces += [(x, piece) for x in kind.expert_linears]
+    widest_in = max(piece * linear.inputs for linear, piece in pieces)
+    widest_out = max(piece * linear.outputs for linear, piece in pieces)
+    return (widest_in + widest_out) * rows.product

@@ -79,7 +79,7 @@ def _matrices(
     roles: frozenset[str] = FIRST_HALF | MLP_ROLES,
 ) -> int:
     """Return the bytes of a block's matrices of some roles, with those between their parts."""
-    pairs = zip(shape.blocks[layer].linears, linear_bytes(shape, layer, quantization), strict=True)
+    pairs = zip(shape.blocks[layer].matrices, linear_bytes(shape, layer, quantization), strict=True)
     return sum(nbytes for linear, nbytes in pairs if linear.role in roles) + _padding(shape, layer)
 
 
@@ -91,7 +91,7 @@ def _largest(shape: ModelShape, quantization: str) -> int:
 
 def _padding(shape: ModelShape, layer: int) -> int:
     """Return the bytes between the parts of a block's matrices."""
-    return ALIGNMENT * len(shape.blocks[layer].linears) * 4 + PAGE
+    return ALIGNMENT * len(shape.blocks[layer].matrices) * 4 + PAGE
 
 
 def _vocabulary(shape: ModelShape, quantization: str, embedding: str, head: str) -> int:
@@ -121,7 +121,7 @@ def load_bytes(shape: ModelShape, quantization: str) -> int:
         largest = max(max(linear_bytes(shape, layer, quantization)) for layer in layers)
         outer = (vocabulary_bytes(shape, quantization, name) for name in ("embedding", "head"))
         return ceil(max(largest, *outer) * 1.1)
-    sizes = [linear.inputs * linear.outputs for linear in shape.all_linears]
+    sizes = [linear.inputs * linear.outputs for linear in shape.all_matrices]
     if quantization in QUANTIZED_OUTER:
         sizes.append(shape.vocabulary * shape.hidden_size)
     matrix = max(sizes)

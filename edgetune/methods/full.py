@@ -51,7 +51,17 @@ class Full(Method):
         )
 
     def refusals(self, shape: ModelShape, *, context: int, quantization: str) -> list[str]:
-        """Refuse quantized weights: they cannot be trained."""
+        """Refuse quantized weights, which cannot be trained, and experts.
+
+        A step gives an expert few tokens or none, and its float32 copy, gradient and moments would
+        take sixteen bytes a weight.
+        """
+        if any(shape.blocks[layer].experts for layer in last_blocks(shape, self.layers)):
+            reason = (
+                "--method full does not train the experts of a mixture: they would take eight times "
+                "the memory of the model. --method lora trains what all tokens share."
+            )
+            return [reason]
         if quantization == "none":
             return []
         reason = (
@@ -111,9 +121,23 @@ class Full(Method):
         for layer in last_blocks(shape, self.layers):
             linears, prefix = shape.blocks[layer].linears, shape.block(layer)
             flipped = {f"{prefix}{x.module}.weight" for x in linears if x.transposed}
+            frozen = _of_experts(shape, layer)
             for tensor in shape.block_tensors(layer):
+                if tensor.name in frozen:
+                    continue
                 yield tensor.name, tensor.shape[::-1] if tensor.name in flipped else tensor.shape
         final = shape.final_norm
         yield f"{final.module}.weight", (final.size,)
         if final.bias:
             yield f"{final.module}.bias", (final.size,)
+
+
+def _of_experts(shape: ModelShape, layer: int) -> frozenset[str]:
+    """Return the names of the tensors of a block's router and experts, which stay frozen."""
+    block, prefix = shape.blocks[layer], shape.block(layer)
+    modules = {linear.module for linear in block.expert_linears}
+    if block.experts is not None:
+        modules.add(block.experts.router)
+    return frozenset(
+        f"{prefix}{module}.{part}" for module in modules for part in ("weight", "bias")
+    )

@@ -33,7 +33,8 @@ def select(shape: ModelShape, patterns: Sequence[str], layers: int | None = None
 
     A pattern is a group (``all-linear``, ``attention``, ``mlp``, ``q+v``), the last part of a
     module's name (``q_proj``), or a glob over its full path (``*.layers.1?.mlp.*``). With
-    ``layers``, only that many of the last blocks are taken.
+    ``layers``, only that many of the last blocks are taken. Experts are never among them: where a
+    model has such, a group stands for what there is of it beside another pattern.
 
     Raises:
         UsageError: naming every pattern that matches nothing, and what there is.
@@ -44,14 +45,18 @@ def select(shape: ModelShape, patterns: Sequence[str], layers: int | None = None
         for linear in shape.blocks[layer].linears
     ]
     unmatched = [p for p in patterns if not any(matches(p, c) for c in candidates)]
+    chosen = [c for c in candidates if any(matches(p, c) for p in patterns)]
+    if shape.has_experts and chosen:
+        unmatched = [p for p in unmatched if p not in GROUPS]
     if unmatched or not patterns:
         names = ", ".join(dict.fromkeys(_last(linear.module) for linear in shape.all_linears))
+        frozen = " Its MLPs are experts, which stay frozen." if shape.has_experts else ""
         raise UsageError(
             f"No projection of this {shape.family} model is named {', '.join(unmatched) or '()'}. "
             f"It has {names}; the groups are {', '.join(list(GROUPS)[:3])} "
-            "and others (docs/methods.md)."
+            f"and others (docs/methods.md).{frozen}"
         )
-    return [c for c in candidates if any(matches(p, c) for p in patterns)]
+    return chosen
 
 
 def last_blocks(shape: ModelShape, count: int | None) -> range:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Generic
 
 from edgetune.network.adaptation import BASE, Adaptation
+from edgetune.network.experts import mixture
 from edgetune.network.mixers import convolved
 from edgetune.network.ops import A, Attended, Ops
 from edgetune.shape import Attention, BlockShape, Linear, ModelShape, Norm, ShortConvolution
@@ -160,7 +161,11 @@ class Block(Generic[A]):
         return self.ops.heads_first(x)
 
     def _mlp(self, x: A) -> A:
-        out = self.project("down", self._inner(x))
+        rule = self.own.experts
+        if rule is None:
+            out = self.project("down", self._inner(x))
+        else:
+            out = mixture(self.ops, rule, self.own.activation, x)
         out = self.norm("mlp_output", out)
         return self.method.sublayer(self, "mlp", x, out)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-from edgetune.shape import Attention, Rotary
+from edgetune.shape import Attention, Experts, Rotary
 
 A = TypeVar("A")
 
@@ -95,6 +95,17 @@ class Ops(Protocol[A]):
 
     def row_norms(self, key: Key, a: A, b: A, scale: float, kept: KeptNorms[A]) -> A:
         """Return the norms (outputs,) of the rows of ``W + scale b a``, as constants."""
+
+    # a mixture of experts: T = B S tokens, k experts for each
+
+    def route(self, x: A, rule: Experts) -> tuple[A, A]:
+        """Return the weights (T, k) in float32 and the numbers (T, k) of the experts of x (B, S, D).
+
+        Of equal scores that of the lower number counts as the higher one.
+        """
+
+    def experts(self, x: A, weights: A, chosen: A, rule: Experts, activation: str) -> A:
+        """Return the sum (B, S, D) of what the chosen experts make of x, times their weights."""
 
     # what tokens are to each other
 

@@ -33,6 +33,11 @@ def reasons_for(
     yield from _placement(found, problem, search)
     yield from _vocabulary(found, problem)
     yield from _costly(found, problem)
+    if problem.shape.has_experts:
+        yield (
+            "experts and routers stay as they are, and the loss that balances them in pretraining "
+            "is off: what all tokens go through is adapted"
+        )
     yield from _checkpointing(found, problem, search)
     yield from _rows(found, problem)
     yield from _optimizer(found, problem)

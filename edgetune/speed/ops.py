@@ -11,7 +11,7 @@ from math import ceil
 
 from edgetune.choice import Choice
 from edgetune.methods.base import Method
-from edgetune.shape import Attention, BlockShape, Mixer, ModelShape, ShortConvolution
+from edgetune.shape import Attention, BlockShape, Experts, Mixer, ModelShape, ShortConvolution
 
 BLOCK, LINEAR, NORM, ROTARY = 25, 5, 8, 20
 """Operations of a forward pass: of a block as such, of each projection, norm and rotation."""
@@ -30,6 +30,12 @@ UNPACK = {
     "gguf": 16,
 }  # fmt: skip
 """Operations by which a stored matrix becomes numbers, in each pass."""
+
+MIXTURE = 25
+"""Operations of choosing experts and sorting tokens by them, in each pass."""
+
+EXPERT_FORWARD, EXPERT_BACKWARD = (32, 3), (55, 5)
+"""Operations of each expert that a token chose, and how many of its matrices are unpacked."""
 
 TENSOR_FORWARD, TENSOR_BACKWARD = 5, 12
 """Operations for each trained tensor of a block."""
@@ -57,17 +63,29 @@ class Operations:
         attended = "attend" in method.footprint(shape, shape.layers - 1).places
         self._linears = _mean(shape, lambda block: len(block.linears))
         self._frozen = _mean(shape, _block)
+        self._mixtures = [block.experts for block in shape.blocks if block.experts is not None]
         self._added = TENSOR_FORWARD * trained + ATTENDED_FORWARD * attended
         self._added_backward = TENSOR_BACKWARD * trained + ATTENDED_BACKWARD * attended
 
     def forward(self, choice: Choice) -> float:
         """Return the operations of a block's forward pass."""
-        return self._frozen + self._linears * UNPACK[choice.quantization] + self._added
+        own = self._frozen + self._linears * UNPACK[choice.quantization] + self._added
+        return own + self._of_experts(choice, EXPERT_FORWARD)
 
     def backward(self, choice: Choice) -> float:
         """Return the operations of a block's backward pass, a forward pass before it not counted."""
         unpacked = self._linears * UNPACK[choice.quantization]
-        return BACKWARD * self._frozen + unpacked + self._added_backward
+        own = BACKWARD * self._frozen + unpacked + self._added_backward
+        return own + self._of_experts(choice, EXPERT_BACKWARD)
+
+    def _of_experts(self, choice: Choice, each: tuple[int, int]) -> float:
+        """Return the operations of the experts that any token chose, of an average block."""
+        if not self._mixtures:
+            return 0.0
+        operations, products = each
+        one = operations + products * UNPACK[choice.quantization]
+        used = sum(_used(rule, choice.tokens) for rule in self._mixtures)
+        return (MIXTURE * len(self._mixtures) + one * used) / self._layers
 
     def micro_batch(self, choice: Choice) -> float:
         """Return the operations of a micro-batch's loss and gradients."""
@@ -90,6 +108,11 @@ class Operations:
 def _ends(choice: Choice) -> float:
     """Return the operations of a micro-batch outside its blocks."""
     return ENDS + CHUNK * max(0, ceil(choice.tokens / choice.loss_chunk) - 1)
+
+
+def _used(rule: Experts, tokens: int) -> float:
+    """Return how many experts are chosen by any of so many tokens, if all are chosen as often."""
+    return rule.number * (1 - (1 - rule.chosen / rule.number) ** tokens)
 
 
 def _mean(shape: ModelShape, count: Callable[[BlockShape], int]) -> float:

@@ -1,7 +1,8 @@
 """The time of an optimizer step: compute against transfer, block by block.
 
 T tokens of a micro-batch, S tokens of a row, D hidden size, F FFN width, N weights of a block's
-projections, V vocabulary. A product of T tokens with N weights costs 2 T N operations.
+projections, V vocabulary. A product of T tokens with N weights costs 2 T N operations. Of experts a
+token is multiplied with those that it chose, but all that any token chose are read and unpacked.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Literal
 from edgetune.choice import Choice
 from edgetune.methods.base import Method
 from edgetune.objectives import Objective
-from edgetune.shape import BlockShape, ModelShape
+from edgetune.shape import BlockShape, Experts, ModelShape
 from edgetune.speed.ops import Operations
 from edgetune.speed.rates import Rates
 from edgetune.storage import BYTES, FILE_FORMAT, blocks_bytes, vocabulary_bytes
@@ -30,6 +31,9 @@ DEQUANTIZE_COST = {"int8": 0.5, "q8": 0.5, "nf4": 1.0, "q4": 1.0, "mxfp4": 1.0, 
 
 ATTENTION_PASSES = 3.5
 """Products of attention in both passes against those of the forward pass."""
+
+EXPERT_MOVES = 5
+"""Numbers moved for each of a token's states that an expert reads and makes."""
 
 LOGIT_PASSES = 10
 """Times that the loss reads or writes the logits."""
@@ -80,12 +84,15 @@ class Rectangle:
 class Work:
     """What the time of a block depends on: its weights, and numbers a token.
 
-    ``queries`` of attention, and those that are ``moved`` element by element.
+    ``active`` weights are those that a token is multiplied with. ``queries`` of attention, and
+    those that are ``moved`` element by element. ``experts`` are there in place of an MLP.
     """
 
     weights: int
+    active: int
     queries: int
     moved: int
+    experts: Experts | None = None
 
     @classmethod
     def of(cls, block: BlockShape, hidden: int) -> Work:
@@ -94,8 +101,25 @@ class Work:
         Two norms and two residuals, the rotation of queries and keys, the activation are read and
         written.
         """
-        moved = 14 * hidden + 6 * (block.queries + block.keys) + 4 * block.ffn_size
-        return cls(block.linear_parameters, block.queries, moved)
+        moved = 14 * hidden + 6 * (block.queries + block.keys)
+        experts, active = block.experts, block.active_parameters
+        if experts is None:
+            moved += 4 * block.ffn_size
+            return cls(block.linear_parameters, active, block.queries, moved)
+        moved += experts.chosen * (4 * experts.size + EXPERT_MOVES * hidden)
+        return cls(block.linear_parameters, active, block.queries, moved, experts)
+
+    def used(self, tokens: int) -> float:
+        """Return the weights that any of so many tokens is multiplied with, on average.
+
+        An expert is left out by all with the chance that each token leaves it out.
+        """
+        if self.experts is None:
+            return self.weights
+        share = self.experts.chosen / self.experts.number
+        one = (self.weights - self.active) / (self.experts.number - self.experts.chosen or 1)
+        apart = self.weights - one * self.experts.number
+        return apart + one * self.experts.number * (1 - (1 - share) ** tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,7 +238,8 @@ class TimeModel:
         rates, tokens = self.rates, choice.tokens
         product, width = rates.product(choice.compute_dtype), BYTES[choice.compute_dtype]
         low_rank = self.trained / max(1, self.shape.layers - self.first)
-        frozen = max(2 * tokens * work.weights / product, work.weights * width / rates.pointwise)
+        used = work.used(tokens)
+        frozen = max(2 * tokens * work.active / product, used * width / rates.pointwise)
         attended = 2 * tokens * choice.context * work.queries
         attention = attended / rates.attention(choice.compute_dtype)
         added = 2 * tokens * low_rank / product
@@ -239,7 +264,7 @@ class TimeModel:
         """Return a block's seconds of it, forward and backward."""
         rates = self.rates
         moved = choice.tokens * BYTES[choice.compute_dtype] * work.moved / rates.pointwise
-        dense = self._dense(choice) * work.weights
+        dense = self._dense(choice) * work.used(choice.tokens)
         factor, counted = rates.block_factor(choice), self._operations
         forward = moved + dense + rates.sharing * counted.forward(choice)
         backward = 2 * moved + dense + rates.sharing * counted.backward(choice)

@@ -180,8 +180,8 @@ def test_a_problem_inside_the_text_config_says_so() -> None:
 @pytest.mark.parametrize(
     ("config", "kind"),
     [
-        ({"model_type": "mixtral", "num_local_experts": 8}, "a mixture of experts"),
-        ({"model_type": "qwen3_moe"}, "a mixture of experts"),
+        ({"model_type": "dbrx", "num_local_experts": 8}, "a mixture of experts"),
+        ({"model_type": "qwen3_next"}, "a mixture of experts"),
         ({"model_type": "llama4", "text_config": {"num_local_experts": 16}}, "mixture of experts"),
         ({"model_type": "bert"}, "an encoder"),
         ({"model_type": "modernbert"}, "an encoder"),

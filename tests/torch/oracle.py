@@ -38,6 +38,9 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     "mpt": {"d_model": 576, "n_heads": 9, "n_layers": 4},
     "opt": {"ffn_dim": 1536},
     "falcon": {"num_kv_heads": 3},
+    "mixtral": {"intermediate_size": 640},
+    "olmoe": {"intermediate_size": 200},
+    "qwen3_moe": {"moe_intermediate_size": 320},
     "granitemoehybrid": {"layer_types": ["attention"] * 4, "shared_intermediate_size": 1536},
 }
 MODELS = (
@@ -51,6 +54,7 @@ SIZES = {
 }  # fmt: skip
 """Those of the families of which no model is published that is small enough to be drawn."""
 FAMILIES = tuple(sorted(SMALL_FAMILIES.keys() - PUBLISHED))
+MIXTURES = frozenset({"mixtral", "olmoe", "qwen3_moe"})
 LARGE = frozenset({"phi-3.5-mini", "olmo-2-7b", "mistral-7b", "gemma-2-2b"})
 """Models whose 4-bit matrices take many operations to unpack: rarely 4-bit here."""
 LORAS = 0.4
@@ -168,7 +172,7 @@ def generation(case: Case, prompt: int, answer: int) -> tuple[int, int]:
 
 def _choice(draw: random.Random, model: str, layers: int) -> Choice:
     quantizations = ("none", "int8", "none" if model in LARGE else "nf4")
-    method = _method(draw)
+    method = _method(draw, model)
     return plain(
         method=method,
         quantization="none" if method.kind == "full" else draw.choice(quantizations),
@@ -186,12 +190,13 @@ def _choice(draw: random.Random, model: str, layers: int) -> Choice:
     )
 
 
-def _method(draw: random.Random) -> Method:
+def _method(draw: random.Random, model: str) -> Method:
     """Return LoRA, which has most settings, or one of the others."""
+    mlp = "attention" if model in MIXTURES else "mlp"  # without what experts have
     if draw.random() < LORAS:
         return Lora(
             rank=draw.choice((4, 16, 64)),
-            targets=(draw.choice(("all-linear", "all-linear", "attention", "mlp")),),
+            targets=(draw.choice(("all-linear", "all-linear", "attention", mlp)),),
             layers=draw.choice((None, None, 1)),
             dropout=draw.choice((0.0, 0.0, 0.1)),
         )

@@ -118,8 +118,9 @@ def _rows(vocabulary: int) -> list[torch.Tensor]:
 def _transformers(folder: Path, rows: Sequence[torch.Tensor], dtype: str) -> Mapping[str, Any]:
     """Return logits of each row, and the gradient of the summed loss of all rows."""
     model = AutoModelForCausalLM.from_pretrained(
-        folder, attn_implementation="eager", dtype=getattr(torch, dtype)
-    ).eval()
+        folder, attn_implementation="eager", experts_implementation="eager",
+        dtype=getattr(torch, dtype),
+    ).eval()  # fmt: skip
     each = [model(row[None]).logits[0] for row in rows]
     losses = [
         F.cross_entropy(x[:-1], row[1:], reduction="sum") for x, row in zip(each, rows, strict=True)

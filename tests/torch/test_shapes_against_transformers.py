@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,
 )
+from unfused import stored_parameters
 
 from edgetune.model import LocalModel
 from edgetune.model.families import shape_of, supported
@@ -61,7 +62,7 @@ def test_what_transformers_saves_can_be_opened(
     local = LocalModel.open(tmp_path)
 
     assert local.shape == shape_of(config)
-    _assert_same_values(local, dict(model.named_parameters()))
+    _assert_same_values(local, stored_parameters(local.shape, model))
 
 
 @pytest.mark.parametrize("wrapper", INSIDE)
@@ -87,7 +88,7 @@ def test_the_language_model_inside_a_saved_wrapper_can_be_opened(
 
 def _assert_same_values(local: LocalModel, parameters: Mapping[str, torch.Tensor]) -> None:
     for name in local.tensors:
-        expected = parameters.get(name.replace("embed_out", "lm_head"))
+        expected = parameters.get(name)
         assert expected is not None
         found = torch.from_numpy(local.read(name).copy())
         torch.testing.assert_close(found, expected.detach(), rtol=0, atol=0)
@@ -102,10 +103,8 @@ def _meta_model(config: Mapping[str, Any]) -> PreTrainedModel:
 
 
 def _assert_same_tensors(shape: ModelShape, model: PreTrainedModel) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
-    # transformers 5 calls GPT-NeoX's head lm_head in memory and embed_out in the checkpoint.
-    if shape.family == "gpt_neox" and "lm_head.weight" in expected:
-        expected["embed_out.weight"] = expected.pop("lm_head.weight")
+    stored = stored_parameters(shape, model)
+    expected = {name: tuple(tensor.shape) for name, tensor in stored.items()}
     found = {tensor.name: tensor.shape for tensor in shape.tensors()}
 
     assert found == expected
@@ -245,6 +244,16 @@ def _switches(family: str, draw: random.Random, head_dim: int) -> Config:
             "ministral3": wide | windowed | eps,
             "nemotron": wide | biased | {"mlp_bias": draw.random() < 0.5, "norm_eps": 1e-6},
             "olmo3": biased | windowed | eps,
+            "mixtral": wide | eps | {"num_local_experts": 3, "sliding_window": None},
+            "olmoe": biased | eps | {"num_experts": draw.choice([9, 12])},
+            "qwen3_moe": biased
+            | eps
+            | {
+                "num_local_experts": draw.choice([8, 11]),
+                "moe_intermediate_size": 16,
+                "decoder_sparse_step": draw.choice([1, 2]),
+                "mlp_only_layers": [0],
+            },
             "seed_oss": wide
             | biased
             | eps

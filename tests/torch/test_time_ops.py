@@ -42,7 +42,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LocalModel]:
         family: LocalModel.open(
             make_model(folder / family, family, dtype=torch.bfloat16, num_hidden_layers=4)
         )
-        for family in ("llama", "gemma2", "qwen3")
+        for family in ("llama", "gemma2", "qwen3", "mixtral")
     }
 
 
@@ -51,7 +51,8 @@ CASES = [
     for method in METHODS
     for quantization, layers in (("none", 0), ("nf4", 4))
     if method != "full" or quantization == "none"
-] + [("gemma2", "lora", "int8", 2), ("qwen3", "adapter", "nf4", 0), ("gemma2", "norm", "none", 0)]
+] + [("gemma2", "lora", "int8", 2), ("qwen3", "adapter", "nf4", 0), ("gemma2", "norm", "none", 0),
+     ("mixtral", "lora", "nf4", 4), ("mixtral", "lora", "none", 0)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("family", "method", "quantization", "layers"), CASES)

@@ -1,0 +1,108 @@
+"""A mixture of experts: routing, and each expert's MLP over the tokens that chose it.
+
+T tokens, D hidden size, E experts, k of them for a token, F width of an expert. All T k choices
+are sorted by expert, so that a product has the same number of rows whatever was chosen, and one
+kernel multiplies each run of rows with its own matrix. Results are added choice by choice in
+float32. Nothing inside of an expert is kept: the way back computes it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import mlx.core as mx
+
+from edgetune.shape import Experts
+from edgetune_mlx.matrices import Gather, Matrix
+from edgetune_mlx.pointwise import gated_activation
+
+
+def route(x: mx.array, router: mx.array, rule: Experts) -> tuple[mx.array, mx.array]:
+    """Return weights (T, k) in float32 and the experts (T, k) of the tokens of x (B, S, D)."""
+    scores = x.reshape(-1, x.shape[-1]).astype(mx.float32) @ router.astype(mx.float32).T
+    chosen = _highest(mx.stop_gradient(scores), rule.chosen)
+    if rule.normalised:
+        return mx.softmax(mx.take_along_axis(scores, chosen, axis=-1), axis=-1), chosen
+    return mx.take_along_axis(mx.softmax(scores, axis=-1), chosen, axis=-1), chosen
+
+
+def _highest(scores: mx.array, count: int) -> mx.array:
+    """Return the places (T, count) of the highest scores, of equal ones the first."""
+    numbers, found = mx.arange(scores.shape[-1]), []
+    for _ in range(count):
+        best = mx.argmax(scores, axis=-1, keepdims=True)
+        scores = mx.where(numbers == best, -mx.inf, scores)
+        found.append(best)
+    return mx.concatenate(found, axis=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenExperts:
+    """The experts of one block: by role the matrices of all, and which tokens chose them."""
+
+    rule: Experts
+    activation: str
+    matrices: Mapping[str, Matrix]
+    chosen: mx.array
+
+    def order(self) -> mx.array:
+        """Return the choices (T k,) sorted by expert."""
+        return mx.argsort(self.chosen.flatten())
+
+    def gather(self, order: mx.array, *, tokens: bool) -> Gather:
+        """Return the expert of each sorted choice, and the token that it reads, if it does."""
+        rows = order // self.rule.chosen if tokens else None
+        return Gather(self.rule.number, self.chosen.flatten()[order], rows)
+
+    def forward(self, x: mx.array, weights: mx.array) -> mx.array:
+        """Return the weighted sum (T, D) of what the experts make of x (T, D)."""
+        order = self.order()
+        reading, own = self.gather(order, tokens=True), self.gather(order, tokens=False)
+        gate = self.matrices["gate"].gathered(x, reading)
+        up = self.matrices["up"].gathered(x, reading)
+        out = self.matrices["down"].gathered(gated_activation(gate, up, self.activation), own)
+        parts = zip(
+            self._by_choice(out, order), mx.split(weights, self.rule.chosen, -1), strict=True
+        )
+        return reduce(mx.add, (part * weight for part, weight in parts)).astype(x.dtype)
+
+    def back(self, x: mx.array, weights: mx.array, grad: mx.array) -> tuple[mx.array, mx.array]:
+        """Return the gradients of x and of the weights, for that of the sum."""
+        order = self.order()
+        reading, own = self.gather(order, tokens=True), self.gather(order, tokens=False)
+        gate = self.matrices["gate"].gathered(x, reading)
+        up = self.matrices["up"].gathered(x, reading)
+        plain = self.matrices["down"].gathered_back(grad, reading)
+        shares = weights.flatten()[order][:, None].astype(x.dtype)
+
+        def weighed(gate: mx.array, up: mx.array) -> mx.array:
+            return gated_activation(gate, up, self.activation)
+
+        (active,), (gate_grad, up_grad) = mx.vjp(weighed, [gate, up], [plain * shares])
+        sums = (active * plain).astype(mx.float32).sum(-1)
+        weights_grad = sums[mx.argsort(order)].reshape(weights.shape)
+        x_grad = self.matrices["gate"].gathered_back(gate_grad, own)
+        x_grad = x_grad + self.matrices["up"].gathered_back(up_grad, own)
+        return reduce(mx.add, self._by_choice(x_grad, order)).astype(x.dtype), weights_grad
+
+    def _by_choice(self, sorted_rows: mx.array, order: mx.array) -> Iterator[mx.array]:
+        """Yield for each choice of a token its row (T, D) in float32."""
+        places = mx.argsort(order).reshape(-1, self.rule.chosen)
+        for choice in range(self.rule.chosen):
+            yield sorted_rows[places[:, choice]].astype(mx.float32)
+
+
+def mixed(x: mx.array, weights: mx.array, own: FrozenExperts) -> mx.array:
+    """Return the weighted sum (B, S, D) of what the chosen experts make of x (B, S, D)."""
+    custom: Any = mx.custom_function(own.forward)
+
+    @custom.vjp  # type: ignore[untyped-decorator]
+    def backward(primals: Any, cotangent: mx.array, _: Any) -> Any:
+        x, weights = mx.depends(list(primals), [cotangent])
+        return own.back(x, weights, cotangent)
+
+    y: mx.array = custom(x.reshape(-1, x.shape[-1]), weights)
+    return y.reshape(x.shape)

@@ -1,0 +1,196 @@
+"""A mixture of experts: routing, and each expert's MLP over the tokens that chose it.
+
+T tokens, D hidden size, E experts, k of them for a token, F width of an expert, n rows at a time.
+Tokens are sorted by expert. An expert computes a piece of its rows at a time
+(:meth:`edgetune.shape.Experts.rows`), filled up to one of the few row counts of products, and adds
+its results in float32; each row is met once in a piece, so that the order of sums is always the
+same. Nothing inside of an expert is kept: the way back computes it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgetune.buckets import bucket
+from edgetune.shape import Experts
+from edgetune_torch.linear import multiplied, multiplied_back
+from edgetune_torch.matrices import Matrix
+from edgetune_torch.pointwise import activation as activated
+
+
+class Routing(torch.autograd.Function):
+    """The experts of each token and their weights; saves both, or all probabilities (T, E)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, router: Tensor, rule: Experts) -> tuple[Tensor, Tensor]:
+        """Return weights (T, k) in float32 and the numbers (T, k) of the experts."""
+        scores = x.flatten(0, -2).float() @ router.float().T
+        found = scores.sort(dim=-1, descending=True, stable=True).indices
+        chosen = found[:, : rule.chosen].contiguous()
+        del found
+        if rule.normalised:
+            kept = weights = scores.gather(1, chosen).softmax(-1)
+        else:
+            kept = scores.softmax(-1)
+            weights = kept.gather(1, chosen)
+        ctx.save_for_backward(kept, chosen)
+        ctx.router, ctx.rule, ctx.like = router, rule, (x.shape, x.dtype)
+        ctx.mark_non_differentiable(chosen)
+        return weights, chosen
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient of x."""
+        kept, chosen = ctx.saved_tensors
+        weights = kept if ctx.rule.normalised else kept.gather(1, chosen)
+        scaled = grads[0] * weights
+        total = scaled.sum(-1, keepdim=True)
+        if ctx.rule.normalised:
+            scores = torch.zeros(len(chosen), ctx.rule.number, device=scaled.device)
+            scores.scatter_(1, chosen, scaled.addcmul_(weights, total, value=-1))
+        else:
+            scores = (kept * total).neg_().scatter_add_(1, chosen, scaled)
+        shape, dtype = ctx.like
+        return (scores @ ctx.router.float()).to(dtype).view(shape), None, None
+
+
+def route(x: Tensor, router: Tensor, rule: Experts) -> tuple[Tensor, Tensor]:
+    """Return weights (T, k) in float32 and the experts (T, k) of the tokens of x (B, S, D)."""
+    weights, chosen = Routing.apply(x, router, rule)  # type: ignore[no-untyped-call]
+    return weights, chosen
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenExperts:
+    """The experts of one block; matrices and biases by the keys of their projections."""
+
+    rule: Experts
+    activation: str
+    matrices: Mapping[str, Matrix]
+    biases: Mapping[str, Tensor]
+
+    def times(self, role: str, expert: int, x: Tensor) -> Tensor:
+        """Return a projection (n, outputs) of x (n, inputs)."""
+        key = f"{role}.{expert}"
+        return multiplied(x, self.matrices[key], self.biases.get(key))
+
+    def back(self, role: str, expert: int, grad: Tensor) -> Tensor:
+        """Return the gradient (n, inputs) of a projection's input."""
+        return multiplied_back(grad, self.matrices[f"{role}.{expert}"])
+
+    def inner(self, expert: int, x: Tensor) -> Tensor:
+        """Return what the expert's last projection reads (n, F)."""
+        gate, up = self.times("gate", expert, x), self.times("up", expert, x)
+        return activated(gate, self.activation).mul_(up)
+
+    def inner_back(self, expert: int, x: Tensor, grad: Tensor, share: Tensor) -> Piece:
+        """Return the gradients of x and of its weights (n,) for that of the output (n, D)."""
+        gate, up = self.times("gate", expert, x), self.times("up", expert, x)
+        inner_grad = self.back("down", expert, grad)
+        with torch.enable_grad():
+            leaf = gate.requires_grad_()
+            active = activated(leaf, self.activation)
+        weights_grad = (inner_grad * active.detach()).mul_(up).sum(-1, dtype=torch.float32)
+        inner_grad.mul_(share.to(grad.dtype)[:, None])
+        (gate_grad,) = torch.autograd.grad(active, leaf, inner_grad * up)
+        del gate, leaf, up
+        up_grad = inner_grad.mul_(active.detach())
+        del active, inner_grad
+        x_grad = self.back("gate", expert, gate_grad)
+        del gate_grad
+        return Piece(x_grad.add_(self.back("up", expert, up_grad)), weights_grad)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Gradients of some rows: of what an expert read (n, D) and of its weights (n,)."""
+
+    x: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some rows of one expert: places among all choices (T k), and tokens, filled up."""
+
+    expert: int
+    places: Tensor
+    tokens: Tensor
+    count: int
+    """Those that are not there to fill up."""
+
+
+class Mixture(torch.autograd.Function):
+    """The weighted sum of the chosen experts' outputs; saves its inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: Tensor, chosen: Tensor, own: FrozenExperts) -> Tensor:
+        """Return the sum (B, S, D) of what experts make of x (B, S, D)."""
+        ctx.save_for_backward(x, weights, chosen)
+        ctx.own = own
+        flat, shares = x.flatten(0, -2), weights.flatten()
+        out = torch.zeros(flat.shape, dtype=torch.float32, device=x.device)
+        for rows in _pieces(chosen, own.rule):
+            _add(out, flat, shares, rows, own)
+        return out.to(x.dtype).view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """Return the gradients of x and of the weights."""
+        x, weights, chosen = ctx.saved_tensors
+        flat, grad, shares = x.flatten(0, -2), grads[0].flatten(0, -2), weights.flatten()
+        x_grad = torch.zeros(flat.shape, dtype=torch.float32, device=x.device)
+        weights_grad = torch.zeros_like(shares)
+        for rows in _pieces(chosen, ctx.own.rule):
+            _add_back(x_grad, weights_grad, flat, grad, shares, rows, ctx.own)
+        return x_grad.to(x.dtype).view(x.shape), weights_grad.view(weights.shape), None, None
+
+
+def mixed(x: Tensor, weights: Tensor, chosen: Tensor, own: FrozenExperts) -> Tensor:
+    """Return the weighted sum (B, S, D) of what the chosen experts make of x (B, S, D)."""
+    y: Tensor = Mixture.apply(x, weights, chosen, own)  # type: ignore[no-untyped-call]
+    return y
+
+
+def _add(out: Tensor, x: Tensor, shares: Tensor, rows: Rows, own: FrozenExperts) -> None:
+    inner = own.inner(rows.expert, x[rows.tokens])
+    found = own.times("down", rows.expert, inner).float()
+    del inner
+    found.mul_(shares[rows.places][:, None])
+    out.index_add_(0, rows.tokens[: rows.count], found[: rows.count])
+
+
+def _add_back(
+    x_grad: Tensor,
+    weights_grad: Tensor,
+    x: Tensor,
+    grad: Tensor,
+    shares: Tensor,
+    rows: Rows,
+    own: FrozenExperts,
+) -> None:
+    found = own.inner_back(rows.expert, x[rows.tokens], grad[rows.tokens], shares[rows.places])
+    x_grad.index_add_(0, rows.tokens[: rows.count], found.x[: rows.count].float())
+    weights_grad.index_copy_(0, rows.places[: rows.count], found.weights[: rows.count])
+
+
+def _pieces(chosen: Tensor, rule: Experts) -> Iterator[Rows]:
+    """Yield the rows of one expert after the other, as many as are computed at a time."""
+    flat = chosen.flatten()
+    order = flat.argsort(stable=True)
+    counts = torch.bincount(flat, minlength=rule.number).tolist()
+    most, start = rule.rows(len(chosen)), 0
+    for expert, count in enumerate(counts):
+        for first in range(start, start + count, most):
+            own = min(most, start + count - first)
+            filled = min(most, bucket(own))
+            places = order[first : first + own]
+            if filled > own:
+                places = torch.cat((places, places[-1:].expand(filled - own)))
+            yield Rows(expert, places, places // rule.chosen, own)
+        start += count

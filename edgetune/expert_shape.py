@@ -1,0 +1,57 @@
+"""What stands in the place of an MLP in a mixture of experts: a router and many small MLPs.
+
+    scores = router(x)                      one number an expert, in float32
+    chosen = the experts with the highest scores, the lower index first where they are equal
+    output = sum of weight * expert(x) over the chosen ones
+
+The loss that balances the use of experts in pretraining is not part of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from edgetune.buckets import bucket
+
+LEAST_ROWS: Final = 64
+"""Rows of an expert that are computed at a time even where its usual share is less."""
+
+USUAL_SHARES: Final = 2
+"""Rows computed at a time as a multiple of an expert's share, if all were chosen equally often."""
+
+ExpertRole = Literal["gate", "up", "gate_up", "down"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experts:
+    """The experts of one block: how many, which are chosen, and what each computes.
+
+    ``projections`` are the roles of an expert's projections, each with its module inside the block,
+    in which ``{}`` is the expert's number.
+    """
+
+    number: int
+    chosen: int
+    """Experts that a token goes through."""
+    hidden: int
+    size: int
+    """Width of each expert's MLP."""
+    router: str
+    """Module of the router inside the block."""
+    projections: tuple[tuple[ExpertRole, str], ...]
+    normalised: bool
+    """Weights are the softmax over the chosen scores: they add up to one. Otherwise over all."""
+
+    def rows(self, tokens: int) -> int:
+        """Return how many of an expert's rows are computed at a time, at most.
+
+        >>> one = Experts(
+        ...     number=128, chosen=8, hidden=2048, size=768, router="mlp.gate", projections=(),
+        ...     normalised=True,
+        ... )
+        >>> [one.rows(tokens) for tokens in (16, 512, 4096)]
+        [16, 64, 512]
+        """
+        share = -(-USUAL_SHARES * tokens * self.chosen // self.number)
+        return min(tokens, bucket(max(LEAST_ROWS, share)))

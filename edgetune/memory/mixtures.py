@@ -1,0 +1,164 @@
+"""Bytes of a mixture of experts, as the torch engine computes it.
+
+T tokens, D hidden size, E experts, k of them for a token, F width of an expert, n rows at a time.
+All pieces of rows are alike in memory: one of the largest is followed. How the router spreads the
+tokens changes how many there are, not what they take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgetune.memory.elementary import Elementary
+from edgetune.memory.products import Product, unpack
+from edgetune.memory.sized import Gradient, Sized
+from edgetune.shape import BlockShape, Experts
+from edgetune.storage import FLOAT32_BYTES
+
+INDEX = 8
+"""Bytes of a token's or an expert's number."""
+
+
+def route(ops: Elementary, x: Sized, rule: Experts) -> tuple[Sized, Sized]:
+    """Return weights (T, k) and chosen experts (T, k); probabilities are saved, or weights."""
+    ledger, batch = ops.ledger, ops.batch
+    tokens, narrow = x.numbers // rule.hidden, x.width != FLOAT32_BYTES
+    each, some = FLOAT32_BYTES * tokens * rule.number, FLOAT32_BYTES * tokens * rule.chosen
+    wide = FLOAT32_BYTES * x.numbers
+    router = FLOAT32_BYTES * rule.number * rule.hidden if batch.stored != FLOAT32_BYTES else 0
+    ledger.transient(wide if narrow else 0, router, each)
+    scores = ledger.alloc(each)
+    ledger.transient(each, each // FLOAT32_BYTES * INDEX)
+    ledger.transient(each // FLOAT32_BYTES * INDEX, some // FLOAT32_BYTES * INDEX)
+    shape = (tokens, rule.chosen)
+    chosen = ops.tape.made(shape, INDEX, (), _nothing)
+    if rule.normalised:
+        ledger.transient(2 * some)
+        saved = storage = ops.new(some)
+    else:
+        saved, storage = ops.new(each), ops.new(some)
+    ledger.free(scores)
+    size = x.nbytes
+
+    def back(_: list[Gradient]) -> Sequence[Gradient]:
+        held = ledger.alloc((1 if rule.normalised else 2) * some + some // rule.chosen + each)
+        ledger.transient(router, wide)
+        ledger.transient(wide, size if narrow else 0)
+        ledger.free(held)
+        return (ops.new(size),)
+
+    weights = ops.tape.made(
+        shape, FLOAT32_BYTES, (x,), back, storage=storage, saved=(saved, chosen)
+    )
+    return weights, chosen
+
+
+def experts(
+    ops: Elementary,
+    x: Sized,
+    weights: Sized,
+    chosen: Sized,
+    block: BlockShape,
+    *,
+    quantized: bool,
+) -> Sized:
+    """Return the weighted sum of the experts' outputs; its inputs are saved."""
+    assert block.experts is not None
+    pieces = _Pieces(ops, block, block.experts, quantized=quantized, width=x.width)
+    ledger, wide, narrow = ops.ledger, FLOAT32_BYTES * x.numbers, x.width != FLOAT32_BYTES
+    order, sizes = 2 * chosen.nbytes, (x.nbytes, weights.nbytes)
+    summed = None if narrow else ops.new(wide)
+    held = ledger.alloc((wide if narrow else 0) + order // 2)
+    ledger.transient(order // 2)
+    pieces.forward(weights.shape[0])
+    storage = ops.new(x.nbytes) if summed is None else summed
+    ledger.free(held)
+
+    def back(_: list[Gradient]) -> Sequence[Gradient]:
+        made, tokens = ledger.alloc(wide if narrow else 0), sizes[1]
+        x_grad, weights_grad = None if narrow else ops.new(wide), ops.new(tokens)
+        held = ledger.alloc(order // 2)
+        ledger.transient(order // 2)
+        pieces.backward(weights.shape[0])
+        ledger.free(held)
+        x_grad = ops.new(sizes[0]) if x_grad is None else x_grad
+        ledger.free(made)
+        return x_grad, weights_grad
+
+    return ops.tape.made(
+        x.shape, x.width, (x, weights), back, storage=storage, saved=(x, weights, chosen)
+    )
+
+
+class _Pieces:
+    """Some rows of an expert, forward and back."""
+
+    def __init__(
+        self, ops: Elementary, block: BlockShape, rule: Experts, *, quantized: bool, width: int
+    ) -> None:
+        self.ledger, self.batch, self.rule, self.width = ops.ledger, ops.batch, rule, width
+        own = block.expert_linears[: len(rule.projections)]
+        self.products = {
+            str(linear.role): Product(
+                inputs=linear.inputs, outputs=linear.outputs, rank=0, quantized=quantized
+            )
+            for linear in own
+        }
+
+    def forward(self, tokens: int) -> None:
+        ledger, rows = self.ledger, self.rule.rows(tokens)
+        inner, outer = rows * self.rule.size * self.width, rows * self.rule.hidden * self.width
+        numbers = ledger.alloc(self._numbers(rows))
+        entry = ledger.alloc(outer)
+        gates = self._times("gate", inner) + self._times("up", inner)
+        active = ledger.alloc(inner)
+        ledger.free(gates + entry)
+        out = self._times("down", outer)
+        wide = ledger.alloc(self._widened(rows))
+        if wide:
+            ledger.free(out)
+            out = wide
+        ledger.free(active)
+        ledger.transient(FLOAT32_BYTES * rows)
+        ledger.free(out + numbers)
+
+    def backward(self, tokens: int) -> None:
+        ledger, rows = self.ledger, self.rule.rows(tokens)
+        inner, outer = rows * self.rule.size * self.width, rows * self.rule.hidden * self.width
+        numbers = ledger.alloc(self._numbers(rows) + 2 * FLOAT32_BYTES * rows)
+        entries = ledger.alloc(2 * outer)
+        gates = self._times("gate", inner) + self._times("up", inner)
+        grad = self._times("down", inner)
+        active = ledger.alloc(inner)
+        ledger.transient(inner, 0 if self.width == FLOAT32_BYTES else 2 * inner)
+        ledger.transient(2 * inner)
+        gate_grad = ledger.alloc(inner)
+        ledger.free(gates + active)
+        x_grad = self._times("gate", outer)
+        ledger.free(gate_grad)
+        again = self._times("up", outer)
+        ledger.free(again + grad + entries)
+        ledger.transient(self._widened(rows))
+        ledger.free(x_grad + numbers)
+
+    def _times(self, role: str, made: int) -> int:
+        """Multiply, one way or the other; return the bytes of what is made, which stay."""
+        product = self.products[role]
+        unpack(self.ledger, product, self.batch)
+        held = self.ledger.alloc(product.dense(self.batch))
+        self.ledger.alloc(made)
+        self.ledger.free(held)
+        return made
+
+    def _widened(self, rows: int) -> int:
+        """Return the bytes of rows in float32, where they are not in it."""
+        narrow = self.width != FLOAT32_BYTES
+        return FLOAT32_BYTES * rows * self.rule.hidden if narrow else 0
+
+    def _numbers(self, rows: int) -> int:
+        """Return the bytes of the numbers of rows, those of the piece before included."""
+        return 3 * INDEX * rows
+
+
+def _nothing(_: list[Gradient]) -> Sequence[Gradient]:
+    return ()

@@ -1,0 +1,169 @@
+"""Mixtures of experts whose blocks are those of a dense family but for the MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from edgetune.model.config import Fields
+from edgetune.model.families.common import (
+    Sizes,
+    decoder,
+    gated_mlp,
+    head_norms,
+    pre_norms,
+    read_rotary,
+    read_sizes,
+    rms_norm,
+    same_attention,
+    split_attention,
+)
+from edgetune.shape import ATTENTION_ROLES, Experts, ModelShape, Norm
+
+
+def qwen3_moe(fields: Fields) -> ModelShape:
+    """Return the shape of a Qwen3 mixture: every layer has experts, or every so manieth."""
+    sizes = read_sizes(
+        fields.with_defaults(intermediate_size=6144), kv_heads=4, head_dim=None, context=32768
+    )
+    bias, every = fields.flag("attention_bias", False), fields.size("decoder_sparse_step", 1)
+    sliding = fields.flag("use_sliding_window", False)
+    window = fields.size("sliding_window", 4096) if sliding else None
+    experts = _experts(
+        fields,
+        sizes,
+        number=_number(fields, 128),
+        chosen=8,
+        size=fields.size("moe_intermediate_size", 768),
+        normalised=fields.flag("norm_topk_prob", False),
+    )
+    dense = _numbers(fields, "mlp_only_layers")
+    return with_experts(
+        _shape(
+            fields, sizes, "qwen3_moe", head_norms(sizes.head_dim, sizes.head_dim), bias, window
+        ),
+        lambda layer: None if layer in dense or (layer + 1) % every else experts,
+    )
+
+
+def olmoe(fields: Fields) -> ModelShape:
+    """Return the shape of an OLMoE model, with norms of all queries and of all keys."""
+    fields.refuse("clip_qkv", "clipped queries, keys and values are not supported")
+    sizes = read_sizes(fields, context=4096)
+    experts = _experts(
+        fields,
+        sizes,
+        number=_number(fields, 64),
+        chosen=8,
+        size=sizes.ffn,
+        normalised=fields.flag("norm_topk_prob", False),
+    )
+    norms = head_norms(sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim)
+    bias = fields.flag("attention_bias", False)
+    shape = _shape(fields, sizes, "olmoe", norms, bias, None, eps=1e-5)
+    return with_experts(shape, lambda _: experts)
+
+
+def mixtral(fields: Fields) -> ModelShape:
+    """Return the shape of a Mixtral model; its noise on inputs of routers is for pretraining."""
+    sizes = read_sizes(fields, kv_heads=8, context=4096 * 32)
+    experts = Experts(
+        number=_number(fields, 8),
+        chosen=fields.size("num_experts_per_tok", 2),
+        hidden=sizes.hidden,
+        size=sizes.ffn,
+        router="block_sparse_moe.gate",
+        projections=(
+            ("gate", "block_sparse_moe.experts.{}.w1"),
+            ("up", "block_sparse_moe.experts.{}.w3"),
+            ("down", "block_sparse_moe.experts.{}.w2"),
+        ),
+        normalised=True,
+    )
+    window = fields.optional_size("sliding_window")
+    shape = _shape(fields, sizes, "mixtral", (), False, window, eps=1e-5, theta=1e6)
+    return with_experts(shape, lambda _: _checked(fields, experts))
+
+
+def with_experts(shape: ModelShape, experts_of: Callable[[int], Experts | None]) -> ModelShape:
+    """Return a shape in whose layers experts are in the place of the MLP, where there are any."""
+    blocks = []
+    for layer, block in enumerate(shape.blocks):
+        experts = experts_of(layer)
+        if experts is not None:
+            linears = tuple(x for x in block.linears if x.role in ATTENTION_ROLES)
+            block = replace(block, linears=linears, ffn_size=experts.size, experts=experts)  # noqa: PLW2901
+        blocks.append(block)
+    return replace(shape, blocks=tuple(blocks))
+
+
+def _shape(
+    fields: Fields,
+    sizes: Sizes,
+    family: str,
+    norms: tuple[Norm, ...],
+    bias: bool,
+    window: int | None,
+    *,
+    eps: float = 1e-6,
+    theta: float = 10_000.0,
+) -> ModelShape:
+    """Return the dense model that has an MLP where experts will be."""
+    rotary = read_rotary(fields, sizes, theta=theta)
+    return decoder(
+        fields,
+        sizes,
+        family=family,
+        linears=split_attention(sizes, bias=bias, output_bias=bias) + gated_mlp(sizes),
+        norms=pre_norms(sizes) + norms,
+        attention=same_attention(sizes, rotary, window),
+        norm=rms_norm(fields, eps),
+        activation=fields.activation("hidden_act", "silu"),
+        tied=fields.flag("tie_word_embeddings", False),
+    )
+
+
+def _experts(
+    fields: Fields, sizes: Sizes, *, number: int, chosen: int, size: int, normalised: bool
+) -> Experts:
+    """Return experts under the names that Qwen gave them."""
+    experts = Experts(
+        number=number,
+        chosen=fields.size("num_experts_per_tok", chosen),
+        hidden=sizes.hidden,
+        size=size,
+        router="mlp.gate",
+        projections=(
+            ("gate", "mlp.experts.{}.gate_proj"),
+            ("up", "mlp.experts.{}.up_proj"),
+            ("down", "mlp.experts.{}.down_proj"),
+        ),
+        normalised=normalised,
+    )
+    return _checked(fields, experts)
+
+
+def _checked(fields: Fields, experts: Experts) -> Experts:
+    if experts.chosen <= experts.number:
+        return experts
+    fields.problems.append(
+        f"num_experts_per_tok is {experts.chosen}, but there are {experts.number} experts"
+    )
+    return replace(experts, chosen=experts.number)
+
+
+def _number(fields: Fields, default: int) -> int:
+    """Return how many experts there are: transformers has two names for it."""
+    found = fields.optional_size("num_local_experts") or fields.optional_size("num_experts")
+    return found or default
+
+
+def _numbers(fields: Fields, name: str) -> frozenset[int]:
+    """Return the layers that a list names."""
+    found = fields.raw(name)
+    if found is None:
+        return frozenset()
+    if isinstance(found, list) and all(isinstance(x, int) for x in found):
+        return frozenset(found)
+    fields.problems.append(f"{name} must be a list of layers")
+    return frozenset()

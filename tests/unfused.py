@@ -1,0 +1,43 @@
+"""The parameters of a model that transformers built under the names that its checkpoint has.
+
+transformers 5 keeps all experts of a block in two tensors; files have a tensor for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from transformers import PreTrainedModel
+
+from edgetune.shape import ModelShape
+
+
+def stored_parameters(shape: ModelShape, model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Return every parameter by its stored name, experts one by one."""
+    parameters = dict(model.named_parameters())
+    # transformers 5 calls GPT-NeoX's head lm_head in memory and embed_out in the checkpoint.
+    if shape.family == "gpt_neox" and "lm_head.weight" in parameters:
+        parameters["embed_out.weight"] = parameters.pop("lm_head.weight")
+    return dict(_stored(shape, parameters)) if shape.has_experts else parameters
+
+
+def _stored(
+    shape: ModelShape, parameters: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    mixture = "block_sparse_moe" if shape.family == "mixtral" else "mlp"
+    experts = {shape.block(layer): block.experts for layer, block in enumerate(shape.blocks)}
+    for name, tensor in parameters.items():
+        prefix, found, part = name.rpartition("mlp.experts.")
+        rule = experts.get(prefix)
+        if not found or rule is None:
+            yield name.replace(".mlp.gate.", f".{mixture}.gate."), tensor
+            continue
+        modules = dict(rule.projections)
+        for number in range(rule.number):
+            of_role = {"down": tensor[number]}
+            if part == "gate_up_proj":
+                gate, up = tensor[number].chunk(2)
+                of_role = {"gate": gate, "up": up}
+            for role, values in of_role.items():
+                yield f"{prefix}{modules[role].format(number)}.weight", values
