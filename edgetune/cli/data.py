@@ -107,6 +107,7 @@ def _as_json(shown: list[ShownRow]) -> dict[str, Any]:
             "because": row.because,
             "tokens": row.tokens,
             "learned": row.learned,
+            "answer": row.answer,
             "pieces": [{"text": text, "learned": learned} for text, learned in row.pieces],
         }
         for row in shown
@@ -124,8 +125,9 @@ def _print_row(row: ShownRow, in_color: bool) -> None:
         return
     text = "".join(_piece(plain(text), learned, in_color) for text, learned in row.pieces)
     marks = "in colour" if in_color else "in [brackets]"
+    side = row.side if row.answer is None else f"{row.side}, {row.answer}"
     click.echo(
-        f"\n{plain(row.place)}, {row.side} ({row.tokens:,} tokens, {row.learned:,} learned: text {marks})\n{text}",
+        f"\n{plain(row.place)}, {side} ({row.tokens:,} tokens, {row.learned:,} learned: text {marks})\n{text}",
         color=in_color,
     )
 

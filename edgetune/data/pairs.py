@@ -21,7 +21,7 @@ from itertools import takewhile
 from typing import Any
 
 from edgetune.data.content import Chat, Completion, Content, Pair
-from edgetune.data.formats import BESIDE, FORMATS, Fields, Format, named
+from edgetune.data.formats import BESIDE, FORMATS, Fields, Format, kind_of, named
 from edgetune.data.problems import RowError
 
 _NAMES = (
@@ -29,7 +29,7 @@ _NAMES = (
     ("chosen_response", "rejected_response"),
     ("preferred_output", "non_preferred_output"),
 )
-_PROMPTS = ("prompt", "question", "conversations", "messages")
+_PROMPTS = ("prompt", "question", "conversations", "messages", "conversation")
 _INSTRUCTION = ("instruction", "input", "history")
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
@@ -45,7 +45,10 @@ def _read(better: str, worse: str, row: Fields) -> Pair:
     answers = [_conversation(row[name]) for name in (better, worse)]
     if all(map(_is_whole, answers)):
         halves = _parted(*answers)
-        return Pair(*(_exchange(*half, beside) for half in halves))
+        names = (better, worse)
+        return Pair(
+            *(_exchange(*half, name, beside) for half, name in zip(halves, names, strict=True))
+        )
     return Pair(*(_answered(row, answer, name, beside) for name, answer in
                   zip((better, worse), answers, strict=True)))  # fmt: skip
 
@@ -56,10 +59,10 @@ def _answered(row: Fields, answer: Any, name: str, beside: Mapping[str, Any]) ->
         raise RowError(f"The field {name} is a whole conversation, and the other answer is not.")
     given = row.get("input")
     if isinstance(given, dict):
-        return _exchange(given.get("messages"), answer, {**beside, **_tools(given)})
+        return _exchange(given.get("messages"), answer, name, {**beside, **_tools(given)})
     prompt = next((row[field] for field in _PROMPTS if row.get(field) is not None), None)
     if prompt is not None:
-        return _exchange(prompt, answer, beside)
+        return _exchange(prompt, answer, name, beside)
     if row.get("instruction") is None and given is None:
         raise RowError(
             f"There is no prompt beside {name}: one of {', '.join((*_PROMPTS, *_INSTRUCTION[:2]))},"
@@ -67,14 +70,35 @@ def _answered(row: Fields, answer: Any, name: str, beside: Mapping[str, Any]) ->
         )
     parts = {field: row[field] for field in _INSTRUCTION if row.get(field) is not None}
     read = named(FORMATS, "instruction/input/output").read
+    refuse_no_answer(answer, name)
     return _two_sided(read({"instruction": "", **parts, "output": answer, **beside}))
 
 
-def _exchange(prompt: Any, answer: Any, beside: Mapping[str, Any]) -> Chat | Completion:
+def _exchange(prompt: Any, answer: Any, name: str, beside: Mapping[str, Any]) -> Chat | Completion:
+    """Return a prompt with an answer, which the row calls ``name``."""
     if prompt is None:
         raise RowError("The prompt has no messages. Fill it in or remove the row.")
+    refuse_no_answer(answer, name)
     read = named(FORMATS, "prompt/completion").read
     return _two_sided(read({"prompt": prompt, "completion": answer, **beside}))
+
+
+def refuse_no_answer(answer: Any, name: str) -> None:
+    """Refuse what is neither a text nor messages, by the name that the row has for it.
+
+    Raises:
+        RowError: naming the field.
+    """
+    if isinstance(answer, str) and not answer.strip():
+        raise RowError(f"The field {name} is empty. Fill it in or remove the row.")
+    messages = answer if isinstance(answer, list) else [answer]
+    strange = [each for each in messages if not isinstance(each, dict)]
+    if not isinstance(answer, str) and (strange or not messages):
+        found = f"a list with {kind_of(strange[0])}" if messages is answer and strange else None
+        raise RowError(
+            f"The field {name} must be text, a message or a list of messages; found"
+            f" {found or kind_of(answer)}."
+        )
 
 
 def _two_sided(content: Content) -> Chat | Completion:
@@ -142,8 +166,10 @@ def _with_rejected(row: Fields) -> Pair:
     if not isinstance(messages, list) or len(messages) < 2:
         raise RowError("The messages must be a list that ends with the better answer.")
     beside = {name: row[name] for name in BESIDE if row.get(name) is not None}
-    answers = ([messages[-1]], row["rejected_response"])
-    return Pair(*(_exchange(messages[:-1], answer, beside) for answer in answers))
+    answers = {"messages": [messages[-1]], "rejected_response": row["rejected_response"]}
+    return Pair(
+        *(_exchange(messages[:-1], answer, name, beside) for name, answer in answers.items())
+    )
 
 
 PAIR_FORMATS: tuple[Format[Pair], ...] = (

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgetune.data.examples import Examples
 from edgetune.data.fit import Fitted, LongRows
@@ -15,6 +16,7 @@ from edgetune.data.read import Options, Reading
 from edgetune.data.receipt import Dropped, Receipt, length_percentiles
 from edgetune.data.row_digests import count_duplicates
 from edgetune.data.splits import Found, Split
+from edgetune.data.token_store import digest_of
 
 _UNEVEN = 4 / 3  # within this ratio, Ethayarajh et al. 2024 (section 4.2) leave weights alone
 _FEW = 2  # the end of a turn alone is one; an answer of one token and its end are two
@@ -50,7 +52,7 @@ def receipt_of(
             *reading.notes,
             *map(printable, found.notes),
             *_near_empty(reading.examples),
-            *_balance(reading.examples),
+            *_balance(reading),
         ),
     )
     train, validation = map(reading.examples.take, (splits.train, splits.validation))
@@ -90,8 +92,9 @@ def _answers(examples: Examples) -> dict[str, dict[str, int]]:
     }
 
 
-def _balance(examples: Examples) -> Iterator[str]:
+def _balance(reading: Reading) -> Iterator[str]:
     """Yield how many answers are desirable; the paper weighs both sides about equally."""
+    examples = reading.examples
     if examples.kind != "unpaired":
         return
     better = int(np.count_nonzero(examples.firsts))
@@ -104,6 +107,24 @@ def _balance(examples: Examples) -> Iterator[str]:
         share = max(better, worse) / min(better, worse)
         said += f"; --{rarer}-weight {share:.2g} would make both count alike"
     yield said
+    both = _rated_both_ways(reading)
+    if len(both):
+        place = examples.place(int(both[0]))
+        yield f"rows whose answer is desirable, and undesirable in another row: {len(both):,}, the first is {place}"
+
+
+def _rated_both_ways(reading: Reading) -> NDArray[np.int64]:
+    """Return the desirable rows of which there is the same prompt and answer as undesirable."""
+    examples, digests = reading.examples, reading.digests
+    worse = set(digests[examples.firsts == 0].tolist())
+    return np.array(
+        [
+            row
+            for row in np.flatnonzero(examples.firsts).tolist()
+            if int.from_bytes(digest_of(*examples[row], 0), "little") in worse
+        ],
+        np.int64,
+    )
 
 
 def _near_empty(examples: Examples) -> Iterator[str]:

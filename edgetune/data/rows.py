@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
+import numpy as np
+
 from edgetune.data.chunks import Chunk
 from edgetune.data.content import Content, Labelled, Pair, Rated, RowContent
 from edgetune.data.encode import Encoder, Learned, LossOn, Marked
@@ -144,7 +146,6 @@ class BlockEncoder:
             return (replace(marked, is_desirable=content.is_desirable),)
         if not isinstance(content, Pair):
             return (self._marked(number, content, outcome),)
-        outcome.same += content.chosen == content.rejected
         return tuple(
             self._marked(number, each, outcome) for each in (content.chosen, content.rejected)
         )
@@ -175,6 +176,7 @@ class BlockEncoder:
         lines: list[int] = []
         for number, marked in accepted:
             documents = [next(encoded) for _ in marked]
+            outcome.same += len(documents) == 2 and _are_same(*documents)
             if all(map(_is_learned, documents)):
                 rows.append(reduce(Learned.followed, documents))
                 lines.append(number)
@@ -182,6 +184,10 @@ class BlockEncoder:
                 nothing = "No token of this row can be learned. Remove it."
                 outcome.problems.append(Problem(number, nothing))
         outcome.columns = token_store_of(rows, lines)
+
+
+def _are_same(one: Learned, other: Learned) -> bool:
+    return np.array_equal(one.tokens, other.tokens) and one.ranges == other.ranges
 
 
 def _is_learned(document: Learned) -> bool:

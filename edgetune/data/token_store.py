@@ -72,7 +72,7 @@ def token_store_of(rows: Sequence[Learned], lines: Sequence[int]) -> TokenStore:
             mask[start + max(first, 1) : start + last] = True
         own = mask[start:stop]
         loss_tokens.append(np.count_nonzero(own))
-        digests += _digest(tokens[start:stop], own, row.first)
+        digests += digest_of(tokens[start:stop], own, row.first)
     return TokenStore(
         tokens,
         mask,
@@ -156,13 +156,14 @@ def is_consistent(store: TokenStore) -> bool:
     stops = np.cumsum(store.lengths, dtype=np.int64)
     for row in range(0, rows, max(rows // _SAMPLE, 1)):
         part = slice(int(stops[row] - store.lengths[row]), int(stops[row]))
-        digest = _digest(store.tokens[part], store.mask[part], int(store.firsts[row]))
+        digest = digest_of(store.tokens[part], store.mask[part], int(store.firsts[row]))
         if int.from_bytes(digest, "little") != int(store.digests[row]):
             return False
     return True
 
 
-def _digest(tokens: NDArray[np.int32], mask: NDArray[np.bool_], first: int) -> bytes:
+def digest_of(tokens: NDArray[np.int32], mask: NDArray[np.bool_], first: int) -> bytes:
+    """Return the hash of a row; ``first`` as in :class:`TokenStore`."""
     digest = blake2b(tokens.data, digest_size=8)
     digest.update(mask.data)
     if first:

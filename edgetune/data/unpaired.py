@@ -20,6 +20,7 @@ from typing import Any
 
 from edgetune.data.content import Chat, Completion, Rated
 from edgetune.data.formats import BESIDE, FORMATS, Fields, Format, kind_of, named
+from edgetune.data.pairs import refuse_no_answer
 from edgetune.data.problems import RowError
 
 LABELS = ("label", "kto_tag")
@@ -77,6 +78,7 @@ def _last(name: str, label: str, row: Fields) -> Rated:
 
 def _completion(prompt: str, answer: str, label: str, row: Fields) -> Rated:
     beside = {name: row[name] for name in BESIDE if row.get(name) is not None}
+    refuse_no_answer(row[answer], answer)
     read = named(FORMATS, "prompt/completion").read
     content = read({"prompt": row[prompt], "completion": row[answer], **beside})
     assert isinstance(content, (Chat, Completion))

@@ -9,6 +9,7 @@ from itertools import groupby
 import numpy as np
 
 from edgetune.data.dataset import Dataset
+from edgetune.data.examples import Examples
 from edgetune.data.tokenizer import Tokenizer
 from edgetune.errors import UsageError
 
@@ -18,7 +19,8 @@ class ShownRow:
     """A row's place, its side and its (text, is learned) pieces.
 
     The side is ``trained``, ``validation`` or ``dropped``; then there are no pieces, and
-    ``because`` says why. ``tokens`` counts all, ``learned`` those that are learned.
+    ``because`` says why. ``tokens`` counts all, ``learned`` those that are learned. ``answer`` says
+    of an unpaired answer whether it is ``desirable`` or ``undesirable``.
     """
 
     place: str
@@ -27,6 +29,7 @@ class ShownRow:
     because: str | None = None
     tokens: int = 0
     learned: int = 0
+    answer: str | None = None
 
 
 def show_rows(
@@ -54,13 +57,20 @@ def _shown(dataset: Dataset, tokenizer: Tokenizer, row: int) -> Iterator[ShownRo
             tokens, mask = examples[index]
             pieces = view_row((tokens.tolist(), mask.tolist()), tokenizer)
             yield ShownRow(
-                examples.place(index), side, pieces, tokens=len(tokens), learned=int(mask.sum())
-            )
+                examples.place(index), side, pieces, tokens=len(tokens), learned=int(mask.sum()),
+                answer=_answer(examples, index),
+            )  # fmt: skip
     if 0 <= row < dataset.receipt.rows_read:
         place = dataset.train.locations[row]
         for dropped in dataset.receipt.dropped:
             if dropped.place == place:
                 yield ShownRow(place, "dropped", [], dropped.because)
+
+
+def _answer(examples: Examples, index: int) -> str | None:
+    if examples.kind != "unpaired":
+        return None
+    return "desirable" if examples.firsts[index] else "undesirable"
 
 
 def _rows_at(dataset: Dataset, place: str) -> list[int]:

@@ -30,7 +30,8 @@ import pyarrow.parquet
 import zstandard
 
 from edgetune.data import Dataset, Tokenizer, load_tokenizer, read_dataset
-from edgetune.errors import DataError
+from edgetune.errors import DataError, UsageError
+from edgetune.objectives import Rows
 
 Row = Any
 WORDS = ["hello", "fine", "é🎉", "Paris", "<|im_end|>", "<|im_", "end|>", "\0", "\x1b[2J", "\r", "",
@@ -138,8 +139,8 @@ def parts(draw: random.Random) -> Row:
     ]
 
 
-def row(draw: random.Random, kind: str) -> Row:
-    """A row of a format, some of them broken."""
+def row(draw: random.Random, kind: str, shape: int = 0) -> Row:
+    """A row of a format, some of them broken; ``shape`` numbers those that a format has."""
     text = [odd_or(draw, words(draw)) for _ in range(3)]
     rows: dict[str, Row] = {
         "messages": {
@@ -149,6 +150,9 @@ def row(draw: random.Random, kind: str) -> Row:
         "prompt": {"prompt": text[0], "completion": text[1]},
         "instruction": {"instruction": text[0], "input": text[1], "output": text[2]},
         "text": {"text": text[0]},
+        "labelled": {"text": text[0], "label": draw.choice(("good", "bad", 0, 1, odd(draw)))},
+        "pairs": pair(draw, text, shape),
+        "unpaired": unpaired(draw, text, shape),
         "question": {"question": text[0], "answer": text[1], "context": text[2]},
         "other": draw.choice(ODD)(draw),
     }
@@ -158,6 +162,50 @@ def row(draw: random.Random, kind: str) -> Row:
     if isinstance(found, dict) and draw.random() < 0.1:
         found = {**found, draw.choice(("tools", "id", "text", "système")): draw.choice(ODD)(draw)}
     return found
+
+
+def odd(draw: random.Random) -> Row:
+    """Something that is not expected."""
+    return draw.choice(ODD)(draw)
+
+
+def turns(draw: random.Random, count: int) -> Row:
+    """A chat of so many turns, or something else in its place."""
+    return odd_or(draw, [message(draw, number) for number in range(count)])
+
+
+def pair(draw: random.Random, text: list[Row], shape: int) -> Row:
+    """A better and a worse answer, in one of the shapes of the tools."""
+    answer = [odd_or(draw, {"role": "assistant", "content": words(draw)}) for _ in range(2)]
+    shared = turns(draw, draw.choice((1, 1, 3)))
+    whole = [[*(shared if isinstance(shared, list) else []), each] for each in answer]
+    chosen, rejected = text[1], draw.choice((text[2], text[2], text[1]))
+    shapes: list[Row] = [
+        {"prompt": text[0], "chosen": chosen, "rejected": rejected},
+        {"prompt": shared, "chosen": [answer[0]], "rejected": [answer[1]]},
+        {"chosen": whole[0], "rejected": odd_or(draw, whole[1])},
+        {"conversations": shared, "chosen": answer[0], "rejected": answer[1]},
+        {"instruction": text[0], "input": "", "chosen": chosen, "rejected": rejected},
+        {"input": {"messages": shared, "tools": []}, "preferred_output": [answer[0]],
+         "non_preferred_output": [answer[1]]},
+        {"messages": whole[0], "rejected_response": rejected},
+        {"chosen": f"Human: {text[0]}\n\nAssistant: {chosen}",
+         "rejected": f"Human: {text[0]}\n\nAssistant: {rejected}"},
+    ]  # fmt: skip
+    return shapes[shape % len(shapes)]
+
+
+def unpaired(draw: random.Random, text: list[Row], shape: int) -> Row:
+    """An answer that is desirable or not, in one of the shapes of the tools."""
+    label = odd_or(draw, draw.choice((True, False, 1, 0, 1.0, "true", "False", "0")))
+    shapes: list[Row] = [
+        {"prompt": text[0], "completion": text[1]},
+        {"prompt": turns(draw, 1), "completion": [{"role": "assistant", "content": words(draw)}]},
+        {"instruction": text[0], "input": text[2], "output": text[1]},
+        {"messages": turns(draw, draw.choice((1, 2, 2, 4)))},
+        {"conversations": turns(draw, 2)},
+    ]  # fmt: skip
+    return {"label" if shape % 3 else "kto_tag": label} | shapes[shape % len(shapes)]
 
 
 def as_json_lines(draw: random.Random, rows: list[Row]) -> bytes:
@@ -254,13 +302,20 @@ def damaged(draw: random.Random, content: bytes) -> bytes:
     return draw.choice(ways)()
 
 
+FORMATS = ["messages", "conversations", "prompt", "instruction", "text", "labelled", "pairs",
+           "unpaired", "question", "other"]  # fmt: skip
+PREFERENCES: dict[str, Rows] = {"pairs": "pairs", "unpaired": "unpaired"}
+"""What rows of these formats are to an objective over answers."""
+
+
 def hostile_file(seed: int) -> tuple[str, bytes]:
     """Return name and content of a file; about one in three is not damaged as a whole."""
     draw = random.Random(seed)
+    kind = draw.choice(FORMATS)
     suffix, packing = draw.choice(list(KINDS)), draw.choice(("", "", "", ".gz", ".zst"))
-    formats = ["messages", "conversations", "prompt", "instruction", "text", "question", "other"]
-    kind, mixes = draw.choice(formats), draw.random() < 0.1
-    rows = [row(draw, draw.choice(formats) if mixes else kind) for _ in range(draw.randint(0, 8))]
+    mixes, shape = draw.random() < 0.1, draw.randrange(120)
+    kinds = [draw.choice(FORMATS) if mixes else kind for _ in range(draw.randint(0, 8))]
+    rows = [row(draw, each, shape) for each in kinds]
     content = KINDS[suffix](draw, rows)
     content = damaged(draw, content) if draw.random() < 0.5 else content
     content = PACKERS[packing](content)
@@ -274,8 +329,14 @@ def outcome(seed: int, folder: Path, tokenizer: Tokenizer) -> str:
     (file,) = (folder / str(seed)).iterdir()
     name = file.name
     loss_on = draw.choice(("assistant", "assistant", "completion", "all"))
+    kind = PREFERENCES.get(random.Random(seed).choice(FORMATS))
+    if draw.random() < 0.05:
+        kind = draw.choice((None, *PREFERENCES.values()))
+    loss_on = "assistant" if kind is not None and loss_on == "all" else loss_on
     try:
-        dataset = read_dataset(file, tokenizer, loss_on=loss_on, seed=seed)
+        dataset = read_dataset(file, tokenizer, loss_on=loss_on, seed=seed, kind=kind)
+    except UsageError as error:  # labels are not learned with all of the text
+        return "refused" if "--loss-on all" in str(error) else f"usage: {error}"
     except DataError as error:
         return "refused" if f"{name}" in str(error) else f"the file is not named: {error}"
     if fault := fault_of(dataset):

@@ -43,6 +43,7 @@ SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "LLaMA-Factory's system": (
         {"instruction": "Hi", "system": "Be kind.", "chosen": "Good", "rejected": "Bad one"}, KIND,
     ),
+    "Axolotl's conversation": ({"conversation": [USER], "chosen": GOOD, "rejected": BAD}, PLAIN),
     "Axolotl's questions": (
         {"system": "Be kind.", "question": "Hi", "chosen": "Good", "rejected": "Bad one"}, KIND,
     ),
@@ -103,7 +104,10 @@ def test_a_shape_is_read_as_it_is_meant(name, tokenizer, tmp_path):
         ({"prompt": "Hi", "completion": "Good"}, "needs one of: chosen and rejected"),
         ({"chosen": "Good", "rejected": "Bad"}, "There is no prompt beside chosen"),
         ({**PLAIN, "rejected": None}, "rejected is null"),
-        ({**PLAIN, "rejected": ""}, "is empty"),
+        ({**PLAIN, "rejected": ""}, "field rejected is empty"),
+        ({**PLAIN, "rejected": ["Bad"]}, "field rejected must be text, .* found a list with text"),
+        ({**PLAIN, "chosen": 7}, "field chosen must be text, .* found a number"),
+        ({"messages": [USER, GOOD], "rejected_response": " "}, "field rejected_response is empty"),
         (
             {"chosen": [USER, GOOD], "rejected": [BEFORE[-1], BAD]},
             "must part at an answer; these part at message 1, which is the user's",

@@ -18,6 +18,7 @@ from edgetune.data import (
     evaluation_batches,
     load_tokenizer,
     read_dataset,
+    show_rows,
     view_row,
 )
 from edgetune.data.batch import IGNORED
@@ -105,7 +106,8 @@ def test_a_shape_is_read_as_it_is_meant(name, tokenizer, tmp_path):
         ({**PLAIN, "label": 0.5}, "label must be true .* found 0.5"),
         ({**PLAIN, "label": "good"}, "label must be true .* found 'good'"),
         ({**PLAIN, "label": [True]}, "label must be true .* found a list"),
-        ({**PLAIN, "completion": ""}, "is empty"),
+        ({**PLAIN, "completion": ""}, "field completion is empty"),
+        ({"question": "Hi", "response": "", "label": True}, "field response is empty"),
         ({"messages": BEFORE, "label": True}, "must end with the assistant's answer"),
         ({"messages": [SAID], "label": True}, "must end with the assistant's answer"),
         ({"messages": [USER, {**SAID, "weight": 0}], "label": True}, "marked as not learned"),
@@ -143,6 +145,12 @@ def test_both_sides_are_in_the_receipt(tokenizer, tmp_path):
     note = "desirable answers: 4, with undesirable ones: 8; --desirable-weight 2 would"
     assert any(note in each for each in receipt.notes)
     assert receipt.answers.keys() == {"desirable", "undesirable"}
+    both = _read(tokenizer, tmp_path, {**PLAIN, "label": 0}, PLAIN, {**PLAIN, "prompt": "Ho"})
+    assert any("undesirable in another row: 1, the first is rows.jsonl:2" in each
+               for each in both.receipt.notes)  # fmt: skip
+    assert [row.answer for row in show_rows(both, tokenizer, first=2)] == [
+        "undesirable", "desirable",
+    ]  # fmt: skip
     one = _read(tokenizer, tmp_path, PLAIN).receipt
     assert any("nothing says what is to be told apart" in each for each in one.notes)
     assert "Undesirable learned tokens: none" in one.lines()
