@@ -27,6 +27,7 @@ from edgetune.run_spec import RunSpec
 from edgetune.settings.spec import SEEDS, Decision, Interval, check_numbers, knob
 from edgetune.shape import ModelShape
 from edgetune.speed import Measurements
+from edgetune.world import ALONE, Place, World
 
 GROUP = "edgetune.backends"
 
@@ -284,8 +285,19 @@ class Backend(Protocol):
     def usable(self, kind: DeviceKind) -> Decision[bool]:
         """Say whether this backend can compute here on a kind of device, and why; never raise."""
 
-    def open(self, spec: RunSpec, model: LocalModel) -> Session:
+    def join(self, place: Place, timeout: float) -> World:
+        """Meet the other ranks of a world, each of which waits ``timeout`` seconds for another.
+
+        Raises:
+            UsageError: if this backend cannot, here.
+            LostRankError: if some do not come.
+        """
+
+    def open(self, spec: RunSpec, model: LocalModel, world: World = ALONE) -> Session:
         """Load a model as planned and add its adapter, untrained.
+
+        In a ``world`` every step is taken by all ranks: each computes the gradients of its own
+        micro-batches, which may be none, and all make the same update from their sum.
 
         Raises:
             UsageError: naming everything of the spec that this backend cannot do.

@@ -66,6 +66,12 @@ class StoppedError(EdgetuneError):
     kind = "stopped"
 
 
+class LostRankError(StoppedError):
+    """A process that trained along with this one ended, or does not answer any more."""
+
+    kind = "lost-rank"
+
+
 class OutOfMemoryError(EdgetuneError):
     """The device's memory ran out and no smaller shape was left to try."""
 

@@ -22,7 +22,13 @@ from edgetune.backend import (
     Session,
 )
 from edgetune.data.batch import MicroBatch, split
-from edgetune.errors import DiskError, DivergedError, OutOfMemoryError, StoppedError
+from edgetune.errors import (
+    DiskError,
+    DivergedError,
+    LostRankError,
+    OutOfMemoryError,
+    StoppedError,
+)
 from edgetune.events import (
     EndedEarly,
     Evaluated,
@@ -38,6 +44,8 @@ from edgetune.events import (
 from edgetune.guard import REWINDS, is_stuck, ran_away
 from edgetune.pilot import QUICK, Pilot, StepData, positions
 from edgetune.schedule import Schedule
+from edgetune.together import evaluated
+from edgetune.world import ALONE, World, anybody, most
 
 R = TypeVar("R")
 
@@ -53,6 +61,7 @@ def train(
     rewind: Callable[[int], RunState] | None = None,
     strict: bool = False,
     pilot: Pilot | None = None,
+    world: World = ALONE,
 ) -> Iterator[Event]:
     """Train from ``start`` to the end of the schedule, yielding what happens.
 
@@ -63,14 +72,16 @@ def train(
     or by memory that runs out. ``rewind`` takes the session back to the checkpoint of a step, or
     to one before it if that was damaged, and returns its state; a loss that runs away goes back so, and on at half the learning rate.
     ``strict`` ends the run instead of changing the rate or the rows at once. A ``pilot`` is tried
-    before anything is learned, and undone by ``rewind``.
+    before anything is learned, and undone by ``rewind``. The ranks of a ``world`` each run this
+    loop, with their shares of the data, and come to the same decisions.
 
     Raises:
-        StoppedError: if ``stop`` said so.
+        StoppedError: if ``stop`` said so, on any rank.
+        LostRankError: if a rank ended, or does not answer.
         OutOfMemoryError: if not even one row at a time fits.
         DivergedError: if the loss runs away and nothing is left to try.
     """
-    return Loop(session, steps, evaluation, schedule, rewind, strict).run(
+    return Loop(session, steps, evaluation, schedule, rewind, strict, world).run(
         start or RunState(), stop, pilot
     )
 
@@ -85,6 +96,7 @@ class Loop:
     schedule: Schedule
     rewind: Callable[[int], RunState] | None
     strict: bool
+    world: World = ALONE
     now: RunState = field(default_factory=RunState)
 
     def run(
@@ -108,12 +120,12 @@ class Loop:
             except DivergedError as error:
                 yield from self._go_back(error)
                 continue
-            except (OutOfMemoryError, DiskError):
+            except (OutOfMemoryError, DiskError, LostRankError):
                 yield SaveDue(state=self.now)
                 raise
             if self.now.step < self.schedule.steps and self._ended:
                 yield self._ended_early()
-            stopping = stop() and not self._ended
+            stopping = anybody(self.world, stop()) and not self._ended
             if self._save_due() or stopping:
                 yield SaveDue(state=self.now)
             if stopping:
@@ -139,11 +151,11 @@ class Loop:
         with suppress(DivergedError):  # the run's own steps tell
             for _ in range(2):
                 begun = time.perf_counter()
-                yield from self._fitted(work, data.micro_batches, number)
-                seconds = time.perf_counter() - begun
+                yield from self._fitted(work, data.micro_batches, number, self.world)
+                seconds = most(self.world, time.perf_counter() - begun)
                 if seconds > QUICK and self.now.rows == rows:
                     break
-        yield from self._losses((pilot.evaluated,), DEFAULT_ADAPTER)
+        yield from self._losses(pilot.evaluated, DEFAULT_ADAPTER)
         yield TrialSaveDue(state=self.now)
         self.now = replace(rewind(self.now.step), rows=self.now.rows)
         memory, rows = self.session.memory(), self._most_rows(data.micro_batches)
@@ -154,9 +166,10 @@ class Loop:
             positions=positions(data.micro_batches),
             rows=rows,
         )
-        if memory.peak_bytes > memory.limit_bytes and rows > 1:
+        over = memory.peak_bytes > memory.limit_bytes and rows > 1
+        if anybody(self.world, over):
             because = f"{memory.peak_bytes:,} bytes at the peak, {memory.limit_bytes:,} are allowed"
-            yield self._with_fewer_rows(data.micro_batches, number, because)
+            yield self._with_fewer_rows(data.micro_batches, number, because, self.world)
 
     def _step(self) -> Generator[Event, None, None]:
         """Take one step."""
@@ -165,7 +178,7 @@ class Loop:
         rate = self.schedule.rate(self.now.step) * self.now.guard.rate_factor
         work = partial(self.session.step, loss_tokens=data.terms, learning_rate=rate)
         try:
-            result = yield from self._fitted(work, data.micro_batches, number)
+            result = yield from self._fitted(work, data.micro_batches, number, self.world)
         except DivergedError as error:
             raise DivergedError(f"Step {number} gave {error}") from None
         if is_stuck(result.loss, result.grad_norm):
@@ -300,21 +313,30 @@ class Loop:
         """Return the sums over micro-batches."""
         total, work = EvalResult(), partial(self.session.evaluate, adapter=adapter)
         for batch in batches:
-            total += yield from self._fitted(work, (batch,), self.now.step)
-        return total.settled()
+            total += yield from self._fitted(work, (batch,), self.now.step, ALONE)
+        return evaluated(self.world, total.settled())
 
     def _fitted(
-        self, work: Callable[[Sequence[MicroBatch]], R], batches: Sequence[MicroBatch], step: int
+        self,
+        work: Callable[[Sequence[MicroBatch]], R],
+        batches: Sequence[MicroBatch],
+        step: int,
+        world: World,
     ) -> Generator[Event, None, R]:
-        """Do work on micro-batches, again with fewer rows at once for as long as memory runs out."""
+        """Do work on micro-batches, again with fewer rows at once for as long as memory runs out.
+
+        ``world`` are the ranks on which it does so together.
+        """
         while True:
             try:
                 return work(split(batches, self.now.rows))
             except DeviceOutOfMemoryError as error:
-                yield self._with_fewer_rows(batches, step, str(error))
+                yield self._with_fewer_rows(batches, step, str(error), world)
 
-    def _with_fewer_rows(self, batches: Sequence[MicroBatch], step: int, because: str) -> Recovered:
-        """Go on with half of the rows at once.
+    def _with_fewer_rows(
+        self, batches: Sequence[MicroBatch], step: int, because: str, world: World
+    ) -> Recovered:
+        """Go on with half of the rows at once, on all ranks of a world.
 
         Raises:
             OutOfMemoryError: if that may not be, or a single row is too much.
@@ -324,10 +346,10 @@ class Loop:
                 f"Step {step} does not fit: {because}. The state is saved; without --strict "
                 "the step is repeated with fewer rows at once."
             ) from None
-        rows = self._most_rows(batches) // 2
+        rows = int(most(world, self._most_rows(batches))) // 2
         if rows == 0:
             raise OutOfMemoryError(
-                f"One row of {batches[0].tokens.shape[1]} tokens does not fit: {because}. The "
+                f"One row of {_width(batches)} tokens does not fit: {because}. The "
                 "state is saved: close other programs and --resume, with more --memory if that "
                 "was given, or plan again with a smaller --memory or --context."
             ) from None
@@ -336,4 +358,8 @@ class Loop:
 
     def _most_rows(self, batches: Sequence[MicroBatch]) -> int:
         """Return how many rows of micro-batches are computed at once."""
-        return max(len(batch.tokens) for batch in split(batches, self.now.rows))
+        return max((len(batch.tokens) for batch in split(batches, self.now.rows)), default=0)
+
+
+def _width(batches: Sequence[MicroBatch]) -> int:
+    return max((batch.tokens.shape[1] for batch in batches), default=0)

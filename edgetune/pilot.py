@@ -32,11 +32,14 @@ class Pilot:
     evaluation: MicroBatch | None = None
 
     @property
-    def evaluated(self) -> MicroBatch:
-        """The micro-batch to evaluate: of the validation rows, if there are any."""
+    def evaluated(self) -> tuple[MicroBatch, ...]:
+        """The micro-batch to evaluate, of the validation rows if there are any; it may be none.
+
+        A rank can have a share of neither.
+        """
         if self.evaluation is not None:
-            return self.evaluation
-        return max(self.step.micro_batches, key=lambda batch: batch.tokens.size)
+            return (self.evaluation,)
+        return tuple(sorted(self.step.micro_batches, key=lambda batch: -batch.tokens.size)[:1])
 
 
 QUICK = 1.0

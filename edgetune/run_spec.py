@@ -32,7 +32,7 @@ class RunSpec:
     """A run as a backend sees it.
 
     ``kind`` is the kind of device among those that the backend has, ``uuid`` names one where a
-    machine may have several. A session may be one of ``world``, numbered from 0 by ``rank``.
+    machine may have several.
     """
 
     choice: Choice
@@ -40,5 +40,3 @@ class RunSpec:
     limits: Limits
     kind: str
     uuid: str | None = None
-    rank: int = 0
-    world: int = 1

@@ -15,6 +15,7 @@ from edgetune.run_spec import RunSpec
 from edgetune.settings.spec import Decision
 from edgetune.shape import ModelShape
 from edgetune.speed import Measurements
+from edgetune.world import ALONE, Place, World
 
 if TYPE_CHECKING:
     from edgetune_mlx.session import MlxSession
@@ -39,11 +40,17 @@ class MlxBackend:
         where = "on Metal" if mx.metal.is_available() else "on CPU, for tests"
         return Decision(True, f"mlx {version('mlx')} {where}")
 
-    def open(self, spec: RunSpec, model: LocalModel) -> MlxSession:
+    def join(self, place: Place, timeout: float) -> World:
+        """Meet the other ranks on MLX's ring."""
+        from edgetune_mlx.world import MlxWorld
+
+        return MlxWorld(place, timeout)
+
+    def open(self, spec: RunSpec, model: LocalModel, world: World = ALONE) -> MlxSession:
         """Load the model as planned, with a new adapter."""
         from edgetune_mlx.opening import open_session
 
-        return open_session(spec, model)
+        return open_session(spec, model, world)
 
     def measure(self, device: Device) -> Measurements:
         """Return how fast this machine does what a step consists of."""

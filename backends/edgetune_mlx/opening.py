@@ -8,6 +8,7 @@ from edgetune.methods.adapted import Adapted
 from edgetune.model import LocalModel
 from edgetune.run_spec import RunSpec
 from edgetune.shape import ModelShape
+from edgetune.world import ALONE, World
 from edgetune_mlx.checkpoints import InMemory, OnDisk
 from edgetune_mlx.decoder import Decoder
 from edgetune_mlx.engine import Engine
@@ -22,8 +23,8 @@ from edgetune_mlx.streaming import StreamedBlocks
 from edgetune_mlx.tensors import LoadedBase, new_parameters
 
 
-def open_session(spec: RunSpec, model: LocalModel) -> MlxSession:
-    """Load the model as planned, with a new adapter.
+def open_session(spec: RunSpec, model: LocalModel, world: World = ALONE) -> MlxSession:
+    """Load the model as planned, with a new adapter; train it along with the other ranks.
 
     Raises:
         UsageError: naming everything of the plan that MLX cannot do.
@@ -32,12 +33,12 @@ def open_session(spec: RunSpec, model: LocalModel) -> MlxSession:
     _check(spec, model.shape)
     try:
         with out_of_memory():
-            return _opened(spec, model)
+            return _opened(spec, model, world)
     except DeviceOutOfMemoryError as error:
         raise opening_error(error) from None
 
 
-def _opened(spec: RunSpec, model: LocalModel) -> MlxSession:
+def _opened(spec: RunSpec, model: LocalModel, world: World) -> MlxSession:
     choice, shape = spec.choice, model.shape
     loader = Loader(model, packing_of(choice.quantization))
     guard = Guard.of(spec, shape)
@@ -64,7 +65,7 @@ def _opened(spec: RunSpec, model: LocalModel) -> MlxSession:
     except BaseException:
         guard.close()
         raise
-    return MlxSession(spec, engine, method)
+    return MlxSession(spec, engine, method, world)
 
 
 def _check(spec: RunSpec, shape: ModelShape) -> None:

@@ -31,8 +31,11 @@ from edgetune.network.adaptation import BASE, Adaptation
 from edgetune.network.mixed import mixed
 from edgetune.objectives import objective_of
 from edgetune.run_spec import RunSpec
+from edgetune.together import alike, step_sums, together
+from edgetune.world import ALONE, World
 from edgetune_mlx.engine import Engine, Gradients
 from edgetune_mlx.generate import generate
+from edgetune_mlx.gradients import add_up
 from edgetune_mlx.loss import Sums
 from edgetune_mlx.optimizer import AdamW, clipping
 from edgetune_mlx.out_of_memory import out_of_memory
@@ -52,9 +55,12 @@ STEP = "step"
 class MlxSession:
     """One model, one adaptation, one optimizer."""
 
-    def __init__(self, spec: RunSpec, engine: Engine, method: Adapted[mx.array]) -> None:
+    def __init__(
+        self, spec: RunSpec, engine: Engine, method: Adapted[mx.array], world: World = ALONE
+    ) -> None:
         """Take over a loaded engine and a method with its tensors."""
         self.spec = spec
+        self._world = world
         self.engine = engine
         self.method = method
         self.objective = objective_of(spec.training)
@@ -66,17 +72,20 @@ class MlxSession:
         self, micro_batches: Sequence[MicroBatch], *, loss_tokens: int, learning_rate: float
     ) -> StepResult:
         """Take one optimizer step; see :class:`edgetune.backend.Session`."""
-        number = self.steps + 1
+        number, world = self.steps + 1, self._world
         with self._within_memory():
-            scoring = self._scoring()
-            total, grads = self._accumulate(micro_batches, 1.0 / loss_tokens, scoring)
+            with together(world), out_of_memory():
+                scoring = self._scoring()
+                own, grads = self._accumulate(micro_batches, 1.0 / loss_tokens, scoring)
+                self.optimizer.prepare()
+            loss, metrics = step_sums(world, own, loss_tokens, scoring)
+            add_up(grads, self.method.tensors, world)
             clip, norm = clipping(grads, self.spec.training.max_grad_norm)
-            loss = total / loss_tokens
             if not (isfinite(loss) and isfinite(norm)):
                 raise DivergedError(f"loss {loss:.4g}, gradient norm {norm:.4g}")
-            metrics = scoring.total.metrics if scoring else {}
             result = StepResult(loss=loss, grad_norm=norm, metrics=metrics)
-            self.optimizer.update(self._get, self._put, grads, clip, learning_rate, number)
+            with alike(world), out_of_memory():
+                self.optimizer.update(self._get, self._put, grads, clip, learning_rate, number)
             self.steps = number
         return result
 
@@ -175,13 +184,14 @@ class MlxSession:
     def _accumulate(
         self, micro_batches: Sequence[MicroBatch], scale: float, scoring: Scoring | None
     ) -> tuple[float, Gradients]:
-        loss, grads, engine = 0.0, Gradients(), self.engine
+        loss, grads, engine, world = 0.0, Gradients(), self.engine, self._world
         if scoring is not None:
             still = self.method.drawing(None)
             micro_batches = scoring.begin(micro_batches, lambda b: self.engine.losses(b, still))
         for index, batch in enumerate(micro_batches):
             weigh = None if scoring is None else scoring.weigh(batch)
-            method = self.method.drawing(f"{self.spec.training.seed}:{self.steps}", index)
+            number = world.rank + index * world.size
+            method = self.method.drawing(f"{self.spec.training.seed}:{self.steps}", number)
             loss += engine.gradients(batch, method, scale=scale, into=grads, weigh=weigh).loss
         return loss if scoring is None else scoring.total.loss, grads
 

@@ -14,6 +14,7 @@ from edgetune.run_spec import RunSpec
 from edgetune.settings.spec import Decision
 from edgetune.shape import ModelShape
 from edgetune.speed import Measurements
+from edgetune.world import ALONE, Place, World
 
 if TYPE_CHECKING:
     from edgetune_torch.session import TorchSession
@@ -39,12 +40,19 @@ class TorchBackend:
 
         return usable_card()
 
-    def open(self, spec: RunSpec, model: LocalModel) -> TorchSession:
+    def join(self, place: Place, timeout: float) -> World:
+        """Meet the other ranks over torch.distributed."""
+        let_idle_threads_sleep()
+        from edgetune_torch.world import TorchWorld
+
+        return TorchWorld(place, timeout)
+
+    def open(self, spec: RunSpec, model: LocalModel, world: World = ALONE) -> TorchSession:
         """Load the model as planned, with a new adapter."""
         let_idle_threads_sleep()
         from edgetune_torch.opening import open_session
 
-        return open_session(spec, model)
+        return open_session(spec, model, world)
 
     def measure(self, device: Device) -> Measurements:
         """Time what a step consists of."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from edgetune.world import World
 from edgetune_torch.out_of_memory import is_out_of_memory
 
 PIECE = 4096
@@ -39,6 +40,15 @@ class Gradients:
         parts = torch.split(self.flat, sizes)
         for (name, parameter), part in zip(parameters.items(), parts, strict=True):
             self.views[name] = parameter.grad = part.view(parameter.shape)
+
+    def add_up(self, world: World) -> None:
+        """Replace the gradients of this rank by their sums over all ranks."""
+        if world.size == 1:
+            return
+        host = self.flat.cpu()  # itself, where it is there already
+        world.add(host.numpy())
+        if host is not self.flat:
+            self.flat.copy_(host)
 
     def clip(self, longest: float) -> float:
         """Scale all gradients down to a global norm of ``longest``; return their norm before."""

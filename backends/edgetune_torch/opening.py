@@ -13,6 +13,7 @@ from edgetune.methods.adapted import Adapted
 from edgetune.model import LocalModel
 from edgetune.run_spec import RunSpec
 from edgetune.settings.spec import Offload
+from edgetune.world import ALONE, World
 from edgetune_torch.checkpoints import make_checkpoints
 from edgetune_torch.decoder import Decoder
 from edgetune_torch.engine import Engine
@@ -29,20 +30,20 @@ from edgetune_torch.tensors import LoadedBase, new_parameters
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def open_session(spec: RunSpec, model: LocalModel) -> TorchSession:
-    """Load the model as planned, with a new adapter.
+def open_session(spec: RunSpec, model: LocalModel, world: World = ALONE) -> TorchSession:
+    """Load the model as planned, with a new adapter; train it along with the other ranks.
 
     Raises:
         DeviceOutOfMemoryError: if memory runs out before the first step.
     """
     try:
         with out_of_memory():
-            return _opened(spec, model)
+            return _opened(spec, model, world)
     except DeviceOutOfMemoryError as error:
         raise opening_error(error) from None
 
 
-def _opened(spec: RunSpec, model: LocalModel) -> TorchSession:
+def _opened(spec: RunSpec, model: LocalModel, world: World) -> TorchSession:
     limit_heap()
     limit_kernels()
     device = _place(spec)
@@ -61,7 +62,7 @@ def _opened(spec: RunSpec, model: LocalModel) -> TorchSession:
         method = Adapted[Tensor](spec.choice.method, model.shape, parameters)
         trim()
         limit.check(False)
-        return TorchSession(spec, engine, method, watch, held.pop_all())
+        return TorchSession(spec, engine, method, watch, held.pop_all(), world)
 
 
 def _place(spec: RunSpec) -> torch.device:

@@ -7,7 +7,7 @@ optimizers differ in what they keep, name and allocate.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import sqrt
@@ -76,9 +76,12 @@ class AdamW:
             moments[f"{key}.exp_avg_sq"] = make_moment(self.name, size, device, signed=False)
         self._moments = moments
 
-    @torch.no_grad()
     def step(self, learning_rate: float, number: int) -> None:
-        """Update all parameters by their ``grad``; ``number`` counts steps from 1.
+        """Update all parameters by their ``grad``; ``number`` counts steps from 1."""
+        self.update(learning_rate, number)()
+
+    def update(self, learning_rate: float, number: int) -> Callable[[], None]:
+        """Allocate all that a step takes, and return what takes it by the ``grad`` there is then.
 
         The largest tensor comes first: what a device allocates when it does something for the
         first time is there before anything has changed. Nothing has if memory runs out, unless
@@ -92,6 +95,10 @@ class AdamW:
             for key in order
             if self.parameters[key].grad is not None
         ]
+        return partial(self._take, updates, buffers)
+
+    @torch.no_grad()
+    def _take(self, updates: Sequence[TensorUpdate], buffers: UpdateBuffers) -> None:
         commit = Commit()
         for update in updates:
             for span in spans(len(update.weight), chunk_of(update.weight.device)):

@@ -33,6 +33,8 @@ from edgetune.network.adaptation import BASE, Adaptation
 from edgetune.network.mixed import mixed
 from edgetune.objectives import objective_of
 from edgetune.run_spec import RunSpec
+from edgetune.together import alike, step_sums, together
+from edgetune.world import ALONE, World
 from edgetune_torch.engine import Engine
 from edgetune_torch.generate import generate
 from edgetune_torch.gradients import Gradients
@@ -63,9 +65,11 @@ class TorchSession:
         method: Adapted[Tensor],
         watch: MemoryWatch,
         held: ExitStack,
+        world: World = ALONE,
     ) -> None:
         """Take over a loaded engine, and what is ``held`` until the session is closed."""
         self.spec = spec
+        self._world = world
         self.engine = engine
         self.method = method
         self.objective = objective_of(spec.training)
@@ -87,25 +91,30 @@ class TorchSession:
         self, micro_batches: Sequence[MicroBatch], *, loss_tokens: int, learning_rate: float
     ) -> StepResult:
         """Take one optimizer step; see :class:`edgetune.backend.Session`."""
-        number = self.steps + 1
+        number, world = self.steps + 1, self._world
         with self._within_memory():
-            gradients = self._prepared()
             try:
-                gradients.begin()
-                scoring = self._scoring()
-                loss = self._accumulate(micro_batches, 1.0 / loss_tokens, scoring) / loss_tokens
+                with together(world), out_of_memory():
+                    gradients = self._prepared()
+                    gradients.begin()
+                    scoring = self._scoring()
+                    own = self._accumulate(micro_batches, 1.0 / loss_tokens, scoring)
+                    update = self.optimizer.update(learning_rate, number)
+                loss, metrics = step_sums(world, own, loss_tokens, scoring)
+                gradients.add_up(world)
                 norm = gradients.clip(self.spec.training.max_grad_norm)
                 if not (isfinite(loss) and isfinite(norm)):
                     raise DivergedError(f"loss {loss:.4g}, gradient norm {norm:.4g}")
-                metrics = scoring.total.metrics if scoring else {}
                 result = StepResult(loss=loss, grad_norm=norm, metrics=metrics)
-                self.optimizer.step(learning_rate, number)
+                with alike(world):
+                    update()
                 self.steps = number
             except BaseException:
                 self.engine.checkpoints.clear()  # a step with fewer rows needs their memory
                 raise
             finally:
-                gradients.end()
+                if self._gradients is not None:
+                    self._gradients.end()
         return result
 
     def attach(self, name: str, method: Method, tensors: Tensors) -> None:
@@ -231,13 +240,14 @@ class TorchSession:
     def _accumulate(
         self, micro_batches: Sequence[MicroBatch], scale: float, scoring: Scoring | None
     ) -> float:
-        loss = 0.0
+        loss, world = 0.0, self._world
         if scoring is not None:
             still = self.method.drawing(None)
             micro_batches = scoring.begin(micro_batches, lambda b: self.engine.losses(b, still))
         for index, batch in enumerate(micro_batches):
             weigh = None if scoring is None else scoring.weigh(batch)
-            method = self.method.drawing(f"{self.spec.training.seed}:{self.steps}", index)
+            number = world.rank + index * world.size
+            method = self.method.drawing(f"{self.spec.training.seed}:{self.steps}", number)
             loss += self.engine.gradients(batch, method, scale=scale, weigh=weigh).loss
         return loss if scoring is None else scoring.total.loss
 

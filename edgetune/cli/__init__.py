@@ -22,6 +22,7 @@ from edgetune.errors import DiskError, EdgetuneError, OutOfMemoryError, StoppedE
 from edgetune.files import disk_failed
 from edgetune.version import __version__
 from edgetune.workflows.supervise import can_supervise, supervise
+from edgetune.world import MOST_RANKS, started_as_rank
 
 COMMANDS = {
     "plan": "edgetune.cli.plan",
@@ -188,8 +189,23 @@ def _run_here(arguments: Sequence[str]) -> int:
     """Run a command line in this process, or as the parent of one that does."""
     process = Process.here()
     if process.worker is None and _is_supervised(arguments):
-        return _reported(arguments, lambda: supervise(arguments, partial(_tell, arguments)))
+        ranks = _ranks(arguments)
+        return _reported(arguments, lambda: supervise(arguments, partial(_tell, arguments), ranks))
     return run(arguments, process)
+
+
+def _ranks(arguments: Sequence[str]) -> int:
+    """Return how many workers `train` asks for; what is no number is refused by the command."""
+    if arguments[0] != "train":
+        return 1
+    given = [
+        value
+        for name, value in zip(arguments, [*arguments[1:], ""], strict=True)
+        if name == "--nproc"
+    ]
+    given += [name.partition("=")[2] for name in arguments if name.startswith("--nproc=")]
+    count = given[-1] if given else "1"
+    return int(count) if count.isdigit() and 1 <= int(count) <= MOST_RANKS else 1
 
 
 def _stopped() -> int:
@@ -204,6 +220,7 @@ def _is_supervised(arguments: Sequence[str]) -> bool:
         and arguments[0] in SUPERVISED
         and not {"-h", "--help"}.intersection(arguments)
         and can_supervise()
+        and not started_as_rank(os.environ)  # whoever starts ranks also looks after them
     )
 
 

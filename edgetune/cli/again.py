@@ -24,6 +24,8 @@ class Again:
     log: tuple[str, ...] = ()
     after: After = AFTER
     notify: bool = False
+    nproc: int = 1
+    rank_timeout: int | None = None
 
     def arguments(self, run: Run) -> list[str]:
         """Return the command line that resumes a run."""
@@ -37,6 +39,8 @@ class Again:
         values = {
             "--output": run.folder.path, "--data": self.data, "--memory": self.memory,
             "--log": ",".join(self.log) or None, "--samples": self.after.samples,
+            "--nproc": self.nproc if self.nproc > 1 else None,
+            "--rank-timeout": self.rank_timeout if self.nproc > 1 else None,
         }  # fmt: skip
         given = [f"{name}={value}" for name, value in values.items() if value is not None]
         return ["train", "--resume", *given, *(name for name in flags if flags[name])]

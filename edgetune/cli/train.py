@@ -30,6 +30,7 @@ from edgetune.cli.plan_files import complete
 from edgetune.cli.plan_text import plan_line, plan_text
 from edgetune.cli.process import this_process
 from edgetune.cli.progress import ProgressBar
+from edgetune.cli.ranks import Ranks, rank_options
 from edgetune.cli.reading import ReadingBar
 from edgetune.cli.show import NORMAL, VERBOSE, out, out_json, say, verbosity
 from edgetune.cli.sinks import check_sinks, sinks
@@ -48,6 +49,7 @@ from edgetune.workflows.planning import (
 from edgetune.workflows.resuming import resume_run
 from edgetune.workflows.settings import Fixed
 from edgetune.workflows.training import Run, start_run
+from edgetune.world import ALONE
 
 
 @click.command("train", cls=HabitCommand, short_help="Train on a file of examples.")
@@ -96,6 +98,7 @@ from edgetune.workflows.training import Run, start_run
     metavar="N",
     help="Held-out rows that base and tuned model answer at the end.",
 )
+@rank_options
 @device_option
 @memory_option
 @knob_options
@@ -115,6 +118,8 @@ def command(
     strict: bool,
     no_verdict: bool,
     samples: int,
+    nproc: int,
+    rank_timeout: int,
     device: str,
     memory: int | None,
     as_json: bool,
@@ -127,15 +132,23 @@ def command(
     and saves; a second Ctrl-C stops at once.
     """
     fixed = Fixed.of(flags)
+    ranks = Ranks.here(device, nproc, rank_timeout, pause=pause)
+    if ranks.follows:
+        with this_process().interrupts.patiently(lambda: None) as stop:
+            ranks.follow(stop, model=model, data=data, memory=memory)
+        return
     check_sinks(log)
     after = After(verdict=not no_verdict, samples=samples)
-    again = Again(as_json=as_json, pause=pause, strict=strict, log=log, after=after, notify=notify)
+    again = Again(
+        as_json=as_json, pause=pause, strict=strict, log=log, after=after, notify=notify,
+        nproc=nproc, rank_timeout=rank_timeout,
+    )  # fmt: skip
     if notify and notifier() is None:
         say(NO_NOTIFIER)
     if resume:
         others = {"model": model, "plan": plan_file, "from": source, "dry-run": dry_run}
         _refuse_with_resume(fixed, device=device != "auto", **others)
-        _resume(_resumed(output), replace(again, data=data, memory=memory))
+        _resume(_resumed(output), replace(again, data=data, memory=memory), ranks)
         return
     if output is not None:
         RunFolder.check(output)
@@ -148,9 +161,11 @@ def command(
         training=fixed.training,
         measure=True,
         run=not dry_run,
+        place=ranks.place,
     )
     request, beginning = _begun(request, plan_file, source)
     with Stages() as stages:
+        world = ALONE if dry_run else ranks.met(stages)
         stages.begin("Reading rows")
         planned = plan_for(request, ReadingBar(stages.detail).show, stages.begin)
         stages.end()
@@ -161,7 +176,7 @@ def command(
             else:
                 _show(planned, say)
             stages.begin("Loading the model")
-            run = start_run(planned, output or _fresh_name(planned), beginning)
+            run = start_run(planned, output or _fresh_name(planned), beginning, world)
             _train(run, again, stages)
         elif as_json:
             out_json(planned.plan.to_json())
@@ -169,13 +184,14 @@ def command(
             _show(planned, out)
 
 
-def _resume(folder: Path, again: Again) -> None:
+def _resume(folder: Path, again: Again, ranks: Ranks) -> None:
     """Go on with a run."""
     worker = this_process().worker
     with Stages() as stages:
+        world = ranks.met(stages)
         stages.begin("Reading rows, loading the model")
         recovery = worker.recovery if worker else None
-        _train(resume_run(folder, again.data, again.memory, recovery), again, stages)
+        _train(resume_run(folder, again.data, again.memory, recovery, world), again, stages)
 
 
 def _begun(

@@ -54,6 +54,9 @@ class Batches:
     ) -> None:
         """Arrange the examples; ``micro_batch`` counts rows, ``accumulation`` micro-batches.
 
+        ``accumulation`` is that of a whole step: of its micro-batches rank r of W takes those
+        with the numbers r, r + W, …, so that the order of the rows does not depend on W.
+
         Raises:
             DataError: if there are no examples, or one is longer than the context.
         """
@@ -62,7 +65,7 @@ class Batches:
         self._schedules = kind(examples.lengths, context, micro_batch)
         self._examples, self._loss_tokens = examples, examples.loss_tokens
         self._terms, self._micro_batch, self._packing = examples.terms, micro_batch, packing
-        self._group, self._seed, self._rank, self._world = accumulation * world, seed, rank, world
+        self._group, self._seed, self._rank, self._world = accumulation, seed, rank, world
         self._first = self._schedule_of(0)
         self._latest = 0, self._first
 

@@ -41,7 +41,7 @@ def _others(
     if choice.checkpointing.layers and free("checkpointing"):
         none = Checkpointing(layers=0)
         yield ("checkpointing",), search.weigh(replace(choice, checkpointing=none))
-    if choice.accumulation > 1 and free("micro_batch", "accumulation"):
+    if choice.accumulation > problem.ranks and free("micro_batch", "accumulation"):
         twice, half = 2 * choice.micro_batch, choice.accumulation // 2
         more = replace(choice, micro_batch=twice, accumulation=half)
         yield ("micro_batch", "accumulation"), search.weigh(more)

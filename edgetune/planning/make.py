@@ -28,18 +28,20 @@ def make_plan(
     facts: DataFacts | None = None,
     memory: int | None = None,
     measured: Measurements | None = None,
+    ranks: int = 1,
 ) -> Plan:
     """Return the fastest choice within the memory that keeps what the user fixed.
 
     ``fixed`` holds knobs of the choice by name, method settings among them, ``training`` those
-    of the training; ``memory`` is a limit in bytes. With more memory the choice touches the
+    of the training; ``memory`` is a limit in bytes. A step has a micro-batch for each of so many
+    ``ranks``. With more memory the choice touches the
     result less or, on the same rung of the ladder, is as fast or faster.
 
     Raises:
         NothingFitsError: if nothing fits, with the nearest thing that would.
         UsageError: if the fixed knobs contradict each other, the model or the device.
     """
-    problem = make_problem(device, shape, fixed, training, facts, memory)
+    problem = make_problem(device, shape, fixed, training, facts, memory, ranks)
     search = Search(problem, rates_of(device, measured))
     found, above = _first_fit(problem, search)
     if found is None:

@@ -49,6 +49,8 @@ class SearchProblem:
     """Names of all that the user fixed."""
     again: Callable[[Mapping[str, Any]], SearchProblem]
     """Makes the same request with other knobs fixed."""
+    ranks: int = 1
+    """Processes that share the micro-batches of a step."""
 
     @property
     def objective(self) -> Objective | None:
@@ -72,6 +74,7 @@ def make_problem(
     training: Mapping[str, Any],
     facts: DataFacts | None,
     memory: int | None,
+    ranks: int = 1,
 ) -> SearchProblem:
     """Check what was asked and settle what touches the result.
 
@@ -118,7 +121,8 @@ def make_problem(
         facts=facts,
         reasons=(*_bounded(device, memory), *reasons, *learning),
         asked=frozenset(fixed),
-        again=lambda other: make_problem(device, shape, other, training, facts, memory),
+        again=lambda other: make_problem(device, shape, other, training, facts, memory, ranks),
+        ranks=ranks,
     )
 
 

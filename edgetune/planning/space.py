@@ -85,7 +85,8 @@ class Space:
             return [(rows, max(1, ROWS // rows) if times is None else times)]
         if times is not None:
             return [(max(1, ROWS // times), times)]
-        return [(ROWS >> halvings, 1 << halvings) for halvings in range(ROWS.bit_length())]
+        pairs = [(ROWS >> halvings, 1 << halvings) for halvings in range(ROWS.bit_length())]
+        return [pair for pair in pairs if pair[1] >= self.problem.ranks] or pairs[-1:]
 
     @cached_property
     def vocabulary(self) -> list[tuple[EmbeddingPlace, HeadPlace]]:

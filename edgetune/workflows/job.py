@@ -20,6 +20,7 @@ from edgetune.planning import Plan
 from edgetune.runs import RunFacts, plan_hash
 from edgetune.schedule import schedule_of
 from edgetune.speed import Work, rectangles
+from edgetune.world import ALONE, World
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +32,12 @@ class Job:
     dataset: Dataset
     batches: Batches
     facts: RunFacts
+    world: World = ALONE
 
     @classmethod
-    def of(cls, plan: Plan, dataset: Dataset, model: LocalModel) -> Job:
-        """Arrange the rows as planned."""
-        batches = batches_of(plan, dataset)
+    def of(cls, plan: Plan, dataset: Dataset, model: LocalModel, world: World = ALONE) -> Job:
+        """Arrange the rows as planned, or this rank's share of them."""
+        batches = batches_of(plan, dataset, world)
         facts = RunFacts(
             plan=plan_hash(plan),
             data=dataset.fingerprint,
@@ -44,13 +46,19 @@ class Job:
             schedule=schedule_of(plan.training, batches.steps_per_epoch),
             steps_per_epoch=batches.steps_per_epoch,
         )
-        return cls(plan=plan, model=model, dataset=dataset, batches=batches, facts=facts)
+        return cls(
+            plan=plan, model=model, dataset=dataset, batches=batches, facts=facts, world=world
+        )
 
     def evaluation(self) -> Iterator[MicroBatch]:
-        """Return the validation rows, which may be none."""
+        """Return this rank's share of the validation rows, which may be none."""
         choice = self.plan.choice
         return evaluation_batches(
-            self.dataset.validation, context=choice.context, micro_batch=choice.micro_batch
+            self.dataset.validation,
+            context=choice.context,
+            micro_batch=choice.micro_batch,
+            rank=self.world.rank,
+            world=self.world.size,
         )
 
     def pilot(self) -> Pilot:
@@ -81,8 +89,8 @@ def work_of(plan: Plan, dataset: Dataset) -> Work:
     )
 
 
-def batches_of(plan: Plan, dataset: Dataset) -> Batches:
-    """Return the steps of a plan's run over fitted rows."""
+def batches_of(plan: Plan, dataset: Dataset, world: World = ALONE) -> Batches:
+    """Return the steps of a plan's run over fitted rows, or a rank's share of them."""
     choice = plan.choice
     return Batches(
         dataset.train,
@@ -91,4 +99,6 @@ def batches_of(plan: Plan, dataset: Dataset) -> Batches:
         accumulation=choice.accumulation,
         packing=plan.training.packing,
         seed=plan.training.seed,
+        rank=world.rank,
+        world=world.size,
     )

@@ -13,6 +13,7 @@ from edgetune.model import LocalModel, open_model
 from edgetune.planning import Plan, moved, plan_from_json, read_plan_file
 from edgetune.runs import RunFolder
 from edgetune.workflows.planning import planned_model
+from edgetune.world import ALONE, World
 
 
 def open_planned(path: Path) -> tuple[RunFolder, Plan, LocalModel]:
@@ -33,8 +34,8 @@ def open_planned(path: Path) -> tuple[RunFolder, Plan, LocalModel]:
     return folder, plan, model
 
 
-def open_session(plan: Plan, model: LocalModel) -> Session:
-    """Open a model on the planned backend.
+def open_session(plan: Plan, model: LocalModel, world: World = ALONE) -> Session:
+    """Open a model on the planned backend, for all ranks of a world.
 
     Raises:
         UsageError: if the backend cannot be used here, with its reason.
@@ -43,7 +44,7 @@ def open_session(plan: Plan, model: LocalModel) -> Session:
     usable = backend.usable(plan.device.kind)
     if not usable.value:
         raise UsageError(f"{plan.device.name} cannot be used: {usable.because}")
-    return backend.open(plan.spec, model)
+    return backend.open(plan.spec, model, world)
 
 
 def open_adapted(plan: Plan, model: LocalModel, adapter: LoadedAdapter) -> Session:

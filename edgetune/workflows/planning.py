@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from edgetune.device import Device, read_device
 from edgetune.errors import ModelError, UsageError
@@ -15,10 +15,17 @@ from edgetune.objectives import objective_of
 from edgetune.planning import DataFacts, Plan, make_plan
 from edgetune.settings.spec import Training, values
 from edgetune.speed import Measurements, Rates, TimeModel, rates_of, run_estimate
+from edgetune.speed.ranks import gradient_bytes, speed_up
+from edgetune.units import format_bytes
 from edgetune.workflows.measured import measured, measured_once
+from edgetune.world import Place
 
 if TYPE_CHECKING:
     from edgetune.data import Dataset, Report, Tokenizer
+
+
+NOT_WORTH_IT: Final = 1.05
+"""A plan says so where several ranks are less than so many times as fast as one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +49,8 @@ class PlanRequest:
     def given(self) -> tuple[str, ...]:
         """The knobs that the user fixed."""
         return tuple(sorted({*self.choice, *self.training} - {*self.fixed}))
+    place: Place | None = None
+    """Which rank of how many this process is; None: it is alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,12 +84,14 @@ def plan_for(
     if request.run and device.fault is not None:
         raise UsageError(f"{device.fault}\nOr give another --device.")
     ref = lasting_ref(source)
+    memory = own_memory(request, device)
+    ranks = 1 if request.place is None else request.place.world
     if request.data is None:
         found = _found(request, device, say)
         plan = make_plan(
             device, ref, source.shape,
-            fixed=request.choice, training=request.training, memory=request.memory,
-            measured=found,
+            fixed=request.choice, training=request.training, memory=memory,
+            measured=found, ranks=ranks,
         )  # fmt: skip
         return PreparedPlan(
             plan=_with_findings(plan, request, source, device), source=source, here=device.here
@@ -91,8 +102,8 @@ def plan_for(
     lengths = dataset.lengths
     plan = make_plan(
         device, ref, source.shape,
-        fixed=request.choice, training=training, memory=request.memory,
-        measured=found,
+        fixed=request.choice, training=training, memory=memory,
+        measured=found, ranks=ranks,
         facts=DataFacts(
             path=_lasting_path(request.data),
             rows=len(dataset.train),
@@ -103,13 +114,48 @@ def plan_for(
         ),
     )  # fmt: skip
     fitted = dataset.fit(plan.choice.context)
+    plan = timed(_with_findings(plan, request, source, device), fitted, rates_of(device, found))
     return PreparedPlan(
-        plan=timed(_with_findings(plan, request, source, device), fitted, rates_of(device, found)),
+        plan=plan if request.place is None else shared(plan, request.place),
         source=source,
         here=device.here,
         tokenizer=tokenizer,
         dataset=fitted,
     )
+
+
+def own_memory(request: PlanRequest, device: Device) -> int | None:
+    """Return the bytes that this rank may use: its share, where ranks share a machine's memory."""
+    place = request.place
+    if place is None or place.local_world == 1 or device.kind == "cuda":
+        return request.memory
+    share = device.usable_bytes // place.local_world
+    return share if request.memory is None else min(request.memory, share)
+
+
+def shared(plan: Plan, place: Place) -> Plan:
+    """Return a plan that says what its ranks do to its time, and what they send each other."""
+    sent = gradient_bytes(plan.choice.method.parameters(plan.shape), place.world)
+    factor = speed_up(plan.choice.accumulation, place, one_device=plan.device.kind != "cuda")
+    shares = (
+        f"{place.world} ranks, each with its share of the {plan.choice.accumulation} micro-batches "
+        f"of a step; each sends {format_bytes(sent)} of gradients a step"
+    )
+    alone = (
+        f"the {place.local_world} ranks on this machine share its processor: one process alone is "
+        "about as fast"
+    )
+    reasons = (shares, alone) if factor <= NOT_WORTH_IT else (shares,)
+    time, run = plan.time, plan.time.run
+    if run is not None:
+        run = replace(run, steps=run.steps / factor, evaluations=run.evaluations / factor)
+    time = replace(
+        time,
+        seconds_per_step=time.seconds_per_step / factor,
+        tokens_per_second=time.tokens_per_second * factor,
+        run=run,
+    )
+    return replace(plan, time=time, reasons=(*plan.reasons, *reasons))
 
 
 def _with_findings(plan: Plan, request: PlanRequest, source: ModelSource, device: Device) -> Plan:

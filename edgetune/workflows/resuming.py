@@ -21,13 +21,16 @@ from edgetune.runs import (
     recording,
 )
 from edgetune.runs.rewind import rewind
+from edgetune.together import together
 from edgetune.units import format_bytes
 from edgetune.workflows.continuing import begin
 from edgetune.workflows.job import Job
 from edgetune.workflows.opening import open_planned, open_session
 from edgetune.workflows.planning import read_rows
+from edgetune.workflows.ranks import tell_plan
 from edgetune.workflows.training import Run
 from edgetune.workflows.worker import Recovery
+from edgetune.world import ALONE, World
 
 
 def resume_run(
@@ -35,11 +38,13 @@ def resume_run(
     data: Path | None = None,
     memory: int | None = None,
     recovery: Recovery | None = None,
+    world: World = ALONE,
 ) -> Run:
     """Open a run where its newest checkpoint left it, at its start if it has none.
 
     ``data`` is where its rows lie now, ``memory`` the bytes that it may use from now on: the
     result does not depend on them. ``recovery`` says what became of the process before this one.
+    As rank 0 of a ``world``, of any size, it takes the others along.
 
     Raises:
         UsageError: if there is nothing to resume, another process is at work on it, or the rows,
@@ -49,12 +54,15 @@ def resume_run(
     """
     folder, plan, model = open_planned(path)
     with ExitStack() as stack:
+        stack.callback(world.close)
         stack.enter_context(folder.locked())
         rows = _rows_of(plan, data)
         _, dataset = read_rows(resolve(plan.model.ref), rows, plan.training)
-        job = Job.of(plan, dataset.fit(plan.choice.context), model)
+        job = Job.of(plan, dataset.fit(plan.choice.context), model, world)
         checkpoint, refused = _checkpoint(folder, job)
-        session = open_session(_allowed(plan, memory), model)
+        tell_plan(world, plan, job.facts)
+        with together(world):
+            session = open_session(_allowed(plan, memory), model, world)
         stack.callback(session.close)
         start, recovered = RunState(), None
         if checkpoint is not None:
@@ -78,6 +86,7 @@ def resume_run(
         held=held,
         notices=[item.notice for item in refused],
         recovered=recovered,
+        world=world,
     )
 
 

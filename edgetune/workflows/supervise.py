@@ -18,12 +18,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Thread
 from typing import Final
 
 from edgetune.errors import EdgetuneError, OutOfMemoryError, StoppedError
 from edgetune.workflows.interrupts import KINDS, PASSED_ON, leave_closed_terminal
+from edgetune.workflows.launching import first_dead, meeting
 from edgetune.workflows.worker import Order, Recovery, Report
 
 RESTARTS: Final = 3
@@ -50,6 +51,8 @@ class Ended:
 
     code: int
     killed_by_system: bool
+    rank: int | None = None
+    """Which of several workers it was that died first."""
 
     @property
     def death(self) -> str | None:
@@ -57,10 +60,11 @@ class Ended:
         name = signal.Signals(-self.code).name if self.code < 0 else ""
         if name not in DEATHS:
             return None
+        which = "" if self.rank is None else f"of rank {self.rank} "
         if self.killed_by_system:
-            return "was killed by the system because memory ran out"
+            return f"{which}was killed by the system because memory ran out"
         watchdog = sys.platform == "darwin" and name == "SIGABRT"
-        return f"{DEATHS[name]} ({name}{_WATCHDOG if watchdog else ''})"
+        return f"{which}{DEATHS[name]} ({name}{_WATCHDOG if watchdog else ''})"
 
 
 def can_supervise() -> bool:
@@ -68,8 +72,10 @@ def can_supervise() -> bool:
     return os.name == "posix"
 
 
-def supervise(arguments: Sequence[str], tell: Callable[[str], None]) -> int:
+def supervise(arguments: Sequence[str], tell: Callable[[str], None], ranks: int = 1) -> int:
     """Run a command line in workers and return the exit code; ``tell`` shows one line.
+
+    With several ``ranks`` so many workers train together; if one dies, all of them end.
 
     Raises:
         OutOfMemoryError: if a worker died and there is nothing (more) to try.
@@ -80,7 +86,7 @@ def supervise(arguments: Sequence[str], tell: Callable[[str], None]) -> int:
     with parent.listening():
         while True:
             saved = report.saved
-            ended = parent.run(arguments, recovery, report)
+            ended = parent.run(arguments, recovery, report, ranks)
             if ended.death is None:
                 return ended.code if ended.code >= 0 else 128 - ended.code
             restarts = 0 if report.saved > saved else restarts
@@ -130,7 +136,7 @@ class Parent:
     """How often this process was asked to stop."""
     _ends: bool = False
     """Whether that was more than Ctrl-C."""
-    _worker: int | None = None
+    _workers: list[int] = field(default_factory=list)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -145,33 +151,44 @@ class Parent:
             for number, handler in zip(numbers, before, strict=True):
                 signal.signal(number, handler)
 
-    def run(self, arguments: Sequence[str], recovery: Recovery | None, report: Report) -> Ended:
-        """Run one worker to its end; what it reports is added to what those before it did."""
+    def run(
+        self,
+        arguments: Sequence[str],
+        recovery: Recovery | None,
+        report: Report,
+        ranks: int = 1,
+    ) -> Ended:
+        """Run workers to their end; what they report is added to what those before them did."""
         from_worker, report_end = os.pipe()
         life, own_end = os.pipe()
         order = Order(report=report_end, life=life, parent=os.getpid(), recovery=recovery)
-        try:
-            with _held_back():
-                process = subprocess.Popen(
-                    [*this_command(), *arguments],
-                    pass_fds=(report_end, life),
-                    env={**os.environ, **order.environment()},
-                )
-                self._worker = process.pid
-                if self.asked:  # while there was no worker
-                    self._pass_on()
-        finally:
-            os.close(report_end)
-            os.close(life)
-        kills = system_kills()
-        reader = Thread(target=_read, args=(from_worker, report), daemon=True)
-        reader.start()
-        code = process.wait()
-        self._worker = None
+        with meeting(ranks) as places:
+            processes: list[subprocess.Popen[bytes]] = []
+            try:
+                with _held_back():
+                    for place in places:
+                        process = subprocess.Popen(
+                            [*this_command(), *arguments],
+                            pass_fds=(report_end, life),
+                            env={**os.environ, **order.environment(), **place},
+                        )
+                        processes.append(process)
+                        self._workers.append(process.pid)
+                    if self.asked:  # while there was no worker
+                        self._pass_on()
+            finally:
+                os.close(report_end)
+                os.close(life)
+            kills = system_kills()
+            reader = Thread(target=_read, args=(from_worker, report), daemon=True)
+            reader.start()
+            first = first_dead(processes) if ranks > 1 else None
+            code = processes[first or 0].wait()
+            self._workers.clear()
         reader.join(SECONDS_TO_READ)
         os.close(own_end)
         by_system = code == -signal.SIGKILL and system_kills() > kills
-        return Ended(code=code, killed_by_system=by_system)
+        return Ended(code=code, killed_by_system=by_system, rank=first)
 
     def _ask(self, number: int, _frame: object) -> None:
         self.asked += 1
@@ -180,9 +197,9 @@ class Parent:
         self._pass_on()
 
     def _pass_on(self) -> None:
-        if self._worker is not None:
+        for worker in self._workers:
             with suppress(ProcessLookupError):
-                os.kill(self._worker, getattr(signal, PASSED_ON[self._ends]))
+                os.kill(worker, getattr(signal, PASSED_ON[self._ends]))
 
 
 def this_command() -> list[str]:

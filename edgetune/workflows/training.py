@@ -45,6 +45,7 @@ from edgetune.runs import (
 )
 from edgetune.runs.rewind import rewind
 from edgetune.schedule import Schedule
+from edgetune.together import together
 from edgetune.workflows.against_plan import AgainstPlan
 from edgetune.workflows.continuing import Beginning, begin, keep_start
 from edgetune.workflows.experience import NEAR, Timed, learn, shapes_of
@@ -52,7 +53,9 @@ from edgetune.workflows.job import Job
 from edgetune.workflows.judging import VERDICT, After, Judge
 from edgetune.workflows.opening import open_session
 from edgetune.workflows.planning import PreparedPlan
+from edgetune.workflows.ranks import tell_plan, tell_settings, tell_state
 from edgetune.workflows.throttle import yield_to_machine
+from edgetune.world import ALONE, World
 
 AFTER: Final = After()
 
@@ -69,6 +72,7 @@ class Run:
     session: Session
     start: RunState
     held: ExitStack
+    world: World = ALONE
     notices: list[str] = field(default_factory=list)
     recovered: Recovered | None = None
     """What became of the process before this one, if it died."""
@@ -102,11 +106,13 @@ class Run:
                 one is better than the base.
             NoImprovementError: if no checkpoint is better than the base; they are kept.
         """
-        job, session = self.job, self.session
+        job, session, world = self.job, self.session, self.world
+        tell_settings(world, strict=strict, pilot=pilot)
+        tell_state(world, session, self.start)
         recorder = Recorder(folder=self.folder, session=session, plan=job.plan, facts=job.facts)
         steps = train(
             session, job.batches.step, job.evaluation, self.schedule, self.start, stop,
-            rewind=self._back_to, strict=strict, pilot=job.pilot() if pilot else None,
+            rewind=self._back_to, strict=strict, pilot=job.pilot() if pilot else None, world=world,
         )  # fmt: skip
         events = yield_to_machine(steps, pause=pause, stop=stop)
         now = self.start
@@ -122,7 +128,7 @@ class Run:
                     now = event.state
                 elif isinstance(event, Evaluated) and event.step == 0:
                     now = replace(now, base_loss=event.loss)
-                elif isinstance(event, Piloted) and event.seconds:
+                elif isinstance(event, Piloted) and event.seconds and world.size == 1:
                     self._learn(event)
                 elif isinstance(event, Stepped):
                     timed.saw(event)
@@ -132,7 +138,8 @@ class Run:
                 yield from self._finish(
                     now, watched, Judge(job, self.folder, session, now, stop), after
                 )
-            timed.learn()
+            if world.size == 1:
+                timed.learn()
         except (StoppedError, OutOfMemoryError, DivergedError, DiskError) as error:
             told = self._stopped(error) if isinstance(error, DiskError) else error
             self._note_end(told)
@@ -165,6 +172,7 @@ class Run:
         self.session.restore(checkpoint.adapter, checkpoint.optimizer)
         rewind(self.folder, checkpoint, refused)
         self.notices.extend(item.notice for item in refused)
+        tell_state(self.world, self.session, checkpoint.state.progress)
         return checkpoint.state.progress
 
     def _learn(self, pilot: Piloted) -> None:
@@ -261,10 +269,16 @@ class Run:
             self.folder.note("adapter written", because, step=step, loss=losses.get(step))
 
 
-def start_run(planned: PreparedPlan, output: Path, beginning: Beginning | None = None) -> Run:
+def start_run(
+    planned: PreparedPlan,
+    output: Path,
+    beginning: Beginning | None = None,
+    world: World = ALONE,
+) -> Run:
     """Open a new run; its folder holds plan, receipt and journal when this returns.
 
-    With a ``beginning`` it goes on from that adapter, of which the folder keeps a copy.
+    With a ``beginning`` it goes on from that adapter, of which the folder keeps a copy. As rank 0
+    of a ``world`` it takes the others along, and leaves the world when it is closed.
 
     Raises:
         EdgetuneError: if the model or the backend cannot be opened, or the folder is taken.
@@ -273,9 +287,12 @@ def start_run(planned: PreparedPlan, output: Path, beginning: Beginning | None =
         raise UsageError("Training needs rows: --data FILE.")
     RunFolder.check(output)
     plan, model = planned.plan, open_model(planned.plan.model.ref)
-    job = Job.of(plan, planned.dataset, model)
+    job = Job.of(plan, planned.dataset, model, world)
     with ExitStack() as stack:
-        session = open_session(plan, model)
+        stack.callback(world.close)
+        tell_plan(world, plan, job.facts)
+        with together(world):
+            session = open_session(plan, model, world)
         stack.callback(session.close)
         folder = RunFolder.create(output, plan, job.receipt(), partial(keep_start, beginning, plan))
         stack.enter_context(folder.locked())
@@ -286,4 +303,4 @@ def start_run(planned: PreparedPlan, output: Path, beginning: Beginning | None =
             for reason in plan.reasons:
                 folder.note("planned", reason)
         held = stack.pop_all()
-    return Run(job=job, folder=folder, session=session, start=RunState(), held=held)
+    return Run(job=job, folder=folder, session=session, start=RunState(), held=held, world=world)

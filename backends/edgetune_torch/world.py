@@ -1,0 +1,119 @@
+"""The ranks of a world over torch.distributed, on gloo: only sums of a few megabytes travel.
+
+Nothing that is received is unpickled: numbers and bytes go as tensors.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Final
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch.distributed.rendezvous import rendezvous
+
+from edgetune.errors import LostRankError, UsageError
+from edgetune.world import Place
+
+SECONDS_TO_ANSWER: Final = 3
+"""How long a rank that is there may take to say so, when something was lost."""
+
+LOOPBACK: Final = "lo0" if sys.platform == "darwin" else "lo"
+
+
+class TorchWorld:
+    """The world that this process has joined."""
+
+    def __init__(self, place: Place, timeout: float) -> None:
+        """Wait until all ranks are there; from then on each waits ``timeout`` seconds for another.
+
+        Raises:
+            UsageError: if torch.distributed is not there.
+            LostRankError: if some do not come.
+        """
+        if not dist.is_available():
+            raise UsageError("This torch was built without torch.distributed: no ranks.")
+        self.rank, self.size = place.rank, place.world
+        self._waits = timedelta(seconds=timeout)
+        if place.store is not None:  # one machine: nothing is open to others
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)
+        try:
+            method = "env://" if place.store is None else f"file://{place.store}"
+            self._store, _, _ = next(
+                rendezvous(method, place.rank, place.world, timeout=self._waits)
+            )
+            self._store.set_timeout(self._waits)
+            dist.init_process_group(
+                "gloo", store=self._store, rank=place.rank, world_size=place.world,
+                timeout=self._waits,
+            )  # fmt: skip
+        except (RuntimeError, ValueError) as error:
+            raise LostRankError(
+                f"Rank {place.rank} of {place.world} waited {timeout:.0f} s for the others: "
+                f"{_first_line(error)}"
+            ) from None
+
+    def gather(self, numbers: Sequence[float]) -> list[tuple[float, ...]]:
+        """Return the numbers of every rank; see :class:`edgetune.world.World`."""
+        own = torch.tensor(numbers, dtype=torch.float64)
+        found = [torch.empty_like(own) for _ in range(self.size)]
+        with self._answering():
+            dist.all_gather(found, own)
+        return [tuple(each.tolist()) for each in found]
+
+    def add(self, numbers: NDArray[np.float32]) -> None:
+        """Replace an array by the sum over all ranks; see :class:`edgetune.world.World`."""
+        with self._answering():
+            dist.all_reduce(torch.from_numpy(numbers))
+
+    def spread(self, data: bytes) -> bytes:
+        """Return what rank 0 gave; see :class:`edgetune.world.World`."""
+        (size,) = self.gather((len(data),))[0]
+        held = torch.empty(int(size), dtype=torch.uint8)
+        if self.rank == 0:
+            held = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else held
+        if len(held):
+            with self._answering():
+                dist.broadcast(held, 0)
+        return held.numpy().tobytes()
+
+    def close(self) -> None:
+        """Leave."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Name the ranks that are lost when a collective fails."""
+        try:
+            yield
+        except RuntimeError as error:
+            lost = " and ".join(f"rank {rank}" for rank in self._lost())
+            who = lost.capitalize() if lost else f"Another rank ({_first_line(error)})"
+            seconds = self._waits.total_seconds()
+            raise LostRankError(f"{who} ended or did not answer within {seconds:.0f} s.") from None
+
+    def _lost(self) -> list[int]:
+        """Return who does not answer any more: every rank that is there says so in the store."""
+        try:
+            self._store.set(f"alive-{self.rank}", "1")
+        except RuntimeError:  # it is rank 0's
+            return [0]
+        return [rank for rank in range(self.size) if not self._answers(rank)]
+
+    def _answers(self, rank: int) -> bool:
+        try:
+            self._store.wait([f"alive-{rank}"], timedelta(seconds=SECONDS_TO_ANSWER))
+        except RuntimeError:
+            return False
+        return True
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,107 @@
+"""What the ranks of a world do together: a step or none of it, and sums over what each has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+from edgetune.backend import DeviceOutOfMemoryError, EvalResult
+from edgetune.data.answers import Scoring
+from edgetune.errors import LostRankError
+from edgetune.objectives import Rewards
+from edgetune.world import World, summed
+
+_DONE: Final = 0.0
+_NO_MEMORY: Final = 1.0
+_FAILED: Final = 2.0
+
+
+@contextmanager
+def together(world: World) -> Iterator[None]:
+    """Do something on every rank, or on none: what fails on one is raised on all.
+
+    Raises:
+        DeviceOutOfMemoryError: if memory ran out on another rank.
+        LostRankError: if something else went wrong on another rank, which ends with it.
+    """
+    try:
+        yield
+    except LostRankError:
+        raise
+    except Exception as error:
+        out_of_memory = isinstance(error, DeviceOutOfMemoryError)
+        with suppress(LostRankError):  # this is what is told
+            world.gather((_NO_MEMORY if out_of_memory else _FAILED,))
+        raise
+    answers = [answer for (answer,) in world.gather((_DONE,))]
+    for rank, answer in enumerate(answers):
+        if answer == _FAILED:
+            raise LostRankError(f"Rank {rank} failed; what it printed says why.")
+    if _NO_MEMORY in answers:
+        raise DeviceOutOfMemoryError(f"memory ran out on rank {answers.index(_NO_MEMORY)}")
+
+
+@contextmanager
+def alike(world: World) -> Iterator[None]:
+    """Do what every other rank does by now: a rank that cannot leaves, instead of trying again.
+
+    Raises:
+        LostRankError: if this one cannot.
+    """
+    try:
+        yield
+    except DeviceOutOfMemoryError as error:
+        if world.size == 1:
+            raise
+        raise LostRankError(
+            f"Memory ran out on rank {world.rank} in an update that the other ranks made: {error}."
+        ) from None
+
+
+def step_sums(
+    world: World, loss: float, loss_tokens: int, scoring: Scoring | None
+) -> tuple[float, dict[str, float]]:
+    """Return the mean loss of a step and its further means, from this rank's sums.
+
+    ``loss_tokens`` counts the terms of the whole step.
+    """
+    rewards = None if scoring is None else scoring.total.rewards
+    terms = 0 if scoring is None else scoring.total.terms
+    total = evaluated(world, EvalResult(loss_sum=loss, loss_tokens=terms, rewards=rewards))
+    return total.loss_sum / loss_tokens, total.metrics
+
+
+def evaluated(world: World, own: EvalResult) -> EvalResult:
+    """Return the sums over what all ranks have evaluated, from this rank's.
+
+    The reference point of an objective is the same on all of them.
+    """
+    if world.size == 1:
+        return own
+    rewards = own.rewards or Rewards()
+    loss, tokens, correct, rows, *counts = summed(
+        world,
+        (
+            own.loss_sum, own.loss_tokens, own.correct, own.rows, own.rewards is not None,
+            rewards.chosen_count, rewards.rejected_count, rewards.right, rewards.chosen,
+            rewards.rejected,
+        ),
+    )  # fmt: skip
+    scored, chosen_count, rejected_count, right, chosen, rejected = counts
+    return EvalResult(
+        loss_sum=loss,
+        loss_tokens=int(tokens),
+        correct=int(correct),
+        rows=int(rows),
+        rewards=Rewards(
+            chosen=chosen,
+            chosen_count=int(chosen_count),
+            rejected=rejected,
+            rejected_count=int(rejected_count),
+            right=int(right),
+            kl=rewards.kl,
+        )
+        if scored
+        else None,
+    )

@@ -1,0 +1,226 @@
+"""Ranks that train together learn what one process learns, and fail, stop and go back together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from support.threads import ThreadWorld, in_ranks
+
+from conformance.loops import Data, state_of
+from conformance.sessions import Bench, rows
+from edgetune.backend import DeviceOutOfMemoryError, Session, Tensors
+from edgetune.data.batch import MicroBatch
+from edgetune.errors import LostRankError, StoppedError
+from edgetune.events import Evaluated, Event, Recovered, Rewound, RunState, SaveDue, Stepped
+from edgetune.loop import train
+from edgetune.methods import Method
+from edgetune.methods.bitfit import BitFit
+from edgetune.methods.dora import Dora
+from edgetune.methods.lora import Lora
+from edgetune.methods.prefix import Prefix
+from edgetune.model import LocalModel
+from edgetune.pilot import Pilot
+from edgetune.schedule import Schedule
+from edgetune.world import ALONE, World
+
+STEPS = 12
+SCHEDULE = Schedule(steps=STEPS, eval_every=5, save_every=5, warmup=0, learning_rate=1e-3)
+METHODS: list[Method] = [
+    Lora(rank=2, dropout=0.2),
+    Dora(rank=2),
+    Prefix(prefix_length=3, prefix_hidden=8),
+    BitFit(),
+]
+
+
+def batches_of(number: int) -> list[MicroBatch]:
+    """The micro-batches of a step; every fourth has one alone, so that some ranks have none."""
+    return [rows(2, seed=10 * number + i) for i in range(1 if number % 4 == 3 else 5)]
+
+
+def share_of(world: World, number: int) -> Data:
+    every = batches_of(number)
+    return Data(
+        tuple(every[world.rank :: world.size]),
+        sum(batch.loss_tokens for batch in every),
+        sum(batch.real_tokens for batch in every),
+    )
+
+
+def evaluation_of(world: World) -> Iterator[MicroBatch]:
+    return iter([rows(2, seed=900 + i) for i in range(3)][world.rank :: world.size])
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a rank saw and has."""
+
+    events: list[Event]
+    adapter: Tensors
+
+    def of(self, kind: type) -> list[Event]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+def trained(
+    session: Session,
+    world: World,
+    *,
+    stop: Callable[[int], bool] = lambda _: False,
+    schedule: Schedule = SCHEDULE,
+) -> Trained:
+    """Train one rank, with checkpoints in memory."""
+    saved: dict[int, tuple[RunState, tuple[Tensors, Tensors]]] = {}
+    events: list[Event] = []
+
+    def back_to(step: int) -> RunState:
+        state, tensors = saved[step]
+        session.restore(*tensors)
+        return state
+
+    steps = train(
+        session, lambda number: share_of(world, number), lambda: evaluation_of(world), schedule,
+        None, lambda: stop(len([e for e in events if isinstance(e, Stepped)])), rewind=back_to,
+        pilot=Pilot(step=share_of(world, 0)), world=world,
+    )  # fmt: skip
+    for event in steps:
+        events.append(event)
+        if isinstance(event, SaveDue):
+            saved[event.state.step] = event.state, state_of(session)
+    return Trained(events, session.adapter_tensors())
+
+
+def opened(bench: Bench, model: LocalModel, method: Method) -> Callable[[World], Session]:
+    spec = bench.plan(method, model).spec
+
+    def open_on(world: World) -> Session:
+        session = bench.backend.open(spec, model, world)
+        bench.held.callback(session.close)
+        return session
+
+    return open_on
+
+
+def assert_near(found: Trained, expected: Trained) -> None:
+    """Losses, norms and adapters are the same but for the order in which floats are added.
+
+    AdamW divides by the size of the gradient, so that a gradient that is all but zero makes a
+    step of another sign: adapters are compared as wholes.
+    """
+    for kind, names in ((Stepped, ("loss", "grad_norm", "tokens")), (Evaluated, ("loss", "rows"))):
+        for one, other in zip(found.of(kind), expected.of(kind), strict=True):
+            for name in names:
+                assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-6), name
+    difference, size = (
+        np.sqrt(sum(float(np.square(x, dtype=np.float64).sum()) for x in tensors))
+        for tensors in (
+            [found.adapter[name] - value for name, value in expected.adapter.items()],
+            expected.adapter.values(),
+        )
+    )
+    assert difference <= 1e-5 * size
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.kind)
+def test_ranks_learn_what_one_process_learns(
+    bench: Bench, llama: LocalModel, method: Method, size: int
+) -> None:
+    open_on = opened(bench, llama, method)
+    expected = trained(open_on(ALONE), ALONE)
+    found = in_ranks(size, lambda world: trained(open_on(world), world))
+
+    for rank in found:
+        assert isinstance(rank, Trained), rank
+        assert_near(rank, expected)
+    first = found[0]
+    for rank in found[1:]:
+        for name, value in first.adapter.items():
+            assert value.tobytes() == rank.adapter[name].tobytes(), name
+
+
+def test_memory_that_runs_out_on_one_rank_repeats_the_step_on_all(
+    bench: Bench, llama: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_on = opened(bench, llama, Lora(rank=2))
+    expected = trained(open_on(ALONE), ALONE)
+    calls = []
+
+    def failing(world: ThreadWorld) -> Trained:
+        session = open_on(world)
+        gradients = session.engine.gradients
+
+        def sometimes(*args: object, **more: object) -> object:
+            calls.append(world.rank)
+            if world.rank == 1 and calls.count(1) == 12:
+                raise DeviceOutOfMemoryError("no memory is left")
+            return gradients(*args, **more)
+
+        monkeypatch.setattr(session.engine, "gradients", sometimes)
+        return trained(session, world)
+
+    for rank in in_ranks(2, failing):
+        assert isinstance(rank, Trained), rank
+        (recovered,) = rank.of(Recovered)
+        assert recovered.rows == 1
+        assert_near(rank, expected)
+
+
+def test_a_wish_to_stop_on_one_rank_stops_all_after_the_same_step(
+    bench: Bench, llama: LocalModel
+) -> None:
+    open_on = opened(bench, llama, Lora(rank=2))
+    asked: dict[int, list[int]] = {0: [], 1: []}
+
+    def stopping(world: ThreadWorld) -> Trained:
+        def stop(step: int) -> bool:
+            asked[world.rank].append(step)
+            return world.rank == 1 and step >= 3
+
+        return trained(open_on(world), world, stop=stop)
+
+    found = in_ranks(2, stopping)
+    assert [type(rank) for rank in found] == [StoppedError, StoppedError]
+    assert asked[0] == asked[1] == [1, 2, 3]
+
+
+def test_a_loss_that_runs_away_takes_all_ranks_back(bench: Bench, llama: LocalModel) -> None:
+    open_on = opened(bench, llama, Lora(rank=2))
+    wild = Schedule(steps=STEPS, eval_every=5, save_every=2, warmup=0, learning_rate=3e4)
+    found = in_ranks(2, lambda world: _or_error(open_on(world), world, wild))
+    one, other = found
+    assert type(one) is type(other)
+    if isinstance(one, Trained):
+        assert [vars_of(e) for e in one.of(Rewound)] == [vars_of(e) for e in other.of(Rewound)]
+
+
+def _or_error(session: Session, world: World, schedule: Schedule) -> Trained:
+    return trained(session, world, schedule=schedule)
+
+
+def vars_of(event: Event) -> tuple[object, ...]:
+    return event.step, event.to, event.learning_rate
+
+
+def test_what_fails_on_one_rank_ends_the_others(
+    bench: Bench, llama: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_on = opened(bench, llama, Lora(rank=2))
+
+    def failing(world: ThreadWorld) -> Trained:
+        session = open_on(world)
+        if world.rank == 1:
+            monkeypatch.setattr(session.engine, "gradients", _broken)
+        return trained(session, world)
+
+    one, other = in_ranks(2, failing)
+    assert isinstance(one, LostRankError)
+    assert "Rank 1 failed" in str(one)
+    assert isinstance(other, ZeroDivisionError)
+
+
+def _broken(*_: object, **__: object) -> None:
+    raise ZeroDivisionError
