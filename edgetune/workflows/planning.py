@@ -49,6 +49,7 @@ class PlanRequest:
     def given(self) -> tuple[str, ...]:
         """The knobs that the user fixed."""
         return tuple(sorted({*self.choice, *self.training} - {*self.fixed}))
+
     place: Place | None = None
     """Which rank of how many this process is; None: it is alone."""
 
