@@ -1,0 +1,132 @@
+"""`train --nproc`: processes on this machine that train together, from the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rows import write_rows
+
+from edgetune.tensors.reader import read_tensors
+
+STEPS = 6
+SETTINGS = (
+    "--model=tiny", "--compute-dtype=float32", f"--steps={STEPS}", "--micro-batch=2",
+    "--accumulation=3", "--save-every=3", "--eval-every=3", "--keep=0", "--validation=0.1",
+)  # fmt: skip
+QUICK = ("--no-verdict", "--samples=0", "-q")
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "edgetune", "train", *arguments]
+
+
+def train(*arguments: str, code: int = 0) -> str:
+    done = subprocess.run(
+        command(*arguments), capture_output=True, text=True, env=ONE_THREAD, check=False
+    )
+    assert done.returncode == code, done.stderr
+    return done.stderr
+
+
+def losses_of(folder: Path) -> list[float]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines]
+
+
+def assert_same(found: Path, expected: Path) -> None:
+    """Two runs differ by the order in which floats are added, and by no more."""
+    assert losses_of(found) == pytest.approx(losses_of(expected), rel=1e-6)
+    one, other = (
+        read_tensors(folder / "adapter" / "adapter_model.safetensors")
+        for folder in (found, expected)
+    )
+    difference = sum(float(np.square(one[n] - other[n]).sum()) for n in other) ** 0.5
+    assert difference <= 1e-5 * sum(float(np.square(x).sum()) for x in other.values()) ** 0.5
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl")
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process."""
+    folder = tmp_path_factory.mktemp("runs") / "alone"
+    train(*SETTINGS, *QUICK, f"--data={data}", f"--output={folder}")
+    return folder
+
+
+def test_two_processes_train_what_one_does(data: Path, alone: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "two"
+    train(*SETTINGS, *QUICK, f"--data={data}", f"--output={folder}", "--nproc=2")
+
+    assert_same(folder, alone)
+    reasons = (folder / "plan.yaml").read_text()
+    assert "2 ranks" in reasons
+
+
+def test_a_run_goes_on_with_another_number_of_processes(alone: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "again"
+    shutil.copytree(alone, folder, symlinks=True)
+    shutil.rmtree(folder / "adapter")
+    shutil.rmtree(folder / "checkpoints" / f"step-{STEPS:06}")
+    train("--resume", *QUICK, f"--output={folder}", "--nproc=2")
+
+    assert_same(folder, alone)
+
+
+def test_ranks_without_others_say_so() -> None:
+    environment = {**ONE_THREAD, "RANK": "0"}
+    environment |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    asked = command("--resume", "--output=absent", "--pause")
+    done = subprocess.run(asked, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2
+    assert "--pause would keep all ranks waiting" in done.stderr
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("seed", range(25))
+def test_a_rank_that_is_killed_loses_nothing(
+    data: Path, alone: Path, tmp_path: Path, rank: int, seed: int
+) -> None:
+    """The run goes on from its newest checkpoint, in fewer rows at once, or is resumed by hand."""
+    folder = tmp_path / "killed"
+    asked = command(*SETTINGS, *QUICK, f"--data={data}", f"--output={folder}", "--nproc=2")
+    process = subprocess.Popen(asked, env=ONE_THREAD)
+    time.sleep(float(np.random.default_rng(100 * rank + seed).uniform(1, 12)))
+    for victim in _ranks_of(process.pid, rank):
+        os.kill(victim, signal.SIGKILL)
+    code = process.wait(200)
+    assert not _ranks_of(process.pid)
+    if code:
+        if not (folder / "plan.yaml").exists():  # before there was anything to lose
+            return
+        train("--resume", *QUICK, f"--output={folder}")
+    assert_same(folder, alone)
+
+
+def _ranks_of(parent: int, rank: int | None = None) -> list[int]:
+    """Return the processes that a command has started, or one of its ranks."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            facts = (entry / "stat").read_text().rpartition(")")[2].split()
+            variables = (entry / "environ").read_bytes().split(b"\0")
+        except (OSError, IndexError):
+            continue
+        wanted = b"RANK=" if rank is None else b"RANK=%d" % rank
+        if int(facts[1]) == parent and any(each.startswith(wanted) for each in variables):
+            found.append(int(entry.name))
+    return found
