@@ -12,12 +12,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Final, Protocol
 
 from edgetune.errors import UsageError
+
+if TYPE_CHECKING:  # whoever only starts ranks needs no arrays
+    import numpy as np
+    from numpy.typing import NDArray
 
 RANK, WORLD, LOCAL_RANK, LOCAL_WORLD = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
 """The variables in which torchrun, accelerate and others say which rank a process is."""
