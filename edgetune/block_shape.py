@@ -146,7 +146,10 @@ class BlockShape:
     @property
     def mixer_tensors(self) -> tuple[MixerTensor, ...]:
         """The tensors of the mixer that are neither projections nor norms."""
-        return () if isinstance(self.mixer, Attention) else self.mixer.tensors
+        if not isinstance(self.mixer, Attention):
+            return self.mixer.tensors
+        name = self.mixer.sinks
+        return () if name is None else (MixerTensor(role="sinks", name=name, shape=(self.heads,)),)
 
     @property
     def carried(self) -> int:
@@ -190,9 +193,11 @@ class BlockShape:
             full = f"{prefix}{tensor.name}"
             yield TensorShape(name=full, shape=tensor.shape, kind="mixer", layer=layer)
         if self.experts is not None:
-            router = (self.experts.number, self.experts.hidden)
-            name = f"{prefix}{self.experts.router}.weight"
-            yield TensorShape(name=name, shape=router, kind="router", layer=layer)
+            router, name = self.experts.router_shape, f"{prefix}{self.experts.router}"
+            yield TensorShape(name=f"{name}.weight", shape=router, kind="router", layer=layer)
+            if self.experts.biased:
+                name = f"{name}.bias"
+                yield TensorShape(name=name, shape=router[:1], kind="bias", layer=layer)
         for linear in self.matrices:
             size = (linear.outputs, linear.inputs)
             shape = size[::-1] if linear.transposed else size
@@ -211,7 +216,10 @@ def _of_expert(experts: Experts, number: int) -> Iterator[Linear]:
         sizes = {"down": (inner, wide), "gate_up": (wide, 2 * inner)}
         inputs, outputs = sizes.get(role, (wide, inner))
         path = module.format(number)
-        yield Linear(role=role, module=path, inputs=inputs, outputs=outputs, expert=number)
+        yield Linear(
+            role=role, module=path, inputs=inputs, outputs=outputs, expert=number,
+            bias=experts.biased, transposed=experts.transposed,
+        )  # fmt: skip
 
 
 def norm_tensors(prefix: str, norm: Norm, layer: int | None) -> Iterator[TensorShape]:

@@ -24,6 +24,30 @@ ExpertRole = Literal["gate", "up", "gate_up", "down"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Clamp:
+    """What gpt-oss has for a gate: ``(up + 1) * gate * sigmoid(alpha * gate)`` within limits.
+
+    Gate and up are columns that alternate; the former is at most ``limit``, the latter at most so
+    far from zero.
+    """
+
+    limit: float
+    alpha: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fused:
+    """A tensor of the files (E, ...) that has all experts', those of ``roles`` after each other.
+
+    ``name`` is inside the block; ``part`` is what it has of their projections.
+    """
+
+    name: str
+    roles: tuple[ExpertRole, ...]
+    part: Literal["weight", "bias"] = "weight"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Experts:
     """The experts of one block: how many, which are chosen, and what each computes.
 
@@ -42,6 +66,19 @@ class Experts:
     projections: tuple[tuple[ExpertRole, str], ...]
     normalised: bool
     """Weights are the softmax over the chosen scores: they add up to one. Otherwise over all."""
+    biased: bool = False
+    """Whether the router and all projections have biases."""
+    transposed: bool = False
+    """As of :class:`edgetune.shape.Linear`."""
+    clamp: Clamp | None = None
+    """How ``gate_up`` becomes what ``down`` reads, if not by an activation of the gate."""
+    fused: tuple[Fused, ...] = ()
+    """Tensors of the files that have all experts at once, if they do."""
+
+    @property
+    def router_shape(self) -> tuple[int, int]:
+        """Scores and states that the router's matrix is for."""
+        return self.number, self.hidden
 
     def rows(self, tokens: int) -> int:
         """Return how many of an expert's rows are computed at a time, at most.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-MixerRole = Literal["conv", "conv_bias"]
+MixerRole = Literal["conv", "conv_bias", "sinks"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +51,9 @@ class Attention:
     rotary: Rotary | None = None
     query_rotary: Rotary | None = None
     """The rotation of queries, where it is another one than that of keys (Ministral 3)."""
+    sinks: str | None = None
+    """Name of a tensor inside the block: by head the score of a key that all queries see, and whose
+    value is zero (gpt-oss)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ from edgetune.block_shape import (
     TensorShape,
     norm_tensors,
 )
-from edgetune.expert_shape import Experts
+from edgetune.expert_shape import Clamp, Experts, Fused
 from edgetune.mixer import Attention, Mixer, MixerTensor, Rotary, ShortConvolution
 
 __all__ = [
@@ -36,8 +36,10 @@ __all__ = [
     "Activation",
     "Attention",
     "BlockShape",
+    "Clamp",
     "Experts",
     "FileFormats",
+    "Fused",
     "Linear",
     "LinearRole",
     "Mixer",

@@ -109,6 +109,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 3,
         "norm_topk_prob": True, "mlp_only_layers": [1], "num_hidden_layers": 3},
     "mixtral": SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "gpt_oss": SMALL | WINDOWS | {
+        "num_local_experts": 4, "num_experts_per_tok": 2, "swiglu_limit": 0.5,
+        "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 16.0, "truncate": False,
+            "original_max_position_embeddings": 8}},
     "olmoe": SMALL | {"num_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 24},
 }  # fmt: skip
 
@@ -157,7 +162,7 @@ def make_model(
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name or name.endswith("bias") or "ln_" in name:
+            if "norm" in name or name.endswith(("bias", "sinks")) or "ln_" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     model.to(dtype).save_pretrained(folder)
     return folder

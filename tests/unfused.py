@@ -34,6 +34,12 @@ def _stored(
             yield name.replace(".mlp.gate.", f".{mixture}.gate."), tensor
             continue
         modules = dict(rule.projections)
+        if rule.fused:
+            fused = next(each for each in rule.fused if each.name.endswith(f".{part}"))
+            for number in range(rule.number):
+                module = modules[fused.roles[0]].format(number)
+                yield f"{prefix}{module}.{fused.part}", tensor[number]
+            continue
         for number in range(rule.number):
             of_role = {"down": tensor[number]}
             if part == "gate_up_proj":

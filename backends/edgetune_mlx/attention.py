@@ -49,14 +49,17 @@ class Piece:
     keys: slice
 
 
-def causal(q: mx.array, k: mx.array, v: mx.array, rule: Attention, keys: Keys) -> mx.array:
+def causal(attended: Attended[mx.array]) -> mx.array:
     """Return the attention output (B, H, S, h) for q (B, H, S, h) and k, v (B, G, K, h).
 
     With fewer queries than keys, the queries are the last ones.
     """
+    q, k, v, rule, keys = attended.q, attended.k, attended.v, attended.rule, attended.keys
     near = None if keys.before and keys.documents is not None else rule.window
     pieces = tuple(_pieces(q.shape[2], k.shape[2], near))
-    part = partial(_attend, rule=rule, keys=keys, offset=k.shape[2] - q.shape[2])
+    part = partial(
+        _attend, rule=rule, keys=keys, offset=k.shape[2] - q.shape[2], sinks=attended.sinks
+    )
     custom: Any = mx.custom_function(partial(_forward, part=part, pieces=pieces))
 
     @custom.vjp  # type: ignore[untyped-decorator]
@@ -156,13 +159,17 @@ def _attend(
     rule: Attention,
     keys: Keys,
     offset: int,
+    sinks: mx.array | None,
     piece: Piece,
 ) -> mx.array:
     distance, same = _distance(piece, offset, keys)
     mask = _within(distance, rule.window)
     mask = mask if same is None else mask & same
     if rule.softcap is None and not rule.slopes:
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=rule.scale, mask=mask)
+        sinks = None if sinks is None else sinks.astype(q.dtype)
+        return mx.fast.scaled_dot_product_attention(
+            q, k, v, scale=rule.scale, mask=mask, sinks=sinks
+        )
     return _explicit(q, k, v, rule, distance, mask)
 
 

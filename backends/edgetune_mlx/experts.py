@@ -17,12 +17,15 @@ import mlx.core as mx
 
 from edgetune.shape import Experts
 from edgetune_mlx.matrices import Gather, Matrix
-from edgetune_mlx.pointwise import gated_activation
+from edgetune_mlx.pointwise import clamped, gated_activation
 
 
-def route(x: mx.array, router: mx.array, rule: Experts) -> tuple[mx.array, mx.array]:
+def route(
+    x: mx.array, router: mx.array, bias: mx.array | None, rule: Experts
+) -> tuple[mx.array, mx.array]:
     """Return weights (T, k) in float32 and the experts (T, k) of the tokens of x (B, S, D)."""
     scores = x.reshape(-1, x.shape[-1]).astype(mx.float32) @ router.astype(mx.float32).T
+    scores = scores if bias is None else scores + bias.astype(mx.float32)
     chosen = _highest(mx.stop_gradient(scores), rule.chosen)
     if rule.normalised:
         return mx.softmax(mx.take_along_axis(scores, chosen, axis=-1), axis=-1), chosen
@@ -46,6 +49,7 @@ class FrozenExperts:
     rule: Experts
     activation: str
     matrices: Mapping[str, Matrix]
+    biases: Mapping[str, mx.array]
     chosen: mx.array
 
     def order(self) -> mx.array:
@@ -61,9 +65,8 @@ class FrozenExperts:
         """Return the weighted sum (T, D) of what the experts make of x (T, D)."""
         order = self.order()
         reading, own = self.gather(order, tokens=True), self.gather(order, tokens=False)
-        gate = self.matrices["gate"].gathered(x, reading)
-        up = self.matrices["up"].gathered(x, reading)
-        out = self.matrices["down"].gathered(gated_activation(gate, up, self.activation), own)
+        inner = self._gated(*(self._times(role, x, reading) for role in self._first))
+        out = self._times("down", inner, own)
         parts = zip(
             self._by_choice(out, order), mx.split(weights, self.rule.chosen, -1), strict=True
         )
@@ -73,20 +76,36 @@ class FrozenExperts:
         """Return the gradients of x and of the weights, for that of the sum."""
         order = self.order()
         reading, own = self.gather(order, tokens=True), self.gather(order, tokens=False)
-        gate = self.matrices["gate"].gathered(x, reading)
-        up = self.matrices["up"].gathered(x, reading)
+        gates = [self._times(role, x, reading) for role in self._first]
         plain = self.matrices["down"].gathered_back(grad, reading)
         shares = weights.flatten()[order][:, None].astype(x.dtype)
-
-        def weighed(gate: mx.array, up: mx.array) -> mx.array:
-            return gated_activation(gate, up, self.activation)
-
-        (active,), (gate_grad, up_grad) = mx.vjp(weighed, [gate, up], [plain * shares])
+        (active,), grads = mx.vjp(self._gated, gates, [plain * shares])
         sums = (active * plain).astype(mx.float32).sum(-1)
+        if "down" in self.biases:
+            added = self.biases["down"][own.matrices].astype(x.dtype)
+            sums = sums + (grad[order // self.rule.chosen] * added).astype(mx.float32).sum(-1)
         weights_grad = sums[mx.argsort(order)].reshape(weights.shape)
-        x_grad = self.matrices["gate"].gathered_back(gate_grad, own)
-        x_grad = x_grad + self.matrices["up"].gathered_back(up_grad, own)
+        parts = zip(self._first, grads, strict=True)
+        x_grad = reduce(mx.add, (self.matrices[x].gathered_back(each, own) for x, each in parts))
         return reduce(mx.add, self._by_choice(x_grad, order)).astype(x.dtype), weights_grad
+
+    @property
+    def _first(self) -> tuple[str, ...]:
+        """The roles of the projections that read what comes in."""
+        return tuple(role for role, _ in self.rule.projections if role != "down")
+
+    def _times(self, role: str, x: mx.array, gather: Gather) -> mx.array:
+        y = self.matrices[role].gathered(x, gather)
+        if role not in self.biases:
+            return y
+        return y + self.biases[role][gather.matrices].astype(y.dtype)
+
+    def _gated(self, *gates: mx.array) -> mx.array:
+        """Return what the last projection reads (T k, F) of what the first ones made."""
+        if self.rule.clamp is not None:
+            return clamped(gates[0], self.rule.clamp)
+        gate, up = gates
+        return gated_activation(gate, up, self.activation)
 
     def _by_choice(self, sorted_rows: mx.array, order: mx.array) -> Iterator[mx.array]:
         """Yield for each choice of a token its row (T, D) in float32."""

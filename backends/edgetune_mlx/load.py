@@ -48,6 +48,7 @@ class BlockWeights:
     norm_biases: dict[str, mx.array] = field(default_factory=dict)
     mixer: dict[str, mx.array] = field(default_factory=dict)
     router: mx.array | None = None
+    router_bias: mx.array | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -111,16 +112,22 @@ class Loader:
         experts = shape.blocks[layer].experts
         if experts is not None:
             block.router = self._read(f"{prefix}{experts.router}.weight")
+            if experts.biased:
+                block.router_bias = self._read(f"{prefix}{experts.router}.bias")
             for role, module in experts.projections:
-                names = [f"{prefix}{module.format(i)}.weight" for i in range(experts.number)]
-                block.matrices[f"experts.{role}"] = self._stack(names)
+                names = [f"{prefix}{module.format(i)}" for i in range(experts.number)]
+                linear = next(x for x in shape.blocks[layer].expert_linears if x.role == role)
+                block.matrices[f"experts.{role}"] = self._stack(names, linear)
+                if experts.biased:
+                    biases = [self._read(f"{name}.bias") for name in names]
+                    block.biases[f"experts.{role}"] = mx.stack(biases)
         return block
 
-    def _stack(self, names: Sequence[str]) -> Matrix:
+    def _stack(self, names: Sequence[str], linear: Linear) -> Matrix:
         """Read matrices of one shape into one, each to its rows as soon as it is there."""
         whole: dict[str, mx.array] = {}
         for number, name in enumerate(names):
-            for part, values in self._matrix(name).parts.items():
+            for part, values in self._matrix(f"{name}.weight", linear).parts.items():
                 rows = len(values)
                 if not number:
                     whole[part] = mx.zeros((len(names) * rows, *values.shape[1:]), values.dtype)

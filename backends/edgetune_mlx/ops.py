@@ -91,14 +91,18 @@ class MlxOps:
     def route(self, x: mx.array, rule: Experts) -> tuple[mx.array, mx.array]:
         """Choose experts for the tokens of x."""
         assert self.block.router is not None
-        return experts.route(x, self.block.router, rule)
+        return experts.route(x, self.block.router, self.block.router_bias, rule)
 
     def experts(
         self, x: mx.array, weights: mx.array, chosen: mx.array, rule: Experts, activation: str
     ) -> mx.array:
         """Send each token through its experts."""
         matrices = {str(role): self._matrix(f"experts.{role}") for role, _ in rule.projections}
-        return experts.mixed(x, weights, experts.FrozenExperts(rule, activation, matrices, chosen))
+        biases = {
+            str(role): self.block.biases[f"experts.{role}"] for role, _ in rule.projections
+        } if rule.biased else {}  # fmt: skip
+        own = experts.FrozenExperts(rule, activation, matrices, biases, chosen)
+        return experts.mixed(x, weights, own)
 
     # what tokens are to each other
 
@@ -116,7 +120,11 @@ class MlxOps:
         """Attend, to keys in front of those of every document too."""
         if before is not None:
             attended = attention.behind(attended, *before)
-        return attention.causal(attended.q, attended.k, attended.v, attended.rule, attended.keys)
+        return attention.causal(attended)
+
+    def sinks(self) -> mx.array:
+        """Return the scores of sinks."""
+        return self.block.mixer["sinks"]
 
     def some_heads(self, attended: Attended[mx.array], heads: slice) -> Attended[mx.array]:
         """Attend with some heads."""
@@ -124,7 +132,9 @@ class MlxOps:
         shared = attended.q.shape[1] // attended.k.shape[1]
         first = (heads.start or 0) * shared
         q = attended.q[:, first : first + k.shape[1] * shared]
-        return replace(attended, q=q, k=k, v=v)
+        sinks = attended.sinks
+        sinks = None if sinks is None else sinks[first : first + k.shape[1] * shared]
+        return replace(attended, q=q, k=k, v=v, sinks=sinks)
 
     def in_groups(
         self, attended: Attended[mx.array], size: int, *, late: bool

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import mlx.core as mx
 
-from edgetune.shape import NormKind, Rotary
+from edgetune.shape import Clamp, NormKind, Rotary
 from edgetune_mlx.linear import recomputed
 
 CUBIC: Final = sqrt(2 / pi), 0.044715
@@ -34,6 +34,35 @@ def gated_activation(gate: mx.array, up: mx.array, name: str) -> mx.array:
 
     out: mx.array = custom(gate, up)
     return out
+
+
+def clamped(gate_up: mx.array, clamp: Clamp) -> mx.array:
+    """Return what gpt-oss makes of gate and up, which alternate in the last axis."""
+    custom: Any = mx.custom_function(partial(_clamped, clamp=clamp))
+
+    @custom.vjp  # type: ignore[untyped-decorator]
+    def backward(gate_up: mx.array, cotangent: mx.array, _: Any) -> mx.array:
+        return _clamped_back(mx.depends([gate_up], [cotangent])[0], cotangent, clamp)
+
+    out: mx.array = custom(gate_up)
+    return out
+
+
+def _clamped_back(gate_up: mx.array, grad: mx.array, clamp: Clamp) -> mx.array:
+    """Return the gradient of gate and up, which alternate, for that of what they make."""
+    gate, up = gate_up[..., ::2], gate_up[..., 1::2]
+    least = mx.minimum(gate, clamp.limit)
+    share = mx.sigmoid(least * clamp.alpha)
+    slope = share * (1 + clamp.alpha * least * (1 - share))
+    factor = mx.where(gate <= clamp.limit, mx.clip(up, -clamp.limit, clamp.limit) + 1, 0)
+    up_grad = mx.where(mx.abs(up) <= clamp.limit, least * share * grad, 0)
+    return mx.stack([slope * factor * grad, up_grad], axis=-1).reshape(gate_up.shape)
+
+
+def _clamped(gate_up: mx.array, *, clamp: Clamp) -> mx.array:
+    gate = mx.minimum(gate_up[..., ::2], clamp.limit)
+    up = mx.clip(gate_up[..., 1::2], -clamp.limit, clamp.limit)
+    return gate * mx.sigmoid(gate * clamp.alpha) * (up + 1)
 
 
 def plain_activation(x: mx.array, name: str) -> mx.array:

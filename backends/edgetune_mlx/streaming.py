@@ -65,8 +65,9 @@ class StreamedBlocks(Sequence[BlockWeights]):
         }
         for kind in ("biases", "norms", "norm_biases", "mixer"):
             arrays |= {f"{kind}/{role}": x for role, x in getattr(block, kind).items()}
-        if block.router is not None:
-            arrays["router/weight"] = block.router
+        for name in ("router", "router_bias"):
+            if (found := getattr(block, name)) is not None:
+                arrays[f"one/{name}"] = found
         save_arrays(self._file(layer), arrays)
 
     def _read(self, layer: int) -> BlockWeights:
@@ -76,8 +77,8 @@ class StreamedBlocks(Sequence[BlockWeights]):
             kind, role, *part = name.split("/")
             if part:
                 parts.setdefault(role, {})[part[0]] = x
-            elif kind == "router":
-                block.router = x
+            elif kind == "one":
+                setattr(block, role, x)
             else:
                 getattr(block, kind)[role] = x
         packing = self.loader.packing

@@ -45,8 +45,8 @@ def attended_to(attended: Attended[Tensor]) -> Tensor:
     """Return the output (B, H, S, h) of attention to a row's own keys."""
     q, k, v, keys = attended.q, attended.k, attended.v, attended.keys
     if keys.cached:
-        return causal(q, k, v, attended.rule)
-    return attend(q, k, v, attended.rule, keys.documents)
+        return causal(q, k, v, attended.rule, attended.sinks)
+    return attend(q, k, v, attended.rule, keys.documents, attended.sinks)
 
 
 def attended_behind(attended: Attended[Tensor], k: Tensor, v: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def attended_behind(attended: Attended[Tensor], k: Tensor, v: Tensor) -> Tensor:
     q, documents, length = attended.q, attended.keys.documents, k.shape[2]
     if attended.keys.cached:
         keys, values = torch.cat((k, attended.k), 2), torch.cat((v, attended.v), 2)
-        return causal(q, keys, values, attended.rule)
+        return causal(q, keys, values, attended.rule, attended.sinks)
     nothing = q.new_zeros(1, q.shape[1], length, q.shape[3])
     longer = replace(
         attended,
@@ -78,7 +78,14 @@ def attend_all(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return (weights @ v.unsqueeze(2)).flatten(1, 2)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, rule: Attention, documents: Documents) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rule: Attention,
+    documents: Documents,
+    sinks: Tensor | None = None,
+) -> Tensor:
     """Return the attention output (B, H, S, h) for q (B, H, S, h) and k, v (B, G, S, h).
 
     Attention restarts with each document; padding behind the documents gets zeros if a row
@@ -88,15 +95,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rule: Attention, documents: Document
         out: Tensor = FusedOnCpu.apply(q, k, v, rule.scale, documents)  # type: ignore[no-untyped-call]
         return out
     if all(len(row) <= 1 for row in documents):
-        return causal(q, k, v, rule)
+        return causal(q, k, v, rule, sinks)
     rows = [
-        _row(q[i : i + 1], k[i : i + 1], v[i : i + 1], rule, lengths)
+        _row(q[i : i + 1], k[i : i + 1], v[i : i + 1], rule, lengths, sinks)
         for i, lengths in enumerate(documents)
     ]
     return torch.cat(rows)
 
 
-def causal(q: Tensor, k: Tensor, v: Tensor, rule: Attention) -> Tensor:
+def causal(q: Tensor, k: Tensor, v: Tensor, rule: Attention, sinks: Tensor | None = None) -> Tensor:
     """Return causal attention; with fewer queries than keys, the queries are the last ones."""
     queries, keys = q.shape[2], k.shape[2]
     if _fused(rule, keys, q) and queries in {1, keys}:
@@ -105,7 +112,7 @@ def causal(q: Tensor, k: Tensor, v: Tensor, rule: Attention) -> Tensor:
         return F.scaled_dot_product_attention(
             q_wide, k_wide, v_wide, is_causal=queries > 1, scale=rule.scale, enable_gqa=True
         ).to(q.dtype)
-    return torch.cat(_chunks(q, k, v, rule), dim=2)
+    return torch.cat(_chunks(q, k, v, rule, sinks), dim=2)
 
 
 class FusedOnCpu(torch.autograd.Function):
@@ -150,7 +157,7 @@ class FusedOnCpu(torch.autograd.Function):
 
 
 def _fused(rule: Attention, keys: int, q: Tensor) -> bool:
-    plain = rule.softcap is None and not rule.slopes
+    plain = rule.softcap is None and not rule.slopes and rule.sinks is None
     return plain and (rule.window is None or rule.window >= keys) and attends(q.dtype, q.device)
 
 
@@ -180,15 +187,22 @@ def _laid_out(x: Tensor) -> Tensor:
     return x.new_zeros(rows, positions, heads, size).transpose(1, 2)
 
 
-def _row(q: Tensor, k: Tensor, v: Tensor, rule: Attention, lengths: tuple[int, ...]) -> Tensor:
+def _row(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rule: Attention,
+    lengths: tuple[int, ...],
+    sinks: Tensor | None,
+) -> Tensor:
     spans = list(_spans(lengths))
-    parts = [causal(q[:, :, span], k[:, :, span], v[:, :, span], rule) for span in spans]
+    parts = [causal(q[:, :, span], k[:, :, span], v[:, :, span], rule, sinks) for span in spans]
     if sum(lengths) < q.shape[2]:
         parts.append(torch.zeros_like(q[:, :, sum(lengths) :]))
     return torch.cat(parts, dim=2)
 
 
-def _chunks(q: Tensor, k: Tensor, v: Tensor, rule: Attention) -> list[Tensor]:
+def _chunks(q: Tensor, k: Tensor, v: Tensor, rule: Attention, sinks: Tensor | None) -> list[Tensor]:
     """Attend a chunk of queries at a time to the keys that it can see.
 
     In training a chunk is computed again in the backward pass: its scores are never kept.
@@ -199,7 +213,9 @@ def _chunks(q: Tensor, k: Tensor, v: Tensor, rule: Attention) -> list[Tensor]:
         stop = min(start + QUERY_CHUNK, q.shape[2])
         last = offset + stop
         first = 0 if rule.window is None else max(0, offset + start - rule.window + 1)
-        part: Callable[..., Tensor] = partial(_explicit, rule=rule, shift=offset + start - first)
+        part: Callable[..., Tensor] = partial(
+            _explicit, rule=rule, shift=offset + start - first, sinks=sinks
+        )
         inputs = (q[:, :, start:stop], k[:, :, first:last], v[:, :, first:last])
         if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
             outputs.append(checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False))
@@ -208,7 +224,9 @@ def _chunks(q: Tensor, k: Tensor, v: Tensor, rule: Attention) -> list[Tensor]:
     return outputs
 
 
-def _explicit(q: Tensor, k: Tensor, v: Tensor, *, rule: Attention, shift: int) -> Tensor:
+def _explicit(
+    q: Tensor, k: Tensor, v: Tensor, *, rule: Attention, shift: int, sinks: Tensor | None
+) -> Tensor:
     """Compute softmax(q k^T) v with query i at key position ``shift + i``."""
     dtype = attention_dtype(q.dtype, q.device)
     grouped = q.reshape(q.shape[0], k.shape[1], -1, *q.shape[2:]).to(dtype)  # (B, G, H/G, S, h)
@@ -224,6 +242,12 @@ def _explicit(q: Tensor, k: Tensor, v: Tensor, *, rule: Attention, shift: int) -
     hidden = keys > at
     if rule.window is not None:
         hidden |= keys <= at - rule.window
-    weights = scores.masked_fill(hidden, float("-inf")).softmax(-1).to(dtype)
-    out: Tensor = (weights @ v.to(dtype).unsqueeze(2)).to(q.dtype)
+    scores, values = scores.masked_fill(hidden, float("-inf")), v.to(dtype)
+    if sinks is not None:
+        column = sinks.float().view(k.shape[1], -1, 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat((scores, column), -1)
+        values = F.pad(values, (0, 0, 0, 1))
+    weights = scores.softmax(-1).to(dtype)
+    del scores
+    out: Tensor = (weights @ values.unsqueeze(2)).to(q.dtype)
     return out.flatten(1, 2)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from edgetune.buckets import bucket
-from edgetune.shape import Experts
+from edgetune.shape import Clamp, Experts
+from edgetune_torch import clamped
 from edgetune_torch.linear import multiplied, multiplied_back
 from edgetune_torch.matrices import Matrix
 from edgetune_torch.pointwise import activation as activated
@@ -27,9 +28,13 @@ class Routing(torch.autograd.Function):
     """The experts of each token and their weights; saves both, or all probabilities (T, E)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, router: Tensor, rule: Experts) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, router: Tensor, bias: Tensor | None, rule: Experts
+    ) -> tuple[Tensor, Tensor]:
         """Return weights (T, k) in float32 and the numbers (T, k) of the experts."""
         scores = x.flatten(0, -2).float() @ router.float().T
+        if bias is not None:
+            scores += bias
         found = scores.sort(dim=-1, descending=True, stable=True).indices
         chosen = found[:, : rule.chosen].contiguous()
         del found
@@ -44,7 +49,7 @@ class Routing(torch.autograd.Function):
         return weights, chosen
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         """Return the gradient of x."""
         kept, chosen = ctx.saved_tensors
         weights = kept if ctx.rule.normalised else kept.gather(1, chosen)
@@ -56,12 +61,12 @@ class Routing(torch.autograd.Function):
         else:
             scores = (kept * total).neg_().scatter_add_(1, chosen, scaled)
         shape, dtype = ctx.like
-        return (scores @ ctx.router.float()).to(dtype).view(shape), None, None
+        return (scores @ ctx.router.float()).to(dtype).view(shape), None, None, None
 
 
-def route(x: Tensor, router: Tensor, rule: Experts) -> tuple[Tensor, Tensor]:
+def route(x: Tensor, router: Tensor, bias: Tensor | None, rule: Experts) -> tuple[Tensor, Tensor]:
     """Return weights (T, k) in float32 and the experts (T, k) of the tokens of x (B, S, D)."""
-    weights, chosen = Routing.apply(x, router, rule)  # type: ignore[no-untyped-call]
+    weights, chosen = Routing.apply(x, router, bias, rule)  # type: ignore[no-untyped-call]
     return weights, chosen
 
 
@@ -85,11 +90,15 @@ class FrozenExperts:
 
     def inner(self, expert: int, x: Tensor) -> Tensor:
         """Return what the expert's last projection reads (n, F)."""
+        if self.rule.clamp is not None:
+            return clamped.gated(self.times("gate_up", expert, x), self.rule.clamp)
         gate, up = self.times("gate", expert, x), self.times("up", expert, x)
         return activated(gate, self.activation).mul_(up)
 
     def inner_back(self, expert: int, x: Tensor, grad: Tensor, share: Tensor) -> Piece:
         """Return the gradients of x and of its weights (n,) for that of the output (n, D)."""
+        if self.rule.clamp is not None:
+            return self._clamped_back(expert, x, grad, share, self.rule.clamp)
         gate, up = self.times("gate", expert, x), self.times("up", expert, x)
         inner_grad = self.back("down", expert, grad)
         with torch.enable_grad():
@@ -104,6 +113,22 @@ class FrozenExperts:
         x_grad = self.back("gate", expert, gate_grad)
         del gate_grad
         return Piece(x_grad.add_(self.back("up", expert, up_grad)), weights_grad)
+
+    def _clamped_back(
+        self, expert: int, x: Tensor, grad: Tensor, share: Tensor, clamp: Clamp
+    ) -> Piece:
+        gate_up = self.times("gate_up", expert, x)
+        inner_grad = self.back("down", expert, grad)
+        inner = clamped.gated(gate_up, clamp).mul_(inner_grad)
+        weights_grad = inner.sum(-1, dtype=torch.float32)
+        del inner
+        bias = self.biases.get(f"down.{expert}")
+        if bias is not None:
+            weights_grad += (grad @ bias.to(grad.dtype)).float()
+        inner_grad.mul_(share.to(grad.dtype)[:, None])
+        gate_up_grad = clamped.gated_back(gate_up, inner_grad, clamp)
+        del gate_up, inner_grad
+        return Piece(self.back("gate_up", expert, gate_up_grad), weights_grad)
 
 
 @dataclass(frozen=True, slots=True)

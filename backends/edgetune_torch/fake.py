@@ -269,7 +269,8 @@ def _small(shape: BlockShape, dtype: torch.dtype) -> BlockWeights:
         norm_biases={norm.role: torch.empty(norm.size, dtype=dtype) for norm in biased},
         biases={x.key: torch.empty(x.outputs, dtype=dtype) for x in shape.matrices if x.bias},
         mixer={x.role: torch.empty(x.shape, dtype=dtype) for x in shape.mixer_tensors},
-        router=None
-        if experts is None
-        else torch.empty(experts.number, experts.hidden, dtype=dtype),
+        router=None if experts is None else torch.empty(experts.router_shape, dtype=dtype),
+        router_bias=torch.empty(experts.number, dtype=dtype)
+        if experts is not None and experts.biased
+        else None,
     )

@@ -200,6 +200,8 @@ class Loader:
         experts = shape.blocks[layer].experts
         if experts is not None:
             block.router = self._read(f"{prefix}{experts.router}.weight")
+            if experts.biased:
+                block.router_bias = self._read(f"{prefix}{experts.router}.bias")
         return block
 
     def _read(self, name: str) -> Tensor:

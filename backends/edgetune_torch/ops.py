@@ -89,7 +89,7 @@ class TorchOps:
     def route(self, x: Tensor, rule: Experts) -> tuple[Tensor, Tensor]:
         """Choose experts for the tokens of x."""
         assert self.block.router is not None
-        return experts.route(x, self.block.router, rule)
+        return experts.route(x, self.block.router, self.block.router_bias, rule)
 
     def experts(
         self, x: Tensor, weights: Tensor, chosen: Tensor, rule: Experts, activation: str
@@ -116,13 +116,19 @@ class TorchOps:
             return attention.attended_to(attended)
         return attention.attended_behind(attended, *before)
 
+    def sinks(self) -> Tensor:
+        """Return the scores of sinks."""
+        return self.block.mixer["sinks"]
+
     def some_heads(self, attended: Attended[Tensor], heads: slice) -> Attended[Tensor]:
         """Attend with some heads."""
         k, v = attended.k[:, heads], attended.v[:, heads]
         shared = attended.q.shape[1] // attended.k.shape[1]
         first = (heads.start or 0) * shared
         q = attended.q[:, first : first + k.shape[1] * shared]
-        return replace(attended, q=q, k=k, v=v)
+        sinks = attended.sinks
+        sinks = None if sinks is None else sinks[first : first + k.shape[1] * shared]
+        return replace(attended, q=q, k=k, v=v, sinks=sinks)
 
     def in_groups(self, attended: Attended[Tensor], size: int, *, late: bool) -> Attended[Tensor]:
         """Attend within groups of tokens, as if they were documents."""

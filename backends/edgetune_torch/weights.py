@@ -25,12 +25,13 @@ class BlockWeights:
     norm_biases: dict[str, Tensor] = field(default_factory=dict)
     mixer: dict[str, Tensor] = field(default_factory=dict)
     router: Tensor | None = None
+    router_bias: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the small tensors."""
         small = (self.biases, self.norms, self.norm_biases, self.mixer)
-        router = 0 if self.router is None else self.router.nbytes
+        router = sum(x.nbytes for x in (self.router, self.router_bias) if x is not None)
         return router + sum(tensor.nbytes for group in small for tensor in group.values())
 
 

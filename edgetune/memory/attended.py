@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from edgetune.memory.fused import Fused
-from edgetune.memory.sized import Gradient, Order, Sized, Strewn
+from edgetune.memory.sized import Gradient, Order, Sized, Strewn, outside
 from edgetune.shape import Attention
 from edgetune.storage import FLOAT32_BYTES
 
@@ -28,7 +28,7 @@ class Attending(Fused):
         """Return the output (B, H, S, h) of causal attention."""
         window = rule.window
         short = window is None or window >= q.shape[2]
-        if self.batch.fuses and short and rule.softcap is None and not rule.slopes:
+        if self.batch.fuses and short and _plain(rule):
             return self._kernel(q, k, v)
         return self._chunks(q, k, v, rule)
 
@@ -128,10 +128,13 @@ class Attending(Fused):
         hidden = self.new(queries * keys)
         if rule.window is not None:
             self.ledger.transient(queries * keys + INDEX * queries)
-        weights = self.as_width(
-            self.pointwise(self.masked(scores, hidden), saves_output=True), wide
-        )
-        values = self.as_width(v, wide)
+        scores, values = self.masked(scores, hidden), self.as_width(v, wide)
+        if rule.sinks is not None:
+            column = outside((*q.shape[:3], 1), FLOAT32_BYTES)
+            scores = self.joined([scores, column], (*q.shape[:3], keys + 1))
+            values = self.joined([values], (*v.shape[:2], keys + 1, size), heads_apart=True)
+        weights = self.as_width(self.pointwise(scores, saves_output=True), wide)
+        del scores
         if ends:
             out = self.matmul(weights, self._spread(values, q), size)
             del hidden, places
@@ -199,6 +202,11 @@ class Attending(Fused):
         if x.needs:
             self.tape.record((x,), (out,), (), lambda _: (self.new(nbytes),))
         return out
+
+
+def _plain(rule: Attention) -> bool:
+    """Tell whether scores are what queries and keys make, and no more."""
+    return rule.softcap is None and not rule.slopes and rule.sinks is None
 
 
 def strewn(grad: Gradient, first: Order) -> Gradient:

@@ -44,6 +44,7 @@ class Heads:
             and not rows.mlx
             and self.rule.softcap is None
             and not self.rule.slopes
+            and self.rule.sinks is None
             and (window is None or window >= rows.context)
         )
 
@@ -108,7 +109,7 @@ def _piece(heads: Heads, rows: BatchShape, copies: int) -> int:
     for end in ends:
         queries = min(QUERY_CHUNK, end - (end - 1) // QUERY_CHUNK * QUERY_CHUNK)
         keys = min(end, window + queries)
-        score = copies * rows.width
+        score = (copies + (heads.rule.sinks is not None)) * rows.width  # they join the scores
         if heads.rule.softcap is not None:
             score = 2 * copies * FLOAT32_BYTES
         elif heads.rule.slopes:

@@ -147,6 +147,10 @@ class EagerOps(Convolving):
             out, attended.q.shape, heads_apart=out.heads_apart, rows_apart=not out.heads_apart
         )
 
+    def sinks(self) -> Sized:
+        """Return the scores of sinks."""
+        return outside((self.own.heads,), self.batch.stored)
+
     def some_heads(self, attended: Attended[Sized], heads: slice) -> Attended[Sized]:
         """Attend with some heads."""
         count = attended.k.shape[1]

@@ -17,6 +17,9 @@ from edgetune.storage import FLOAT32_BYTES
 SUMMED = 3
 """Arrays (T, D) in float32 while the choices of a token are added."""
 
+CLAMPED = 8
+"""Arrays (T k, F) on the way back through gpt-oss's gate, what it read apart."""
+
 SCORED = 3
 """Arrays (T, E) in float32 while experts are chosen."""
 
@@ -50,8 +53,10 @@ class Gathered:
         """Compute; the weighted sum stays, and the returned bytes besides, which are saved."""
         kept = self.ledger.alloc(self._routed())
         numbers = self.ledger.alloc(2 * self.choices)
-        gates = self._times("gate", self.inner) + self._times("up", self.inner)
+        gates = self._gates()
         active = self.ledger.alloc(self.inner)
+        if self.rule.clamp is not None:
+            self.ledger.transient(2 * self.inner)
         self.ledger.free(gates)
         out = self._times("down", self.outer)
         self.ledger.free(active)
@@ -64,8 +69,10 @@ class Gathered:
         """Go back; nothing stays that was not there."""
         ledger, inner = self.ledger, self.inner
         numbers = ledger.alloc(2 * self.choices)
-        gates = self._times("gate", inner) + self._times("up", inner)
+        gates = self._gates()
         plain = self._times("down", inner)
+        if self.rule.clamp is not None:
+            ledger.transient(CLAMPED * inner)
         ledger.transient(
             inner,
             pointwise.activation_backward(
@@ -78,11 +85,22 @@ class Gathered:
         )
         grads = ledger.alloc(2 * inner)
         ledger.free(gates + plain)
-        made = self._times("gate", self.outer)
-        made += self._times("up", self.outer)
+        made = self._times(self._first[0], self.outer)
+        for role in self._first[1:]:
+            made += self._times(role, self.outer)
         ledger.free(grads)
         ledger.transient(self._summed)
         ledger.free(made + numbers)
+
+    @property
+    def _first(self) -> list[str]:
+        """The roles of the projections that read what comes in."""
+        return [role for role, _ in self.rule.projections if role != "down"]
+
+    def _gates(self) -> int:
+        """Multiply by them; return the bytes of what they make."""
+        each = 2 * self.inner // len(self._first)
+        return sum([self._times(role, each) for role in self._first])
 
     def _routed(self) -> int:
         """Choose experts; return the bytes of what is kept of that."""
@@ -112,4 +130,6 @@ class Gathered:
             held += self.ledger.alloc(wide + 2 * (self.outer + self.inner))
         self.ledger.alloc(made)
         self.ledger.free(held)
+        if self.rule.biased:  # the bias of each row, and the sum
+            self.ledger.transient(2 * made)
         return made

@@ -110,7 +110,9 @@ class _Pieces:
         inner, outer = rows * self.rule.size * self.width, rows * self.rule.hidden * self.width
         numbers = ledger.alloc(self._numbers(rows))
         entry = ledger.alloc(outer)
-        gates = self._times("gate", inner) + self._times("up", inner)
+        gates = self._gates(inner)
+        if self.rule.clamp is not None:
+            ledger.transient(3 * inner)
         active = ledger.alloc(inner)
         ledger.free(gates + entry)
         out = self._times("down", outer)
@@ -127,7 +129,13 @@ class _Pieces:
         inner, outer = rows * self.rule.size * self.width, rows * self.rule.hidden * self.width
         numbers = ledger.alloc(self._numbers(rows) + 2 * FLOAT32_BYTES * rows)
         entries = ledger.alloc(2 * outer)
-        gates = self._times("gate", inner) + self._times("up", inner)
+        if self.rule.clamp is not None:
+            self._clamped_back(rows, inner, outer)
+            ledger.free(entries)
+            ledger.transient(outer, self._widened(rows))
+            ledger.free(numbers)
+            return
+        gates = self._gates(inner)
         grad = self._times("down", inner)
         active = ledger.alloc(inner)
         ledger.transient(inner, 0 if self.width == FLOAT32_BYTES else 2 * inner)
@@ -140,6 +148,28 @@ class _Pieces:
         ledger.free(again + grad + entries)
         ledger.transient(self._widened(rows))
         ledger.free(x_grad + numbers)
+
+    def _clamped_back(self, rows: int, inner: int, outer: int) -> None:
+        """Go back through gpt-oss's gate; the gradient of what an expert read is free again."""
+        ledger, narrow = self.ledger, self.width != FLOAT32_BYTES
+        gates = self._times("gate_up", 2 * inner)
+        grad = self._times("down", inner)
+        ledger.transient(3 * inner)
+        ledger.transient(inner, 2 * inner if narrow else 0)
+        ledger.transient(FLOAT32_BYTES * rows)
+        made = ledger.alloc(2 * inner)
+        bools = inner // self.width
+        ledger.transient(3 * inner, bools)
+        ledger.transient(4 * inner, bools)
+        ledger.free(gates + grad)
+        ledger.free(self._times("gate_up", outer))
+        ledger.free(made)
+
+    def _gates(self, inner: int) -> int:
+        """Multiply by the projections that read what comes in; return the bytes of both."""
+        if "gate_up" in self.products:
+            return self._times("gate_up", 2 * inner)
+        return self._times("gate", inner) + self._times("up", inner)
 
     def _times(self, role: str, made: int) -> int:
         """Multiply, one way or the other; return the bytes of what is made, which stay."""

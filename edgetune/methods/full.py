@@ -121,7 +121,7 @@ class Full(Method):
         for layer in last_blocks(shape, self.layers):
             linears, prefix = shape.blocks[layer].linears, shape.block(layer)
             flipped = {f"{prefix}{x.module}.weight" for x in linears if x.transposed}
-            frozen = _of_experts(shape, layer)
+            frozen = _frozen(shape, layer)
             for tensor in shape.block_tensors(layer):
                 if tensor.name in frozen:
                     continue
@@ -132,12 +132,12 @@ class Full(Method):
             yield f"{final.module}.bias", (final.size,)
 
 
-def _of_experts(shape: ModelShape, layer: int) -> frozenset[str]:
-    """Return the names of the tensors of a block's router and experts, which stay frozen."""
+def _frozen(shape: ModelShape, layer: int) -> frozenset[str]:
+    """Return the names of what stays as it is: router and experts of a block, sinks."""
     block, prefix = shape.blocks[layer], shape.block(layer)
+    sinks = {f"{prefix}{tensor.name}" for tensor in block.mixer_tensors if tensor.role == "sinks"}
     modules = {linear.module for linear in block.expert_linears}
     if block.experts is not None:
         modules.add(block.experts.router)
-    return frozenset(
-        f"{prefix}{module}.{part}" for module in modules for part in ("weight", "bias")
-    )
+    parts = {f"{prefix}{module}.{part}" for module in modules for part in ("weight", "bias")}
+    return frozenset(parts | sinks)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from edgetune.errors import ModelError
 from edgetune.model.config import FloatName
 from edgetune.model.families import shape_of
+from edgetune.model.fused_experts import taken_apart
 from edgetune.model.gguf import read_model
 from edgetune.model.names import match_names, tied_heads
 from edgetune.model.weights import listing, read_json, stored_tensors
@@ -138,6 +139,7 @@ def _no_config(folder: Path) -> str:
 def _checked(
     folder: Path, shape: ModelShape, stored: Mapping[str, StoredTensor]
 ) -> dict[str, StoredTensor]:
+    stored = taken_apart(shape, stored)
     found, strange = match_names(shape, stored)
     problems = [f"{name}: not expected" for name in strange]
     for tensor in shape.tensors():

@@ -114,7 +114,8 @@ class Block(Generic[A]):
             q, k = ops.rotate(q, rule.query_rotary or rule.rotary), ops.rotate(k, rule.rotary)
         if self.own.normed_after_rotation:
             q, k = self.norm("q", q), self.norm("k", k)
-        out = self._attend(Attended(q=q, k=k, v=v, rule=rule, keys=ops.keys()))
+        sinks = None if rule.sinks is None else ops.sinks()
+        out = self._attend(Attended(q=q, k=k, v=v, rule=rule, keys=ops.keys(), sinks=sinks))
         return self.project("o", ops.from_heads(out))
 
     def _attend(self, attended: Attended[A]) -> A:

@@ -54,6 +54,8 @@ class Attended(Generic[A]):
     v: A
     rule: Attention
     keys: Any
+    sinks: A | None = None
+    """Scores (H,) of a key that all queries see, and whose value is zero."""
 
     def with_keys(self, k: A, v: A, keys: Any) -> Attended[A]:
         """Return the attention of the same queries to other keys."""
@@ -120,6 +122,9 @@ class Ops(Protocol[A]):
 
         ``before`` are keys and values (1, G, P, h) in front of those of every document.
         """
+
+    def sinks(self) -> A:
+        """Return the frozen scores (H,) of keys whose values are zero."""
 
     def some_heads(self, attended: Attended[A], heads: slice) -> Attended[A]:
         """Return the attention of some key/value heads and of the queries that read them."""

@@ -134,5 +134,5 @@ def _mixer(mixer: Mixer) -> int:
 
 
 def _attention(rule: Attention) -> int:
-    chunked = rule.window is not None or rule.softcap is not None or bool(rule.slopes)
+    chunked = rule.window is not None or rule.softcap is not None or bool(rule.slopes or rule.sinks)
     return ROTARY * (rule.rotary is not None) + CHUNKED_ATTENTION * chunked

@@ -18,8 +18,9 @@ from edgetune.shape import Experts
 
 T, D, F, E, K = 300, 8, 12, 16, 2
 RULE = Experts(
-    number=E, chosen=K, hidden=D, size=F, router="router", projections=(), normalised=True
-)
+    number=E, chosen=K, hidden=D, size=F, router="router", normalised=True,
+    projections=(("gate", "{}.gate"), ("up", "{}.up"), ("down", "{}.down")),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def _of_torch(
         for number, one in enumerate(every)
     }
     given = torch.from_numpy(x).requires_grad_()
-    weights, chosen = route(given, torch.from_numpy(router), RULE)
+    weights, chosen = route(given, torch.from_numpy(router), None, RULE)
     out = mixed(given, weights, chosen, FrozenExperts(RULE, "silu", stored, {}))
     out.backward(torch.from_numpy(grad))
     assert given.grad is not None
@@ -137,11 +138,11 @@ def _of_mlx(
     }
 
     def output(given: mx.array) -> mx.array:
-        weights, chosen = route(given, mx.array(router), RULE)
-        return mixed(given, weights, FrozenExperts(RULE, "silu", stored, chosen))
+        weights, chosen = route(given, mx.array(router), None, RULE)
+        return mixed(given, weights, FrozenExperts(RULE, "silu", stored, {}, chosen))
 
     (out,), (x_grad,) = mx.vjp(output, [mx.array(x)], [mx.array(grad)])
-    chosen = route(mx.array(x), mx.array(router), RULE)[1]
+    chosen = route(mx.array(x), mx.array(router), None, RULE)[1]
     return {"out": np.array(out), "x": np.array(x_grad), "chosen": np.array(chosen)}
 
 

@@ -38,6 +38,10 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     "mpt": {"d_model": 576, "n_heads": 9, "n_layers": 4},
     "opt": {"ffn_dim": 1536},
     "falcon": {"num_kv_heads": 3},
+    "gpt_oss": {
+        "intermediate_size": 640,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
     "mixtral": {"intermediate_size": 640},
     "olmoe": {"intermediate_size": 200},
     "qwen3_moe": {"moe_intermediate_size": 320},
@@ -54,7 +58,7 @@ SIZES = {
 }  # fmt: skip
 """Those of the families of which no model is published that is small enough to be drawn."""
 FAMILIES = tuple(sorted(SMALL_FAMILIES.keys() - PUBLISHED))
-MIXTURES = frozenset({"mixtral", "olmoe", "qwen3_moe"})
+MIXTURES = frozenset({"gpt_oss", "mixtral", "olmoe", "qwen3_moe"})
 LARGE = frozenset({"phi-3.5-mini", "olmo-2-7b", "mistral-7b", "gemma-2-2b"})
 """Models whose 4-bit matrices take many operations to unpack: rarely 4-bit here."""
 LORAS = 0.4

@@ -244,6 +244,10 @@ def _switches(family: str, draw: random.Random, head_dim: int) -> Config:
             "ministral3": wide | windowed | eps,
             "nemotron": wide | biased | {"mlp_bias": draw.random() < 0.5, "norm_eps": 1e-6},
             "olmo3": biased | windowed | eps,
+            "gpt_oss": wide
+            | windowed
+            | eps
+            | {"num_local_experts": draw.choice([4, 6]), "attention_bias": True},
             "mixtral": wide | eps | {"num_local_experts": 3, "sliding_window": None},
             "olmoe": biased | eps | {"num_experts": draw.choice([9, 12])},
             "qwen3_moe": biased

@@ -36,6 +36,7 @@ _FAMILIES: Final[Mapping[str, str]] = {
     "gpt_bigcode": "gpt2",
     "gpt_neo": "gpt2",
     "gpt_neox": "gpt_neox",
+    "gpt_oss": "gpt_oss",
     "gptj": "gptj",
     "granite": "granite",
     "granitemoehybrid": "granite",

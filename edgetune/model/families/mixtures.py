@@ -32,7 +32,7 @@ def qwen3_moe(fields: Fields) -> ModelShape:
     experts = _experts(
         fields,
         sizes,
-        number=_number(fields, 128),
+        number=expert_count(fields, 128),
         chosen=8,
         size=fields.size("moe_intermediate_size", 768),
         normalised=fields.flag("norm_topk_prob", False),
@@ -53,7 +53,7 @@ def olmoe(fields: Fields) -> ModelShape:
     experts = _experts(
         fields,
         sizes,
-        number=_number(fields, 64),
+        number=expert_count(fields, 64),
         chosen=8,
         size=sizes.ffn,
         normalised=fields.flag("norm_topk_prob", False),
@@ -68,7 +68,7 @@ def mixtral(fields: Fields) -> ModelShape:
     """Return the shape of a Mixtral model; its noise on inputs of routers is for pretraining."""
     sizes = read_sizes(fields, kv_heads=8, context=4096 * 32)
     experts = Experts(
-        number=_number(fields, 8),
+        number=expert_count(fields, 8),
         chosen=fields.size("num_experts_per_tok", 2),
         hidden=sizes.hidden,
         size=sizes.ffn,
@@ -82,7 +82,7 @@ def mixtral(fields: Fields) -> ModelShape:
     )
     window = fields.optional_size("sliding_window")
     shape = _shape(fields, sizes, "mixtral", (), False, window, eps=1e-5, theta=1e6)
-    return with_experts(shape, lambda _: _checked(fields, experts))
+    return with_experts(shape, lambda _: checked_experts(fields, experts))
 
 
 def with_experts(shape: ModelShape, experts_of: Callable[[int], Experts | None]) -> ModelShape:
@@ -140,10 +140,11 @@ def _experts(
         ),
         normalised=normalised,
     )
-    return _checked(fields, experts)
+    return checked_experts(fields, experts)
 
 
-def _checked(fields: Fields, experts: Experts) -> Experts:
+def checked_experts(fields: Fields, experts: Experts) -> Experts:
+    """Return experts, of which no token chooses more than there are."""
     if experts.chosen <= experts.number:
         return experts
     fields.problems.append(
@@ -152,7 +153,7 @@ def _checked(fields: Fields, experts: Experts) -> Experts:
     return replace(experts, chosen=experts.number)
 
 
-def _number(fields: Fields, default: int) -> int:
+def expert_count(fields: Fields, default: int) -> int:
     """Return how many experts there are: transformers has two names for it."""
     found = fields.optional_size("num_local_experts") or fields.optional_size("num_experts")
     return found or default
