@@ -28,6 +28,7 @@ from edgetune.escapes import short
 from edgetune.idle_threads import let_idle_threads_sleep
 
 _SPACES = 8  # tokens before BOS that may be white space
+_PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
 
 
@@ -234,14 +235,10 @@ def load_tokenizer(folder: Path, embeddings: int | None = None) -> Tokenizer:
     if folder.is_file():
         found = read_gguf_tokenizer(folder)
         return Tokenizer(found.inner, folder, embeddings, found.ends)
-    from transformers import AutoTokenizer
-
     _check_files(folder)
     try:
         with refused_panics():
-            inner = AutoTokenizer.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False
-            )
+            inner = _read(folder)
     except ModelError:
         raise
     # tokenizers raises plain Exception for a damaged file.
@@ -257,6 +254,38 @@ def load_tokenizer(folder: Path, embeddings: int | None = None) -> Tokenizer:
             " token stands. Add its tokenizer.json."
         )
     return Tokenizer(inner, folder, embeddings)
+
+
+def _read(folder: Path) -> Any:
+    """Return the tokenizer that transformers makes of a folder.
+
+    ``AutoTokenizer`` loads torch and its compiler, two seconds of a processor's time, to look at
+    the model's class. A Llama whose tokenizer is declared as a plain one gets this class from it.
+    """
+    declared = _json(folder / "tokenizer_config.json")
+    if (
+        declared.get("tokenizer_class") in _PLAIN
+        and "auto_map" not in declared
+        and _json(folder / "config.json").get("model_type") == "llama"
+        and (folder / "tokenizer.json").is_file()
+    ):
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=False
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Return the object in a file; nothing where there is none that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _checked_embeddings(inner: Any, folder: Path, embeddings: int | None) -> int | None:

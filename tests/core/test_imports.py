@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from edgetune.data import load_tokenizer
+from edgetune.model import resolve
+
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "edgetune"
 FRAMEWORKS = ("torch", "mlx", "mlx_lm", "bitsandbytes", "tensorflow", "jax")
@@ -54,6 +57,30 @@ def test_commands_that_must_be_instant_load_no_framework(
     assert loaded.isdisjoint((*FRAMEWORKS, "transformers", "tokenizers"))
 
 
+def test_a_plain_tokenizer_is_read_without_torch(tmp_path: Path) -> None:
+    data = ROOT / "examples" / "home_commands.jsonl"
+    command = ["data", "check", str(data), "--model", "tiny"]
+    loaded = loaded_after(f"from edgetune.cli import run\nassert run({command}) == 0", tmp_path)
+    assert "tokenizers" in loaded
+    assert loaded.isdisjoint(FRAMEWORKS)
+
+
+def test_a_plain_tokenizer_is_the_one_that_transformers_chooses() -> None:
+    from transformers import AutoTokenizer
+
+    folder = resolve("tiny").folder
+    assert folder is not None
+    found, chosen = load_tokenizer(folder), AutoTokenizer.from_pretrained(str(folder))
+    inner = chosen.backend_tokenizer
+    inner.no_truncation()
+    inner.no_padding()
+    assert found.definition == inner.to_str()
+    assert found.chat_template == chosen.chat_template
+    assert (found.bos_id, found.eos_id, found.pad_id) == (
+        chosen.bos_token_id, chosen.eos_token_id, chosen.pad_token_id,
+    )  # fmt: skip
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="counts with getrusage")
 def test_a_plan_takes_less_than_half_a_second_of_the_processor(tmp_path: Path) -> None:
     code = "from edgetune.cli import run\nrun(['plan', '--model', 'llama-7b', '--quiet'])"
@@ -75,6 +102,7 @@ MAY_CONNECT = {
     "edgetune/hub/client.py",  # fetch, alone
     "edgetune/hub/failures.py",  # the names of its errors
     "edgetune/serving/listening.py",  # listens, on the loopback interface
+    "edgetune/workflows/launching.py",  # looks for free ports of this machine, for its ranks
     "edgetune/exporters/gguf/client_process.py",  # asks llama.cpp on this machine
 }
 

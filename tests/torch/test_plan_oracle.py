@@ -15,7 +15,7 @@ from oracle import Case, Compared, cases, compare, generation, plain
 from edgetune.methods import METHODS, build
 from edgetune.settings.spec import Checkpointing, ComputeDtype
 
-DRAWN, LONG = 60, 400
+DRAWN, LONG = 40, 400
 WORST, USUAL = 0.04, 0.015
 
 
