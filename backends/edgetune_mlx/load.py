@@ -23,9 +23,10 @@ from edgetune.shape import Linear
 from edgetune.tensors.finite import require_finite
 from edgetune.tensors.gguf.rows import read_gguf_rows
 from edgetune.tensors.gguf.tensor import GgufTensor
+from edgetune.tensors.mxfp4 import Mxfp4Tensor, read_codes, read_values
 from edgetune.tensors.writer import Outgoing, write_scratch
 from edgetune_mlx.gguf import GgufPacking, read_blocks
-from edgetune_mlx.matrices import Matrix, Packing
+from edgetune_mlx.matrices import PACKINGS, Matrix, Packing
 from edgetune_mlx.precision import DTYPES
 
 _BITS: Final = {"float32": np.uint32, "float16": np.uint16, "bfloat16": np.uint16}
@@ -140,6 +141,11 @@ class Loader:
         if isinstance(stored, GgufTensor) and stored.in_blocks:
             packing = GgufPacking.of(stored.dtype)
             return Matrix(packing, packing.pack(read_blocks(stored)))
+        if isinstance(stored, Mxfp4Tensor) and self.packing == PACKINGS["mxfp4"]:
+            codes, scales = read_codes(stored)  # which MLX has in the same order
+            return Matrix(
+                self.packing, {"codes": mx.array(codes.view(np.uint32)), "scales": mx.array(scales)}
+            )
         values = self._read(name)
         if linear is not None and linear.transposed:
             values = mx.contiguous(values.T)
@@ -160,6 +166,9 @@ def read_tensor(stored: StoredTensor) -> mx.array:
     """
     if isinstance(stored, GgufTensor):
         return _of_gguf(stored)
+    if isinstance(stored, Mxfp4Tensor):
+        rows = read_values(stored).T
+        return mx.array(rows.view(_BITS[stored.dtype])).view(DTYPES[stored.dtype]).T
     if stored.dtype not in DTYPES:
         raise ModelError(
             f"{stored.file} holds a tensor of type {stored.dtype}; "

@@ -16,6 +16,7 @@ from edgetune_torch.matrices import (
     Part,
     StoredMatrix,
     TransposedMatrix,
+    UnpackedMatrix,
     matrix_class,
 )
 from edgetune_torch.workspace import Workspace
@@ -49,6 +50,8 @@ class StoredAs:
     """Whether it has (inputs, outputs)."""
     blocks: str | None = None
     """The type of its blocks, None where they are plain numbers."""
+    packed: bool = False
+    """Whether its numbers have to be made of something else (MX FP4 in two tensors)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,4 +98,6 @@ def _format(quantization: str, stored: StoredAs) -> Format:
     if stored.blocks is not None:
         return GgufFormat.of(stored.blocks)
     cls = matrix_class("none" if quantization == "gguf" else quantization)
+    if cls is DenseMatrix and stored.packed:
+        return UnpackedMatrix
     return TransposedMatrix if cls is DenseMatrix and stored.transposed else cls

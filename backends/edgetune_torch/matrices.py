@@ -129,6 +129,12 @@ class DenseMatrix(WritableMatrix):
         return self.workspace.take("matrix", self.shape, dtype).copy_(values)
 
 
+class UnpackedMatrix(DenseMatrix):
+    """A matrix in plain numbers that its checkpoint has in another form."""
+
+    converted = True
+
+
 class TransposedMatrix(DenseMatrix):
     """A matrix that its checkpoint stores (inputs, outputs), as GPT-2 does."""
 

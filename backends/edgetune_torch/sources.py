@@ -15,6 +15,7 @@ from edgetune.model import LocalModel, StoredTensor
 from edgetune.shape import Linear
 from edgetune.tensors.finite import require_finite
 from edgetune.tensors.gguf.tensor import GgufTensor
+from edgetune.tensors.mxfp4 import Mxfp4Tensor, read_values
 from edgetune.tensors.reader import read_tensor
 from edgetune_torch.layout import Fitting, Layout, StoredAs
 from edgetune_torch.matrices import WritableMatrix
@@ -58,7 +59,8 @@ class Checkpoint:
     @property
     def converts(self) -> bool:
         """Whether blocks hold other bytes than the files."""
-        return self.quantization not in {"none", "gguf"}
+        packed = any(isinstance(x, Mxfp4Tensor) for x in self.model.tensors.values())
+        return packed or self.quantization not in {"none", "gguf"}
 
     def layout(self, layer: int) -> Layout:
         """Return how a block lies in its buffer; blocks that are alike share one."""
@@ -91,6 +93,9 @@ class Checkpoint:
         self._check(False)
         if isinstance(stored, GgufTensor):
             return self._of_gguf(stored)
+        if isinstance(stored, Mxfp4Tensor):
+            found = torch.from_numpy(_torch_numbers(read_values(stored).T))
+            return found.view(dtype_of(stored)).T
         values = torch.empty(stored.shape, dtype=dtype_of(stored))
         self.files.read(Extent(stored.file, stored.start, stored.nbytes), bytes_of(values))
         require_finite(stored, bytes_of(values))
@@ -152,7 +157,8 @@ class Checkpoint:
 def stored_as(stored: StoredTensor, linear: Linear) -> StoredAs:
     """Return how a file has the matrix of a projection."""
     if not isinstance(stored, GgufTensor):
-        return StoredAs(dtype_of(stored), transposed=linear.transposed)
+        packed = isinstance(stored, Mxfp4Tensor)
+        return StoredAs(dtype_of(stored), transposed=linear.transposed, packed=packed)
     return StoredAs(dtype_of(stored), blocks=stored.dtype if stored.in_blocks else None)
 
 

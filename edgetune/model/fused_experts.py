@@ -1,12 +1,21 @@
-"""Tensors of files that have all experts of a block, seen as a tensor for each."""
+"""Tensors of files that have all experts of a block, seen as a tensor for each.
+
+gpt-oss is published in MX FP4: ``_blocks`` (E, outputs, inputs / 32, 16) and ``_scales`` (E, outputs,
+inputs / 32) are in the place of a tensor (E, inputs, outputs).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Final
 
 from edgetune.shape import Experts, Fused, ModelShape
 from edgetune.tensors.header import StoredTensor
+from edgetune.tensors.mxfp4 import GROUP, Mxfp4Tensor
+
+_CODES: Final = "_blocks"
+_SCALES: Final = "_scales"
 
 
 def taken_apart(shape: ModelShape, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -20,11 +29,34 @@ def taken_apart(shape: ModelShape, stored: Mapping[str, StoredTensor]) -> dict[s
             continue
         prefix = shape.block(layer)
         for fused in block.experts.fused:
-            whole = found.get(f"{prefix}{fused.name}")
+            full = f"{prefix}{fused.name}"
+            whole = found.get(full)
+            codes, scales = found.get(f"{full}{_CODES}"), found.get(f"{full}{_SCALES}")
             if whole is not None and _divides(whole, block.experts, fused):
-                del found[f"{prefix}{fused.name}"]
+                del found[full]
                 found |= {f"{prefix}{name}": x for name, x in _parts(whole, block.experts, fused)}
+            elif codes is not None and scales is not None and _belong(codes, scales):
+                del found[f"{full}{_CODES}"], found[f"{full}{_SCALES}"]
+                each = zip(
+                    _parts(codes, block.experts, fused),
+                    _parts(scales, block.experts, fused),
+                    strict=True,
+                )
+                found |= {f"{prefix}{name}": _matrix(x, y) for (name, x), (_, y) in each}
     return found
+
+
+def _belong(codes: StoredTensor, scales: StoredTensor) -> bool:
+    """Tell whether two tensors are codes and scales of matrices."""
+    bytes_alone = codes.dtype == scales.dtype == "uint8"
+    return bytes_alone and codes.shape == (*scales.shape, GROUP // 2) and len(scales.shape) == 3
+
+
+def _matrix(codes: StoredTensor, scales: StoredTensor) -> Mxfp4Tensor:
+    outputs, groups = scales.shape
+    name = codes.name.removesuffix(_CODES)
+    shape = (groups * GROUP, outputs)
+    return Mxfp4Tensor(codes.file, name, "bfloat16", shape, codes.start, codes.end, scales)
 
 
 def _divides(whole: StoredTensor, experts: Experts, fused: Fused) -> bool:

@@ -25,6 +25,7 @@ from edgetune.model.weights import listing, read_json, stored_tensors
 from edgetune.shape import ModelShape
 from edgetune.tensors.gguf.tensor import GgufTensor
 from edgetune.tensors.header import StoredTensor
+from edgetune.tensors.mxfp4 import Mxfp4Tensor
 from edgetune.tensors.samples import same_sample, sample_digest
 
 if TYPE_CHECKING:
@@ -100,16 +101,16 @@ class LocalModel:
         """Return a read-only view of one tensor; its pages are read as they are touched.
 
         The array has the stored shape and number type (``ml_dtypes.bfloat16`` for bfloat16). Of a
-        GGUF file it is a copy, in blocks no longer.
+        GGUF file, or of MX FP4, it is a copy, in blocks no longer.
         """
         import ml_dtypes
         import numpy as np
 
-        from edgetune.tensors.gguf.rows import read_gguf_rows
+        from edgetune.tensors.reader import read_tensor
 
         tensor = self.tensors[name]
-        if isinstance(tensor, GgufTensor):
-            return read_gguf_rows(tensor, 0, tensor.shape[0])
+        if isinstance(tensor, GgufTensor | Mxfp4Tensor):
+            return read_tensor(tensor)
         dtype = np.dtype(ml_dtypes.bfloat16 if tensor.dtype == "bfloat16" else tensor.dtype)
         data = np.memmap(tensor.file, np.uint8, "r", tensor.start, (tensor.nbytes,))
         return np.asarray(data).view(dtype).reshape(tensor.shape)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgetune.tensors.gguf.rows import read_gguf_rows
 from edgetune.tensors.gguf.tensor import GgufTensor
 from edgetune.tensors.header import StoredTensor, read_header
+from edgetune.tensors.mxfp4 import Mxfp4Tensor, read_values
 from edgetune.tensors.raw import fill, number_type
 
 __all__ = ["number_type", "read_rows", "read_tensor", "read_tensors"]
@@ -27,6 +28,8 @@ def read_rows(tensor: StoredTensor, start: int, stop: int) -> NDArray[Any]:
     """
     if isinstance(tensor, GgufTensor):
         return read_gguf_rows(tensor, start, stop)
+    if isinstance(tensor, Mxfp4Tensor):
+        return read_values(tensor)[start:stop]
     dtype = number_type(tensor.dtype)
     rows = np.empty((stop - start, *tensor.shape[1:]), dtype)
     fill(rows, tensor.file, tensor.start + start * prod(tensor.shape[1:]) * dtype.itemsize)
@@ -41,6 +44,8 @@ def read_tensor(tensor: StoredTensor) -> NDArray[Any]:
     """
     if isinstance(tensor, GgufTensor):
         return read_gguf_rows(tensor, 0, tensor.shape[0])
+    if isinstance(tensor, Mxfp4Tensor):
+        return read_values(tensor)
     values = np.empty(tensor.shape, number_type(tensor.dtype))
     fill(values, tensor.file, tensor.start)
     return values

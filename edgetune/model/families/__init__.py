@@ -67,6 +67,10 @@ _FAMILIES: Final[Mapping[str, str]] = {
 """Model type to the module here that holds the function of the same name."""
 
 
+_READ: Final = frozenset({("gpt_oss", "mxfp4")})
+"""Model types and the quantized formats in which their files are read."""
+
+
 def supported() -> tuple[str, ...]:
     """Return the model types that can be trained, sorted."""
     return tuple(sorted({*_FAMILIES, *INSIDE}))
@@ -115,6 +119,8 @@ def _refuse_quantized(config: Mapping[str, object]) -> None:
     settings = config.get("quantization_config") or config.get("quantization")
     if settings:
         method = settings.get("quant_method", "") if isinstance(settings, dict) else ""
+        if (config.get("model_type"), method) in _READ:
+            return
         raise ModelError(
             f"This model is already quantized{f' ({method})' if method else ''}. Use the 16-bit "
             "model that it was made from: edgetune quantizes it as the plan says."
