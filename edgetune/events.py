@@ -8,6 +8,7 @@ from typing import Any
 
 from edgetune.guard import GuardState
 from edgetune.patience import PatienceState
+from edgetune.racing import Race
 from edgetune.verdict import Verdict
 
 
@@ -74,6 +75,22 @@ class Piloted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RateRaced:
+    """A learning rate was tried for ``steps`` steps, which were undone."""
+
+    race: Race
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateChosen:
+    """The races are over; the run has this learning rate."""
+
+    rate: float
+    because: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recovered:
     """Memory ran out; the same micro-batches are computed again, ``rows`` rows at once."""
 
@@ -134,6 +151,8 @@ Event = (
     | SaveDue
     | TrialSaveDue
     | Piloted
+    | RateRaced
+    | RateChosen
     | Recovered
     | Rewound
     | EndedEarly

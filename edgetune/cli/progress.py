@@ -16,6 +16,8 @@ from edgetune.events import (
     Judged,
     Piloted,
     PlanExceeded,
+    RateChosen,
+    RateRaced,
     Recovered,
     Rewound,
     SaveDue,
@@ -25,6 +27,7 @@ from edgetune.events import (
 )
 from edgetune.settings.spec import to_plain
 from edgetune.units import format_bytes, format_seconds
+from edgetune.workflows.searching import is_pending
 from edgetune.workflows.training import Run
 
 SMOOTHING = 0.9
@@ -64,7 +67,9 @@ class ProgressBar:
         self._losses: deque[float] = deque(maxlen=REMEMBERED)
         self._at_best: tuple[list[float], float] | None = None
         self._validated = len(run.job.dataset.validation) > 0
-        stages.begin("Trying the largest step", kept=False)
+        searches = is_pending(run.folder, run.job.plan)
+        begun = "Racing learning rates" if searches else "Trying the largest step"
+        stages.begin(begun, kept=False)
 
     def show(self, event: Event) -> None:
         """Show one event."""
@@ -75,6 +80,12 @@ class ProgressBar:
                 self._evaluation(event)
             case TrialSaveDue():
                 pass
+            case RateRaced():
+                self._tell(_raced(event))
+                self._stages.begin("Racing learning rates", kept=False)
+            case RateChosen():
+                self._tell(event.because)
+                self._stages.begin("Trying the largest step", kept=False)
             case Piloted():
                 self._pilot(event)
             case Recovered():
@@ -234,6 +245,15 @@ class ProgressBar:
         """Print a line that stays."""
         self._stages.end()
         say(text)
+
+
+def _raced(event: RateRaced) -> str:
+    race = event.race
+    tried = f"learning rate {race.rate:g}, raced at {race.raced_at:g} for {event.steps} steps"
+    if race.loss is None or race.perplexity is None:
+        return f"{tried}: {race.because}"
+    figures = f"validation loss {race.loss:.4f}, neutral perplexity {race.perplexity:,.1f}"
+    return f"{tried}: {figures} ({format_seconds(race.seconds)})"
 
 
 def is_told(step: int, first: int, last: int) -> bool:

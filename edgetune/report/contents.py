@@ -1,6 +1,6 @@
 """What a report says, as data: read from the files of a run folder, drawn nowhere here.
 
-``plan``, ``receipt``, ``memory``, ``verdict`` and ``samples`` are the files' own values; those of an
+``plan``, ``receipt``, ``memory``, ``verdict``, ``samples`` and ``search`` are the files' own values; those of an
 older edgetune may lack something, which is why :func:`value` and :func:`figure` ask for one with care.
 """
 
@@ -95,6 +95,7 @@ class Report:
     memory: Plain
     verdict: Plain
     samples: Plain
+    search: Plain
     state: Plain
     steps: Steps
     evaluations: tuple[Evaluation, ...]

@@ -95,6 +95,7 @@ class Reader:
             memory=self._json(path / "memory.json"),
             verdict=self._json(path / "verdict.json"),
             samples=self._json(path / "samples.json"),
+            search=self._json(path / "search.json"),
             state=state,
             steps=steps,
             evaluations=tuple(self._evaluations),

@@ -18,7 +18,7 @@ from edgetune.report.pictures import (
 )
 from edgetune.report.settings import settings
 from edgetune.report.tiles import moment
-from edgetune.units import format_bytes
+from edgetune.units import format_bytes, format_seconds
 
 EVENTS = {
     "pilot": "Pilot",
@@ -33,6 +33,7 @@ EVENTS = {
     "checkpoint refused": "Checkpoint refused",
     "versions changed": "Versions changed",
     "rates corrected": "Rates corrected",
+    "learning rate chosen": "Learning rate chosen",
     "no adapter": "No adapter",
     "adapter written": "Adapter written",
     "goes on from an adapter": "Continues from an adapter",
@@ -69,6 +70,7 @@ def sections(report: Report) -> tuple[Section, ...]:
     found = (
         ("learned", "Learned and forgotten", _verdict(report)),
         ("loss", "Loss", _loss(report)),
+        ("rates", "Learning rates raced", _rates(report)),
         ("samples", "Before and after", _samples(report)),
         ("course", "Learning rate and speed", _course(report)),
         ("memory", "Memory, planned and measured", _memory(report)),
@@ -129,6 +131,42 @@ def _loss(report: Report) -> str:
                  if (number := figure(best.metrics, key)) is not None]  # fmt: skip
         html += f"<h3>At the best validation loss</h3>{facts(found)}"
     return html
+
+
+def _rates(report: Report) -> str:
+    """Return what learning rates came to that were raced before the run."""
+    raced = [one for one in items(report.search, "races")[:20] if isinstance(one, dict)]
+    if not raced:
+        return ""
+    chosen, steps = figure(report.search, "chosen"), figure(report.search, "steps")
+    why = text(value(report.search, "because") or "", 600)
+    rows = [_raced(one, chosen) for one in sorted(raced, key=lambda one: figure(one, "rate") or 0)]
+    header = (
+        "Learning rate",
+        "Raced at",
+        "Validation loss",
+        "Perplexity, neutral text",
+        "Time",
+        "",
+    )
+    caption = f"After {steps or 0:,.0f} steps from the same start, which were undone"
+    return (f'<p class="lead">{why}</p>' if why else "") + table(rows, header, caption)
+
+
+def _raced(race: Plain, chosen: float | None) -> tuple[str, ...]:
+    rate, at, loss, perplexity = (
+        figure(race, name) for name in ("rate", "raced_at", "loss", "perplexity")
+    )
+    seconds = figure(race, "seconds")
+    said = "chosen" if rate is not None and rate == chosen else text(race.get("because") or "", 200)
+    return (
+        DASH if rate is None else f"{rate:g}",
+        DASH if at is None else f"{at:g}",
+        DASH if loss is None else f"{loss:.4f}",
+        DASH if perplexity is None else f"{perplexity:,.1f}",
+        DASH if seconds is None else format_seconds(max(0.0, seconds)),
+        said,
+    )
 
 
 def _samples(report: Report) -> str:

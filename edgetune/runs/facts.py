@@ -93,10 +93,12 @@ class RunFacts:
 
 
 def plan_hash(plan: Plan) -> str:
-    """Return a hash of what decides a run's result; how often it is saved does not."""
+    """Return a hash of what decides a run's result; how often it is saved, or how its rate was found,
+    does not.
+    """
     training = {
         name: value
         for name, value in asdict(plan.training).items()
-        if name not in {"save_every", "keep"} and not (name in LATER and value is None)
+        if name not in {"save_every", "keep", "search"} and not (name in LATER and value is None)
     }
     return sha256_json({"choice": plan.choice.to_json(plan.shape), "training": training})

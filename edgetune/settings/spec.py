@@ -27,6 +27,7 @@ OptimizerName = Literal["adamw", "adamw-8bit", "paged-adamw-8bit"]
 LossOn = Literal["assistant", "completion", "all"]
 LongRows = Literal["refuse", "split", "cut", "drop"]
 ComputeDtype = Literal["float32", "bfloat16"]
+SearchName = Literal["lr"]
 ObjectiveName = Literal["sft", "dpo", "ipo", "kto", "orpo", "simpo"]
 SFT: ObjectiveName = "sft"
 """Plain language modelling: the loss of every token of an answer."""
@@ -163,6 +164,9 @@ class Training:
 
     learning_rate: float = knob(
         None, "Peak learning rate (default: by the model's width).", interval=Interval(above=0)
+    )
+    search: SearchName | None = knob(
+        None, "Race a few learning rates first and keep the best by loss and drift (lr)."
     )
     epochs: float = knob(
         3.0, "Passes over the training rows (default: by their number).", interval=Interval(above=0)

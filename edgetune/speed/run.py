@@ -33,7 +33,8 @@ class Work:
     """What a run does besides opening the model.
 
     ``epoch`` and ``evaluation`` are the micro-batches of one pass over the training and the
-    validation rows.
+    validation rows. ``race_steps`` counts the steps of all races of learning rates before it, and
+    ``raced`` are the micro-batches that are evaluated after them.
     """
 
     steps: int
@@ -42,6 +43,8 @@ class Work:
     saves: int
     epoch: tuple[Rectangle, ...]
     evaluation: tuple[Rectangle, ...]
+    race_steps: int = 0
+    raced: tuple[Rectangle, ...] = ()
 
 
 def run_estimate(time: TimeModel, choice: Choice, work: Work) -> RunEstimate:
@@ -53,12 +56,14 @@ def run_estimate(time: TimeModel, choice: Choice, work: Work) -> RunEstimate:
     evaluation = sum(each.count * time.validation(each.of(choice)) for each in work.evaluation)
     state = time.trained * (FLOAT32_BYTES + OPTIMIZER_BYTES[choice.optimizer])
     save = SAVE + state / (FLUSHED * rates.disk)
+    raced = sum(each.count * time.validation(each.of(choice)) for each in work.raced)
     return RunEstimate(
         opening=rates.opening + _loading(shape, choice, rates),
         pilot=time.seconds(choice) + evaluation + save,
         steps=epoch * work.steps / max(1, work.steps_per_epoch),
         evaluations=work.evaluations * evaluation,
         saves=work.saves * save,
+        search=epoch * work.race_steps / max(1, work.steps_per_epoch) + raced,
     )
 
 

@@ -49,11 +49,14 @@ class RunEstimate:
     steps: float
     evaluations: float
     saves: float
+    search: float = 0.0
+    """Races of learning rates before the run, at most."""
 
     @property
     def total(self) -> float:
         """The sum."""
-        return self.opening + self.pilot + self.steps + self.evaluations + self.saves
+        before = self.opening + self.search + self.pilot
+        return before + self.steps + self.evaluations + self.saves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,13 +53,16 @@ class AgainstPlan:
     measure: Callable[[], int]
     pilot: Piloted | None = None
     exceeded: bool = False
+    loaded_bytes: int = 0
+    """The peak when the model was loaded; 0: it is loaded just now."""
     _peak: int = field(default=0)
     _phases: PhasePeaks = field(default_factory=PhasePeaks)
 
     def watch(self, events: Iterable[Event]) -> Iterator[Event]:
         """Pass events on; say once when the peak is above what was planned."""
         planned, phases = self.plan.memory.peak_bytes, self._phases
-        phases.saw("load", self.measure())
+        phases.saw("load", self.loaded_bytes or self.measure())
+        phases.top = max(phases.top, self.measure())
         for event in events:
             if isinstance(event, Evaluated):
                 phases.saw("evaluate", self.measure())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
+from edgetune.choice import Choice
 from edgetune.data import (
     Batches,
     Dataset,
@@ -17,10 +18,18 @@ from edgetune.data import (
 from edgetune.model import LocalModel
 from edgetune.pilot import Pilot
 from edgetune.planning import Plan
+from edgetune.racing import lengths
 from edgetune.runs import RunFacts, plan_hash
 from edgetune.schedule import schedule_of
-from edgetune.speed import Work, rectangles
+from edgetune.speed import Rectangle, Work, rectangles
 from edgetune.world import ALONE, World
+
+RACE_SHARE = 0.1
+"""Of a run's time, what the evaluations of all races take at most, by the tokens."""
+
+FORWARD = 0.5
+"""What a token costs that is evaluated, of one that is trained: without a backward pass, which
+computes no gradients of frozen weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +88,7 @@ def work_of(plan: Plan, dataset: Dataset) -> Work:
     evaluation = evaluation_rectangles(
         dataset.validation, context=choice.context, micro_batch=choice.micro_batch
     )
-    return Work(
+    work = Work(
         steps=schedule.steps,
         steps_per_epoch=batches.steps_per_epoch,
         evaluations=1 + ceil(schedule.steps / schedule.eval_every),
@@ -87,6 +96,27 @@ def work_of(plan: Plan, dataset: Dataset) -> Work:
         epoch=rectangles(batches.rectangles),
         evaluation=rectangles(evaluation),
     )
+    return work if plan.training.search is None else _with_races(work, choice)
+
+
+def _with_races(work: Work, choice: Choice) -> Work:
+    """Return what a run consists of when learning rates are raced before it."""
+    found = lengths(work.steps)
+    count = ceil(race_positions(work, found.races) / choice.tokens)
+    each = Rectangle(count * found.races, choice.micro_batch, choice.context)
+    return replace(work, race_steps=found.steps * found.races, raced=(each,))
+
+
+def race_positions(work: Work, races: int) -> int:
+    """Return how many tokens and padding may be evaluated after a race, for a share of the run."""
+    epoch, evaluation = (
+        sum(each.count * each.rows * each.width for each in shapes)
+        for shapes in (work.epoch, work.evaluation)
+    )
+    run = (
+        epoch * work.steps / max(1, work.steps_per_epoch) + FORWARD * work.evaluations * evaluation
+    )
+    return int(RACE_SHARE * run / FORWARD / races)
 
 
 def batches_of(plan: Plan, dataset: Dataset, world: World = ALONE) -> Batches:

@@ -13,6 +13,7 @@ from edgetune.files import is_utf8
 from edgetune.model import ModelSource, resolve
 from edgetune.objectives import objective_of
 from edgetune.planning import DataFacts, Plan, make_plan
+from edgetune.racing import lengths
 from edgetune.settings.spec import Training, values
 from edgetune.speed import Measurements, Rates, TimeModel, rates_of, run_estimate
 from edgetune.speed.ranks import gradient_bytes, speed_up
@@ -80,6 +81,15 @@ def plan_for(
     Raises:
         EdgetuneError: if the model, the data or the device cannot be had, or nothing fits.
     """
+    if {"search", "learning_rate"} <= {*request.given}:
+        raise UsageError(
+            "--search lr chooses the learning rate, and --learning-rate fixes it. Leave one out."
+        )
+    if request.place is not None and request.training.get("search"):
+        raise UsageError(
+            "--search lr races rates in one process, and this is one of several. Search first, and "
+            "give the run of several the --learning-rate that won."
+        )
     source = resolve(request.model)
     device = read_device(request.device)
     if request.run and device.fault is not None:
@@ -115,7 +125,8 @@ def plan_for(
         ),
     )  # fmt: skip
     fitted = dataset.fit(plan.choice.context)
-    plan = timed(_with_findings(plan, request, source, device), fitted, rates_of(device, found))
+    plan = _with_findings(_searching(plan, fitted), request, source, device)
+    plan = timed(plan, fitted, rates_of(device, found))
     return PreparedPlan(
         plan=plan if request.place is None else shared(plan, request.place),
         source=source,
@@ -169,6 +180,29 @@ def _with_findings(plan: Plan, request: PlanRequest, source: ModelSource, device
 
 def _found(request: PlanRequest, device: Device, say: Callable[[str], None]) -> Measurements | None:
     return measured_once(request.device, say) if request.measure else measured(device)
+
+
+def _searching(plan: Plan, dataset: Dataset) -> Plan:
+    """Return a plan that says how many rates are raced first, if any.
+
+    Raises:
+        UsageError: if the run is too short for races, or nothing judges them.
+    """
+    if plan.training.search is None:
+        return plan
+    from edgetune.workflows.job import work_of
+
+    if not len(dataset.validation):
+        raise UsageError(
+            "--search lr judges rates on validation rows, and there are none. Keep some with "
+            "--validation or --validation-data, or give a --learning-rate."
+        )
+    found = lengths(work_of(plan, dataset).steps)
+    because = (
+        f"--search lr: before the run up to {found.races} learning rates around this one are raced "
+        f"for {found.steps} steps each; validation loss and drift on a neutral text decide"
+    )
+    return replace(plan, reasons=(*plan.reasons, because))
 
 
 def timed(plan: Plan, dataset: Dataset, rates: Rates) -> Plan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -54,6 +54,7 @@ from edgetune.workflows.judging import VERDICT, After, Judge
 from edgetune.workflows.opening import open_session
 from edgetune.workflows.planning import PreparedPlan
 from edgetune.workflows.ranks import tell_plan, tell_settings, tell_state
+from edgetune.workflows.searching import RateSearch, is_pending
 from edgetune.workflows.throttle import yield_to_machine
 from edgetune.world import ALONE, World
 
@@ -96,7 +97,8 @@ class Run:
         With ``pause`` steps wait while the machine is on battery or short of memory; ``strict``
         ends the run where it would go on with fewer rows at once or a lower rate. A ``pilot``
         comes first: what a step, an evaluation and a save take is measured, and undone. ``after``
-        says what follows the last step: the verdict, and rows that are answered.
+        says what follows the last step: the verdict, and rows that are answered. Where the plan asks
+        for a search, learning rates are raced before all of it.
 
         Raises:
             StoppedError: if ``stop`` said so, or the disk failed after a checkpoint was saved.
@@ -106,6 +108,43 @@ class Run:
                 one is better than the base.
             NoImprovementError: if no checkpoint is better than the base; they are kept.
         """
+        run, loaded = self, self.session.memory().peak_bytes
+        if is_pending(self.folder, self.job.plan):
+            if self.world.size > 1:
+                raise UsageError(
+                    "Learning rates are still to be raced in this run, which one process does. "
+                    f"Go on with: {self.folder.resume_command}"
+                )
+            run = yield from self._searched(stop, pause=pause, strict=strict)
+        yield from run._trained(stop, loaded, pause=pause, strict=strict, pilot=pilot, after=after)
+
+    def _searched(
+        self, stop: Callable[[], bool], *, pause: bool, strict: bool
+    ) -> Generator[Event, None, Run]:
+        """Race learning rates, and return the run with the winner's."""
+        search = RateSearch(
+            self.job, self.folder, self.session, stop, pause, strict, self.start.rows
+        )
+        try:
+            with recording(self.folder):
+                job = yield from search.search()
+        except (StoppedError, OutOfMemoryError, DiskError) as error:
+            self._note_end(error)
+            ReportWriter(self.folder).write(running=False)
+            raise
+        return replace(self, job=job, start=replace(self.start, rows=search.rows))
+
+    def _trained(
+        self,
+        stop: Callable[[], bool],
+        loaded: int,
+        *,
+        pause: bool,
+        strict: bool,
+        pilot: bool,
+        after: After,
+    ) -> Iterator[Event]:
+        """Train to the end; ``loaded`` is the peak of the process when the model was loaded."""
         job, session, world = self.job, self.session, self.world
         tell_settings(world, strict=strict, pilot=pilot)
         tell_state(world, session, self.start)
@@ -116,7 +155,9 @@ class Run:
         )  # fmt: skip
         events = yield_to_machine(steps, pause=pause, stop=stop)
         now = self.start
-        watched = AgainstPlan(job.plan, self.folder, lambda: session.memory().peak_bytes)
+        watched = AgainstPlan(
+            job.plan, self.folder, lambda: session.memory().peak_bytes, loaded_bytes=loaded
+        )
         report = ReportWriter(self.folder)
         timed = Timed(job.plan, job.batches)
         if self.recovered is not None:
