@@ -81,11 +81,12 @@ def plan_for(
     Raises:
         EdgetuneError: if the model, the data or the device cannot be had, or nothing fits.
     """
-    if {"search", "learning_rate"} <= {*request.given}:
+    searches = request.training.get("search") is not None
+    if searches and "learning_rate" in request.given:
         raise UsageError(
             "--search lr chooses the learning rate, and --learning-rate fixes it. Leave one out."
         )
-    if request.place is not None and request.training.get("search"):
+    if searches and request.place is not None:
         raise UsageError(
             "--search lr races rates in one process, and this is one of several. Search first, and "
             "give the run of several the --learning-rate that won."

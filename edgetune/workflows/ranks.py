@@ -142,7 +142,7 @@ class Follower:
                 device=self.device,
                 memory=self.memory,
                 choice=_shared(theirs.choice),
-                training=values(theirs.training),
+                training={**values(theirs.training), "search": None},  # rank 0 knows the rate
                 run=True,
                 place=self.place,
             )
