@@ -37,6 +37,7 @@ COMMANDS = {
     "combine": "edgetune.cli.combine",
     "inspect": "edgetune.cli.inspection",
     "similar": "edgetune.cli.similar",
+    "study": "edgetune.cli.study",
     "report": "edgetune.cli.report",
     "data": "edgetune.cli.data",
     "devices": "edgetune.cli.devices",
@@ -55,7 +56,7 @@ ELSEWHERE = {
 }  # fmt: skip
 """What other tools call their commands, and what is the like here."""
 
-SUPERVISED = frozenset({"train", "eval", "generate", "chat", "serve", "export", "combine"})
+SUPERVISED = frozenset({"train", "eval", "generate", "chat", "serve", "export", "combine", "study"})
 
 
 class LazyGroup(click.Group):

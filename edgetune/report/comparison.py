@@ -9,7 +9,7 @@ import numpy as np
 from edgetune.report.charts import Chart, Line, line_chart
 from edgetune.report.contents import Report
 from edgetune.report.markup import bullets, table, text
-from edgetune.report.page import POLICY, style
+from edgetune.report.page import document
 from edgetune.report.series import Floats, smoothed
 
 COLORS = 6
@@ -29,17 +29,11 @@ def comparison_page(
         for caption, header, rows in tables
     )
     said = bullets(text(note, 1000) for note in notes)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">'
-        f"<title>{text(title)}</title><style>{style()}</style></head>"
-        f'<body class="report"><header><p class="brand">edgetune comparison</p>'
-        f"<h1>{text(title)}</h1></header><main>"
+    return document(
+        "edgetune comparison",
+        title,
         f'<section aria-labelledby="figures"><h2 id="figures">Figures</h2>{shown}{said}</section>'
-        f'<section aria-labelledby="losses"><h2 id="losses">Losses</h2>{_charts(reports)}</section>'
-        "</main></body></html>\n"
+        f'<section aria-labelledby="losses"><h2 id="losses">Losses</h2>{_charts(reports)}</section>',
     )
 
 

@@ -35,6 +35,19 @@ def render(report: Report) -> str:
     )
 
 
+def document(brand: str, title: str, content: str) -> str:
+    """Return a whole page of something else than one run; ``content`` is HTML already."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">'
+        f"<title>{text(title)}</title><style>{style()}</style></head>"
+        f'<body class="report"><header><p class="brand">{text(brand)}</p>'
+        f"<h1>{text(title)}</h1></header><main>{content}</main></body></html>\n"
+    )
+
+
 def summary(report: Report) -> str:
     """Return where a run stands and its few most important figures, as a fragment."""
     problems = bullets(text(problem) for problem in report.problems)

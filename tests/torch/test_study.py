@@ -1,0 +1,128 @@
+"""``edgetune study``: what is printed is what the definitions say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rows import Cli, call, write_rows
+
+from edgetune.adapters import load_adapter, save_adapter
+from edgetune.insight import correlation, overlaps, turning
+from edgetune.model import open_model
+from edgetune.tensors.reader import read_tensor
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "home_commands.jsonl"
+LEARN = (
+    "--device", "cpu", "--compute-dtype", "float32", "--data", "rows.jsonl", "--steps", "3",
+    "--validation", "0", "--learning-rate", "3e-3",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows, a run of LoRA and one of a prompt."""
+    folder = tmp_path_factory.mktemp("work")
+    rows = [json.loads(x) for x in EXAMPLES.read_text().splitlines()[:16]]
+    write_rows(folder / "rows.jsonl", rows)
+    for name, method in (("run", ("--rank", "4")), ("prompt", ("--method", "prompt"))):
+        called = call("train", "--model", "tiny", *LEARN, *method, "--output", name, cwd=folder)
+        assert called.code == 0, called.err
+    return folder
+
+
+@pytest.fixture
+def cli(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    monkeypatch.chdir(folder)
+    return Cli(capsys)
+
+
+def _json(cli: Cli, *arguments: Any) -> dict[str, Any]:
+    called = cli("study", *arguments, "--json", "-q")
+    assert called.code == 0, called.err
+    found: dict[str, Any] = json.loads(called.out)
+    return found
+
+
+def test_an_adapter_is_left_out_of_spans_of_blocks(cli: Cli, tmp_path: Path) -> None:
+    found = _json(cli, "blocks", "run", "--data", "rows.jsonl", "--spans", "4")
+    scores = json.loads(cli("eval", "run", "--data", "rows.jsonl", "--json", "-q").out)
+    layers = open_model("tiny").shape.layers
+
+    assert found["edges"] == list(range(layers + 1))
+    assert found["whole"] == pytest.approx(scores["tuned"]["loss"], rel=1e-6)
+    assert found["base"] == pytest.approx(scores["base"]["loss"], rel=1e-6)
+    assert found["without"][0][-1] == pytest.approx(found["base"], rel=1e-6)  # all of it
+    assert found["without"][1][0] is None
+
+    shape = open_model("tiny").shape
+    adapter = load_adapter(Path("run/adapter"), shape)
+    without = {
+        name: np.zeros_like(x) if name.startswith(shape.block(2)) else x
+        for name, x in adapter.tensors.items()
+    }
+    save_adapter(tmp_path / "cut", adapter.method, shape, without, base="tiny")
+    asked = ("eval", str(tmp_path / "cut"), "--data", "rows.jsonl", "--json", "-q")
+    alone = json.loads(cli(*asked).out)
+    assert found["without"][2][2] == pytest.approx(alone["tuned"]["loss"], rel=1e-3)
+
+
+def test_what_does_not_begin_as_the_base_cannot_be_left_out(cli: Cli) -> None:
+    called = cli("study", "blocks", "prompt", "--data", "rows.jsonl")
+    assert called.code == 2
+    assert "no tensors of single blocks" in called.err
+
+
+def test_rows_of_matrices_are_longer_and_turned(cli: Cli) -> None:
+    found = _json(cli, "weights", "run")
+    model = open_model("tiny")
+    adapter = load_adapter(Path("run/adapter"), model.shape)
+    name = f"{model.shape.block(1)}self_attn.q_proj"
+    before = read_tensor(model.tensors[f"{name}.weight"]).astype(np.float64)
+    a, b = (adapter.tensors[f"{name}.lora_{part}.weight"].astype(np.float64) for part in "AB")
+    after = before + adapter.method.alpha / adapter.method.rank * b @ a  # type: ignore[attr-defined]
+    norms = np.linalg.norm(before, axis=1), np.linalg.norm(after, axis=1)
+    cosines = (before * after).sum(1) / norms[0] / norms[1]
+
+    own = [x for x in found["matrices"] if (x["layer"], x["target"]) == (1, "self_attn.q_proj")]
+    assert own[0]["magnitude"] == pytest.approx(np.abs(norms[1] - norms[0]).mean(), rel=1e-4)
+    assert own[0]["direction"] == pytest.approx((1 - cosines).mean(), rel=1e-4)
+
+
+def test_directions_of_an_adapter_are_its_own(cli: Cli, tmp_path: Path) -> None:
+    page = tmp_path / "study.html"
+    called = cli("study", "directions", "run", "run/adapter", "--html", str(page))
+    assert called.code == 0, called.err
+    found = _json(cli, "directions", "run", "run/adapter")
+    for tables in (found["inputs"], found["outputs"]):
+        assert {"self_attn.q_proj", "mlp.down_proj"} <= tables.keys()
+        for values in tables.values():
+            np.testing.assert_allclose(np.diag(values), 1.0, atol=1e-6)
+    text = page.read_text()
+    assert 'class="h8"' in text
+    assert "<script" not in text
+
+
+def test_overlaps_are_those_of_the_definition() -> None:
+    draw = np.random.default_rng(0)
+    one, other = (draw.standard_normal((r, 40)).astype(np.float32) for r in (3, 5))
+    found = overlaps(one, other)
+    u = np.linalg.svd(one.astype(np.float64), full_matrices=False)[2]
+    v = np.linalg.svd(other.astype(np.float64), full_matrices=False)[2]
+    for i in range(3):
+        for j in range(5):
+            expected = np.square(u[: i + 1] @ v[: j + 1].T).sum() / min(i + 1, j + 1)
+            assert found[i, j] == pytest.approx(expected)
+    np.testing.assert_allclose(overlaps(one, np.eye(40, dtype=np.float32))[:, -1], 1.0)
+
+
+def test_a_row_of_zeros_turns_nowhere_and_small_turns_are_exact() -> None:
+    rows = np.array([[0.0, 0.0], [1.0, 0.0]], np.float32)
+    found = turning(rows, np.array([[0.0, 2.0], [3.0, 3e-6]], np.float32))
+    assert found.mean_magnitude == pytest.approx(2.0)
+    assert found.direction == pytest.approx(5e-13, rel=1e-6)
+    assert correlation([(0.0, 1.0)] * 5) is None
+    assert correlation([(0, 0), (1, -2), (2, -4)]) == pytest.approx(-1.0)
