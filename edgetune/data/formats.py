@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 
 from edgetune.data.content import Chat, Completion, Content, Labelled, Text
 from edgetune.data.field_names import as_option, proposed_fields
+from edgetune.data.listed_text import as_listed
 from edgetune.data.messages import read_messages
 from edgetune.data.problems import RowError
 from edgetune.data.template import Message
@@ -105,6 +106,7 @@ def _conversations(row: Fields) -> Content:
 
 
 def _prompt(row: Fields) -> Content:
+    row = {**row, **as_listed({name: row[name] for name in ("prompt", "completion")})}
     prompt, completion = row["prompt"], row["completion"]
     if not isinstance(prompt, str) or not isinstance(completion, str):
         before = _turns(row, "prompt", "user")

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgetune.data import turn_weights
 from edgetune.data.json_text import JsonReader
+from edgetune.data.listed_text import refuse_printed
 from edgetune.data.problems import RowError
 from edgetune.data.template import Message
 from edgetune.data.text_parts import read_content
@@ -40,6 +41,8 @@ def read_messages(value: Any) -> list[Message]:
         RowError: naming the message that cannot be used.
     """
     value = _listed(value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        refuse_printed("messages", [value])
     if not isinstance(value, list) or not value:
         raise RowError("The messages must be a list with at least one message in it.")
     if len(value) > _MOST:

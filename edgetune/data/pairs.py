@@ -22,6 +22,7 @@ from typing import Any
 
 from edgetune.data.content import Chat, Completion, Content, Pair
 from edgetune.data.formats import BESIDE, FORMATS, Fields, Format, kind_of, named
+from edgetune.data.listed_text import as_listed
 from edgetune.data.problems import RowError
 
 _NAMES = (
@@ -42,9 +43,14 @@ def _read(better: str, worse: str, row: Fields) -> Pair:
         RowError: if its prompt is not there or not one.
     """
     beside = {name: row[name] for name in BESIDE if row.get(name) is not None}
+    listed = as_listed({name: row[name] for name in (better, worse)})
+    if listed[better] is not row[better] and isinstance(row.get("prompt"), str):
+        listed |= as_listed({"prompt": row["prompt"]})
+    row = {**row, **listed}
     answers = [_conversation(row[name]) for name in (better, worse)]
     if all(map(_is_whole, answers)):
         halves = _parted(*answers)
+        _refuse_other_prompt(row.get("prompt"), halves[0][0])
         names = (better, worse)
         return Pair(
             *(_exchange(*half, name, beside) for half, name in zip(halves, names, strict=True))
@@ -135,6 +141,31 @@ def _parted(chosen: list[Any], rejected: list[Any]) -> list[tuple[list[Any], lis
                 f" {shared + 1}, which is the {role}'s. Both must answer one prompt."
             )
     return [(turns[:shared], turns[shared:]) for turns in (chosen, rejected)]
+
+
+def _refuse_other_prompt(prompt: Any, shared: list[Any]) -> None:
+    """Refuse a prompt beside whole conversations that is none of what they begin with.
+
+    Raises:
+        RowError: as it would be left out without a word.
+    """
+    said = [turn.get("content", turn.get("value")) for turn in shared]
+    if isinstance(prompt, list):
+        given = [
+            turn.get("content", turn.get("value")) for turn in prompt if isinstance(turn, dict)
+        ]
+        is_there = all(each in said for each in given)
+    elif isinstance(prompt, str):
+        texts = [text.strip() for text in said if isinstance(text, str)]
+        within = any(text and (text in prompt or prompt.strip() in text) for text in texts)
+        is_there = within or len(texts) < len(said)
+    else:
+        is_there = True
+    if not is_there:
+        raise RowError(
+            "The prompt is not among the messages that chosen and rejected begin with, so it would"
+            " be left out. Put it in front of both, or remove the column."
+        )
 
 
 def _conversation(answer: Any) -> Any:

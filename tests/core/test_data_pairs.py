@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,21 @@ def _said(turn: dict[str, str]) -> dict[str, str]:
 SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "TRL's messages": ({"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}, PLAIN),
     "TRL's, no prompt": ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, PLAIN),
+    "a table's, as JSON": (
+        {"prompt": json.dumps(BEFORE), "chosen": json.dumps([GOOD]), "rejected": json.dumps(BAD)},
+        LATER,
+    ),
+    "a table's, no prompt": (
+        {"chosen": json.dumps([USER, GOOD]), "rejected": json.dumps([USER, BAD])}, PLAIN,
+    ),
+    "a table's, the prompt as text": (
+        {"prompt": "Hi", "chosen": json.dumps([GOOD]), "rejected": json.dumps([BAD])}, PLAIN,
+    ),
+    "the prompt among others": (
+        {"prompt": "\n\nHuman: More\n\nAssistant:", "chosen": [*BEFORE, GOOD],
+         "rejected": [*BEFORE, BAD]},
+        LATER,
+    ),
     "the prompt twice": ({"prompt": "Hi", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, PLAIN),
     "an answer before": ({"chosen": [*BEFORE, GOOD], "rejected": [*BEFORE, BAD]}, LATER),
     "LLaMA-Factory's chats": (
@@ -113,11 +129,23 @@ def test_a_shape_is_read_as_it_is_meant(name, tokenizer, tmp_path):
             "must part at an answer; these part at message 1, which is the user's",
         ),
         ({"prompt": "Hi", "chosen": [USER, GOOD], "rejected": "Bad"}, "a whole conversation"),
+        ({"prompt": "Be kind.", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "left out"),
+        ({"prompt": [SYSTEM], "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "left out"),
+        (
+            {"prompt": "Hi", "chosen": repr([USER, GOOD]), "rejected": repr([USER, BAD])},
+            "as Python prints them, with single quotes .chosen and rejected",
+        ),
     ],
 )
 def test_a_row_that_is_no_pair_is_refused(row, because, tokenizer, tmp_path):
     with pytest.raises(DataError, match=because):
         _read(tokenizer, tmp_path, row)
+
+
+def test_an_answer_in_json_stays_a_text(tokenizer, tmp_path):
+    chosen = json.dumps([GOOD])
+    text = _shown(_read(tokenizer, tmp_path, {**PLAIN, "chosen": chosen}), tokenizer)
+    assert f"[{chosen}<|im_end|>]" in text
 
 
 def test_columns_are_mapped(tokenizer, tmp_path):

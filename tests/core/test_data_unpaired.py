@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,9 @@ def _dialect(turn: dict[str, str]) -> dict[str, str]:
 
 SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "TRL's messages": ({"prompt": [USER], "completion": [SAID], "label": True}, PLAIN),
+    "a table's, as JSON": (
+        {"prompt": json.dumps(BEFORE), "completion": json.dumps([SAID]), "label": "True"}, LATER,
+    ),
     "a tag": ({"prompt": "Hi", "completion": "Good", "kto_tag": True}, PLAIN),
     "a label as text": ({**PLAIN, "label": "True"}, PLAIN),
     "a label as a number": ({**PLAIN, "label": 1}, PLAIN),
@@ -108,6 +112,7 @@ def test_a_shape_is_read_as_it_is_meant(name, tokenizer, tmp_path):
         ({**PLAIN, "label": [True]}, "label must be true .* found a list"),
         ({**PLAIN, "completion": ""}, "field completion is empty"),
         ({"question": "Hi", "response": "", "label": True}, "field response is empty"),
+        ({"messages": repr([USER, SAID]), "label": True}, "as Python prints them"),
         ({"messages": BEFORE, "label": True}, "must end with the assistant's answer"),
         ({"messages": [SAID], "label": True}, "must end with the assistant's answer"),
         ({"messages": [USER, {**SAID, "weight": 0}], "label": True}, "marked as not learned"),
