@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from math import ceil
 from typing import Any
 
@@ -81,7 +82,7 @@ class ProgressBar:
             case TrialSaveDue():
                 pass
             case RateRaced():
-                self._tell(_raced(event))
+                self._tell(fitting(_raced(event), self._width))
                 self._stages.begin("Racing learning rates", kept=False)
             case RateChosen():
                 self._tell(event.because)
@@ -247,13 +248,18 @@ class ProgressBar:
         say(text)
 
 
-def _raced(event: RateRaced) -> str:
+def _raced(event: RateRaced) -> Iterator[tuple[str, ...]]:
+    """Yield lines on a race, the longest first."""
     race = event.race
-    tried = f"learning rate {race.rate:g}, raced at {race.raced_at:g} for {event.steps} steps"
+    at = f"rate {race.rate:g}", f", raced at {race.raced_at:g}", f" for {event.steps} steps"
     if race.loss is None or race.perplexity is None:
-        return f"{tried}: {race.because}"
-    figures = f"validation loss {race.loss:.4f}, neutral perplexity {race.perplexity:,.1f}"
-    return f"{tried}: {figures} ({format_seconds(race.seconds)})"
+        yield ("learning ", *at, f": {race.because}")
+        return
+    loss, drift = f"loss {race.loss:.4f}", f"perplexity {race.perplexity:,.1f}"
+    whole = f": validation {loss}, neutral {drift} ({format_seconds(race.seconds)})"
+    yield ("learning ", *at, whole)
+    yield (*at[:2], f": {loss}, neutral {drift}")
+    yield (at[0], f": {loss}, {drift}")
 
 
 def is_told(step: int, first: int, last: int) -> bool:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -161,6 +162,20 @@ def test_a_comparison_has_sizes_and_forgetting(tmp_path: Path, plan: Plan) -> No
     }.items():
         (row,) = rows[name]
         assert re.findall("<td>(.*?)</td>", row) == [first, second]
+
+
+def test_settings_that_differ_are_those_that_were_used(tmp_path: Path, plan: Plan) -> None:
+    method = replace(plan.choice.method, alpha=6.0)  # type: ignore[call-arg]
+    given = replace(plan, choice=replace(plan.choice, method=method))
+    other = replace(plan, training=replace(plan.training, weight_decay=0.25))
+    for name, one in {"open": plan, "given": given, "other": other}.items():
+        _made(tmp_path, name, one)
+    same, differ = (
+        compare(Page(tmp_path), Asked(given={"run": ["open", name]})).body.decode()
+        for name in ("given", "other")
+    )
+    assert "They were trained with the same settings" in same, "alpha is twice the rank of 3"
+    assert re.findall('<th scope="row"><code>(.*?)</code>', differ) == ["weight-decay"]
 
 
 def test_the_form_has_every_setting_and_gives_it_to_the_command_line() -> None:

@@ -16,6 +16,7 @@ from edgetune.page.page import Page, Part, live, shown_with
 from edgetune.report import Chart, Line, Report, line_chart
 from edgetune.report.markup import DASH
 from edgetune.report.series import smoothed
+from edgetune.report.settings import choice_used, training_used
 from edgetune.units import format_bytes, format_rise, format_seconds
 from edgetune.workflows.run_figures import adapter_bytes, forgets
 
@@ -127,12 +128,18 @@ def _rise(report: Report) -> str:
 
 
 def _settings(reports: Sequence[Report]) -> Iterator[tuple[str, list[str]]]:
-    """Yield the settings of the plans that differ."""
-    found = [dict(_flat(report.plan)) for report in reports]
+    """Yield the settings that differ, as they were used."""
+    found = [dict(_flat(_used(report))) for report in reports]
     for name in dict.fromkeys(name for one in found for name in one):
         values = [one.get(name, DASH) for one in found]
         if len(set(values)) > 1:
             yield name, values
+
+
+def _used(report: Report) -> Mapping[str, Any]:
+    """Return the plan of a run with what its method and its training used."""
+    used = {"choice": choice_used(report.plan), "training": training_used(report)}
+    return {**report.plan, **used}
 
 
 def _flat(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -150,8 +157,10 @@ def _label(part: str, name: str) -> str:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "not set"}[value]
+    if value is None:  # as a setting that an older plan, or another method, does not have
+        return DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {one}" for name, one in value.items())
     if isinstance(value, list):
