@@ -44,7 +44,7 @@ class Examples:
     ``loss_tokens`` (N,) how many of them are learned, ``rows`` (N,) the row that it is from.
     ``kind`` says what an example is to an objective over answers, None for plain answers. The
     first ``firsts`` (N,) tokens of an example are the document with the better answer, what follows
-    them that with the worse one: of unpaired answers there is one of the two.
+    them that with the worse one: of unpaired answers there may be one of the two.
     The first token of an example is never learned: nothing comes before it to predict it from.
     """
 
@@ -94,7 +94,21 @@ class Examples:
     @property
     def terms(self) -> Counts:
         """What each example adds to the count that a step's loss is divided by, (N,)."""
-        return self.loss_tokens if self.kind is None else np.ones(len(self), np.int32)
+        if self.kind is None:
+            return self.loss_tokens
+        if self.kind == "pairs":
+            return np.ones(len(self), np.int32)
+        return self.has_better.astype(np.int32) + self.has_worse
+
+    @property
+    def has_better(self) -> NDArray[np.bool_]:
+        """Which examples have a better answer, (N,), where they are preferences."""
+        return self.firsts > 0
+
+    @property
+    def has_worse(self) -> NDArray[np.bool_]:
+        """Which examples have a worse answer, (N,), where they are preferences."""
+        return self.firsts < self.lengths
 
     def documents(self, index: int) -> tuple[tuple[int, ...], tuple[AnswerKind, ...]]:
         """Return the lengths of an example's documents, and what each is to an objective."""

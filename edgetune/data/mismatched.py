@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgetune.data.batch import MicroBatch
 from edgetune.data.examples import Examples
@@ -17,16 +18,20 @@ from edgetune.data.pack import pack
 from edgetune.data.rectangles import Piece, micro_batch_from
 from edgetune.data.token_store import Integers
 
+Document = tuple[NDArray[np.int32], NDArray[np.bool_]]
+"""Tokens (T,), and which of them are learned (T,)."""
+
 
 def mismatched_pieces(examples: Examples, order: Integers, *, by: int, longest: int) -> list[Piece]:
-    """Return the prompt of each row in ``order`` with the answer of the one ``by`` places before.
+    """Return the prompt of each answer in ``order`` with the one ``by`` places before it.
 
-    The first rows are given the last ones' answers. An answer is cut at ``longest`` tokens with
+    The first are given the last ones. The second answers of pairs come behind all others, as a
+    neighbour would be an answer to the same prompt. An answer is cut at ``longest`` tokens with
     its prompt. A row alone has no other one: there is nothing then.
     """
     if len(order) < 2:
         return []
-    rows = [examples[index] for index in order.tolist()]
+    rows = _answers(examples, order)
     starts = [int(np.argmax(mask)) for _, mask in rows]
     found = []
     for number, start in enumerate(starts):
@@ -36,6 +41,17 @@ def mismatched_pieces(examples: Examples, order: Integers, *, by: int, longest: 
         learned = np.concatenate([np.zeros(start, np.bool_), mask[answer]])[:longest]
         found.append(Piece(whole, learned, (len(whole),), ("mismatched",)))
     return found
+
+
+def _answers(examples: Examples, order: Integers) -> list[Document]:
+    """Return every answer with its prompt, the second ones of rows behind all others."""
+    first, second = [], []
+    for index in order.tolist():
+        (tokens, mask), (sizes, _) = examples[index], examples.documents(index)
+        first.append((tokens[: sizes[0]], mask[: sizes[0]]))
+        if len(sizes) > 1:
+            second.append((tokens[sizes[0] :], mask[sizes[0] :]))
+    return first + second
 
 
 def mismatched_batches(

@@ -68,11 +68,10 @@ def refuse_other_preference(row: Mapping[str, Any], kind: Rows) -> None:
             is_alike=True,
         )
     if kind == "unpaired" and label is None:
-        said = f" Pairs ({' and '.join(pair[:2])}) are for --objective dpo." if pair else ""
         raise RowError(
             "A row needs one answer, and a label or kto_tag that says whether it is desirable (true"
             " or false): beside prompt and completion, instruction and output, or beside messages or"
-            f" conversations of which it is the last.{said}",
+            " conversations of which it is the last. Or it is a pair of chosen and rejected.",
             is_alike=True,
         )
 

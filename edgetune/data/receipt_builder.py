@@ -77,19 +77,13 @@ def _answers(examples: Examples) -> dict[str, dict[str, int]]:
     """Return how many tokens answers have, by what they are to the objective."""
     if examples.kind is None:
         return {}
-    if examples.kind == "unpaired":
-        better = examples.firsts > 0
-        sides = {"desirable": better, "undesirable": ~better}
-        return {name: length_percentiles(examples.loss_tokens[of]) for name, of in sides.items()}
-    learned = np.add.reduceat(
-        examples.mask,
-        np.stack((examples.starts, examples.starts + examples.firsts), 1).ravel(),
-        dtype=np.int32,
-    )
-    return {
-        name: length_percentiles(learned[start::2])
-        for start, name in enumerate(("chosen", "rejected"))
-    }
+    paired = examples.kind == "pairs"
+    names = ("chosen", "rejected") if paired else ("desirable", "undesirable")
+    begins = (examples.starts, examples.starts + examples.firsts)
+    there = np.stack((examples.has_better, examples.has_worse), 1).ravel()
+    learned = np.add.reduceat(examples.mask, np.stack(begins, 1).ravel()[there], dtype=np.int32)
+    side = np.tile([0, 1], len(examples))[there]
+    return {name: length_percentiles(learned[side == n]) for n, name in enumerate(names)}
 
 
 def _balance(reading: Reading) -> Iterator[str]:
@@ -97,9 +91,10 @@ def _balance(reading: Reading) -> Iterator[str]:
     examples = reading.examples
     if examples.kind != "unpaired":
         return
-    better = int(np.count_nonzero(examples.firsts))
-    worse = len(examples) - better
-    said = f"rows with desirable answers: {better:,}, with undesirable ones: {worse:,}"
+    better, worse = (int(x.sum()) for x in (examples.has_better, examples.has_worse))
+    said = f"answers that are desirable: {better:,}, undesirable: {worse:,}"
+    if np.any(examples.has_better & examples.has_worse):
+        said = f"pairs are taken apart, each answer is learned by itself; {said}"
     if not better or not worse:
         said += "; without the others, nothing says what is to be told apart"
     elif max(better, worse) > _UNEVEN * min(better, worse):
@@ -116,11 +111,11 @@ def _balance(reading: Reading) -> Iterator[str]:
 def _rated_both_ways(reading: Reading) -> NDArray[np.int64]:
     """Return the desirable rows of which there is the same prompt and answer as undesirable."""
     examples, digests = reading.examples, reading.digests
-    worse = set(digests[examples.firsts == 0].tolist())
+    worse = set(digests[~examples.has_better].tolist())
     return np.array(
         [
             row
-            for row in np.flatnonzero(examples.firsts).tolist()
+            for row in np.flatnonzero(~examples.has_worse).tolist()
             if int.from_bytes(digest_of(*examples[row], 0), "little") in worse
         ],
         np.int64,

@@ -13,8 +13,8 @@ from edgetune.objectives import Rows
 ROW_FORMATS: Mapping[Rows | None, Sequence[Format[RowContent]]] = {
     None: FORMATS,
     "pairs": PAIR_FORMATS,
-    "unpaired": UNPAIRED_FORMATS,
+    "unpaired": (*UNPAIRED_FORMATS, *PAIR_FORMATS),
 }
-"""None: plain answers."""
+"""None: plain answers. Pairs count as two answers, each by itself."""
 
-ALL_FORMATS = [format_ for formats in ROW_FORMATS.values() for format_ in formats]
+ALL_FORMATS = [*FORMATS, *PAIR_FORMATS, *UNPAIRED_FORMATS]

@@ -68,7 +68,7 @@ def _shown(dataset: Dataset, tokenizer: Tokenizer, row: int) -> Iterator[ShownRo
 
 
 def _answer(examples: Examples, index: int) -> str | None:
-    if examples.kind != "unpaired":
+    if examples.kind != "unpaired" or (examples.has_better & examples.has_worse)[index]:
         return None
     return "desirable" if examples.firsts[index] else "undesirable"
 

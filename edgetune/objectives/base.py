@@ -17,7 +17,7 @@ AnswerKind = Literal["chosen", "rejected", "mismatched"]
 """A better or a worse answer, or one to another prompt: it is scored and never learned."""
 Rows = Literal["pairs", "unpaired"]
 """What a row of the data is: ``pairs`` of a better and a worse answer to one prompt, or
-``unpaired``: one answer that is desirable or not."""
+``unpaired``: answers that are desirable or not, each by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ class Objective(ABC):
     needs_reference: ClassVar[bool]
     """Whether it compares with the base, the adapter switched off."""
     documents: ClassVar[int]
-    """Documents of a row of the data."""
+    """Documents of a row of the data, at most."""
     needs_mismatched: ClassVar[bool] = False
     """Whether answers to other prompts tell how far the policy is from the reference."""
     rate_factor: ClassVar[float] = 0.1

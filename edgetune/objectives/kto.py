@@ -34,7 +34,7 @@ class KTO(Objective):
     rows = "unpaired"
     needs_reference = True
     needs_mismatched = True
-    documents = 1
+    documents = 2
 
     def answer(self, answer: Answer, divergence: float, *, chosen: bool) -> tuple[float, float]:
         """Return what one answer adds to the loss, and the derivative by its log-probability."""

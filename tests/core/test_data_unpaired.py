@@ -105,7 +105,6 @@ def test_a_shape_is_read_as_it_is_meant(name, tokenizer, tmp_path):
     ("row", "because"),
     [
         ({"prompt": "Hi", "completion": "Good"}, "A row needs one answer, and a label or kto_tag"),
-        ({"prompt": "Hi", "chosen": "A", "rejected": "B"}, "are for --objective dpo"),
         ({**PLAIN, "label": None}, "label is null"),
         ({**PLAIN, "label": 0.5}, "label must be true .* found 0.5"),
         ({**PLAIN, "label": "good"}, "label must be true .* found 'good'"),
@@ -147,7 +146,7 @@ def test_options_that_part_an_answer_are_refused(tokenizer, tmp_path):
 def test_both_sides_are_in_the_receipt(tokenizer, tmp_path):
     rows = [{**PLAIN, "label": n % 3 == 0, "completion": f"Good {n}"} for n in range(12)]
     receipt = _read(tokenizer, tmp_path, *rows).receipt
-    note = "desirable answers: 4, with undesirable ones: 8; --desirable-weight 2 would"
+    note = "answers that are desirable: 4, undesirable: 8; --desirable-weight 2 would"
     assert any(note in each for each in receipt.notes)
     assert receipt.answers.keys() == {"desirable", "undesirable"}
     both = _read(tokenizer, tmp_path, {**PLAIN, "label": 0}, PLAIN, {**PLAIN, "prompt": "Ho"})
@@ -159,6 +158,29 @@ def test_both_sides_are_in_the_receipt(tokenizer, tmp_path):
     one = _read(tokenizer, tmp_path, PLAIN).receipt
     assert any("nothing says what is to be told apart" in each for each in one.notes)
     assert "Undesirable learned tokens: none" in one.lines()
+
+
+def test_pairs_are_two_answers(tokenizer, tmp_path):
+    rows = [{"prompt": f"Hi {n}", "chosen": f"Good {n}", "rejected": f"A bad one {n}"}
+            for n in range(5)]  # fmt: skip
+    data = _read(tokenizer, tmp_path, *rows)
+    assert any("pairs are taken apart" in note for note in data.receipt.notes)
+    assert data.receipt.answers["desirable"]["longest"] < data.receipt.answers["undesirable"][
+        "shortest"
+    ]  # fmt: skip
+    step = Batches(
+        data.train, context=128, micro_batch=2, accumulation=3, packing=False, seed=0
+    ).step(0)
+    assert step.terms == 10
+    found = [kind for batch in step.micro_batches for kind in batch.kinds]
+    assert sorted(found) == ["chosen"] * 5 + ["mismatched"] * 10 + ["rejected"] * 5
+    own, others = (
+        {tuple(tokens) for tokens, _ in _documents([b for b in step.micro_batches
+                                                    if b.is_mismatched is on])}
+        for on in (False, True)
+    )  # fmt: skip
+    assert len(others) == 10
+    assert not own & others  # no answer comes after its own prompt, whether chosen or rejected
 
 
 def _documents(batches: list[MicroBatch]) -> list[tuple[list[int], list[int]]]:
