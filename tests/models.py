@@ -109,6 +109,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 3,
         "norm_topk_prob": True, "mlp_only_layers": [1], "num_hidden_layers": 3},
     "mixtral": SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "granitemoe": SMALL | {
+        "num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 24,
+        "attention_multiplier": 0.25, "embedding_multiplier": 3.0, "logits_scaling": 2.0,
+        "residual_multiplier": 0.5},
     "gpt_oss": SMALL | WINDOWS | {
         "num_local_experts": 4, "num_experts_per_tok": 2, "swiglu_limit": 0.5,
         "rope_parameters": {

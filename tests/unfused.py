@@ -25,16 +25,20 @@ def stored_parameters(shape: ModelShape, model: PreTrainedModel) -> dict[str, to
 def _stored(
     shape: ModelShape, parameters: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    mixture = "block_sparse_moe" if shape.family == "mixtral" else "mlp"
+    sparse = shape.family in {"mixtral", "granitemoe"}
+    mixture = "block_sparse_moe" if sparse else "mlp"
     experts = {shape.block(layer): block.experts for layer, block in enumerate(shape.blocks)}
     for name, tensor in parameters.items():
-        prefix, found, part = name.rpartition("mlp.experts.")
+        prefix, found, part = name.rpartition(f"{mixture}.experts.")
+        if shape.family == "mixtral":
+            prefix, found, part = name.rpartition("mlp.experts.")
         rule = experts.get(prefix)
         if not found or rule is None:
-            yield name.replace(".mlp.gate.", f".{mixture}.gate."), tensor
+            name = name.replace(".mlp.gate.", f".{mixture}.gate.")  # noqa: PLW2901
+            yield name.replace("moe.router.weight", "moe.router.layer.weight"), tensor
             continue
         modules = dict(rule.projections)
-        if rule.fused:
+        if rule.clamp is not None:
             fused = next(each for each in rule.fused if each.name.endswith(f".{part}"))
             for number in range(rule.number):
                 module = modules[fused.roles[0]].format(number)

@@ -28,7 +28,7 @@ from edgetune.tensors.writer import Outgoing, write_safetensors
 
 TYPES: Final = frozenset({
     "cohere", "cohere2", "ernie4_5", "gemma", "gemma2", "gemma3", "gemma3_text", "glm4", "gpt2",
-    "gpt_neox", "granite", "helium", "hunyuan_v1_dense", "llama", "ministral3", "mistral",
+    "gpt_neox", "granite", "granitemoe", "helium", "hunyuan_v1_dense", "llama", "ministral3", "mistral",
     "mixtral", "nemotron", "olmo2", "olmo3", "olmoe", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe",
     "seed_oss", "smollm3",
     "stablelm", "starcoder2",

@@ -43,6 +43,7 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"] * 2,
     },
     "mixtral": {"intermediate_size": 640},
+    "granitemoe": {"intermediate_size": 640},
     "olmoe": {"intermediate_size": 200},
     "qwen3_moe": {"moe_intermediate_size": 320},
     "granitemoehybrid": {"layer_types": ["attention"] * 4, "shared_intermediate_size": 1536},
@@ -58,7 +59,7 @@ SIZES = {
 }  # fmt: skip
 """Those of the families of which no model is published that is small enough to be drawn."""
 FAMILIES = tuple(sorted(SMALL_FAMILIES.keys() - PUBLISHED))
-MIXTURES = frozenset({"gpt_oss", "mixtral", "olmoe", "qwen3_moe"})
+MIXTURES = frozenset({"gpt_oss", "granitemoe", "mixtral", "olmoe", "qwen3_moe"})
 LARGE = frozenset({"phi-3.5-mini", "olmo-2-7b", "mistral-7b", "gemma-2-2b"})
 """Models whose 4-bit matrices take many operations to unpack: rarely 4-bit here."""
 LORAS = 0.4

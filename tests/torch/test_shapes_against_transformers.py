@@ -210,6 +210,7 @@ def _switches(family: str, draw: random.Random, head_dim: int) -> Config:
             | biased
             | windowed
             | {"sliding_window_pattern": draw.choice([2, 3]), "query_pre_attn_scalar": 24},
+            "granitemoe": biased | eps | {"num_local_experts": 3, "attention_multiplier": 0.25},
             "granite": biased | eps | {"mlp_bias": True, "attention_multiplier": 0.25},
             "llama": wide | biased | eps | {"mlp_bias": draw.random() < 0.5},
             "mistral": wide | windowed | eps,

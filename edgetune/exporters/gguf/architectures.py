@@ -134,6 +134,11 @@ def architecture_of(shape: ModelShape) -> Architecture:
         UsageError: naming all that llama.cpp would compute otherwise.
     """
     found = ARCHITECTURES.get(shape.family)
+    if found is None and shape.has_experts:
+        raise UsageError(
+            "GGUF files of mixtures of experts are not written. Export the model as a folder (--to hf) "
+            "and convert that with llama.cpp's convert_hf_to_gguf.py."
+        )
     if found is None:
         raise UsageError(
             f"llama.cpp has no architecture for {shape.family} models (known: "

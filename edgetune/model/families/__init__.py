@@ -39,6 +39,7 @@ _FAMILIES: Final[Mapping[str, str]] = {
     "gpt_oss": "gpt_oss",
     "gptj": "gptj",
     "granite": "granite",
+    "granitemoe": "granite",
     "granitemoehybrid": "granite",
     "helium": "near_llama",
     "hunyuan_v1_dense": "near_llama",

@@ -16,7 +16,8 @@ from edgetune.model.families.common import (
     split_attention,
 )
 from edgetune.model.families.llama import like_llama
-from edgetune.shape import Attention, ModelShape
+from edgetune.model.families.mixtures import checked_experts, expert_count, with_experts
+from edgetune.shape import Attention, Experts, Fused, ModelShape
 
 _ATTENTION: Final = frozenset({"attention", "full_attention"})
 
@@ -26,6 +27,35 @@ def granite(fields: Fields) -> ModelShape:
     sizes = read_sizes(fields)
     layer = Attention(scale=_scale(fields), rotary=read_rotary(fields, sizes))
     return _multiplied(fields, like_llama(fields, sizes, "granite", (layer,) * sizes.layers))
+
+
+def granitemoe(fields: Fields) -> ModelShape:
+    """Return the shape of a mixture of Granite 3: files have all experts in two tensors."""
+    sizes = read_sizes(fields)
+    layer = Attention(scale=_scale(fields), rotary=read_rotary(fields, sizes))
+    plain = fields.with_values(mlp_bias=False)
+    shape = like_llama(plain, sizes, "granitemoe", (layer,) * sizes.layers)
+    experts = checked_experts(
+        fields,
+        Experts(
+            number=expert_count(fields, 8),
+            chosen=fields.size("num_experts_per_tok", 2),
+            hidden=sizes.hidden,
+            size=sizes.ffn,
+            router="block_sparse_moe.router.layer",
+            projections=(
+                ("gate", "block_sparse_moe.experts.{}.gate_proj"),
+                ("up", "block_sparse_moe.experts.{}.up_proj"),
+                ("down", "block_sparse_moe.experts.{}.down_proj"),
+            ),
+            normalised=True,
+            fused=(
+                Fused(name="block_sparse_moe.input_linear.weight", roles=("gate", "up")),
+                Fused(name="block_sparse_moe.output_linear.weight", roles=("down",)),
+            ),
+        ),
+    )
+    return _multiplied(fields, with_experts(shape, lambda _: experts))
 
 
 def granitemoehybrid(fields: Fields) -> ModelShape:
