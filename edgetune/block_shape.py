@@ -20,7 +20,7 @@ from functools import cached_property
 from math import prod
 from typing import Literal
 
-from edgetune.expert_shape import Experts
+from edgetune.expert_shape import Experts, RoutingTensor
 from edgetune.mixer import Attention, Mixer, MixerTensor
 
 LinearRole = Literal[
@@ -129,6 +129,16 @@ class BlockShape:
         return tuple(each for number in experts for each in _of_expert(self.experts, number))
 
     @cached_property
+    def shared(self) -> bool:
+        """Whether there is an MLP for all tokens beside experts."""
+        return self.experts is not None and "down" in self.linear_by_role
+
+    @cached_property
+    def routing_tensors(self) -> tuple[RoutingTensor, ...]:
+        """The small tensors that say which experts tokens go through."""
+        return () if self.experts is None else self.experts.tensors
+
+    @cached_property
     def matrices(self) -> tuple[Linear, ...]:
         """All projections: those that methods act on, then those of the experts."""
         return (*self.linears, *self.expert_linears)
@@ -192,12 +202,10 @@ class BlockShape:
         for tensor in self.mixer_tensors:
             full = f"{prefix}{tensor.name}"
             yield TensorShape(name=full, shape=tensor.shape, kind="mixer", layer=layer)
-        if self.experts is not None:
-            router, name = self.experts.router_shape, f"{prefix}{self.experts.router}"
-            yield TensorShape(name=f"{name}.weight", shape=router, kind="router", layer=layer)
-            if self.experts.biased:
-                name = f"{name}.bias"
-                yield TensorShape(name=name, shape=router[:1], kind="bias", layer=layer)
+        for each in self.routing_tensors:
+            kind: TensorKind = "bias" if each.role == "router_bias" else "router"
+            full = f"{prefix}{each.name}"
+            yield TensorShape(name=full, shape=each.shape, kind=kind, layer=layer)
         for linear in self.matrices:
             size = (linear.outputs, linear.inputs)
             shape = size[::-1] if linear.transposed else size

@@ -23,6 +23,15 @@ USUAL_SHARES: Final = 2
 ExpertRole = Literal["gate", "up", "gate_up", "down"]
 
 
+@dataclass(frozen=True, slots=True)
+class RoutingTensor:
+    """A small tensor that says where tokens go; ``name`` is inside the block."""
+
+    role: Literal["router", "router_bias", "shared_gate"]
+    name: str
+    shape: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clamp:
     """What gpt-oss has for a gate: ``(up + 1) * gate * sigmoid(alpha * gate)`` within limits.
@@ -75,10 +84,22 @@ class Experts:
     fused: tuple[Fused, ...] = ()
     """Tensors of the files that have all experts at once, if they do."""
 
+    shared_gate: str | None = None
+    """Module of the score by whose sigmoid what an MLP for all tokens makes is multiplied.
+
+    That MLP is there if the block has its projections, as other blocks have."""
+
     @property
-    def router_shape(self) -> tuple[int, int]:
-        """Scores and states that the router's matrix is for."""
-        return self.number, self.hidden
+    def tensors(self) -> tuple[RoutingTensor, ...]:
+        """The tensors that are no projections of experts."""
+        router = RoutingTensor("router", f"{self.router}.weight", (self.number, self.hidden))
+        found = [router]
+        if self.biased:
+            found.append(RoutingTensor("router_bias", f"{self.router}.bias", (self.number,)))
+        if self.shared_gate is not None:
+            shape = (1, self.hidden)
+            found.append(RoutingTensor("shared_gate", f"{self.shared_gate}.weight", shape))
+        return tuple(found)
 
     def rows(self, tokens: int) -> int:
         """Return how many of an expert's rows are computed at a time, at most.

@@ -105,12 +105,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "lfm2": SMALL | {
         "layer_types": ["conv", "full_attention", "conv"], "block_multiple_of": 8,
         "block_ffn_dim_multiplier": 1.5, "initializer_range": 0.3},
+    "qwen2_moe": SMALL | {
+        "moe_intermediate_size": 24, "num_experts": 5, "num_experts_per_tok": 2,
+        "shared_expert_intermediate_size": 40, "mlp_only_layers": [1]},
     "qwen3_moe": SMALL | {
         "moe_intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 3,
         "norm_topk_prob": True, "mlp_only_layers": [1], "num_hidden_layers": 3},
     "mixtral": SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2},
     "granitemoe": SMALL | {
-        "num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 24,
+        "num_local_experts": 5, "num_experts_per_tok": 3, "intermediate_size": 24,
         "attention_multiplier": 0.25, "embedding_multiplier": 3.0, "logits_scaling": 2.0,
         "residual_multiplier": 0.5},
     "gpt_oss": SMALL | WINDOWS | {
@@ -120,6 +123,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 8}},
     "olmoe": SMALL | {"num_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 24},
 }  # fmt: skip
+
+MIXTURES = frozenset({"gpt_oss", "granitemoe", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"})
+"""Families whose MLPs are experts, which are not adapted."""
 
 WRAPPERS = {
     "gemma3": {

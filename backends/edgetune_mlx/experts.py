@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 
 from edgetune.shape import Experts
+from edgetune_mlx.linear import recomputed
 from edgetune_mlx.matrices import Gather, Matrix
 from edgetune_mlx.pointwise import clamped, gated_activation
 
@@ -30,6 +31,16 @@ def route(
     if rule.normalised:
         return mx.softmax(mx.take_along_axis(scores, chosen, axis=-1), axis=-1), chosen
     return mx.take_along_axis(mx.softmax(scores, axis=-1), chosen, axis=-1), chosen
+
+
+def shared(x: mx.array, y: mx.array, gate: mx.array) -> mx.array:
+    """Return y (B, S, D) times the sigmoid of a score of x (B, S, D)."""
+    return recomputed(_shared)(x, y, mx.stop_gradient(gate))
+
+
+def _shared(x: mx.array, y: mx.array, gate: mx.array) -> mx.array:
+    share = mx.sigmoid(x.astype(mx.float32) @ gate.astype(mx.float32).T)
+    return y * share.astype(y.dtype)
 
 
 def _highest(scores: mx.array, count: int) -> mx.array:

@@ -48,8 +48,7 @@ class BlockWeights:
     norms: dict[str, mx.array] = field(default_factory=dict)
     norm_biases: dict[str, mx.array] = field(default_factory=dict)
     mixer: dict[str, mx.array] = field(default_factory=dict)
-    router: mx.array | None = None
-    router_bias: mx.array | None = None
+    routing: dict[str, mx.array] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -112,9 +111,8 @@ class Loader:
                 block.biases[linear.role] = self._read(f"{name}.bias")
         experts = shape.blocks[layer].experts
         if experts is not None:
-            block.router = self._read(f"{prefix}{experts.router}.weight")
-            if experts.biased:
-                block.router_bias = self._read(f"{prefix}{experts.router}.bias")
+            for each in experts.tensors:
+                block.routing[each.role] = self._read(f"{prefix}{each.name}")
             for role, module in experts.projections:
                 names = [f"{prefix}{module.format(i)}" for i in range(experts.number)]
                 linear = next(x for x in shape.blocks[layer].expert_linears if x.role == role)

@@ -90,8 +90,8 @@ class MlxOps:
 
     def route(self, x: mx.array, rule: Experts) -> tuple[mx.array, mx.array]:
         """Choose experts for the tokens of x."""
-        assert self.block.router is not None
-        return experts.route(x, self.block.router, self.block.router_bias, rule)
+        routing = self.block.routing
+        return experts.route(x, routing["router"], routing.get("router_bias"), rule)
 
     def experts(
         self, x: mx.array, weights: mx.array, chosen: mx.array, rule: Experts, activation: str
@@ -103,6 +103,10 @@ class MlxOps:
         } if rule.biased else {}  # fmt: skip
         own = experts.FrozenExperts(rule, activation, matrices, biases, chosen)
         return experts.mixed(x, weights, own)
+
+    def shared(self, x: mx.array, y: mx.array) -> mx.array:
+        """Multiply what all tokens went through by how much of it each gets."""
+        return experts.shared(x, y, self.block.routing["shared_gate"])
 
     # what tokens are to each other
 

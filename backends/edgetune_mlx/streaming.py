@@ -63,11 +63,8 @@ class StreamedBlocks(Sequence[BlockWeights]):
             for role, matrix in block.matrices.items()
             for name, part in matrix.parts.items()
         }
-        for kind in ("biases", "norms", "norm_biases", "mixer"):
+        for kind in ("biases", "norms", "norm_biases", "mixer", "routing"):
             arrays |= {f"{kind}/{role}": x for role, x in getattr(block, kind).items()}
-        for name in ("router", "router_bias"):
-            if (found := getattr(block, name)) is not None:
-                arrays[f"one/{name}"] = found
         save_arrays(self._file(layer), arrays)
 
     def _read(self, layer: int) -> BlockWeights:
@@ -77,8 +74,6 @@ class StreamedBlocks(Sequence[BlockWeights]):
             kind, role, *part = name.split("/")
             if part:
                 parts.setdefault(role, {})[part[0]] = x
-            elif kind == "one":
-                setattr(block, role, x)
             else:
                 getattr(block, kind)[role] = x
         packing = self.loader.packing

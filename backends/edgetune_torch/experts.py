@@ -70,6 +70,32 @@ def route(x: Tensor, router: Tensor, bias: Tensor | None, rule: Experts) -> tupl
     return weights, chosen
 
 
+class Shared(torch.autograd.Function):
+    """``y * sigmoid(x g^T)`` for one score a token; saves y and the shares."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+        """Return shares of y (B, S, D)."""
+        share = (x.float() @ gate.float().T).sigmoid_()
+        ctx.save_for_backward(y, share)
+        ctx.gate, ctx.dtype = gate, x.dtype
+        return y * share.to(y.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Return the gradients of x and of y."""
+        y, share = ctx.saved_tensors
+        score = (grads[0] * y).sum(-1, keepdim=True, dtype=torch.float32)
+        score.mul_(share * (1 - share))
+        return (score @ ctx.gate.float()).to(ctx.dtype), grads[0] * share.to(y.dtype), None
+
+
+def shared(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """Return y (B, S, D) times the sigmoid of a score of x (B, S, D)."""
+    found: Tensor = Shared.apply(x, y, gate)  # type: ignore[no-untyped-call]
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class FrozenExperts:
     """The experts of one block; matrices and biases by the keys of their projections."""

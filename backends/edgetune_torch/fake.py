@@ -263,14 +263,11 @@ def _blocks(shape: ModelShape, choice: Choice, dtype: torch.dtype, workspace: Wo
 
 def _small(shape: BlockShape, dtype: torch.dtype) -> BlockWeights:
     """Return what of a block is no matrix."""
-    biased, experts = [norm for norm in shape.norms if norm.bias], shape.experts
+    biased = [norm for norm in shape.norms if norm.bias]
     return BlockWeights(
         norms={norm.role: torch.empty(norm.size, dtype=dtype) for norm in shape.norms},
         norm_biases={norm.role: torch.empty(norm.size, dtype=dtype) for norm in biased},
         biases={x.key: torch.empty(x.outputs, dtype=dtype) for x in shape.matrices if x.bias},
         mixer={x.role: torch.empty(x.shape, dtype=dtype) for x in shape.mixer_tensors},
-        router=None if experts is None else torch.empty(experts.router_shape, dtype=dtype),
-        router_bias=torch.empty(experts.number, dtype=dtype)
-        if experts is not None and experts.biased
-        else None,
+        routing={x.role: torch.empty(x.shape, dtype=dtype) for x in shape.routing_tensors},
     )

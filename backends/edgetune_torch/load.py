@@ -197,11 +197,8 @@ class Loader:
         for linear in shape.blocks[layer].matrices:
             if linear.bias:
                 block.biases[linear.key] = self._read(f"{prefix}{linear.module}.bias")
-        experts = shape.blocks[layer].experts
-        if experts is not None:
-            block.router = self._read(f"{prefix}{experts.router}.weight")
-            if experts.biased:
-                block.router_bias = self._read(f"{prefix}{experts.router}.bias")
+        for each in shape.blocks[layer].routing_tensors:
+            block.routing[each.role] = self._read(f"{prefix}{each.name}")
         return block
 
     def _read(self, name: str) -> Tensor:

@@ -88,8 +88,8 @@ class TorchOps:
 
     def route(self, x: Tensor, rule: Experts) -> tuple[Tensor, Tensor]:
         """Choose experts for the tokens of x."""
-        assert self.block.router is not None
-        return experts.route(x, self.block.router, self.block.router_bias, rule)
+        routing = self.block.routing
+        return experts.route(x, routing["router"], routing.get("router_bias"), rule)
 
     def experts(
         self, x: Tensor, weights: Tensor, chosen: Tensor, rule: Experts, activation: str
@@ -97,6 +97,10 @@ class TorchOps:
         """Send each token through its experts."""
         frozen = experts.FrozenExperts(rule, activation, self.block.matrices, self.block.biases)
         return experts.mixed(x, weights, chosen, frozen)
+
+    def shared(self, x: Tensor, y: Tensor) -> Tensor:
+        """Multiply what all tokens went through by how much of it each gets."""
+        return experts.shared(x, y, self.block.routing["shared_gate"])
 
     # what tokens are to each other
 

@@ -24,15 +24,13 @@ class BlockWeights:
     norms: dict[str, Tensor] = field(default_factory=dict)
     norm_biases: dict[str, Tensor] = field(default_factory=dict)
     mixer: dict[str, Tensor] = field(default_factory=dict)
-    router: Tensor | None = None
-    router_bias: Tensor | None = None
+    routing: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the small tensors."""
-        small = (self.biases, self.norms, self.norm_biases, self.mixer)
-        router = sum(x.nbytes for x in (self.router, self.router_bias) if x is not None)
-        return router + sum(tensor.nbytes for group in small for tensor in group.values())
+        small = (self.biases, self.norms, self.norm_biases, self.mixer, self.routing)
+        return sum(tensor.nbytes for group in small for tensor in group.values())
 
 
 class Blocks(ABC):

@@ -43,13 +43,18 @@ class Backward:
         ledger.free(grad + residual + beside)
 
     def _mlp(self) -> int:
-        ledger, saved, rows, block = self.ledger, self.saved, self.rows, self.block
+        block, saved = self.block, self.saved
         beside = self._adapted("mlp")
         entry = 0 if block.footprint.beside else beside
         beside -= entry
         entry = self._norm("mlp_output", entry, saved.last_norm)
         if self.shape.experts is not None:
             return self._mixture(self.shape.experts, entry + beside)
+        return self._dense(entry, beside)
+
+    def _dense(self, entry: int, beside: int) -> int:
+        """Return the bytes of the gradient of what an MLP read, for that of what it made."""
+        ledger, saved, rows, block = self.ledger, self.saved, self.rows, self.block
         active = self._project("down")
         ledger.free(entry + saved.active)
         fused = block.linear("gate_up") is not None
@@ -92,6 +97,11 @@ class Backward:
         if block.reached(*block.before_mlp):
             Gathered(ledger, self.rows, self.shape, rule, block.quantized).backward()
             out = ledger.alloc(self.hidden)
+        if self.shape.shared:
+            ledger.transient(2 * self.hidden)
+            again = self._dense(0, 0)
+            ledger.free(entry + out)
+            return again
         ledger.free(entry + self.saved.gates + self.saved.mlp_reading)
         return out
 

@@ -113,6 +113,10 @@ class EagerOps(Convolving):
         """Choose experts."""
         return mixtures.route(self, x, rule)
 
+    def shared(self, x: Sized, y: Sized) -> Sized:
+        """Multiply by a share a token."""
+        return mixtures.shared(self, x, y)
+
     def experts(
         self, x: Sized, weights: Sized, chosen: Sized, rule: Experts, activation: str
     ) -> Sized:

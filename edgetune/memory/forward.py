@@ -201,10 +201,14 @@ class Forward:
 
     def _mlp(self) -> int:
         """Return the bytes of the output."""
-        ledger, saved, block, rows = self.ledger, self.saved, self.block, self.rows
         reading = self._norm("mlp_input", "middle_norm")
         if self.shape.experts is not None:
             return self._mixture(self.shape.experts, reading)
+        return self._leaving(self._dense(), reading, kept=False)
+
+    def _dense(self) -> int:
+        """Return the bytes of what an MLP makes of its input."""
+        ledger, saved, block, rows = self.ledger, self.saved, self.block, self.rows
         fused = block.linear("gate_up")
         gated = fused is not None or block.linear("gate") is not None
         if fused is not None:
@@ -226,17 +230,23 @@ class Forward:
             saved.active = active
         else:
             ledger.free(active)
-        return self._leaving(result, reading, kept=False)
+        return result
 
     def _mixture(self, rule: Experts, reading: int) -> int:
         """Return the bytes of the experts' output; what they read is kept if anything is."""
         block, kept = self.block, self.grad and self.block.reached(*self.block.before_mlp)
+        result, shared = self.rows.activation_bytes(rule.hidden), 0
+        if self.shape.shared:
+            shared = self._dense()
+            if rule.shared_gate is not None:
+                self.ledger.transient(result)
         own = Gathered(self.ledger, self.rows, self.shape, rule, block.quantized)
-        self.saved.gates = own.forward()
-        if not kept:
-            self.ledger.free(self.saved.gates)
-            self.saved.gates = 0
-        result = self.rows.activation_bytes(rule.hidden)
+        choices = own.forward()
+        self.ledger.transient(result if shared else 0)  # the sum
+        if kept:
+            self.saved.gates += choices + shared
+        else:
+            self.ledger.free(choices + shared)
         return self._leaving(result, reading, kept=kept)
 
     def _leaving(self, result: int, reading: int, *, kept: bool) -> int:

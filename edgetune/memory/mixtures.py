@@ -53,6 +53,31 @@ def route(ops: Elementary, x: Sized, rule: Experts) -> tuple[Sized, Sized]:
     return weights, chosen
 
 
+def shared(ops: Elementary, x: Sized, y: Sized) -> Sized:
+    """Return y times a share a token, which is made of x; y and the shares are saved."""
+    ledger, size = ops.ledger, x.nbytes
+    tokens, narrow = FLOAT32_BYTES * (x.numbers // x.shape[-1]), x.width != FLOAT32_BYTES
+    wide = FLOAT32_BYTES * x.numbers
+    gate = FLOAT32_BYTES * x.shape[-1] if ops.batch.stored != FLOAT32_BYTES else 0
+    wanted = (x.needs, y.needs)
+    ledger.transient(wide if narrow else 0, gate, tokens)
+    share = ops.new(tokens)
+    ledger.transient(size, tokens)
+
+    def back(_: list[Gradient]) -> Sequence[Gradient]:
+        ledger.transient(size, 2 * size if narrow else 0, tokens)
+        held = ledger.alloc(tokens)
+        ledger.transient(2 * tokens)
+        ledger.transient(gate, wide, size if narrow else 0)
+        x_grad = ops.new(size) if wanted[0] else None
+        ledger.transient(tokens)
+        y_grad = ops.new(size)
+        ledger.free(held)
+        return x_grad, y_grad
+
+    return ops.tape.made(y.shape, y.width, (x, y), back, saved=(y, share))
+
+
 def experts(
     ops: Elementary,
     x: Sized,

@@ -136,8 +136,7 @@ def _frozen(shape: ModelShape, layer: int) -> frozenset[str]:
     """Return the names of what stays as it is: router and experts of a block, sinks."""
     block, prefix = shape.blocks[layer], shape.block(layer)
     sinks = {f"{prefix}{tensor.name}" for tensor in block.mixer_tensors if tensor.role == "sinks"}
+    routing = {f"{prefix}{tensor.name}" for tensor in block.routing_tensors}
     modules = {linear.module for linear in block.expert_linears}
-    if block.experts is not None:
-        modules.add(block.experts.router)
     parts = {f"{prefix}{module}.{part}" for module in modules for part in ("weight", "bias")}
-    return frozenset(parts | sinks)
+    return frozenset(parts | sinks | routing)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Generic
 
 from edgetune.network.adaptation import BASE, Adaptation
-from edgetune.network.experts import mixture
+from edgetune.network.experts import beside, mixture
 from edgetune.network.mixers import convolved
 from edgetune.network.ops import A, Attended, Ops
 from edgetune.shape import Attention, BlockShape, Linear, ModelShape, Norm, ShortConvolution
@@ -162,11 +162,14 @@ class Block(Generic[A]):
         return self.ops.heads_first(x)
 
     def _mlp(self, x: A) -> A:
-        rule = self.own.experts
-        if rule is None:
+        rule, out = self.own.experts, None
+        if "down" in self.own.linear_by_role:
             out = self.project("down", self._inner(x))
-        else:
-            out = mixture(self.ops, rule, self.own.activation, x)
+        if rule is not None:
+            chosen = mixture(self.ops, rule, self.own.activation, x)
+            out = chosen if out is None else beside(self.ops, rule, x, out, chosen)
+            del chosen
+        assert out is not None
         out = self.norm("mlp_output", out)
         return self.method.sublayer(self, "mlp", x, out)
 

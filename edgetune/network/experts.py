@@ -13,3 +13,10 @@ def mixture(ops: Ops[A], rule: Experts, activation: str, x: A) -> A:
     """Return what the experts make of x (B, S, D): gradients go to x through the weights, too."""
     weights, chosen = ops.route(x, rule)
     return ops.experts(x, weights, chosen, rule, activation)
+
+
+def beside(ops: Ops[A], rule: Experts, x: A, shared: A, chosen: A) -> A:
+    """Return what an MLP for all tokens made of x, with what the chosen experts did (B, S, D)."""
+    if rule.shared_gate is not None:
+        shared = ops.shared(x, shared)
+    return ops.add(chosen, shared)

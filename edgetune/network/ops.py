@@ -106,6 +106,9 @@ class Ops(Protocol[A]):
         Of equal scores that of the lower number counts as the higher one.
         """
 
+    def shared(self, x: A, y: A) -> A:
+        """Return y (B, S, D) times the sigmoid of the block's shared score of x (B, S, D)."""
+
     def experts(self, x: A, weights: A, chosen: A, rule: Experts, activation: str) -> A:
         """Return the sum (B, S, D) of what the chosen experts make of x, times their weights."""
 

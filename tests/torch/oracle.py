@@ -9,7 +9,7 @@ from typing import Any
 
 from mixed_shapes import mixed
 from models import FAMILIES as SMALL_FAMILIES
-from models import SMALL
+from models import MIXTURES, SMALL
 from products import products
 
 from edgetune.backend import GenerateOptions
@@ -45,6 +45,7 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     "mixtral": {"intermediate_size": 640},
     "granitemoe": {"intermediate_size": 640},
     "olmoe": {"intermediate_size": 200},
+    "qwen2_moe": {"moe_intermediate_size": 320, "shared_expert_intermediate_size": 640},
     "qwen3_moe": {"moe_intermediate_size": 320},
     "granitemoehybrid": {"layer_types": ["attention"] * 4, "shared_intermediate_size": 1536},
 }
@@ -59,7 +60,6 @@ SIZES = {
 }  # fmt: skip
 """Those of the families of which no model is published that is small enough to be drawn."""
 FAMILIES = tuple(sorted(SMALL_FAMILIES.keys() - PUBLISHED))
-MIXTURES = frozenset({"gpt_oss", "granitemoe", "mixtral", "olmoe", "qwen3_moe"})
 LARGE = frozenset({"phi-3.5-mini", "olmo-2-7b", "mistral-7b", "gemma-2-2b"})
 """Models whose 4-bit matrices take many operations to unpack: rarely 4-bit here."""
 LORAS = 0.4

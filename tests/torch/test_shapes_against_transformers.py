@@ -251,6 +251,13 @@ def _switches(family: str, draw: random.Random, head_dim: int) -> Config:
             | {"num_local_experts": draw.choice([4, 6]), "attention_bias": True},
             "mixtral": wide | eps | {"num_local_experts": 3, "sliding_window": None},
             "olmoe": biased | eps | {"num_experts": draw.choice([9, 12])},
+            "qwen2_moe": eps
+            | {
+                "num_experts": draw.choice([4, 6]),
+                "moe_intermediate_size": 16,
+                "shared_expert_intermediate_size": 24,
+                "qkv_bias": draw.random() < 0.5,
+            },
             "qwen3_moe": biased
             | eps
             | {

@@ -58,6 +58,7 @@ _FAMILIES: Final[Mapping[str, str]] = {
     "phi": "gptj",
     "phi3": "phi3",
     "qwen2": "qwen",
+    "qwen2_moe": "mixtures",
     "qwen3": "qwen",
     "qwen3_moe": "mixtures",
     "seed_oss": "near_llama",

@@ -142,13 +142,13 @@ def fused_attention(sizes: Sizes, fused: str, output: str, *, bias: bool) -> tup
     )
 
 
-def gated_mlp(sizes: Sizes, *, bias: bool = False) -> tuple[Linear, ...]:
+def gated_mlp(sizes: Sizes, *, bias: bool = False, module: str = "mlp") -> tuple[Linear, ...]:
     """Return the three projections of ``down(activation(gate(x)) * up(x))``."""
     hidden, ffn = sizes.hidden, sizes.ffn
     return (
-        Linear(role="gate", module="mlp.gate_proj", inputs=hidden, outputs=ffn, bias=bias),
-        Linear(role="up", module="mlp.up_proj", inputs=hidden, outputs=ffn, bias=bias),
-        Linear(role="down", module="mlp.down_proj", inputs=ffn, outputs=hidden, bias=bias),
+        Linear(role="gate", module=f"{module}.gate_proj", inputs=hidden, outputs=ffn, bias=bias),
+        Linear(role="up", module=f"{module}.up_proj", inputs=hidden, outputs=ffn, bias=bias),
+        Linear(role="down", module=f"{module}.down_proj", inputs=ffn, outputs=hidden, bias=bias),
     )
 
 

@@ -18,7 +18,7 @@ from edgetune.model.families.common import (
     same_attention,
     split_attention,
 )
-from edgetune.shape import ATTENTION_ROLES, Experts, ModelShape, Norm
+from edgetune.shape import ATTENTION_ROLES, Experts, Linear, ModelShape, Norm
 
 
 def qwen3_moe(fields: Fields) -> ModelShape:
@@ -26,7 +26,7 @@ def qwen3_moe(fields: Fields) -> ModelShape:
     sizes = read_sizes(
         fields.with_defaults(intermediate_size=6144), kv_heads=4, head_dim=None, context=32768
     )
-    bias, every = fields.flag("attention_bias", False), fields.size("decoder_sparse_step", 1)
+    bias, every = fields.flag("attention_bias", False), _every(fields)
     sliding = fields.flag("use_sliding_window", False)
     window = fields.size("sliding_window", 4096) if sliding else None
     experts = _experts(
@@ -43,6 +43,31 @@ def qwen3_moe(fields: Fields) -> ModelShape:
             fields, sizes, "qwen3_moe", head_norms(sizes.head_dim, sizes.head_dim), bias, window
         ),
         lambda layer: None if layer in dense or (layer + 1) % every else experts,
+    )
+
+
+def qwen2_moe(fields: Fields) -> ModelShape:
+    """Return the shape of a Qwen2 mixture: an MLP for all tokens stands beside the experts."""
+    sizes = read_sizes(fields.with_defaults(intermediate_size=5632), kv_heads=16, context=32768)
+    fields.refuse("use_sliding_window", "layers with windows are not supported")
+    experts = replace(
+        _experts(
+            fields,
+            sizes,
+            number=expert_count(fields, 60),
+            chosen=4,
+            size=fields.size("moe_intermediate_size", 1408),
+            normalised=fields.flag("norm_topk_prob", False),
+        ),
+        shared_gate="mlp.shared_expert_gate",
+    )
+    width, every = fields.size("shared_expert_intermediate_size", 5632), _every(fields)
+    dense, bias = _numbers(fields, "mlp_only_layers"), fields.flag("qkv_bias", True)
+    shape = _shape(fields, sizes, "qwen2_moe", (), bias, None, output_bias=False)
+    return with_experts(
+        shape,
+        lambda layer: None if layer in dense or (layer + 1) % every else experts,
+        gated_mlp(replace(sizes, ffn=width), module="mlp.shared_expert"),
     )
 
 
@@ -85,14 +110,24 @@ def mixtral(fields: Fields) -> ModelShape:
     return with_experts(shape, lambda _: checked_experts(fields, experts))
 
 
-def with_experts(shape: ModelShape, experts_of: Callable[[int], Experts | None]) -> ModelShape:
-    """Return a shape in whose layers experts are in the place of the MLP, where there are any."""
+def with_experts(
+    shape: ModelShape,
+    experts_of: Callable[[int], Experts | None],
+    shared: tuple[Linear, ...] = (),
+) -> ModelShape:
+    """Return a shape in whose layers experts are in the place of the MLP, where there are any.
+
+    ``shared`` are the projections of an MLP for all tokens that stands beside them.
+    """
+    wide = max((x.inputs for x in shared if x.role == "down"), default=None)
     blocks = []
     for layer, block in enumerate(shape.blocks):
         experts = experts_of(layer)
         if experts is not None:
             linears = tuple(x for x in block.linears if x.role in ATTENTION_ROLES)
-            block = replace(block, linears=linears, ffn_size=experts.size, experts=experts)  # noqa: PLW2901
+            block = replace(  # noqa: PLW2901
+                block, linears=linears + shared, ffn_size=wide or experts.size, experts=experts
+            )
         blocks.append(block)
     return replace(shape, blocks=tuple(blocks))
 
@@ -107,6 +142,7 @@ def _shape(
     *,
     eps: float = 1e-6,
     theta: float = 10_000.0,
+    output_bias: bool | None = None,
 ) -> ModelShape:
     """Return the dense model that has an MLP where experts will be."""
     rotary = read_rotary(fields, sizes, theta=theta)
@@ -114,7 +150,10 @@ def _shape(
         fields,
         sizes,
         family=family,
-        linears=split_attention(sizes, bias=bias, output_bias=bias) + gated_mlp(sizes),
+        linears=split_attention(
+            sizes, bias=bias, output_bias=bias if output_bias is None else output_bias
+        )
+        + gated_mlp(sizes),
         norms=pre_norms(sizes) + norms,
         attention=same_attention(sizes, rotary, window),
         norm=rms_norm(fields, eps),
@@ -151,6 +190,11 @@ def checked_experts(fields: Fields, experts: Experts) -> Experts:
         f"num_experts_per_tok is {experts.chosen}, but there are {experts.number} experts"
     )
     return replace(experts, chosen=experts.number)
+
+
+def _every(fields: Fields) -> int:
+    """Return how manieth layers have experts, if they are not among the others."""
+    return fields.size("decoder_sparse_step", 1)
 
 
 def expert_count(fields: Fields, default: int) -> int:
