@@ -67,6 +67,12 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "block_auto_adjust_ff_dim": False, "max_position_embeddings": 1024,
         "layer_types": ["conv", "conv", "full_attention", "conv"],
     },
+    "beside": {
+        "model_type": "qwen2_moe", "hidden_size": 128, "moe_intermediate_size": 64,
+        "shared_expert_intermediate_size": 192, "intermediate_size": 192, "num_experts": 8,
+        "num_experts_per_tok": 3, "num_hidden_layers": 3, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "vocab_size": 3000, "max_position_embeddings": 1024,
+    },
     "sinking": {
         "model_type": "gpt_oss", "hidden_size": 128, "intermediate_size": 128,
         "num_local_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers": 3, "head_dim": 16,
@@ -88,7 +94,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
 """Llamas by what their head is: a matrix of its own, or the embedding; and one whose file is in
 bfloat16. And a GPT-2, a Gemma 2, whose logits are capped, a BLOOM, whose scores fall with the
 distance, a Cohere, both halves of which read one norm, an AFM, which squares, an LFM2, which
-convolves, a gpt-oss, whose attention has sinks, and another mixture of experts."""
+convolves, a gpt-oss, whose attention has sinks, and mixtures of experts, one of them beside an MLP for all tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +157,7 @@ CASES = (
     Case(model="convolving", context=192, checkpointed=True),
     Case(model="sinking", context=128),
     Case(model="sinking", context=192, checkpointed=True),
+    Case(model="beside", context=192, checkpointed=True),
     Case(model="mixed", context=128),
     Case(model="mixed", context=192, checkpointed=True),
     Case(model="mixed", context=128, checkpointed=True, fixed={"quantization": "q4"}),
