@@ -24,14 +24,21 @@ from edgetune.expert_shape import Experts, RoutingTensor
 from edgetune.mixer import Attention, Mixer, MixerTensor
 
 LinearRole = Literal[
-    "q", "k", "v", "qkv", "o", "conv_in", "conv_out", "gate", "up", "gate_up", "down",
+    "q", "k", "v", "qkv", "o",
+    "conv_in", "conv_out",
+    "delta_qkv", "delta_z", "delta_b", "delta_a", "delta_out",
+    "gate", "up", "gate_up", "down",
 ]  # fmt: skip
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
-NormRole = Literal["attention_input", "attention_output", "mlp_input", "mlp_output", "q", "k"]
+NormRole = Literal[
+    "attention_input", "attention_output", "mlp_input", "mlp_output", "q", "k", "delta",
+]  # fmt: skip
 TensorKind = Literal["embedding", "position", "linear", "bias", "norm", "mixer", "head", "router"]
 
 ATTENTION_ROLES: frozenset[str] = frozenset({"q", "k", "v", "qkv", "o"})
-MIXER_ROLES: frozenset[str] = frozenset({"conv_in", "conv_out"})
+MIXER_ROLES: frozenset[str] = frozenset(
+    {"conv_in", "conv_out", "delta_qkv", "delta_z", "delta_b", "delta_a", "delta_out"}
+)
 """Projections of mixers that are not attention."""
 MLP_ROLES: frozenset[str] = frozenset({"gate", "up", "gate_up", "down"})
 
@@ -57,16 +64,6 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Norm:
-    """One normalisation; ``module`` is its path inside the block (or in the model)."""
-
-    role: NormRole | Literal["embedding", "final"]
-    module: str
-    size: int
-    bias: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class NormKind:
     """How every norm of the model computes."""
 
@@ -74,6 +71,18 @@ class NormKind:
     eps: float
     offset: float = 0.0
     """Added to the stored weight: 1 for Gemma, whose weights are kept around zero."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norm:
+    """One normalisation; ``module`` is its path inside the block (or in the model)."""
+
+    role: NormRole | Literal["embedding", "final"]
+    module: str
+    size: int
+    bias: bool = False
+    kind: NormKind | None = None
+    """How it computes, if not as the model's other norms do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-MixerRole = Literal["conv", "conv_bias", "sinks"]
+PIECE = 64
+"""Tokens for which the delta rule's corrections are solved at once, by every backend."""
+
+MixerRole = Literal["conv", "conv_bias", "a_log", "dt_bias", "sinks"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,8 @@ class Attention:
     """By head, what is taken from a score for each position between query and key (ALiBi)."""
     softcap: float | None = None
     """``softcap * tanh(scores / softcap)`` before the softmax (Gemma-2)."""
+    gated: bool = False
+    """Each head's queries come with a gate: its output times the gate's sigmoid (Qwen3.5)."""
     rotary: Rotary | None = None
     query_rotary: Rotary | None = None
     """The rotation of queries, where it is another one than that of keys (Ministral 3)."""
@@ -84,6 +89,11 @@ class ShortConvolution:
         return (self.taps - 1) * self.channels
 
     @property
+    def products(self) -> int:
+        """Products of numbers that a token takes beside what moves them."""
+        return 0
+
+    @property
     def tensors(self) -> tuple[MixerTensor, ...]:
         """The convolution's weight, and its bias if it has one."""
         size = (self.channels, 1, self.taps)
@@ -94,4 +104,58 @@ class ShortConvolution:
         return weight, added
 
 
-Mixer = Attention | ShortConvolution
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatedDelta:
+    """Gated DeltaNet's mixer: heads whose state is a matrix that the delta rule corrects.
+
+    Queries, keys and values of all heads are convolved together; each head of keys serves some
+    heads of values, one after another. Sizes are those of a head.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    taps: int
+    module: str
+    """Of the mixer, inside the block."""
+
+    @property
+    def keys(self) -> int:
+        """Numbers of all keys of a token; those of all queries are as many."""
+        return self.key_heads * self.key_dim
+
+    @property
+    def values(self) -> int:
+        """Numbers of all values of a token."""
+        return self.value_heads * self.value_dim
+
+    @property
+    def channels(self) -> int:
+        """Channels that are convolved."""
+        return 2 * self.keys + self.values
+
+    @property
+    def carried(self) -> int:
+        """Float32 numbers that a row in generation keeps from one token to the next."""
+        states = self.value_heads * self.key_dim * self.value_dim
+        return (self.taps - 1) * self.channels + states
+
+    @property
+    def products(self) -> int:
+        """Products of numbers that a token takes: with the state three times, and within a piece."""
+        own = 3 * self.key_dim * self.value_dim
+        return self.value_heads * (own + 2 * PIECE * (self.key_dim + self.value_dim))
+
+    @property
+    def tensors(self) -> tuple[MixerTensor, ...]:
+        """The convolution's weight, and by head how fast the state decays and a bias of that."""
+        size, heads = (self.channels, 1, self.taps), (self.value_heads,)
+        return (
+            MixerTensor(role="conv", name=f"{self.module}.conv1d.weight", shape=size),
+            MixerTensor(role="a_log", name=f"{self.module}.A_log", shape=heads),
+            MixerTensor(role="dt_bias", name=f"{self.module}.dt_bias", shape=heads),
+        )
+
+
+Mixer = Attention | ShortConvolution | GatedDelta

@@ -27,7 +27,7 @@ from edgetune.block_shape import (
     norm_tensors,
 )
 from edgetune.expert_shape import Clamp, Experts, Fused
-from edgetune.mixer import Attention, Mixer, MixerTensor, Rotary, ShortConvolution
+from edgetune.mixer import Attention, GatedDelta, Mixer, MixerTensor, Rotary, ShortConvolution
 
 __all__ = [
     "ATTENTION_ROLES",
@@ -40,6 +40,7 @@ __all__ = [
     "Experts",
     "FileFormats",
     "Fused",
+    "GatedDelta",
     "Linear",
     "LinearRole",
     "Mixer",

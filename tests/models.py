@@ -102,6 +102,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 4, "max_position_embeddings": 128, "init_std": 0.2,
         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
     "stablelm": SMALL | {"partial_rotary_factor": 0.5},
+    "qwen3_5_text": SMALL | {
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+        "linear_value_head_dim": 6},
     "lfm2": SMALL | {
         "layer_types": ["conv", "full_attention", "conv"], "block_multiple_of": 8,
         "block_ffn_dim_multiplier": 1.5, "initializer_range": 0.3},
@@ -174,6 +178,8 @@ def make_model(
         for name, parameter in model.named_parameters():
             if "norm" in name or name.endswith(("bias", "sinks")) or "ln_" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
+            if name.endswith("A_log"):  # so that a state is not gone after a token
+                parameter.sub_(3)
     model.to(dtype).save_pretrained(folder)
     return folder
 
@@ -192,6 +198,9 @@ _TOWERS: dict[str, dict[str, Any]] = {
     "llava_next": _CLIP,
     "llava_onevision": _SIGLIP,
     "mistral3": _EYES | {"model_type": "pixtral", "head_dim": 8},
+    "qwen3_5": {
+        "hidden_size": 16, "intermediate_size": 24, "depth": 2, "num_heads": 2, "patch_size": 4,
+        "out_hidden_size": 32, "num_position_embeddings": 16},
 }  # fmt: skip
 
 

@@ -139,5 +139,5 @@ def new_row(
     def arrays() -> list[mx.array]:
         return [mx.zeros(size, decoder.dtype) for size in sizes]
 
-    cache = Cache(arrays(), arrays(), [{} for _ in sizes])
+    cache = Cache(arrays(), arrays(), [None for _ in sizes])
     return Row(number, prompt, method, cache, mx.random.key(options.seed))

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import mlx.core as mx
 
 from edgetune.network.ops import Attended, Dropout, KeptNorms, Key
-from edgetune.shape import Experts, ModelShape, Rotary
-from edgetune_mlx import attention, convolution, experts, linear, pointwise, trained
+from edgetune.shape import Experts, GatedDelta, ModelShape, Rotary
+from edgetune_mlx import attention, convolution, experts, gated_delta, linear, pointwise, trained
 from edgetune_mlx.attention import Keys
 from edgetune_mlx.load import BlockWeights, Weights
 from edgetune_mlx.matrices import Matrix, Sequencer
@@ -73,7 +74,9 @@ class MlxOps:
         """Normalise x."""
         weight = self.block.norms[role] if weight is None else weight
         bias = self.block.norm_biases.get(role) if bias is None else bias
-        return pointwise.norm(x, self.shape.norm, weight, bias)
+        own = self.shape.blocks[self.layer].norm_by_role.get(role)
+        kind = self.shape.norm if own is None or own.kind is None else own.kind
+        return pointwise.norm(x, kind, weight, bias)
 
     def row_norms(
         self,
@@ -180,7 +183,21 @@ class MlxOps:
         if not self.layout.caches:
             return convolution.short_convolution(x, weight, bias, self.layout.documents)
         after = convolution.short_convolution_after
-        return self._carried("conv", x, lambda own, last: after(own, weight, bias, last))
+        return self._carried(lambda last, own: after(own, weight, bias, last), x)
+
+    def gated_delta(
+        self, x: mx.array, b: mx.array, a: mx.array, conv: mx.array | None = None,
+        a_log: mx.array | None = None, dt_bias: mx.array | None = None,
+    ) -> mx.array:  # fmt: skip
+        """Correct a state within documents, or on from what is cached."""
+        mixer, frozen = self.shape.blocks[self.layer].mixer, self.block.mixer
+        assert isinstance(mixer, GatedDelta)
+        trained = {"conv": conv, "a_log": a_log, "dt_bias": dt_bias}
+        own = [frozen[role] if copy is None else copy for role, copy in trained.items()]
+        if not self.layout.caches:
+            return gated_delta.gated_delta(x, b, a, own, mixer, self.layout.documents)
+        after = gated_delta.gated_delta_after
+        return self._carried(lambda last, x, b, a: after(x, b, a, own, mixer, last), x, b, a)
 
     # what is trained
 
@@ -315,19 +332,17 @@ class MlxOps:
         """Return the same: a graph has one dense form of a matrix already."""
         return self
 
-    def _carried(
-        self,
-        name: str,
-        x: mx.array,
-        go_on: Callable[[mx.array, mx.array | None], tuple[mx.array, mx.array]],
-    ) -> mx.array:
-        """Return what comes of each row's tokens after those before, and keep what goes on."""
-        outputs = []
+    def _carried(self, go_on: Callable[..., tuple[mx.array, Any]], *inputs: mx.array) -> mx.array:
+        """Return what comes of each row's tokens after those before, and keep what goes on.
+
+        ``go_on`` is given what it returned for a row's tokens before, None at the beginning.
+        """
+        outputs, positions = [], inputs[0].shape[1]
         for row, cache in enumerate(self.layout.caches):
-            count, carried = cache.arriving, cache.carried[self.layer]
-            before = carried[name] if cache.length else None
-            out, carried[name] = go_on(x[row : row + 1, :count], before)
-            outputs.append(mx.pad(out, [(0, 0), (0, x.shape[1] - count), (0, 0)]))
+            before = cache.carried[self.layer] if cache.length else None
+            parts = (x[row : row + 1, : cache.arriving] for x in inputs)
+            out, cache.carried[self.layer] = go_on(before, *parts)
+            outputs.append(mx.pad(out, [(0, 0), (0, positions - cache.arriving), (0, 0)]))
         return mx.concatenate(outputs)
 
     def _matrix(self, role: str) -> Matrix:

@@ -86,6 +86,8 @@ def activation(x: mx.array, name: str) -> mx.array:
             return x * _share(x, name)
         case "relu":
             return mx.maximum(x, 0)
+        case "sigmoid":
+            return mx.sigmoid(x)
         case "relu2":
             return mx.square(mx.maximum(x, 0))
         case other:
@@ -103,6 +105,9 @@ def _with_slope(x: mx.array, name: str) -> tuple[mx.array, mx.array]:
     if name == "relu2":
         positive = mx.maximum(x, 0)
         return mx.square(positive), 2 * positive
+    if name == "sigmoid":
+        value = mx.sigmoid(x)
+        return value, (1 - value) * value
     share = mx.sigmoid(x) if name == "silu" else _share(x, name)
     value = x * share
     if name == "silu":

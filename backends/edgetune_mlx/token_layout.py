@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -25,13 +26,13 @@ class Cache:
     """Keys and values of one row in generation, (1, G, capacity, h) a layer.
 
     They are filled to ``length``; a pass writes ``arriving`` ones behind it, and who runs the
-    pass moves it. ``carried`` is what layers without attention go on from, by name; the first
-    pass leaves it.
+    pass moves it. ``carried`` is what each layer without attention goes on from; the first pass
+    leaves it.
     """
 
     keys: list[mx.array]
     values: list[mx.array]
-    carried: list[dict[str, mx.array]]
+    carried: list[Any]
     length: int = 0
     arriving: int = 0
 

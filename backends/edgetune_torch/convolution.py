@@ -29,7 +29,7 @@ class ShortConvolution(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias)
         ctx.documents = documents
         b, c, u = x.chunk(3, -1)
-        y = convolved(product(b, u), _taps(weight), bias, documents)
+        y = convolved(product(b, u), taps_of(weight), bias, documents)
         return y.mul_(c).to(x.dtype)
 
     @staticmethod
@@ -39,7 +39,7 @@ class ShortConvolution(torch.autograd.Function):
         """Return the gradients of x, and of trained tensors."""
         x, weight, bias = ctx.saved_tensors
         x_wanted, weight_wanted, bias_wanted, _ = ctx.needs_input_grad
-        (grad,), documents, taps = grads, ctx.documents, _taps(weight)
+        (grad,), documents, taps = grads, ctx.documents, taps_of(weight)
         b, c, u = x.chunk(3, -1)
         x_grad = torch.empty_like(x) if x_wanted else None
         between = product(b, u)
@@ -73,7 +73,7 @@ def short_convolution_after(
     ``before`` (1, K - 1, D) is what this returned for the tokens before; None at the beginning.
     """
     b, c, u = x.chunk(3, -1)
-    y, after = convolved_after(product(b, u), _taps(weight), bias, before)
+    y, after = convolved_after(product(b, u), taps_of(weight), bias, before)
     return y.mul_(c).to(x.dtype), after
 
 
@@ -130,7 +130,7 @@ def product(x: Tensor, y: Tensor) -> Tensor:
     return x * y if x.dtype == wide else x.to(wide).mul_(y)
 
 
-def _taps(weight: Tensor) -> Tensor:
+def taps_of(weight: Tensor) -> Tensor:
     """Return a weight (D, 1, K) as taps (K, D) in float32, or wider."""
     return weight[:, 0].T.to(torch.promote_types(weight.dtype, torch.float32))
 

@@ -129,4 +129,4 @@ def new_row(
         return [torch.empty(size, dtype=decoder.dtype, device=device) for size in sizes]
 
     draws = torch.Generator(device).manual_seed(options.seed)
-    return Row(number, prompt, method, Cache(tensors(), tensors(), [{} for _ in sizes]), draws)
+    return Row(number, prompt, method, Cache(tensors(), tensors(), [None for _ in sizes]), draws)

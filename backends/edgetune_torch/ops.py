@@ -7,15 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from edgetune.network.ops import Attended, Dropout, KeptNorms, Key
-from edgetune.shape import Experts, ModelShape, Rotary
-from edgetune_torch import attention, convolution, experts, linear, pointwise, trained
+from edgetune.shape import Experts, GatedDelta, ModelShape, Rotary
+from edgetune_torch import (
+    attention,
+    convolution,
+    experts,
+    gated_delta,
+    linear,
+    pointwise,
+    trained,
+)
 from edgetune_torch.attention import Keys
 from edgetune_torch.documents import grouped
+from edgetune_torch.gated_delta import Parameters
 from edgetune_torch.load import Weights
 from edgetune_torch.matrices import unpacked_once
 from edgetune_torch.precision import product_dtype
@@ -75,7 +85,9 @@ class TorchOps:
         """Normalise x."""
         weight = self.block.norms[role] if weight is None else weight
         bias = self.block.norm_biases.get(role) if bias is None else bias
-        return pointwise.norm(x, self.shape.norm, weight, bias)
+        own = self.shape.blocks[self.layer].norm_by_role.get(role)
+        kind = self.shape.norm if own is None or own.kind is None else own.kind
+        return pointwise.norm(x, kind, weight, bias)
 
     def row_norms(
         self, key: Key, a: Tensor, b: Tensor, scale: float, kept: KeptNorms[Tensor]
@@ -175,7 +187,24 @@ class TorchOps:
         if not self.layout.caches:
             return convolution.short_convolution(x, weight, bias, self.layout.documents)
         after = convolution.short_convolution_after
-        return self._carried("conv", x, lambda own, last: after(own, weight, bias, last))
+        return self._carried(lambda last, own: after(own, weight, bias, last), x)
+
+    def gated_delta(
+        self, x: Tensor, b: Tensor, a: Tensor, conv: Tensor | None = None,
+        a_log: Tensor | None = None, dt_bias: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Correct a state within documents, or on from what is cached."""
+        mixer, frozen = self.shape.blocks[self.layer].mixer, self.block.mixer
+        assert isinstance(mixer, GatedDelta)
+        own = Parameters(
+            conv=frozen["conv"] if conv is None else conv,
+            a_log=frozen["a_log"] if a_log is None else a_log,
+            dt_bias=frozen["dt_bias"] if dt_bias is None else dt_bias,
+        )
+        if not self.layout.caches:
+            return gated_delta.gated_delta(x, b, a, own, mixer, self.layout.documents)
+        after = gated_delta.gated_delta_after
+        return self._carried(lambda last, x, b, a: after(x, b, a, own, mixer, last), x, b, a)
 
     # what is trained
 
@@ -321,16 +350,18 @@ class TorchOps:
         matrices = {role: unpacked_once(self.block.matrices[role])}
         return replace(self, block=replace(self.block, matrices=matrices))
 
-    def _carried(
-        self, name: str, x: Tensor, go_on: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
-    ) -> Tensor:
-        """Return what comes of each row's tokens after those before, and keep what goes on."""
-        outputs = []
+    def _carried(self, go_on: Callable[..., tuple[Tensor, Any]], *inputs: Tensor) -> Tensor:
+        """Return what comes of each row's tokens after those before, and keep what goes on.
+
+        ``go_on`` is given what it returned for a row's tokens before, None at the beginning.
+        """
+        outputs, positions = [], inputs[0].shape[1]
         for row, cache in enumerate(self.layout.caches):
-            ((count,), carried) = self.layout.documents[row], cache.carried[self.layer]
-            before = carried[name] if cache.length else None
-            out, carried[name] = go_on(x[row : row + 1, :count], before)
-            outputs.append(torch.nn.functional.pad(out, (0, 0, 0, x.shape[1] - count)))
+            ((count,),) = self.layout.documents[row : row + 1]
+            before = cache.carried[self.layer] if cache.length else None
+            parts = (x[row : row + 1, :count] for x in inputs)
+            out, cache.carried[self.layer] = go_on(before, *parts)
+            outputs.append(torch.nn.functional.pad(out, (0, 0, 0, positions - count)))
         return torch.cat(outputs)
 
     def _bias(self, role: str, wanted: bool) -> Tensor | None:

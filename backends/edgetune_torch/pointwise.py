@@ -108,6 +108,8 @@ def activation(x: Tensor, name: str) -> Tensor:
             return F.gelu(x, approximate="tanh")
         case "relu":
             return F.relu(x)
+        case "sigmoid":
+            return torch.sigmoid(x)
         case "relu2":
             y: Tensor = SquaredRelu.apply(x)  # type: ignore[no-untyped-call]
             return y

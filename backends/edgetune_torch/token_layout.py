@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,12 +26,12 @@ class Cache:
     """Keys and values of one row in generation, (1, G, capacity, h) a layer.
 
     They are filled to ``length``; a pass writes behind it, and who runs the pass moves it.
-    ``carried`` is what layers without attention go on from, by name; the first pass leaves it.
+    ``carried`` is what each layer without attention goes on from; the first pass leaves it.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
-    carried: list[dict[str, Tensor]]
+    carried: list[Any]
     length: int = 0
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from edgetune.memory import additions, attention, mlx_mixers, pointwise, products
 from edgetune.memory.attention import Heads
-from edgetune.memory.block import ATTEND, FIRST_HALF, GATES, READING, Block
+from edgetune.memory.block import ATTEND, FIRST_HALF, GATE, GATES, READING, Block
 from edgetune.memory.forward import Saved
 from edgetune.memory.gathered import Gathered
 from edgetune.memory.ledger import Ledger
 from edgetune.network.adaptation import Sublayer
-from edgetune.shape import Attention, Experts, ShortConvolution
+from edgetune.shape import Attention, Experts, GatedDelta, ShortConvolution
 
 
 class Backward:
@@ -120,17 +120,31 @@ class Backward:
         mixer = self.shape.mixer
         return self._attention(grad) if isinstance(mixer, Attention) else self._mixed(mixer, grad)
 
-    def _mixed(self, mixer: ShortConvolution, grad: int) -> int:
+    def _mixed(self, mixer: ShortConvolution | GatedDelta, grad: int) -> int:
         """Return the same of a mixer that is not attention."""
         ledger, saved = self.ledger, self.saved
-        out = self._project("conv_out")
+        out = self._project("conv_out") + self._project("delta_out")
         ledger.free(grad)
-        if not self.block.reached(READING):
+        if not self.block.reached(READING, GATE):
             ledger.free(out + saved.attended)
             return 0
-        grads = mlx_mixers.convolution_backward(ledger, self.rows, mixer)
+        made = 0
+        if isinstance(mixer, GatedDelta):
+            both = pointwise.gated_backward(ledger, self.rows, mixer.values)
+            ledger.free(out)
+            made = self._project("delta_z")
+            size, columns = mixer.value_dim, mixer.values
+            out = pointwise.norm_backward(ledger, self.block.norm, size, self.rows, columns)
+            ledger.free(both)
+        if not self.block.reached(READING):
+            ledger.free(out + saved.attended + saved.reading)
+            return made
+        grads = mlx_mixers.mixed_backward(ledger, self.rows, mixer)
         ledger.free(out + saved.attended)
-        made = self._project("conv_in")
+        for role in ("conv_in", "delta_a", "delta_b", "delta_qkv"):
+            found = self._project(role)
+            ledger.free(min(made, found))  # both become one
+            made = max(made, found)
         ledger.free(grads + saved.reading)
         return made
 
@@ -140,6 +154,7 @@ class Backward:
         heads = Heads.of(self.shape)
         out = self._project("o")
         ledger.free(grad)
+        out, gate = self._gate(heads, out)
         if rows.mlx:  # whose attention goes back without its output
             done = min(saved.attended, rows.activation_bytes(heads.queries))
             saved.attended -= done
@@ -184,9 +199,19 @@ class Backward:
             made = self._project("v")
             ledger.free(rows.activation_bytes(heads.keys))
             ledger.free(self._project("k") + rows.activation_bytes(heads.keys))
+            ledger.transient(2 * gate)  # together with the queries'
             ledger.free(self._project("q") + rows.activation_bytes(heads.queries))
+        ledger.free(gate)
         ledger.free(saved.reading)
         return made
+
+    def _gate(self, heads: Heads, grad: int) -> tuple[int, int]:
+        """Return the bytes of the gradients of attention's output and of its gate."""
+        if not heads.rule.gated:
+            return grad, 0
+        both = pointwise.gated_backward(self.ledger, self.rows, heads.queries)
+        self.ledger.free(grad)
+        return both // 2, both // 2
 
     def _project(self, role: str) -> int:
         product = self.block.linear(role)
@@ -198,7 +223,7 @@ class Backward:
             scaled = additions.scale_backward(self.ledger, self.rows, product.outputs)
             self.ledger.free(self.saved.scaled[role])
             # the gradient of a half's output is the residual's too
-            if role not in ("o", "conv_out", "down"):
+            if role not in ("o", "conv_out", "delta_out", "down"):
                 self.ledger.free(scaled)  # the caller lets go of the gradient it replaces
                 scaled = 0
         entry = products.backward(

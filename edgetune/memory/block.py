@@ -12,12 +12,16 @@ from edgetune.memory.products import Product
 from edgetune.methods.base import Footprint, Ranks
 from edgetune.shape import BlockShape, Linear, NormKind
 
-READING: frozenset[str] = frozenset({"q", "k", "v", "qkv", "conv_in"})
+READING: frozenset[str] = frozenset(
+    {"q", "k", "v", "qkv", "conv_in", "delta_qkv", "delta_b", "delta_a"}
+)
 ATTEND: frozenset[str] = frozenset({"attend"})
-OUTPUT: frozenset[str] = frozenset({"o", "conv_out", "attention"})
+GATE: frozenset[str] = frozenset({"delta_z"})
+"""What gates the output of a mixer."""
+OUTPUT: frozenset[str] = frozenset({"o", "conv_out", "delta_out", "attention"})
 GATES: frozenset[str] = frozenset({"gate", "up", "gate_up"})
 DOWN: frozenset[str] = frozenset({"down"})
-FIRST_HALF: tuple[frozenset[str], ...] = (READING, ATTEND, OUTPUT)
+FIRST_HALF: tuple[frozenset[str], ...] = (READING, ATTEND, GATE, OUTPUT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +80,10 @@ class Block:
         match role:
             case "attention_output":
                 return FIRST_HALF
-            case "o" | "conv_out":
+            case "delta":
                 return READING, ATTEND
+            case "o" | "conv_out" | "delta_out":
+                return READING, ATTEND, GATE
             case "mlp_input" | "gate" | "up" | "gate_up":
                 return self.before_mlp
             case "down":

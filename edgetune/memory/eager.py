@@ -11,19 +11,19 @@ from typing import Any
 
 from edgetune.memory import mixtures
 from edgetune.memory.batch_shape import BatchShape
-from edgetune.memory.convolved import Convolving
+from edgetune.memory.delta import DeltaRule
 from edgetune.memory.ledger import Ledger
 from edgetune.memory.products import Product, unpack
 from edgetune.memory.sized import Gradient, Sized, Strewn, outside
 from edgetune.network.ops import Attended, Dropout, KeptNorms, Key
-from edgetune.shape import Experts, ModelShape, Rotary
+from edgetune.shape import Experts, GatedDelta, ModelShape, Rotary
 from edgetune.storage import FLOAT32_BYTES
 
 NORM_ROWS = 128
 """Rows of a matrix that are in float32 at a time for their norms."""
 
 
-class EagerOps(Convolving):
+class EagerOps(DeltaRule):
     """One block's operations in one pass: bytes are taken when an operation is called."""
 
     def __init__(
@@ -81,9 +81,10 @@ class EagerOps(Convolving):
         self, role: str, x: Sized, weight: Sized | None = None, bias: Sized | None = None
     ) -> Sized:
         """Normalise x."""
-        kind, shape = self.shape.norm, self.shape
+        shape = self.shape
         ends = {"final": shape.final_norm, "embedding": shape.embedding_norm}
         norm = ends.get(role) or self.own.norm_by_role[role]
+        kind = norm.kind or shape.norm
         stored = outside((norm.size,), self.batch.stored)
         gain = self.gain(stored if weight is None else weight, kind)
         if kind.kind == "rms":
@@ -201,12 +202,19 @@ class EagerOps(Convolving):
         self, x: Sized, weight: Sized | None = None, bias: Sized | None = None
     ) -> Sized:
         """Convolve within documents."""
-        frozen = {
-            tensor.role: outside(tensor.shape, self.batch.stored)
-            for tensor in self.own.mixer_tensors
-        }
+        frozen = self._mixer_tensors()
         weight = frozen["conv"] if weight is None else weight
         return self.gated_convolution(x, weight, frozen.get("conv_bias") if bias is None else bias)
+
+    def gated_delta(
+        self, x: Sized, b: Sized, a: Sized, conv: Sized | None = None,
+        a_log: Sized | None = None, dt_bias: Sized | None = None,
+    ) -> Sized:  # fmt: skip
+        """Let the delta rule correct a state within documents."""
+        mixer, trained = self.own.mixer, {"conv": conv, "a_log": a_log, "dt_bias": dt_bias}
+        assert isinstance(mixer, GatedDelta)
+        own = [trained[role] or frozen for role, frozen in self._mixer_tensors().items()]
+        return self.delta_rule((x, b, a, *own), mixer)
 
     # what is trained
 
@@ -366,6 +374,9 @@ class EagerOps(Convolving):
 
     def _made(self, shape: tuple[int, ...], width: int) -> Sized:
         return self.tape.made(shape, width, (), _nothing)
+
+    def _mixer_tensors(self) -> dict[str, Sized]:
+        return {x.role: outside(x.shape, self.batch.stored) for x in self.own.mixer_tensors}
 
     def _product(self, role: str) -> Product:
         linear, self.multiplies = self.own.linear_by_role[role], True

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 from edgetune.memory import additions, attention, mlx_mixers, pointwise, products
 from edgetune.memory.attention import Heads
-from edgetune.memory.block import DOWN, FIRST_HALF, GATES, OUTPUT, READING, Block
+from edgetune.memory.block import DOWN, FIRST_HALF, GATE, GATES, OUTPUT, READING, Block
 from edgetune.memory.gathered import Gathered
 from edgetune.memory.ledger import Ledger
 from edgetune.network.adaptation import Sublayer
-from edgetune.shape import Attention, Experts, ShortConvolution
+from edgetune.shape import Attention, Experts, GatedDelta, ShortConvolution
 from edgetune.storage import FLOAT32_BYTES
 
 
@@ -84,25 +84,40 @@ class Forward:
         mixer = self.shape.mixer
         return self._attention() if isinstance(mixer, Attention) else self._mixed(mixer)
 
-    def _mixed(self, mixer: ShortConvolution) -> int:
+    def _mixed(self, mixer: ShortConvolution | GatedDelta) -> int:
         """Return the bytes of the output of a mixer that is not attention."""
         ledger, saved, block, rows = self.ledger, self.saved, self.block, self.rows
         reading = self._norm("attention_input", "entry_norm")
-        made = self._project("conv_in")
-        mlx_mixers.convolution_forward(ledger, rows, mixer)
-        out = ledger.alloc(rows.activation_bytes(mixer.channels))
+        made = sum(self._project(role) for role in ("conv_in", "delta_qkv", "delta_b", "delta_a"))
+        out = mlx_mixers.mixed_forward(ledger, rows, mixer)
         kept = self.grad and block.reached(READING)
         ledger.free(0 if kept else made)
-        result = self._project("conv_out")
+        saved.attended = made * kept
+        if isinstance(mixer, GatedDelta):
+            out = self._gated(mixer, out)
+        result = self._project("conv_out") + self._project("delta_out")
         out_kept = self.grad and block.saves_input(OUTPUT)
         ledger.free(0 if out_kept else out)
-        saved.attended = made * kept + out * out_kept
+        saved.attended += out * out_kept
         result = self._adapted("attention", result)
-        if self.grad and block.saves_input(READING):
+        if self.grad and block.saves_input(READING | GATE):
             saved.reading = reading
         else:
             ledger.free(reading)
         return result
+
+    def _gated(self, mixer: GatedDelta, out: int) -> int:
+        """Return the bytes of what a mixer read, normalised and gated."""
+        ledger, saved, rows = self.ledger, self.saved, self.rows
+        size, columns = mixer.value_dim, mixer.values
+        weight_bytes = pointwise.norm_forward(ledger, self.block.norm, size, rows, columns)
+        gate = self._project("delta_z")
+        gated = ledger.alloc(rows.activation_bytes(columns))
+        before = out + weight_bytes if self.grad and self.block.reached(READING) else 0
+        both = 2 * gate if self.grad and self.block.reached(READING, GATE) else 0
+        saved.attended += before + both
+        ledger.free(out + weight_bytes - before + 2 * gate - both)
+        return gated
 
     def _attention(self) -> int:
         """Return the bytes of the output of attention."""
@@ -132,6 +147,9 @@ class Forward:
             if not self.grad:
                 ledger.free(out)
                 out = 0
+        if heads.rule.gated:
+            gate = rows.activation_bytes(heads.queries)
+            made, out = made + gate + out, ledger.alloc(gate)
         result = self._project("o")
         if "attention_output" in self.shape.norm_by_role:
             before, result = result, self._norm("attention_output", "output_norm")
@@ -163,6 +181,9 @@ class Forward:
         roles = ("qkv",) if "qkv" in shape.linear_by_role else ("q", "k", "v")
         made = {role: self._project(role) for role in roles}
         heads = Heads.of(shape)
+        if heads.rule.gated:
+            ledger.transient(made["q"])  # apart from its gate, which stays
+            made["q"] //= 2
         if "qkv" in made:
             if not shape.interleaved_qkv:
                 return made["qkv"], 0

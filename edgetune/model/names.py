@@ -8,12 +8,15 @@ from typing import Final
 
 from edgetune.shape import ModelShape
 
-_EYES: Final = re.compile(r"^(model\.)?((vision_tower|multi_modal_projector)\.|image_newline$)")
+_EYES: Final = re.compile(
+    r"^(model\.)?((vision_tower|multi_modal_projector|visual)\.|image_newline$)"
+)
 """What image-and-text models see images with."""
 
 _EXTRA: Final = re.compile(
     r"rotary_emb\.inv_freq$"  # buffers, computed from the config
     r"|\.(attn|attention)\.(masked_)?bias$"  # GPT-2's and GPT-NeoX's causal masks
+    r"|^(model\.)?mtp\."  # what guesses several tokens ahead, which is not trained
 )
 _HEADS: Final = ("lm_head.weight", "embed_out.weight")
 

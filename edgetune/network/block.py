@@ -10,9 +10,17 @@ from typing import Generic
 
 from edgetune.network.adaptation import BASE, Adaptation
 from edgetune.network.experts import beside, mixture
-from edgetune.network.mixers import convolved
+from edgetune.network.mixers import convolved, corrected
 from edgetune.network.ops import A, Attended, Ops
-from edgetune.shape import Attention, BlockShape, Linear, ModelShape, Norm, ShortConvolution
+from edgetune.shape import (
+    Attention,
+    BlockShape,
+    GatedDelta,
+    Linear,
+    ModelShape,
+    Norm,
+    ShortConvolution,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +57,7 @@ class Block(Generic[A]):
         They have no positions.
         """
         block = replace(self, method=BASE)
-        _, k, v = block._queries_keys_values(x)
+        _, k, v, _ = block._queries_keys_values(x)
         return block.norm("k", k) if self.own.normed_after_rotation else k, v
 
     # the parts of the text
@@ -104,19 +112,22 @@ class Block(Generic[A]):
                 out = self._attention(x, rule)
             case ShortConvolution():
                 out = convolved(self, x)
+            case GatedDelta() as mixer:
+                out = corrected(self, x, mixer)
         out = self.norm("attention_output", out)
         return self.method.sublayer(self, "attention", x, out)
 
     def _attention(self, x: A, rule: Attention) -> A:
         ops = self.ops
-        q, k, v = self._queries_keys_values(x)
+        q, k, v, gate = self._queries_keys_values(x)
         if rule.rotary is not None:
             q, k = ops.rotate(q, rule.query_rotary or rule.rotary), ops.rotate(k, rule.rotary)
         if self.own.normed_after_rotation:
             q, k = self.norm("q", q), self.norm("k", k)
         sinks = None if rule.sinks is None else ops.sinks()
         out = self._attend(Attended(q=q, k=k, v=v, rule=rule, keys=ops.keys(), sinks=sinks))
-        return self.project("o", ops.from_heads(out))
+        out = ops.from_heads(out)
+        return self.project("o", out if gate is None else ops.gated(gate, out, "sigmoid"))
 
     def _attend(self, attended: Attended[A]) -> A:
         """Return the output (B, H, S, h) of attention, also to what is cached of each row."""
@@ -132,10 +143,17 @@ class Block(Generic[A]):
             [method.attend(self, one) for method, one in zip(methods, cached, strict=True)]
         )
 
-    def _queries_keys_values(self, x: A) -> tuple[A, A, A]:
-        """Return q (B, H, S, h) and k, v (B, G, S, h), normalised where the model does so."""
+    def _queries_keys_values(self, x: A) -> tuple[A, A, A, A | None]:
+        """Return q (B, H, S, h) and k, v (B, G, S, h), normalised where the model does so.
+
+        Last the gate (B, S, H h) of the output, if there is one.
+        """
         q, k, v = self._projected_heads(x)
-        return self._heads("q", q), self._heads("k", k), self._heads("v", v)
+        gate: A | None = None
+        if self.own.attention is not None and self.own.attention.gated:
+            size = self.own.head_dim
+            q, gate = self.ops.split_by_head(q, self.own.heads, (size, size))
+        return self._heads("q", q), self._heads("k", k), self._heads("v", v), gate
 
     def _projected_heads(self, x: A) -> tuple[A, A, A]:
         shape, ops = self.own, self.ops

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgetune.mixer import GatedDelta
 from edgetune.network.ops import A
 
 if TYPE_CHECKING:
@@ -16,3 +17,15 @@ if TYPE_CHECKING:
 def convolved(block: Block[A], x: A) -> A:
     """Return what a short convolution (LFM2) makes of x (B, S, D)."""
     return block.project("conv_out", block.method.mix(block, [block.project("conv_in", x)]))
+
+
+def corrected(block: Block[A], x: A, mixer: GatedDelta) -> A:
+    """Return what Gated DeltaNet (Qwen3.5) makes of x (B, S, D)."""
+    ops = block.ops
+    inputs = [block.project(role, x) for role in ("delta_qkv", "delta_b", "delta_a")]
+    out = ops.to_heads(block.method.mix(block, inputs), mixer.value_dim)
+    del inputs
+    out = block.norm("delta", out)
+    gate = ops.to_heads(block.project("delta_z", x), mixer.value_dim)
+    out = ops.gated(gate, out, "silu")
+    return block.project("delta_out", ops.from_heads(ops.heads_first(out)))

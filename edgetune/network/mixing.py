@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from edgetune.mixer import Attention, Mixer, MixerRole, ShortConvolution
+from edgetune.mixer import Attention, GatedDelta, Mixer, MixerRole, ShortConvolution
 from edgetune.network.ops import A, Ops
 
 
@@ -18,5 +18,9 @@ def mix(ops: Ops[A], mixer: Mixer, inputs: Sequence[A], trained: Mapping[MixerRo
             (x,) = inputs
             weight, bias = trained.get("conv"), trained.get("conv_bias")
             return ops.short_convolution(x, weight, bias)
+        case GatedDelta():
+            x, b, a = inputs
+            get = trained.get
+            return ops.gated_delta(x, b, a, get("conv"), get("a_log"), get("dt_bias"))
         case Attention():
             raise TypeError("attention attends: it has a place of its own")

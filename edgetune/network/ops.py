@@ -159,6 +159,17 @@ class Ops(Protocol[A]):
         Causal, within documents, each channel on its own; with trained tensors in place of frozen.
         """
 
+    def gated_delta(
+        self, x: A, b: A, a: A, conv: A | None = None, a_log: A | None = None,
+        dt_bias: A | None = None,
+    ) -> A:  # fmt: skip
+        """Return what Gated DeltaNet reads (B, S, H V) of x (B, S, C), b and a (B, S, H).
+
+        x is convolved, and becomes queries, keys and values; b says how much of what a state tells
+        is corrected, a how fast it decays. It begins anew with each document. With trained tensors
+        in place of frozen ones.
+        """
+
     # what is trained
 
     def low_rank(self, x: A, a: A, b: A, scale: float, dropout: Dropout | None) -> A:

@@ -11,7 +11,16 @@ from math import ceil
 
 from edgetune.choice import Choice
 from edgetune.methods.base import Method
-from edgetune.shape import Attention, BlockShape, Experts, Mixer, ModelShape, ShortConvolution
+from edgetune.mixer import PIECE
+from edgetune.shape import (
+    Attention,
+    BlockShape,
+    Experts,
+    GatedDelta,
+    Mixer,
+    ModelShape,
+    ShortConvolution,
+)
 
 BLOCK, LINEAR, NORM, ROTARY = 25, 5, 8, 20
 """Operations of a forward pass: of a block as such, of each projection, norm and rotation."""
@@ -21,6 +30,9 @@ CHUNKED_ATTENTION = 35
 
 CONVOLVED, TAP = 10, 4
 """Those of a short convolution beside its projections, and of each of its taps."""
+
+CORRECTED, PIECE_FORWARD, PIECE_BACKWARD = 20, 132, 500
+"""Those of Gated DeltaNet beside its projections: as such, and of each piece of tokens."""
 
 BACKWARD = 1.2
 """Operations of a backward pass for each of the forward pass."""
@@ -64,19 +76,22 @@ class Operations:
         self._linears = _mean(shape, lambda block: len(block.linears))
         self._frozen = _mean(shape, _block)
         self._mixtures = [block.experts for block in shape.blocks if block.experts is not None]
+        self._corrected = _mean(shape, lambda block: isinstance(block.mixer, GatedDelta))
         self._added = TENSOR_FORWARD * trained + ATTENDED_FORWARD * attended
         self._added_backward = TENSOR_BACKWARD * trained + ATTENDED_BACKWARD * attended
 
     def forward(self, choice: Choice) -> float:
         """Return the operations of a block's forward pass."""
         own = self._frozen + self._linears * UNPACK[choice.quantization] + self._added
-        return own + self._of_experts(choice, EXPERT_FORWARD)
+        pieces = self._corrected * PIECE_FORWARD * ceil(choice.context / PIECE)
+        return own + pieces + self._of_experts(choice, EXPERT_FORWARD)
 
     def backward(self, choice: Choice) -> float:
         """Return the operations of a block's backward pass, a forward pass before it not counted."""
         unpacked = self._linears * UNPACK[choice.quantization]
         own = BACKWARD * self._frozen + unpacked + self._added_backward
-        return own + self._of_experts(choice, EXPERT_BACKWARD)
+        pieces = self._corrected * PIECE_BACKWARD * ceil(choice.context / PIECE)
+        return own + pieces + self._of_experts(choice, EXPERT_BACKWARD)
 
     def _of_experts(self, choice: Choice, each: tuple[int, int]) -> float:
         """Return the operations of the experts that any token chose, of an average block."""
@@ -131,6 +146,8 @@ def _mixer(mixer: Mixer) -> int:
             return _attention(mixer)
         case ShortConvolution():
             return CONVOLVED + TAP * mixer.taps
+        case GatedDelta():
+            return CORRECTED
 
 
 def _attention(rule: Attention) -> int:

@@ -17,7 +17,7 @@ from typing import Literal
 from edgetune.choice import Choice
 from edgetune.methods.base import Method
 from edgetune.objectives import Objective
-from edgetune.shape import BlockShape, Experts, ModelShape
+from edgetune.shape import Attention, BlockShape, Experts, ModelShape
 from edgetune.speed.ops import Operations
 from edgetune.speed.rates import Rates
 from edgetune.storage import BYTES, FILE_FORMAT, blocks_bytes, vocabulary_bytes
@@ -87,8 +87,9 @@ class Rectangle:
 class Work:
     """What the time of a block depends on: its weights, and numbers a token.
 
-    ``active`` weights are those that a token is multiplied with. ``queries`` of attention, and
-    those that are ``moved`` element by element. ``experts`` are there in place of an MLP.
+    ``active`` weights are those that a token is multiplied with. ``queries`` of attention, those
+    that are ``moved`` element by element, and ``products`` of numbers that a mixer without
+    attention makes. ``experts`` are there in place of an MLP.
     """
 
     weights: int
@@ -96,21 +97,26 @@ class Work:
     queries: int
     moved: int
     experts: Experts | None = None
+    products: int = 0
 
     @classmethod
     def of(cls, block: BlockShape, hidden: int) -> Work:
         """Return the work of a block.
 
         Two norms and two residuals, the rotation of queries and keys, the activation are read and
-        written.
+        written, and what is convolved, once for each tap.
         """
         moved = 14 * hidden + 6 * (block.queries + block.keys)
-        experts, active = block.experts, block.active_parameters
-        if experts is None:
-            moved += 4 * block.ffn_size
-            return cls(block.linear_parameters, active, block.queries, moved)
-        moved += experts.chosen * (4 * experts.size + EXPERT_MOVES * hidden)
-        return cls(block.linear_parameters, active, block.queries, moved, experts)
+        experts, active, mixer, products = block.experts, block.active_parameters, block.mixer, 0
+        if not isinstance(mixer, Attention):
+            moved += 2 * (mixer.taps + 2) * mixer.channels
+            products = mixer.products
+        moved += (
+            4 * block.ffn_size
+            if experts is None
+            else experts.chosen * (4 * experts.size + EXPERT_MOVES * hidden)
+        )
+        return cls(block.linear_parameters, active, block.queries, moved, experts, products)
 
     def used(self, tokens: int) -> float:
         """Return the weights that any of so many tokens is multiplied with, on average.
@@ -246,12 +252,13 @@ class TimeModel:
         attended = 2 * tokens * choice.context * work.queries
         attention = attended / rates.attention(choice.compute_dtype)
         added = 2 * tokens * low_rank / product
+        mixed = 2 * tokens * work.products / rates.product("float32")
         beside = rates.beside_copies if choice.placement != "resident" else 1.0
         touched = self._touched(choice, work)
         return Pass(
-            forward=beside * (frozen + attention + touched[0] + added),
+            forward=beside * (frozen + attention + mixed + touched[0] + added),
             backward=beside
-            * (frozen + (ATTENTION_PASSES - 1) * attention + touched[1] + 2 * added),
+            * (frozen + (ATTENTION_PASSES - 1) * (attention + mixed) + touched[1] + 2 * added),
             transfer=self._transfer(choice),
         )
 

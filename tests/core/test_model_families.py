@@ -190,7 +190,7 @@ def test_a_problem_inside_the_text_config_says_so() -> None:
         ({"model_type": "other", "vision_config": {"a": 1}}, "a model of images and text"),
         ({"model_type": "mamba2"}, "a recurrent or state-space model"),
         ({"model_type": "whisper"}, "a model of sound"),
-        ({"model_type": "qwen3_5"}, "a hybrid of attention"),
+        ({"model_type": "kimi_linear"}, "a hybrid of attention"),
     ],
 )
 def test_other_kinds_of_model_are_refused_by_name(config: dict[str, Any], kind: str) -> None:

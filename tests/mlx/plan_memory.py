@@ -85,6 +85,14 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 3000,
         "max_position_embeddings": 1024, "norm_topk_prob": True,
     },
+    "correcting": {
+        "model_type": "qwen3_5_text", "hidden_size": 192, "intermediate_size": 384,
+        "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2,
+        "vocab_size": 3000, "head_dim": 32, "max_position_embeddings": 1024,
+        "linear_num_key_heads": 3, "linear_num_value_heads": 6, "linear_key_head_dim": 32,
+        "linear_value_head_dim": 32,
+        "layer_types": ["linear_attention"] * 2 + ["full_attention", "linear_attention"],
+    },
     "narrow": {
         "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 3, "head_dim": 32,
         "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 5000,
@@ -94,7 +102,8 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
 """Llamas by what their head is: a matrix of its own, or the embedding; and one whose file is in
 bfloat16. And a GPT-2, a Gemma 2, whose logits are capped, a BLOOM, whose scores fall with the
 distance, a Cohere, both halves of which read one norm, an AFM, which squares, an LFM2, which
-convolves, a gpt-oss, whose attention has sinks, and mixtures of experts, one of them beside an MLP for all tokens."""
+convolves, a Qwen3.5, which corrects a state, a gpt-oss, whose attention has sinks, and mixtures of
+experts, one of them beside an MLP for all tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +171,8 @@ CASES = (
     Case(model="mixed", context=192, checkpointed=True),
     Case(model="mixed", context=128, checkpointed=True, fixed={"quantization": "q4"}),
     Case(model="mixed", context=128, checkpointed=True, fixed=DISK),
+    Case(model="correcting", context=128),
+    Case(model="correcting", context=192, checkpointed=True),
     Case(model="untied", context=128, fixed={"quantization": "mxfp4"}),
     Case(model="narrow", context=128),
     Case(model="narrow", context=64, checkpointed=True, fixed={"quantization": "q8"}),

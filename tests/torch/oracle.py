@@ -30,6 +30,13 @@ PUBLISHED = frozenset(
 _GPT = {"n_embd": 576, "n_head": 9, "n_layer": 4}
 OWN_SIZES: dict[str, dict[str, Any]] = {
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2, "block_multiple_of": 256},
+    "qwen3_5_text": {
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "linear_num_key_heads": 4,
+        "linear_num_value_heads": 8,
+        "linear_key_head_dim": 64,
+        "linear_value_head_dim": 64,
+    },
     "ministral": {"layer_types": ["sliding_attention", "full_attention"] * 2},
     "gptj": _GPT | {"rotary_dim": 64},
     "gpt_bigcode": _GPT,

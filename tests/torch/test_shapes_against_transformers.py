@@ -83,7 +83,7 @@ def test_the_language_model_inside_a_saved_wrapper_can_be_opened(
     }
     assert local.tensors.keys() == inner.keys()
     _assert_same_values(local, inner)
-    assert any("vision_tower" in name for name, _ in model.named_parameters())
+    assert any(".vis" in name for name, _ in model.named_parameters())
 
 
 def _assert_same_values(local: LocalModel, parameters: Mapping[str, torch.Tensor]) -> None:
@@ -165,6 +165,7 @@ def _random_config(family: str, seed: int) -> Config:
         "lfm2": _lfm2,
         "hunyuan_v1_dense": _with_head_size("hunyuan_v1_dense"),
         "ministral": _with_head_size("ministral"),
+        "qwen3_5_text": _qwen3_5,
     }.get(family, lambda draw: _common(family, draw))
     if family in INSIDE:
         inner = draw.choice(INSIDE[family])
@@ -266,6 +267,13 @@ def _switches(family: str, draw: random.Random, head_dim: int) -> Config:
                 "decoder_sparse_step": draw.choice([1, 2]),
                 "mlp_only_layers": [0],
             },
+            "qwen3_5_text": wide
+            | biased
+            | eps
+            | {
+                "full_attention_interval": draw.choice([2, 4]),
+                "linear_conv_kernel_dim": draw.choice([2, 4]),
+            },
             "seed_oss": wide
             | biased
             | eps
@@ -307,6 +315,19 @@ def _lfm2(draw: random.Random) -> Config:
     attending = sorted({draw.randrange(layers) for _ in range(3)})
     types = ["full_attention" if layer in attending else "conv" for layer in range(layers)]
     return config | draw.choice([{"layer_types": types}, {"full_attn_idxs": attending}])
+
+
+def _qwen3_5(draw: random.Random) -> Config:
+    config = _common("qwen3_5_text", draw)
+    heads = draw.choice([1, 2, 3])
+    sizes = {
+        "num_hidden_layers": draw.choice([4, 5, 8]),
+        "linear_num_key_heads": heads,
+        "linear_num_value_heads": heads * draw.choice([1, 2]),
+        "linear_key_head_dim": draw.choice([4, 8]),
+        "linear_value_head_dim": draw.choice([4, 6]),
+    }
+    return config | sizes
 
 
 def _with_head_size(family: str) -> Callable[[random.Random], Config]:

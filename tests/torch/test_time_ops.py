@@ -43,6 +43,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LocalModel]:
             make_model(folder / family, family, dtype=torch.bfloat16, num_hidden_layers=4)
         )
         for family in ("llama", "gemma2", "qwen3", "mixtral")
+    } | {
+        family: LocalModel.open(make_model(folder / family, family, dtype=torch.bfloat16))
+        for family in ("lfm2", "qwen3_5_text")
     }
 
 
@@ -51,8 +54,11 @@ CASES = [
     for method in METHODS
     for quantization, layers in (("none", 0), ("nf4", 4))
     if method != "full" or quantization == "none"
-] + [("gemma2", "lora", "int8", 2), ("qwen3", "adapter", "nf4", 0), ("gemma2", "norm", "none", 0),
-     ("mixtral", "lora", "nf4", 4), ("mixtral", "lora", "none", 0)]  # fmt: skip
+] + [
+    ("gemma2", "lora", "int8", 2), ("qwen3", "adapter", "nf4", 0), ("gemma2", "norm", "none", 0),
+    ("lfm2", "lora", "none", 0), ("qwen3_5_text", "lora", "none", 2),
+    ("mixtral", "lora", "nf4", 4), ("mixtral", "lora", "none", 0),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("family", "method", "quantization", "layers"), CASES)

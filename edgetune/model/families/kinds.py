@@ -22,7 +22,7 @@ _TYPES: Final[Mapping[str, str]] = {
         zamba2
     """,
     "a hybrid of attention with convolutions or linear attention": """
-        kimi_linear lfm3 olmo_hybrid qwen3_5 qwen3_5_text
+        kimi_linear lfm3 olmo_hybrid
     """,
     "an encoder-decoder": """
         bart bigbird_pegasus blenderbot blenderbot-small encoder-decoder fsmt led longt5 m2m_100

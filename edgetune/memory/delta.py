@@ -1,0 +1,207 @@
+"""Bytes of Gated DeltaNet's mixer, as the torch engine does it: piece by piece of the rows.
+
+Its functions are followed line by line, for the largest piece. N heads of values in all rows, T
+tokens of a piece, K channels of a key, V of a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from edgetune.memory.convolved import Convolving
+from edgetune.memory.ledger import Ledger
+from edgetune.memory.sized import Gradient, Sized
+from edgetune.mixer import PIECE, GatedDelta
+from edgetune.storage import FLOAT32_BYTES
+
+NUMBER = 4
+"""Bytes of a document's number."""
+
+INDEX = 8
+"""Bytes of a position."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrays:
+    """Bytes of what is held of a piece, in float32."""
+
+    window: int
+    """What is convolved, with the tokens before."""
+    convolved: int
+    own_keys: int
+    """Keys before each head of values has its own."""
+    lengths: int
+    keys: int
+    values: int
+    numbers: int
+    """A number for each token and head."""
+    pairs: int
+    hidden: int
+    """A bit, in a byte, for each pair of tokens and head where there are documents."""
+    state: int
+    heads: int
+    """A number for each head."""
+    later: int
+    same: int
+    """Which tokens belong to the document of another."""
+
+    @classmethod
+    def of(cls, mixer: GatedDelta, rows: int, count: int, *, documents: bool) -> Arrays:
+        """Return those of a piece of so many tokens."""
+        one, heads = FLOAT32_BYTES * rows, FLOAT32_BYTES * rows * mixer.value_heads
+        return cls(
+            window=one * (count + mixer.taps - 1) * mixer.channels,
+            convolved=one * count * mixer.channels,
+            own_keys=one * count * mixer.keys,
+            lengths=one * count * mixer.key_heads,
+            keys=heads * count * mixer.key_dim,
+            values=heads * count * mixer.value_dim,
+            numbers=heads * count,
+            pairs=heads * count**2,
+            hidden=heads // FLOAT32_BYTES * (count + 1) ** 2 if documents else 0,
+            state=heads * mixer.key_dim * mixer.value_dim,
+            heads=heads,
+            later=count**2,
+            same=rows * count * (NUMBER + 3) + 3 * INDEX * count if documents else 0,
+        )
+
+    @property
+    def tokens(self) -> int:
+        """What the rule reads."""
+        return 2 * self.keys + self.values + 2 * self.numbers
+
+    @property
+    def factors(self) -> int:
+        """By how much decays what is read."""
+        return self.pairs + 2 * self.numbers + self.heads
+
+    @property
+    def masked(self) -> int:
+        """Taps for each token, where there are documents."""
+        return self.convolved + self.same if self.hidden else 0
+
+
+class DeltaRule(Convolving):
+    """The mixer whose state the delta rule corrects: it saves its inputs alone."""
+
+    def delta_rule(self, inputs: Sequence[Sized], mixer: GatedDelta) -> Sized:
+        """Return what is read (B, S, H V), of x, b, a and the mixer's own tensors."""
+        x, ledger = inputs[0], self.ledger
+        rows, positions, _ = x.shape
+        several = self.batch.documents > 1
+        arrays = Arrays.of(mixer, rows, min(PIECE, positions), documents=several)
+        rest = Arrays.of(mixer, rows, (positions - 1) % PIECE + 1, documents=several)
+        standing = NUMBER * rows * positions if several else 0
+        standing += 0 if inputs[3].width == FLOAT32_BYTES else FLOAT32_BYTES * inputs[3].numbers
+        wanted, sizes = [each.needs for each in inputs], [each.nbytes for each in inputs]
+        own = [FLOAT32_BYTES * each.numbers for each in inputs[3:]]
+        narrow, width = x.width != FLOAT32_BYTES, x.width
+        wide = FLOAT32_BYTES * x.numbers
+        pieces = ceil(positions / PIECE)
+
+        def back(_: list[Gradient]) -> Sequence[Gradient]:
+            held = ledger.alloc(standing + arrays.state)
+            for _piece in range(pieces - 1):
+                _advance(ledger, arrays, reads=False)
+                held += ledger.alloc(arrays.state)
+            small = [self.new(size) for size in (*sizes[1:3], *own)]
+            found = ledger.alloc(wide)
+            held += ledger.alloc(arrays.state)
+            _back(ledger, rest)
+            if pieces > 1:  # whose states are one less by then
+                ledger.free(arrays.state)
+                _back(ledger, arrays)
+                held -= arrays.state
+            ledger.free(held)
+            grad = self.new(sizes[0]) if narrow else None
+            ledger.free(found)
+            grad = grad or self.new(sizes[0])
+            made: list[Gradient] = [grad, *small]
+            return [each if want else None for each, want in zip(made, wanted, strict=True)]
+
+        out = self.tape.made(
+            (rows, positions, mixer.values), width, inputs, back, saved=inputs
+        )  # fmt: skip
+        held = ledger.alloc(standing + arrays.state)
+        _advance(ledger, arrays, reads=True)
+        ledger.free(held)
+        return out
+
+
+def _advance(ledger: Ledger, arrays: Arrays, *, reads: bool) -> None:
+    """Follow ``delta_rule.advance`` of a piece, whose state before is there."""
+    _tokens(ledger, arrays)
+    held = ledger.alloc(arrays.tokens + arrays.hidden)
+    _corrections(ledger, arrays)
+    held += ledger.alloc(arrays.factors + arrays.values)
+    if reads:
+        held += ledger.alloc(arrays.values)
+        ledger.transient(arrays.pairs)
+    ledger.transient(arrays.keys, arrays.state)
+    ledger.free(held)
+
+
+def _tokens(ledger: Ledger, arrays: Arrays) -> None:
+    """Follow ``Piece.tokens``: nothing of it stays here."""
+    ledger.transient(arrays.window, arrays.convolved, arrays.masked)
+    held = ledger.alloc(arrays.convolved + arrays.numbers)
+    ledger.transient(2 * arrays.numbers, 2 * arrays.heads)
+    held += ledger.alloc(arrays.numbers)
+    for _ in range(2):
+        ledger.transient(arrays.own_keys, arrays.lengths)
+        ledger.transient(arrays.lengths, arrays.keys, arrays.numbers)
+        held += ledger.alloc(arrays.keys)
+    ledger.transient(arrays.values)
+    ledger.free(held)
+
+
+def _corrections(ledger: Ledger, arrays: Arrays) -> None:
+    """Follow the factors and the corrections: nothing of them stays here."""
+    ledger.transient(arrays.pairs, arrays.later)
+    held = ledger.alloc(arrays.factors)
+    ledger.transient(2 * arrays.values)
+    ledger.transient(2 * arrays.values, arrays.pairs)
+    ledger.free(held)
+
+
+def _back(ledger: Ledger, arrays: Arrays) -> None:
+    """Follow ``delta_rule.go_back`` and ``Piece.go_back`` of a piece."""
+    pairs, keys, values, numbers = arrays.pairs, arrays.keys, arrays.values, arrays.numbers
+    held = ledger.alloc(values)  # the part of the gradient
+    _tokens(ledger, arrays)
+    ledger.alloc(arrays.tokens + arrays.hidden)
+    _corrections(ledger, arrays)
+    ledger.alloc(arrays.factors + values)  # and what each token added
+    ledger.transient(3 * pairs, keys, 2 * values)
+    solved = ledger.alloc(values)
+    ledger.transient(5 * pairs, 2 * numbers)
+    ledger.transient(5 * pairs, 3 * numbers)
+    sums = ledger.alloc(2 * numbers)
+    ledger.transient(2 * pairs, 2 * keys)
+    found = ledger.alloc(2 * keys)
+    ledger.transient(keys, numbers)
+    late = ledger.alloc(numbers)
+    heard = ledger.alloc(values)
+    ledger.transient(2 * values)
+    ledger.transient(2 * values, values, numbers)
+    ledger.free(heard)
+    read = ledger.alloc(2 * values)
+    ledger.transient(arrays.state, arrays.heads)
+    ledger.transient(arrays.state, 2 * arrays.heads)
+    ledger.free(late + read + held + arrays.tokens + arrays.hidden + arrays.factors + values)
+    _tokens_back(ledger, arrays)
+    ledger.free(solved + sums + found)
+
+
+def _tokens_back(ledger: Ledger, arrays: Arrays) -> None:
+    ledger.transient(5 * arrays.numbers, 2 * arrays.heads)
+    ledger.transient(arrays.numbers, arrays.window, arrays.convolved, arrays.masked)
+    y = ledger.alloc(arrays.convolved)
+    ledger.transient(3 * arrays.convolved)
+    slope = ledger.alloc(arrays.convolved)
+    ledger.transient(2 * arrays.own_keys, 2 * arrays.lengths)
+    ledger.free(slope)
+    ledger.transient(arrays.window, arrays.convolved, 2 * arrays.masked)
+    ledger.free(y)
