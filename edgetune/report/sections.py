@@ -145,9 +145,9 @@ def _rates(report: Report) -> str:
         "Learning rate",
         "Raced at",
         "Validation loss",
-        "Perplexity, neutral text",
+        "Neutral perplexity",
         "Time",
-        "",
+        "Result",
     )
     caption = f"After {steps or 0:,.0f} steps from the same start, which were undone"
     return (f'<p class="lead">{why}</p>' if why else "") + table(rows, header, caption)

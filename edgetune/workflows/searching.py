@@ -158,7 +158,8 @@ class RateSearch:
                 if self.rows == 0:
                     raise OutOfMemoryError(f"A single row cannot be evaluated: {error}.") from None
                 continue
-            return total.loss_sum / total.loss_tokens
+            found = total.settled()
+            return found.loss_sum / found.loss_tokens
 
     def _start(self) -> Path:
         """Return a checkpoint of the start."""

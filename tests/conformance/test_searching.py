@@ -96,6 +96,17 @@ def test_a_searched_run_is_the_run_with_that_rate(name: str, tmp_path: Path) -> 
     assert json.loads((stopped / "search.json").read_text())["chosen"] == chosen.rate
 
 
+def test_an_objective_whose_terms_need_all_rows_is_raced(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Say {i}", "completion": str(i), "label": i % 2 == 0} for i in range(24)]
+    asked = request(QUICK, tmp_path, search="lr", objective="kto", validation=0.25)
+    asked = replace(asked, data=write_rows(tmp_path / "kto.jsonl", rows))
+    with closing(start_run(plan_for(asked), tmp_path / "kto")) as run:
+        first = next(run.events(pilot=False, after=PLAIN))
+    assert isinstance(first, RateRaced)
+    assert first.race.loss is not None
+    assert 0 < first.race.loss < 2
+
+
 @pytest.mark.parametrize("steps", [14, 60, 1000])
 def test_the_plan_tells_what_races_cost(
     steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
