@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from edgetune.cli.live import Stages
-from edgetune.errors import UsageError
+from edgetune.errors import EdgetuneError, LostRankError, StoppedError, UsageError
 from edgetune.workflows.ranks import Follower, join
 from edgetune.world import ALONE, MOST_RANKS, Place, World
 
@@ -78,8 +78,15 @@ class Ranks:
         model: str | None,
         data: Path | None,
         memory: int | None,
-    ) -> None:
-        """Train along, with this rank's own model folder, rows and memory where they are given."""
+    ) -> int:
+        """Train along, with this rank's own model folder, rows and memory where they are given.
+
+        Returns the exit code. That all have stopped is for rank 0 to say, and that another rank
+        is lost for the command that has started them, if it is this program.
+
+        Raises:
+            EdgetuneError: naming this rank.
+        """
         assert self.place is not None
         follower = Follower(
             place=self.place,
@@ -89,11 +96,20 @@ class Ranks:
             memory=memory,
             timeout=self.timeout,
         )
-        follower.run(stop)
+        try:
+            follower.run(stop)
+        except EdgetuneError as error:
+            if type(error) is StoppedError or (
+                isinstance(error, LostRankError) and self.place.store is not None
+            ):
+                return error.exit_code
+            raise type(error)(f"Rank {self.place.rank}: {error}") from error
+        return 0
 
-    def met(self, stages: Stages) -> World:
+    def met(self) -> World:
         """Wait for the others, as rank 0."""
         if self.place is None:
             return ALONE
-        stages.begin(f"Waiting for {self.place.world - 1} more ranks")
-        return join(self.place, self.device, self.timeout)
+        with Stages() as stages:
+            stages.begin(f"Waiting for {self.place.world - 1} more ranks")
+            return join(self.place, self.device, self.timeout)

@@ -49,7 +49,7 @@ from edgetune.workflows.planning import (
 from edgetune.workflows.resuming import resume_run
 from edgetune.workflows.settings import Fixed
 from edgetune.workflows.training import Run, start_run
-from edgetune.world import ALONE
+from edgetune.world import ALONE, World
 
 
 @click.command("train", cls=HabitCommand, short_help="Train on a file of examples.")
@@ -135,8 +135,9 @@ def command(
     ranks = Ranks.here(device, nproc, rank_timeout, pause=pause)
     if ranks.follows:
         with this_process().interrupts.patiently(lambda: None) as stop:
-            ranks.follow(stop, model=model, data=data, memory=memory)
-        return
+            code = 0 if dry_run else ranks.follow(stop, model=model, data=data, memory=memory)
+        click.get_current_context().exit(code)
+    world = ALONE if dry_run else ranks.met()
     check_sinks(log)
     after = After(verdict=not no_verdict, samples=samples)
     again = Again(
@@ -148,7 +149,7 @@ def command(
     if resume:
         others = {"model": model, "plan": plan_file, "from": source, "dry-run": dry_run}
         _refuse_with_resume(fixed, device=device != "auto", **others)
-        _resume(_resumed(output), replace(again, data=data, memory=memory), ranks)
+        _resume(_resumed(output), replace(again, data=data, memory=memory), world)
         return
     if output is not None:
         RunFolder.check(output)
@@ -165,7 +166,6 @@ def command(
     )
     request, beginning = _begun(request, plan_file, source)
     with Stages() as stages:
-        world = ALONE if dry_run else ranks.met(stages)
         stages.begin("Reading rows")
         planned = plan_for(request, ReadingBar(stages.detail).show, stages.begin)
         stages.end()
@@ -184,11 +184,10 @@ def command(
             _show(planned, out)
 
 
-def _resume(folder: Path, again: Again, ranks: Ranks) -> None:
+def _resume(folder: Path, again: Again, world: World) -> None:
     """Go on with a run."""
     worker = this_process().worker
     with Stages() as stages:
-        world = ranks.met(stages)
         stages.begin("Reading rows, loading the model")
         recovery = worker.recovery if worker else None
         _train(resume_run(folder, again.data, again.memory, recovery, world), again, stages)

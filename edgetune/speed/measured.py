@@ -13,13 +13,14 @@ from typing import Any
 
 from edgetune.device.base import PACKAGES
 from edgetune.owned import replacing_shared
+from edgetune.world import MLX_HOSTS, MLX_RANK
 
 FILE_NAME = "measurements.json"
 
 SETTINGS = ("OMP_NUM_THREADS", "MKL_", "ONEDNN_", "DNNL_", "BITSANDBYTES_", "CUBLAS_", "MLX_")
 """Beginnings of the names of environment variables by which users change how fast it computes."""
-OURS = frozenset({"ONEDNN_PRIMITIVE_CACHE_CAPACITY"})
-"""Those that a backend sets itself, whatever users say."""
+OURS = frozenset({"ONEDNN_PRIMITIVE_CACHE_CAPACITY", MLX_RANK, MLX_HOSTS})
+"""Those that a backend sets itself, whatever users say, and those that only say where a rank is."""
 
 MOST_EXPERIENCE = 64
 """Experiences that are kept beside the newest."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from math import ceil
 
-from edgetune.world import Place
-
 
 def gradient_bytes(parameters: int, world: int) -> int:
     """Return the bytes that each rank sends in a step: a sum over a ring, in float32.
@@ -16,11 +14,12 @@ def gradient_bytes(parameters: int, world: int) -> int:
     return ceil(4 * parameters * 2 * (world - 1) / world)
 
 
-def speed_up(micro_batches: int, place: Place, *, one_device: bool) -> float:
-    """Return how many times as fast steps are as those of one rank with a machine of its own.
+def speed_up(micro_batches: int, world: int) -> float:
+    """Return how many times as fast steps are as those of one rank alone.
 
-    The rank with most of the ``micro_batches`` of a step decides; ranks that share ``one_device``
-    share its rate.
+    The rank with most of the ``micro_batches`` of a step decides.
+
+    >>> speed_up(4, 2), speed_up(3, 2)
+    (2.0, 1.5)
     """
-    sharing = place.local_world if one_device else 1
-    return micro_batches / ceil(micro_batches / place.world) / sharing
+    return micro_batches / ceil(micro_batches / world)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from edgetune.device import Device, read_device
 from edgetune.errors import ModelError, UsageError
@@ -23,10 +23,6 @@ from edgetune.world import Place
 
 if TYPE_CHECKING:
     from edgetune.data import Dataset, Report, Tokenizer
-
-
-NOT_WORTH_IT: Final = 1.05
-"""A plan says so where several ranks are less than so many times as fast as one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,16 +145,19 @@ def own_memory(request: PlanRequest, device: Device) -> int | None:
 def shared(plan: Plan, place: Place) -> Plan:
     """Return a plan that says what its ranks do to its time, and what they send each other."""
     sent = gradient_bytes(plan.choice.method.parameters(plan.shape), place.world)
-    factor = speed_up(plan.choice.accumulation, place, one_device=plan.device.kind != "cuda")
     shares = (
         f"{place.world} ranks, each with its share of the {plan.choice.accumulation} micro-batches "
         f"of a step; each sends {format_bytes(sent)} of gradients a step"
     )
     alone = (
-        f"the {place.local_world} ranks on this machine share its processor: one process alone is "
-        "about as fast"
+        f"the {place.local_world} ranks on this machine share its processor: one process with all "
+        "cores is about as fast"
     )
-    reasons = (shares, alone) if factor <= NOT_WORTH_IT else (shares,)
+    one_processor = plan.device.kind != "cuda" and place.local_world > 1
+    reasons = (shares, alone) if one_processor else (shares,)
+    # what was measured was measured with the cores that a rank has
+    sharing = place.local_world if one_processor and plan.time.basis != "measured" else 1
+    factor = speed_up(plan.choice.accumulation, place.world) / sharing
     time, run = plan.time, plan.time.run
     if run is not None:
         run = replace(run, steps=run.steps / factor, evaluations=run.evaluations / factor)

@@ -22,6 +22,8 @@ SETTINGS = (
     "--model=tiny", "--compute-dtype=float32", f"--steps={STEPS}", "--micro-batch=2",
     "--accumulation=3", "--save-every=3", "--eval-every=3", "--keep=0", "--validation=0.1",
 )  # fmt: skip
+LISTENS = "0A"
+"""How /proc/net/tcp calls a socket that waits for connections."""
 QUICK = ("--no-verdict", "--samples=0", "-q")
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -68,8 +70,14 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_processes_train_what_one_does(data: Path, alone: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "two"
-    train(*SETTINGS, *QUICK, f"--data={data}", f"--output={folder}", "--nproc=2")
+    folder, heard = tmp_path / "two", set()
+    asked = command(*SETTINGS, *QUICK, f"--data={data}", f"--output={folder}", "--nproc=2")
+    process = subprocess.Popen(asked, env=ONE_THREAD)
+    while process.poll() is None:
+        heard |= {where for rank in _ranks_of(process.pid) for where in _listened_to_by(rank)}
+        time.sleep(0.2)
+    assert process.returncode == 0
+    assert heard == {"127.0.0.1"}
 
     assert_same(folder, alone)
     reasons = (folder / "plan.yaml").read_text()
@@ -84,6 +92,15 @@ def test_a_run_goes_on_with_another_number_of_processes(alone: Path, tmp_path: P
     train("--resume", *QUICK, f"--output={folder}", "--nproc=2")
 
     assert_same(folder, alone)
+
+
+def test_what_rank_0_refuses_is_said_once_and_at_once(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    asked = ("--model=tiny", f"--data={tmp_path / 'absent'}", "--nproc=2", f"--output={tmp_path}/a")
+    said = train(*asked, code=4)
+    assert said.count("absent") == 1
+    assert "Rank" not in said
+    assert time.monotonic() - begun < 60
 
 
 def test_ranks_without_others_say_so() -> None:
@@ -115,6 +132,22 @@ def test_a_rank_that_is_killed_loses_nothing(
             return
         train("--resume", *QUICK, f"--output={folder}")
     assert_same(folder, alone)
+
+
+def _listened_to_by(process: int) -> set[str]:
+    """Return the IPv4 addresses of this machine at which a process can be reached."""
+    found = set()
+    try:
+        own = {str(entry.readlink()) for entry in Path(f"/proc/{process}/fd").iterdir()}
+        for kind in ("tcp", "tcp6"):
+            for line in Path(f"/proc/{process}/net/{kind}").read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == LISTENS and f"socket:[{fields[9]}]" in own:
+                    address = bytes.fromhex(fields[1].partition(":")[0])
+                    found.add(".".join(map(str, reversed(address[-4:]))))
+    except OSError:  # it has ended
+        pass
+    return found
 
 
 def _ranks_of(parent: int, rank: int | None = None) -> list[int]:
