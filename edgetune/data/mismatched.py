@@ -23,19 +23,25 @@ Document = tuple[NDArray[np.int32], NDArray[np.bool_]]
 
 
 def mismatched_pieces(examples: Examples, order: Integers, *, by: int, longest: int) -> list[Piece]:
-    """Return the prompt of each answer in ``order`` with the one ``by`` places before it.
+    """Return the answers in ``order`` after other prompts, as :func:`moved_on` has it.
 
-    The first are given the last ones. The second answers of pairs come behind all others, as a
-    neighbour would be an answer to the same prompt. An answer is cut at ``longest`` tokens with
-    its prompt. A row alone has no other one: there is nothing then.
+    The second answers of pairs come behind all others, as a neighbour would be an answer to the same
+    prompt. A row alone has no other prompt: there is nothing then.
     """
     if len(order) < 2:
         return []
-    rows = _answers(examples, order)
-    starts = [int(np.argmax(mask)) for _, mask in rows]
+    return moved_on(_answers(examples, order), by=by, longest=longest)
+
+
+def moved_on(documents: Sequence[Document], *, by: int, longest: int) -> list[Piece]:
+    """Return the prompt of each document with the answer of the one ``by`` places before it.
+
+    The first are given the last ones. An answer is cut at ``longest`` tokens with its prompt.
+    """
+    starts = [int(np.argmax(mask)) for _, mask in documents]
     found = []
     for number, start in enumerate(starts):
-        prompt, (tokens, mask) = rows[number][0][:start], rows[number - by]
+        prompt, (tokens, mask) = documents[number][0][:start], documents[number - by]
         answer = slice(starts[number - by], None)
         whole = np.concatenate([prompt, tokens[answer]])[:longest]
         learned = np.concatenate([np.zeros(start, np.bool_), mask[answer]])[:longest]
