@@ -233,7 +233,8 @@ def _on_length(facts: Facts, best: int) -> list[str]:
         when = f"step {best} of {facts.steps}"
         return [f"Validation stopped improving at {when}: about --steps {best} would have done."]
     earlier = [loss for step, loss in facts.evaluations[:-1] if step <= LATE * facts.steps]
-    if best == last[0] and earlier and last[1] < (1 - STILL) * earlier[-1]:
+    done = facts.answers is not None and facts.answers.right == facts.answers.count
+    if not done and best == last[0] and earlier and last[1] < (1 - STILL) * earlier[-1]:
         return [STILL_IMPROVED]
     return []
 

@@ -48,6 +48,8 @@ def _figures(report: Report, path: Path) -> dict[str, object]:
         "report": str(path),
         "run": str(report.path),
         "status": asdict(report.status),
+        "begun": report.begun,
+        "ended": report.ended,
         "step": report.step,
         "steps": report.total,
         "base_validation_loss": base and base.loss,

@@ -376,6 +376,7 @@ def test_the_command_makes_the_report_of_any_run(
     output = tmp_path / "mine.html"
     assert command_line(["report", str(run.folder.path), "--output", str(output), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
+    assert found["ended"] >= found["begun"] > 1_700_000_000
     assert found["step"] == 6
     assert found["report"] == str(output)
     harmless(output.read_text())

@@ -126,6 +126,14 @@ def test_when_it_stopped_improving(losses: tuple[float, ...], words: str | None)
     assert all(words in text for text in said if words)
 
 
+@pytest.mark.parametrize("right", [2, 3])
+def test_more_training_is_not_advised_where_every_answer_is_right(right: int) -> None:
+    answers = Answered(count=3, right=right, base_right=0, token_f1=1.0, base_token_f1=0.5)
+    still = replace(GOOD, evaluations=((10, 1.5), (20, 1.2), (30, 1.0)), answers=answers)
+    advised = any("improved at the end" in text for text in judged(still).advice)
+    assert advised is (right < 3)
+
+
 @pytest.mark.parametrize(
     ("trained", "words"), [(12, "expect little"), (40, "--rank of 1 to 4"), (360, None)]
 )
