@@ -32,7 +32,7 @@ class Actions:
         return run.holder is not None and self._asked.get(run.name) == run.holder
 
     def start(self, name: str, given: Mapping[str, str], flags: Sequence[str]) -> Job:
-        """Start a training; ``given`` are model, data, device and memory.
+        """Start a training; ``given`` are model, data, from, device and memory.
 
         Raises:
             UsageError: if the name is taken or none.

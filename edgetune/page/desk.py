@@ -18,6 +18,7 @@ from edgetune.page.answering import Plain, answer_for_ever
 from edgetune.planning import plan_from_json, read_plan_file
 from edgetune.settings.spec import Training
 from edgetune.units import parse_bytes
+from edgetune.workflows.continuing import read_beginning
 from edgetune.workflows.planning import PlanRequest, plan_for, planned_model, read_rows
 from edgetune.workflows.settings import Fixed
 
@@ -32,16 +33,17 @@ def _plan(request: Plain) -> Iterable[Plain]:
     """Answer with a plan and the receipt of its rows; settings are values by name."""
     fixed = Fixed.named(request["settings"])
     memory = request.get("memory")
-    planned = plan_for(
-        PlanRequest(
-            model=request["model"],
-            data=Path(request["data"]) if request.get("data") else None,
-            device=request.get("device") or "auto",
-            memory=parse_bytes(memory) if memory else None,
-            choice=fixed.choice,
-            training=fixed.training,
-        )
+    asked = PlanRequest(
+        model=request["model"],
+        data=Path(request["data"]) if request.get("data") else None,
+        device=request.get("device") or "auto",
+        memory=parse_bytes(memory) if memory else None,
+        choice=fixed.choice,
+        training=fixed.training,
     )
+    if source := request.get("from"):
+        asked = read_beginning(source, asked.model).request(asked)
+    planned = plan_for(asked)
     receipt = planned.dataset.receipt.lines() if planned.dataset else []
     yield {"plan": planned.plan.to_json(), "receipt": receipt, "here": planned.here}
 

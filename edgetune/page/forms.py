@@ -28,7 +28,7 @@ _FLAG: Final = re.compile(r"--(?:no-)?([a-z][a-z0-9-]*)")
 _PROBLEMS: Final = re.compile(r"(?<=\.) (?=--)")
 """Between the sentences of an error that each begin with a flag."""
 _WHERE: Final = {"model": "model", "data": "data", "memory": "memory", "device": "device",
-                 "output": "name"}  # fmt: skip
+                 "output": "name", "from": "from"}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

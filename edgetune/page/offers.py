@@ -35,18 +35,19 @@ class Offer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offers:
-    """What is offered for the model and for the file of rows."""
+    """What is offered for the model, for the file of rows, and to continue from."""
 
     models: tuple[Offer, ...]
     rows: tuple[Offer, ...]
+    runs: tuple[Offer, ...]
 
 
 def offers(folder: Path, runs: Iterable[Listed]) -> Offers:
-    """Return the models and files of rows that are in a folder, and all models known by name.
+    """Return the models, runs and files of rows in a folder, and all models known by name.
 
     Nothing outside of the folder is read: links that lead elsewhere are left out.
     """
-    found = list(_found(folder))
+    found, runs = list(_found(folder)), list(runs)
     used = [
         Offer(value=run.model, about=f"the model of {one_line(run.name)}")
         for run in runs
@@ -56,6 +57,11 @@ def offers(folder: Path, runs: Iterable[Listed]) -> Offers:
     return Offers(
         models=_once([*used, *(one for one, is_model in found if is_model), *profiles]),
         rows=_once(one for one, is_model in found if not is_model),
+        runs=_once(
+            Offer(value=_called(run.path), about=f"{run.method} over {one_line(run.model_name)}")
+            for run in runs
+            if run.has_adapter
+        ),
     )
 
 

@@ -211,6 +211,14 @@ def test_a_new_run_offers_models_and_rows(page: Page, site: Site, runs: Path) ->
     assert len(models) == len(set(models)) > 20
     for name in ("model", "data"):
         assert page.locator(f"#f-{name}").evaluate("one => one.list.options.length") > 1
+    continued = page.locator("#adapters option").evaluate_all("all => all.map((one) => one.value)")
+    assert {"runs/first", "runs/second"} <= set(continued)
+    page.fill("#f-model", "tiny")
+    page.click("summary")
+    page.fill("#f-from", "runs/first")
+    expect(page.locator("#plan")).to_contain_text("lora of rank 2", timeout=SLOW)
+    page.fill("#f-rank", "3")
+    expect(page.locator("#e-rank")).to_contain_text("would make it a different adapter")
     page.fill("#f-data", "runs/")
     page.wait_for_function("() => [...document.querySelectorAll('#files option')].length > 2")
 

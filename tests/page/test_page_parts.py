@@ -251,6 +251,10 @@ def test_models_and_rows_of_the_folder_are_offered(
         ("inside/llama", "a model's folder"), ("inside/deep/er/small.gguf", "a GGUF file, 1.2 kB"),
     ]  # fmt: skip
     assert models["tiny"] == "known by name"
+    assert found.runs == ()
+    (run.path / "adapter").mkdir()
+    (again,) = offers(inside, Listing(inside).runs()).runs
+    assert (again.value, again.about) == ("inside/run", f"lora 3 over {Path(plan.model.ref).name}")
     monkeypatch.chdir(outside)
     assert offers(inside, []).rows[0].value == str(inside / "rows.jsonl")
 

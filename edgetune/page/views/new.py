@@ -16,8 +16,10 @@ from edgetune.page.offers import offers
 from edgetune.page.page import Page, shown
 from edgetune.page.rendering import link, rendered
 
-WHERE: Final = ("model", "data", "device", "memory")
+WHERE: Final = ("model", "data", "from", "device", "memory")
 """Fields that are no settings of a run."""
+BEHIND: Final = ("device", "from")
+"""Of them, those that stand behind the heading of all settings."""
 MODELS_OF_RUNS: Final = 20
 """Runs, of those that changed last, whose models are offered first."""
 
@@ -68,8 +70,8 @@ def _form(page: Page, asked: Asked, errors: dict[str, str], status: int = 200) -
         errors=errors,
         first=[field for field in known if field.name in FIRST],
         others=[field for field in known if field.name not in FIRST],
-        opened=any(field.name in values and values[field.name] for field in known
-                   if field.name not in FIRST),
+        opened=any(values.get(name) for name in (*BEHIND, *(field.name for field in known
+                   if field.name not in FIRST))),
         offered=offered,
         folder=str(page.folder),
     )  # fmt: skip
