@@ -141,6 +141,13 @@ WRAPPERS = {
         "mm_tokens_per_image": 4, "image_token_index": 96, "boi_token_index": 94,
         "eoi_token_index": 95,
     },
+    "qwen3_5": {
+        "text_config": FAMILIES["qwen3_5_text"],
+        "vision_config": {
+            "hidden_size": 16, "intermediate_size": 24, "depth": 2, "num_heads": 2,
+            "patch_size": 4, "out_hidden_size": 32, "num_position_embeddings": 16,
+        },
+    },
 }  # fmt: skip
 """Families whose folders load as a class around the decoder, with parts for images beside it."""
 
@@ -173,7 +180,8 @@ def make_model(
         settings["layer_types"] = settings["layer_types"][: settings["num_hidden_layers"]]
     config = AutoConfig.for_model(family, **settings)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
+    auto = AutoModelForImageTextToText if family in WRAPPERS else AutoModelForCausalLM
+    model = auto.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name or name.endswith(("bias", "sinks")) or "ln_" in name:

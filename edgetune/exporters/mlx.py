@@ -28,8 +28,10 @@ from edgetune.tensors.writer import Outgoing, write_safetensors
 
 TYPES: Final = frozenset({
     "cohere", "cohere2", "ernie4_5", "gemma", "gemma2", "gemma3", "gemma3_text", "glm4", "gpt2",
-    "gpt_neox", "granite", "granitemoe", "helium", "hunyuan_v1_dense", "llama", "ministral3", "mistral",
-    "mixtral", "nemotron", "olmo2", "olmo3", "olmoe", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe",
+    "gpt_neox", "granite", "granitemoe", "helium", "hunyuan_v1_dense", "lfm2", "llama", "ministral3",
+    "mistral",
+    "mixtral", "nemotron", "olmo2", "olmo3", "olmoe", "phi", "phi3", "qwen2", "qwen3", "qwen3_5",
+    "qwen3_moe",
     "seed_oss", "smollm3",
     "stablelm", "starcoder2",
 })  # fmt: skip
@@ -134,7 +136,27 @@ def readable_config(config: Mapping[str, object], shape: ModelShape) -> dict[str
         written["num_experts"] = experts.number
     if shape.family == "gpt2":
         written["n_ctx"] = shape.max_context
+    if shape.family == "lfm2":
+        written["block_dim"] = shape.hidden_size
+    if shape.family == "qwen3_5_text":
+        written["full_attention_interval"] = _interval(shape)
     return written
+
+
+def _interval(shape: ModelShape) -> int:
+    """Return every how manieth block has attention, which is the first one's number.
+
+    Raises:
+        UsageError: if others do not follow: mlx-lm knows this number alone.
+    """
+    attends = [block.attention is not None for block in shape.blocks]
+    every = attends.index(True) + 1
+    if attends != [(layer + 1) % every == 0 for layer in range(shape.layers)]:
+        raise UsageError(
+            "mlx-lm knows Qwen3.5 with attention in every so manieth layer, and this model has it in "
+            "others. Export the merged model (--to hf) or the adapter itself (--to peft)."
+        )
+    return every
 
 
 def _refuse_unknown(model: LocalModel) -> None:

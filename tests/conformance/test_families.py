@@ -23,7 +23,7 @@ BIASED = {
 }  # fmt: skip
 """Families all of whose projections have a bias, or can be given one by the config."""
 
-THOROUGH = ("llama", "gpt2", "gpt_neox", "gemma2", "phi3", "lfm2")
+THOROUGH = ("llama", "gpt2", "gpt_neox", "gemma2", "phi3", "lfm2", "qwen3_5_text")
 """Families that meet every method; each of the others meets two."""
 
 

@@ -40,7 +40,7 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_tex
             "gpt_neox", "gpt2", "gemma3")  # fmt: skip
 
 READ_BY_MLX_LM = ("cohere", "cohere2", "olmo3", "glm4", "ernie4_5", "hunyuan_v1_dense", "seed_oss",
-                  "granite", "nemotron", "helium", "ministral3", "phi", "stablelm", "mixtral", "olmoe",
+                  "granite", "nemotron", "helium", "ministral3", "phi", "stablelm", "lfm2", "qwen3_5", "mixtral", "olmoe",
                   "qwen3_moe", "granitemoe")  # fmt: skip
 """Further families, of which the merged model and the adapter are compared."""
 
@@ -50,6 +50,8 @@ WITHOUT_WINDOW = {"mistral", "phi3", "gemma2"}
 CHANGES = {
     "gemma3_text": {"num_hidden_layers": 6},
     "gemma3": {"text_config": FAMILY_SIZES["gemma3_text"] | {"num_hidden_layers": 6}},
+    "qwen3_5": {"text_config": FAMILY_SIZES["qwen3_5_text"] | {
+        "layer_types": ["linear_attention", "full_attention"] * 2, "num_hidden_layers": 4}},
     "gpt_neox": {"intermediate_size": 128},
     "phi": {"num_attention_heads": 2, "head_dim": 16},
 }

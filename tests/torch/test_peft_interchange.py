@@ -28,7 +28,7 @@ from edgetune.model import LocalModel
 # peft 0.21 asks for a name that transformers 5.23 calls deprecated
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
-FAMILIES = ("llama", "qwen2", "gemma2", "gemma3", "phi3", "gpt2")
+FAMILIES = ("llama", "qwen2", "gemma2", "gemma3", "phi3", "gpt2", "qwen3_5_text")
 TOKENS = tuple(np.random.default_rng(0).integers(3, 97, 24).tolist())
 TOLERANCE = 1e-4
 
