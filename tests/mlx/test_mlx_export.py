@@ -50,8 +50,10 @@ WITHOUT_WINDOW = {"mistral", "phi3", "gemma2"}
 CHANGES = {
     "gemma3_text": {"num_hidden_layers": 6},
     "gemma3": {"text_config": FAMILY_SIZES["gemma3_text"] | {"num_hidden_layers": 6}},
-    "qwen3_5": {"text_config": FAMILY_SIZES["qwen3_5_text"] | {
-        "layer_types": ["linear_attention", "full_attention"] * 2, "num_hidden_layers": 4}},
+    "qwen3_5": {
+        "text_config": FAMILY_SIZES["qwen3_5_text"]
+        | {"layer_types": ["linear_attention", "full_attention"] * 2, "num_hidden_layers": 4}
+    },
     "gpt_neox": {"intermediate_size": 128},
     "phi": {"num_attention_heads": 2, "head_dim": 16},
 }

@@ -32,6 +32,10 @@ def qwen3_5_text(fields: Fields) -> ModelShape:
     activation = fields.activation("hidden_act", "silu")
     if activation != "silu":
         fields.problems.append(f"hidden_act is {activation}: only silu is supported")
+    if not fields.flag("attn_output_gate", True):
+        fields.problems.append(
+            "attn_output_gate is false: attention without its gate is not supported"
+        )
     bias = fields.flag("attention_bias", False)
     query, *others = split_attention(sizes, bias=bias, output_bias=bias)
     whole = decoder(
