@@ -15,6 +15,7 @@ from edgetune.data.batch import MicroBatch
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
 from edgetune.settings.spec import ADAMW
+from edgetune.world import ALONE, World
 
 LORA = Lora(rank=4)
 UNCLIPPED = 1e9
@@ -23,12 +24,19 @@ FIRST_MOMENT = ".exp_avg"
 
 
 def open_with(
-    bench: Bench, model: LocalModel, objective: str, method: Lora = LORA, **settings: float
+    bench: Bench,
+    model: LocalModel,
+    objective: str,
+    method: Lora = LORA,
+    world: World = ALONE,
+    **settings: float,
 ) -> Session:
     """Return a session that learns with an objective, its gradients not clipped."""
     spec = bench.plan(method, model, context=96, loss_chunk=16).spec
     own: dict[str, Any] = {"objective": objective, "max_grad_norm": UNCLIPPED, **settings}
-    session = bench.backend.open(replace(spec, training=replace(spec.training, **own)), model)
+    session = bench.backend.open(
+        replace(spec, training=replace(spec.training, **own)), model, world
+    )
     bench.held.callback(session.close)
     return session
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from preferences import PreferenceReference, Rated, rated, rated_examples
+from support.threads import in_ranks
 
 from conformance.objectives import LORA, STEPS, as_one, gradients_of, open_with, step_on
 from conformance.sessions import Bench
-from edgetune.backend import EvalResult
+from edgetune.backend import EvalResult, StepResult
 from edgetune.data import Batches, evaluation_batches
 from edgetune.data.batch import MicroBatch, split
 from edgetune.data.mismatched import mismatched_batches, mismatched_pieces
 from edgetune.data.rectangles import Piece, micro_batch_from
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
+from edgetune.together import evaluated
+from edgetune.world import ALONE, World
 
 BETA, WEIGHTS = 0.3, (1.5, 0.5)
 SETTINGS = {"beta": BETA, "desirable_weight": WEIGHTS[0], "undesirable_weight": WEIGHTS[1]}
@@ -102,6 +108,34 @@ def test_an_evaluation_does_not_depend_on_its_rows_at_once(bench: Bench, llama: 
     )
     assert one.loss_sum == pytest.approx(other.loss_sum, rel=1e-6)
     assert one.metrics["kl"] == pytest.approx(other.metrics["kl"], rel=1e-5)
+
+
+def test_ranks_share_the_reference_point_of_a_step(bench: Bench, llama: LocalModel) -> None:
+    examples = rated_examples(rated(9))  # one is alone in the last step: a rank has none of it
+
+    def learned(world: World) -> tuple[list[StepResult], EvalResult, NDArray[Any]]:
+        session = open_with(bench, llama, "kto", world=world, **SETTINGS)
+        ranks = {"rank": world.rank, "world": world.size}
+        batches = Batches(
+            examples, context=24, micro_batch=1, accumulation=4, packing=False, seed=0, **ranks
+        )
+        results = []
+        for number in range(2 * batches.steps_per_epoch):
+            step = batches.step(number)
+            results.append(step_on(session, *step.micro_batches, terms=step.terms))
+        held = evaluation_batches(examples, context=24, micro_batch=2, **ranks)
+        total = evaluated(world, session.evaluate(held).settled())
+        return results, total, as_one(session.adapter_tensors())
+
+    expected, total, adapter = learned(ALONE)
+    assert max(result.metrics["kl"] for result in expected) > 0
+    for rank in in_ranks(2, learned):
+        assert not isinstance(rank, BaseException), rank
+        assert [one.loss for one in rank[0]] == pytest.approx([one.loss for one in expected])
+        assert rank[1].loss_sum == pytest.approx(total.loss_sum)
+        assert (rank[1].rows, rank[1].loss_tokens) == (9, 9)
+        assert rank[1].metrics == pytest.approx(total.metrics, rel=1e-4, abs=1e-6)
+        assert np.linalg.norm(rank[2] - adapter) <= 5e-5 * np.linalg.norm(adapter)
 
 
 def test_a_restored_session_goes_on_bit_for_bit(bench: Bench, llama: LocalModel) -> None:
