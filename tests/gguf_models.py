@@ -5,6 +5,7 @@ Names of tensors are those of the ``gguf`` package; what is done to tensors is w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ ARCHITECTURES = {
     "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma", "gemma2": "gemma2",
     "gemma3_text": "gemma3", "phi3": "phi3", "olmo2": "olmo2", "gpt2": "gpt2",
     "gpt_neox": "gptneox", "granite": "granite", "smollm3": "smollm3", "stablelm": "stablelm",
-    "starcoder2": "starcoder2",
+    "starcoder2": "starcoder2", "qwen3_moe": "qwen3moe", "mixtral": "llama",
 }  # fmt: skip
 PAIRED = frozenset({"llama", "granite", "smollm3"})
 """Architectures in which channels that rotate together are made neighbours."""
@@ -46,12 +47,28 @@ def convert(
     tensors = {}
     for name in model.tensors:
         values = _converted(architecture, name, model)
-        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        target = names.get_name(_together(name), try_suffixes=(".weight", ".bias"))
         assert target is not None, name
+        if _together(name) != name:
+            target = target if target.endswith(".weight") else f"{target}.weight"
+            wanted = _wanted(kind, target)
+            one = _stored(values, wanted, seed=len(tensors))[None]
+            before = [tensors[target][0]] if target in tensors else []
+            tensors[target] = (np.concatenate([*before, one]), wanted)
+            continue
         wanted = _wanted(kind, target) if values.ndim == 2 else "F32"
         tensors[target] = (_stored(values, wanted, seed=len(tensors)), wanted)
     metadata = _metadata(architecture, model.config) | dict(tokenizer or {})
     return write_gguf(file, architecture, metadata, tensors)
+
+
+def _together(name: str) -> str:
+    """Return the name under which llama.cpp's script puts the tensors of experts together."""
+    merged = re.sub(r"(?<=mlp\.experts)\.\d+", "", name)
+    return re.sub(
+        r"model\.layers\.(\d+)\.block_sparse_moe\.experts\.\d+\.", r"layers.\1.feed_forward.experts.",
+        merged,
+    )  # fmt: skip
 
 
 def _wanted(kind: str | Mapping[str, str], name: str) -> str:
@@ -146,7 +163,18 @@ def _partial(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"rope.dimension_count": int(head * share)}
 
 
+def _experts(config: Mapping[str, Any]) -> dict[str, Any]:
+    number = config.get("num_local_experts") or config.get("num_experts")
+    if not number:
+        return {}
+    own = {"expert_count": number, "expert_used_count": config["num_experts_per_tok"]}
+    width = config.get("moe_intermediate_size")
+    return own | ({"expert_feed_forward_length": width} if width else {})
+
+
 OWN: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "llama": _experts,
+    "qwen3moe": _experts,
     "gemma2": lambda config: {
         "attention.sliding_window": config["sliding_window"],
         "attn_logit_softcapping": config["attn_logit_softcapping"],

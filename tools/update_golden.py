@@ -40,6 +40,8 @@ CASES = (
     ("rtx-4060-laptop", "llama-3.1-70b", None),
     ("rtx-4060-laptop", "qwen2.5-0.5b", None),
     ("rtx-4090", "llama-3.1-8b", None),
+    ("rtx-4060-laptop", "qwen3-30b-a3b", None),
+    ("m2-16gb", "gpt-oss-20b", None),
     ("jetson-orin-nano-8gb", "gemma-2-2b", None),
     ("m2-8gb", "llama-3.2-3b", None),
     ("m4-max-64gb", "qwen3-32b", None),

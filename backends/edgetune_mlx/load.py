@@ -125,14 +125,17 @@ class Loader:
     def _stack(self, names: Sequence[str], linear: Linear) -> Matrix:
         """Read matrices of one shape into one, each to its rows as soon as it is there."""
         whole: dict[str, mx.array] = {}
+        packing = self.packing
         for number, name in enumerate(names):
-            for part, values in self._matrix(f"{name}.weight", linear).parts.items():
+            one = self._matrix(f"{name}.weight", linear)
+            packing = one.packing
+            for part, values in one.parts.items():
                 rows = len(values)
                 if not number:
                     whole[part] = mx.zeros((len(names) * rows, *values.shape[1:]), values.dtype)
                 whole[part][number * rows : (number + 1) * rows] = values
             mx.eval(whole)
-        return Matrix(self.packing, whole)
+        return Matrix(packing, whole)
 
     def _matrix(self, name: str, linear: Linear | None = None) -> Matrix:
         stored = self.model.tensors[name]

@@ -20,6 +20,12 @@ def export_peft(request: ExportRequest) -> Exported:
             "Leave them out, or use --to hf."
         )
     adapter, model = request.adapter, request.model
+    if model.shape.family == "qwen3_moe" and any(".mlp." in name for name in adapter.tensors):
+        raise UsageError(
+            "PEFT takes the MLPs of a Qwen3 mixture's dense layers for experts, and would load this "
+            "adapter into other layers. Adapt attention alone (--targets attention), or merge it "
+            "(--to hf)."
+        )
     tensors = [tensor.size for tensor in adapter.method.tensors(model.shape)]
     needed = needed_bytes(4 * size for size in tensors)
     with new_folder(request.output, needed) as folder:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgetune.errors import ModelError
 from edgetune.model.families import shape_of
-from edgetune.model.gguf_config import ARCHITECTURES, Architecture, config_of
+from edgetune.model.gguf_config import Architecture, architecture_of, config_of
 from edgetune.model.gguf_names import BESIDES, gguf_names
 from edgetune.model.weights import listing
 from edgetune.shape import BlockShape, FileFormats, ModelShape
@@ -38,9 +39,11 @@ def read_model(file: Path) -> tuple[dict[str, Any], ModelShape, dict[str, GgufTe
 def _checked(header: GgufHeader, shape: ModelShape) -> dict[str, GgufTensor]:
     names, problems, found = gguf_names(shape), [], {}
     _refuse_types(header)
-    architecture = ARCHITECTURES[header.metadata.text("general.architecture")]
+    architecture, experts = architecture_of(header), dict(_expert_numbers(shape))
     for tensor in shape.tensors():
         stored = header.tensors.get(names[tensor.name])
+        if stored is not None and tensor.name in experts:
+            stored = _of_expert(stored, experts[tensor.name])
         if stored is None:
             problems.append(f"{names[tensor.name]}: missing, expected {tensor.shape}")
             continue
@@ -57,6 +60,23 @@ def _checked(header: GgufHeader, shape: ModelShape) -> dict[str, GgufTensor]:
             f"The tensors in {header.file} do not fit its metadata:\n  - {listing(problems)}"
         )
     return found
+
+
+def _expert_numbers(shape: ModelShape) -> Iterator[tuple[str, int]]:
+    """Yield the names of the tensors of experts, each with the number of its expert."""
+    for layer, block in enumerate(shape.blocks):
+        for linear in block.expert_linears:
+            if linear.expert is not None:
+                yield f"{shape.block(layer)}{linear.module}.weight", linear.expert
+
+
+def _of_expert(stored: StoredTensor, number: int) -> StoredTensor:
+    """Return the matrix of one expert in a tensor that has all, if it has so many."""
+    if len(stored.shape) != 3 or number >= stored.shape[0]:
+        return stored
+    size = stored.nbytes // stored.shape[0]
+    start = stored.start + number * size
+    return replace(stored, shape=stored.shape[1:], start=start, end=start + size)
 
 
 def _refuse_part(header: GgufHeader) -> None:
@@ -123,7 +143,7 @@ def _formats(shape: ModelShape, tensors: dict[str, GgufTensor]) -> FileFormats |
     blocks = [
         [
             tensors[f"{shape.block(layer)}{linear.module}.weight"]
-            for linear in shape.blocks[layer].linears
+            for linear in shape.blocks[layer].matrices
         ]
         for layer in range(shape.layers)
     ]

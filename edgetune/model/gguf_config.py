@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from edgetune.errors import ModelError
 from edgetune.escapes import one_line
-from edgetune.model.gguf_names import EMBEDDING, HEAD
+from edgetune.model.gguf_names import EMBEDDING, EXPERTS, HEAD
 from edgetune.model.gguf_rotary import rope_parameters, rotated_share
 from edgetune.tensors.gguf.metadata import Metadata
 from edgetune.tensors.gguf.reader import GgufHeader
@@ -76,21 +76,34 @@ def config_of(header: GgufHeader) -> Config:
         ModelError: if its architecture is not supported, or metadata are missing or wrong.
     """
     source = Source(header)
-    if source.architecture not in ARCHITECTURES:
-        raise ModelError(
-            f"{header.file} holds a model of the architecture {one_line(source.architecture)}, "
-            f"which is not supported. Supported: {', '.join(list(ARCHITECTURES)[:_SHOWN])} and "
-            f"{len(ARCHITECTURES) - _SHOWN} others (docs/models.md)."
-        )
-    if source.whole("expert_count", 0):
-        raise ModelError(f"{header.file} holds a mixture of experts, which is not supported yet.")
-    architecture = ARCHITECTURES[source.architecture]
+    architecture = architecture_of(header)
     config = architecture.config(source) | {
         "vocab_size": source.vocabulary,
         "tie_word_embeddings": not source.has_tensor(HEAD),
         "architectures": [architecture.transformers],
     }
     return {"model_type": architecture.model_type} | config | _token_ids(source.metadata)
+
+
+def architecture_of(header: GgufHeader) -> Architecture:
+    """Return how a file is read: what llama.cpp calls Llama can be a Mixtral.
+
+    Raises:
+        ModelError: if its architecture is not supported.
+    """
+    source = Source(header)
+    if source.architecture not in ARCHITECTURES:
+        raise ModelError(
+            f"{header.file} holds a model of the architecture {one_line(source.architecture)}, "
+            f"which is not supported. Supported: {', '.join(list(ARCHITECTURES)[:_SHOWN])} and "
+            f"{len(ARCHITECTURES) - _SHOWN} others (docs/models.md)."
+        )
+    if not source.whole("expert_count", 0):
+        return ARCHITECTURES[source.architecture]
+    found = MIXTURES.get(source.architecture)
+    if found is None or not source.has_tensor(f"blk.0.{EXPERTS['gate']}.weight"):
+        raise ModelError(f"{header.file} holds a mixture of experts, which is not supported yet.")
+    return found
 
 
 def _token_ids(metadata: Metadata) -> Config:
@@ -138,6 +151,23 @@ def _granite(source: Source) -> Config:
 
 def _qwen3(source: Source) -> Config:
     return _sizes(source) | {"attention_bias": source.has_tensor("blk.0.attn_q.bias")}
+
+
+def _qwen3moe(source: Source) -> Config:
+    return _qwen3(source) | {
+        "num_experts": source.whole("expert_count"),
+        "num_experts_per_tok": source.whole("expert_used_count"),
+        "moe_intermediate_size": source.whole("expert_feed_forward_length"),
+        "norm_topk_prob": True,
+    }
+
+
+def _mixtral(source: Source) -> Config:
+    config = {k: v for k, v in _llama(source).items() if k not in {"attention_bias", "mlp_bias"}}
+    return config | {
+        "num_local_experts": source.whole("expert_count"),
+        "num_experts_per_tok": source.whole("expert_used_count"),
+    }
 
 
 def _gemma(source: Source) -> Config:
@@ -259,7 +289,14 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     "phi3": Architecture("phi3", "Phi3ForCausalLM", _phi3),
     "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", _sizes),
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", _qwen3),
+    "qwen3moe": Architecture("qwen3_moe", "Qwen3MoeForCausalLM", _qwen3moe),
     "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", _llama, pairs_channels=True),
     "stablelm": Architecture("stablelm", "StableLmForCausalLM", _stablelm),
     "starcoder2": Architecture("starcoder2", "Starcoder2ForCausalLM", _starcoder2),
 }
+
+MIXTURES: Final[Mapping[str, Architecture]] = {
+    "llama": Architecture("mixtral", "MixtralForCausalLM", _mixtral, pairs_channels=True),
+    "qwen3moe": ARCHITECTURES["qwen3moe"],
+}
+"""Those of files with experts."""

@@ -19,6 +19,13 @@ LINEARS: Final[Mapping[LinearRole, str]] = {
     "down": "ffn_down",
 }
 
+EXPERTS: Final[Mapping[str, str]] = {
+    "gate": "ffn_gate_exps", "up": "ffn_up_exps", "down": "ffn_down_exps",
+}  # fmt: skip
+"""Matrices of all experts of a block, one after the other."""
+
+ROUTER: Final = "ffn_gate_inp"
+
 NORMS: Final[Mapping[str, str]] = {
     "attention_input": "attn_norm",
     "attention_output": "post_attention_norm",
@@ -63,6 +70,11 @@ def _blocks(shape: ModelShape) -> Iterator[tuple[str, str]]:
         for linear in shape.blocks[layer].linears:
             for part in ("weight", "bias") if linear.bias else ("weight",):
                 yield f"{ours}{linear.module}.{part}", f"{prefix}{LINEARS[linear.role]}.{part}"
+        for linear in shape.blocks[layer].expert_linears:
+            yield f"{ours}{linear.module}.weight", f"{prefix}{EXPERTS[linear.role]}.weight"
+        experts = shape.blocks[layer].experts
+        if experts is not None:
+            yield f"{ours}{experts.router}.weight", f"{prefix}{ROUTER}.weight"
         for norm in shape.blocks[layer].norms:
             for part in ("weight", "bias") if norm.bias else ("weight",):
                 yield f"{ours}{norm.module}.{part}", f"{prefix}{NORMS[norm.role]}.{part}"

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf_models import convert
 from models import make_model
+from safetensors.numpy import save_file
 
 from conformance.sessions import ROW, Bench, packed, rows, step
 from edgetune.errors import UsageError
@@ -147,3 +149,23 @@ def _of_mlx(
 
 
 _computed = {"torch": _of_torch, "mlx": _of_mlx}
+
+
+def test_experts_in_blocks_of_a_file_compute_what_they_stand_for(
+    bench: Bench, tmp_path: Path
+) -> None:
+    sizes = {"mlp_only_layers": [], "moe_intermediate_size": 32, "layers": 2}
+    folder = make_model(tmp_path / "folder", "qwen3_moe", **sizes)
+    packed = LocalModel.open(convert(folder, tmp_path / "model.gguf", "Q4_0"))
+    tensors = {name: np.array(packed.read(name), np.float32) for name in packed.tensors}
+    save_file(tensors, folder / "model.safetensors")
+    found = []
+    for held in ({}, bench.ways.places["streamed"]):
+        session = bench.open(Lora(rank=3), packed, quantization=None, **held)
+        found.append((session.logits(ROW), [step(session, rows()) for _ in range(2)]))
+
+    plain = bench.open(Lora(rank=3), LocalModel.open(folder))
+    np.testing.assert_allclose(found[0][0], plain.logits(ROW), rtol=0, atol=5e-5)
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+    assert found[0][1][1] < found[0][1][0]

@@ -164,7 +164,7 @@ CASES = (
     Case(model="squared", context=192, checkpointed=True),
     Case(model="convolving", context=128),
     Case(model="convolving", context=192, checkpointed=True),
-    Case(model="sinking", context=128),
+    Case(model="sinking", context=320, checkpointed=True),
     Case(model="sinking", context=192, checkpointed=True),
     Case(model="beside", context=192, checkpointed=True),
     Case(model="mixed", context=128),

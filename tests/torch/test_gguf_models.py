@@ -33,7 +33,8 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[LocalModel, Lo
     changes = OWN.get(family, {})
     if family in OWN:
         FAMILIES.setdefault(family, changes)
-    folder = make_model(tmp_path / "folder", family)
+    without = {"mlp_only_layers": []} if family == "qwen3_moe" else {}
+    folder = make_model(tmp_path / "folder", family, **without)
     file = convert(folder, tmp_path / "model.gguf")
     return LocalModel.open(folder), LocalModel.open(file)
 
