@@ -3,7 +3,8 @@
 T tokens, D hidden size, E experts, k of them for a token, F width of an expert. All T k choices
 are sorted by expert, so that a product has the same number of rows whatever was chosen, and one
 kernel multiplies each run of rows with its own matrix. Results are added choice by choice in
-float32. Nothing inside of an expert is kept: the way back computes it again.
+float32. Nothing inside of an expert is kept: the way back computes it again. Not yet seen on a Mac:
+Metal's kernels that gather.
 """
 
 from __future__ import annotations
