@@ -23,7 +23,8 @@ from edgetune.shape import Linear
 from edgetune.tensors.finite import require_finite
 from edgetune.tensors.gguf.rows import read_gguf_rows
 from edgetune.tensors.gguf.tensor import GgufTensor
-from edgetune.tensors.mxfp4 import Mxfp4Tensor, read_codes, read_values
+from edgetune.tensors.mxfp4 import Mxfp4Tensor
+from edgetune.tensors.mxfp4_values import read_codes, read_values
 from edgetune.tensors.writer import Outgoing, write_scratch
 from edgetune_mlx.gguf import GgufPacking, read_blocks
 from edgetune_mlx.matrices import PACKINGS, Matrix, Packing

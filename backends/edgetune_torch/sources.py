@@ -15,7 +15,8 @@ from edgetune.model import LocalModel, StoredTensor
 from edgetune.shape import Linear
 from edgetune.tensors.finite import require_finite
 from edgetune.tensors.gguf.tensor import GgufTensor
-from edgetune.tensors.mxfp4 import Mxfp4Tensor, read_values
+from edgetune.tensors.mxfp4 import Mxfp4Tensor
+from edgetune.tensors.mxfp4_values import read_values
 from edgetune.tensors.reader import read_tensor
 from edgetune_torch.layout import Fitting, Layout, StoredAs
 from edgetune_torch.matrices import WritableMatrix

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from edgetune.tensors.gguf.rows import read_gguf_rows
 from edgetune.tensors.gguf.tensor import GgufTensor
 from edgetune.tensors.header import StoredTensor, read_header
-from edgetune.tensors.mxfp4 import Mxfp4Tensor, read_values
+from edgetune.tensors.mxfp4 import Mxfp4Tensor
+from edgetune.tensors.mxfp4_values import read_values
 from edgetune.tensors.raw import fill, number_type
 
 __all__ = ["number_type", "read_rows", "read_tensor", "read_tensors"]
