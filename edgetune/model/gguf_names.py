@@ -13,6 +13,8 @@ LINEARS: Final[Mapping[LinearRole, str]] = {
     "v": "attn_v",
     "qkv": "attn_qkv",
     "o": "attn_output",
+    "conv_in": "shortconv.in_proj",
+    "conv_out": "shortconv.out_proj",
     "gate": "ffn_gate",
     "up": "ffn_up",
     "gate_up": "ffn_up",
@@ -34,6 +36,8 @@ NORMS: Final[Mapping[str, str]] = {
     "q": "attn_q_norm",
     "k": "attn_k_norm",
 }
+
+MIXERS: Final[Mapping[str, str]] = {"conv": "shortconv.conv.weight"}
 
 EMBEDDING: Final = "token_embd.weight"
 HEAD: Final = "output.weight"

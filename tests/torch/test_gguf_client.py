@@ -73,6 +73,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", WINDOW | {"query_pre_attn_scalar": 144}),
     "gemma3": ("gemma3_text", WINDOW),
     "gemma3, capped": ("gemma3_text", WINDOW | GEMMA3 | {"final_logit_softcapping": 20.0}),
+    "lfm2": ("lfm2", {"num_hidden_layers": 3}),
     "phi3": ("phi3", NO_WINDOW),
     "phi3, partial": ("phi3", NO_WINDOW | rope("default", partial_rotary_factor=0.5)),
     "phi3, longrope": ("phi3", NO_WINDOW | LONGROPE),

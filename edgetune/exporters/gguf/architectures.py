@@ -9,7 +9,7 @@ from typing import Final
 
 from edgetune.errors import UsageError
 from edgetune.model.families.bloom import slopes
-from edgetune.shape import ATTENTION_ROLES, MLP_ROLES, ModelShape
+from edgetune.shape import ATTENTION_ROLES, MLP_ROLES, ModelShape, ShortConvolution
 
 SILU: Final = frozenset({"silu"})
 GELU: Final = frozenset({"gelu_tanh"})
@@ -48,6 +48,10 @@ class Architecture:
     """Multiplies logits."""
     head_bias: bool = False
     """The head can have a bias."""
+    convolved: int | None = None
+    """Taps of the short convolution that blocks can have in place of attention."""
+    final_norm: str = "output_norm"
+    """What it calls the norm before the head."""
 
     def windowed(self, layer: int) -> bool:
         """Whether a layer sees only the tokens of the model's window."""
@@ -114,6 +118,7 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     "glm4": Architecture(name="glm4", neighbours_rotate=True, biases=_QKV),
     "gpt_bigcode": Architecture(name="starcoder", activations=GELU, biases=_ALL),
     "hunyuan_v1_dense": Architecture(name="hunyuan-dense"),
+    "lfm2": Architecture(name="lfm2", convolved=3, final_norm="token_embd_norm"),
     "mpt": Architecture(name="mpt", activations=EITHER_GELU),
     "nemotron": Architecture(name="nemotron", activations=RELU2, biases=_ALL),
     "phi": Architecture(name="phi2", activations=GELU, biases=_ALL, parallel=True, head_bias=True),
@@ -154,10 +159,16 @@ def architecture_of(shape: ModelShape) -> Architecture:
 
 
 def _differences(shape: ModelShape, architecture: Architecture) -> list[str]:
-    block = shape.blocks[0]
+    attending = [kind for kind in shape.kinds if kind.attention is not None]
+    block = attending[0]
     problems = []
-    if any(replace(each, mixer=block.mixer) != block for each in shape.kinds):
+    if any(replace(each, mixer=block.mixer) != block for each in attending):
         problems.append("its blocks differ in more than what they attend to")
+    for mixer in (kind.mixer for kind in shape.kinds if kind.attention is None):
+        if not isinstance(mixer, ShortConvolution):
+            problems.append("some of its blocks have no attention")
+        elif mixer.taps != architecture.convolved or mixer.bias:
+            problems.append(f"its convolutions have {mixer.taps} taps or biases")
     if block.activation not in architecture.activations:
         known = " or ".join(sorted(architecture.activations))
         problems.append(f"its activation is {block.activation}, there it is {known}")

@@ -15,6 +15,7 @@ from edgetune.exporters.gguf.rows import (
     FirstRescaled,
     HeldRows,
     MergedRows,
+    OneByTap,
     Reordered,
     Rescaled,
     Rows,
@@ -122,13 +123,17 @@ class _Layout:
         for norm in shape.blocks[layer].norms:
             scale = self._query_scale[layer] if norm.role == "q" else 1.0
             yield from self._norm(norm, prefix, target, scale)
+        for tensor in shape.blocks[layer].mixer_tensors:
+            rows = OneByTap(self._source(f"{prefix}{tensor.name}"))
+            yield f"{target}{gguf_names.MIXERS[tensor.role]}", rows
         for linear in shape.blocks[layer].linears:
             yield from self._linear(linear, layer, prefix, target)
 
     def _norm(
         self, norm: Norm, prefix: str, target: str, scale: float
     ) -> Iterator[tuple[str, Rows]]:
-        name, source = f"{target}{_norm_name(norm)}", f"{prefix}{norm.module}"
+        name = f"{target}{_norm_name(norm, self._architecture)}"
+        source = f"{prefix}{norm.module}"
         weight, offset = self._source(f"{source}.weight"), self._shape.norm.offset
         plain = (scale, offset) == (1.0, 0.0)
         yield f"{name}.weight", weight if plain else Rescaled(weight, offset, scale)
@@ -164,7 +169,7 @@ class _Layout:
         return MergedRows(self._model.tensors[name], self._merge.changes.get(name))
 
 
-def _norm_name(norm: Norm) -> str:
+def _norm_name(norm: Norm, architecture: Architecture) -> str:
     """Return what llama.cpp calls a norm of a block, or one of those at the ends."""
-    ends = {"final": "output_norm", "embedding": "token_embd_norm"}
+    ends = {"final": architecture.final_norm, "embedding": "token_embd_norm"}
     return ends.get(norm.role) or gguf_names.NORMS[norm.role]

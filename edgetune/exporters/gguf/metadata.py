@@ -65,10 +65,14 @@ def _sizes(shape: ModelShape, architecture: Architecture) -> Iterator[tuple[str,
 
 
 def _attention(shape: ModelShape, architecture: Architecture) -> Iterator[tuple[str, Value]]:
-    block = shape.blocks[0]
+    block = next(kind for kind in shape.kinds if kind.attention is not None)
     rms = "_rms" if shape.norm.kind == "rms" else ""
     yield "attention.head_count", Value("uint32", block.heads)
-    yield "attention.head_count_kv", Value("uint32", block.kv_heads)
+    if architecture.convolved is None:
+        yield "attention.head_count_kv", Value("uint32", block.kv_heads)
+    else:  # none says that a layer has no attention
+        yield "attention.head_count_kv", Value("int32", [each.kv_heads for each in shape.blocks])
+        yield "shortconv.l_cache", Value("uint32", architecture.convolved)
     yield "attention.key_length", Value("uint32", block.head_dim)
     yield "attention.value_length", Value("uint32", block.head_dim)
     yield f"attention.layer_norm{rms}_epsilon", Value("float32", shape.norm.eps)

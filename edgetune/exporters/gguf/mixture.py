@@ -65,7 +65,8 @@ def tensor_type(
     name: str, size: tuple[int, ...], shape: ModelShape, quantization: Quantization
 ) -> TensorType:
     """Return the format of a tensor by its name in the file."""
-    matrix = len(size) == 2 and name.endswith(".weight") and name != "position_embd.weight"
+    plain = name == "position_embd.weight" or name.endswith("shortconv.conv.weight")
+    matrix = len(size) == 2 and name.endswith(".weight") and not plain
     if not matrix:
         return BY_NAME["F32"]
     wanted = _wanted(name, size[-1], shape, MIXTURES[quantization])
@@ -83,7 +84,7 @@ def _wanted(name: str, inputs: int, shape: ModelShape, mixture: Mixture) -> str:
         return "Q8_0" if main == "Q8_0" or inputs % BY_NAME[main].block else "Q6_K"
     if not name.startswith("blk."):
         return main
-    _, layer, part, _ = name.split(".")
+    _, layer, part, *_ = name.split(".")
     if mixture.more_bits and part in ("attn_v", "ffn_down"):
         return "Q6_K" if more_bits(int(layer), shape.layers) else main
     if part == "attn_qkv" and mixture.fused is not None:

@@ -65,6 +65,23 @@ class HeldRows:
 
 
 @dataclass(frozen=True, slots=True)
+class OneByTap:
+    """The weight of a convolution of each channel on its own (channels, 1, taps), as a matrix."""
+
+    rows: Rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Channels, taps."""
+        channels, _, taps = self.rows.shape
+        return channels, taps
+
+    def read(self, start: int, stop: int) -> Float32:
+        """Read the channels."""
+        return self.rows.read(start, stop)[:, 0]
+
+
+@dataclass(frozen=True, slots=True)
 class Transposed:
     """A matrix that is stored (inputs, outputs), read by its outputs."""
 
