@@ -19,7 +19,7 @@ def config(**fields: object) -> str:
 
 
 MODELS = (
-    Mistake(line="plan --model unsloth/gpt-oss-20b", code=5,
+    Mistake(line="train --model unsloth/gpt-oss-20b --data rows.jsonl", code=5,
             says=("unsloth/gpt-oss-20b", "edgetune fetch unsloth/gpt-oss-20b", "--model FOLDER"),
             link=thread("unslothai/unsloth", 3431)),
     Mistake(line="plan --model /model/gpt-oss-120b/outputs_v2/checkpoint-450", code=5,
