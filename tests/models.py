@@ -109,6 +109,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "lfm2": SMALL | {
         "layer_types": ["conv", "full_attention", "conv"], "block_multiple_of": 8,
         "block_ffn_dim_multiplier": 1.5, "initializer_range": 0.3},
+    "qwen3_5_moe_text": SMALL | {
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+        "linear_value_head_dim": 6, "moe_intermediate_size": 24, "num_experts": 5,
+        "initializer_range": 0.15,
+        "num_experts_per_tok": 2, "shared_expert_intermediate_size": 40},
     "qwen2_moe": SMALL | {
         "moe_intermediate_size": 24, "num_experts": 5, "num_experts_per_tok": 2,
         "shared_expert_intermediate_size": 40, "mlp_only_layers": [1]},
@@ -128,7 +134,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "olmoe": SMALL | {"num_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 24},
 }  # fmt: skip
 
-MIXTURES = frozenset({"gpt_oss", "granitemoe", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"})
+MIXTURES = frozenset(
+    {"gpt_oss", "granitemoe", "mixtral", "olmoe", "qwen2_moe", "qwen3_5_moe_text", "qwen3_moe"}
+)
 """Families whose MLPs are experts, which are not adapted."""
 
 WRAPPERS = {
@@ -210,6 +218,7 @@ _TOWERS: dict[str, dict[str, Any]] = {
         "hidden_size": 16, "intermediate_size": 24, "depth": 2, "num_heads": 2, "patch_size": 4,
         "out_hidden_size": 32, "num_position_embeddings": 16},
 }  # fmt: skip
+_TOWERS["qwen3_5_moe"] = _TOWERS["qwen3_5"]
 
 
 def make_wrapper(folder: Path, wrapper: str, inner: str | None = None) -> PreTrainedModel:

@@ -19,10 +19,10 @@ def stored_parameters(shape: ModelShape, model: PreTrainedModel) -> dict[str, to
     # transformers 5 calls GPT-NeoX's head lm_head in memory and embed_out in the checkpoint.
     if shape.family == "gpt_neox" and "lm_head.weight" in parameters:
         parameters["embed_out.weight"] = parameters.pop("lm_head.weight")
-    return dict(_stored(shape, parameters)) if shape.has_experts else parameters
+    return dict(unfused(shape, parameters)) if shape.has_experts else parameters
 
 
-def _stored(
+def unfused(
     shape: ModelShape, parameters: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     sparse = shape.family in {"mixtral", "granitemoe"}

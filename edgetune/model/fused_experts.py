@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
+from edgetune.model.names import candidates
 from edgetune.shape import Experts, Fused, ModelShape
 from edgetune.tensors.header import StoredTensor
 from edgetune.tensors.mxfp4 import GROUP, Mxfp4Tensor
@@ -24,12 +25,16 @@ def taken_apart(shape: ModelShape, stored: Mapping[str, StoredTensor]) -> dict[s
     What does not divide evenly is left as it is: its shape will be found to be wrong.
     """
     found = dict(stored)
+    if not any(kind.experts and kind.experts.fused for kind in shape.kinds):
+        return found
+    places = {ours: name for name in stored for ours in candidates(shape, name)}
     for layer, block in enumerate(shape.blocks):
         if block.experts is None:
             continue
         prefix = shape.block(layer)
         for fused in block.experts.fused:
             full = f"{prefix}{fused.name}"
+            full = places.get(full) or places.get(f"{full}{_CODES}", "").removesuffix(_CODES)
             whole = found.get(full)
             codes, scales = found.get(f"{full}{_CODES}"), found.get(f"{full}{_SCALES}")
             if whole is not None and _divides(whole, block.experts, fused):

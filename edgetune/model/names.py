@@ -30,7 +30,7 @@ def match_names(shape: ModelShape, stored: Iterable[str]) -> tuple[dict[str, str
     found: dict[str, str] = {}
     strange: list[str] = []
     for name in stored:
-        canonical = next((c for c in _candidates(shape, name) if c in wanted), None)
+        canonical = next((c for c in candidates(shape, name) if c in wanted), None)
         if canonical is not None and canonical not in found:
             found[canonical] = name
         elif not is_extra(shape, name):
@@ -54,7 +54,8 @@ def tied_heads(shape: ModelShape, stored: Iterable[str]) -> list[str]:
     return [name for name in stored if shape.tied and name.endswith(_HEADS)]
 
 
-def _candidates(shape: ModelShape, name: str) -> Iterator[str]:
+def candidates(shape: ModelShape, name: str) -> Iterator[str]:
+    """Yield the names that a stored tensor can have here, the likeliest first."""
     root = shape.embedding.split(".")[0]
     yield name
     yield name.removeprefix("language_model.")

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf_models import convert
-from models import make_model
-from safetensors.numpy import save_file
+from models import make_model, make_wrapper
+from safetensors.numpy import load_file, save_file
 
 from conformance.sessions import ROW, Bench, packed, rows, step
 from edgetune.errors import UsageError
@@ -169,3 +169,30 @@ def test_experts_in_blocks_of_a_file_compute_what_they_stand_for(
     np.testing.assert_array_equal(found[0][0], found[1][0])
     assert found[0][1] == found[1][1]
     assert found[0][1][1] < found[0][1][0]
+
+
+@pytest.mark.parametrize("prefix", ["model.language_model.", "model."])
+def test_experts_in_one_tensor_are_taken_apart(prefix: str, tmp_path: Path) -> None:
+    make_wrapper(tmp_path, "qwen3_5_moe")
+    apart, tensors = LocalModel.open(tmp_path), load_file(tmp_path / "model.safetensors")
+    for layer, block in enumerate(apart.shape.blocks):
+        assert block.experts is not None
+        own, numbers = f"model.layers.{layer}.mlp.experts", range(block.experts.number)
+        whole = {
+            role: np.stack([apart.read(f"{own}.{number}.{role}_proj.weight") for number in numbers])
+            for role in ("gate", "up", "down")
+        }
+        stored = own.replace("model.", prefix, 1)
+        tensors = {
+            name: x for name, x in tensors.items() if f"layers.{layer}.mlp.experts" not in name
+        }
+        tensors[f"{stored}.gate_up_proj"] = np.concatenate((whole["gate"], whole["up"]), axis=1)
+        tensors[f"{stored}.down_proj"] = whole["down"]
+    expected = {name: apart.read(name).copy() for name in apart.tensors}
+    save_file(tensors, tmp_path / "model.safetensors")
+
+    found = LocalModel.open(tmp_path)
+
+    assert found.tensors.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found.read(name), values, err_msg=name)

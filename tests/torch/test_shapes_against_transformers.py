@@ -17,7 +17,7 @@ from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,
 )
-from unfused import stored_parameters
+from unfused import stored_parameters, unfused
 
 from edgetune.model import LocalModel
 from edgetune.model.families import shape_of, supported
@@ -81,6 +81,8 @@ def test_the_language_model_inside_a_saved_wrapper_can_be_opened(
         for name, tensor in model.named_parameters()
         if name.startswith((prefix, "lm_head"))
     }
+    if local.shape.has_experts:
+        inner = dict(unfused(local.shape, inner))
     assert local.tensors.keys() == inner.keys()
     _assert_same_values(local, inner)
     assert any(".vis" in name for name, _ in model.named_parameters())
@@ -165,6 +167,7 @@ def _random_config(family: str, seed: int) -> Config:
         "lfm2": _lfm2,
         "hunyuan_v1_dense": _with_head_size("hunyuan_v1_dense"),
         "ministral": _with_head_size("ministral"),
+        "qwen3_5_moe_text": _qwen3_5_moe,
         "qwen3_5_text": _qwen3_5,
     }.get(family, lambda draw: _common(family, draw))
     if family in INSIDE:
@@ -328,6 +331,11 @@ def _qwen3_5(draw: random.Random) -> Config:
         "linear_value_head_dim": draw.choice([4, 6]),
     }
     return config | sizes
+
+
+def _qwen3_5_moe(draw: random.Random) -> Config:
+    sizes = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 24}
+    return _qwen3_5(draw) | sizes | {"num_experts": draw.choice([8, 9])}
 
 
 def _with_head_size(family: str) -> Callable[[random.Random], Config]:

@@ -61,6 +61,7 @@ _FAMILIES: Final[Mapping[str, str]] = {
     "qwen2_moe": "mixtures",
     "qwen3": "qwen",
     "qwen3_moe": "mixtures",
+    "qwen3_5_moe_text": "qwen3_5",
     "qwen3_5_text": "qwen3_5",
     "seed_oss": "near_llama",
     "smollm3": "llama",

@@ -14,7 +14,7 @@ _TYPES: Final[Mapping[str, str]] = {
         hy_v3 hy_v4 inkling2 inkling2_text inkling_mm_model inkling_text jetmoe kimi_k25 kolibri1
         laguna lfm2_moe llama4 llama4_text longcat_flash mellum mimo_v2_flash minimax minimax_m2
         minimax_m3_vl minimax_m3_vl_text mistral4 mistral_large4 nllb-moe phimoe
-        qwen3_5_moe qwen3_5_moe_text qwen3_next qwen3_vl_moe qwen4_exp
+        qwen3_next qwen3_vl_moe qwen4_exp
         qwen4_exp_text solar_open step3p5 step3p7 switch_transformers unlimited_ocr zaya
     """,
     "a recurrent or state-space model": """

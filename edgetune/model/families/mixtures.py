@@ -18,7 +18,7 @@ from edgetune.model.families.common import (
     same_attention,
     split_attention,
 )
-from edgetune.shape import ATTENTION_ROLES, Experts, Linear, ModelShape, Norm
+from edgetune.shape import MLP_ROLES, Experts, Linear, ModelShape, Norm
 
 
 def qwen3_moe(fields: Fields) -> ModelShape:
@@ -124,7 +124,7 @@ def with_experts(
     for layer, block in enumerate(shape.blocks):
         experts = experts_of(layer)
         if experts is not None:
-            linears = tuple(x for x in block.linears if x.role in ATTENTION_ROLES)
+            linears = tuple(x for x in block.linears if x.role not in MLP_ROLES)
             block = replace(  # noqa: PLW2901
                 block, linears=linears + shared, ffn_size=wide or experts.size, experts=experts
             )

@@ -1,4 +1,4 @@
-"""Qwen3.5 and later (dense): Gated DeltaNet in three of four blocks, gated attention in the fourth."""
+"""Qwen3.5 and later: Gated DeltaNet in three of four blocks, gated attention in the fourth."""
 
 from __future__ import annotations
 
@@ -16,7 +16,18 @@ from edgetune.model.families.common import (
     rms_norm,
     split_attention,
 )
-from edgetune.shape import Attention, BlockShape, GatedDelta, Linear, ModelShape, Norm
+from edgetune.model.families.mixtures import checked_experts, expert_count, with_experts
+from edgetune.shape import (
+    MLP_ROLES,
+    Attention,
+    BlockShape,
+    Experts,
+    Fused,
+    GatedDelta,
+    Linear,
+    ModelShape,
+    Norm,
+)
 
 _TYPES = ("full_attention", "linear_attention")
 _MODULE = "linear_attn"
@@ -56,6 +67,42 @@ def qwen3_5_text(fields: Fields) -> ModelShape:
         whole,
         blocks=tuple(attending if each == _TYPES[0] else correcting for each in types),
     )
+
+
+def qwen3_5_moe_text(fields: Fields) -> ModelShape:
+    """Return the shape of a Qwen3.5 mixture: an MLP for all tokens stands beside the experts.
+
+    Files have all experts in two tensors, or one by one as transformers writes them.
+    """
+    width = fields.size("shared_expert_intermediate_size", 512)
+    shape = qwen3_5_text(
+        fields.with_values(intermediate_size=width).with_defaults(
+            num_attention_heads=16, num_key_value_heads=2
+        )
+    )
+    experts = Experts(
+        number=expert_count(fields, 256),
+        chosen=fields.size("num_experts_per_tok", 8),
+        hidden=shape.hidden_size,
+        size=fields.size("moe_intermediate_size", 512),
+        router="mlp.gate",
+        projections=(
+            ("gate", "mlp.experts.{}.gate_proj"),
+            ("up", "mlp.experts.{}.up_proj"),
+            ("down", "mlp.experts.{}.down_proj"),
+        ),
+        normalised=True,
+        shared_gate="mlp.shared_expert_gate",
+        fused=(
+            Fused(name="mlp.experts.gate_up_proj", roles=("gate", "up")),
+            Fused(name="mlp.experts.down_proj", roles=("down",)),
+        ),
+    )
+    checked = checked_experts(fields, experts)
+    mlp = (x for x in shape.blocks[0].linears if x.role in MLP_ROLES)
+    shared = tuple(replace(x, module=x.module.replace("mlp.", "mlp.shared_expert.")) for x in mlp)
+    shape = with_experts(shape, lambda _: checked, shared)
+    return replace(shape, family="qwen3_5_moe_text")
 
 
 def _layer_types(fields: Fields, sizes: Sizes) -> list[object]:

@@ -21,6 +21,7 @@ INSIDE: Final[Mapping[str, tuple[str, ...]]] = {
     "llava_onevision": ("qwen2", "qwen3", "llama"),
     "mistral3": ("mistral", "ministral3"),
     "qwen3_5": ("qwen3_5_text",),
+    "qwen3_5_moe": ("qwen3_5_moe_text",),
 }
 """By wrapper the families that can be inside; the first where the config does not say."""
 
