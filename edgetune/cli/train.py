@@ -286,9 +286,9 @@ def _train(run: Run, again: Again, stages: Stages) -> None:
                 if worker is not None:
                     report(worker, event)
         except StoppedError as error:
-            raise StoppedError(f"{error} Go on with: {folder.resume_command}") from None
+            raise StoppedError(f"{error} Continue with: {folder.resume_command}") from None
         except KeyboardInterrupt:
-            say(f"Go on from the newest checkpoint with: {folder.resume_command}")
+            say(f"Continue from the newest checkpoint with: {folder.resume_command}")
             raise
         finally:
             stages.end()

@@ -30,7 +30,7 @@ def status_line(report: Report) -> str:
         line += f'<p class="because">{text(status.because, 1000)}</p>'
     if status.resumable:
         command = f"edgetune train --resume --output {shell_word(str(report.path))}"
-        line += f"<p>Go on with it: <code>{text(command)}</code></p>"
+        line += f"<p>Resume it: <code>{text(command)}</code></p>"
     return line
 
 

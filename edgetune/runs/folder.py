@@ -155,7 +155,7 @@ class RunFolder:
         if not self.adapter.is_dir():
             raise UsageError(
                 f"The run {self.path} has no adapter: it has not finished, or none of its "
-                f"checkpoints was better than the base. Go on with it: {self.resume_command}"
+                f"checkpoints was better than the base. Continue it: {self.resume_command}"
             )
         return self.adapter
 

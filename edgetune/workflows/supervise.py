@@ -95,7 +95,7 @@ def supervise(arguments: Sequence[str], tell: Callable[[str], None], ranks: int 
             restarts, report.rows = restarts + 1, max(1, report.rows // 2)
             said = f"The training process {ended.death}"
             tell(
-                f"{said}. Going on from step {report.saved} with at most {report.rows} rows at "
+                f"{said}. Resuming from step {report.saved} with at most {report.rows} rows at "
                 "once."
             )
             arguments, recovery = report.resume, Recovery(rows=report.rows, because=said)
@@ -118,7 +118,7 @@ def _given_up(ended: Ended, report: Report, restarts: int, *, stopped: bool) -> 
     said = f"The training process {ended.death}"
     if stopped:
         return StoppedError(
-            f"{said} while it stopped. Step {report.saved} is saved. Go on with: {report.command}"
+            f"{said} while it stopped. Step {report.saved} is saved. Continue with: {report.command}"
         )
     tries = f" {restarts + 1} times without a new checkpoint" if restarts else ""
     because = "; --strict allows no fewer rows at once" if report.strict else ""

@@ -113,7 +113,7 @@ class Run:
             if self.world.size > 1:
                 raise UsageError(
                     "Learning rates are still to be raced in this run, which one process does. "
-                    f"Go on with: {self.folder.resume_command}"
+                    f"Continue with: {self.folder.resume_command}"
                 )
             run = yield from self._searched(stop, pause=pause, strict=strict)
         yield from run._trained(stop, loaded, pause=pause, strict=strict, pilot=pilot, after=after)

@@ -105,7 +105,7 @@ def test_the_exit_code_is_the_workers(code: int) -> None:
 )
 def test_a_worker_that_dies_has_a_successor_with_fewer_rows(name: str, death: str) -> None:
     code, lines, error = finish(begin(GOES_ON.format(name)))
-    told = f"The training process {death}. Going on from step"
+    told = f"The training process {death}. Resuming from step"
     assert (code, error) == (6, "")
     assert lines == [
         "first -",
@@ -201,7 +201,7 @@ def test_a_worker_that_dies_while_it_stops_has_no_successor() -> None:
     process.send_signal(signal.SIGTERM)
     code, _, error = finish(process)
     assert code == 6
-    assert error.endswith("while it stopped. Step 5 is saved. Go on with: edgetune resume")
+    assert error.endswith("while it stopped. Step 5 is saved. Continue with: edgetune resume")
 
 
 def test_what_was_ignored_stays_ignored() -> None:

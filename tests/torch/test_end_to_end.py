@@ -175,7 +175,7 @@ def test_interrupted_and_resumed_is_uninterrupted(run: Path, folder: Path, cli: 
     assert stopped.code == 6, stopped.err
     assert stopped.out == ""
     last = stopped.err.splitlines()[-1]
-    step = re.fullmatch(rf"Stopped after step (\d) of {STEPS}\. Go on with: (.*)", last)
+    step = re.fullmatch(rf"Stopped after step (\d) of {STEPS}\. Continue with: (.*)", last)
     assert step is not None, stopped.err
     assert step[2] == "edgetune train --resume --output stopped"
     assert (folder / "stopped" / "checkpoints" / f"step-{int(step[1]):06}").is_dir()
