@@ -352,7 +352,7 @@ def _rows(x: Tensor, rows: int) -> Tensor:
 
 def _numbers(documents: Documents, x: Tensor) -> Tensor:
     """Return the number (B, S) of the document of each token; padding belongs to the last one."""
-    numbers = torch.empty(x.shape[:2], dtype=torch.int32, device=x.device)
+    numbers = torch.zeros(x.shape[:2], dtype=torch.int32, device=x.device)
     for row, lengths in enumerate(documents):
         start = 0
         for number, length in enumerate(lengths):

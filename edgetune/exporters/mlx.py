@@ -20,6 +20,7 @@ from edgetune.adapters.mlx_lm import MLX_WEIGHTS, PARTS, mlx_block
 from edgetune.errors import UsageError
 from edgetune.exporters.base import Exported, ExportRequest
 from edgetune.exporters.folder import folder_bytes, new_folder
+from edgetune.exporters.gguf.delta import attention_interval
 from edgetune.exporters.hf import Merged
 from edgetune.methods.lora import Lora, LowRank
 from edgetune.model import LocalModel
@@ -139,24 +140,8 @@ def readable_config(config: Mapping[str, object], shape: ModelShape) -> dict[str
     if shape.family == "lfm2":
         written["block_dim"] = shape.hidden_size
     if shape.family == "qwen3_5_text":
-        written["full_attention_interval"] = _interval(shape)
+        written["full_attention_interval"] = attention_interval(shape)
     return written
-
-
-def _interval(shape: ModelShape) -> int:
-    """Return every how manieth block has attention, which is the first one's number.
-
-    Raises:
-        UsageError: if others do not follow: mlx-lm knows this number alone.
-    """
-    attends = [block.attention is not None for block in shape.blocks]
-    every = attends.index(True) + 1
-    if attends != [(layer + 1) % every == 0 for layer in range(shape.layers)]:
-        raise UsageError(
-            "mlx-lm knows Qwen3.5 with attention in every so manieth layer, and this model has it in "
-            "others. Export the merged model (--to hf) or the adapter itself (--to peft)."
-        )
-    return every
 
 
 def _refuse_unknown(model: LocalModel) -> None:

@@ -15,6 +15,11 @@ LINEARS: Final[Mapping[LinearRole, str]] = {
     "o": "attn_output",
     "conv_in": "shortconv.in_proj",
     "conv_out": "shortconv.out_proj",
+    "delta_qkv": "attn_qkv",
+    "delta_z": "attn_gate",
+    "delta_b": "ssm_beta",
+    "delta_a": "ssm_alpha",
+    "delta_out": "ssm_out",
     "gate": "ffn_gate",
     "up": "ffn_up",
     "gate_up": "ffn_up",
@@ -35,6 +40,7 @@ NORMS: Final[Mapping[str, str]] = {
     "mlp_output": "post_ffw_norm",
     "q": "attn_q_norm",
     "k": "attn_k_norm",
+    "delta": "ssm_norm",
 }
 
 MIXERS: Final[Mapping[str, str]] = {"conv": "shortconv.conv.weight"}

@@ -56,6 +56,9 @@ OLMO3 = {"rope_parameters": {
                        "original_max_position_embeddings": 128},
     "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}}  # fmt: skip
 WINDOW = {"sliding_window": 64, "num_hidden_layers": 7}
+QWEN35 = {
+    "layer_types": ["linear_attention", "full_attention"] * 2, "num_hidden_layers": 4,
+    "linear_key_head_dim": 32, "linear_value_head_dim": 32}  # fmt: skip
 NO_WINDOW = {"sliding_window": None}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -74,6 +77,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("gemma3_text", WINDOW),
     "gemma3, capped": ("gemma3_text", WINDOW | GEMMA3 | {"final_logit_softcapping": 20.0}),
     "lfm2": ("lfm2", {"num_hidden_layers": 3}),
+    "qwen3.5": ("qwen3_5_text", QWEN35),
     "phi3": ("phi3", NO_WINDOW),
     "phi3, partial": ("phi3", NO_WINDOW | rope("default", partial_rotary_factor=0.5)),
     "phi3, longrope": ("phi3", NO_WINDOW | LONGROPE),
@@ -174,6 +178,7 @@ LORAS = [
     ("qwen3", {}, Lora(rank=2)),
     ("gemma2", WINDOW | {"query_pre_attn_scalar": 144}, Lora(rank=2)),
     ("phi3", NO_WINDOW, Lora(rank=2)),
+    ("qwen3_5_text", QWEN35, Lora(rank=2)),
     ("gpt2", GPT2, Lora(rank=2)),
     ("gpt_neox", {"rotary_pct": 0.5} | rope("default", partial_rotary_factor=0.5), Lora(rank=2)),
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from edgetune.errors import UsageError
 from edgetune.exporters.base import ExportRequest
 from edgetune.exporters.gguf.architectures import architecture_of
 from edgetune.exporters.gguf.file import GgufFile, outgoing
-from edgetune.exporters.gguf.layout import arranged
+from edgetune.exporters.gguf.layout import arranged, columns_arranged
 from edgetune.exporters.gguf.model_file import refuse_folder_options
 from edgetune.exporters.gguf.rows import HeldRows, Rows
 from edgetune.methods.lora import Lora
@@ -70,7 +70,8 @@ def _tensors(adapter: LoadedAdapter, model: LocalModel) -> Iterator[tuple[str, R
         own = lora.scale_of(target) * lora.rank_of(target) / alpha
         a = adapter.tensors[f"{target.module}.lora_A.weight"].astype(np.float32)
         b = adapter.tensors[f"{target.module}.lora_B.weight"].astype(np.float32) * np.float32(own)
-        yield f"{name}.lora_a", HeldRows(a)
+        block = shape.blocks[target.layer]
+        yield f"{name}.lora_a", columns_arranged(HeldRows(a), target.linear, block)
         yield (
             f"{name}.lora_b",
             arranged(HeldRows(b), target.linear, target.layer, shape, architecture),

@@ -9,7 +9,7 @@ from typing import Final
 
 from edgetune.errors import UsageError
 from edgetune.model.families.bloom import slopes
-from edgetune.shape import ATTENTION_ROLES, MLP_ROLES, ModelShape, ShortConvolution
+from edgetune.shape import ATTENTION_ROLES, MLP_ROLES, GatedDelta, ModelShape, ShortConvolution
 
 SILU: Final = frozenset({"silu"})
 GELU: Final = frozenset({"gelu_tanh"})
@@ -50,6 +50,10 @@ class Architecture:
     """The head can have a bias."""
     convolved: int | None = None
     """Taps of the short convolution that blocks can have in place of attention."""
+    corrected: bool = False
+    """Blocks can have Gated DeltaNet in place of attention."""
+    mlp_norm: str = "ffn_norm"
+    """What it calls the norm before the MLP."""
     final_norm: str = "output_norm"
     """What it calls the norm before the head."""
 
@@ -125,6 +129,7 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     "granite": Architecture(
         name="granite", neighbours_rotate=True, rotation_tensor=True, multipliers=True
     ),
+    "qwen3_5_text": Architecture(name="qwen35", corrected=True, mlp_norm="post_attention_norm"),
     "smollm3": Architecture(name="smollm3", neighbours_rotate=True, unrotated_pattern=4),
     "stablelm": Architecture(name="stablelm", biases=_QKV),
     "starcoder2": Architecture(name="starcoder2", activations=GELU, biases=_ALL),
@@ -165,7 +170,10 @@ def _differences(shape: ModelShape, architecture: Architecture) -> list[str]:
     if any(replace(each, mixer=block.mixer) != block for each in attending):
         problems.append("its blocks differ in more than what they attend to")
     for mixer in (kind.mixer for kind in shape.kinds if kind.attention is None):
-        if not isinstance(mixer, ShortConvolution):
+        if isinstance(mixer, GatedDelta):
+            if not architecture.corrected or mixer.key_dim != mixer.value_dim:
+                problems.append("its keys and values of Gated DeltaNet differ in size")
+        elif not isinstance(mixer, ShortConvolution):
             problems.append("some of its blocks have no attention")
         elif mixer.taps != architecture.convolved or mixer.bias:
             problems.append(f"its convolutions have {mixer.taps} taps or biases")

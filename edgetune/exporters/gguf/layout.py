@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.errors import UsageError
+from edgetune.exporters.gguf import delta
 from edgetune.exporters.gguf.architectures import Architecture
 from edgetune.exporters.gguf.metadata import rotation_tensors
 from edgetune.exporters.gguf.rows import (
+    ColumnsReordered,
     FirstRescaled,
     HeldRows,
     MergedRows,
@@ -23,7 +25,7 @@ from edgetune.exporters.gguf.rows import (
 )
 from edgetune.exporters.updates import Merge
 from edgetune.model import LocalModel, gguf_names
-from edgetune.shape import BlockShape, Linear, ModelShape, Norm
+from edgetune.shape import BlockShape, GatedDelta, Linear, ModelShape, Norm
 
 
 def file_tensors(model: LocalModel, merge: Merge, architecture: Architecture) -> dict[str, Rows]:
@@ -37,6 +39,8 @@ def row_order(
     """Return which of the model's rows each row of a projection in the file is; None: the same."""
     rotary = None if block.attention is None else block.attention.rotary
     apart = rotary is None or not rotary.interleaved
+    if isinstance(block.mixer, GatedDelta):
+        return delta.row_order(block.mixer, linear.role)
     if linear.role in ("q", "k") and architecture.neighbours_rotate and apart:
         return neighbours(linear.outputs, block.head_dim)
     if linear.role == "qkv" and block.interleaved_qkv:
@@ -90,6 +94,13 @@ def arranged(
     return FirstRescaled(rows, block.queries, scale)
 
 
+def columns_arranged(rows: Rows, linear: Linear, block: BlockShape) -> Rows:
+    """Return a projection's weight, or A, its columns as the file has them."""
+    mixer = block.mixer
+    order = delta.column_order(mixer, linear.role) if isinstance(mixer, GatedDelta) else None
+    return rows if order is None else ColumnsReordered(rows, order)
+
+
 class _Layout:
     """The tensors of one model."""
 
@@ -123,9 +134,14 @@ class _Layout:
         for norm in shape.blocks[layer].norms:
             scale = self._query_scale[layer] if norm.role == "q" else 1.0
             yield from self._norm(norm, prefix, target, scale)
+        mixer = shape.blocks[layer].mixer
         for tensor in shape.blocks[layer].mixer_tensors:
-            rows = OneByTap(self._source(f"{prefix}{tensor.name}"))
-            yield f"{target}{gguf_names.MIXERS[tensor.role]}", rows
+            rows = self._source(f"{prefix}{tensor.name}")
+            if isinstance(mixer, GatedDelta):
+                name, rows = delta.own_tensor(mixer, tensor.role, rows)
+            else:
+                name, rows = gguf_names.MIXERS[tensor.role], OneByTap(rows)
+            yield f"{target}{name}", rows
         for linear in shape.blocks[layer].linears:
             yield from self._linear(linear, layer, prefix, target)
 
@@ -134,7 +150,8 @@ class _Layout:
     ) -> Iterator[tuple[str, Rows]]:
         name = f"{target}{_norm_name(norm, self._architecture)}"
         source = f"{prefix}{norm.module}"
-        weight, offset = self._source(f"{source}.weight"), self._shape.norm.offset
+        weight = self._source(f"{source}.weight")
+        offset = (norm.kind or self._shape.norm).offset
         plain = (scale, offset) == (1.0, 0.0)
         yield f"{name}.weight", weight if plain else Rescaled(weight, offset, scale)
         if norm.bias:
@@ -146,6 +163,7 @@ class _Layout:
         name, source = f"{target}{gguf_names.LINEARS[linear.role]}", f"{prefix}{linear.module}"
         weight = self._source(f"{source}.weight")
         weight = Transposed(weight) if linear.transposed else weight
+        weight = columns_arranged(weight, linear, self._shape.blocks[layer])
         yield f"{name}.weight", self._arranged(weight, linear, layer)
         if linear.bias or f"{source}.bias" in self._merge.added:
             self._require_bias(linear)
@@ -171,5 +189,9 @@ class _Layout:
 
 def _norm_name(norm: Norm, architecture: Architecture) -> str:
     """Return what llama.cpp calls a norm of a block, or one of those at the ends."""
-    ends = {"final": architecture.final_norm, "embedding": "token_embd_norm"}
-    return ends.get(norm.role) or gguf_names.NORMS[norm.role]
+    own = {
+        "final": architecture.final_norm,
+        "embedding": "token_embd_norm",
+        "mlp_input": architecture.mlp_norm,
+    }
+    return own.get(norm.role) or gguf_names.NORMS[norm.role]

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.errors import UsageError
+from edgetune.exporters.gguf import delta
 from edgetune.exporters.gguf.architectures import Architecture
-from edgetune.shape import ModelShape, Rotary
+from edgetune.shape import GatedDelta, ModelShape, Rotary
 from edgetune.tensors.gguf.writer import Value
 
 _LONGROPE: Final = "longrope"
@@ -73,6 +74,9 @@ def _attention(shape: ModelShape, architecture: Architecture) -> Iterator[tuple[
     else:  # none says that a layer has no attention
         yield "attention.head_count_kv", Value("int32", [each.kv_heads for each in shape.blocks])
         yield "shortconv.l_cache", Value("uint32", architecture.convolved)
+    for mixer in (kind.mixer for kind in shape.kinds):
+        if isinstance(mixer, GatedDelta):
+            yield from delta.metadata(mixer, shape)
     yield "attention.key_length", Value("uint32", block.head_dim)
     yield "attention.value_length", Value("uint32", block.head_dim)
     yield f"attention.layer_norm{rms}_epsilon", Value("float32", shape.norm.eps)
@@ -111,6 +115,9 @@ def _rotation(shape: ModelShape, architecture: Architecture) -> Iterator[tuple[s
         return
     yield "rope.dimension_count", Value("uint32", rule.dimensions)
     yield "rope.freq_base", Value("float32", rule.theta)
+    if architecture.corrected:  # by time, height and width in turn, which are one in a text
+        thirds = [(rule.dimensions // 2 + 2 - axis) // 3 for axis in range(3)]
+        yield "rope.dimension_sections", Value("int32", [*thirds, 0])
     yield from _scaling(rule, shape, architecture)
     others = {x.rotary for x in shape.attention if x.rotary not in (None, rule)}
     for other in others:

@@ -65,7 +65,9 @@ def tensor_type(
     name: str, size: tuple[int, ...], shape: ModelShape, quantization: Quantization
 ) -> TensorType:
     """Return the format of a tensor by its name in the file."""
-    plain = name == "position_embd.weight" or name.endswith("shortconv.conv.weight")
+    plain = name == "position_embd.weight" or name.endswith(
+        ("shortconv.conv.weight", "ssm_conv1d.weight")
+    )
     matrix = len(size) == 2 and name.endswith(".weight") and not plain
     if not matrix:
         return BY_NAME["F32"]

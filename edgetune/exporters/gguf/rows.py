@@ -121,6 +121,39 @@ class Reordered:
 
 
 @dataclass(frozen=True, slots=True)
+class ColumnsReordered:
+    """Column ``i`` is column ``order[i]`` of another matrix."""
+
+    rows: Rows
+    order: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The same."""
+        return self.rows.shape
+
+    def read(self, start: int, stop: int) -> Float32:
+        """Move the columns."""
+        return np.ascontiguousarray(self.rows.read(start, stop)[:, self.order])
+
+
+@dataclass(frozen=True, slots=True)
+class Decays:
+    """Every number ``x`` is ``-exp(x)``."""
+
+    rows: Rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The same."""
+        return self.rows.shape
+
+    def read(self, start: int, stop: int) -> Float32:
+        """Change the rows."""
+        return -np.exp(self.rows.read(start, stop))
+
+
+@dataclass(frozen=True, slots=True)
 class Rescaled:
     """Every number ``x`` is ``(x + offset) * scale``."""
 
