@@ -22,7 +22,7 @@ from edgetune.errors import DivergedError, OutOfMemoryError, StoppedError
 from edgetune.events import Event, RateChosen, RateRaced, Recovered, RunState, UnderPressure
 from edgetune.files import load_json
 from edgetune.loop import train
-from edgetune.neutral import neutral_batches
+from edgetune.neutral import WINDOW, neutral_batches
 from edgetune.planning import Plan, plan_from_json, read_plan_file
 from edgetune.racing import Lengths, Race, because, following, lengths, winner
 from edgetune.runs import RunFolder, load_checkpoint, plan_hash
@@ -72,7 +72,7 @@ class RateSearch:
         record = _record(self.folder)
         default = float(record.get("default") or self.job.plan.training.learning_rate)
         raced = [from_plain(Race, one, "race") for one in record.get("races", ())]
-        self._sample(length)
+        self.judged_by(length)
         start, moved = self._start(), False
         while (rate := following(raced, default, length.races)) is not None:
             if moved:
@@ -128,23 +128,26 @@ class RateSearch:
             return replace(tried, because="the loss is not finite")
         return replace(tried, loss=loss, perplexity=exp(min(neutral, 700.0)))
 
-    def _sample(self, length: Lengths) -> None:
-        """Choose what every race is judged by, for a small share of the run's time."""
+    def judged_by(self, length: Lengths) -> tuple[MicroBatch, ...]:
+        """Choose what every race is judged by, for a small share of the run's time; return all."""
         plan, model = self.job.plan, self.job.model
         room = race_positions(work_of(plan, self.job.dataset), length.races)
         tokenizer = load_tokenizer(model.folder, model.shape.vocabulary)
-        neutral = self._neutral_batches(tokenizer)
-        self._neutral = list(_within(neutral, int(DRIFT_SHARE * room)))
+        drift = int(DRIFT_SHARE * room)
+        self._neutral = list(_within(self._neutral_batches(tokenizer, drift), drift))
         left = room - sum(batch.tokens.size for batch in self._neutral)
         total = sum(batch.tokens.size for batch in self.job.evaluation())
         # An objective over answers needs all of them: some are scored against others.
         apart = 1 if plan.objective is not None else max(1, ceil(total / max(1, left)))
         found = enumerate(self.job.evaluation())
         self._validation = [batch for number, batch in found if number % apart == 0]
+        return (*self._neutral, *self._validation)
 
-    def _neutral_batches(self, tokenizer: Tokenizer) -> Sequence[MicroBatch]:
+    def _neutral_batches(self, tokenizer: Tokenizer, room: int) -> Sequence[MicroBatch]:
+        """Return the neutral text in micro-batches of which at least one has ``room``."""
         choice = self.job.plan.choice
-        return neutral_batches(tokenizer, choice.context, choice.micro_batch)
+        rows = max(1, min(choice.micro_batch, room // min(WINDOW, choice.context)))
+        return neutral_batches(tokenizer, choice.context, rows)
 
     def _loss(self, batches: Sequence[MicroBatch]) -> float:
         """Return the mean loss of the adapter on micro-batches, with fewer rows where need be."""

@@ -18,12 +18,14 @@ from edgetune.errors import StoppedError, UsageError
 from edgetune.events import Event, RateChosen, RateRaced, Stepped
 from edgetune.files import sha256_file
 from edgetune.planning import read_plan_file
+from edgetune.racing import lengths
 from edgetune.report import Report, render
 from edgetune.speed import save_measurements
+from edgetune.workflows.job import work_of
 from edgetune.workflows.judging import After
 from edgetune.workflows.planning import PlanRequest, plan_for
 from edgetune.workflows.resuming import resume_run
-from edgetune.workflows.searching import START
+from edgetune.workflows.searching import START, RateSearch
 from edgetune.workflows.training import Run, start_run
 
 PLAIN = After(verdict=False, samples=0)
@@ -105,6 +107,19 @@ def test_an_objective_whose_terms_need_all_rows_is_raced(tmp_path: Path) -> None
     assert isinstance(first, RateRaced)
     assert first.race.loss is not None
     assert 0 < first.race.loss < 2
+
+
+def test_what_races_are_judged_by_is_a_share_of_the_run(tmp_path: Path) -> None:
+    asked = request(QUICK, tmp_path, search="lr", packing=False)
+    asked = replace(asked, choice={**asked.choice, "micro_batch": 8, "context": 128})
+    with closing(start_run(plan_for(asked), tmp_path / "run")) as run:
+        search = RateSearch(run.job, run.folder, run.session, lambda: False)
+        length = lengths(STEPS)
+        judged = sum(batch.tokens.size for batch in search.judged_by(length))
+        work = work_of(run.job.plan, run.job.dataset)
+    trained = sum(each.count * each.rows * each.width for each in work.epoch)
+    steps = trained * work.steps / work.steps_per_epoch
+    assert 0 < length.races * judged / 2 <= 0.15 * steps, "an evaluated token costs half"
 
 
 @pytest.mark.parametrize("steps", [14, 60, 1000])
