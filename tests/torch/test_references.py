@@ -159,8 +159,8 @@ def test_what_was_killed_before_its_first_checkpoint_begins_from_the_adapter_aga
 @pytest.mark.parametrize(
     ("more", "because"),
     [
-        (("--from", "run", "--rank", "3"), "--rank would make it another adapter"),
-        (("--from", "run", "--targets", "q_proj"), "--targets would make it another adapter"),
+        (("--from", "run", "--rank", "3"), "--rank would make it a different adapter"),
+        (("--from", "run", "--targets", "q_proj"), "--targets would make it a different adapter"),
         (("--from", "run", "--method", "dora"), "an adapter of the method lora"),
         (("--from", "tiny"), "is a model, not an adapter"),
         (("--from", "run", "--resume"), "--from"),
