@@ -89,7 +89,7 @@ class EvalResult:
 
     ``loss_tokens`` counts the terms of ``loss_sum``: loss tokens, or the pairs of an objective
     over answers, which has ``rewards`` too. Where a term depends on all rows, the answers are
-    ``waiting`` and the sum is no number until :meth:`settled` is asked.
+    ``waiting`` and the sum is not a number until :meth:`settled` is asked.
     """
 
     loss_sum: float = 0.0

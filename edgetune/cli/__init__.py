@@ -196,7 +196,7 @@ def _run_here(arguments: Sequence[str]) -> int:
 
 
 def _ranks(arguments: Sequence[str]) -> int:
-    """Return how many workers `train` asks for; what is no number is refused by the command."""
+    """Return how many workers `train` asks for; the command refuses what is not a number."""
     if arguments[0] != "train":
         return 1
     given = [

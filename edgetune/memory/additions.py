@@ -53,7 +53,7 @@ def bottleneck_backward(ledger: Ledger, rows: BatchShape, hidden: int, width: in
 
 def row_norms(rows: BatchShape, inputs: int, outputs: int, rank: int) -> int:
     """Return the bytes that the norms of a matrix with its low-rank update take for a moment."""
-    if rows.mlx:
+    if rows.lazy:
         return 0
     piece = min(NORM_ROWS, outputs)
     wide = 0 if rows.product == FLOAT32_BYTES else piece * inputs

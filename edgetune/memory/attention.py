@@ -41,7 +41,7 @@ class Heads:
         window = self.rule.window
         return (
             rows.fuses
-            and not rows.mlx
+            and not rows.lazy
             and self.rule.softcap is None
             and not self.rule.slopes
             and self.rule.sinks is None
@@ -57,7 +57,7 @@ class Heads:
 def attend_forward(ledger: Ledger, heads: Heads, rows: BatchShape) -> int:
     """Attend; return the bytes that stay beside the output: a float32 a query if fused."""
     out = ledger.alloc(rows.activation_bytes(heads.queries))
-    if rows.mlx:
+    if rows.lazy:
         ledger.transient(_piece(heads, rows, copies=1))
         ledger.transient(out)  # the pieces, and the whole that they become
         return 0
@@ -73,7 +73,7 @@ def attend_forward(ledger: Ledger, heads: Heads, rows: BatchShape) -> int:
 
 def attend_backward(ledger: Ledger, heads: Heads, rows: BatchShape) -> int:
     """Go back; return the bytes of the gradients of queries, keys and values, which stay."""
-    if rows.mlx:
+    if rows.lazy:
         grads = ledger.alloc(2 * rows.activation_bytes(heads.keys))
         ledger.transient(_piece(heads, rows, copies=3))
         grads += ledger.alloc(rows.activation_bytes(heads.queries))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgetune.memory import additions, attention, mlx_mixers, pointwise, products
+from edgetune.memory import additions, attention, lazy_mixers, pointwise, products
 from edgetune.memory.attention import Heads
 from edgetune.memory.block import ATTEND, FIRST_HALF, GATE, GATES, READING, Block
 from edgetune.memory.forward import Saved
@@ -26,7 +26,7 @@ class Backward:
         ledger, saved = self.ledger, self.saved
         grad = self._mlp()
         # MLX goes back through both halves of a parallel block at once
-        beside = ledger.alloc(saved.gates if self.rows.mlx and self.shape.parallel else 0)
+        beside = ledger.alloc(saved.gates if self.rows.lazy and self.shape.parallel else 0)
         self.mlp_peak, ledger.peak = ledger.peak, ledger.live
         if not self.block.reached(*FIRST_HALF):
             return
@@ -62,7 +62,7 @@ class Backward:
         if not block.reached(*block.before_mlp, GATES):
             ledger.free(active + saved.gates + beside)
             return 0
-        if rows.mlx:
+        if rows.lazy:
             down = block.linear("down")
             ledger.transient(
                 pointwise.activation_backward(
@@ -139,7 +139,7 @@ class Backward:
         if not self.block.reached(READING):
             ledger.free(out + saved.attended + saved.reading)
             return made
-        grads = mlx_mixers.mixed_backward(ledger, self.rows, mixer)
+        grads = lazy_mixers.mixed_backward(ledger, self.rows, mixer)
         ledger.free(out + saved.attended)
         for role in ("conv_in", "delta_a", "delta_b", "delta_qkv"):
             found = self._project(role)
@@ -155,7 +155,7 @@ class Backward:
         out = self._project("o")
         ledger.free(grad)
         out, gate = self._gate(heads, out)
-        if rows.mlx:  # whose attention goes back without its output
+        if rows.lazy:  # whose attention goes back without its output
             done = min(saved.attended, rows.activation_bytes(heads.queries))
             saved.attended -= done
             ledger.free(done)

@@ -46,9 +46,14 @@ class Platform:
         return self.kind == "cpu"
 
     @property
+    def lazy(self) -> bool:
+        """Whether a graph is evaluated as a whole, so that a value dies at its last use in it."""
+        return self.kind == "mlx"
+
+    @property
     def unpacks(self) -> bool:
-        """Whether MLX unpacks quantized matrices to multiply them: on a processor."""
-        return self.kind == "mlx" and not self.multiplies_16bit
+        """Whether quantized matrices are unpacked to multiply them: lazily, on a processor."""
+        return self.lazy and not self.multiplies_16bit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +74,10 @@ class BatchShape:
     """Whether stored numbers are of another type than those multiplied."""
     dropout: bool
     keeps_scratch: bool
-    mlx: bool = False
-    """Whether MLX computes: what is pointwise keeps its inputs only, attention is in pieces."""
+    lazy: bool = False
+    """As :attr:`Platform.lazy`: what is pointwise keeps its inputs only, attention is in pieces."""
     unpacks: bool = False
-    """Whether MLX multiplies quantized matrices as plain numbers."""
+    """As :attr:`Platform.unpacks`: quantized matrices are multiplied as plain numbers."""
     unpacking: float = 0.0
     """Bytes a weight takes beside them while it is unpacked."""
     documents: int = 1
@@ -117,7 +122,7 @@ def batch_shape_of(
     narrow = choice.compute_dtype != "float32"
     wide = narrow and platform.kind == "cpu" and not platform.multiplies_16bit
     multiplied = "float32" if wide else choice.compute_dtype
-    blocks = platform.kind == "mlx" and choice.quantization == FILE_FORMAT  # no kernel for them
+    blocks = platform.lazy and choice.quantization == FILE_FORMAT  # no kernel for them
     unpacks = platform.unpacks or blocks
     return BatchShape(
         batch=choice.micro_batch,
@@ -129,7 +134,7 @@ def batch_shape_of(
         recast=multiplied != shape.dtype,
         dropout=getattr(choice.method, "dropout", 0) > 0,
         keeps_scratch=platform.keeps_scratch,
-        mlx=platform.kind == "mlx",
+        lazy=platform.lazy,
         unpacks=unpacks,
         unpacking=_unpacking(choice, shape) if unpacks else 0.0,
         documents=sharing,

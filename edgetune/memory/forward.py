@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from edgetune.memory import additions, attention, mlx_mixers, pointwise, products
+from edgetune.memory import additions, attention, lazy_mixers, pointwise, products
 from edgetune.memory.attention import Heads
 from edgetune.memory.block import DOWN, FIRST_HALF, GATE, GATES, OUTPUT, READING, Block
 from edgetune.memory.gathered import Gathered
@@ -89,7 +89,7 @@ class Forward:
         ledger, saved, block, rows = self.ledger, self.saved, self.block, self.rows
         reading = self._norm("attention_input", "entry_norm")
         made = sum(self._project(role) for role in ("conv_in", "delta_qkv", "delta_b", "delta_a"))
-        out = mlx_mixers.mixed_forward(ledger, rows, mixer)
+        out = lazy_mixers.mixed_forward(ledger, rows, mixer)
         kept = self.grad and block.reached(READING)
         ledger.free(0 if kept else made)
         saved.attended = made * kept
@@ -240,7 +240,7 @@ class Forward:
         scaled = "down" in block.footprint.inputs
         kept = self.grad and block.reached(*block.before_mlp, GATES)
         if not kept:
-            late = gates // (2 if fused is None else 1) if gated and rows.mlx else 0
+            late = gates // (2 if fused is None else 1) if gated and rows.lazy else 0
             ledger.free(gates - late)
         result = self._project("down")
         if kept:

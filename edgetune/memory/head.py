@@ -46,7 +46,7 @@ def loss_bytes(
     ledger.transient(_chunk(shape, rows, chunk, head, quantized=quantized, gradient=True))
     ledger.transient(hidden, 0)
     made = norm_backward(ledger, shape.norm, shape.hidden_size, rows, shape.hidden_size)
-    if not rows.mlx:
+    if not rows.lazy:
         ledger.transient(hidden)  # the gradient of all states, what was selected still there
     ledger.free(made + hidden + weight_bytes)
     ledger.transient(2 * hidden)
@@ -70,7 +70,7 @@ def _chunk(
 ) -> int:
     """Return the peak of one chunk: its tiles of logits, and copies of one of them."""
     tokens = min(chunk, rows.tokens)
-    if rows.mlx:
+    if rows.lazy:
         return _whole_chunk(shape, rows, tokens, quantized=quantized, gradient=gradient)
     height = min(HEAD_SLICE if rows.keeps_scratch else CARD_SLICE, shape.vocabulary)
     tile = FLOAT32_BYTES * tokens * height

@@ -68,8 +68,8 @@ class MemoryModel:
         lasting, frozen = beside(self._own, shape, self.kinds)
         self.adapter = FLOAT32_BYTES * sum(tensor.size for tensor in tensors) + lasting
         self.runtime = runtime_bytes(platform.kind, shape.vocabulary)
-        self._weights = cache(partial(weight_bytes, shape, mlx=platform.kind == "mlx"))
-        self._passing = cache(partial(transient_bytes, shape, mlx=platform.kind == "mlx"))
+        self._weights = cache(partial(weight_bytes, shape, lazy=platform.lazy))
+        self._passing = cache(partial(transient_bytes, shape, lazy=platform.lazy))
         self._load = cache(partial(load_bytes, shape))
         self._scratch = cache(partial(scratch_bytes, shape, frozen=frozen))
         self._loss = cache(partial(loss_bytes, shape))
@@ -81,7 +81,7 @@ class MemoryModel:
     def between_steps(self, choice: Choice) -> int:
         """Return the bytes between steps: weights, adapter, optimizer, runtime, gradients if kept."""
         trained = self.adapter + self._state(choice.optimizer)
-        trained += 0 if self.platform.kind == "mlx" else FLOAT32_BYTES * sum(self.sizes)
+        trained += 0 if self.platform.lazy else FLOAT32_BYTES * sum(self.sizes)
         places = (choice.quantization, choice.placement, choice.embedding, choice.head)
         return self._weights(*places) + trained + self.runtime
 
@@ -133,7 +133,7 @@ class MemoryModel:
     def _make_step(self, rows: BatchShape, quantization: str, *, summed: bool) -> StepModel:
         shape, quantized = self.shape, quantization == "nf4" or self._unpacks_head(quantization)
 
-        if self.platform.kind != "mlx":
+        if not self.platform.lazy:
             interpreted = Passes(self._own, shape, rows, quantized=quantized)
             found = cache(interpreted.of)
             return self._stepped(rows, [found(kind) for kind in self.kinds], summed=summed)
@@ -159,12 +159,12 @@ class MemoryModel:
             first=self.first,
             input_bytes=rows.activation_bytes(shape.hidden_size),
             place=place_bytes(shape, rows),
-            grown=self._grown(whole=summed or self.platform.kind != "mlx"),
+            grown=self._grown(whole=summed or not self.platform.lazy),
         )
 
     def _unpacks_head(self, quantization: str) -> bool:
         """Whether MLX has embedding and head in a format that it unpacks."""
-        in_blocks = quantization == FILE_FORMAT and self.platform.kind == "mlx"
+        in_blocks = quantization == FILE_FORMAT and self.platform.lazy
         return in_blocks or quantization in QUANTIZED_OUTER
 
     def _grown(self, *, whole: bool) -> list[int]:
@@ -174,7 +174,7 @@ class MemoryModel:
         new arrays, which are added to what there is.
         """
         every = FLOAT32_BYTES * sum(self.sizes)
-        if whole and self.platform.kind != "mlx":
+        if whole and not self.platform.lazy:
             return [every] * (self.shape.layers + 1)
         if whole:
             return [*(every + block for block in self.by_block), every]
@@ -197,7 +197,7 @@ def place_bytes(shape: ModelShape, rows: BatchShape) -> int:
 
     MLX makes the tables inside of its kernel.
     """
-    if rows.mlx:
+    if rows.lazy:
         return rows.tokens * INDICES
     turned = sum(2 * rotary.dimensions for rotary in shape.rotaries)
     return rows.tokens * INDICES + rows.activation_bytes(turned)

@@ -32,7 +32,7 @@ def update_bytes(sizes: Sequence[int], optimizer: str, platform: Platform) -> in
     index besides, the new codes, and a scale a block.
     """
     largest = max(sizes)
-    if platform.kind == "mlx":
+    if platform.lazy:
         return MLX_COPIES * FLOAT32_BYTES * largest
     size = min(largest, CHUNK if platform.keeps_scratch else CARD_CHUNK)
     if optimizer == "adamw" or largest < SMALLEST:

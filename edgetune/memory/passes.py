@@ -18,7 +18,9 @@ def block_pass(block: Block) -> BlockPass:
     back = Ledger(graded.live)
     way = Backward(block, back, saved)
     way.run()
-    not_made = saved.output if block.rows.mlx else 0  # the output, when the block is computed again
+    not_made = (
+        saved.output if block.rows.lazy else 0
+    )  # the output, when the block is computed again
     return BlockPass(
         kept=graded.live,
         forward=graded.peak,

@@ -34,7 +34,7 @@ class Product:
         if self.trained:
             return 0 if rows.width == FLOAT32_BYTES else self.inputs * self.outputs * rows.width
         needed = rows.dense
-        if rows.mlx:
+        if rows.lazy:
             needed = rows.unpacks if self.quantized else rows.recast
         if not needed or rows.keeps_scratch:
             return 0
@@ -45,7 +45,7 @@ class Product:
 
         Not where x is not kept for it. Beside it B is kept where it is made.
         """
-        low = 0 if rows.mlx and not self.fixed else rows.tokens * self.rank * rows.product
+        low = 0 if rows.lazy and not self.fixed else rows.tokens * self.rank * rows.product
         return low + FLOAT32_BYTES * self.outputs * self.rank * self.made
 
 
@@ -56,7 +56,7 @@ def forward(ledger: Ledger, product: Product, rows: BatchShape, *, training: boo
     ledger.alloc(copies + held)
     ledger.alloc(rows.activation_bytes(product.outputs))
     low = ledger.alloc(product.low(rows))
-    if product.rank and rows.mlx:
+    if product.rank and rows.lazy:
         ledger.transient(rows.activation_bytes(product.outputs))
     if product.rank and rows.dropout and training:
         ledger.transient(_mask(product, rows), _dropped(product, rows))
@@ -68,12 +68,12 @@ def backward(ledger: Ledger, product: Product, rows: BatchShape, *, needed: bool
     """Go back; return the bytes of the input's gradient, which stay, 0 if not ``needed``."""
     copies = ledger.alloc(_copies(product, rows))
     own = 0
-    if not rows.mlx:  # where gradients are counted as they grow
+    if not rows.lazy:  # where gradients are counted as they grow
         own = ledger.alloc(FLOAT32_BYTES * product.rank * (product.inputs + product.outputs))
     unpack(ledger, product, rows)
     if product.trained:
         wide = FLOAT32_BYTES * product.inputs * product.outputs
-        own += 0 if rows.mlx else ledger.alloc(wide)
+        own += 0 if rows.lazy else ledger.alloc(wide)
         ledger.transient(0 if rows.width == FLOAT32_BYTES else wide // FLOAT32_BYTES * rows.width)
     held = ledger.alloc(product.dense(rows))
     entry = ledger.alloc(rows.activation_bytes(product.inputs)) if needed else 0
@@ -98,7 +98,7 @@ def unpack(ledger: Ledger, product: Product, rows: BatchShape) -> None:
     size = product.inputs * product.outputs
     if product.quantized and rows.keeps_scratch:
         ledger.transient(3 * FLOAT32_BYTES * -(-size // 64))
-    if rows.mlx and not product.trained:
+    if rows.lazy and not product.trained:
         ledger.transient(2 * product.dense(rows), ceil(rows.unpacking * size))
 
 

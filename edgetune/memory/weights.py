@@ -31,13 +31,13 @@ STREAMED_BLOCKS = 2
 
 
 def weight_bytes(
-    shape: ModelShape, quantization: str, placement: str, embedding: str, head: str, *, mlx: bool
+    shape: ModelShape, quantization: str, placement: str, embedding: str, head: str, *, lazy: bool
 ) -> int:
     """Return the bytes of the frozen weights that are in the device's memory all the time.
 
     MLX reads a streamed block when it is computed and drops it then: :func:`passing_bytes`.
     """
-    streamed = 0 if mlx else STREAMED_BLOCKS
+    streamed = 0 if lazy else STREAMED_BLOCKS
     layers = range(shape.layers)
     small = sum(small_bytes(shape, layer) for layer in layers)
     if placement == "resident":
@@ -62,10 +62,10 @@ class TransientWeights:
 
 
 def transient_bytes(
-    shape: ModelShape, quantization: str, placement: str, *, mlx: bool
+    shape: ModelShape, quantization: str, placement: str, *, lazy: bool
 ) -> TransientWeights:
     """Return what comes and goes with a block: all of it is read, and dropped after its use."""
-    if not mlx or placement == "resident":
+    if not lazy or placement == "resident":
         return TransientWeights()
     layers = layer_counts(shape, quantization)
     attention = max(_matrices(shape, layer, quantization, FIRST_HALF) for layer in layers)

@@ -26,7 +26,7 @@ def read_codes(tensor: Mxfp4Tensor) -> tuple[NDArray[np.uint8], NDArray[np.uint8
     """Return codes (outputs, inputs / 2) and scales (outputs, inputs / 32).
 
     Raises:
-        ModelError: if a scale is no number, or a file ends early.
+        ModelError: if a scale is not a number, or a file ends early.
     """
     outputs, inputs = tensor.size
     codes = np.empty((outputs, inputs // 2), np.uint8)
