@@ -13,11 +13,19 @@ from edgetune.cli.score_text import measured
 from edgetune.cli.show import VERBOSE, out, out_json, say, table
 from edgetune.escapes import without
 from edgetune.settings.spec import to_plain
+from edgetune.workflows.ensemble import Ensemble, ensemble
 from edgetune.workflows.over import Over
 from edgetune.workflows.references import open_references
-from edgetune.workflows.scoring import ScoredRow, Scores, dataset_of, labels_of, score_each
+from edgetune.workflows.scoring import (
+    ScoredRow,
+    Scores,
+    dataset_of,
+    labels_of,
+    replies_of,
+    score_replies,
+)
 
-_BASE, _EXAMPLES = "base", "examples"
+_BASE, _EXAMPLES, _ENSEMBLE = "base", "examples", "ensemble"
 
 
 @click.command("eval", short_help="Score runs or adapters on rows, beside their base model.")
@@ -41,10 +49,22 @@ _BASE, _EXAMPLES = "base", "examples"
     metavar="N",
     help="Show the first N rows: input, expected, each model's answer and loss.",
 )
+@click.option(
+    "--ensemble",
+    "as_one",
+    is_flag=True,
+    help="Also score all adapters as one: answers by vote, labels by mean probability.",
+)
 @over_options
 @common_options
 def command(
-    names: tuple[str, ...], data: Path, exact_match: bool, show: int, over: Over, as_json: bool
+    names: tuple[str, ...],
+    data: Path,
+    exact_match: bool,
+    show: int,
+    as_one: bool,
+    over: Over,
+    as_json: bool,
 ) -> None:
     """Print loss, perplexity and token accuracy of each REF on all rows of a file.
 
@@ -64,23 +84,43 @@ def command(
     tuned = [one for one in opened if one.adapter is not None]
     called = ["tuned"] if len(tuned) == 1 else [_name(one.name) for one in tuned]
     each = {_BASE: opened[0].base(), **dict(zip(called, tuned, strict=True))}
-    scores, examples = score_each(each, dataset.train, labels, exact_match=exact_match, show=show)
+    rows, adapted = dataset.train, {name: each[name] for name in called}
+    replies = replies_of(each, rows, labels, exact_match=exact_match, show=show)
+    together = ensemble(adapted, rows, labels, replies, exact_match=exact_match) if as_one else None
+    scores, examples = score_replies(
+        each, rows, labels, replies, exact_match=exact_match, show=show
+    )
     if as_json:
         shown = {_EXAMPLES: to_plain(examples)} if show else {}
-        out_json({**to_plain(scores), **shown})
+        as_one_shown = {} if together is None else {_ENSEMBLE: to_plain(together)}
+        out_json({**to_plain(scores), **as_one_shown, **shown})
         return
     for text in _tables(scores):
         out(text)
     for name, found in scores.items():
         if found.labels is not None:
             out("\n" + label_text(name, found.labels))
+    if together is not None:
+        out("\n" + "\n".join(_as_one(together)))
     for example in examples:
         out("\n" + "\n".join(_example(example, opened[0].tokenizer.special_texts)))
 
 
+def _as_one(found: Ensemble) -> Iterator[str]:
+    """Yield the lines of an ensemble."""
+    if found.answers is not None:
+        texts = found.answers
+        yield (
+            f"As one, by vote: exact match {texts.exact_match:.1%}, token F1 {texts.token_f1:.1%}, "
+            f"ROUGE-L {texts.rouge_l:.1%}"
+        )
+    if found.labels is not None:
+        yield label_text("as one, by mean probability", found.labels)
+
+
 def _name(name: str) -> str:
     """Return what a run is called beside the base model."""
-    return f"./{name}" if name in {_BASE, _EXAMPLES} else name
+    return f"./{name}" if name in {_BASE, _EXAMPLES, _ENSEMBLE} else name
 
 
 def _tables(scores: Mapping[str, Scores]) -> Iterator[str]:

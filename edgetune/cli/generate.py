@@ -14,9 +14,13 @@ from edgetune.cli.options import Ref, common_options, over_options, some_knob_op
 from edgetune.cli.show import VERBOSE, out, out_json, say, stream
 from edgetune.errors import UsageError
 from edgetune.escapes import without
+from edgetune.workflows.ensemble import vote
 from edgetune.workflows.inference import answers
 from edgetune.workflows.over import Over
 from edgetune.workflows.references import open_references
+
+VOTE = "vote"
+"""What the answer of several adapters is called among the answers of each."""
 
 Question = str | list[dict[str, str]]
 
@@ -27,6 +31,7 @@ Question = str | list[dict[str, str]]
 @click.option("--system", help="A system message before the prompt.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as text, without chat template.")
 @click.option("--base", is_flag=True, help="Answer by the base model, without the adapter.")
+@click.option("--vote", "as_one", is_flag=True, help="Print the answer that most REFs give.")
 @over_options
 @some_knob_options(spec=GenerateOptions)
 @common_options
@@ -36,6 +41,7 @@ def command(
     system: str | None,
     raw: bool,
     base: bool,
+    as_one: bool,
     over: Over,
     as_json: bool,
     **flags: Any,
@@ -49,6 +55,8 @@ def command(
         raise UsageError("--raw uses no chat template: --system would be ignored.")
     if base and len(names) > 1:
         raise UsageError("--base leaves the adapters out: give one REF.")
+    if as_one and len(names) < 2:
+        raise UsageError("--vote needs several REFs. Name another one.")
     options = GenerateOptions(**{name: value for name, value in flags.items() if value is not None})
     opened = open_references(names, over)
     for one in opened:
@@ -64,14 +72,18 @@ def command(
     if len(opened) == len(questions) == 1 and not as_json:
         stream(without(piece, special) for piece in opened[0].generate(questions[0], options))
         return
+    said = list(zip(product(texts, names), answers(opened, questions, options), strict=True))
     found = []
-    for (prompt, name), text in zip(
-        product(texts, names), answers(opened, questions, options), strict=True
-    ):
-        if not as_json:
-            read = without(text, special)
-            out(read if len(names) == 1 else f"{name}: {read}")
-        found.append({"run": name, "prompt": prompt, "text": text})
+    for start in range(0, len(said), len(names)):
+        (prompt, _), _ = said[start]
+        told = [(name, text) for (_, name), text in said[start : start + len(names)]]
+        if as_one:
+            told = [(VOTE, vote([text for _, text in told]))]
+        for name, text in told:
+            if not as_json:
+                read = without(text, special)
+                out(read if len(told) == 1 else f"{name}: {read}")
+            found.append({"run": name, "prompt": prompt, "text": text})
     if as_json:
         out_json(found)
 

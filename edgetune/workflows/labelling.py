@@ -24,8 +24,11 @@ _AT_ONCE = 4096
 """Texts with a label each that are prepared at one time."""
 
 
-def label_scores(run: Opened, rows: Examples, labels: LabelSet) -> LabelScores:
-    """Return how well a model tells the labels of rows apart.
+def label_scores(
+    run: Opened, rows: Examples, labels: LabelSet, found: NDArray[np.float64] | None = None
+) -> LabelScores:
+    """Return how well a model tells the labels of rows apart; ``found`` are its log-probabilities,
+    computed here where they are not given.
 
     Raises:
         UsageError: if a row has none of the labels, or text and label are longer than the model's
@@ -35,7 +38,9 @@ def label_scores(run: Opened, rows: Examples, labels: LabelSet) -> LabelScores:
     expected = labels.indices(rows, run.tokenizer)
     if -1 in expected:
         raise UsageError(f"{rows.place(expected.index(-1))} has none of the labels.")
-    return score_labels(log_probs(run, rows, labels), expected, labels.names)
+    return score_labels(
+        log_probs(run, rows, labels) if found is None else found, expected, labels.names
+    )
 
 
 def log_probs(run: Opened, rows: Examples, labels: LabelSet) -> NDArray[np.float64]:

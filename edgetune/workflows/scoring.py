@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from math import exp, isfinite
@@ -23,7 +23,7 @@ from edgetune.model import resolve
 from edgetune.settings.spec import OBJECTIVE_SETTINGS, Training, values
 from edgetune.workflows.in_parts import in_parts
 from edgetune.workflows.inference import continued
-from edgetune.workflows.labelling import label_scores
+from edgetune.workflows.labelling import label_scores, log_probs
 from edgetune.workflows.opened import Opened
 from edgetune.workflows.planning import read_rows
 
@@ -139,6 +139,17 @@ def score(run: Opened, rows: Examples, *, exact_match: bool) -> Scores:
     return _scores(run, rows, answered(run, rows) if exact_match else None)
 
 
+@dataclass(frozen=True, slots=True)
+class Replies:
+    """What models say to rows, by the models' names.
+
+    ``answers`` are to all rows or to the first of them, ``labels`` the log-probabilities (N, K).
+    """
+
+    answers: Mapping[str, Sequence[str]]
+    labels: Mapping[str, NDArray[np.float64]]
+
+
 def score_each(
     opened: Mapping[str, Opened],
     rows: Examples,
@@ -151,18 +162,56 @@ def score_each(
 
     ``labels`` are those that the rows may have, where they are texts with labels.
     """
+    replies = replies_of(opened, rows, labels, exact_match=exact_match, show=show)
+    return score_replies(opened, rows, labels, replies, exact_match=exact_match, show=show)
+
+
+def replies_of(
+    opened: Mapping[str, Opened],
+    rows: Examples,
+    labels: LabelSet | None,
+    *,
+    exact_match: bool,
+    show: int,
+) -> Replies:
+    """Return what models say to all rows, or to the first ``show`` of them.
+
+    Raises:
+        UsageError: if rows of preferences are to be answered.
+    """
     if rows.kind is not None and (exact_match or show):
         raise UsageError(
             "Rows of preferences are weighed, not answered: leave out --exact-match and --show, or "
             "give rows with plain answers."
         )
     asked = rows if exact_match else rows.take(np.arange(min(show, len(rows))))
-    said = {name: answered(one, asked) if len(asked) else [] for name, one in opened.items()}
-    scores = {
-        name: _scores(one, rows, said[name] if exact_match else None, labels)
-        for name, one in opened.items()
-    }
-    return scores, [_row(opened, rows, index, said) for index in range(min(show, len(rows)))]
+    return Replies(
+        {name: answered(one, asked) if len(asked) else [] for name, one in opened.items()},
+        {}
+        if labels is None
+        else {name: log_probs(one, rows, labels) for name, one in opened.items()},
+    )
+
+
+def score_replies(
+    opened: Mapping[str, Opened],
+    rows: Examples,
+    labels: LabelSet | None,
+    replies: Replies,
+    *,
+    exact_match: bool,
+    show: int,
+) -> tuple[dict[str, Scores], list[ScoredRow]]:
+    """Return the scores of models and the first rows, as :func:`score_each`, from their replies."""
+    scores = {}
+    for name, one in opened.items():
+        found = _scores(one, rows, replies.answers[name] if exact_match else None)
+        if labels is not None:
+            told = label_scores(one, rows, labels, replies.labels[name])
+            found = replace(found, labels=told)
+        scores[name] = found
+    shown = range(min(show, len(rows)))
+    return scores, [_row(opened, rows, index, replies.answers) for index in shown]
 
 
 def answered(run: Opened, rows: Examples) -> list[str]:
@@ -175,21 +224,18 @@ def answered(run: Opened, rows: Examples) -> list[str]:
     return [run.tokenizer.decode(tokens) for tokens in found]
 
 
-def _scores(
-    run: Opened, rows: Examples, said: Sequence[str] | None, labels: LabelSet | None = None
-) -> Scores:
+def _scores(run: Opened, rows: Examples, said: Sequence[str] | None) -> Scores:
     result = _result(run, rows, run.plan.choice.micro_batch)
     loss = result.loss_sum / result.loss_tokens
     if not isfinite(loss):
         which = "of the base model" if run.adapter is None else f"of {run.name}"
         raise CheckFailedError(f"The loss {which} on these rows is not finite ({loss}).")
-    texts = {} if said is None else values(score_texts(said, _expected(run, rows)))
+    texts = {} if said is None else values(score_texts(said, expected_of(run, rows)))
     return Scores(
         loss=loss,
         perplexity=None if result.rewards else exp(min(loss, 700.0)),
         accuracy=result.correct / result.loss_tokens,
         rows=result.rows,
-        labels=None if labels is None else label_scores(run, rows, labels),
         rewards=result.metrics or None,
         **texts,
     )
@@ -204,13 +250,14 @@ def _row(
     return ScoredRow(
         place=rows.place(index),
         input=run.tokenizer.decode(prompt),
-        expected=_expected(run, row)[0],
+        expected=expected_of(run, row)[0],
         answers={name: texts[index] for name, texts in said.items()},
         losses={name: found.loss_sum / found.loss_tokens for name, found in results.items()},
     )
 
 
-def _expected(run: Opened, rows: Examples) -> list[str]:
+def expected_of(run: Opened, rows: Examples) -> list[str]:
+    """Return the last answer of each row."""
     ends = run.tokenizer.end_tokens
     return [run.tokenizer.decode(question(*example, ends)[1]) for example in rows]
 
