@@ -12,7 +12,7 @@ from typing import ClassVar
 class EdgetuneError(Exception):
     """Root of everything that a user can cause or must be told."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
     kind: ClassVar[str] = "bug"
     """What programs read in ``--json``; two kinds can share an exit code."""
 

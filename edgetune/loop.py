@@ -117,6 +117,7 @@ class Loop:
                 if self._ended or self.now.step % self.schedule.eval_every == 0:
                     yield from self._evaluate(DEFAULT_ADAPTER)
                 yield from self._judge()
+                stopping = anybody(self.world, stop()) and not self._ended
             except DivergedError as error:
                 yield from self._go_back(error)
                 continue
@@ -125,7 +126,6 @@ class Loop:
                 raise
             if self.now.step < self.schedule.steps and self._ended:
                 yield self._ended_early()
-            stopping = anybody(self.world, stop()) and not self._ended
             if self._save_due() or stopping:
                 yield SaveDue(state=self.now)
             if stopping:
@@ -168,7 +168,8 @@ class Loop:
         )
         over = memory.peak_bytes > memory.limit_bytes and rows > 1
         if anybody(self.world, over):
-            because = f"{memory.peak_bytes:,} bytes at the peak, {memory.limit_bytes:,} are allowed"
+            allowed = f"{memory.peak_bytes:,} bytes at the peak, {memory.limit_bytes:,} are allowed"
+            because = allowed if over else "another rank needs more memory than it may use"
             yield self._with_fewer_rows(data.micro_batches, number, because, self.world)
 
     def _step(self) -> Generator[Event, None, None]:

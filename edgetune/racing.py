@@ -133,14 +133,17 @@ def winner(raced: Sequence[Race], default: float) -> Race | None:
     if not whole:
         return None
     usual = next((one for one in whole if one.rate == default), min(whole, key=_perplexity))
-    best = whole[0]
-    for one in whole[1:]:
-        gap = MUCH if _perplexity(best) > WILD * _perplexity(usual) else CLOSE
-        if _perplexity(one) < _perplexity(best) and _loss(one) - _loss(best) <= gap * abs(
-            _loss(one)
-        ):
-            best = one
-    return best
+    mild = [one for one in whole if _perplexity(one) <= WILD * _perplexity(usual)]
+    lowest = whole[0]
+    if mild and _is_near(mild[0], lowest, MUCH):
+        lowest = mild[0]
+    near = [one for one in whole if _loss(one) >= _loss(lowest) and _is_near(one, lowest, CLOSE)]
+    return min(near, key=_perplexity)
+
+
+def _is_near(one: Race, lowest: Race, share: float) -> bool:
+    """Tell whether a loss is higher than the lowest one by no more than a share of it."""
+    return _loss(one) - _loss(lowest) <= share * abs(_loss(one))
 
 
 def because(raced: Sequence[Race], default: float) -> str:

@@ -8,13 +8,14 @@ from typing import Final
 
 from edgetune.backend import DeviceOutOfMemoryError, EvalResult
 from edgetune.data.answers import Scoring
-from edgetune.errors import LostRankError
+from edgetune.errors import EdgetuneError, LostRankError
 from edgetune.objectives import Rewards
 from edgetune.world import World, summed
 
 _DONE: Final = 0.0
 _NO_MEMORY: Final = 1.0
 _FAILED: Final = 2.0
+"""And more: the exit code of what failed is added."""
 
 
 @contextmanager
@@ -23,28 +24,34 @@ def together(world: World) -> Iterator[None]:
 
     Raises:
         DeviceOutOfMemoryError: if memory ran out on another rank.
-        LostRankError: if something else went wrong on another rank, which ends with it.
+        LostRankError: if something else went wrong on another rank, which ends with it; its exit
+            code is that of the other rank.
     """
     try:
         yield
     except LostRankError:
         raise
     except Exception as error:
+        code = error.exit_code if isinstance(error, EdgetuneError) else EdgetuneError.exit_code
         out_of_memory = isinstance(error, DeviceOutOfMemoryError)
         with suppress(LostRankError):  # this is what is told
-            world.gather((_NO_MEMORY if out_of_memory else _FAILED,))
+            world.gather((_NO_MEMORY if out_of_memory else _FAILED + code,))
         raise
     answers = [answer for (answer,) in world.gather((_DONE,))]
     for rank, answer in enumerate(answers):
-        if answer == _FAILED:
-            raise LostRankError(f"Rank {rank} failed; what it printed says why.")
+        if answer >= _FAILED:
+            lost = LostRankError(f"Rank {rank} failed; what it printed says why.")
+            lost.exit_code = int(answer - _FAILED)
+            raise lost
     if _NO_MEMORY in answers:
         raise DeviceOutOfMemoryError(f"memory ran out on rank {answers.index(_NO_MEMORY)}")
 
 
 @contextmanager
 def alike(world: World) -> Iterator[None]:
-    """Do what every other rank does by now: a rank that cannot leaves, instead of trying again.
+    """Do what every other rank does by now: where memory runs out, this one leaves the world.
+
+    To try again would ask the others for what they do not expect any more.
 
     Raises:
         LostRankError: if this one cannot.
@@ -55,7 +62,8 @@ def alike(world: World) -> Iterator[None]:
         if world.size == 1:
             raise
         raise LostRankError(
-            f"Memory ran out on rank {world.rank} in an update that the other ranks made: {error}."
+            f"Memory ran out on rank {world.rank} behind the gradients, in a step that the other "
+            f"ranks take: {error}."
         ) from None
 
 

@@ -9,16 +9,20 @@ them knows (memory that ran out, a wish to stop) is asked of all.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from threading import TIMEOUT_MAX as LONGEST
+from threading import Thread
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from edgetune.errors import UsageError
 
 if TYPE_CHECKING:  # whoever only starts ranks needs no arrays
     import numpy as np
     from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 RANK, WORLD, LOCAL_RANK, LOCAL_WORLD = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
 """The variables in which torchrun, accelerate and others say which rank a process is."""
@@ -163,6 +167,33 @@ class Alone:
 
 
 ALONE: Final = Alone()
+
+
+def interruptible(work: Callable[[], T], timeout: float | None = None) -> T:
+    """Return what waiting for others comes to, in a thread of its own: a signal ends the wait here.
+
+    Libraries wait in native code, where no signal handler of Python runs.
+
+    Raises:
+        TimeoutError: if it takes longer than ``timeout`` seconds; it goes on all the same.
+    """
+    answers: list[T] = []
+    errors: list[Exception] = []
+
+    def compute() -> None:
+        try:
+            answers.append(work())
+        except Exception as error:  # noqa: BLE001 (it is raised where it is waited for)
+            errors.append(error)
+
+    thread = Thread(target=compute, name="edgetune-ranks", daemon=True)
+    thread.start()
+    thread.join(LONGEST if timeout is None else timeout)
+    if errors:
+        raise errors[0]
+    if not answers:
+        raise TimeoutError
+    return answers[0]
 
 
 def summed(world: World, numbers: Sequence[float]) -> list[float]:

@@ -21,7 +21,8 @@ def worker(settings: dict[str, Any]) -> None:
 
     place = train.get_context()
     environment = {
-        **os.environ,  # MASTER_ADDR and MASTER_PORT are Ray's
+        **os.environ,  # MASTER_ADDR is Ray's, and so is its port, on which Ray itself meets
+        "MASTER_PORT": str(int(os.environ["MASTER_PORT"]) + 1),
         "RANK": str(place.get_world_rank()),
         "WORLD_SIZE": str(place.get_world_size()),
         "LOCAL_RANK": str(place.get_local_rank()),

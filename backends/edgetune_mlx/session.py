@@ -78,13 +78,13 @@ class MlxSession:
                 scoring = self._scoring()
                 own, grads = self._accumulate(micro_batches, 1.0 / loss_tokens, scoring)
                 self.optimizer.prepare()
-            loss, metrics = step_sums(world, own, loss_tokens, scoring)
-            add_up(grads, self.method.tensors, world)
-            clip, norm = clipping(grads, self.spec.training.max_grad_norm)
-            if not (isfinite(loss) and isfinite(norm)):
-                raise DivergedError(f"loss {loss:.4g}, gradient norm {norm:.4g}")
-            result = StepResult(loss=loss, grad_norm=norm, metrics=metrics)
             with alike(world), out_of_memory():
+                loss, metrics = step_sums(world, own, loss_tokens, scoring)
+                add_up(grads, self.method.tensors, world)
+                clip, norm = clipping(grads, self.spec.training.max_grad_norm)
+                if not (isfinite(loss) and isfinite(norm)):
+                    raise DivergedError(f"loss {loss:.4g}, gradient norm {norm:.4g}")
+                result = StepResult(loss=loss, grad_norm=norm, metrics=metrics)
                 self.optimizer.update(self._get, self._put, grads, clip, learning_rate, number)
             self.steps = number
         return result

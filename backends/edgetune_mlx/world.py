@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from threading import Thread
 from typing import Final, TypeVar
 
 import mlx.core as mx
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.errors import LostRankError, UsageError
-from edgetune.world import MLX_HOSTS, Place
+from edgetune.world import MLX_HOSTS, Place, interruptible
 
 T = TypeVar("T")
 
@@ -82,22 +81,13 @@ class MlxWorld:
 
     def _waited(self, work: Callable[[], T]) -> T:
         """Return what is computed in a thread of its own, if that is in time."""
-        answers: list[T] = []
-        errors: list[RuntimeError] = []
-
-        def compute() -> None:
-            try:
-                answers.append(work())
-            except RuntimeError as error:
-                errors.append(error)
-
-        thread = Thread(target=compute, name="edgetune-ranks", daemon=True)
-        thread.start()
-        thread.join(self._timeout)
-        if answers:
-            return answers[0]
-        because = errors[0] if errors else f"no answer within {self._timeout:.0f} s"
-        raise LostRankError(f"Another rank ended or hangs ({because})")
+        try:
+            return interruptible(work, self._timeout)
+        except RuntimeError as error:
+            raise LostRankError(f"Another rank ended or hangs ({error}).") from None
+        except TimeoutError:
+            seconds = f"{self._timeout:.0f} s"
+            raise LostRankError(f"Another rank did not answer within {seconds}.") from None
 
 
 def _ring(deadline: float) -> mx.distributed.Group:

@@ -100,13 +100,13 @@ class TorchSession:
                     scoring = self._scoring()
                     own = self._accumulate(micro_batches, 1.0 / loss_tokens, scoring)
                     update = self.optimizer.update(learning_rate, number)
-                loss, metrics = step_sums(world, own, loss_tokens, scoring)
-                gradients.add_up(world)
-                norm = gradients.clip(self.spec.training.max_grad_norm)
-                if not (isfinite(loss) and isfinite(norm)):
-                    raise DivergedError(f"loss {loss:.4g}, gradient norm {norm:.4g}")
-                result = StepResult(loss=loss, grad_norm=norm, metrics=metrics)
-                with alike(world):
+                with alike(world), out_of_memory():
+                    loss, metrics = step_sums(world, own, loss_tokens, scoring)
+                    gradients.add_up(world)
+                    norm = gradients.clip(self.spec.training.max_grad_norm)
+                    if not (isfinite(loss) and isfinite(norm)):
+                        raise DivergedError(f"loss {loss:.4g}, gradient norm {norm:.4g}")
+                    result = StepResult(loss=loss, grad_norm=norm, metrics=metrics)
                     update()
                 self.steps = number
             except BaseException:

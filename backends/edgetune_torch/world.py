@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from torch.distributed.rendezvous import rendezvous
 
 from edgetune.errors import LostRankError, UsageError
-from edgetune.world import Place
+from edgetune.world import Place, interruptible
 
 SECONDS_TO_ANSWER: Final = 3
 """How long a rank that is there may take to say so, when something was lost."""
@@ -44,33 +43,33 @@ class TorchWorld:
         if place.store is not None:  # one machine: nothing is open to others
             os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)
         try:
-            method = "env://" if place.store is None else f"file://{place.store}"
-            self._store, _, _ = next(
-                rendezvous(method, place.rank, place.world, timeout=self._waits)
-            )
-            self._store.set_timeout(self._waits)
-            dist.init_process_group(
-                "gloo", store=self._store, rank=place.rank, world_size=place.world,
-                timeout=self._waits,
-            )  # fmt: skip
+            self._store = interruptible(lambda: self._met(place))
         except (RuntimeError, ValueError) as error:
             raise LostRankError(
-                f"Rank {place.rank} of {place.world} waited {timeout:.0f} s for the others: "
-                f"{_first_line(error)}"
+                f"Rank {place.rank} of {place.world} could not meet the others within "
+                f"{timeout:.0f} s: {_first_line(error)}"
             ) from None
+
+    def _met(self, place: Place) -> Any:
+        """Join the others, and return the store through which all know of each other."""
+        method = "env://" if place.store is None else f"file://{place.store}"
+        store, _, _ = next(rendezvous(method, place.rank, place.world, timeout=self._waits))
+        store.set_timeout(self._waits)
+        dist.init_process_group(
+            "gloo", store=store, rank=place.rank, world_size=place.world, timeout=self._waits
+        )
+        return store
 
     def gather(self, numbers: Sequence[float]) -> list[tuple[float, ...]]:
         """Return the numbers of every rank; see :class:`edgetune.world.World`."""
         own = torch.tensor(numbers, dtype=torch.float64)
         found = [torch.empty_like(own) for _ in range(self.size)]
-        with self._answering():
-            dist.all_gather(found, own)
+        self._answered(lambda: dist.all_gather(found, own))
         return [tuple(each.tolist()) for each in found]
 
     def add(self, numbers: NDArray[np.float32]) -> None:
         """Replace an array by the sum over all ranks; see :class:`edgetune.world.World`."""
-        with self._answering():
-            dist.all_reduce(torch.from_numpy(numbers))
+        self._answered(lambda: dist.all_reduce(torch.from_numpy(numbers)))
 
     def spread(self, data: bytes) -> bytes:
         """Return what rank 0 gave; see :class:`edgetune.world.World`."""
@@ -79,8 +78,7 @@ class TorchWorld:
         if self.rank == 0:
             held = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else held
         if len(held):
-            with self._answering():
-                dist.broadcast(held, 0)
+            self._answered(lambda: dist.broadcast(held, 0))
         return held.numpy().tobytes()
 
     def close(self) -> None:
@@ -88,11 +86,10 @@ class TorchWorld:
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    @contextmanager
-    def _answering(self) -> Iterator[None]:
-        """Name the ranks that are lost when a collective fails."""
+    def _answered(self, exchange: Callable[[], object]) -> None:
+        """Exchange something, and name the ranks that are lost where that fails."""
         try:
-            yield
+            interruptible(exchange)
         except RuntimeError as error:
             lost = " and ".join(f"rank {rank}" for rank in self._lost())
             who = lost.capitalize() if lost else f"Another rank ({_first_line(error)})"

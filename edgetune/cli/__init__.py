@@ -22,7 +22,7 @@ from edgetune.errors import DiskError, EdgetuneError, OutOfMemoryError, StoppedE
 from edgetune.files import disk_failed
 from edgetune.version import __version__
 from edgetune.workflows.supervise import can_supervise, supervise
-from edgetune.world import MOST_RANKS, started_as_rank
+from edgetune.world import MOST_RANKS, RANK, STORE, started_as_rank
 
 COMMANDS = {
     "plan": "edgetune.cli.plan",
@@ -119,6 +119,8 @@ def _reported(arguments: Sequence[str], command: Callable[[], object]) -> int:
     except click.exceptions.Abort:
         return _failed(arguments, StoppedError.kind, _stopped(), "Stopped.")
     except click.ClickException as error:
+        if _rank():  # rank 0 says the same
+            return error.exit_code
         error = _with_our_name(error)
         shown = StringIO()
         error.show(shown)
@@ -127,6 +129,8 @@ def _reported(arguments: Sequence[str], command: Callable[[], object]) -> int:
     except EdgetuneError as error:
         if debug:
             raise
+        if (rank := _rank()) and not str(error).startswith(f"Rank {rank}: "):
+            return error.exit_code
         kind = "" if isinstance(error, StoppedError) else "Error: "
         complain(f"{kind}{error}")
         return _failed(arguments, error.kind, error.exit_code, str(error))
@@ -143,6 +147,11 @@ def _reported(arguments: Sequence[str], command: Callable[[], object]) -> int:
         )
         return _failed(arguments, EdgetuneError.kind, 1, f"{type(error).__name__}: {error}")
     return result if isinstance(result, int) else 0
+
+
+def _rank() -> int:
+    """Return the number of this process among those that `train --nproc` has started; 0 speaks."""
+    return int(os.environ.get(RANK, "0")) if STORE in os.environ else 0
 
 
 def _with_our_name(error: click.ClickException) -> click.ClickException:
@@ -162,7 +171,7 @@ def _explained(error: Exception) -> EdgetuneError | None:
 
 def _failed(arguments: Sequence[str], kind: str, exit_code: int, message: str) -> int:
     """Return the exit code of an error, after printing it as JSON if JSON was asked for."""
-    if "--json" in arguments:
+    if "--json" in arguments and not _rank():
         error = {"kind": kind, "exit_code": exit_code, "message": message}
         with suppress(OSError):
             click.echo(json.dumps({"error": error}, indent=2))

@@ -23,7 +23,8 @@ _OF_RUNS: Final = frozenset(
     | {"no-verdict", "samples"}
 )
 """What only `edgetune train` takes: a plan made from the same file leaves it alone."""
-_NEVER: Final = frozenset({"config", "help", "debug", "json"})
+_NEVER: Final = frozenset({"config", "help", "debug", "json", "nproc"})
+"""What is read before a file is: on the command line alone."""
 
 
 def _read(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:

@@ -12,7 +12,7 @@ import click
 
 from edgetune.cli.live import Stages
 from edgetune.errors import EdgetuneError, LostRankError, StoppedError, UsageError
-from edgetune.workflows.ranks import Follower, join
+from edgetune.workflows.ranks import Follower, device_of, join, planned_device
 from edgetune.world import ALONE, MOST_RANKS, Place, World
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -47,8 +47,12 @@ class Ranks:
     timeout: float
 
     @classmethod
-    def here(cls, device: str, nproc: int, timeout: float, *, pause: bool) -> Ranks:
-        """Return which rank of how many this process is.
+    def here(
+        cls, device: str, nproc: int, timeout: float, *, pause: bool, resumed: Path | None
+    ) -> Ranks:
+        """Return which rank of how many this process is, and the device that is its own.
+
+        A run that is ``resumed`` goes on with the kind of device that it was planned for.
 
         Raises:
             UsageError: if it was to be one of several and nobody started the others, or ``pause``
@@ -64,6 +68,8 @@ class Ranks:
                 f"--nproc {nproc} is asked for, and the launcher started {place.world} ranks. "
                 "Leave out --nproc."
             )
+        if place is not None:
+            device = device_of(place, planned_device(resumed) if resumed else device)
         return cls(place=place, device=device, timeout=timeout)
 
     @property
@@ -103,7 +109,8 @@ class Ranks:
                 isinstance(error, LostRankError) and self.place.store is not None
             ):
                 return error.exit_code
-            raise type(error)(f"Rank {self.place.rank}: {error}") from error
+            error.args = (f"Rank {self.place.rank}: {error}",)
+            raise
         return 0
 
     def met(self) -> World:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -25,7 +24,7 @@ from edgetune.workflows.studying import (
 )
 
 SHOWN = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-"""Ranks that a table of directions shows."""
+"""Ranks that a table of directions shows, besides the full one."""
 
 html_option = click.option(
     "--html", type=FilePath(), metavar="FILE", help="Also write a page with the tables, shaded."
@@ -62,7 +61,8 @@ def blocks(name: str, data: Path, spans: int, html: Path | None, over: Over, as_
     first, last = found.thirds
     lead = (
         f"{found.rows} rows: loss {found.whole:.4f} with the whole adapter, {found.base:.4f} without. "
-        f"Leaving out the first third of the blocks costs {first:+.4f}, the last third {last:+.4f}."
+        f"Leaving out about the first third of the blocks costs {first:+.4f}, the last third "
+        f"{last:+.4f}."
     )
     ends = [str(edge - 1) for edge in found.edges[1:]]
     heat = Heat(
@@ -86,19 +86,19 @@ def blocks(name: str, data: Path, spans: int, html: Path | None, over: Over, as_
 def directions(one: str, other: str, html: Path | None, over: Over, as_json: bool) -> None:
     """Print how much of one low-rank adapter's directions lies in another's.
 
-    1 is all, and the first line says what chance would give. Where only the first few directions of a
+    1 is all, and each table says what chance would give. Where only the first few directions of a
     rank of 8 lie in one of 64, a rank of a few is enough for the task. Train the two with another
     --seed: what is read begins at random values, the same for the same seed.
     """
     found = shared_directions(one, other, over)
     heats = [
         heat
-        for what, tables in (("read", found.inputs), ("written", found.outputs))
-        for heat in _directions(what, tables)
+        for side, (what, tables) in enumerate((("read", found.inputs), ("written", found.outputs)))
+        for heat in _directions(what, tables, {name: x[side] for name, x in found.chance.items()})
     ]
     lead = (
-        f"Rows are directions of {one}, columns those of {other}; random ones of the full ranks "
-        f"would share {found.chance:.3g}."
+        f"Rows are directions of {one}, columns those of {other}. Each table says what random ones "
+        "would share at the full ranks."
     )
     _show(f"Directions of {one} and {other}", lead, heats, html, found, as_json=as_json)
 
@@ -121,12 +121,16 @@ def weights(name: str, html: Path | None, over: Over, as_json: bool) -> None:
     _show(f"Weights of {name}", lead, heats, html, found, as_json=as_json)
 
 
-def _directions(what: str, tables: Any) -> Iterator[Heat]:
+def _directions(
+    what: str,
+    tables: Mapping[str, tuple[tuple[float, ...], ...]],
+    chance: Mapping[str, float],
+) -> Iterator[Heat]:
+    """Yield a table for each projection, of some ranks and the full ones."""
     for module, values in tables.items():
-        rows = [rank for rank in SHOWN if rank <= len(values)]
-        columns = [rank for rank in SHOWN if rank <= len(values[0])]
+        rows, columns = _shown(len(values)), _shown(len(values[0]))
         yield Heat(
-            caption=f"{module}, what is {what}",
+            caption=f"{module}, what is {what} (by chance {chance[module]:.3g})",
             corner="rank",
             rows=list(map(str, rows)),
             columns=list(map(str, columns)),
@@ -134,6 +138,10 @@ def _directions(what: str, tables: Any) -> Iterator[Heat]:
             low=0.0,
             high=1.0,
         )
+
+
+def _shown(rank: int) -> list[int]:
+    return [*(each for each in SHOWN if each < rank), rank]
 
 
 def _by_block(caption: str, found: Movement, what: str) -> Heat:

@@ -132,7 +132,7 @@ def command(
     and saves; a second Ctrl-C stops at once.
     """
     fixed = Fixed.of(flags)
-    ranks = Ranks.here(device, nproc, rank_timeout, pause=pause)
+    ranks = Ranks.here(device, nproc, rank_timeout, pause=pause, resumed=output if resume else None)
     if ranks.follows:
         with this_process().interrupts.patiently(lambda: None) as stop:
             code = 0 if dry_run else ranks.follow(stop, model=model, data=data, memory=memory)
@@ -156,7 +156,7 @@ def command(
     request = PlanRequest(
         model=model or "",
         data=data,
-        device=device,
+        device=ranks.device,
         memory=memory,
         choice=fixed.choice,
         training=fixed.training,

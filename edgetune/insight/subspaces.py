@@ -28,7 +28,7 @@ def by_chance(rank: int, other: int, size: int) -> float:
     >>> by_chance(8, 64, 4096)
     0.015625
     """
-    return max(rank, other) / size
+    return min(1.0, max(rank, other) / size)
 
 
 def _directions(rows: NDArray[np.float32]) -> Float64:

@@ -14,10 +14,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
+from edgetune.errors import StoppedError
 from edgetune.world import MLX_HOSTS, MLX_RANK, Place
 
-SECONDS_TO_END: Final = 60.0
-"""How long workers may take to save and end when one of them has died."""
+SECONDS_TO_END: Final = 600.0
+"""How long workers may take to save and end when one of them has died or failed."""
 
 SECONDS_TO_DIE: Final = 10.0
 """How long they may take once more, when they were asked to."""
@@ -56,7 +57,8 @@ def meeting(ranks: int) -> Iterator[list[dict[str, str]]]:
 def first_dead(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
     """Wait for the end of all processes; return the first that died of a signal, if one did.
 
-    When one has failed, the others notice by themselves; those that do not are ended.
+    When one has failed, the others notice by themselves; those that do not are ended after a while.
+    One that has stopped is no failure: rank 0 may still be saving.
     """
     first, failed, asked = None, 0.0, 0
     while any(process.poll() is None for process in processes):
@@ -65,7 +67,7 @@ def first_dead(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
         dead = [rank for rank, code in enumerate(codes) if code is not None and code < 0]
         if first is None and dead:
             first = dead[0]
-        if failed == 0.0 and any(codes):
+        if failed == 0.0 and any(code not in {None, 0, StoppedError.exit_code} for code in codes):
             failed = time.monotonic()
         waited = time.monotonic() - failed if failed else 0.0
         if asked == 0 and waited > SECONDS_TO_END:

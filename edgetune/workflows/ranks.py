@@ -8,7 +8,7 @@ the run folder nor the same processor to start from the same bits.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -17,13 +17,13 @@ import numpy as np
 
 from edgetune.backend import Session, load_backend
 from edgetune.choice import Choice
-from edgetune.device import read_device
+from edgetune.device import Device, list_devices, read_device
 from edgetune.errors import UsageError
 from edgetune.events import RunState
 from edgetune.loop import train
 from edgetune.model import open_model
-from edgetune.planning import Plan, plan_from_json
-from edgetune.runs import RunFacts
+from edgetune.planning import Plan, plan_from_json, read_plan_file
+from edgetune.runs import RunFacts, RunFolder
 from edgetune.settings.parse import from_plain
 from edgetune.settings.spec import values
 from edgetune.together import together
@@ -34,6 +34,44 @@ from edgetune.world import Place, World
 
 OWN: Final = frozenset({"placement", "embedding", "head", "checkpointing", "loss_chunk"})
 """Knobs of memory and time that every rank chooses for its own device."""
+
+
+def device_of(place: Place, name: str, cards: Sequence[Device] | None = None) -> str:
+    """Return the name of the device that a rank computes on: ranks on one machine have a card each.
+
+    ``cards`` are those of this machine, read where they are not given.
+
+    Raises:
+        UsageError: if there are fewer than ranks, or one is asked for that all would share.
+    """
+    if place.local_world == 1:
+        return name
+    if name.startswith("cuda:"):
+        raise UsageError(
+            f"--device {name} is one card, for {place.local_world} ranks on this machine. Leave out "
+            "its number."
+        )
+    if name not in {"auto", "cuda"}:
+        return name
+    if cards is None:
+        cards = [device for device in list_devices() if device.kind == "cuda"]
+    usable = [number for number, card in enumerate(cards) if card.fault is None]
+    if not usable:
+        return name
+    if len(usable) < place.local_world:
+        raise UsageError(
+            f"{place.local_world} ranks are to train on this machine, which has {len(usable)} card"
+            f"{'s' if len(usable) > 1 else ''}. Start as many ranks as cards, or give --device cpu."
+        )
+    return f"cuda:{usable[place.local_rank]}"
+
+
+def planned_device(run: Path | None) -> str:
+    """Return the device that a run was planned for, ``auto`` where its folder is not on this machine."""
+    if run is None or not RunFolder(run).plan.is_file():
+        return "auto"
+    kind = read_plan_file(RunFolder(run).plan).get("device", {}).get("kind", "auto")
+    return str(kind)
 
 
 def join(place: Place, device: str, timeout: float) -> World:
@@ -131,6 +169,12 @@ class Follower:
         Raises:
             UsageError: if model or rows are not those of rank 0.
         """
+        theirs_on, mine = told["plan"]["device"]["backend"], read_device(self.device)
+        if mine.backend != theirs_on:
+            raise UsageError(
+                f"{mine.name} computes with {mine.backend}, rank 0 with {theirs_on}: their gradients "
+                "cannot be added. Give all ranks the same kind of --device."
+            )
         ref = self.model or told["plan"]["model"]["ref"]
         model = open_model(ref)
         theirs = plan_from_json(told["plan"], model.shape)

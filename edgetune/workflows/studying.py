@@ -14,7 +14,7 @@ from edgetune.data import load_tokenizer
 from edgetune.errors import UsageError
 from edgetune.exporters.updates import merge_of
 from edgetune.insight import Turning, by_chance, correlation, overlaps, turning, updates
-from edgetune.methods.merging import Update
+from edgetune.methods.merging import LowRankUpdate, Update
 from edgetune.model import LocalModel, StoredTensor
 from edgetune.shape import ModelShape
 from edgetune.tensors.reader import read_rows
@@ -48,7 +48,7 @@ class Ablation:
     def thirds(self) -> tuple[float, float]:
         """By how much the loss rises without the first third of the spans, and without the last."""
         count = len(self.edges) - 1
-        part = max(1, count // 3)
+        part = max(1, round(count / 3))
         first, last = self.without[0][part - 1], self.without[count - part][count - 1]
         assert first is not None
         assert last is not None
@@ -133,8 +133,9 @@ class SharedDirections:
     """Of what is read (LoRA's A): at (i, j) the first i + 1 directions against the first j + 1."""
     outputs: Mapping[str, tuple[tuple[float, ...], ...]]
     """Of what is written (LoRA's B)."""
-    chance: float
-    """What random directions of the largest inputs would have."""
+    chance: Mapping[str, tuple[float, float]]
+    """What random directions would share, all of one adapter with all of the other: of what is read
+    and of what is written."""
 
 
 def shared_directions(one: str, other: str, over: Over) -> SharedDirections:
@@ -159,13 +160,18 @@ def shared_directions(one: str, other: str, over: Over) -> SharedDirections:
         module = target.linear.module
         read.setdefault(module, []).append(overlaps(mine[target].right, theirs[target].right))
         written.setdefault(module, []).append(overlaps(mine[target].left.T, theirs[target].left.T))
-    ranks = [min(len(update.right) for update in each.values()) for each in (mine, theirs)]
-    widest = max(target.linear.inputs for target in common)
+    chance = {
+        target.linear.module: (
+            by_chance(*_ranks(mine[target], theirs[target]), target.linear.inputs),
+            by_chance(*_ranks(mine[target], theirs[target]), target.linear.outputs),
+        )
+        for target in common
+    }
     return SharedDirections(
         names=(one, other),
         inputs={module: _mean(parts) for module, parts in read.items()},
         outputs={module: _mean(parts) for module, parts in written.items()},
-        chance=by_chance(ranks[0], ranks[1], widest),
+        chance=chance,
     )
 
 
@@ -256,6 +262,10 @@ def _blocks_of(tensors: Tensors, shape: ModelShape) -> dict[str, int]:
         for prefix, layer in prefixes.items()
         if name.startswith(prefix)
     }
+
+
+def _ranks(one: LowRankUpdate, other: LowRankUpdate) -> tuple[int, int]:
+    return len(one.right), len(other.right)
 
 
 def _edges(layers: int, spans: int) -> tuple[int, ...]:

@@ -208,6 +208,27 @@ def vars_of(event: Event) -> tuple[object, ...]:
     return event.step, event.to, event.learning_rate
 
 
+def test_memory_that_runs_out_behind_the_gradients_ends_all(
+    bench: Bench, llama: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others have taken the step by then: nobody may take it once more."""
+    open_on = opened(bench, llama, Lora(rank=2))
+
+    def failing(world: ThreadWorld) -> Trained:
+        if world.rank == 1:
+            monkeypatch.setattr(world, "add", _no_memory)
+        return trained(open_on(world), world)
+
+    one, other = in_ranks(2, failing)
+    assert isinstance(one, LostRankError)
+    assert isinstance(other, LostRankError)
+    assert "Memory ran out on rank 1" in str(other)
+
+
+def _no_memory(_: object) -> None:
+    raise MemoryError
+
+
 def test_what_fails_on_one_rank_ends_the_others(
     bench: Bench, llama: LocalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,3 +79,11 @@ def test_a_rate_that_destroys_the_model_never_wins_against_a_mild_one_of_its_los
     if won.perplexity > limit:
         for loss, drift in figures:
             assert drift > limit or loss > won.loss + 0.02 * abs(won.loss)
+
+
+def test_rates_are_held_against_the_lowest_loss_not_against_each_other() -> None:
+    figures = [(3e-3, 1.05, 62.0), (1e-3, 1.10, 60.0), (3.33e-4, 1.15, 59.0), (1.11e-4, 1.2, 58.5)]
+    raced = [Race(rate=rate, loss=loss, perplexity=drift) for rate, loss, drift in figures]
+    best = winner(raced, 1e-3)
+    assert best is not None
+    assert best.rate == 1e-3

@@ -3,7 +3,7 @@
     python tools/bench/ranks.py [--steps 20]
     python tools/bench/ranks.py --paper llama-7b --device rtx-4060-laptop
 
-Every process is pinned to a core of its own; the contenders take turns. Bytes are those of the
+Each contender is pinned to as many cores as it has ranks, of one thread each; they take turns. Bytes are those of the
 loopback interface, so that nothing else may use it meanwhile. ``--paper`` computes from the terms of a plan how
 the time of a step goes on with many ranks.
 """

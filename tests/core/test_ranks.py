@@ -1,0 +1,90 @@
+"""Which rank a process is, which card it takes, and what it waits for."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edgetune.device.profiles import profile_device
+from edgetune.errors import UsageError
+from edgetune.speed.ranks import gradient_bytes
+from edgetune.workflows.launching import meeting
+from edgetune.workflows.ranks import device_of
+from edgetune.world import Place
+
+CARD = profile_device("rtx-4090")
+
+
+def place(rank: int = 0, world: int = 2, local_world: int | None = None) -> Place:
+    local = world if local_world is None else local_world
+    return Place(rank=rank, world=world, local_rank=rank % local, local_world=local)
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_ranks_on_one_machine_have_a_card_each(name: str) -> None:
+    assert [device_of(place(rank), name, [CARD, CARD]) for rank in (0, 1)] == ["cuda:0", "cuda:1"]
+    assert device_of(place(1, local_world=1), name, [CARD, CARD]) == name
+    assert device_of(place(1), name, []) == name
+    assert device_of(place(1), "cpu", [CARD]) == "cpu"
+
+
+@pytest.mark.parametrize(("name", "cards"), [("auto", 1), ("cuda:0", 2)])
+def test_one_card_is_not_shared(name: str, cards: int) -> None:
+    with pytest.raises(UsageError, match="card"):
+        device_of(place(), name, [CARD] * cards)
+
+
+def test_a_place_is_found_where_launchers_say_it(tmp_path: Path) -> None:
+    assert Place.here({}) is None
+    assert Place.here({"WORLD_SIZE": "1", "RANK": "0"}) is None
+    found = Place.here({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"})
+    assert found == Place(rank=3, world=4, local_rank=1, local_world=2)
+    assert Place.here(found.environment()) == found
+    hosts = tmp_path / "hosts.json"
+    hosts.write_text(json.dumps([["a:1"], ["b:1"], ["c:1"]]))
+    ring = Place.here({"MLX_RANK": "2", "MLX_HOSTFILE": str(hosts)})
+    assert ring == Place(rank=2, world=3, local_rank=0, local_world=1)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "2", "RANK": "2"}, {"MLX_RANK": "0"}],
+)
+def test_half_a_place_is_refused(environment: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="RANK"):
+        Place.here(environment)
+
+
+def test_workers_meet_where_nobody_else_can_look() -> None:
+    with meeting(3) as places:
+        found = [Place.here(each) for each in places]
+        assert [one.rank for one in found if one] == [0, 1, 2]
+        (store,) = {one.store for one in found if one}
+        assert store is not None
+        assert Path(store).parent.stat().st_mode & 0o077 == 0
+    assert not Path(store).parent.exists()
+
+
+def test_a_ring_sends_gradients_almost_twice() -> None:
+    assert gradient_bytes(1000, 1) == 0
+    assert gradient_bytes(1000, 2) == 4000
+    assert gradient_bytes(1000, 4) == 6000
+
+
+def test_a_rank_that_waits_for_the_others_can_be_interrupted(tmp_path: Path) -> None:
+    asked = [sys.executable, "-m", "edgetune", "train", "--model=tiny", f"--data={tmp_path}"]
+    environment = {**os.environ, **place().environment(), "EDGETUNE_RANKS": str(tmp_path / "meet")}
+    process = subprocess.Popen(asked, env=environment, stderr=subprocess.PIPE)
+    while not (tmp_path / "meet").exists():
+        time.sleep(0.1)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode in {130, 6}, said
