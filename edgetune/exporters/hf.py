@@ -24,7 +24,7 @@ _COPIED: Final = (
     "tokenizer*.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "*.model",
     "chat_template.*", "additional_chat_templates/*.jinja",
-    "processor_config.json", "preprocessor_config.json",
+    "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
     "LICENSE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
 """What a model needs besides config and weights, and what its licence wants passed on."""

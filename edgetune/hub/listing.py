@@ -18,10 +18,12 @@ LARGEST: Final = 1 << 25
 
 _ONE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
-_SHARD: Final = re.compile(r"model-\d+-of-\d+\.safetensors")
+_SHARD: Final = re.compile(r"model(\.safetensors)?-\d+-of-\d+\.safetensors")
+"""Qwen3.5 is published with the longer names."""
 _BESIDES: Final = re.compile(
     r"config\.json|generation_config\.json|tokenizer\.json|tokenizer\.model|tokenizer_config\.json"
     r"|special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.txt"
+    r"|processor_config\.json|(video_)?preprocessor_config\.json"
     r"|chat_template\.(jinja|json)|(LICEN[CS]E|NOTICE|USE_POLICY)(\.(md|txt))?"
 )
 _SHA1: Final = re.compile(r"[0-9a-f]{40}")

@@ -188,6 +188,7 @@ def test_what_belongs_to_a_model_comes_along(tmp_path: Path) -> None:
     companions = [
         "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
         "chat_template.jinja", "additional_chat_templates/tool.jinja", "LICENSE.txt",
+        "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
     ]  # fmt: skip
     others = ["code.py", "tokenizer.py", "README.md", "pytorch_model.bin", "original/params.json"]
     for name in companions + others:

@@ -90,6 +90,30 @@ def test_what_is_fetched_is_what_was_published(
     assert (folder / "config.json").readlink() == Path("../../blobs") / state.digest("config.json")
 
 
+def test_shards_and_processors_of_qwen3_5_are_fetched(
+    cli: Cli, endpoint: str, state: HubState, cache: Path
+) -> None:
+    def renamed(data: bytes) -> bytes:
+        return data.replace(b'"model-', b'"model.safetensors-')
+
+    state.files = {
+        name.replace("model-", "model.safetensors-"): renamed(data) if "index" in name else data
+        for name, data in state.files.items()
+    }
+    processors = {"preprocessor_config.json", "video_preprocessor_config.json",
+                  "processor_config.json"}  # fmt: skip
+    state.files |= dict.fromkeys(processors, b"{}")
+    called = taken(cli)
+
+    assert called.code == 0, called.err
+    found = files_of(cache / "models--org--model" / "snapshots" / COMMIT).keys()
+    assert found == state.files.keys() - STRANGE.keys()
+    assert {
+        f"model.safetensors-0000{n}-of-00003.safetensors" for n in (1, 2, 3)
+    } | processors < found
+    assert open_model(MODEL).shape.parameters == resolve(MODEL).parameters
+
+
 def test_size_licence_and_place_are_said_before(cli: Cli, endpoint: str, cache: Path) -> None:
     called = cli("fetch", MODEL, "--dry-run")
 
