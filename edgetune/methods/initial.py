@@ -64,7 +64,7 @@ class Principal:
     """A factor of a projection's best approximation of low rank (Meng et al. 2024, eq. 2-4).
 
     ``scale * B A`` is the approximation; ``right`` is A (rank, inputs), ``left`` B
-    (outputs, rank).
+    (outputs, rank). Components beyond the smaller side of the matrix are 0: there are none.
     """
 
     source: str
@@ -161,14 +161,20 @@ def _principal(
     rank = shape[1] if left else shape[0]
     u, s, v = _largest(base.tensor(initial.source), rank, generator(initial.source, seed))
     root = np.sqrt(s / initial.scale)
-    factor = u * root if left else root[:, None] * v
-    return np.ascontiguousarray(factor, np.float32)
+    factor = np.zeros(shape, np.float32)
+    if left:
+        factor[:, : len(s)] = u * root
+    else:
+        factor[: len(s)] = root[:, None] * v
+    return factor
 
 
 def _largest(
     matrix: NDArray[np.float32], rank: int, draw: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Return the largest singular triplets: U (N, rank), S (rank), V (rank, K).
+    """Return the largest singular triplets: U (N, R), S (R), V (R, K).
+
+    R is the rank, or the smaller side of the matrix where that is less.
 
     Large matrices by subspace iteration from a random start (Halko et al. 2011, algorithm 4.4).
     """

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from models import FAMILIES, MIXTURES, make_model
 
-from conformance.cases import Case
+from conformance.cases import CASES, Case
 from conformance.probes import probe
 from conformance.sessions import ROW, Bench, packed, rows, step
 from conformance.test_combinations import KINDS
@@ -76,6 +76,22 @@ def test_methods_count_learn_save_and_merge(
         np.testing.assert_allclose(other.logits(ROW), adapted, rtol=0, atol=5e-5)
         if case.method.mergeable:
             _check_merge(bench, model, loaded, adapted, folder / "merged")
+
+
+def test_pissa_is_saved_where_a_projection_is_narrower_than_its_rank(
+    bench: Bench, tmp_path: Path
+) -> None:
+    folder = make_model(
+        tmp_path / "base", "qwen3_5_text", layers=2, linear_num_value_heads=2
+    )  # fmt: skip
+    model, case = LocalModel.open(folder), next(case for case in CASES if case.name == "pissa")
+    session = bench.open(case, model)
+    base = session.logits(ROW, adapter=None)
+    np.testing.assert_allclose(session.logits(ROW), base, rtol=0, atol=5e-5)
+    step(session, rows(), rate=case.rate)
+    save_adapter(tmp_path / "a", case.method, model.shape, session.adapter_tensors(), base="tiny")
+    loaded = load_adapter(tmp_path / "a", model.shape)
+    _check_merge(bench, model, loaded, session.logits(ROW), tmp_path / "merged")
 
 
 def _check_merge(

@@ -125,6 +125,17 @@ def test_the_number_type_has_two_spellings(spelling: str) -> None:
     assert shape_of(TINY).dtype == "float32"
 
 
+@pytest.mark.parametrize(
+    ("written", "dtype"),
+    [({}, "bfloat16"), ({"torch_dtype": None}, "bfloat16"), ({"dtype": "float32"}, "float32"),
+     ({"torch_dtype": "float32"}, "float32")],
+)  # fmt: skip
+def test_gpt_oss_is_published_without_its_number_type(written: dict[str, Any], dtype: str) -> None:
+    config = TINY | {"model_type": "gpt_oss", "num_local_experts": 4, "num_experts_per_tok": 2}
+
+    assert shape_of(config | written).dtype == dtype
+
+
 def test_every_problem_is_named_at_once() -> None:
     config = TINY | {
         "hidden_size": "8",

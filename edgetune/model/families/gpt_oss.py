@@ -32,6 +32,9 @@ def gpt_oss(fields: Fields) -> ModelShape:
     """Return the shape of a gpt-oss model."""
     table = fields.table("rope_scaling") or fields.table("rope_parameters") or dict(_YARN)
     fields = fields.with_values(rope_scaling=None, rope_parameters=table)
+    if fields.raw("torch_dtype") is None:
+        # as published, a config does not say what its files have beside MX FP4
+        fields = fields.with_defaults(dtype="bfloat16")
     sizes = read_sizes(fields, kv_heads=8, head_dim=64, context=131_072)
     full = Attention(
         scale=sizes.head_dim**-0.5,
