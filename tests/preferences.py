@@ -184,15 +184,23 @@ def rated(count: int, *, seed: int = 0) -> list[Rated]:
 
 def rated_examples(rows: Sequence[Rated]) -> Examples:
     """Return answers as they are read from a file, one a row."""
-    learned = [
-        Learned(
-            tokens := np.concatenate([row.prompt, row.answer]),
-            [(len(row.prompt), len(tokens))],
-            len(tokens) if row.desirable else 0,
-        )
-        for row in rows
-    ]
-    store = token_store_of(learned, range(1, len(rows) + 1))
+    return examples_of([answered(row.prompt, row.answer, desirable=row.desirable) for row in rows])
+
+
+def answered(
+    prompt: Sequence[int] | NDArray[np.int32],
+    answer: Sequence[int] | NDArray[np.int32],
+    *,
+    desirable: bool,
+) -> Learned:
+    """Return an answer to a prompt as it is read."""
+    tokens = np.concatenate([prompt, answer]).astype(np.int32)
+    return Learned(tokens, [(len(prompt), len(tokens))], len(tokens) if desirable else 0)
+
+
+def examples_of(rows: Sequence[Learned]) -> Examples:
+    """Return rows as unpaired examples."""
+    store = token_store_of(rows, range(1, len(rows) + 1))
     places = RowLocations(("rows:",), np.array([0, len(rows)]), store.lines)
     return Examples.of(store, places, "unpaired")
 

@@ -30,34 +30,45 @@ def mismatched_pieces(examples: Examples, order: Integers, *, by: int, longest: 
     """
     if len(order) < 2:
         return []
-    return moved_on(_answers(examples, order), by=by, longest=longest)
+    documents, rows = _answers(examples, order)
+    return moved_on(documents, rows, by=by, longest=longest)
 
 
-def moved_on(documents: Sequence[Document], *, by: int, longest: int) -> list[Piece]:
+def moved_on(
+    documents: Sequence[Document], rows: Sequence[int], *, by: int, longest: int
+) -> list[Piece]:
     """Return the prompt of each document with the answer of the one ``by`` places before it.
 
-    The first are given the last ones. An answer is cut at ``longest`` tokens with its prompt.
+    The first are given the last ones. ``rows`` tells which row each document is of, of two at
+    least: where that answer is of the same row, the next one before it that is not is taken. An
+    answer is cut at ``longest`` tokens with its prompt.
     """
     starts = [int(np.argmax(mask)) for _, mask in documents]
     found = []
     for number, start in enumerate(starts):
-        prompt, (tokens, mask) = documents[number][0][:start], documents[number - by]
-        answer = slice(starts[number - by], None)
+        other = (number - by) % len(rows)
+        while rows[other] == rows[number]:
+            other -= 1
+        prompt, (tokens, mask) = documents[number][0][:start], documents[other]
+        answer = slice(starts[other], None)
         whole = np.concatenate([prompt, tokens[answer]])[:longest]
         learned = np.concatenate([np.zeros(start, np.bool_), mask[answer]])[:longest]
         found.append(Piece(whole, learned, (len(whole),), ("mismatched",)))
     return found
 
 
-def _answers(examples: Examples, order: Integers) -> list[Document]:
-    """Return every answer with its prompt, the second ones of rows behind all others."""
-    first, second = [], []
-    for index in order.tolist():
+def _answers(examples: Examples, order: Integers) -> tuple[list[Document], list[int]]:
+    """Return every answer with its prompt, and its row; second ones of rows behind all others."""
+    first: list[Document] = []
+    second: list[Document] = []
+    paired: list[int] = []
+    for row, index in enumerate(order.tolist()):
         (tokens, mask), (sizes, _) = examples[index], examples.documents(index)
         first.append((tokens[: sizes[0]], mask[: sizes[0]]))
         if len(sizes) > 1:
             second.append((tokens[sizes[0] :], mask[sizes[0] :]))
-    return first + second
+            paired.append(row)
+    return first + second, [*range(len(first)), *paired]
 
 
 def mismatched_batches(

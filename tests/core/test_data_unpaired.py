@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from data_support import WITH_TOOLS, write_model, write_rows
-from preferences import Rated, rated, rated_examples
+from preferences import Rated, answered, examples_of, rated, rated_examples
 
 from edgetune.data import (
     Batches,
@@ -23,6 +23,7 @@ from edgetune.data import (
     view_row,
 )
 from edgetune.data.batch import IGNORED
+from edgetune.data.mismatched import mismatched_pieces
 from edgetune.errors import DataError, UsageError
 
 USER = {"role": "user", "content": "Hi"}
@@ -205,6 +206,17 @@ def _after_other_prompts(rows: list[Rated], by: int, longest: int) -> Any:
         answer = rows[number - by].answer.tolist()[: longest - len(row.prompt)]
         found.append(([*row.prompt.tolist(), *answer], answer))
     return sorted(found)
+
+
+@pytest.mark.parametrize(
+    ("pair", "by"), [(0, 1), (2, 2)], ids=["first-of-a-step", "half-way-of-an-evaluation"]
+)
+def test_no_answer_of_rows_and_pairs_comes_after_its_own_prompt(pair, by):
+    rows = [answered([n], [10 + n], desirable=True) for n in range(4)]
+    rows[pair] = rows[pair].followed(answered([pair], [10 + pair], desirable=False))
+    found = mismatched_pieces(examples_of(rows), np.arange(4), by=by, longest=9)
+    assert len(found) == 5
+    assert all(answer != prompt + 10 for prompt, answer in (piece.tokens for piece in found))
 
 
 @pytest.mark.parametrize("packing", [True, False])

@@ -211,7 +211,7 @@ def micro_batches(peer: Peer, objective: str, step: int) -> list[MicroBatch]:
     found = [micro_batch_from(laid, WIDTH)]
     if objective == "kto":
         documents = [(piece.tokens, piece.mask) for (piece,) in laid]
-        others = moved_on(documents, by=1, longest=WIDTH)
+        others = moved_on(documents, range(len(documents)), by=1, longest=WIDTH)
         found += mismatched_batches(
             others, widths=np.array([WIDTH]), micro_batch=ROWS, packing=False
         )
