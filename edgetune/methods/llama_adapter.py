@@ -52,6 +52,18 @@ class LlamaAdapter(Method):
             for tensor in self._layer(shape, layer)
         )
 
+    def refusals(self, shape: ModelShape, *, context: int, quantization: str) -> list[str]:
+        """Refuse blocks of which none has attention."""
+        attending = [n for n, block in enumerate(shape.blocks) if block.attention is not None]
+        if any(layer in last_blocks(shape, self.layers) for layer in attending):
+            return []
+        has = f"--layers {shape.layers - attending[-1]} has one" if attending else "no block has it"
+        reason = (
+            f"LLaMA-Adapter's prompts stand beside attention, and --layers {self.layers} of this "
+            f"{shape.family} model have none: {has}."
+        )
+        return [reason]
+
     def attend(self, block: Block[A], own: Adapted[A], attended: Attended[A]) -> A:
         """Return the attention with that over the prompt, gated, if the layer has one."""
         ops, name = block.ops, attention_name(block.shape, block.layer or 0)

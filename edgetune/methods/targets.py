@@ -49,11 +49,12 @@ def select(shape: ModelShape, patterns: Sequence[str], layers: int | None = None
     if shape.has_experts and chosen:
         unmatched = [p for p in unmatched if p not in GROUPS]
     if unmatched or not patterns:
-        names = ", ".join(dict.fromkeys(_last(linear.module) for linear in shape.all_linears))
+        names = ", ".join(dict.fromkeys(_last(c.linear.module) for c in candidates))
+        where = "" if layers is None else f"in the last {layers} blocks "
         frozen = " Its MLPs are experts, which stay frozen." if shape.has_experts else ""
         raise UsageError(
-            f"No projection of this {shape.family} model is named {', '.join(unmatched) or '()'}. "
-            f"It has {names}; the groups are {', '.join(list(GROUPS)[:3])} "
+            f"No projection {where}of this {shape.family} model is named "
+            f"{', '.join(unmatched) or '()'}. There are {names}; the groups are {', '.join(list(GROUPS)[:3])} "
             f"and others (docs/methods.md).{frozen}"
         )
     return chosen

@@ -98,6 +98,24 @@ def test_pissa_starts_from_the_best_approximation(rows: int) -> None:
     assert left == pytest.approx(np.sqrt((np.linalg.svd(matrix)[1][3:] ** 2).sum()), rel=1e-3)
 
 
+@pytest.mark.parametrize(("outputs", "inputs"), [(4, 24), (24, 4)])
+def test_pissa_has_no_more_components_than_a_narrow_matrix(outputs: int, inputs: int) -> None:
+    matrix, scale, rank = _matrix(outputs, inputs), 2.0, 6
+    b, a = (
+        initial_value(
+            AdapterTensor(name=side, shape=size, initial=Principal("w", side, scale)),
+            0,
+            Numbers(matrix),
+        )
+        for side, size in (("left", (outputs, rank)), ("right", (rank, inputs)))
+    )
+
+    assert (b.shape, a.shape) == ((outputs, rank), (rank, inputs))
+    assert not b[:, 4:].any()
+    assert not a[4:].any()
+    np.testing.assert_allclose(scale * b @ a, matrix, atol=1e-5)
+
+
 def test_magnitudes_are_the_norms_of_rows() -> None:
     tensor = AdapterTensor(name="m", shape=(26,), initial=RowNorms("w"))
 
@@ -203,6 +221,36 @@ def test_attention_in_groups_needs_heads_that_can_be_halved(heads: int, reasons:
     found = method.refusals(shape, context=64, quantization="none")
     assert len(found) == reasons
     assert all("--attention-group" in reason for reason in found)
+
+
+LFM2 = shape_of(
+    {
+        "model_type": "lfm2", "vocab_size": 50, "hidden_size": 8, "intermediate_size": 12,
+        "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "layer_types": ["full_attention", "full_attention", "conv", "conv"],
+    }
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("layers", "reasons"), [(1, 1), (2, 1), (3, 0), (None, 0)])
+def test_prompts_beside_attention_need_a_block_that_has_it(
+    layers: int | None, reasons: int
+) -> None:
+    method = build("llama-adapter", {"layers": layers})
+
+    found = method.refusals(LFM2, context=64, quantization="none")
+    assert len(found) == reasons
+    assert all(f"--layers {layers} of" in x and "--layers 3 has one" in x for x in found)
+    assert bool(method.tensors(LFM2)) is not bool(reasons)
+
+
+def test_projections_that_the_last_blocks_lack_are_told_as_theirs() -> None:
+    method = build("lora", {"layers": 2, "targets": ("q_proj",)})
+
+    with pytest.raises(
+        UsageError, match=r"in the last 2 blocks .* named q_proj. There are in_proj"
+    ):
+        method.tensors(LFM2)
 
 
 def test_a_rate_of_b_against_that_of_a_is_refused_where_a_has_none() -> None:
