@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from edgetune.adapters import save_adapter
 from edgetune.errors import UsageError
 from edgetune.exporters.base import Exported, ExportRequest
 from edgetune.exporters.folder import folder_bytes, needed_bytes, new_folder
+
+_WHOLE: Final = (
+    "The adapter is for the whole model of images and text: load its base with transformers' "
+    "AutoModelForImageTextToText. AutoModelForCausalLM makes the text model alone of some, in which "
+    "its names are not found."
+)
+"""Said where names are those of a wrapper: of Qwen3.5's, transformers 5 makes both."""
 
 
 def export_peft(request: ExportRequest) -> Exported:
@@ -32,4 +41,5 @@ def export_peft(request: ExportRequest) -> Exported:
         base = adapter.base or model.ref
         save_adapter(folder, adapter.method, model.shape, adapter.tensors, base=base)
         nbytes = folder_bytes(folder)
-    return Exported(folder=request.output, nbytes=nbytes)
+    notes = () if model.shape.inside is None else (_WHOLE,)
+    return Exported(folder=request.output, nbytes=nbytes, notes=notes)

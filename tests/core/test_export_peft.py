@@ -22,8 +22,9 @@ def test_the_adapter_is_copied_to_the_byte(tmp_path: Path) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
     save_adapter(run, adapter.method, model.shape, adapter.tensors, base="org/base")
     loaded = load_adapter(run, model.shape)
-    export("peft", ExportRequest(adapter=loaded, model=model, output=out))
+    exported = export("peft", ExportRequest(adapter=loaded, model=model, output=out))
 
+    assert not exported.notes
     assert sorted(path.name for path in out.iterdir()) == sorted(p.name for p in run.iterdir())
     for path in run.iterdir():
         assert (out / path.name).read_bytes() == path.read_bytes()

@@ -11,11 +11,11 @@ import peft
 import pytest
 import torch
 from adapters import random_adapter, random_tensors
-from models import make_model
+from models import make_model, make_wrapper
 from numpy.typing import NDArray
 from opened import open_decoder
 from torch.nn import Parameter
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from edgetune.adapters import LoadedAdapter, load_adapter, save_adapter
 from edgetune.errors import CheckFailedError
@@ -99,6 +99,26 @@ def test_peft_computes_what_we_compute(
     _assert_close(_ours(model, adapter), _theirs(theirs))
     with pytest.raises(AssertionError):
         _assert_close(_ours(model, adapter), _theirs(_base(model)))
+
+
+@pytest.mark.parametrize("wrapper", ["gemma3", "qwen3_5", "qwen3_5_moe"])
+def test_peft_computes_what_we_compute_inside_a_model_of_images(
+    wrapper: str, tmp_path: Path
+) -> None:
+    make_wrapper(tmp_path / "base", wrapper)
+    model = LocalModel.open(tmp_path / "base")
+    adapter = random_adapter(Lora(rank=4), model.shape)
+    request = ExportRequest(adapter=adapter, model=model, output=tmp_path / "adapter")
+    (note,) = export("peft", request).notes
+    base = AutoModelForImageTextToText.from_pretrained(model.folder, dtype=torch.float32)
+    before = _theirs(base)(TOKENS)
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
+    adapted = [name for name, _ in theirs.named_modules() if name.endswith(".lora_A.default")]
+
+    assert "AutoModelForImageTextToText" in note
+    assert len(adapted) == len(adapter.tensors) / 2
+    _assert_close(_ours(model, adapter), _theirs(theirs))
+    assert np.abs(_theirs(theirs)(TOKENS) - before).max() > 100 * TOLERANCE
 
 
 @pytest.mark.parametrize(
