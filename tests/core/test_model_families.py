@@ -242,6 +242,18 @@ def test_a_switch_that_would_be_ignored_is_refused(family: str, switch: str) -> 
         shape_of(TINY | gpt2 | {"model_type": family, switch: True})
 
 
+@pytest.mark.parametrize("gate", [None, "swish", "silu", "sigmoid", 1])
+@pytest.mark.parametrize("family", ["qwen3_5_text", "qwen3_5_moe_text"])
+def test_qwen3_5_has_one_gate_behind_its_recurrence(family: str, gate: object) -> None:
+    layers = {"num_hidden_layers": 4, "num_experts": 4, "num_experts_per_tok": 2}
+    config = TINY | layers | {"model_type": family, "output_gate_type": gate}
+    if gate in (None, "swish", "silu"):
+        assert shape_of(config).family == family
+        return
+    with pytest.raises(ModelError, match=f"output_gate_type is {gate!r}: only swish"):
+        shape_of(config)
+
+
 STRANGE = (
     None,
     True,

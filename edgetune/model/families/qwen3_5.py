@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from edgetune.escapes import short
 from edgetune.model.config import Fields
 from edgetune.model.families.common import (
     Sizes,
@@ -47,6 +48,9 @@ def qwen3_5_text(fields: Fields) -> ModelShape:
         fields.problems.append(
             "attn_output_gate is false: attention without its gate is not supported"
         )
+    gate = fields.raw("output_gate_type")
+    if gate not in (None, "swish", "silu"):
+        fields.problems.append(f"output_gate_type is {short(gate)}: only swish is supported")
     bias = fields.flag("attention_bias", False)
     query, *others = split_attention(sizes, bias=bias, output_bias=bias)
     whole = decoder(
