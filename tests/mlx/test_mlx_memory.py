@@ -66,15 +66,16 @@ def test_closing_gives_everything_back(folder: Path) -> None:
 def test_steps_do_not_grow(folder: Path) -> None:
     session = open_session(folder)
     readings = []
-    for _ in range(5):
+    for _ in range(12):
         _step(session)
         mx.synchronize()
         readings.append(session.memory())
     session.close()
 
-    second, last = readings[1], readings[-1]  # the first step makes the optimizer's state
-    assert last.peak_bytes <= 1.02 * second.peak_bytes
-    assert last.current_bytes <= second.current_bytes + 2**14
+    # the first step makes the optimizer's state; when a value is freed is up to MLX's threads
+    early, last = readings[5], readings[-1]
+    assert last.peak_bytes <= 1.02 * early.peak_bytes
+    assert last.current_bytes <= readings[1].current_bytes + 2**14
 
 
 def test_the_limits_come_from_the_plan(folder: Path) -> None:
