@@ -59,8 +59,8 @@ class LlamaAdapter(Method):
             return []
         has = f"--layers {shape.layers - attending[-1]} has one" if attending else "no block has it"
         reason = (
-            f"LLaMA-Adapter's prompts stand beside attention, and --layers {self.layers} of this "
-            f"{shape.family} model have none: {has}."
+            f"LLaMA-Adapter's prompts stand beside attention, and the blocks of --layers "
+            f"{self.layers} in this {shape.family} model have none: {has}."
         )
         return [reason]
 

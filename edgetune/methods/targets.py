@@ -50,7 +50,7 @@ def select(shape: ModelShape, patterns: Sequence[str], layers: int | None = None
         unmatched = [p for p in unmatched if p not in GROUPS]
     if unmatched or not patterns:
         names = ", ".join(dict.fromkeys(_last(c.linear.module) for c in candidates))
-        where = "" if layers is None else f"in the last {layers} blocks "
+        where = "" if layers is None else f"in the blocks of --layers {layers} "
         frozen = " Its MLPs are experts, which stay frozen." if shape.has_experts else ""
         raise UsageError(
             f"No projection {where}of this {shape.family} model is named "

@@ -240,7 +240,7 @@ def test_prompts_beside_attention_need_a_block_that_has_it(
 
     found = method.refusals(LFM2, context=64, quantization="none")
     assert len(found) == reasons
-    assert all(f"--layers {layers} of" in x and "--layers 3 has one" in x for x in found)
+    assert all(f"--layers {layers} in" in x and "--layers 3 has one" in x for x in found)
     assert bool(method.tensors(LFM2)) is not bool(reasons)
 
 
@@ -248,7 +248,7 @@ def test_projections_that_the_last_blocks_lack_are_told_as_theirs() -> None:
     method = build("lora", {"layers": 2, "targets": ("q_proj",)})
 
     with pytest.raises(
-        UsageError, match=r"in the last 2 blocks .* named q_proj. There are in_proj"
+        UsageError, match=r"in the blocks of --layers 2 .* named q_proj. There are in_proj"
     ):
         method.tensors(LFM2)
 
