@@ -175,7 +175,7 @@ class GenerateOptions:
     )
     top_p: float = knob(
         1.0,
-        "Draw from the most probable tokens that make up this share.",
+        "Draw from the most probable tokens that add up to this probability.",
         interval=Interval(above=0, high=1),
     )
     seed: int = knob(0, "Seed of the draws.", interval=SEEDS)

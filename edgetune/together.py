@@ -62,8 +62,8 @@ def alike(world: World) -> Iterator[None]:
         if world.size == 1:
             raise
         raise LostRankError(
-            f"Memory ran out on rank {world.rank} behind the gradients, in a step that the other "
-            f"ranks take: {error}."
+            f"Memory ran out on rank {world.rank} after the gradients were exchanged, in a step that "
+            f"the other ranks take: {error}."
         ) from None
 
 

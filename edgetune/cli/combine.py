@@ -30,7 +30,7 @@ class Numbers(click.ParamType["tuple[float, ...]"]):
             self.fail(f"{value!r} is not numbers separated by commas.", param, ctx)
 
 
-@click.command("combine", short_help="Make one adapter of several over the same base.")
+@click.command("combine", short_help="Combine several adapters over one base into one.")
 @click.argument("names", type=Ref(), nargs=-1, required=True, metavar="REF...")
 @click.option("--output", type=FilePath(), required=True, help="A new folder.")
 @click.option("--how", type=click.Choice(HOW), default="cat", help="See below. [default: cat]")
@@ -38,19 +38,21 @@ class Numbers(click.ParamType["tuple[float, ...]"]):
     "--weights",
     type=Numbers(),
     metavar="W,...",
-    help="One for each REF, negative ones subtract. [default: their mean; 1 for ties, dare_ties, "
+    help="One for each REF; negative ones subtract. [default: 1/n each; 1 for ties, dare_ties, "
     "task-arithmetic]",
 )
 @click.option(
     "--density", type=float, help="Share of numbers that ties and dare keep. [default: 0.5]"
 )
 @click.option(
-    "--rank", type=int, help="Rank of the result of svd. [default: the largest of theirs]"
+    "--rank", type=int, help="Rank of the result of svd. [default: the largest of the REFs]"
 )
-@click.option("--seed", type=int, help="What dare drops is a function of this. [default: 0]")
+@click.option("--seed", type=int, help="Seed of what dare drops. [default: 0]")
 @click.option("--data", type=FilePath(), metavar="FILE", help="A few rows, for lorahub.")
 @click.option(
-    "--evaluations", type=int, help=f"Weights that lorahub tries at most. [default: {EVALUATIONS}]"
+    "--evaluations",
+    type=int,
+    help=f"Most sets of weights that lorahub tries. [default: {EVALUATIONS}]",
 )
 @over_options
 @common_options
@@ -58,9 +60,10 @@ def command(as_json: bool, over: Over, names: tuple[str, ...], output: Path, **f
     """Write one LoRA adapter made of several, in PEFT's layout, to a new folder.
 
     A REF is a run's folder or an adapter's; all must be LoRA or VeRA over the same base model. cat and
-    task-arithmetic write the exact weighted sum of their updates, with the ranks of all; svd its
-    best approximation of one rank. linear, ties, dare_ties and dare_linear add A and B number by
-    number, ties and dare only some. lorahub looks for the weights on the rows of --data.
+    task-arithmetic write the exact weighted sum of their updates, at the sum of their ranks; svd
+    writes its best approximation at a chosen rank. linear, ties, dare_ties and dare_linear add A
+    and B number by number; ties and dare keep only some numbers. lorahub finds the weights on the
+    rows of --data.
     """
     result = combine(CombineRequest(names=names, output=output, over=over, **flags))
     for notice in result.notices:

@@ -39,7 +39,7 @@ from edgetune.workflows.settings import Fixed
 _LOOK_SECONDS = 0.2
 
 
-@click.command("compare", short_help="Set methods or runs side by side.")
+@click.command("compare", short_help="Compare methods or runs side by side.")
 @click.argument("runs", type=Ref(), nargs=-1, metavar="[RUN]...")
 @click.option(
     "--methods",
@@ -49,7 +49,9 @@ _LOOK_SECONDS = 0.2
 )
 @data_option
 @model_option
-@click.option("--output", type=FilePath(), metavar="DIR", help="Where the runs of --methods lie.")
+@click.option(
+    "--output", type=FilePath(), metavar="DIR", help="Where the runs of --methods are kept."
+)
 @click.option(
     "--held-out",
     type=FilePath(),
@@ -78,7 +80,7 @@ def command(
 ) -> None:
     """Print quality, memory, time, size and forgetting of several runs.
 
-    They are existing RUNs, or are trained first: one for each of --methods, one after the other,
+    Give existing RUNs, or have runs trained first: one for each of --methods, one after the other,
     each in a process of its own. What was trained is not trained again: after an interruption, run
     the same command to continue.
     """

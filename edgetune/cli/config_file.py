@@ -46,7 +46,7 @@ config_option = click.option(
     is_eager=True,
     expose_value=False,
     callback=_read,
-    help="A YAML file with settings named as the flags; flags win. A plan file too.",
+    help="A YAML file of settings named like the flags, or a plan file; flags win.",
 )
 
 

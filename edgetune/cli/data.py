@@ -40,10 +40,14 @@ def command() -> None:
 @command.command("check")
 @click.argument("file", type=FilePath())
 @click.option(
-    "--model", default="tiny", show_default=True, metavar="REF", help="Whose tokens and template."
+    "--model",
+    default="tiny",
+    show_default=True,
+    metavar="REF",
+    help="Whose tokenizer and template.",
 )
-@click.option("--context", type=click.IntRange(min=2), help="Apply the length rule for it.")
-@click.option("--rows", type=click.IntRange(min=0), help="First rows to show. [default: 2]")
+@click.option("--context", type=click.IntRange(min=2), help="Apply --long-rows at this context.")
+@click.option("--rows", type=click.IntRange(min=0), help="How many rows to show. [default: 2]")
 @click.option(
     "--show", type=Names(), metavar="LINE,…", help="Rows to show, such as 12 or chats.jsonl:12."
 )

@@ -69,8 +69,8 @@ def command(
     """Print loss, perplexity and token accuracy of each REF on all rows of a file.
 
     A REF is a run's folder, an adapter's (over its own base or --model), or a model. The base
-    model without the adapter is scored on the same rows, so that the gain is seen. It is loaded
-    once for all, which must be over the same one; rows are read as the first REF reads them.
+    model without the adapter is scored on the same rows, to show the gain. It is loaded once, so
+    all REFs must be over the same one; rows are read as the first REF reads them.
     """
     opened = open_references(names, over)
     for one in opened:

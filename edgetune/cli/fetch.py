@@ -26,9 +26,9 @@ _KNOWN_SHARE = 0.01
 @click.command("fetch", short_help="Download a model (the only command that goes online).")
 @click.argument("ref")
 @click.option("--revision", default="main", help="A branch, tag or commit. [default: main]")
-@click.option("--endpoint", metavar="URL", help="Another hub than huggingface.co (or HF_ENDPOINT).")
+@click.option("--endpoint", metavar="URL", help="A hub other than huggingface.co (or HF_ENDPOINT).")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask before downloading.")
-@click.option("--dry-run", is_flag=True, help="Say what would be downloaded, download nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be downloaded; download nothing.")
 @common_options
 def command(
     ref: str, revision: str, endpoint: str | None, yes: bool, dry_run: bool, as_json: bool

@@ -30,7 +30,7 @@ Question = str | list[dict[str, str]]
 @click.option("-p", "--prompt", "prompts", multiple=True, help="A prompt; may be repeated.")
 @click.option("--system", help="A system message before the prompt.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as text, without chat template.")
-@click.option("--base", is_flag=True, help="Answer by the base model, without the adapter.")
+@click.option("--base", is_flag=True, help="Answer with the base model, without the adapter.")
 @click.option("--vote", "as_one", is_flag=True, help="Print the answer that most REFs give.")
 @over_options
 @some_knob_options(spec=GenerateOptions)

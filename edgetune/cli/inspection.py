@@ -22,16 +22,16 @@ from edgetune.workflows.over import Over
     type=click.IntRange(min=1, max=50),
     default=3,
     metavar="N",
-    help="Nearest tokens of each row of a prompt. [default: 3]",
+    help="Nearest tokens to print for each row of a prompt. [default: 3]",
 )
 @over_options
 @common_options
 def command(name: str, words: int, over: Over, as_json: bool) -> None:
     """Print what the adapter of REF learned.
 
-    Of LoRA and its kin the norm and the singular values of each update, by block and target; of a
-    prompt the nearest words of each row; of other methods the norms of their tensors. REF is a
-    run's folder or an adapter's. Only files are read, nothing is computed with the model.
+    For LoRA and its kin: norm and singular values of each update, by block and target; for a
+    prompt: the nearest words of each row; for other methods: the norms of their tensors. REF is a
+    run's folder or an adapter's. Only files are read; the model is not run.
     """
     found = inspect_adapter(name, over, words)
     for notice in found.notices:

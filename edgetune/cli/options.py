@@ -164,7 +164,7 @@ def common_options(function: F) -> F:
             is_flag=True,
             expose_value=False,
             callback=_set_level(VERBOSE),
-            help="Say more on stderr.",
+            help="Print more to stderr.",
         ),
         click.option(
             "-q",
@@ -172,7 +172,7 @@ def common_options(function: F) -> F:
             is_flag=True,
             expose_value=False,
             callback=_set_level(QUIET),
-            help="Say nothing but results and errors.",
+            help="Print only results and errors.",
         ),
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
     ):
@@ -207,7 +207,9 @@ def over_options(function: F) -> F:
     def with_over(*, model: str | None, device: str, memory: int | None, **others: Any) -> Any:
         return function(over=Over(model=model, device=device, memory=memory), **others)
 
-    base = click.option("--model", metavar="REF", help="The base of adapters that are no run's.")
+    base = click.option(
+        "--model", metavar="REF", help="The base of an adapter that is not a run's."
+    )
     return base(device_option(memory_option(with_over)))  # type: ignore[return-value]
 
 

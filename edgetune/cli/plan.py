@@ -63,7 +63,7 @@ def command(
     """Plan a run: what fits this machine (or a PROFILE of one), how long it takes, and why.
 
     No weights are needed. The plan is written to a file that `edgetune train` takes. --verify
-    runs the step on tensors without content and counts what lives, which takes a minute.
+    runs the step on tensors without data and counts live bytes, which takes a minute.
     """
     if model is None and plan_file is None:
         raise UsageError("Which model? Give --model REF; `edgetune models` lists what is known.")

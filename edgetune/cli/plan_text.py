@@ -176,7 +176,7 @@ _WORDS: Mapping[str, Callable[[str, Any], str]] = {
     "quantization": lambda _, kind: "16-bit weights" if kind == "none" else f"{kind} weights",
     "placement": lambda _, place: f"weights {PLACES[place]}",
     "micro_batch": lambda _, rows: f"{rows} rows at once",
-    "accumulation": lambda _, times: f"{times} times",
+    "accumulation": lambda _, times: f"{times} micro-batch{'' if times == 1 else 'es'} a step",
     "context": lambda _, tokens: f"rows of {tokens} tokens",
 }
 

@@ -33,7 +33,7 @@ def rank_options(function: F) -> F:
         type=click.IntRange(1, MOST_RANKS),
         default=1,
         metavar="N",
-        help="Train with N processes on this machine; torchrun and mlx.launch use several.",
+        help="Train with N processes on this machine; for several machines: torchrun, mlx.launch.",
     )
     return nproc(timeout(function))
 

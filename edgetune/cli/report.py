@@ -22,10 +22,10 @@ from edgetune.units import format_bytes
 )
 @common_options
 def command(run: Path, output: Path | None, as_json: bool) -> None:
-    """Write report.html of a run's folder, whatever became of the run.
+    """Write report.html for a run's folder, in whatever state the run is.
 
     The page needs nothing else: it can be mailed, printed or opened years later. A run writes it
-    by itself; this makes it anew, also for runs of an older edgetune.
+    by itself; this writes it anew, also for runs of an older edgetune.
     """
     report = Report.of(run)
     path = output or run / NAME

@@ -28,8 +28,8 @@ def command(names: tuple[str, ...], port: int, over: Over, as_json: bool) -> Non
     """Answer programs that speak OpenAI's API: chat completions, completions, models.
 
     A REF is a run's folder, an adapter's (over its own base or --model), or a model. Several must
-    be over the same base model, which is loaded once; each is a model by its name, and so is the
-    base. Only programs on this machine are answered.
+    be over the same base model, which is loaded once; each is served under its name, and so is
+    the base. Only programs on this machine are answered.
     """
     from edgetune.serving.requests import names_of
     from edgetune.serving.server import serve

@@ -16,11 +16,11 @@ from edgetune.workflows.over import Over
 @over_options
 @common_options
 def command(names: tuple[str, ...], over: Over, as_json: bool) -> None:
-    """Print the cosine of each two REFs, and which one is most like the first.
+    """Print the cosine of every two REFs, and which one is most like the first.
 
-    Prompts are compared by their mean rows, LoRA and its kin by their updates. To start a task
-    from another one's prompt, train a few steps on it, name that run first and the sources after
-    it, and train again with --from and the nearest.
+    Prompts are compared by their mean rows, LoRA and its kin by their updates. To start a new task
+    from another task's prompt: train a few steps on the new one, name that run first and the
+    candidates after it, then train again with --from and the nearest.
     """
     found = similarity(names, over)
     if as_json:

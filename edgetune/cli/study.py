@@ -51,9 +51,9 @@ def command() -> None:
 @over_options
 @common_options
 def blocks(name: str, data: Path, spans: int, html: Path | None, over: Over, as_json: bool) -> None:
-    """Leave REF's adapter out of every span of blocks and print what the rows of --data cost then.
+    """Print the loss on --data with REF's adapter left out of each span of blocks.
 
-    A span whose loss hardly rises could be left out of training too, with --layers.
+    If it hardly rises without the first blocks, train only the others, with --layers.
     """
     found = ablation(
         name, data, over, spans=spans, tell=lambda done, of: say(f"{done} of {of} losses")
@@ -86,9 +86,9 @@ def blocks(name: str, data: Path, spans: int, html: Path | None, over: Over, as_
 def directions(one: str, other: str, html: Path | None, over: Over, as_json: bool) -> None:
     """Print how much of one low-rank adapter's directions lies in another's.
 
-    1 is all, and each table says what chance would give. Where only the first few directions of a
-    rank of 8 lie in one of 64, a rank of a few is enough for the task. Train the two with another
-    --seed: what is read begins at random values, the same for the same seed.
+    1 is all of it; each table says what chance would give. If only the first few directions of a
+    rank-8 adapter lie in a rank-64 one, a rank that small is enough for the task. Train the two
+    with different --seed values: the directions read start at random values, which a seed determines.
     """
     found = shared_directions(one, other, over)
     heats = [
@@ -109,14 +109,14 @@ def directions(one: str, other: str, html: Path | None, over: Over, as_json: boo
 @over_options
 @common_options
 def weights(name: str, html: Path | None, over: Over, as_json: bool) -> None:
-    """Print how much REF's adapter lengthens and how far it turns the rows of the base's matrices."""
+    """Print how much REF's adapter lengthens and rotates the rows of the base's matrices."""
     found = movement(name, over)
     lead = "Mean change of the norm of a matrix's rows, and mean of 1 - cos between rows before and after."
     if found.correlation is not None:
         lead += f" The two correlate by {found.correlation:+.2f} over all matrices."
     heats = [
         _by_block("Change of the norm", found, "magnitude"),
-        _by_block("Turning (1 - cos)", found, "direction"),
+        _by_block("Rotation (1 - cos)", found, "direction"),
     ]
     _show(f"Weights of {name}", lead, heats, html, found, as_json=as_json)
 

@@ -88,7 +88,7 @@ from edgetune.world import ALONE, World
     help="Stop instead of continuing with fewer rows at once or a lower learning rate.",
 )
 @click.option(
-    "--no-verdict", is_flag=True, help="Do not measure at the end what was learned and forgotten."
+    "--no-verdict", is_flag=True, help="At the end, do not measure what was learned and forgotten."
 )
 @click.option(
     "--samples",
@@ -128,7 +128,7 @@ def command(
     """Train on a file of examples and write a run folder with the adapter.
 
     Without --plan and --model, the edgetune-plan.yaml of this folder is used, with its rows, if it
-    is for this machine. Flags change single settings of a plan. Ctrl-C stops after the current step
+    is for this machine. Flags override individual settings of a plan. Ctrl-C stops after the current step
     and saves; a second Ctrl-C stops at once.
     """
     fixed = Fixed.of(flags)

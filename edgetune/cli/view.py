@@ -24,10 +24,10 @@ FOLDER = Path("runs")
 )
 @common_options
 def command(folder: Path | None, port: int, as_json: bool) -> None:
-    """Watch, compare, start and stop runs in the browser, look into rows, chat, export.
+    """Watch, compare, start and stop runs in the browser; look at rows, chat, export.
 
-    FOLDER holds the runs (default: runs). Only this machine is answered, and only with the token
-    in the address that is printed. Trainings continue when this command ends.
+    FOLDER holds the runs (default: runs). Only requests from this machine are answered, and
+    only with the token of the address that is printed. Training continues when this command ends.
     """
     from edgetune.page.server import view
 

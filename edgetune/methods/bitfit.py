@@ -38,7 +38,7 @@ class BitFit(Method):
     )
     layers: int | None = knob(
         None,
-        "Only so many of the last blocks are adapted (default: all).",
+        "How many of the last blocks to adapt (default: all).",
         interval=Interval(low=1),
     )
     new_biases: bool = knob(True, "Add zero biases to targets that have none.")

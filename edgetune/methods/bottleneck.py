@@ -36,13 +36,15 @@ class Bottleneck(Method):
     format: ClassVar[str] = "edgetune.adapters.native:TypedFormat"
 
     adapter_kind: Literal["series", "pfeiffer", "parallel"] = knob(
-        "series", "Where adapters sit: after both halves, after the FFN, beside the FFN."
+        "series", "Where adapters sit: after both sublayers, after the FFN, beside the FFN."
     )
     bottleneck: int | None = knob(
-        None, "Width of an adapter (default: 64, of mam 512).", interval=Interval(low=1)
+        None, "Width of an adapter (default: 64; 512 for mam).", interval=Interval(low=1)
     )
     reduction: float | None = knob(
-        None, "Hidden size over adapter width, instead of --bottleneck.", interval=Interval(low=1)
+        None,
+        "Hidden size divided by adapter width, instead of --bottleneck.",
+        interval=Interval(low=1),
     )
     adapter_activation: Literal["relu", "gelu", "silu"] = knob(
         "relu", "Activation inside an adapter."
@@ -55,7 +57,7 @@ class Bottleneck(Method):
     train_norms: bool = knob(False, "Train the norms of adapted blocks too.")
     layers: int | None = knob(
         None,
-        "Only so many of the last blocks are adapted (default: all).",
+        "How many of the last blocks to adapt (default: all).",
         interval=Interval(low=1),
     )
 

@@ -32,14 +32,14 @@ class LlamaAdapter(Method):
     rate_factor: ClassVar[float] = 10.0
 
     adaption_length: int = knob(
-        10, "Prompt rows of a layer of LLaMA-Adapter.", interval=Interval(low=1)
+        10, "LLaMA-Adapter's prompt rows per layer.", interval=Interval(low=1)
     )
     gate: Literal["head", "layer"] = knob(
-        "head", "LLaMA-Adapter's gates: one a head, or one a layer as PEFT has it."
+        "head", "LLaMA-Adapter's gates: one per head, or one per layer as in PEFT."
     )
     layers: int | None = knob(
         None,
-        "Only so many of the last blocks are adapted (default: all).",
+        "How many of the last blocks to adapt (default: all).",
         interval=Interval(low=1),
     )
 

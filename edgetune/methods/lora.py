@@ -42,7 +42,7 @@ class LowRank(Method):
     )
     dropout: float = knob(
         0.0,
-        "Share of the update's inputs dropped in training.",
+        "Dropout probability of the update's inputs.",
         interval=Interval(low=0, below=1),
     )
     targets: tuple[str, ...] = knob(
@@ -50,20 +50,20 @@ class LowRank(Method):
     )
     layers: int | None = knob(
         None,
-        "Only so many of the last blocks are adapted (default: all).",
+        "How many of the last blocks to adapt (default: all).",
         interval=Interval(low=1),
     )
     rslora: bool = knob(False, "Scale by alpha / sqrt(rank) instead of alpha / rank.")
     lora_plus: float | None = knob(
         None,
-        "The learning rate of B is so many times that of A (default: the same).",
+        "B's learning rate as a multiple of A's (default: the same rate).",
         interval=Interval(above=0),
     )
     rank_pattern: tuple[str, ...] = knob(
-        (), "Targets with a rank of their own, the first match counts.", metavar="NAME=RANK,…"
+        (), "Ranks for individual targets; the first match counts.", metavar="NAME=RANK,…"
     )
     alpha_pattern: tuple[str, ...] = knob(
-        (), "Targets with an alpha of their own, the first match counts.", metavar="NAME=ALPHA,…"
+        (), "Alphas for individual targets; the first match counts.", metavar="NAME=ALPHA,…"
     )
 
     def __post_init__(self) -> None:
@@ -229,7 +229,7 @@ class Lora(LowRank):
 
     attention_group: int | None = knob(
         None,
-        "Tokens that attend to each other in training; of half of the heads others do (LongLoRA).",
+        "Tokens per attention group in training; half of the heads use shifted groups (LongLoRA).",
         interval=Interval(low=2),
     )
 

@@ -32,13 +32,13 @@ class Mam(Method):
 
     prefix_length: int | None = knob(
         None,
-        "Trained keys and values of a layer (default: 20, of mam 30).",
+        "Trained keys and values per layer (default: 20; 30 for mam).",
         interval=Interval(low=1),
     )
     reparameterize: bool = knob(True, "Train prefixes through a small network, dropped when saved.")
     prefix_hidden: int = knob(512, "Width of that network.", interval=Interval(low=1))
     bottleneck: int | None = knob(
-        None, "Width of an adapter (default: 64, of mam 512).", interval=Interval(low=1)
+        None, "Width of an adapter (default: 64; 512 for mam).", interval=Interval(low=1)
     )
     adapter_scale: float | None = knob(
         None,

@@ -41,7 +41,7 @@ class NormTuning(Method):
     )
     layers: int | None = knob(
         None,
-        "Only so many of the last blocks are adapted (default: all).",
+        "How many of the last blocks to adapt (default: all).",
         interval=Interval(low=1),
     )
 

@@ -43,7 +43,7 @@ class Prefix(Method):
 
     prefix_length: int | None = knob(
         None,
-        "Trained keys and values of a layer (default: 20, of mam 30).",
+        "Trained keys and values per layer (default: 20; 30 for mam).",
         interval=Interval(low=1),
     )
     reparameterize: bool = knob(True, "Train prefixes through a small network, dropped when saved.")

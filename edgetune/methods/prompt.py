@@ -31,7 +31,7 @@ class Prompt(Method):
     rate_factor: ClassVar[float] = 50.0
 
     prompt_length: int = knob(
-        20, "Trained tokens before the input of prompt tuning.", interval=Interval(low=1)
+        20, "Trained tokens that prompt tuning puts before the input.", interval=Interval(low=1)
     )
     prompt_initial: Literal["vocabulary", "random", "text", "labels"] = knob(
         "vocabulary", "What trained tokens start from: common tokens, noise, --prompt-text."

@@ -40,10 +40,10 @@ class Vera(Method):
     rate_factor: ClassVar[float] = 10.0
 
     vera_rank: int = knob(256, "Rank of vera's shared random matrices.", interval=Interval(low=1))
-    vera_initial: float = knob(0.1, "What vera's inner vectors start from.")
+    vera_initial: float = knob(0.1, "Initial value of vera's inner vectors.")
     dropout: float = knob(
         0.0,
-        "Share of the update's inputs dropped in training.",
+        "Dropout probability of the update's inputs.",
         interval=Interval(low=0, below=1),
     )
     targets: tuple[str, ...] = knob(
@@ -51,7 +51,7 @@ class Vera(Method):
     )
     layers: int | None = knob(
         None,
-        "Only so many of the last blocks are adapted (default: all).",
+        "How many of the last blocks to adapt (default: all).",
         interval=Interval(low=1),
     )
 

@@ -84,5 +84,5 @@ def _time(found: Found, other: Found, search: Search) -> str:
         return ""
     share = other.seconds / found.seconds
     if 0.97 < share < 1.03:
-        return "; a step would take as long"
+        return "; a step would take just as long"
     return f"; a step would take {share:{'.0f' if share >= 10 else '.2g'}} times as long"

@@ -83,7 +83,7 @@ def _of_objective(objective: Objective, fixed: Mapping[str, Any]) -> Iterator[st
 def rank_for(facts: DataFacts | None) -> Decision[int]:
     """Return LoRA's rank by the number of rows."""
     if facts is None:
-        return Decision(RANK, "the usual size, as no data was given")
+        return Decision(RANK, "the usual size when no data is given")
     for rows, rank in RANKS:
         if facts.rows < rows:
             return Decision(rank, f"enough for {facts.rows} rows")
@@ -93,7 +93,7 @@ def rank_for(facts: DataFacts | None) -> Decision[int]:
 def context_for(room: int, facts: DataFacts | None) -> Decision[int]:
     """Return the row length: the longest row, rounded up, within the ``room`` in the model."""
     if facts is None:
-        return Decision(min(CONTEXT, room), "a usual length, as no data was given")
+        return Decision(min(CONTEXT, room), "a usual length when no data is given")
     wanted = max(1, -(-facts.longest // 32)) * 32
     if facts.long_rows == "split" and wanted > CONTEXT:
         return Decision(min(CONTEXT, room), "longer texts are split into rows; nothing is lost")

@@ -35,8 +35,8 @@ def reasons_for(
     yield from _costly(found, problem)
     if problem.shape.has_experts:
         yield (
-            "experts and routers stay as they are, and the loss that balances them in pretraining "
-            "is off: what all tokens go through is adapted"
+            "experts and routers stay frozen, and pretraining's load-balancing loss is off: only "
+            "what every token goes through is adapted"
         )
     yield from _checkpointing(found, problem, search)
     yield from _rows(found, problem)
@@ -167,7 +167,7 @@ def _rows(found: Found, problem: SearchProblem) -> Iterator[str]:
         return
     total = choice.micro_batch * choice.accumulation
     how = "all at once" if choice.accumulation == 1 else f"{choice.micro_batch} at a time"
-    yield f"{total} rows a step, {how}: the fastest that fits; the result is the same"
+    yield f"{total} rows a step, {how}: the fastest split that fits; it does not change the result"
 
 
 def _optimizer(found: Found, problem: SearchProblem) -> Iterator[str]:

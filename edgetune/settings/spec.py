@@ -166,7 +166,7 @@ class Training:
         None, "Peak learning rate (default: by the model's width).", interval=Interval(above=0)
     )
     search: SearchName | None = knob(
-        None, "Race a few learning rates first and keep the best by loss and drift (lr)."
+        None, "lr: race a few learning rates first and keep the best by loss and drift."
     )
     epochs: float = knob(
         3.0, "Passes over the training rows (default: by their number).", interval=Interval(above=0)
@@ -192,8 +192,8 @@ class Training:
     )
     objective: ObjectiveName = knob(
         SFT,
-        "What is minimised: the loss of answers (sft), one over pairs of answers, or (kto) over "
-        "answers that are desirable or not.",
+        "What is minimised: the loss of answers (sft), of answers marked desirable or not (kto), or "
+        "of pairs of a better and a worse answer (the others).",
     )
     beta: float | None = knob(
         None,
@@ -201,7 +201,7 @@ class Training:
         interval=Interval(above=0),
     )
     margin: float | None = knob(
-        None, "Reward that simpo wants between two answers (default: 1).", interval=NOT_NEGATIVE
+        None, "Margin of rewards that simpo aims for (default: 1).", interval=NOT_NEGATIVE
     )
     desirable_weight: float | None = knob(
         None, "Weight of desirable answers with kto (default: 1).", interval=NOT_NEGATIVE
@@ -209,14 +209,14 @@ class Training:
     undesirable_weight: float | None = knob(
         None, "Weight of undesirable answers with kto (default: 1).", interval=NOT_NEGATIVE
     )
-    loss_on: LossOn = knob("assistant", "Which tokens are trained.")
+    loss_on: LossOn = knob("assistant", "Which tokens the loss counts.")
     long_rows: LongRows | None = knob(
         None, "What to do with a row longer than the context (default: split text, refuse chats)."
     )
     packing: bool = knob(True, "Put several short rows into one, with attention kept apart.")
     validation: float = knob(
         0.1,
-        "Share of the rows kept for evaluation; 0 keeps none.",
+        "Fraction of the rows held out for evaluation; 0 holds out none.",
         interval=Interval(low=0, below=1),
     )
     validation_data: str | None = knob(
@@ -233,12 +233,14 @@ class Training:
         metavar="NAME,…",
     )
     eval_every: int | None = knob(
-        None, "Steps between evaluations (default: ten in a run).", interval=Interval(low=1)
+        None,
+        "Steps between evaluations (default: ten evaluations a run).",
+        interval=Interval(low=1),
     )
     patience: int | None = knob(
         None,
-        "Evaluations without a lower validation loss that end the run early; 0: never (default: 3 "
-        "where few rows are repeated often).",
+        "End early after this many evaluations without a lower validation loss; 0: never (default: "
+        "3 where few rows are repeated often).",
         interval=Interval(low=0),
     )
     save_every: int | None = knob(

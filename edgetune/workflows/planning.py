@@ -147,7 +147,7 @@ def shared(plan: Plan, place: Place) -> Plan:
     sent = gradient_bytes(plan.choice.method.parameters(plan.shape), place.world)
     shares = (
         f"{place.world} ranks, each with its share of the {plan.choice.accumulation} micro-batches "
-        f"of a step; each sends {format_bytes(sent)} of gradients a step"
+        f"of a step; each sends {format_bytes(sent)} of gradients per step"
     )
     alone = (
         f"the {place.local_world} ranks on this machine share its processor: one process with all "
