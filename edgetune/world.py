@@ -75,7 +75,7 @@ class Place:
         except (KeyError, ValueError):
             found = {name: environment.get(name) for name in (RANK, WORLD, LOCAL_RANK, LOCAL_WORLD)}
             raise UsageError(
-                f"{WORLD} says that several processes train together, and these variables do not "
+                f"{WORLD} says that several processes train together, but these variables do not "
                 f"say which one this is: {found}. Start them with torchrun, or with --nproc."
             ) from None
         if not 0 <= rank < world:
@@ -110,7 +110,7 @@ def _of_mlx(environment: Mapping[str, str]) -> dict[str, str]:
         return {RANK: environment[MLX_RANK], WORLD: str(len(hosts))}
     except (KeyError, OSError, ValueError, TypeError) as error:
         raise UsageError(
-            f"{MLX_RANK} is set, and {MLX_HOSTS} names no list of hosts: {error!r}. "
+            f"{MLX_RANK} is set, but {MLX_HOSTS} names no list of hosts: {error!r}. "
             "Start the ranks with mlx.launch, or with --nproc."
         ) from None
 

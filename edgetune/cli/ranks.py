@@ -60,12 +60,12 @@ class Ranks:
         """
         place = Place.here(os.environ)
         if place is None and nproc > 1:
-            raise UsageError("--nproc works with the command `edgetune`, which starts the others.")
+            raise UsageError("--nproc needs the command `edgetune`, which starts the others.")
         if place is not None and pause:
             raise UsageError("--pause would keep all ranks waiting for one. Leave it out.")
         if place is not None and nproc not in {1, place.world}:
             raise UsageError(
-                f"--nproc {nproc} is asked for, and the launcher started {place.world} ranks. "
+                f"--nproc {nproc} is asked for, but the launcher started {place.world} ranks. "
                 "Leave out --nproc."
             )
         if place is not None:

@@ -47,7 +47,7 @@ class Recipe:
         for name, ways in (("density", DENSE), ("rank", {"svd"}), ("seed", DRAWN)):
             if getattr(self, name) is not None and self.how not in ways:
                 raise UsageError(
-                    f"--how {self.how} reads no --{name}; it is for {', '.join(sorted(ways))}."
+                    f"--how {self.how} does not use --{name}, which is for {', '.join(sorted(ways))}."
                 )
         if self.density is not None and not 0 < self.density <= 1:
             raise UsageError(f"--density must be above 0 and at most 1; found {self.density}.")

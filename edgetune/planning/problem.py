@@ -142,7 +142,7 @@ def _refuse_method(
     layers = getattr(method, "layers", None)
     if layers is not None and layers > shape.layers:
         raise UsageError(
-            f"--layers {layers} is asked for, and the model has {shape.layers} blocks."
+            f"--layers {layers} is asked for, but the model has {shape.layers} blocks."
         )
     method.tensors(shape)
     formats = capability.quantizations if fixed is None else (fixed,)
@@ -196,7 +196,7 @@ def _impossible(
     if keeps and not capability.keeps_blocks:
         yield f"On {device.kind}, a preference objective needs --checkpointing all."
     if kept is not None and not 0 <= kept.layers <= shape.layers:
-        yield f"--checkpointing {kept.layers} is asked for, and the model has {shape.layers} blocks."
+        yield f"--checkpointing {kept.layers} is asked for, but the model has {shape.layers} blocks."
     if own.get("context", 0) > shape.max_context:
         yield (
             f"--context {own['context']} is longer than the {shape.max_context} tokens that the "

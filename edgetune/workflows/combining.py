@@ -137,14 +137,14 @@ def _refuse_unread(asked: CombineRequest) -> None:
     searches = asked.how == "lorahub"
     if searches and (asked.data is None or asked.weights is not None):
         raise UsageError(
-            "--how lorahub looks for the weights on rows: give some with --data, and no --weights."
+            "--how lorahub finds the weights on rows: give rows with --data, and no --weights."
         )
     unread = [name for name in ("data", "evaluations") if getattr(asked, name) is not None]
     computes = asked.over.device != "auto" or asked.over.memory is not None
     unread += ["device or --memory"] if computes else []
     if unread and not searches:
         raise UsageError(
-            f"--how {asked.how} reads no --{unread[0]}: it computes with the files alone."
+            f"--how {asked.how} does not use --{unread[0]}: it computes with the files alone."
         )
     least = len(asked.names) + 1
     if asked.evaluations is not None and asked.evaluations < least:

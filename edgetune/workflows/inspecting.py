@@ -116,8 +116,8 @@ def similarity(names: Sequence[str], over: Over) -> Similarity:
     if not first:
         kinds = ", ".join(dict.fromkeys(one.adapter.method.kind for one in found))
         raise UsageError(
-            f"{names[0]} can be compared with none of the others (methods: {kinds}): only prompts "
-            "with prompts, low-rank updates with each other, and others of one method and size."
+            f"{names[0]} cannot be compared with any of the others (methods: {kinds}): prompts compare "
+            "with prompts, low-rank updates with each other, the rest if method and size are equal."
         )
     nearest = max(first, key=lambda name: first[name])
     return Similarity(names=tuple(names), cosines=cosines, nearest=nearest)

@@ -48,8 +48,8 @@ def device_of(place: Place, name: str, cards: Sequence[Device] | None = None) ->
         return name
     if name.startswith("cuda:"):
         raise UsageError(
-            f"--device {name} is one card, for {place.local_world} ranks on this machine. Leave out "
-            "its number."
+            f"--device {name} is one card, but {place.local_world} ranks run on this machine. "
+            "Leave out its number."
         )
     if name not in {"auto", "cuda"}:
         return name
@@ -197,7 +197,7 @@ class Follower:
         other = [name for name in ("model", "data") if getattr(job.facts, name) != told[name]]
         if other:
             raise UsageError(
-                f"Rank {self.place.rank} has another {' and other '.join(other)} than rank 0: "
+                f"Rank {self.place.rank} does not have the same {' and '.join(other)} as rank 0: "
                 f"{ref}, {data}. Give it the same files: --model and --data."
             )
         return job, open_session(plan, model, world)

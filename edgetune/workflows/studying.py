@@ -94,9 +94,9 @@ def ablation(
         base = loss(None)
         if abs(loss(untrained) - base) > SAME * max(1.0, base):
             raise UsageError(
-                f"{found.adapter.method.kind} does not begin as the base model: left out of a "
-                "block it would put something else in its place. LoRA and its kin, bottleneck "
-                "adapters, BitFit, IA3, norms and full tuning can be studied so."
+                f"{found.adapter.method.kind} does not begin as the base model: a block "
+                "without it would not be the base's. LoRA and its kin, bottleneck adapters, "
+                "BitFit, IA3, norms and full tuning can be studied this way."
             )
         whole = loss(trained)
         edges = _edges(shape.layers, spans)

@@ -200,7 +200,7 @@ def test_a_problem_inside_the_text_config_says_so() -> None:
         ({"model_type": "qwen2_5_vl"}, "a model of images and text"),
         ({"model_type": "other", "vision_config": {"a": 1}}, "a model of images and text"),
         ({"model_type": "mamba2"}, "a recurrent or state-space model"),
-        ({"model_type": "whisper"}, "a model of sound"),
+        ({"model_type": "whisper"}, "an audio model"),
         ({"model_type": "kimi_linear"}, "a hybrid of attention"),
     ],
 )

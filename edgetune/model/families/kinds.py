@@ -72,7 +72,7 @@ _TYPES: Final[Mapping[str, str]] = {
         videoprism_vision_model vit vit_mae vit_msn vitdet vitmatte vitpose vitpose_backbone vivit
         vjepa2 yolos zoedepth
     """,
-    "a model of sound": """
+    "an audio model": """
         audio-spectrogram-transformer audioflamingo3 bark canary clap clvp cohere_asr csm
         csm_depth_decoder_model dac data2vec-audio dia encodec fastspeech2_conformer
         fastspeech2_conformer_with_hifigan fun_asr_nano glmasr gradium_phonon_tts granite_speech
@@ -85,7 +85,7 @@ _TYPES: Final[Mapping[str, str]] = {
         speech_to_text speecht5 unispeech unispeech-sat univnet vibevoice vibevoice_asr vits voxtral
         voxtral_realtime wav2vec2 wav2vec2-bert wav2vec2-conformer wavlm whisper xcodec xcodec2
     """,
-    "a model of time series": """
+    "a time-series model": """
         autoformer informer patchtsmixer patchtst time_series_transformer timesfm timesfm2_5
     """,
     "a diffusion model": """

@@ -12,7 +12,7 @@ EXPERTS: Final = "a mixture of experts"
 _EXPERT_FIELDS: Final = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _SENSES: Final[Mapping[str, str]] = {
     "vision_config": "a model of images and text",
-    "audio_config": "a model of sound",
+    "audio_config": "an audio model",
 }
 _PART: Final = re.compile(
     r"_(vision|audio|text|image|multimodal)(_model)?$|_(encoder|decoder|backbone|head|module)$"
