@@ -55,12 +55,12 @@ def test_the_table_knows_no_other_types_and_none_that_is_supported() -> None:
     ("types", "words"),
     [
         (ENCODERS - CAUSAL - ENCODERS_DECODERS - LOOKS, {"encoder", "images and text"}),
-        (ENCODERS_DECODERS - HEARS - SEES, {"encoder-decoder", "sound", "experts"}),
-        (SEES, {"images", "experts", "linear attention", "sound", "diffusion"}),
-        (HEARS - SEES, {"sound", "images and text", "experts"}),
+        (ENCODERS_DECODERS - HEARS - SEES, {"encoder-decoder", "audio", "experts"}),
+        (SEES, {"images", "experts", "linear attention", "audio", "diffusion"}),
+        (HEARS - SEES, {"audio", "images and text", "experts"}),
         (LOOKS - ENCODERS, {"images"}),
         (CAUSAL - ENCODERS - ENCODERS_DECODERS, {
-            "decoder that", "experts", "state-space", "linear attention", "images", "sound",
+            "decoder that", "experts", "state-space", "linear attention", "images", "audio",
             "encoder"}),
     ],
     ids=["encoders", "encoders and decoders", "seeing", "hearing", "looking", "decoders"],
