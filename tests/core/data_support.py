@@ -10,6 +10,7 @@ import numpy as np
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Bpe
 
+from edgetune.data import Dataset, Tokenizer, view_row
 from edgetune.data.encode import Learned
 from edgetune.data.examples import Examples, RowLocations
 from edgetune.data.token_store import TokenStore, token_store_of
@@ -208,3 +209,12 @@ def examples_from(rows: list[tuple[list[int], list[bool]]]) -> Examples:
     columns = columns_from(rows)
     bounds = np.array([0, len(rows)], np.int64)
     return Examples.of(columns, RowLocations(("rows.jsonl:",), bounds, columns.lines))
+
+
+def shown(dataset: Dataset, tokenizer: Tokenizer) -> str:
+    """The rows of a dataset as the model reads them, what is learned of them in brackets."""
+    return "".join(
+        f"[{text}]" if on else text
+        for row in dataset.train
+        for text, on in view_row(row, tokenizer)
+    )

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_support import WITH_TOOLS, write_model, write_rows
+from data_support import WITH_TOOLS, shown, write_model, write_rows
 
-from edgetune.data import Batches, Dataset, Tokenizer, load_tokenizer, read_dataset, view_row
+from edgetune.data import Batches, Dataset, Tokenizer, load_tokenizer, read_dataset
 from edgetune.data.batch import IGNORED
 from edgetune.errors import DataError, UsageError
 
@@ -90,16 +90,8 @@ def _read(tokenizer: Tokenizer, folder: Path, *rows: Any, **options: Any) -> Dat
     return read_dataset(path, tokenizer, **{"validation": 0, "kind": "pairs", **options})
 
 
-def _shown(dataset: Dataset, tokenizer: Tokenizer) -> str:
-    return "".join(
-        f"[{text}]" if on else text
-        for row in dataset.train
-        for text, on in view_row(row, tokenizer)
-    )
-
-
 def test_both_answers_are_learned_after_their_prompt(tokenizer, tmp_path):
-    text = _shown(_read(tokenizer, tmp_path, LATER), tokenizer)
+    text = shown(_read(tokenizer, tmp_path, LATER), tokenizer)
     assert text.count("[") == 2
     assert "[Good<|im_end|>]" in text
     assert "[Bad one<|im_end|>]" in text
@@ -110,7 +102,7 @@ def test_both_answers_are_learned_after_their_prompt(tokenizer, tmp_path):
 def test_a_shape_is_read_as_it_is_meant(name, tokenizer, tmp_path):
     row, same = SAME[name]
     found, right = (_read(tokenizer, tmp_path, each) for each in (row, same))
-    assert _shown(found, tokenizer) == _shown(right, tokenizer)
+    assert shown(found, tokenizer) == shown(right, tokenizer)
     assert found.train.firsts.tolist() == right.train.firsts.tolist()
 
 
@@ -144,7 +136,7 @@ def test_a_row_that_is_no_pair_is_refused(row, because, tokenizer, tmp_path):
 
 def test_an_answer_in_json_stays_a_text(tokenizer, tmp_path):
     chosen = json.dumps([GOOD])
-    text = _shown(_read(tokenizer, tmp_path, {**PLAIN, "chosen": chosen}), tokenizer)
+    text = shown(_read(tokenizer, tmp_path, {**PLAIN, "chosen": chosen}), tokenizer)
     assert f"[{chosen}<|im_end|>]" in text
 
 
@@ -152,7 +144,7 @@ def test_columns_are_mapped(tokenizer, tmp_path):
     row = {"ask": "Hi", "better": "Good", "worse": "Bad one"}
     fields = {"prompt": "ask", "chosen": "better", "rejected": "worse"}
     found = _read(tokenizer, tmp_path, row, fields=fields)
-    assert _shown(found, tokenizer) == _shown(_read(tokenizer, tmp_path, PLAIN), tokenizer)
+    assert shown(found, tokenizer) == shown(_read(tokenizer, tmp_path, PLAIN), tokenizer)
 
 
 def test_options_that_part_an_answer_are_refused(tokenizer, tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_support import WITH_TOOLS, write_model, write_rows
+from data_support import WITH_TOOLS, shown, write_model, write_rows
 from preferences import Rated, answered, examples_of, rated, rated_examples
 
 from edgetune.data import (
@@ -20,7 +20,6 @@ from edgetune.data import (
     load_tokenizer,
     read_dataset,
     show_rows,
-    view_row,
 )
 from edgetune.data.batch import IGNORED
 from edgetune.data.mismatched import mismatched_pieces
@@ -80,25 +79,17 @@ def _read(tokenizer: Tokenizer, folder: Path, *rows: Any, **options: Any) -> Dat
     return read_dataset(path, tokenizer, **{"validation": 0, "kind": "unpaired", **options})
 
 
-def _shown(dataset: Dataset, tokenizer: Tokenizer) -> str:
-    return "".join(
-        f"[{text}]" if on else text
-        for row in dataset.train
-        for text, on in view_row(row, tokenizer)
-    )
-
-
 @pytest.mark.parametrize("name", SAME)
 def test_a_shape_is_read_as_it_is_meant(name, tokenizer, tmp_path):
     row, same = SAME[name]
     field = "label" if "label" in row else "kto_tag"
     found, right = (_read(tokenizer, tmp_path, each) for each in (row, same))
-    assert _shown(found, tokenizer) == _shown(right, tokenizer)
-    assert _shown(found, tokenizer).count("[") == 1
+    assert shown(found, tokenizer) == shown(right, tokenizer)
+    assert shown(found, tokenizer).count("[") == 1
     assert found.train.documents(0) == ((int(found.train.lengths[0]),), ("chosen",))
     worse = _read(tokenizer, tmp_path, {**row, field: False})
     assert worse.train.documents(0)[1] == ("rejected",)
-    assert _shown(worse, tokenizer) == _shown(right, tokenizer)
+    assert shown(worse, tokenizer) == shown(right, tokenizer)
     assert worse.fingerprint != found.fingerprint
 
 
@@ -133,7 +124,7 @@ def test_columns_are_mapped(tokenizer, tmp_path):
     row = {"ask": "Hi", "reply": "Good", "thumb": "false"}
     fields = {"prompt": "ask", "completion": "reply", "label": "thumb"}
     found = _read(tokenizer, tmp_path, row, fields=fields)
-    assert _shown(found, tokenizer) == _shown(_read(tokenizer, tmp_path, PLAIN), tokenizer)
+    assert shown(found, tokenizer) == shown(_read(tokenizer, tmp_path, PLAIN), tokenizer)
     assert found.train.documents(0)[1] == ("rejected",)
 
 
