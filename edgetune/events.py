@@ -9,6 +9,7 @@ from typing import Any
 from edgetune.guard import GuardState
 from edgetune.patience import PatienceState
 from edgetune.racing import Race
+from edgetune.shares import Weights
 from edgetune.verdict import Verdict
 
 
@@ -72,6 +73,36 @@ class Piloted:
     seconds: float
     positions: int
     rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """The pilot has shown how fast the ranks are: from now on steps are shared as ``state`` says.
+
+    ``speeds`` are tokens and padding a second, by rank; 0 is one that had nothing to compute. ``gain``
+    is how many times as fast as the fastest rank alone all are together, 0 where that is not known.
+    """
+
+    state: RunState
+    speeds: tuple[float, ...]
+    gain: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankFigures:
+    """What a rank took: its ``share`` of a step, seconds of its own work in one on average, its peak."""
+
+    share: float
+    seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RanksSeen:
+    """What all ranks took for the steps up to ``step``, since this was told the last time."""
+
+    step: int
+    ranks: tuple[RankFigures, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +182,8 @@ Event = (
     | SaveDue
     | TrialSaveDue
     | Piloted
+    | Shared
+    | RanksSeen
     | RateRaced
     | RateChosen
     | Recovered
@@ -168,7 +201,8 @@ class RunState:
 
     ``base_loss`` is the validation loss of the base alone, None if there are no validation rows;
     ``best_step`` is the step with the lowest validation loss, None while none was below that of
-    the base. ``rows`` is the largest micro-batch known to fit, 0 while none has failed.
+    the base. ``rows`` is the largest micro-batch known to fit, 0 while none has failed. ``shares``
+    says how much of a step each part is (:mod:`edgetune.shares`), nothing where they are equal.
     """
 
     step: int = 0
@@ -176,6 +210,7 @@ class RunState:
     best_step: int | None = None
     best_loss: float | None = None
     rows: int = 0
+    shares: Weights = ()
     guard: GuardState = field(default_factory=GuardState)
     patience: PatienceState = field(default_factory=PatienceState)
 

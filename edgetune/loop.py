@@ -42,8 +42,10 @@ from edgetune.events import (
     TrialSaveDue,
 )
 from edgetune.guard import REWINDS, is_stuck, ran_away
+from edgetune.pace import Pace
 from edgetune.pilot import QUICK, Pilot, StepData, positions
 from edgetune.schedule import Schedule
+from edgetune.shares import Sharing
 from edgetune.together import evaluated
 from edgetune.world import ALONE, World, anybody, most
 
@@ -62,6 +64,7 @@ def train(
     strict: bool = False,
     pilot: Pilot | None = None,
     world: World = ALONE,
+    sharing: Sharing | None = None,
 ) -> Iterator[Event]:
     """Train from ``start`` to the end of the schedule, yielding what happens.
 
@@ -73,7 +76,8 @@ def train(
     to one before it if that was damaged, and returns its state; a loss that runs away goes back so, and on at half the learning rate.
     ``strict`` ends the run instead of changing the rate or the rows at once. A ``pilot`` is tried
     before anything is learned, and undone by ``rewind``. The ranks of a ``world`` each run this
-    loop, with their shares of the data, and come to the same decisions.
+    loop, with their shares of the data, and come to the same decisions; ``sharing`` says how
+    large these are, equal where it is not given, and is told when the pilot decides otherwise.
 
     Raises:
         StoppedError: if ``stop`` said so, on any rank.
@@ -81,9 +85,11 @@ def train(
         OutOfMemoryError: if not even one row at a time fits.
         DivergedError: if the loss runs away and nothing is left to try.
     """
-    return Loop(session, steps, evaluation, schedule, rewind, strict, world).run(
-        start or RunState(), stop, pilot
-    )
+    if sharing is None:
+        sharing = Sharing(parts=world.size, by_speed=False, deal=lambda _: None)
+    pace = Pace(world, sharing)
+    loop = Loop(session, steps, evaluation, schedule, rewind, strict, world, pace)
+    return loop.run(start or RunState(), stop, pilot)
 
 
 @dataclass(slots=True)
@@ -96,7 +102,8 @@ class Loop:
     schedule: Schedule
     rewind: Callable[[int], RunState] | None
     strict: bool
-    world: World = ALONE
+    world: World
+    pace: Pace
     now: RunState = field(default_factory=RunState)
 
     def run(
@@ -127,6 +134,8 @@ class Loop:
             if self.now.step < self.schedule.steps and self._ended:
                 yield self._ended_early()
             if self._save_due() or stopping:
+                if self.world.size > 1:
+                    yield self.pace.seen(self.now, self.session.memory().peak_bytes)
                 yield SaveDue(state=self.now)
             if stopping:
                 raise StoppedError(f"Stopped after step {self.now.step} of {self.schedule.steps}.")
@@ -151,13 +160,20 @@ class Loop:
         with suppress(DivergedError):  # the run's own steps tell
             for _ in range(2):
                 begun = time.perf_counter()
-                yield from self._fitted(work, data.micro_batches, number, self.world)
+                with self.pace.step():
+                    yield from self._fitted(work, data.micro_batches, number, self.world)
                 seconds = most(self.world, time.perf_counter() - begun)
                 if seconds > QUICK and self.now.rows == rows:
                     break
         yield from self._losses(pilot.evaluated, DEFAULT_ADAPTER)
         yield TrialSaveDue(state=self.now)
-        self.now = replace(rewind(self.now.step), rows=self.now.rows)
+        before = self.now
+        self.now = replace(rewind(before.step), rows=before.rows, shares=before.shares)
+        if self.pace.sharing.by_speed and not self.now.shares:
+            computed = positions(data.micro_batches) if seconds else 0
+            shared = self.pace.shared(self.now, computed, seconds)
+            self.now = shared.state
+            yield shared
         memory, rows = self.session.memory(), self._most_rows(data.micro_batches)
         yield Piloted(
             step=self.now.step,
@@ -179,7 +195,8 @@ class Loop:
         rate = self.schedule.rate(self.now.step) * self.now.guard.rate_factor
         work = partial(self.session.step, loss_tokens=data.terms, learning_rate=rate)
         try:
-            result = yield from self._fitted(work, data.micro_batches, number, self.world)
+            with self.pace.step():
+                result = yield from self._fitted(work, data.micro_batches, number, self.world)
         except DivergedError as error:
             raise DivergedError(f"Step {number} gave {error}") from None
         if is_stuck(result.loss, result.grad_norm):
@@ -292,6 +309,7 @@ class Loop:
                 before,
                 base_loss=now.base_loss,
                 rows=now.rows,
+                shares=now.shares,
                 guard=guard.rewound(before.step, before.guard),
             )
             rate = self.schedule.learning_rate * self.now.guard.rate_factor

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import Final, TypeVar
 
 from edgetune.backend import DeviceOutOfMemoryError, EvalResult
 from edgetune.data.answers import Scoring
+from edgetune.data.batch import MicroBatch
 from edgetune.errors import EdgetuneError, LostRankError
 from edgetune.objectives import Rewards
 from edgetune.world import World, summed
+
+T = TypeVar("T")
 
 _DONE: Final = 0.0
 _NO_MEMORY: Final = 1.0
@@ -65,6 +68,31 @@ def alike(world: World) -> Iterator[None]:
             f"Memory ran out on rank {world.rank} after the gradients were exchanged, in a step that "
             f"the other ranks take: {error}."
         ) from None
+
+
+def in_halves(
+    batches: Sequence[MicroBatch],
+    accumulate: Callable[[MicroBatch], float],
+    set_aside: Callable[[], T],
+    add_back: Callable[[T], None],
+    depth: int = 0,
+) -> float:
+    """Add micro-batches up in the order that belongs to the run; see :mod:`edgetune.shares`.
+
+    ``accumulate`` adds the gradients of one to a sum and returns its loss; ``set_aside`` takes the
+    sum away, so that it begins anew, and ``add_back`` adds what was taken. Returns the summed loss.
+    """
+    inner = [batch for batch in batches if len(batch.halves) > depth]
+    if not inner:
+        return sum(map(accumulate, batches))
+    first, second = ([b for b in inner if b.halves[depth] == half] for half in (0, 1))
+    if not (first and second):  # nothing added to something changes no bit of it
+        return in_halves(inner, accumulate, set_aside, add_back, depth + 1)
+    loss = in_halves(first, accumulate, set_aside, add_back, depth + 1)
+    held = set_aside()
+    loss += in_halves(second, accumulate, set_aside, add_back, depth + 1)
+    add_back(held)
+    return loss
 
 
 def step_sums(

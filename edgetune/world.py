@@ -2,7 +2,7 @@
 
 Each is a *rank* of one *world*: it holds the whole base, takes its share of the micro-batches of
 every step and of the evaluation, and only sums travel. All ranks decide the same, because all that
-they decide from is the same: losses are added up in the order of the ranks, and what only one of
+they decide from is the same: losses are added up in one order, and what only one of
 them knows (memory that ran out, a wish to stop) is asked of all.
 """
 
@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import add
 from pathlib import Path
 from threading import TIMEOUT_MAX as LONGEST
 from threading import Thread
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from edgetune.errors import UsageError
+from edgetune.shares import by_halves
 
 if TYPE_CHECKING:  # whoever only starts ranks needs no arrays
     import numpy as np
@@ -132,11 +134,18 @@ class World(Protocol):
     def size(self) -> int:
         """How many there are."""
 
+    @property
+    def waited(self) -> float:
+        """Seconds that this one has spent waiting for the others and for the network."""
+
     def gather(self, numbers: Sequence[float]) -> list[tuple[float, ...]]:
         """Return the numbers of every rank, by rank; all give as many."""
 
     def add(self, numbers: NDArray[np.float32]) -> None:
-        """Replace an array (N,) on every rank by the sum over all ranks, the same bits on each."""
+        """Replace an array (N,) on every rank by the sum over all ranks, the same bits on each.
+
+        They are added by halves: :func:`edgetune.shares.by_halves`.
+        """
 
     def spread(self, data: bytes) -> bytes:
         """Return what rank 0 gave; what the others give is not looked at."""
@@ -150,6 +159,7 @@ class Alone:
 
     rank = 0
     size = 1
+    waited = 0.0
 
     def gather(self, numbers: Sequence[float]) -> list[tuple[float, ...]]:
         """Return the own numbers."""
@@ -197,13 +207,21 @@ def interruptible(work: Callable[[], T], timeout: float | None = None) -> T:
 
 
 def summed(world: World, numbers: Sequence[float]) -> list[float]:
-    """Return the sums over all ranks, added in their order."""
-    return [sum(column) for column in zip(*world.gather(numbers), strict=True)]
+    """Return the sums over all ranks, added by halves."""
+    return [by_halves(column, add) for column in zip(*world.gather(numbers), strict=True)]
 
 
 def most(world: World, number: float) -> float:
     """Return the largest number of any rank."""
     return max(each[0] for each in world.gather((number,)))
+
+
+def told(world: World, text: str) -> list[str]:
+    """Return a short text of every rank, by rank."""
+    own = text.encode()
+    longest = int(most(world, len(own)))
+    every = world.gather(tuple(own.ljust(longest)))
+    return [bytes(map(int, each)).decode().rstrip() for each in every]
 
 
 def anybody(world: World, flag: bool) -> bool:

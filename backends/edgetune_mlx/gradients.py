@@ -10,6 +10,21 @@ import numpy as np
 from edgetune.world import World
 
 
+def set_aside(grads: dict[str, mx.array]) -> dict[str, mx.array]:
+    """Return what was added up so far, and begin anew."""
+    held = dict(grads)
+    grads.clear()
+    return held
+
+
+def add_back(grads: dict[str, mx.array], held: dict[str, mx.array]) -> None:
+    """Add what was set aside, which is used up."""
+    for name in list(held):
+        grad = held.pop(name)
+        grads[name] = grad + grads[name] if name in grads else grad
+        mx.eval(grads[name])
+
+
 def add_up(grads: dict[str, mx.array], trained: Mapping[str, mx.array], world: World) -> None:
     """Replace the gradients of this rank, which may have none, by their sums over all ranks."""
     if world.size == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import isfinite
 
 import mlx.core as mx
@@ -31,11 +32,11 @@ from edgetune.network.adaptation import BASE, Adaptation
 from edgetune.network.mixed import mixed
 from edgetune.objectives import objective_of
 from edgetune.run_spec import RunSpec
-from edgetune.together import alike, step_sums, together
+from edgetune.together import alike, in_halves, step_sums, together
 from edgetune.world import ALONE, World
 from edgetune_mlx.engine import Engine, Gradients
 from edgetune_mlx.generate import generate
-from edgetune_mlx.gradients import add_up
+from edgetune_mlx.gradients import add_back, add_up, set_aside
 from edgetune_mlx.loss import Sums
 from edgetune_mlx.optimizer import AdamW, clipping
 from edgetune_mlx.out_of_memory import out_of_memory
@@ -184,15 +185,19 @@ class MlxSession:
     def _accumulate(
         self, micro_batches: Sequence[MicroBatch], scale: float, scoring: Scoring | None
     ) -> tuple[float, Gradients]:
-        loss, grads, engine, world = 0.0, Gradients(), self.engine, self._world
+        grads, engine = Gradients(), self.engine
         if scoring is not None:
             still = self.method.drawing(None)
             micro_batches = scoring.begin(micro_batches, lambda b: self.engine.losses(b, still))
-        for index, batch in enumerate(micro_batches):
+
+        def accumulate(batch: MicroBatch) -> float:
             weigh = None if scoring is None else scoring.weigh(batch)
-            number = world.rank + index * world.size
-            method = self.method.drawing(f"{self.spec.training.seed}:{self.steps}", number)
-            loss += engine.gradients(batch, method, scale=scale, into=grads, weigh=weigh).loss
+            method = self.method.drawing(f"{self.spec.training.seed}:{self.steps}", batch.first)
+            return engine.gradients(batch, method, scale=scale, into=grads, weigh=weigh).loss
+
+        loss = in_halves(
+            micro_batches, accumulate, partial(set_aside, grads), partial(add_back, grads)
+        )
         return loss if scoring is None else scoring.total.loss, grads
 
     def _scoring(self) -> Scoring | None:

@@ -38,7 +38,7 @@ class MlxWorld:
                 "MLX's ranks meet through mlx.launch, or through --nproc on one machine. Ranks on "
                 "torch and on MLX cannot train together: give each the same kind of --device."
             )
-        self.rank, self.size = place.rank, place.world
+        self.rank, self.size, self.waited = place.rank, place.world, 0.0
         self._timeout = timeout
         self._group = self._waited(partial(_ring, time.monotonic() + timeout))
         if self._group.size() != place.world:
@@ -57,7 +57,11 @@ class MlxWorld:
         return [tuple(row) for row in rows.tolist()]
 
     def add(self, numbers: NDArray[np.float32]) -> None:
-        """Replace an array by the sum over all ranks; see :class:`edgetune.world.World`."""
+        """Replace an array by the sum over all ranks; see :class:`edgetune.world.World`.
+
+        Of more than two ranks the ring decides in which order floats are added: it knows neighbours
+        alone, and giving all parts to all of them would be several times the bytes.
+        """
         numbers[:] = self._waited(
             lambda: np.array(mx.distributed.all_sum(mx.array(numbers), group=self._group))
         )
@@ -81,8 +85,11 @@ class MlxWorld:
 
     def _waited(self, work: Callable[[], T]) -> T:
         """Return what is computed in a thread of its own, if that is in time."""
+        begun = time.perf_counter()
         try:
-            return interruptible(work, self._timeout)
+            found = interruptible(work, self._timeout)
+            self.waited += time.perf_counter() - begun
+            return found
         except RuntimeError as error:
             raise LostRankError(f"Another rank ended or hangs ({error}).") from None
         except TimeoutError:

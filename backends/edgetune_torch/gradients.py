@@ -41,6 +41,16 @@ class Gradients:
         for (name, parameter), part in zip(parameters.items(), parts, strict=True):
             self.views[name] = parameter.grad = part.view(parameter.shape)
 
+    def set_aside(self) -> Tensor:
+        """Return what was added up so far, and begin anew."""
+        held = self.flat.clone()
+        self.flat.zero_()
+        return held
+
+    def add_back(self, held: Tensor) -> None:
+        """Add what was set aside."""
+        self.flat += held
+
     def add_up(self, world: World) -> None:
         """Replace the gradients of this rank by their sums over all ranks."""
         if world.size == 1:

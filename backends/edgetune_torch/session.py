@@ -33,7 +33,7 @@ from edgetune.network.adaptation import BASE, Adaptation
 from edgetune.network.mixed import mixed
 from edgetune.objectives import objective_of
 from edgetune.run_spec import RunSpec
-from edgetune.together import alike, step_sums, together
+from edgetune.together import alike, in_halves, step_sums, together
 from edgetune.world import ALONE, World
 from edgetune_torch.engine import Engine
 from edgetune_torch.generate import generate
@@ -98,7 +98,7 @@ class TorchSession:
                     gradients = self._prepared()
                     gradients.begin()
                     scoring = self._scoring()
-                    own = self._accumulate(micro_batches, 1.0 / loss_tokens, scoring)
+                    own = self._accumulate(micro_batches, gradients, 1.0 / loss_tokens, scoring)
                     update = self.optimizer.update(learning_rate, number)
                 with alike(world), out_of_memory():
                     loss, metrics = step_sums(world, own, loss_tokens, scoring)
@@ -238,17 +238,22 @@ class TorchSession:
         return self._gradients
 
     def _accumulate(
-        self, micro_batches: Sequence[MicroBatch], scale: float, scoring: Scoring | None
+        self,
+        micro_batches: Sequence[MicroBatch],
+        gradients: Gradients,
+        scale: float,
+        scoring: Scoring | None,
     ) -> float:
-        loss, world = 0.0, self._world
         if scoring is not None:
             still = self.method.drawing(None)
             micro_batches = scoring.begin(micro_batches, lambda b: self.engine.losses(b, still))
-        for index, batch in enumerate(micro_batches):
+
+        def accumulate(batch: MicroBatch) -> float:
             weigh = None if scoring is None else scoring.weigh(batch)
-            number = world.rank + index * world.size
-            method = self.method.drawing(f"{self.spec.training.seed}:{self.steps}", number)
-            loss += self.engine.gradients(batch, method, scale=scale, weigh=weigh).loss
+            method = self.method.drawing(f"{self.spec.training.seed}:{self.steps}", batch.first)
+            return self.engine.gradients(batch, method, scale=scale, weigh=weigh).loss
+
+        loss = in_halves(micro_batches, accumulate, gradients.set_aside, gradients.add_back)
         return loss if scoring is None else scoring.total.loss
 
     def _scoring(self) -> Scoring | None:

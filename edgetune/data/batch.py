@@ -26,13 +26,17 @@ class MicroBatch:
     them, ``IGNORED`` where there is no loss. ``documents`` holds for each row the lengths of
     its documents from left to right; what is left of a row is padding. Positions restart at
     zero with each document. ``answers`` says of each document what it is to an objective over
-    whole answers; empty for plain language modelling.
+    whole answers; empty for plain language modelling. ``first`` is the number of its first row
+    within the step, from which dropout is drawn, and ``halves`` says where its gradients are added:
+    in which half of this rank's part of the step, in which half of that half, …
     """
 
     tokens: NDArray[np.int32]
     targets: NDArray[np.int32]
     documents: tuple[tuple[int, ...], ...]
     answers: tuple[tuple[AnswerKind, ...], ...] = ()
+    first: int = 0
+    halves: tuple[int, ...] = ()
 
     @property
     def kinds(self) -> tuple[AnswerKind, ...]:
@@ -93,11 +97,13 @@ class MicroBatch:
 
     def rows(self, start: int, stop: int) -> MicroBatch:
         """Return some rows as a micro-batch; the losses of all parts add up to the whole's."""
-        return MicroBatch(
+        return replace(
+            self,
             tokens=self.tokens[start:stop],
             targets=self.targets[start:stop],
             documents=self.documents[start:stop],
             answers=self.answers[start:stop],
+            first=self.first + start,
         )
 
 

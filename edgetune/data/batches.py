@@ -6,7 +6,7 @@ There is no iterator state: step 1,000 of a resumed run is what it would have be
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,14 +17,15 @@ from edgetune.data.rectangles import Piece, micro_batch_from
 from edgetune.data.schedule import PackedSchedules, PaddedSchedules, Schedule, random_keys
 from edgetune.data.token_store import Integers
 from edgetune.errors import DataError
+from edgetune.shares import Weights, dealt, halves_of, parts_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """One optimizer step, as one rank sees it.
 
-    ``micro_batches`` and ``rows`` (indices of the examples in them) are this rank's share,
-    which can be empty in the last step of an epoch; ``loss_tokens``, ``terms`` (what the loss is
+    ``micro_batches`` and ``rows`` (indices of the examples in them) are this rank's share, one of
+    its parts after another, which can be empty in the last step of an epoch; ``loss_tokens``, ``terms`` (what the loss is
     divided by) and ``tokens`` count the whole step over all ranks. Of unpaired answers, the last
     micro-batches are those of the whole step after other prompts, the same on every rank.
     """
@@ -54,8 +55,8 @@ class Batches:
     ) -> None:
         """Arrange the examples; ``micro_batch`` counts rows, ``accumulation`` micro-batches.
 
-        ``accumulation`` is that of a whole step: of its micro-batches rank r of W takes those
-        with the numbers r, r + W, …, so that the order of the rows does not depend on W.
+        ``accumulation`` is that of a whole step, and so is the order of the rows: the ranks of a
+        ``world`` share its micro-batches as ``weights`` says, equally until it is set.
 
         Raises:
             DataError: if there are no examples, or one is longer than the context.
@@ -66,6 +67,8 @@ class Batches:
         self._examples, self._loss_tokens = examples, examples.loss_tokens
         self._terms, self._micro_batch, self._packing = examples.terms, micro_batch, packing
         self._group, self._seed, self._rank, self._world = accumulation, seed, rank, world
+        self.weights: Weights = (1,) * world
+        """How much of a step each of its parts is; see :mod:`edgetune.shares`."""
         self._first = self._schedule_of(0)
         self._latest = 0, self._first
 
@@ -119,11 +122,19 @@ class Batches:
         schedule = self._schedule(epoch)
         start = within * self._group
         stop = min(start + self._group, len(schedule))
-        own = range(start + self._rank, stop, self._world)
+        own = self._share(schedule, start, stop)
         everything = schedule.examples_of(start, stop)
+        first = schedule.micro_batches[start]
         return Step(
             micro_batches=(
-                *(micro_batch_of(self._examples, schedule, i) for i in own),
+                *(
+                    replace(
+                        micro_batch_of(self._examples, schedule, i),
+                        first=int(schedule.micro_batches[i] - first),
+                        halves=halves,
+                    )
+                    for i, halves in own.items()
+                ),
                 *self._mismatched(everything),
             ),
             rows=tuple(int(row) for i in own for row in schedule.examples_of(i, i + 1)),
@@ -132,6 +143,18 @@ class Batches:
             tokens=int(self._examples.lengths[everything].sum()),
             epoch=epoch,
         )
+
+    def _share(self, schedule: Schedule, start: int, stop: int) -> dict[int, tuple[int, ...]]:
+        """Return which micro-batches of a step are this rank's, and where each is added."""
+        areas = np.diff(schedule.micro_batches)[start:stop] * schedule.widths[start:stop]
+        found = dealt(areas.tolist(), self.weights)
+        parts = parts_of(self._rank, self._world, len(self.weights))
+        return {
+            start + number: halves_of(part - parts.start, len(parts))
+            for part in parts
+            for number, its in enumerate(found)
+            if its == part
+        }
 
     def _mismatched(self, rows: Integers) -> tuple[MicroBatch, ...]:
         """Return the answers of a step after other prompts, where the objective asks for them."""
@@ -155,9 +178,17 @@ class Batches:
 
 
 def evaluation_batches(
-    examples: Examples, *, context: int, micro_batch: int, rank: int = 0, world: int = 1
+    examples: Examples,
+    *,
+    context: int,
+    micro_batch: int,
+    rank: int = 0,
+    weights: Weights = (1,),
+    world: int = 1,
 ) -> Iterator[MicroBatch]:
     """Yield all examples once, one a row, shorter ones first; nothing at all if there are none.
+
+    The ranks of a ``world`` share the micro-batches as ``weights`` says.
 
     Unpaired answers come once more after other rows' prompts, half of the rows away: neighbours
     are often answers to one prompt.
@@ -169,8 +200,11 @@ def evaluation_batches(
         _check(examples, context)
         schedules = PaddedSchedules(examples.lengths, context, micro_batch)
         schedule = schedules.by_length()
-        for index in range(rank, len(schedule), world):
-            yield micro_batch_of(examples, schedule, index)
+        areas = np.diff(schedule.micro_batches) * schedule.widths
+        own = parts_of(rank, world, len(weights))
+        for index, part in enumerate(dealt(areas.tolist(), weights)):
+            if part in own:
+                yield micro_batch_of(examples, schedule, index)
         if examples.kind == "unpaired":
             count, longest = len(examples), int(examples.lengths.max())
             pieces = mismatched_pieces(

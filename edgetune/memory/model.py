@@ -44,8 +44,13 @@ class MemoryModel:
         *,
         documents: float | None = None,
         objective: Objective | None = None,
+        sums_held: int = 0,
     ) -> None:
-        """Prepare for many choices; ``documents`` as in :func:`batch_shape_of`."""
+        """Prepare for many choices; ``documents`` as in :func:`batch_shape_of`.
+
+        ``sums_held`` is how many sums of all gradients wait while another one is made.
+        """
+        self.sums_held = sums_held
         self.shape = shape
         self.objective = objective
         self.documents = documents
@@ -174,10 +179,11 @@ class MemoryModel:
         new arrays, which are added to what there is.
         """
         every = FLOAT32_BYTES * sum(self.sizes)
+        held = every * self.sums_held
         if whole and not self.platform.lazy:
-            return [every] * (self.shape.layers + 1)
+            return [every + held] * (self.shape.layers + 1)
         if whole:
-            return [*(every + block for block in self.by_block), every]
+            return [*(every + held + block for block in self.by_block), every + held]
         shared = every - sum(self.by_block)
         after = [shared + given for given in accumulate(reversed(self.by_block))]
         return [*reversed(after), self.of_head]

@@ -43,7 +43,7 @@ class Adapted(Adaptation[A]):
     def drawing(self: Self, step: str | None, part: int = 0) -> Self:
         """Return the same method for one pass, in which everything random is a function of these.
 
-        ``step`` is that of training, ``part`` the number of its micro-batch; without a step
+        ``step`` is that of training, ``part`` the number of its first row; without a step
         nothing is drawn.
         """
         other = copy.copy(self)

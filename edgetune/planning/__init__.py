@@ -8,7 +8,7 @@ that touch the result, :mod:`~edgetune.planning.ladder` lists what may be given 
 
 from edgetune.planning.file import FILE_NAME, is_plan_file, plan_from_json, read_plan_file
 from edgetune.planning.make import make_plan
-from edgetune.planning.moved import moved
+from edgetune.planning.moved import moved, with_sums_held
 from edgetune.planning.plan import Alternative, DataFacts, DeviceSummary, ModelSummary, Plan
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "moved",
     "plan_from_json",
     "read_plan_file",
+    "with_sums_held",
 ]

@@ -8,6 +8,28 @@ from edgetune.device import Device
 from edgetune.memory import MemoryModel
 from edgetune.planning.capability import platform_of
 from edgetune.planning.plan import Plan, mean_document
+from edgetune.storage import FLOAT32_BYTES
+
+
+def with_sums_held(plan: Plan, count: int) -> Plan:
+    """Return a plan with the memory of a rank on which so many sums of gradients wait for another."""
+    every = FLOAT32_BYTES * plan.choice.method.parameters(plan.shape)
+    parts, phases = plan.memory.parts, plan.memory.phases
+    planned = max(0, parts.gradients // every - 1)
+    held = every * max(0, count - planned)
+    phases = replace(
+        phases,
+        train=phases.train + held,
+        evaluate=phases.evaluate + held,
+        save=phases.save + held,
+    )
+    memory = replace(
+        plan.memory,
+        peak_bytes=phases.peak,
+        phases=phases,
+        parts=replace(parts, gradients=parts.gradients + held),
+    )
+    return replace(plan, memory=memory)
 
 
 def moved(plan: Plan, processor: Device) -> Plan:

@@ -18,6 +18,7 @@ from edgetune.planning.defaults import context_for, rank_for, training_for
 from edgetune.planning.plan import DataFacts, mean_document
 from edgetune.settings.spec import SFT, Checkpointing, Training, knobs, refuse_outside
 from edgetune.shape import ModelShape
+from edgetune.shares import sums_held
 from edgetune.storage import GROUPS, broken_rows
 from edgetune.units import precise_bytes
 
@@ -56,6 +57,11 @@ class SearchProblem:
     def objective(self) -> Objective | None:
         """What is minimised, where it is an objective over answers."""
         return objective_of(self.training)
+
+    @property
+    def sums_held(self) -> int:
+        """Sums of gradients that wait on a rank while it makes another one."""
+        return sums_held(self.ranks, self.training.gradient_parts or self.ranks)
 
     @property
     def documents(self) -> float | None:
@@ -108,6 +114,11 @@ def make_problem(
         reasons.append(f"context {context}: {wanted.because}")
     learned, learning = training_for(shape, method, training, facts)
     _refuse_method(method, shape, context, own.get("quantization"), capability)
+    if learned.gradient_parts is not None and learned.gradient_parts < ranks:
+        raise UsageError(
+            f"--gradient-parts {learned.gradient_parts} is asked for, and {ranks} processes train: "
+            "each has at least one part. Give as many, or leave it out."
+        )
     return SearchProblem(
         device=device,
         shape=shape,

@@ -138,6 +138,7 @@ class Search:
         return MemoryModel(
             problem.shape, method, platform_of(problem.device),
             documents=problem.documents, objective=problem.objective,
+            sums_held=problem.sums_held,
         )  # fmt: skip
 
     def _time_model(self, method: Method) -> TimeModel:

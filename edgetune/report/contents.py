@@ -1,6 +1,6 @@
 """What a report says, as data: read from the files of a run folder, drawn nowhere here.
 
-``plan``, ``receipt``, ``memory``, ``verdict``, ``samples`` and ``search`` are the files' own values; those of an
+``plan``, ``receipt``, ``memory``, ``verdict``, ``samples``, ``search`` and ``ranks`` are the files' own values; those of an
 older edgetune may lack something, which is why :func:`value` and :func:`figure` ask for one with care.
 """
 
@@ -96,6 +96,7 @@ class Report:
     verdict: Plain
     samples: Plain
     search: Plain
+    ranks: Plain
     state: Plain
     steps: Steps
     evaluations: tuple[Evaluation, ...]

@@ -17,7 +17,7 @@ from edgetune.files import load_json
 from edgetune.planning import read_plan_file
 from edgetune.report.contents import Evaluation, Plain, Report, Steps, figure
 from edgetune.report.status import status_of
-from edgetune.runs.folder import RunFolder
+from edgetune.runs.folder import RANKS, RunFolder
 from edgetune.runs.lines import LogTail
 from edgetune.runs.lock import holder
 from edgetune.runs.retention import latest
@@ -96,6 +96,7 @@ class Reader:
             verdict=self._json(path / "verdict.json"),
             samples=self._json(path / "samples.json"),
             search=self._json(path / "search.json"),
+            ranks=self._json(path / RANKS),
             state=state,
             steps=steps,
             evaluations=tuple(self._evaluations),

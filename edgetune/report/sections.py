@@ -16,6 +16,7 @@ from edgetune.report.pictures import (
     rate_chart,
     speed_chart,
 )
+from edgetune.report.ranks import ranks
 from edgetune.report.settings import settings
 from edgetune.report.tiles import moment
 from edgetune.units import format_bytes, format_seconds
@@ -33,6 +34,7 @@ EVENTS = {
     "checkpoint refused": "Checkpoint refused",
     "versions changed": "Versions changed",
     "rates corrected": "Rates corrected",
+    "steps shared": "Steps shared",
     "learning rate chosen": "Learning rate chosen",
     "no adapter": "No adapter",
     "adapter written": "Adapter written",
@@ -74,6 +76,7 @@ def sections(report: Report) -> tuple[Section, ...]:
         ("samples", "Before and after", _samples(report)),
         ("course", "Learning rate and speed", _course(report)),
         ("memory", "Memory, planned and measured", _memory(report)),
+        ("ranks", "Ranks", ranks(report)),
         ("events", "What happened", _events(report)),
         ("rows", "Rows", _rows(report)),
         ("settings", "Settings and reasons", settings(report)),

@@ -70,6 +70,16 @@ def save_checkpoint(
     return path
 
 
+def restate(folder: Path, progress: RunState, facts: RunFacts) -> None:
+    """Write anew what the checkpoint of a step says of itself; its tensors stay as they are.
+
+    Raises:
+        ModelError: if it is not whole.
+    """
+    path = folder / checkpoint_name(progress.step)
+    write_state(path, facts.state(progress), read_state(path).files)
+
+
 def save_trial(
     folder: Path, session: Session, plan: Plan, progress: RunState, facts: RunFacts
 ) -> None:

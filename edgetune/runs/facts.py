@@ -18,7 +18,7 @@ from edgetune.version import __version__
 
 VERSION: Final = 2
 LIBRARIES: Final = ("numpy", "tokenizers", "transformers", *chain.from_iterable(PACKAGES.values()))
-LATER: Final = frozenset({"desirable_weight", "undesirable_weight"})
+LATER: Final = frozenset({"desirable_weight", "undesirable_weight", "gradient_parts"})
 """Settings that older plans lack: they count where they are given, so that old runs can go on."""
 
 RANDOM: Final = "every draw is a function of (seed, step, name); no generator has a state"

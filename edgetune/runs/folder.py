@@ -22,6 +22,9 @@ from edgetune.runs.place import HeldFolder, held
 
 ELSEWHERE: Final = "move its folder elsewhere"
 
+RANKS: Final = "ranks.json"
+"""What each of several ranks is and took, of a run that has some."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,19 +15,21 @@ from edgetune.events import (
     Event,
     Piloted,
     PlanExceeded,
+    RanksSeen,
     Recovered,
     Rewound,
     RunState,
     SaveDue,
+    Shared,
     Stepped,
     TrialSaveDue,
     UnderPressure,
 )
 from edgetune.files import sync, unwritable
 from edgetune.planning import Plan
-from edgetune.runs.checkpoint import save_checkpoint, save_trial
+from edgetune.runs.checkpoint import restate, save_checkpoint, save_trial
 from edgetune.runs.facts import RunFacts
-from edgetune.runs.folder import ELSEWHERE, RunFolder
+from edgetune.runs.folder import ELSEWHERE, RANKS, RunFolder
 from edgetune.runs.lines import append_line
 from edgetune.runs.retention import checkpoint_name, mark_best, prune
 
@@ -61,6 +63,8 @@ class Recorder:
     session: Session
     plan: Plan
     facts: RunFacts
+    ranks: Sequence[Mapping[str, Any]] = ()
+    """What each rank is, where there are several."""
 
     def handle(self, event: Event) -> None:
         """Write an event down; a due checkpoint is saved before this returns.
@@ -85,6 +89,18 @@ class Recorder:
             case Piloted():
                 facts = {"peak_bytes": event.peak_bytes, "rows": event.rows}
                 self.folder.note("pilot", "tried before training", **facts, seconds=event.seconds)
+            case Shared():
+                restate(self.folder.checkpoints, event.state, self.facts)
+                speeds = [round(speed, 3) for speed in event.speeds]
+                self.folder.note(
+                    "steps shared", _shared(event), speeds=speeds, gain=round(event.gain, 3)
+                )
+            case RanksSeen():
+                ranks = [
+                    {**facts, **asdict(figures)}
+                    for facts, figures in zip(self.ranks, event.ranks, strict=True)
+                ]
+                self.folder.write(RANKS, {"step": event.step, "ranks": ranks})
             case Recovered():
                 facts = {"step": event.step, "rows": event.rows}
                 self.folder.note("smaller micro-batches", event.because, **facts)
@@ -115,6 +131,18 @@ class Recorder:
         ended = self.facts.schedule.is_over(progress.step, progress.patience)
         back = () if ended else (guard.good, guard.earlier)
         prune(folder, self.plan.training.keep, map(checkpoint_name, back))
+
+
+def _shared(event: Shared) -> str:
+    """Say how steps are shared, and what that gains."""
+    shares = ":".join(map(str, event.state.shares))
+    said = f"{shares}, by the tokens a second of each rank in the pilot"
+    if not event.gain:
+        return f"{said}: not all ranks had something to compute"
+    fastest = event.speeds.index(max(event.speeds))
+    if event.gain < 1:
+        return f"{said}. Rank {fastest} alone would be faster, by {1 / event.gain:.2f} times"
+    return f"{said}: {event.gain:.2f} times as fast as rank {fastest} alone"
 
 
 def _line(name: str, event: Stepped | Evaluated) -> dict[str, Any]:

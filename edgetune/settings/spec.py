@@ -29,6 +29,9 @@ LongRows = Literal["refuse", "split", "cut", "drop"]
 ComputeDtype = Literal["float32", "bfloat16"]
 SearchName = Literal["lr"]
 ObjectiveName = Literal["sft", "dpo", "ipo", "kto", "orpo", "simpo"]
+MOST_PARTS = 1024
+"""Of a step's gradients; one process holds a sum for every doubling of their number."""
+
 SFT: ObjectiveName = "sft"
 """Plain language modelling: the loss of every token of an answer."""
 
@@ -242,6 +245,12 @@ class Training:
         "End early after this many evaluations without a lower validation loss; 0: never (default: "
         "3 where few rows are repeated often).",
         interval=Interval(low=0),
+    )
+    gradient_parts: int | None = knob(
+        None,
+        "Parts in which the gradients of a step are added up: so many processes, or fewer, give the "
+        "same bits (default: one for each process).",
+        interval=Interval(low=1, high=MOST_PARTS),
     )
     save_every: int | None = knob(
         None, "Steps between checkpoints (default: at evaluations).", interval=Interval(low=1)

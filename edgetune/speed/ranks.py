@@ -23,3 +23,15 @@ def speed_up(micro_batches: int, world: int) -> float:
     (2.0, 1.5)
     """
     return micro_batches / ceil(micro_batches / world)
+
+
+def least_bandwidth(sent: int, seconds: float, times: float) -> float | None:
+    """Return the bytes/s below which one rank alone is faster; None: it is always as fast.
+
+    It takes ``seconds`` for a step alone; together they are ``times`` as fast and each sends ``sent`` bytes.
+
+    >>> least_bandwidth(10_000, 4.0, 2.0)
+    5000.0
+    """
+    saved = seconds * (1 - 1 / times)
+    return sent / saved if saved > 0 else None

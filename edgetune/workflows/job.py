@@ -21,6 +21,7 @@ from edgetune.planning import Plan
 from edgetune.racing import lengths
 from edgetune.runs import RunFacts, plan_hash
 from edgetune.schedule import schedule_of
+from edgetune.shares import Weights
 from edgetune.speed import Rectangle, Work, rectangles
 from edgetune.world import ALONE, World
 
@@ -67,8 +68,13 @@ class Job:
             context=choice.context,
             micro_batch=choice.micro_batch,
             rank=self.world.rank,
+            weights=self.batches.weights,
             world=self.world.size,
         )
+
+    def deal(self, weights: Weights) -> None:
+        """Share steps and evaluations from now on as ``weights`` says."""
+        self.batches.weights = weights
 
     def pilot(self) -> Pilot:
         """Return the largest step and the largest evaluation of the run."""

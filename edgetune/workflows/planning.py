@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from edgetune.planning import DataFacts, Plan, make_plan
 from edgetune.racing import lengths
 from edgetune.settings.spec import Training, values
 from edgetune.speed import Measurements, Rates, TimeModel, rates_of, run_estimate
-from edgetune.speed.ranks import gradient_bytes, speed_up
+from edgetune.speed.ranks import gradient_bytes, least_bandwidth, speed_up
 from edgetune.units import format_bytes
 from edgetune.workflows.measured import measured, measured_once
 from edgetune.world import Place
@@ -145,19 +146,27 @@ def own_memory(request: PlanRequest, device: Device) -> int | None:
 def shared(plan: Plan, place: Place) -> Plan:
     """Return a plan that says what its ranks do to its time, and what they send each other."""
     sent = gradient_bytes(plan.choice.method.parameters(plan.shape), place.world)
+    times = speed_up(plan.choice.accumulation, place.world)
     shares = (
         f"{place.world} ranks, each with its share of the {plan.choice.accumulation} micro-batches "
-        f"of a step; each sends {format_bytes(sent)} of gradients per step"
+        f"of a step: {times:.1f} times as fast as one like this alone, but for the network; each "
+        f"sends {format_bytes(sent)} of gradients per step"
+    )
+    least = least_bandwidth(sent, plan.time.seconds_per_step, times)
+    network = (
+        "a step has too few micro-batches to share: one rank alone is as fast"
+        if least is None
+        else f"one rank alone is faster where the network carries less than {format_bytes(ceil(least))}/s"
     )
     alone = (
         f"the {place.local_world} ranks on this machine share its processor: one process with all "
         "cores is about as fast"
     )
     one_processor = plan.device.kind != "cuda" and place.local_world > 1
-    reasons = (shares, alone) if one_processor else (shares,)
+    reasons = (shares, alone if one_processor else network)
     # what was measured was measured with the cores that a rank has
     sharing = place.local_world if one_processor and plan.time.basis != "measured" else 1
-    factor = speed_up(plan.choice.accumulation, place.world) / sharing
+    factor = times / sharing
     time, run = plan.time, plan.time.run
     if run is not None:
         run = replace(run, steps=run.steps / factor, evaluations=run.evaluations / factor)

@@ -30,6 +30,7 @@ from edgetune.together import together
 from edgetune.workflows.job import Job
 from edgetune.workflows.opening import open_session
 from edgetune.workflows.planning import PlanRequest, plan_for
+from edgetune.workflows.sharing import begun, meet, sharing_of
 from edgetune.world import Place, World
 
 OWN: Final = frozenset({"placement", "embedding", "head", "checkpointing", "loss_chunk"})
@@ -70,8 +71,8 @@ def planned_device(run: Path | None) -> str:
     """Return the device that a run was planned for, ``auto`` where its folder is not on this machine."""
     if run is None or not RunFolder(run).plan.is_file():
         return "auto"
-    kind = read_plan_file(RunFolder(run).plan).get("device", {}).get("kind", "auto")
-    return str(kind)
+    device = read_plan_file(RunFolder(run).plan).get("device")
+    return str(device.get("kind", "auto")) if isinstance(device, dict) else "auto"
 
 
 def join(place: Place, device: str, timeout: float) -> World:
@@ -84,9 +85,9 @@ def join(place: Place, device: str, timeout: float) -> World:
     return load_backend(read_device(device).backend).join(place, timeout)
 
 
-def tell_plan(world: World, plan: Plan, facts: RunFacts) -> None:
-    """Tell the followers what is trained on what, as rank 0."""
-    told = {"plan": plan.to_json(), "data": facts.data, "model": facts.model}
+def tell_plan(world: World, plan: Plan, facts: RunFacts, parts: int) -> None:
+    """Tell the followers what is trained on what, in how many parts of a step, as rank 0."""
+    told = {"plan": plan.to_json(), "data": facts.data, "model": facts.model, "parts": parts}
     world.spread(json.dumps(told).encode())
 
 
@@ -149,12 +150,13 @@ class Follower:
             with together(world):
                 job, session = self._opened(told, world)
             try:
-                loop = json.loads(world.spread(b""))
+                loop, ranks = json.loads(world.spread(b"")), meet(world, job.plan)
+                sharing = sharing_of(told["parts"], ranks, loop["pilot"], job.deal)
+                start = begun(take_state(world, session), sharing)
                 steps = train(
-                    session, job.batches.step, job.evaluation, job.facts.schedule,
-                    take_state(world, session), stop,
+                    session, job.batches.step, job.evaluation, job.facts.schedule, start, stop,
                     rewind=lambda _: take_state(world, session), strict=loop["strict"],
-                    pilot=job.pilot() if loop["pilot"] else None, world=world,
+                    pilot=job.pilot() if loop["pilot"] else None, world=world, sharing=sharing,
                 )  # fmt: skip
                 for _ in steps:
                     pass
@@ -186,7 +188,11 @@ class Follower:
                 device=self.device,
                 memory=self.memory,
                 choice=_shared(theirs.choice),
-                training={**values(theirs.training), "search": None},  # rank 0 knows the rate
+                training={
+                    **values(theirs.training),
+                    "gradient_parts": told["parts"],
+                    "search": None,  # rank 0 knows the rate
+                },
                 run=True,
                 place=self.place,
             )

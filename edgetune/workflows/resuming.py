@@ -10,7 +10,7 @@ from pathlib import Path
 from edgetune.errors import NothingFitsError, UsageError
 from edgetune.events import Recovered, RunState
 from edgetune.model import resolve
-from edgetune.planning import Plan
+from edgetune.planning import Plan, with_sums_held
 from edgetune.runs import (
     Checkpoint,
     Refused,
@@ -21,6 +21,7 @@ from edgetune.runs import (
     recording,
 )
 from edgetune.runs.rewind import rewind
+from edgetune.shares import Weights, sums_held
 from edgetune.together import together
 from edgetune.units import format_bytes
 from edgetune.workflows.continuing import begin
@@ -28,7 +29,7 @@ from edgetune.workflows.job import Job
 from edgetune.workflows.opening import open_planned, open_session
 from edgetune.workflows.planning import read_rows
 from edgetune.workflows.ranks import tell_plan
-from edgetune.workflows.training import Run
+from edgetune.workflows.training import Run, parts_of_run
 from edgetune.workflows.worker import Recovery
 from edgetune.world import ALONE, World
 
@@ -60,7 +61,9 @@ def resume_run(
         _, dataset = read_rows(resolve(plan.model.ref), rows, plan.training)
         job = Job.of(plan, dataset.fit(plan.choice.context), model, world)
         checkpoint, refused = _checkpoint(folder, job)
-        tell_plan(world, plan, job.facts)
+        shares, plan = _shares(checkpoint, plan, memory, world)
+        job, parts = replace(job, plan=plan), len(shares) or parts_of_run(plan, world)
+        tell_plan(world, plan, job.facts, parts)
         with together(world):
             session = open_session(_allowed(plan, memory), model, world)
         stack.callback(session.close)
@@ -69,7 +72,7 @@ def resume_run(
             session.restore(checkpoint.adapter, checkpoint.optimizer)
             with recording(folder):
                 _rewound(folder, checkpoint, refused, job.facts)
-            start = checkpoint.state.progress
+            start = replace(checkpoint.state.progress, shares=shares)
         else:
             begin(session, folder, plan)
         if recovery is not None:
@@ -87,7 +90,26 @@ def resume_run(
         notices=[item.notice for item in refused],
         recovered=recovered,
         world=world,
+        parts=parts,
     )
+
+
+def _shares(
+    checkpoint: Checkpoint | None, plan: Plan, memory: int | None, world: World
+) -> tuple[Weights, Plan]:
+    """Return the shares that a run goes on with, and its plan with what they take on a rank.
+
+    They stay what they were, and with them every bit, where this world has no more ranks than they
+    have parts and memory for the sums that wait; else they are decided anew.
+    """
+    before = () if checkpoint is None else checkpoint.state.progress.shares
+    parts = len(before) or plan.training.gradient_parts or 1
+    if parts < world.size:
+        return (), plan
+    held = with_sums_held(plan, sums_held(world.size, parts))
+    if held.memory.peak_bytes > (memory or plan.device.budget_bytes):
+        return (), plan
+    return before, held
 
 
 def _allowed(plan: Plan, memory: int | None) -> Plan:

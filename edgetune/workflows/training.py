@@ -31,6 +31,7 @@ from edgetune.events import (
 )
 from edgetune.loop import train
 from edgetune.model import open_model
+from edgetune.planning import Plan
 from edgetune.report import ReportWriter
 from edgetune.runs import (
     Recorder,
@@ -55,6 +56,7 @@ from edgetune.workflows.opening import open_session
 from edgetune.workflows.planning import PreparedPlan
 from edgetune.workflows.ranks import tell_plan, tell_settings, tell_state
 from edgetune.workflows.searching import RateSearch, is_pending
+from edgetune.workflows.sharing import begun, meet, sharing_of
 from edgetune.workflows.throttle import yield_to_machine
 from edgetune.world import ALONE, World
 
@@ -74,6 +76,8 @@ class Run:
     start: RunState
     held: ExitStack
     world: World = ALONE
+    parts: int = 1
+    """The least number of parts of a step."""
     notices: list[str] = field(default_factory=list)
     recovered: Recovered | None = None
     """What became of the process before this one, if it died."""
@@ -147,14 +151,21 @@ class Run:
         """Train to the end; ``loaded`` is the peak of the process when the model was loaded."""
         job, session, world = self.job, self.session, self.world
         tell_settings(world, strict=strict, pilot=pilot)
+        ranks = meet(world, job.plan)
+        sharing = sharing_of(self.parts, ranks, pilot, job.deal)
         tell_state(world, session, self.start)
-        recorder = Recorder(folder=self.folder, session=session, plan=job.plan, facts=job.facts)
+        start = begun(self.start, sharing)
+        recorder = Recorder(
+            folder=self.folder, session=session, plan=job.plan, facts=job.facts,
+            ranks=[rank.to_json() for rank in ranks],
+        )  # fmt: skip
         steps = train(
-            session, job.batches.step, job.evaluation, self.schedule, self.start, stop,
+            session, job.batches.step, job.evaluation, self.schedule, start, stop,
             rewind=self._back_to, strict=strict, pilot=job.pilot() if pilot else None, world=world,
+            sharing=sharing,
         )  # fmt: skip
         events = yield_to_machine(steps, pause=pause, stop=stop)
-        now = self.start
+        now = start
         watched = AgainstPlan(
             job.plan, self.folder, lambda: session.memory().peak_bytes, loaded_bytes=loaded
         )
@@ -328,10 +339,10 @@ def start_run(
         raise UsageError("Training needs rows: --data FILE.")
     RunFolder.check(output)
     plan, model = planned.plan, open_model(planned.plan.model.ref)
-    job = Job.of(plan, planned.dataset, model, world)
+    job, parts = Job.of(plan, planned.dataset, model, world), parts_of_run(plan, world)
     with ExitStack() as stack:
         stack.callback(world.close)
-        tell_plan(world, plan, job.facts)
+        tell_plan(world, plan, job.facts, parts)
         with together(world):
             session = open_session(plan, model, world)
         stack.callback(session.close)
@@ -344,4 +355,12 @@ def start_run(
             for reason in plan.reasons:
                 folder.note("planned", reason)
         held = stack.pop_all()
-    return Run(job=job, folder=folder, session=session, start=RunState(), held=held, world=world)
+    return Run(
+        job=job, folder=folder, session=session, start=RunState(), held=held, world=world,
+        parts=parts,
+    )  # fmt: skip
+
+
+def parts_of_run(plan: Plan, world: World) -> int:
+    """Return in how many parts a new run adds up the gradients of a step."""
+    return max(plan.training.gradient_parts or 1, world.size)

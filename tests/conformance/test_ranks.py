@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from edgetune.methods.prefix import Prefix
 from edgetune.model import LocalModel
 from edgetune.pilot import Pilot
 from edgetune.schedule import Schedule
+from edgetune.shares import Weights, dealt, halves_of, parts_of
 from edgetune.world import ALONE, World
 
 STEPS = 8
@@ -41,10 +42,17 @@ def batches_of(number: int) -> list[MicroBatch]:
     return [rows(2, seed=10 * number + i) for i in range(1 if number % 4 == 3 else 5)]
 
 
-def share_of(world: World, number: int) -> Data:
-    every = batches_of(number)
+def share_of(world: World, number: int, weights: Weights = (1,) * 4) -> Data:
+    every, own = batches_of(number), parts_of(world.rank, world.size, len(weights))
+    found = dealt([batch.tokens.size for batch in every], weights)
+    mine = [
+        replace(every[i], first=2 * i, halves=halves_of(part - own.start, len(own)))
+        for part in own
+        for i, its in enumerate(found)
+        if its == part
+    ]
     return Data(
-        tuple(every[world.rank :: world.size]),
+        tuple(mine),
         sum(batch.loss_tokens for batch in every),
         sum(batch.real_tokens for batch in every),
     )
@@ -124,25 +132,31 @@ def assert_near(found: Trained, expected: Trained) -> None:
     assert difference <= 5e-5 * size
 
 
+def assert_same(found: Trained, expected: Trained) -> None:
+    """Every step and every adapter is the same, bit for bit."""
+    for one, other in zip(found.of(Stepped), expected.of(Stepped), strict=True):
+        assert (one.loss, one.grad_norm) == (other.loss, other.grad_norm), one.step
+    for one, other in zip(found.of(Evaluated), expected.of(Evaluated), strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-14), one.step
+    for name, value in expected.adapter.items():
+        assert value.tobytes() == found.adapter[name].tobytes(), name
+
+
 @pytest.mark.parametrize(
-    ("method", "size"),
-    [*((method, 2) for method in METHODS), (METHODS[0], 3)],
-    ids=lambda each: getattr(each, "kind", each),
+    ("method", "sizes"),
+    [(METHODS[0], (2, 3, 4)), *((method, (2,)) for method in METHODS[1:])],
+    ids=lambda each: getattr(each, "kind", ""),
 )
 def test_ranks_learn_what_one_process_learns(
-    bench: Bench, llama: LocalModel, method: Method, size: int
+    bench: Bench, llama: LocalModel, method: Method, sizes: tuple[int, ...]
 ) -> None:
+    """Bit for bit: steps of five micro-batches in four parts, some of which have none."""
     open_on = opened(bench, llama, method)
     expected = trained(open_on(ALONE), ALONE)
-    found = in_ranks(size, lambda world: trained(open_on(world), world))
-
-    for rank in found:
-        assert isinstance(rank, Trained), rank
-        assert_near(rank, expected)
-    first = found[0]
-    for rank in found[1:]:
-        for name, value in first.adapter.items():
-            assert value.tobytes() == rank.adapter[name].tobytes(), name
+    for size in sizes:
+        for rank in in_ranks(size, lambda world: trained(open_on(world), world)):
+            assert isinstance(rank, Trained), rank
+            assert_same(rank, expected)
 
 
 def test_memory_that_runs_out_on_one_rank_repeats_the_step_on_all(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from threading import Condition, Thread
 from typing import TypeVar
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.errors import LostRankError
+from edgetune.shares import by_halves
 
 T = TypeVar("T")
 
@@ -58,6 +60,7 @@ class ThreadWorld:
         """Join."""
         self.rank, self.size, self._meeting = rank, meeting.size, meeting
         self.sent = 0
+        self.waited = 0.0
 
     def gather(self, numbers: Sequence[float]) -> list[tuple[float, ...]]:
         return self._exchanged(tuple(numbers))
@@ -65,10 +68,7 @@ class ThreadWorld:
     def add(self, numbers: NDArray[np.float32]) -> None:
         parts = self._exchanged(numbers.copy())
         self.sent += numbers.nbytes
-        total = parts[0].copy()
-        for part in parts[1:]:
-            total += part
-        numbers[:] = total
+        numbers[:] = by_halves(parts, np.add)
 
     def spread(self, data: bytes) -> bytes:
         return self._exchanged(data)[0]
@@ -77,7 +77,10 @@ class ThreadWorld:
         self._meeting.leave()
 
     def _exchanged(self, mine: T) -> list[T]:
-        return self._meeting.exchange(self.rank, mine)
+        begun = time.perf_counter()
+        found = self._meeting.exchange(self.rank, mine)
+        self.waited += time.perf_counter() - begun
+        return found
 
 
 def in_ranks(size: int, work: Callable[[ThreadWorld], T]) -> list[T | BaseException]:
