@@ -72,6 +72,7 @@ def test_a_state_says_what_it_is_the_state_of(run: Recorded) -> None:
         "best_step": best_line["step"],
         "best_loss": best_line["loss"],
         "rows": 0,
+        "shares": [],
         "guard": {
             "first": steps[0]["loss"],
             "losses": [line["loss"] for line in steps],
