@@ -285,8 +285,10 @@ class Backend(Protocol):
     def usable(self, kind: DeviceKind) -> Decision[bool]:
         """Say whether this backend can compute here on a kind of device, and why; never raise."""
 
-    def join(self, place: Place, timeout: float) -> World:
+    def join(self, place: Place, timeout: float, device: Device) -> World:
         """Meet the other ranks of a world, each of which waits ``timeout`` seconds for another.
+
+        ``device`` is the one that this rank computes on.
 
         Raises:
             UsageError: if this backend cannot, here.

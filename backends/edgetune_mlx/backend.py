@@ -40,8 +40,9 @@ class MlxBackend:
         where = "on Metal" if mx.metal.is_available() else "on CPU, for tests"
         return Decision(True, f"mlx {version('mlx')} {where}")
 
-    def join(self, place: Place, timeout: float) -> World:
-        """Meet the other ranks on MLX's ring."""
+    def join(self, place: Place, timeout: float, device: Device) -> World:
+        """Meet the other ranks on MLX's ring: MLX has one device a machine."""
+        del device
         from edgetune_mlx.world import MlxWorld
 
         return MlxWorld(place, timeout)

@@ -40,12 +40,12 @@ class TorchBackend:
 
         return usable_card()
 
-    def join(self, place: Place, timeout: float) -> World:
+    def join(self, place: Place, timeout: float, device: Device) -> World:
         """Meet the other ranks over torch.distributed."""
         let_idle_threads_sleep()
         from edgetune_torch.world import TorchWorld
 
-        return TorchWorld(place, timeout)
+        return TorchWorld(place, timeout, device.uuid if device.kind == "cuda" else None)
 
     def open(self, spec: RunSpec, model: LocalModel, world: World = ALONE) -> TorchSession:
         """Load the model as planned, with a new adapter."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from edgetune.world import World
 from edgetune_torch.out_of_memory import is_out_of_memory
+from edgetune_torch.world import TorchWorld
 
 PIECE = 4096
 """Numbers whose squares are added up in float32."""
@@ -54,6 +55,9 @@ class Gradients:
     def add_up(self, world: World) -> None:
         """Replace the gradients of this rank by their sums over all ranks."""
         if world.size == 1:
+            return
+        if isinstance(world, TorchWorld):
+            world.add_tensor(self.flat)
             return
         host = self.flat.cpu()  # itself, where it is there already
         world.add(host.numpy())

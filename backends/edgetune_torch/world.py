@@ -1,4 +1,7 @@
-"""The ranks of a world over torch.distributed, on gloo: only sums of a few megabytes travel.
+"""The ranks of a world over torch.distributed: only sums of a few megabytes travel.
+
+They go over gloo, from the memory of the host. Where every rank has a card of its own, gradients go over nccl
+instead, from card to card; what ranks ask each other goes over gloo all the same.
 
 Nothing that is received is unpickled: numbers and bytes go as tensors.
 """
@@ -22,7 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from edgetune.errors import LostRankError, UsageError
 from edgetune.shares import by_halves
-from edgetune.world import Place, interruptible
+from edgetune.world import MLX_HOSTS, Place, interruptible
 
 SECONDS_TO_ANSWER: Final = 3
 """How long a rank that is there may take to say so, when something was lost."""
@@ -30,42 +33,67 @@ SECONDS_TO_ANSWER: Final = 3
 PIECE: Final = 1 << 19
 """Numbers of a sum that are exchanged at a time: what that takes does not grow with the adapter."""
 
+GLOO: Final = "gloo"
+MASTER: Final = "MASTER_ADDR"
+
 LOOPBACK: Final = "lo0" if sys.platform == "darwin" else "lo"
+
+
+def backend_for(cards: Sequence[str], *, nccl: bool) -> str:
+    """Return what ranks speak over; ``cards`` are the identities of theirs, empty for a processor.
+
+    nccl needs a card of its own for each, and knows no processors: mixed worlds speak over gloo.
+    """
+    own = all(cards) and len(set(cards)) == len(cards)
+    return f"cpu:{GLOO},cuda:nccl" if nccl and own else GLOO
 
 
 class TorchWorld:
     """The world that this process has joined."""
 
-    def __init__(self, place: Place, timeout: float) -> None:
+    def __init__(self, place: Place, timeout: float, card: str | None = None) -> None:
         """Wait until all ranks are there; from then on each waits ``timeout`` seconds for another.
 
+        ``card`` is the driver's identity of the card that this rank computes on, None if on none.
+
         Raises:
-            UsageError: if torch.distributed is not there.
+            UsageError: if torch.distributed is not there, or the ranks were started for MLX.
             LostRankError: if some do not come.
         """
         if not dist.is_available():
             raise UsageError("This torch was built without torch.distributed: no ranks.")
+        if place.store is None and MASTER not in os.environ and MLX_HOSTS in os.environ:
+            raise UsageError(
+                "These ranks were started by mlx.launch, and this one would compute with torch. Ranks "
+                "on torch and on MLX cannot train together: give each the same kind of --device, and "
+                "start those on torch with torchrun."
+            )
         self.rank, self.size, self.waited = place.rank, place.world, 0.0
         self._waits = timedelta(seconds=timeout)
         if place.store is not None:  # one machine: nothing is open to others
             os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)
         try:
-            self._store = interruptible(lambda: self._met(place))
+            self._store, self._over = interruptible(lambda: self._met(place, card or ""))
         except (RuntimeError, ValueError) as error:
             raise LostRankError(
                 f"Rank {place.rank} of {place.world} could not meet the others within "
                 f"{timeout:.0f} s: {_first_line(error)}"
             ) from None
 
-    def _met(self, place: Place) -> Any:
-        """Join the others, and return the store through which all know of each other."""
+    def _met(self, place: Place, card: str) -> tuple[Any, str]:
+        """Join the others; return the store through which all know of each other, and the backend."""
         method = "env://" if place.store is None else f"file://{place.store}"
         store, _, _ = next(rendezvous(method, place.rank, place.world, timeout=self._waits))
         store.set_timeout(self._waits)
+        store.set(f"card-{place.rank}", card)
+        cards = [store.get(f"card-{rank}").decode() for rank in range(place.world)]
+        over = backend_for(cards, nccl=dist.is_nccl_available())
+        if over != GLOO:  # without it, nccl would end the process where another rank is lost
+            os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
         dist.init_process_group(
-            "gloo", store=store, rank=place.rank, world_size=place.world, timeout=self._waits
+            over, store=store, rank=place.rank, world_size=place.world, timeout=self._waits
         )
-        return store
+        return store, over
 
     def gather(self, numbers: Sequence[float]) -> list[tuple[float, ...]]:
         """Return the numbers of every rank; see :class:`edgetune.world.World`."""
@@ -77,6 +105,24 @@ class TorchWorld:
     def add(self, numbers: NDArray[np.float32]) -> None:
         """Replace an array by the sum over all ranks; see :class:`edgetune.world.World`."""
         self._answered(lambda: self._add(torch.from_numpy(numbers)))
+
+    def add_tensor(self, flat: Tensor) -> None:
+        """Replace a tensor (N,) by the sum over all ranks, from the host's memory or the card's."""
+        if not flat.is_cuda:
+            self._answered(lambda: self._add(flat))
+        elif self._over == GLOO:
+            host = flat.cpu()
+            self._answered(lambda: self._add(host))
+            flat.copy_(host)
+        else:
+            torch.cuda.synchronize(flat.device)
+            self._answered(lambda: self._add_on_card(flat))
+
+    def _add_on_card(self, flat: Tensor) -> None:
+        """Do it in a thread, whose card is another one until it is told, and wait for it."""
+        with torch.cuda.device(flat.device):
+            self._add(flat)
+            torch.cuda.synchronize(flat.device)
 
     def _add(self, flat: Tensor) -> None:
         """Replace a tensor (N,) by the sum over all ranks.

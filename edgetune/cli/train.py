@@ -49,7 +49,7 @@ from edgetune.workflows.planning import (
 from edgetune.workflows.resuming import resume_run
 from edgetune.workflows.settings import Fixed
 from edgetune.workflows.training import Run, start_run
-from edgetune.world import ALONE, World
+from edgetune.world import ALONE, Place, World
 
 
 @click.command("train", cls=HabitCommand, short_help="Train on a file of examples.")
@@ -149,7 +149,7 @@ def command(
     if resume:
         others = {"model": model, "plan": plan_file, "from": source, "dry-run": dry_run}
         _refuse_with_resume(fixed, device=device != "auto", **others)
-        _resume(_resumed(output), replace(again, data=data, memory=memory), world)
+        _resume(_resumed(output), replace(again, data=data, memory=memory), world, ranks.place)
         return
     if output is not None:
         RunFolder.check(output)
@@ -184,13 +184,14 @@ def command(
             _show(planned, out)
 
 
-def _resume(folder: Path, again: Again, world: World) -> None:
+def _resume(folder: Path, again: Again, world: World, place: Place | None) -> None:
     """Go on with a run."""
     worker = this_process().worker
     with Stages() as stages:
         stages.begin("Reading rows, loading the model")
         recovery = worker.recovery if worker else None
-        _train(resume_run(folder, again.data, again.memory, recovery, world), again, stages)
+        run = resume_run(folder, again.data, again.memory, recovery, world, place)
+        _train(run, again, stages)
 
 
 def _begun(

@@ -29,7 +29,7 @@ from edgetune.settings.spec import values
 from edgetune.together import together
 from edgetune.workflows.job import Job
 from edgetune.workflows.opening import open_session
-from edgetune.workflows.planning import PlanRequest, plan_for
+from edgetune.workflows.planning import PlanRequest, PreparedPlan, plan_for
 from edgetune.workflows.sharing import begun, meet, sharing_of
 from edgetune.world import Place, World
 
@@ -82,7 +82,8 @@ def join(place: Place, device: str, timeout: float) -> World:
         UsageError: if that backend has no ranks here.
         LostRankError: if some do not come.
     """
-    return load_backend(read_device(device).backend).join(place, timeout)
+    found = read_device(device)
+    return load_backend(found.backend).join(place, timeout, found)
 
 
 def tell_plan(world: World, plan: Plan, facts: RunFacts, parts: int) -> None:
@@ -181,24 +182,12 @@ class Follower:
         model = open_model(ref)
         theirs = plan_from_json(told["plan"], model.shape)
         data = self.data or (Path(theirs.data.path) if theirs.data else None)
-        planned = plan_for(
-            PlanRequest(
-                model=ref,
-                data=data,
-                device=self.device,
-                memory=self.memory,
-                choice=_shared(theirs.choice),
-                training={
-                    **values(theirs.training),
-                    "gradient_parts": told["parts"],
-                    "search": None,  # rank 0 knows the rate
-                },
-                run=True,
-                place=self.place,
-            )
-        )
+        planned = plan_on(
+            self.place, theirs, told["parts"],
+            ref=ref, data=data, device=self.device, memory=self.memory,
+        )  # fmt: skip
+        plan = planned.plan
         assert planned.dataset is not None
-        plan = replace(planned.plan, training=theirs.training)
         job = Job.of(plan, planned.dataset.fit(plan.choice.context), model, world)
         other = [name for name in ("model", "data") if getattr(job.facts, name) != told[name]]
         if other:
@@ -207,6 +196,35 @@ class Follower:
                 f"{ref}, {data}. Give it the same files: --model and --data."
             )
         return job, open_session(plan, model, world)
+
+
+def plan_on(
+    place: Place,
+    theirs: Plan,
+    parts: int,
+    *,
+    ref: str,
+    data: Path | None,
+    device: str,
+    memory: int | None,
+) -> PreparedPlan:
+    """Return a rank's own plan of a run that another rank planned: within its own memory.
+
+    Raises:
+        EdgetuneError: if the model, the data or the device cannot be had, or nothing fits.
+    """
+    training = {
+        **values(theirs.training),
+        "gradient_parts": parts,
+        "search": None,  # rank 0 knows the rate
+    }
+    planned = plan_for(
+        PlanRequest(
+            model=ref, data=data, device=device, memory=memory, choice=_shared(theirs.choice),
+            training=training, run=True, place=place,
+        )
+    )  # fmt: skip
+    return replace(planned, plan=replace(planned.plan, training=theirs.training))
 
 
 def _shared(choice: Choice) -> dict[str, Any]:

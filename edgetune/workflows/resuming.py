@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from edgetune.device import read_device
 from edgetune.errors import NothingFitsError, UsageError
 from edgetune.events import Recovered, RunState
 from edgetune.model import resolve
@@ -28,10 +29,10 @@ from edgetune.workflows.continuing import begin
 from edgetune.workflows.job import Job
 from edgetune.workflows.opening import open_planned, open_session
 from edgetune.workflows.planning import read_rows
-from edgetune.workflows.ranks import tell_plan
+from edgetune.workflows.ranks import plan_on, tell_plan
 from edgetune.workflows.training import Run, parts_of_run
 from edgetune.workflows.worker import Recovery
-from edgetune.world import ALONE, World
+from edgetune.world import ALONE, Place, World
 
 
 def resume_run(
@@ -40,12 +41,14 @@ def resume_run(
     memory: int | None = None,
     recovery: Recovery | None = None,
     world: World = ALONE,
+    place: Place | None = None,
 ) -> Run:
     """Open a run where its newest checkpoint left it, at its start if it has none.
 
     ``data`` is where its rows lie now, ``memory`` the bytes that it may use from now on: the
     result does not depend on them. ``recovery`` says what became of the process before this one.
-    As rank 0 of a ``world``, of any size, it takes the others along.
+    As rank 0 of a ``world``, of any size, it takes the others along; ``place`` says how many of
+    them share its machine's memory.
 
     Raises:
         UsageError: if there is nothing to resume, another process is at work on it, or the rows,
@@ -65,7 +68,7 @@ def resume_run(
         job, parts = replace(job, plan=plan), len(shares) or parts_of_run(plan, world)
         tell_plan(world, plan, job.facts, parts)
         with together(world):
-            session = open_session(_allowed(plan, memory), model, world)
+            session = open_session(_own(plan, rows, memory, place, parts), model, world)
         stack.callback(session.close)
         start, recovered = RunState(), None
         if checkpoint is not None:
@@ -110,6 +113,24 @@ def _shares(
     if held.memory.peak_bytes > (memory or plan.device.budget_bytes):
         return (), plan
     return before, held
+
+
+def _own(plan: Plan, rows: Path, memory: int | None, place: Place | None, parts: int) -> Plan:
+    """Return the plan with what this process may use: its share, where ranks share the memory.
+
+    More ranks than before have less each: memory and time are planned anew where it does not do.
+    """
+    if place is None or place.local_world == 1 or plan.device.kind == "cuda":
+        return _allowed(plan, memory)
+    share = read_device(plan.device.kind).usable_bytes // place.local_world
+    limit = share if memory is None else min(memory, share)
+    if plan.memory.peak_bytes <= limit:
+        return _allowed(plan, limit)
+    anew = plan_on(
+        place, plan, parts,
+        ref=plan.model.ref, data=rows, device=plan.device.kind, memory=limit,
+    )  # fmt: skip
+    return anew.plan
 
 
 def _allowed(plan: Plan, memory: int | None) -> Plan:

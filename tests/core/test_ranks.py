@@ -14,9 +14,9 @@ import pytest
 
 from edgetune.device.profiles import profile_device
 from edgetune.errors import UsageError
-from edgetune.speed.ranks import gradient_bytes
+from edgetune.speed.ranks import gradient_bytes, least_bandwidth, speed_up
 from edgetune.workflows.launching import meeting
-from edgetune.workflows.ranks import device_of
+from edgetune.workflows.ranks import device_of, planned_device
 from edgetune.world import Place
 
 CARD = profile_device("rtx-4090")
@@ -70,6 +70,29 @@ def test_workers_meet_where_nobody_else_can_look() -> None:
         assert store is not None
         assert Path(store).parent.stat().st_mode & 0o077 == 0
     assert not Path(store).parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("device: {kind: mlx}", "mlx"),
+        ("device: a laptop", "auto"),
+        ("device: {}", "auto"),
+        ("", "auto"),
+    ],
+)
+def test_a_run_goes_on_with_the_kind_of_device_that_it_was_planned_for(
+    tmp_path: Path, text: str, kind: str
+) -> None:
+    (tmp_path / "plan.yaml").write_text(f"choice: {{}}\n{text}\n")
+    assert planned_device(tmp_path) == kind
+    assert planned_device(tmp_path / "absent") == planned_device(None) == "auto"
+
+
+def test_a_network_decides_whether_another_rank_helps() -> None:
+    assert speed_up(8, 2) == 2
+    assert least_bandwidth(gradient_bytes(40_000_000, 2), 62.7, 2) == pytest.approx(160e6 / 31.35)
+    assert least_bandwidth(1000, 62.7, speed_up(1, 2)) is None
 
 
 def test_a_ring_sends_gradients_almost_twice() -> None:
