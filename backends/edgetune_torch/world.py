@@ -33,6 +33,9 @@ SECONDS_TO_ANSWER: Final = 3
 PIECE: Final = 1 << 19
 """Numbers of a sum that are exchanged at a time: what that takes does not grow with the adapter."""
 
+LEAST_MESSAGE: Final = 1 << 14
+"""Numbers of a piece for each rank, of many: smaller messages cost more to send than to carry."""
+
 GLOO: Final = "gloo"
 MASTER: Final = "MASTER_ADDR"
 
@@ -130,7 +133,7 @@ class TorchWorld:
         Each rank adds one part of it up and hands the sum on: as many bytes as those of a sum over a
         ring, and the order in which floats are added does not depend on where they stand.
         """
-        for piece in torch.split(flat, PIECE):
+        for piece in torch.split(flat, max(PIECE, self.size * LEAST_MESSAGE)):
             share = ceil(len(piece) / self.size)
             given = torch.zeros(share * self.size, dtype=flat.dtype, device=flat.device)
             given[: len(piece)] = piece

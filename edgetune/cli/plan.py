@@ -22,11 +22,13 @@ from edgetune.cli.plan_files import complete, make_room
 from edgetune.cli.plan_text import plan_text, verified_text
 from edgetune.cli.reading import reading_bar
 from edgetune.cli.show import out, out_json, say
+from edgetune.device import read_device
 from edgetune.errors import UsageError
 from edgetune.planning import FILE_NAME, Plan, is_plan_file
-from edgetune.settings.spec import to_plain
+from edgetune.settings.spec import MOST_PARTS, to_plain
 from edgetune.workflows.planning import PlanRequest, plan_for
 from edgetune.workflows.settings import Fixed
+from edgetune.world import Place
 
 
 @click.command(
@@ -44,6 +46,13 @@ from edgetune.workflows.settings import Fixed
 )
 @click.option("--plan", "plan_file", type=FilePath(), hidden=True, help="A plan to go by.")
 @config_option
+@click.option(
+    "--nproc",
+    type=click.IntRange(1, MOST_PARTS),
+    default=1,
+    metavar="N",
+    help="Plan for N processes that train together: on this machine, or on N of a PROFILE.",
+)
 @click.option("--measure", is_flag=True, help="Time this machine first, if that was not done yet.")
 @click.option("--verify", is_flag=True, help="Run the step without its memory and compare.")
 @knob_options
@@ -55,6 +64,7 @@ def command(
     memory: int | None,
     output: Path,
     plan_file: Path | None,
+    nproc: int,
     measure: bool,
     verify: bool,
     as_json: bool,
@@ -77,6 +87,7 @@ def command(
         choice=fixed.choice,
         training=fixed.training,
         measure=measure,
+        place=_place(nproc, device) if nproc > 1 else None,
     )
     if plan_file is not None:
         request = complete(request, plan_file)
@@ -96,6 +107,12 @@ def command(
         if checks is not None:
             out("\n" + verified_text(checks))
     say(f"Written to {output}")
+
+
+def _place(nproc: int, device: str) -> Place:
+    """Return the first of so many ranks; those on this machine share it."""
+    local = nproc if read_device(device).here else 1
+    return Place(rank=0, world=nproc, local_rank=0, local_world=local)
 
 
 def _keep_others_files(output: Path) -> None:

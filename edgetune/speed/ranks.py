@@ -14,6 +14,17 @@ def gradient_bytes(parameters: int, world: int) -> int:
     return ceil(4 * parameters * 2 * (world - 1) / world)
 
 
+def step_seconds(seconds_per_row: float, rows: int, world: int, sent: int, rate: float) -> float:
+    """Return the time of a step of so many rows on ranks that are alike and send over a network.
+
+    Each sends ``sent`` bytes at ``rate`` bytes/s when it has computed its rows, which are not divided.
+
+    >>> step_seconds(2.0, 8, 3, 1000, 1000.0)
+    7.0
+    """
+    return seconds_per_row * ceil(rows / world) + sent / rate
+
+
 def speed_up(micro_batches: int, world: int) -> float:
     """Return how many times as fast steps are as those of one rank alone.
 

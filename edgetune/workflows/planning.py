@@ -102,9 +102,8 @@ def plan_for(
             fixed=request.choice, training=request.training, memory=memory,
             measured=found, ranks=ranks,
         )  # fmt: skip
-        return PreparedPlan(
-            plan=_with_findings(plan, request, source, device), source=source, here=device.here
-        )
+        plan = _with_findings(plan, request, source, device)
+        return PreparedPlan(plan=_shared(plan, request), source=source, here=device.here)
     training = lasting_training(request.training)
     tokenizer, dataset = read_rows(source, request.data, Training(**training), report)
     found = _found(request, device, say)  # only now: bad data is told at once
@@ -126,7 +125,7 @@ def plan_for(
     plan = _with_findings(_searching(plan, fitted), request, source, device)
     plan = timed(plan, fitted, rates_of(device, found))
     return PreparedPlan(
-        plan=plan if request.place is None else shared(plan, request.place),
+        plan=_shared(plan, request),
         source=source,
         here=device.here,
         tokenizer=tokenizer,
@@ -143,8 +142,11 @@ def own_memory(request: PlanRequest, device: Device) -> int | None:
     return share if request.memory is None else min(request.memory, share)
 
 
-def shared(plan: Plan, place: Place) -> Plan:
+def _shared(plan: Plan, request: PlanRequest) -> Plan:
     """Return a plan that says what its ranks do to its time, and what they send each other."""
+    place = request.place
+    if place is None:
+        return plan
     sent = gradient_bytes(plan.choice.method.parameters(plan.shape), place.world)
     times = speed_up(plan.choice.accumulation, place.world)
     shares = (

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from edgetune.api import plan
 from edgetune.device.profiles import profile_device
 from edgetune.errors import UsageError
-from edgetune.speed.ranks import gradient_bytes, least_bandwidth, speed_up
+from edgetune.planning.defaults import ROWS
+from edgetune.speed.ranks import gradient_bytes, least_bandwidth, speed_up, step_seconds
 from edgetune.workflows.launching import meeting
+from edgetune.workflows.planning import PlanRequest, plan_for
 from edgetune.workflows.ranks import device_of, planned_device
 from edgetune.world import Place
 
@@ -93,6 +98,32 @@ def test_a_network_decides_whether_another_rank_helps() -> None:
     assert speed_up(8, 2) == 2
     assert least_bandwidth(gradient_bytes(40_000_000, 2), 62.7, 2) == pytest.approx(160e6 / 31.35)
     assert least_bandwidth(1000, 62.7, speed_up(1, 2)) is None
+
+
+def test_the_paper_plan_of_many_ranks_is_computed_from_the_terms_of_a_plan() -> None:
+    found = plan("llama-7b", device="rtx-4060-laptop", micro_batch=1, accumulation=ROWS)
+    row, trained = found.time.seconds_per_step / ROWS, found.choice.method.parameters(found.shape)
+    page = (Path(__file__).parents[2] / "docs" / "distributed.md").read_text()
+    lines = re.findall(r"\| (\d+) \| (\d+) Gbit/s \| (.*) \|", page)
+    assert len(lines) >= 4
+    for rows, gigabits, told in lines:
+        rate = int(gigabits) * 1e9 / 8
+        alone = step_seconds(row, int(rows), 1, 0, rate)
+        for ranks, times in zip((2, 8, 64, 512), told.split(" | "), strict=True):
+            sent = gradient_bytes(trained, ranks)
+            expected = alone / step_seconds(row, int(rows), ranks, sent, rate)
+            assert float(times) == pytest.approx(expected, rel=0.005, abs=0.05), (rows, ranks)
+
+
+def test_a_model_of_70_billion_parameters_is_planned_on_two_small_cards() -> None:
+    asked = PlanRequest(model="llama-3.1-70b", device="rtx-4060-laptop")
+    alone = plan_for(asked).plan
+    for rank in (0, 1):
+        found = plan_for(replace(asked, place=place(rank, local_world=1))).plan
+        assert found.choice.placement == alone.choice.placement == "disk"
+        assert found.memory.peak_bytes == alone.memory.peak_bytes
+        assert found.time.seconds_per_step == pytest.approx(alone.time.seconds_per_step / 2)
+        assert any("one rank alone is faster where" in reason for reason in found.reasons)
 
 
 def test_a_ring_sends_gradients_almost_twice() -> None:

@@ -109,12 +109,17 @@ def test_two_processes_train_what_one_does(data: Path, alone: Path, tmp_path: Pa
     assert report.count("<td>50%</td>") == 2
 
 
-def test_a_run_goes_on_with_another_number_of_processes(alone: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "ranks", [2, *(pytest.param(ranks, marks=pytest.mark.long) for ranks in (3, 4))]
+)
+def test_a_run_goes_on_with_another_number_of_processes(
+    alone: Path, tmp_path: Path, ranks: int
+) -> None:
     folder = tmp_path / "again"
     shutil.copytree(alone, folder, symlinks=True)
     shutil.rmtree(folder / "adapter")
     shutil.rmtree(folder / "checkpoints" / f"step-{STEPS:06}")
-    train("--resume", *QUICK, f"--output={folder}", "--nproc=2")
+    train("--resume", *QUICK, f"--output={folder}", f"--nproc={ranks}")
 
     assert_same(folder, alone)
 

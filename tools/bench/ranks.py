@@ -16,13 +16,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from math import ceil
 from pathlib import Path
 from statistics import median
 
 from edgetune.api import plan as make_plan
 from edgetune.planning.defaults import ROWS
-from edgetune.speed.ranks import gradient_bytes
+from edgetune.speed.ranks import gradient_bytes, step_seconds
 from edgetune.tensors.reader import read_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,8 +112,8 @@ def paper(model: str, device: str) -> None:
         for name, rate in NETWORKS.items():
             times = []
             for ranks in (1, 2, 8, 64, 512):
-                computed = one / ROWS * ceil(rows / ranks)
-                times.append((ranks, computed + gradient_bytes(trained, ranks) / rate))
+                sent = gradient_bytes(trained, ranks)
+                times.append((ranks, step_seconds(one / ROWS, rows, ranks, sent, rate)))
             alone = times[0][1]
             told = ", ".join(f"{ranks} ranks {alone / seconds:.1f}" for ranks, seconds in times[1:])
             print(f"{rows} rows a step, {name}: times as fast as one: {told}")
