@@ -25,7 +25,7 @@ input and of the widest output. Streamed blocks take two slots, made at opening.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -84,10 +84,11 @@ class Engine:
         *,
         scale: float,
         weigh: Weigh | None = None,
+        done: Callable[[int], None] | None = None,
     ) -> Sums:
         """Add ``scale`` times the gradient of the summed loss to the parameters' ``grad``.
 
-        ``weigh`` is told the losses of the loss tokens (N,), in order, and says how much each
+        ``done`` is told each block that has given its gradients, the last one first. ``weigh`` is told the losses of the loss tokens (N,), in order, and says how much each
         counts; without it each counts once.
         """
         layout, tokens, targets = self._layout(batch, method)
@@ -95,7 +96,7 @@ class Engine:
         saved, x = self._forward(tokens, layout, method)
         sums, *last = self._head_gradient(x, targets, method, scale, weigh)
         del x
-        grad = self._backward(saved, last, layout, method)
+        grad = self._backward(saved, last, layout, method, done)
         if method.trains_input:
             torch.autograd.backward(self.decoder.embed(tokens, layout, method), grad)
         return sums
@@ -215,6 +216,7 @@ class Engine:
         last: list[Tensor],
         layout: TokenLayout,
         method: Adaptation[Tensor],
+        done: Callable[[int], None] | None,
     ) -> Tensor:
         """Go through the blocks from the last to the first; each saved block is dropped when done.
 
@@ -235,6 +237,8 @@ class Engine:
             if block_input.grad is not None:
                 grad = block_input.grad
             del out, block_input
+            if done is not None:
+                done(layer)
         return grad
 
 

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from edgetune.world import World
 from edgetune_torch.out_of_memory import is_out_of_memory
-from edgetune_torch.world import TorchWorld
 
 PIECE = 4096
 """Numbers whose squares are added up in float32."""
@@ -51,18 +49,6 @@ class Gradients:
     def add_back(self, held: Tensor) -> None:
         """Add what was set aside."""
         self.flat += held
-
-    def add_up(self, world: World) -> None:
-        """Replace the gradients of this rank by their sums over all ranks."""
-        if world.size == 1:
-            return
-        if isinstance(world, TorchWorld):
-            world.add_tensor(self.flat)
-            return
-        host = self.flat.cpu()  # itself, where it is there already
-        world.add(host.numpy())
-        if host is not self.flat:
-            self.flat.copy_(host)
 
     def clip(self, longest: float) -> float:
         """Scale all gradients down to a global norm of ``longest``; return their norm before."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from math import isfinite
 
@@ -36,6 +36,7 @@ from edgetune.run_spec import RunSpec
 from edgetune.together import alike, in_halves, step_sums, together
 from edgetune.world import ALONE, World
 from edgetune_torch.engine import Engine
+from edgetune_torch.exchange import Exchange, pieces_of
 from edgetune_torch.generate import generate
 from edgetune_torch.gradients import Gradients
 from edgetune_torch.loss import Sums
@@ -78,6 +79,8 @@ class TorchSession:
         self._held = held
         self._gradients: Gradients | None = None
         self._attached = Attached[Adapted[Tensor]]()
+        sizes = {name: x.numel() for name, x in self.parameters.items()}
+        self._pieces = pieces_of(sizes, method.shape) if world.size > 1 else []
         self.optimizer = AdamW(
             spec.choice.optimizer, method.trained, method.rates, spec.training.weight_decay
         )
@@ -97,12 +100,15 @@ class TorchSession:
                 with together(world), out_of_memory():
                     gradients = self._prepared()
                     gradients.begin()
+                with together(world), out_of_memory():
                     scoring = self._scoring()
-                    own = self._accumulate(micro_batches, gradients, 1.0 / loss_tokens, scoring)
-                    update = self.optimizer.update(learning_rate, number)
+                    with self._exchanged(gradients) as done:
+                        own = self._accumulate(
+                            micro_batches, gradients, 1.0 / loss_tokens, scoring, done
+                        )
+                        update = self.optimizer.update(learning_rate, number)
                 with alike(world), out_of_memory():
                     loss, metrics = step_sums(world, own, loss_tokens, scoring)
-                    gradients.add_up(world)
                     norm = gradients.clip(self.spec.training.max_grad_norm)
                     if not (isfinite(loss) and isfinite(norm)):
                         raise DivergedError(f"loss {loss:.4g}, gradient norm {norm:.4g}")
@@ -243,7 +249,9 @@ class TorchSession:
         gradients: Gradients,
         scale: float,
         scoring: Scoring | None,
+        done: Callable[[int], None] | None,
     ) -> float:
+        """Add the gradients up and return the loss; ``done`` is told the blocks of the last of them."""
         if scoring is not None:
             still = self.method.drawing(None)
             micro_batches = scoring.begin(micro_batches, lambda b: self.engine.losses(b, still))
@@ -251,10 +259,27 @@ class TorchSession:
         def accumulate(batch: MicroBatch) -> float:
             weigh = None if scoring is None else scoring.weigh(batch)
             method = self.method.drawing(f"{self.spec.training.seed}:{self.steps}", batch.first)
-            return self.engine.gradients(batch, method, scale=scale, weigh=weigh).loss
+            told = done if batch is last else None
+            return self.engine.gradients(batch, method, scale=scale, weigh=weigh, done=told).loss
 
+        whole = micro_batches and not any(batch.halves for batch in micro_batches)
+        last = micro_batches[-1] if whole else None
         loss = in_halves(micro_batches, accumulate, gradients.set_aside, gradients.add_back)
         return loss if scoring is None else scoring.total.loss
+
+    @contextmanager
+    def _exchanged(self, gradients: Gradients) -> Iterator[Callable[[int], None] | None]:
+        """Add gradients up over the ranks, from when they are final on; yield whom to tell that."""
+        if self._world.size == 1:
+            yield None
+            return
+        exchange = Exchange(self._world, gradients.flat, self._pieces)
+        try:
+            yield exchange.done
+        except Exception:
+            exchange.finish()
+            raise
+        exchange.finish()
 
     def _scoring(self) -> Scoring | None:
         """Return what scores answers with nothing scored yet; None for plain language modelling."""

@@ -102,30 +102,27 @@ class TorchWorld:
         """Return the numbers of every rank; see :class:`edgetune.world.World`."""
         own = torch.tensor(numbers, dtype=torch.float64)
         found = [torch.empty_like(own) for _ in range(self.size)]
-        self._answered(lambda: dist.all_gather(found, own))
+        self.answered(lambda: dist.all_gather(found, own))
         return [tuple(each.tolist()) for each in found]
 
     def add(self, numbers: NDArray[np.float32]) -> None:
         """Replace an array by the sum over all ranks; see :class:`edgetune.world.World`."""
-        self._answered(lambda: self._add(torch.from_numpy(numbers)))
+        self.answered(lambda: self._add(torch.from_numpy(numbers)))
 
     def add_tensor(self, flat: Tensor) -> None:
-        """Replace a tensor (N,) by the sum over all ranks, from the host's memory or the card's."""
+        """Replace a tensor (N,) by the sum over all ranks, from the host's memory or the card's.
+
+        Whoever calls this in a thread asks :meth:`answered` what became of it.
+        """
         if not flat.is_cuda:
-            self._answered(lambda: self._add(flat))
+            self._add(flat)
         elif self._over == GLOO:
             host = flat.cpu()
-            self._answered(lambda: self._add(host))
+            self._add(host)
             flat.copy_(host)
         else:
-            torch.cuda.synchronize(flat.device)
-            self._answered(lambda: self._add_on_card(flat))
-
-    def _add_on_card(self, flat: Tensor) -> None:
-        """Do it in a thread, whose card is another one until it is told, and wait for it."""
-        with torch.cuda.device(flat.device):
-            self._add(flat)
-            torch.cuda.synchronize(flat.device)
+            with torch.cuda.device(flat.device):  # a thread begins with the first card
+                self._add(flat)
 
     def _add(self, flat: Tensor) -> None:
         """Replace a tensor (N,) by the sum over all ranks.
@@ -150,7 +147,7 @@ class TorchWorld:
         if self.rank == 0:
             held = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else held
         if len(held):
-            self._answered(lambda: dist.broadcast(held, 0))
+            self.answered(lambda: dist.broadcast(held, 0))
         return held.numpy().tobytes()
 
     def close(self) -> None:
@@ -158,7 +155,7 @@ class TorchWorld:
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def _answered(self, exchange: Callable[[], object]) -> None:
+    def answered(self, exchange: Callable[[], object]) -> None:
         """Exchange something, and name the ranks that are lost where that fails."""
         begun = time.perf_counter()
         try:
