@@ -170,6 +170,15 @@ class ModelShape:
         return frozenset(r.original_context for r in self.rotaries if r.scaling == "longrope")
 
     @cached_property
+    def forks(self) -> bool:
+        """Whether two continuations can share what is computed of the tokens before them.
+
+        They can where attention alone looks back, and no token's rotation depends on what follows.
+        """
+        alone = all(kind.attention is not None for kind in self.kinds)
+        return alone and not self.rotates_by_length
+
+    @cached_property
     def rotaries(self) -> frozenset[Rotary]:
         """The rotations of all layers."""
         rules = [rule for kind in self.kinds if (rule := kind.attention) is not None]

@@ -19,6 +19,7 @@ from edgetune.data.encode import Learned
 from edgetune.data.examples import Examples, RowLocations
 from edgetune.data.token_store import token_store_of
 from edgetune.methods.lora import Lora
+from edgetune.objectives import Rows
 from edgetune.shape import ModelShape
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -198,11 +199,11 @@ def answered(
     return Learned(tokens, [(len(prompt), len(tokens))], len(tokens) if desirable else 0)
 
 
-def examples_of(rows: Sequence[Learned]) -> Examples:
-    """Return rows as unpaired examples."""
+def examples_of(rows: Sequence[Learned], kind: Rows = "unpaired") -> Examples:
+    """Return rows as examples."""
     store = token_store_of(rows, range(1, len(rows) + 1))
     places = RowLocations(("rows:",), np.array([0, len(rows)]), store.lines)
-    return Examples.of(store, places, "unpaired")
+    return Examples.of(store, places, kind)
 
 
 def pairs(count: int, *, seed: int = 0, packed: int = 1, width: int = 48) -> MicroBatch:
@@ -225,3 +226,20 @@ def pairs(count: int, *, seed: int = 0, packed: int = 1, width: int = 48) -> Mic
     return MicroBatch(
         tokens=tokens, targets=targets, documents=tuple(map(tuple, lengths)), answers=answers
     )
+
+
+def paired_examples(count: int, *, seed: int = 0) -> Examples:
+    """Return random pairs as they are read from a file; the answers of some begin alike."""
+    draw, rows = np.random.default_rng(seed), []
+    for number in range(count):
+        prompt, alike = draw.integers(3, 97, 5 + 3 * (number % 3)), draw.integers(3, 97, number % 2)
+        better, worse = (
+            np.concatenate([alike, draw.integers(3, 97, size)])
+            for size in (4 + number % 3, 3 + number % 5)
+        )
+        rows.append(
+            answered(prompt, better, desirable=True).followed(
+                answered(prompt, worse, desirable=False)
+            )
+        )
+    return examples_of(rows, "pairs")

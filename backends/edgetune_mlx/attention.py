@@ -29,16 +29,20 @@ class Keys:
     ``documents`` (B, S) numbers the documents of rows that hold several, and ``positions``
     (B, S) start again with each: attention does too. The first ``before`` keys are none of the
     row's own: they stand at the first positions of every document, whose tokens come after.
+    ``trunks`` (B, S) has for each token the number of the tokens before it that it goes on from,
+    its own number where it goes on from none; None where none does.
     """
 
     documents: mx.array | None
     positions: mx.array
+    trunks: mx.array | None = None
     before: int = 0
 
     def of_rows(self, rows: slice) -> Keys:
         """Return the same for some rows."""
         documents = None if self.documents is None else self.documents[rows]
-        return replace(self, documents=documents, positions=self.positions[rows])
+        trunks = None if self.trunks is None else self.trunks[rows]
+        return replace(self, documents=documents, positions=self.positions[rows], trunks=trunks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,8 @@ def causal(attended: Attended[mx.array]) -> mx.array:
     With fewer queries than keys, the queries are the last ones.
     """
     q, k, v, rule, keys = attended.q, attended.k, attended.v, attended.rule, attended.keys
-    near = None if keys.before and keys.documents is not None else rule.window
+    apart = keys.trunks is not None or (keys.before and keys.documents is not None)
+    near = None if apart else rule.window  # keys within the window may be far back in the row
     pieces = tuple(_pieces(q.shape[2], k.shape[2], near))
     part = partial(
         _attend, rule=rule, keys=keys, offset=k.shape[2] - q.shape[2], sinks=attended.sinks
@@ -201,11 +206,14 @@ def _distance(piece: Piece, offset: int, keys: Keys) -> tuple[mx.array, mx.array
     if keys.documents is None:
         return distance, None
     every = key < keys.before
-    inside = keys.positions[:, None, piece.queries, None] - key
-    distance = mx.where(every, inside, distance)
     numbers = mx.pad(keys.documents, [(0, 0), (keys.before, 0)])[:, None, None, piece.keys]
     same = keys.documents[:, None, piece.queries, None] == numbers
-    return distance, every | same
+    inside = keys.positions[:, None, piece.queries, None] - key
+    if keys.trunks is not None:
+        same = same | (keys.trunks[:, None, piece.queries, None] == numbers)
+        places = mx.pad(keys.positions, [(0, 0), (keys.before, 0)])[:, None, None, piece.keys]
+        distance = keys.positions[:, None, piece.queries, None] - places
+    return mx.where(every, inside, distance), every | same
 
 
 def _within(distance: mx.array, window: int | None) -> mx.array:

@@ -19,7 +19,7 @@ from edgetune_mlx.token_layout import TokenLayout
 
 Function = Callable[..., Any]
 
-PLACES = ("positions", "documents", "lengths")
+PLACES = ("positions", "documents", "lengths", "trunks")
 """The arrays that say where tokens stand."""
 
 
@@ -101,6 +101,7 @@ class Blocks:
                 positions=places["positions"],
                 documents=places.get("documents"),
                 lengths=places.get("lengths"),
+                trunks=places.get("trunks"),
             )
             own = method.over(dict(zip(names, tensors, strict=True)))
             return self.decoder.block(layer, given[0], here, own)

@@ -11,6 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from edgetune.data.batch import MicroBatch
 from edgetune.data.virtual import computed
@@ -46,13 +47,16 @@ class TokenLayout:
     and has a cache, which is empty in the first pass; in those after it, each row has one token.
 
     ``context`` is a length that stands for those of all documents, as far as the rotation depends
-    on them; ``lengths`` (B, S) has each token's, where one cannot stand for all.
+    on them; ``lengths`` (B, S) has each token's, where one cannot stand for all. Where documents
+    go on from others, ``documents`` numbers the stretches of a row that are seen alike, and
+    ``trunks`` (B, S) is the number of the one that a token goes on from.
     """
 
     positions: mx.array
     documents: mx.array | None
     context: int
     lengths: mx.array | None = None
+    trunks: mx.array | None = None
     first: int | None = 0
     """Position of the first token of every row; None if they differ."""
     caches: Sequence[Cache] = ()
@@ -67,14 +71,18 @@ class TokenLayout:
         caches: Sequence[Cache] = (),
     ) -> TokenLayout:
         """Return where the tokens of a micro-batch stand, its placeholders included."""
+        if batch.shared and not shape.forks:
+            raise ValueError("documents of this model cannot go on from another one")
         before = np.array([[row.positions] for row in method.of_rows(len(batch.tokens))], np.int32)
         several = any(len(row) > 1 for row in batch.documents)
         alike = not several and len(np.unique(before)) == 1
         lengths = batch.lengths() + before
         reached = {shape.reached(int(length)) for length in np.unique(lengths[batch.lengths() > 0])}
+        numbers, trunks = _numbered(batch)
         return cls(
             positions=mx.array(batch.positions() + before),
-            documents=_numbered(batch) if several else None,
+            documents=mx.array(numbers) if several else None,
+            trunks=mx.array(trunks) if batch.shared else None,
             context=max(reached, default=1),
             lengths=mx.array(lengths) if len(reached) > 1 else None,
             first=int(before[0, 0]) if alike else None,
@@ -84,7 +92,7 @@ class TokenLayout:
     @property
     def keys(self) -> Keys:
         """Which keys the tokens see."""
-        return Keys(self.documents, self.positions)
+        return Keys(self.documents, self.positions, self.trunks)
 
     def rotate(self, x: mx.array, rotary: Rotary) -> mx.array:
         """Return x (B, heads, S, h) rotated by position."""
@@ -106,6 +114,7 @@ class TokenLayout:
             positions=self.positions[rows],
             documents=None if self.documents is None else self.documents[rows],
             lengths=None if self.lengths is None else self.lengths[rows],
+            trunks=None if self.trunks is None else self.trunks[rows],
             caches=self.caches[rows],
         )
 
@@ -122,9 +131,27 @@ def placed(
     return batch, TokenLayout.of(shape, batch, method, caches)
 
 
-def _numbered(batch: MicroBatch) -> mx.array:
-    """Return the number (B, S) of the document of each token; padding belongs to none."""
+def _numbered(batch: MicroBatch) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Return the numbers (B, S) of the document of each token, and of the one it goes on from.
+
+    Tokens that another document goes on from have a number of their own. Padding belongs to none.
+    """
     numbers = np.full(batch.tokens.shape, -1, np.int32)
-    for row, lengths in zip(numbers, batch.documents, strict=True):
-        row[: sum(lengths)] = np.repeat(np.arange(len(lengths)), lengths)
-    return mx.array(numbers)
+    trunks = numbers.copy()
+    for row, trunk, lengths, begins in zip(
+        numbers, trunks, batch.documents, batch.begins, strict=True
+    ):
+        start = root = 0
+        for number, (length, first) in enumerate(zip(lengths, begins, strict=True)):
+            row[start : start + length] = 2 * number
+            trunk[start : start + length] = 2 * number
+            if first:
+                shared = 2 * number + 1
+                row[root : root + first] = shared
+                same = slice(root, start)
+                trunk[same] = shared
+                trunk[start : start + length] = shared
+            else:
+                root = start
+            start += length
+    return numbers, trunks

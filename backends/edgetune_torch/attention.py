@@ -8,10 +8,9 @@ B rows, H heads, G key/value heads, S queries, K keys, h channels of a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,16 @@ from torch.utils.checkpoint import checkpoint
 
 from edgetune.network.ops import Attended
 from edgetune.shape import Attention
-from edgetune_torch.documents import Documents, followed, preceded
+from edgetune_torch.documents import (
+    Documents,
+    Shared,
+    Span,
+    followed,
+    longer,
+    preceded,
+    rows_of,
+)
+from edgetune_torch.flash import FusedOnCpu
 from edgetune_torch.precision import attends, attention_dtype
 
 QUERY_CHUNK = 256
@@ -30,15 +38,12 @@ QUERY_CHUNK = 256
 class Keys:
     """Which keys the queries of each row see: those before them in their document.
 
-    If ``cached``, there is one query, of the last key's token.
+    So are those that it goes on from. If ``cached``, there is one query, of the last key's token.
     """
 
     documents: Documents
+    shared: Shared = ()
     cached: bool = False
-
-
-Piece = tuple[slice, slice, slice]
-"""Rows, heads and positions of one attended document."""
 
 
 def attended_to(attended: Attended[Tensor]) -> Tensor:
@@ -46,7 +51,7 @@ def attended_to(attended: Attended[Tensor]) -> Tensor:
     q, k, v, keys = attended.q, attended.k, attended.v, attended.keys
     if keys.cached:
         return causal(q, k, v, attended.rule, attended.sinks)
-    return attend(q, k, v, attended.rule, keys.documents, attended.sinks)
+    return attend(q, k, v, attended.rule, keys.documents, attended.sinks, keys.shared)
 
 
 def attended_behind(attended: Attended[Tensor], k: Tensor, v: Tensor) -> Tensor:
@@ -55,19 +60,20 @@ def attended_behind(attended: Attended[Tensor], k: Tensor, v: Tensor) -> Tensor:
     They are preceded by as many queries that nobody reads: attention stays square and causal,
     and needs no mask.
     """
-    q, documents, length = attended.q, attended.keys.documents, k.shape[2]
-    if attended.keys.cached:
+    q, own, length = attended.q, attended.keys, k.shape[2]
+    if own.cached:
         keys, values = torch.cat((k, attended.k), 2), torch.cat((v, attended.v), 2)
         return causal(q, keys, values, attended.rule, attended.sinks)
     nothing = q.new_zeros(1, q.shape[1], length, q.shape[3])
-    longer = replace(
+    documents = own.documents, own.shared
+    whole = replace(
         attended,
-        q=preceded(q, nothing, documents),
-        k=preceded(attended.k, k, documents),
-        v=preceded(attended.v, v, documents),
-        keys=Keys(tuple(tuple(size + length for size in row) for row in documents)),
+        q=preceded(q, nothing, *documents),
+        k=preceded(attended.k, k, *documents),
+        v=preceded(attended.v, v, *documents),
+        keys=Keys(*longer(*documents, length)),
     )
-    return followed(attended_to(longer), length, documents, q.shape[2])
+    return followed(attended_to(whole), length, *documents, q.shape[2])
 
 
 def attend_all(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -85,20 +91,21 @@ def attend(
     rule: Attention,
     documents: Documents,
     sinks: Tensor | None = None,
+    shared: Shared = (),
 ) -> Tensor:
     """Return the attention output (B, H, S, h) for q (B, H, S, h) and k, v (B, G, S, h).
 
-    Attention restarts with each document; padding behind the documents gets zeros if a row
-    holds several of them, and values that nobody reads otherwise.
+    Attention restarts with each document, or goes on from what it shares; padding behind the
+    documents gets zeros if a row holds several of them, and values that nobody reads otherwise.
     """
     if _fused(rule, q.shape[2], q) and q.device.type == "cpu":
-        out: Tensor = FusedOnCpu.apply(q, k, v, rule.scale, documents)  # type: ignore[no-untyped-call]
+        out: Tensor = FusedOnCpu.apply(q, k, v, rule.scale, documents, shared)  # type: ignore[no-untyped-call]
         return out
     if all(len(row) <= 1 for row in documents):
         return causal(q, k, v, rule, sinks)
     rows = [
-        _row(q[i : i + 1], k[i : i + 1], v[i : i + 1], rule, lengths, sinks)
-        for i, lengths in enumerate(documents)
+        _row(q[i : i + 1], k[i : i + 1], v[i : i + 1], rule, row, sinks)
+        for i, row in rows_of(documents, shared)
     ]
     return torch.cat(rows)
 
@@ -115,76 +122,9 @@ def causal(q: Tensor, k: Tensor, v: Tensor, rule: Attention, sinks: Tensor | Non
     return torch.cat(_chunks(q, k, v, rule, sinks), dim=2)
 
 
-class FusedOnCpu(torch.autograd.Function):
-    """The CPU's flash attention in float32, row by row or document by document.
-
-    Saves q, k, v, the output (which the next projection saves too) and one float a query. What is
-    narrower is widened a piece at a time.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, documents: Documents
-    ) -> Tensor:
-        """Return the output (B, H, S, h), laid out (B, S, H, h)."""
-        dtype, ctx.scale = attention_dtype(q.dtype, q.device), scale
-        ctx.pieces = _pieces(documents, apart=dtype != q.dtype)
-        out, sums = _laid_out(q), []
-        for piece in ctx.pieces:
-            part, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                *(x[piece].to(dtype) for x in (q, k, v)), 0.0, True, scale=scale
-            )
-            out[piece] = part
-            del part  # it must not live on beside the next piece
-            sums.append(log_sum)
-        ctx.save_for_backward(q, k, v, out, *sums)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        """Return the gradients of q, k and v."""
-        q, k, v, out, *sums = ctx.saved_tensors
-        dtype, results = attention_dtype(q.dtype, q.device), tuple(map(_laid_out, (q, k, v)))
-        for piece, log_sum in zip(ctx.pieces, sums, strict=True):
-            wide = [x[piece].to(dtype) for x in (grads[0], q, k, v, out)]
-            parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                *wide, log_sum, 0.0, True, scale=ctx.scale
-            )
-            for result, part in zip(results, parts, strict=True):
-                result[piece] = part
-            del wide, parts, part
-        return (*results, None, None)
-
-
 def _fused(rule: Attention, keys: int, q: Tensor) -> bool:
     plain = rule.softcap is None and not rule.slopes and rule.sinks is None
     return plain and (rule.window is None or rule.window >= keys) and attends(q.dtype, q.device)
-
-
-def _pieces(documents: Documents, *, apart: bool) -> list[Piece]:
-    """Return the documents; rows of one document each go together unless ``apart``, padding too."""
-    everything = slice(None)
-    if all(len(row) <= 1 for row in documents):
-        rows = [slice(row, row + 1) for row in range(len(documents))] if apart else [everything]
-        return [(row, everything, everything) for row in rows]
-    return [
-        (slice(row, row + 1), everything, span)
-        for row, lengths in enumerate(documents)
-        for span in _spans(lengths)
-    ]
-
-
-def _spans(lengths: tuple[int, ...]) -> Iterator[slice]:
-    start = 0
-    for length in lengths:
-        yield slice(start, start + length)
-        start += length
-
-
-def _laid_out(x: Tensor) -> Tensor:
-    """Return zeros like x (B, H, S, h) that can be flattened to (B, S, H h) without a copy."""
-    rows, heads, positions, size = x.shape
-    return x.new_zeros(rows, positions, heads, size).transpose(1, 2)
 
 
 def _row(
@@ -192,14 +132,46 @@ def _row(
     k: Tensor,
     v: Tensor,
     rule: Attention,
-    lengths: tuple[int, ...],
+    row: list[Span],
     sinks: Tensor | None,
 ) -> Tensor:
-    spans = list(_spans(lengths))
-    parts = [causal(q[:, :, span], k[:, :, span], v[:, :, span], rule, sinks) for span in spans]
-    if sum(lengths) < q.shape[2]:
-        parts.append(torch.zeros_like(q[:, :, sum(lengths) :]))
+    parts = [_document(q, k, v, rule, span, sinks) for span in row]
+    stop = row[-1].own.stop if row else 0
+    if stop < q.shape[2]:
+        parts.append(torch.zeros_like(q[:, :, stop:]))
     return torch.cat(parts, dim=2)
+
+
+def _document(
+    q: Tensor, k: Tensor, v: Tensor, rule: Attention, span: Span, sinks: Tensor | None
+) -> Tensor:
+    own = q[:, :, span.own], k[:, :, span.own], v[:, :, span.own]
+    if span.trunk is None:
+        return causal(*own, rule, sinks)
+    inputs = (*own, k[:, :, span.trunk], v[:, :, span.trunk])
+    if _fused(rule, span.trunk.stop - span.trunk.start + own[0].shape[2], q):
+        return _recomputed(partial(_behind, rule=rule), *inputs)
+    keys, values = (
+        torch.cat((before, x), 2) for x, before in zip(own[1:], inputs[3:], strict=True)
+    )
+    return causal(own[0], keys, values, rule, sinks)
+
+
+def _behind(
+    q: Tensor, k: Tensor, v: Tensor, k_before: Tensor, v_before: Tensor, *, rule: Attention
+) -> Tensor:
+    """Return attention by the kernel to more keys than queries: it wants as many, and gets zeros."""
+    length = k_before.shape[2]
+    k, v = torch.cat((k_before, k), 2), torch.cat((v_before, v), 2)
+    return causal(F.pad(q, (0, 0, length, 0)), k, v, rule)[:, :, length:]
+
+
+def _recomputed(part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Return a part of the output that is computed again in the backward pass and not kept."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        out: Tensor = checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return out
+    return part(*inputs)
 
 
 def _chunks(q: Tensor, k: Tensor, v: Tensor, rule: Attention, sinks: Tensor | None) -> list[Tensor]:
@@ -217,10 +189,7 @@ def _chunks(q: Tensor, k: Tensor, v: Tensor, rule: Attention, sinks: Tensor | No
             _explicit, rule=rule, shift=offset + start - first, sinks=sinks
         )
         inputs = (q[:, :, start:stop], k[:, :, first:last], v[:, :, first:last])
-        if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-            outputs.append(checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False))
-        else:
-            outputs.append(part(*inputs))
+        outputs.append(_recomputed(part, *inputs))
     return outputs
 
 

@@ -90,9 +90,12 @@ def live_peaks(
     choice: Choice,
     documents: tuple[int, ...] | None = None,
     live: LiveBytes | None = None,
+    *,
+    shared: tuple[int, ...] = (),
 ) -> dict[str, int]:
     """Return the peaks of training and of evaluation; ``documents`` are the lengths in a row.
 
+    ``shared`` are the tokens that each of them goes on from.
     Gradients and the optimizer's state are there from the first step on, and a second
     micro-batch finds what the first one found, so that one is enough.
     """
@@ -100,7 +103,7 @@ def live_peaks(
     live = live or LiveBytes()
     with FakeTensorMode(allow_non_fake_inputs=True), live:
         engine, method = fake_engine(shape, choice), fake_method(shape, choice)
-        batch = full_batch(choice.micro_batch, choice.context, shape.vocabulary, documents)
+        batch = full_batch(choice.micro_batch, choice.context, shape.vocabulary, documents, shared)
         gradients = Gradients(method.trained)
         optimizer = AdamW(choice.optimizer, method.trained, method.rates, 0.0)
         optimizer.prepare()

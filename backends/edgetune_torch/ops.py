@@ -122,7 +122,7 @@ class TorchOps:
 
     def keys(self) -> Keys:
         """Return the documents of each row."""
-        return Keys(self.layout.documents)
+        return Keys(self.layout.documents, self.layout.shared)
 
     def attend(
         self, attended: Attended[Tensor], before: tuple[Tensor, Tensor] | None = None
@@ -171,7 +171,7 @@ class TorchOps:
         keys, values = cache.keys[self.layer], cache.values[self.layer]
         keys[:, :, start:stop] = attended.k[:, :, :count]
         values[:, :, start:stop] = attended.v[:, :, :count]
-        seen = Keys(attended.keys.documents, cached=True)
+        seen = replace(attended.keys, cached=True)
         return attended.with_keys(keys[:, :, :stop], values[:, :, :stop], seen)
 
     def first_pass(self) -> bool:
@@ -334,7 +334,8 @@ class TorchOps:
     def attended_rows(self, attended: Attended[Tensor], rows: slice) -> Attended[Tensor]:
         """Return the attention of some rows."""
         q, k, v = (x[rows] for x in (attended.q, attended.k, attended.v))
-        keys = replace(attended.keys, documents=attended.keys.documents[rows])
+        own = attended.keys
+        keys = replace(own, documents=own.documents[rows], shared=own.shared[rows])
         return replace(attended, q=q, k=k, v=v, keys=keys)
 
     def concatenated(self, parts: Sequence[Tensor]) -> Tensor:

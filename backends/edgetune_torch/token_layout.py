@@ -17,7 +17,7 @@ from edgetune.data.batch import MicroBatch
 from edgetune.data.virtual import computed
 from edgetune.network.adaptation import Adaptation
 from edgetune.shape import ModelShape, Rotary
-from edgetune_torch.documents import Documents
+from edgetune_torch.documents import Documents, Shared
 from edgetune_torch.rotary import cos_sin
 
 
@@ -39,6 +39,7 @@ class Cache:
 class TokenLayout:
     """Where the tokens of a micro-batch stand: positions (B, S) and documents a row.
 
+    ``shared`` says what documents go on from.
     ``lengths`` (B, S) are those of the tokens' documents, where the rotation depends on them.
     In generation each row is one document and has a cache, which is empty in the first pass;
     in those after it, each row has one token.
@@ -46,6 +47,7 @@ class TokenLayout:
 
     positions: Tensor
     documents: Documents
+    shared: Shared = ()
     dtype: torch.dtype
     lengths: Tensor | None = None
     caches: Sequence[Cache] = ()
@@ -62,7 +64,7 @@ class TokenLayout:
         lengths = None if self.lengths is None else self.lengths[rows]
         return replace(
             self, positions=self.positions[rows], documents=self.documents[rows], lengths=lengths,
-            caches=self.caches[rows], _tables={},
+            shared=self.shared[rows], caches=self.caches[rows], _tables={},
         )  # fmt: skip
 
 
@@ -75,6 +77,8 @@ def placed(
     caches: Sequence[Cache] = (),
 ) -> tuple[MicroBatch, TokenLayout]:
     """Return a micro-batch with the placeholders that its rows want, and where its tokens stand."""
+    if batch.shared and not shape.forks:
+        raise ValueError("documents of this model cannot go on from another one")
     each = method.of_rows(len(batch.tokens))
     batch = computed(batch, [one.virtual_tokens for one in each])
     before = np.array([[one.positions] for one in each], np.int32)
@@ -82,6 +86,7 @@ def placed(
     return batch, TokenLayout(
         positions=torch.from_numpy(batch.positions() + before).to(device),
         documents=batch.documents,
+        shared=batch.shared,
         dtype=dtype,
         lengths=None if lengths is None else torch.from_numpy(lengths).to(device),
         caches=caches,

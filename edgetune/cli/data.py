@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from edgetune.data import ShownRow, review, show_rows
 from edgetune.errors import UsageError
 from edgetune.escapes import plain
 from edgetune.model import resolve
-from edgetune.settings.spec import Training
+from edgetune.planning.sharing import sharing_for
+from edgetune.settings.spec import Training, values
 from edgetune.workflows.planning import read_rows
 
 
@@ -84,6 +86,9 @@ def check(
     source = resolve(model)
     if source.taken_as is not None:
         say(source.taken_as)
+    sharing = sharing_for(source.shape, {}, values(training))
+    if sharing is not None:
+        training = replace(training, share_prompts=sharing.value)
     with reading_bar() as report:
         tokenizer, dataset = read_rows(source, file, training, report)
     if context is not None:

@@ -28,7 +28,9 @@ class MicroBatch:
     zero with each document. ``answers`` says of each document what it is to an objective over
     whole answers; empty for plain language modelling. ``first`` is the number of its first row
     within the step, from which dropout is drawn, and ``halves`` says where its gradients are added:
-    in which half of this rank's part of the step, in which half of that half, …
+    in which half of this rank's part of the step, in which half of that half, … ``shared`` says of
+    each document how many tokens it goes on from: the first ones of the document before it, which
+    it reads as its own and which are not under loss; empty where no document does.
     """
 
     tokens: NDArray[np.int32]
@@ -37,6 +39,7 @@ class MicroBatch:
     answers: tuple[tuple[AnswerKind, ...], ...] = ()
     first: int = 0
     halves: tuple[int, ...] = ()
+    shared: tuple[tuple[int, ...], ...] = ()
 
     @property
     def kinds(self) -> tuple[AnswerKind, ...]:
@@ -58,13 +61,18 @@ class MicroBatch:
         """Number of positions that are not padding."""
         return sum(sum(row) for row in self.documents)
 
+    @property
+    def begins(self) -> tuple[tuple[int, ...], ...]:
+        """The position of each document's first token: behind those that it shares."""
+        return self.shared or tuple((0,) * len(row) for row in self.documents)
+
     def positions(self) -> NDArray[np.int32]:
         """Return the position of every token in its document, (B, S) int32; 0 for padding."""
         positions = np.zeros_like(self.tokens)
-        for row, lengths in zip(positions, self.documents, strict=True):
+        for row, lengths, begins in zip(positions, self.documents, self.begins, strict=True):
             start = 0
-            for length in lengths:
-                row[start : start + length] = np.arange(length, dtype=np.int32)
+            for length, first in zip(lengths, begins, strict=True):
+                row[start : start + length] = np.arange(first, first + length, dtype=np.int32)
                 start += length
         return positions
 
@@ -104,6 +112,7 @@ class MicroBatch:
             documents=self.documents[start:stop],
             answers=self.answers[start:stop],
             first=self.first + start,
+            shared=self.shared[start:stop],
         )
 
 
@@ -128,11 +137,21 @@ def prompt_batch(prompts: Sequence[Sequence[int]]) -> MicroBatch:
 
 
 def full_batch(
-    rows: int, context: int, vocabulary: int, documents: tuple[int, ...] | None = None
+    rows: int,
+    context: int,
+    vocabulary: int,
+    documents: tuple[int, ...] | None = None,
+    shared: tuple[int, ...] = (),
 ) -> MicroBatch:
     """Return rows that are full and all under loss: the most that a step can be given.
 
-    ``documents`` are the lengths of the documents in each row, one by default.
+    ``documents`` are the lengths of the documents in each row, one by default, and ``shared`` what
+    each goes on from.
     """
     tokens = np.arange(rows * context, dtype=np.int32).reshape(rows, context) % vocabulary
-    return MicroBatch(tokens=tokens, targets=tokens, documents=(documents or (context,),) * rows)
+    return MicroBatch(
+        tokens=tokens,
+        targets=tokens,
+        documents=(documents or (context,),) * rows,
+        shared=(shared,) * rows if any(shared) else (),
+    )

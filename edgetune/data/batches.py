@@ -236,7 +236,13 @@ def micro_batch_of(examples: Examples, schedule: Schedule, index: int) -> MicroB
 
 
 def _piece(examples: Examples, index: int) -> Piece:
-    return Piece(*examples[index], *examples.documents(index))
+    (tokens, mask), shared = examples[index], int(examples.shared[index])
+    sizes, kinds = examples.documents(index)
+    if not shared:
+        return Piece(tokens, mask, sizes, kinds)
+    first, second = sizes
+    own = np.delete(np.arange(len(tokens)), slice(first, first + shared))
+    return Piece(tokens[own], mask[own], (first, second - shared), kinds, shared)
 
 
 def _check(examples: Examples, context: int) -> None:

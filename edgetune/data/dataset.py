@@ -31,8 +31,8 @@ from edgetune.objectives import Rows
 class Dataset:
     """Examples to train on and to validate with, and their receipt.
 
-    ``lengths`` (rows,) are the tokens of every row as it came, for the planner; ``unfitted`` is
-    the dataset before a length rule, None if none was applied. ``fingerprint`` changes with the
+    ``lengths`` (rows,) are the tokens of every row as it came, for the planner, those that answers
+    share counted once; ``unfitted`` is the dataset before a length rule, None if none was applied. ``fingerprint`` changes with the
     rows, the tokenizer, the template or any option.
     """
 
@@ -85,6 +85,7 @@ def read_dataset(
     fields: Mapping[str, str] | None = None,
     kind: Rows | None = None,
     label_names: tuple[str, ...] = (),
+    share_prompts: bool = False,
     report: Report | None = None,
     processes: int | None = None,
 ) -> Dataset:
@@ -94,7 +95,8 @@ def read_dataset(
     to split texts and to refuse other rows, unless ``long_rows`` says otherwise. ``fields``
     maps the fields of a format to the columns of the file. ``kind`` says what rows are to an
     objective over answers, None for plain answers. ``label_names`` are those of labels
-    that are numbers, else those that the files declare. ``validation_data`` is a file or
+    that are numbers, else those that the files declare. ``share_prompts`` lets both answers of a
+    pair share the tokens of their prompt. ``validation_data`` is a file or
     folder to validate with, in place of a share; so are the files of a folder whose names say so,
     unless ``by_name`` is false. ``report`` is told how far reading has come, ``processes`` do it
     (default: by the size of the files and the cores).
@@ -118,13 +120,16 @@ def read_dataset(
         label_names=label_names or declared_names(found.sources, column),
     )
     reading = read_rows(found.sources, options, report or _tell_nobody)
+    if share_prompts and kind == "pairs":
+        reading = replace(reading, examples=reading.examples.sharing_prompts())
     _check_labels(reading.format, label_names, loss_on, long_rows)
     splits = split(reading, found, validation, seed)
     train, validated = (reading.examples.take(rows) for rows in (splits.train, splits.validation))
     split_into = found.validation, len(train), len(validated)
     fingerprint = _hash(
-        sha256(reading.digests.data).hexdigest(), loss_on, validation, split_into, seed
-    )
+        sha256(reading.digests.data).hexdigest(), loss_on, validation, split_into, seed,
+        *(["prompts shared"] if share_prompts else []),
+    )  # fmt: skip
     dataset = Dataset(
         train=train,
         validation=validated,

@@ -44,7 +44,9 @@ class Examples:
     ``loss_tokens`` (N,) how many of them are learned, ``rows`` (N,) the row that it is from.
     ``kind`` says what an example is to an objective over answers, None for plain answers. The
     first ``firsts`` (N,) tokens of an example are the document with the better answer, what follows
-    them that with the worse one: of unpaired answers there may be one of the two.
+    them that with the worse one: of unpaired answers there may be one of the two. The first
+    ``shared`` (N,) tokens of both documents are the same and computed once: ``lengths`` count them
+    once, and the rows of ``tokens`` hold them twice.
     The first token of an example is never learned: nothing comes before it to predict it from.
     """
 
@@ -55,6 +57,7 @@ class Examples:
     loss_tokens: Counts
     rows: Counts
     firsts: Counts
+    shared: Counts
     locations: RowLocations
     kind: Rows | None = None
 
@@ -70,6 +73,7 @@ class Examples:
             columns.loss_tokens,
             np.arange(len(columns), dtype=np.int32),
             columns.firsts,
+            np.zeros(len(columns), np.int32),
             locations,
             kind,
         )
@@ -79,10 +83,11 @@ class Examples:
         return len(self.starts)
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """Return the tokens and the loss mask of one example."""
+        """Return the tokens and the loss mask of one example, its documents whole."""
         if not 0 <= index < len(self):
             raise IndexError(f"No example {index}; there are {len(self)}.")
-        part = slice(self.starts[index], self.starts[index] + self.lengths[index])
+        length = self.lengths[index] + self.shared[index]
+        part = slice(self.starts[index], self.starts[index] + length)
         mask = np.array(self.mask[part])
         mask[:1] = False
         return np.asarray(self.tokens[part]), mask
@@ -112,7 +117,7 @@ class Examples:
 
     def documents(self, index: int) -> tuple[tuple[int, ...], tuple[AnswerKind, ...]]:
         """Return the lengths of an example's documents, and what each is to an objective."""
-        length, first = int(self.lengths[index]), int(self.firsts[index])
+        length, first = int(self.lengths[index] + self.shared[index]), int(self.firsts[index])
         if self.kind is None:
             return (length,), ()
         sizes: tuple[tuple[int, AnswerKind], ...] = (first, "chosen"), (length - first, "rejected")
@@ -137,7 +142,24 @@ class Examples:
             loss_tokens=self.loss_tokens[order],
             rows=self.rows[order],
             firsts=self.firsts[order],
+            shared=self.shared[order],
         )
+
+    def sharing_prompts(self) -> Examples:
+        """Return pairs whose documents share their beginning.
+
+        Each document keeps the token before its first learned one for itself: it says what comes
+        next, which is not the same in both.
+        """
+        shared = np.array([self._shared(index) for index in range(len(self))], np.int32)
+        return replace(self, shared=shared, lengths=self.lengths - shared)
+
+    def _shared(self, index: int) -> int:
+        """Return how many tokens the documents of a pair can share."""
+        (tokens, mask), first = self[index], int(self.firsts[index])
+        before = max(0, min(int(mask[:first].argmax()), int(mask[first:].argmax())) - 1)
+        different = tokens[:before] != tokens[first : first + before]
+        return int(different.argmax()) if different.any() else before
 
     def slices(self, starts: Integers, lengths: Counts, origins: Integers) -> Examples:
         """Return parts of the examples; ``origins`` names the example each is from."""

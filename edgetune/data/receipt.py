@@ -52,7 +52,9 @@ class Receipt:
     counts the tokens of both. ``padding`` is the share of positions that are padding, None before
     batches are known. ``prompt_cut`` is the end of the template's generation prompt that no answer
     was trained after. ``answers`` are percentiles of the learned tokens of chosen and of rejected
-    answers, where rows are pairs, or of desirable and undesirable ones. ``labels`` counts the rows of each label that are ``trained`` and
+    answers, where rows are pairs, or of desirable and undesirable ones. ``shared`` counts the tokens
+    of prompts that both answers of a trained pair share; ``tokens`` and ``lengths`` have them once.
+    ``labels`` counts the rows of each label that are ``trained`` and
     for ``validation``; ``label_names`` are those of labels that were numbers.
     """
 
@@ -85,6 +87,7 @@ class Receipt:
     answers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     label_names: tuple[str, ...] = ()
+    shared: int = 0
 
     def with_padding(self, padding: float) -> Receipt:
         """Return the receipt with the share of padding, once batches are known."""
@@ -107,6 +110,12 @@ class Receipt:
         yield "Rows", self._rows()
         yield from self._dropped()
         yield "Tokens", f"{self.tokens:,}, of which {self.loss_tokens:,} are learned ({self._on()})"
+        if self.shared:
+            share = self.shared / (self.tokens + self.shared)
+            yield (
+                "Prompts",
+                f"{self.shared:,} tokens computed once for both answers ({share:.0%} less)",
+            )
         yield "Lengths", ", ".join(f"{name} {value:,}" for name, value in self.lengths.items())
         for name, lengths in self.answers.items():
             shown = ", ".join(f"{share} {value:,}" for share, value in lengths.items()) or "none"

@@ -139,6 +139,7 @@ def with_split(receipt: Receipt, train: Examples, validation: Examples) -> Recei
         examples_validation=len(validation),
         tokens=train.token_count,
         loss_tokens=int(train.loss_tokens.sum(dtype=np.int64)),
+        shared=int(train.shared.sum(dtype=np.int64)),
     )
 
 

@@ -16,12 +16,19 @@ class Piece(NamedTuple):
     """What is put into a row as a whole: tokens (T,), which of them are learned (T,).
 
     ``lengths`` are those of its documents, ``kinds`` what each is to an objective over answers.
+    The second document goes on from the first ``shared`` tokens of the first one.
     """
 
     tokens: NDArray[np.int32]
     mask: NDArray[np.bool_]
     lengths: tuple[int, ...]
     kinds: tuple[AnswerKind, ...] = ()
+    shared: int = 0
+
+    @property
+    def begins(self) -> tuple[int, ...]:
+        """How many tokens each of the documents goes on from."""
+        return tuple(self.shared if number else 0 for number in range(len(self.lengths)))
 
 
 def micro_batch_from(rows: Sequence[Sequence[Piece]], width: int) -> MicroBatch:
@@ -37,9 +44,11 @@ def micro_batch_from(rows: Sequence[Sequence[Piece]], width: int) -> MicroBatch:
             targets[number, start : stop - 1] = learned
             start = stop
     answers = tuple(tuple(kind for piece in row for kind in piece.kinds) for row in rows)
+    shared = tuple(tuple(n for piece in row for n in piece.begins) for row in rows)
     return MicroBatch(
         tokens=tokens,
         targets=targets,
         documents=tuple(tuple(n for piece in row for n in piece.lengths) for row in rows),
         answers=answers if any(answers) else (),
+        shared=shared if any(map(any, shared)) else (),
     )

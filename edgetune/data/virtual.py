@@ -24,21 +24,30 @@ def computed(batch: MicroBatch, counts: Sequence[int]) -> MicroBatch:
 def with_virtual_tokens(batch: MicroBatch, counts: Sequence[int]) -> MicroBatch:
     """Return a micro-batch with placeholders before each document, without loss.
 
-    ``counts`` says for each row how many. All rows grow to the length of the longest.
+    ``counts`` says for each row how many. A document that goes on from another one has its
+    placeholders there. All rows grow to the length of the longest.
     """
     if not any(counts):
         return batch
-    grown = [count * max(1, len(row)) for count, row in zip(counts, batch.documents, strict=True)]
+    added = [
+        tuple(0 if first else count for first in begins)
+        for count, begins in zip(counts, batch.begins, strict=True)
+    ]
+    grown = [max(count, sum(row)) for count, row in zip(counts, added, strict=True)]
     tokens = np.full((len(counts), batch.tokens.shape[1] + max(grown)), PLACEHOLDER, np.int32)
     targets = np.full_like(tokens, IGNORED)
-    for row, (count, lengths) in enumerate(zip(counts, batch.documents, strict=True)):
-        for index, stop in enumerate(accumulate(lengths)):
-            source = slice(stop - lengths[index], stop)
-            place = slice(source.start + count * (index + 1), stop + count * (index + 1))
+    for row, (lengths, counted) in enumerate(zip(batch.documents, added, strict=True)):
+        shifts = accumulate(counted)
+        for length, stop, shift in zip(lengths, accumulate(lengths), shifts, strict=True):
+            source, place = slice(stop - length, stop), slice(stop - length + shift, stop + shift)
             tokens[row, place] = batch.tokens[row, source]
             targets[row, place] = batch.targets[row, source]
     documents = tuple(
-        tuple(length + count for length in row)
-        for count, row in zip(counts, batch.documents, strict=True)
+        tuple(map(sum, zip(lengths, counted, strict=True)))
+        for lengths, counted in zip(batch.documents, added, strict=True)
     )
-    return replace(batch, tokens=tokens, targets=targets, documents=documents)
+    shared = tuple(
+        tuple(first and first + count for first in begins)
+        for count, begins in zip(counts, batch.shared, strict=False)
+    )
+    return replace(batch, tokens=tokens, targets=targets, documents=documents, shared=shared)

@@ -39,19 +39,30 @@ class Attending(Fused):
         ratio = self.batch.attended / q.width
         queries, keys = (int(x.nbytes * ratio) // pieces for x in (q, k))
         wide = queries + 2 * keys if wider else 0
+        padded = self._padded(q, k)
         storage, sizes = self.new(q.nbytes), (q.nbytes, k.nbytes, v.nbytes)
         sums = self.new(FLOAT32_BYTES * q.numbers // q.shape[-1])
-        ledger.transient(queries, wide)
+        parts = 2 if self.batch.forked else 1  # of a document that goes on from another one
+        ledger.transient(parts * queries, wide + padded)
 
         def back(_: list[Gradient]) -> Sequence[Gradient]:
             made = [self.new(size) for size in sizes]
-            again = wide + 2 * queries if wider else 0
+            again = (wide + 2 * queries if wider else 0) + 2 * padded
             ledger.transient(queries + 2 * keys, again)
             return made
 
         return self.tape.made(
             q.shape, q.width, (q, k, v), back, storage=storage, saved=(q, k, v, storage, sums)
         )
+
+    def _padded(self, q: Sized, k: Sized) -> int:
+        """Return the bytes of a document with what it goes on from, where a card's kernel wants it.
+
+        It is given as many queries as keys, and computed again on the way back.
+        """
+        if not self.batch.forked or self.batch.keeps_scratch:
+            return 0
+        return 2 * (q.nbytes + k.nbytes) // q.shape[0]
 
     def _chunks(self, q: Sized, k: Sized, v: Sized, rule: Attention) -> Sized:
         """Attend a chunk of queries at a time to the keys that it can see.
@@ -63,6 +74,8 @@ class Attending(Fused):
         sees_all = window is None or last < window
         q, v = self._strewing(q, "heads"), self._strewing(v, "heads")
         k = self._strewing(k, "channels" if sees_all and k.shape[0] > 1 else "heads")
+        if self.batch.forked:
+            k, v = self._behind_others(k), self._behind_others(v)
         outputs = []
         for start in range(0, positions, QUERY_CHUNK):
             stop = min(start + QUERY_CHUNK, positions)
@@ -76,6 +89,14 @@ class Attending(Fused):
         if count == positions:
             return x
         return self.sliced(x, (rows, heads, count, size), heads_apart=x.heads_apart)
+
+    def _behind_others(self, x: Sized) -> Sized:
+        """Return keys or values as documents see them that go on from others: copies beside x."""
+        size = x.nbytes
+        return self.tape.made(
+            x.shape, x.width, (x,), lambda _: (self.new(size),), saved=(x,),
+            heads_apart=x.heads_apart,
+        )  # fmt: skip
 
     def _strewing(self, x: Sized, first: Order) -> Sized:
         """Return x, whose gradient will be in another order."""

@@ -103,7 +103,7 @@ def _piece(heads: Heads, rows: BatchShape, copies: int) -> int:
 
     Scores that are capped are made by plain operations, in float32.
     """
-    window = rows.context if heads.rule.window is None else heads.rule.window
+    window = rows.context if heads.rule.window is None or rows.forked else heads.rule.window
     ends = [*range(QUERY_CHUNK, rows.context, QUERY_CHUNK), rows.context]
     held: list[int] = []
     for end in ends:
@@ -118,6 +118,9 @@ def _piece(heads: Heads, rows: BatchShape, copies: int) -> int:
         scores = seen * heads.count * score
         masked = seen if rows.documents > 1 else queries * keys
         mask = masked * (SEEN + (DISTANCE if len(ends) > 1 else 0))  # that of the next piece
+        mask += (
+            masked * (SEEN + DISTANCE) if rows.forked else 0
+        )  # what goes on from other documents
         own = rows.batch * heads.queries * rows.width
         made = end - queries  # by the pieces before
         held.append(scores + mask + own * (max(1, copies - 1) * queries + made))

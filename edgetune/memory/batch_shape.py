@@ -82,6 +82,8 @@ class BatchShape:
     """Bytes a weight takes beside them while it is unpacked."""
     documents: int = 1
     """Documents in the fullest row."""
+    forked: bool = False
+    """Whether documents go on from the beginning of others."""
     fuses: bool = True
     """Whether there is a kernel for attention that keeps no scores."""
 
@@ -112,11 +114,12 @@ def batch_shape_of(
     documents: float | None = None,
     *,
     least: int = 1,
+    forked: bool = False,
 ) -> BatchShape:
     """Return what the passes of a choice compute on.
 
     ``documents`` is the mean length of documents that share rows; None: ``least`` in each. The
-    fullest row is taken to hold twice as many as the mean one.
+    fullest row is taken to hold twice as many as the mean one. ``forked`` ones may go on from others.
     """
     sharing = least if documents is None else max(least, ceil(2 * choice.context / documents))
     narrow = choice.compute_dtype != "float32"
@@ -138,6 +141,7 @@ def batch_shape_of(
         unpacks=unpacks,
         unpacking=_unpacking(choice, shape) if unpacks else 0.0,
         documents=sharing,
+        forked=forked,
         fuses=platform.attends_16bit or not narrow,
     )
 

@@ -44,9 +44,10 @@ class MemoryModel:
         *,
         documents: float | None = None,
         objective: Objective | None = None,
+        forked: bool = False,
         sums_held: int = 0,
     ) -> None:
-        """Prepare for many choices; ``documents`` as in :func:`batch_shape_of`.
+        """Prepare for many choices; ``documents`` and ``forked`` as in :func:`batch_shape_of`.
 
         ``sums_held`` is how many sums of all gradients wait while another one is made.
         """
@@ -54,6 +55,7 @@ class MemoryModel:
         self.shape = shape
         self.objective = objective
         self.documents = documents
+        self.forked = forked
         self.platform = platform
         self.ranks = method.ranks(shape)
         self.footprint = [method.footprint(shape, layer) for layer in range(shape.layers)]
@@ -94,7 +96,9 @@ class MemoryModel:
         """Return what a run of ``choice`` needs."""
         objective = self.objective
         least = 1 if objective is None else objective.documents
-        rows = batch_shape_of(self.shape, choice, self.platform, self.documents, least=least)
+        rows = batch_shape_of(
+            self.shape, choice, self.platform, self.documents, least=least, forked=self.forked
+        )
         step = self._step(rows, choice.quantization, summed=choice.accumulation > 1)
         quantized = self._unpacks_head(choice.quantization)
         loss = self._loss(

@@ -43,6 +43,7 @@ def moved(plan: Plan, processor: Device) -> Plan:
     model = MemoryModel(
         plan.shape, plan.choice.method, platform_of(processor),
         documents=documents, objective=plan.objective,
+        forked=bool(plan.training.share_prompts),
     )  # fmt: skip
     device = replace(plan.device, multiplies_16bit=processor.multiplies_16bit)
     return replace(plan, device=device, memory=model.estimate(plan.choice))

@@ -16,6 +16,7 @@ from edgetune.objectives import Objective, objective_class, objective_of
 from edgetune.planning.capability import fitting, scoring
 from edgetune.planning.defaults import context_for, rank_for, training_for
 from edgetune.planning.plan import DataFacts, mean_document
+from edgetune.planning.sharing import sharing_for
 from edgetune.settings.spec import SFT, Checkpointing, Training, knobs, refuse_outside
 from edgetune.shape import ModelShape
 from edgetune.shares import sums_held
@@ -112,6 +113,10 @@ def make_problem(
         wanted = context_for(max(LEAST_ROW, shape.max_context - taken), facts)
         context = wanted.value
         reasons.append(f"context {context}: {wanted.because}")
+    sharing = sharing_for(shape, fixed, training)
+    if sharing is not None:
+        training = {**training, "share_prompts": sharing.value}
+        reasons.append(sharing.because)
     learned, learning = training_for(shape, method, training, facts)
     _refuse_method(method, shape, context, own.get("quantization"), capability)
     if learned.gradient_parts is not None and learned.gradient_parts < ranks:

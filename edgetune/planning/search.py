@@ -139,6 +139,7 @@ class Search:
             problem.shape, method, platform_of(problem.device),
             documents=problem.documents, objective=problem.objective,
             sums_held=problem.sums_held,
+            forked=bool(problem.training.share_prompts),
         )  # fmt: skip
 
     def _time_model(self, method: Method) -> TimeModel:

@@ -18,7 +18,9 @@ from edgetune.version import __version__
 
 VERSION: Final = 2
 LIBRARIES: Final = ("numpy", "tokenizers", "transformers", *chain.from_iterable(PACKAGES.values()))
-LATER: Final = frozenset({"desirable_weight", "undesirable_weight", "gradient_parts"})
+LATER: Final = frozenset(
+    {"desirable_weight", "undesirable_weight", "gradient_parts", "share_prompts"}
+)
 """Settings that older plans lack: they count where they are given, so that old runs can go on."""
 
 RANDOM: Final = "every draw is a function of (seed, step, name); no generator has a state"

@@ -212,6 +212,9 @@ class Training:
     undesirable_weight: float | None = knob(
         None, "Weight of undesirable answers with kto (default: 1).", interval=NOT_NEGATIVE
     )
+    share_prompts: bool | None = knob(
+        None, "Compute the prompt of a pair once for both answers (default: where the model can)."
+    )
     loss_on: LossOn = knob("assistant", "Which tokens the loss counts.")
     long_rows: LongRows | None = knob(
         None, "What to do with a row longer than the context (default: split text, refuse chats)."

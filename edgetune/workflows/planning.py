@@ -14,6 +14,7 @@ from edgetune.files import is_utf8
 from edgetune.model import ModelSource, resolve
 from edgetune.objectives import objective_of
 from edgetune.planning import DataFacts, Plan, make_plan
+from edgetune.planning.sharing import sharing_for
 from edgetune.racing import lengths
 from edgetune.settings.spec import Training, values
 from edgetune.speed import Measurements, Rates, TimeModel, rates_of, run_estimate
@@ -105,6 +106,9 @@ def plan_for(
         plan = _with_findings(plan, request, source, device)
         return PreparedPlan(plan=_shared(plan, request), source=source, here=device.here)
     training = lasting_training(request.training)
+    sharing = sharing_for(source.shape, request.choice, training)
+    if sharing is not None:
+        training["share_prompts"] = sharing.value
     tokenizer, dataset = read_rows(source, request.data, Training(**training), report)
     found = _found(request, device, say)  # only now: bad data is told at once
     lengths = dataset.lengths
@@ -309,6 +313,7 @@ def read_rows(
         fields=parse_fields(training.fields) if training.fields else None,
         kind=None if objective is None else objective.rows,
         label_names=training.label_names,
+        share_prompts=bool(training.share_prompts),
         seed=training.seed,
         long_rows=training.long_rows,
         report=report,

@@ -93,7 +93,7 @@ def _as_trained(run: Opened, data: Path) -> Dataset:
     if run.plan.objective is None:
         return _read(run, data, ())
     try:
-        return _read(run, data, ("objective", *OBJECTIVE_SETTINGS))
+        return _read(run, data, ("objective", "share_prompts", *OBJECTIVE_SETTINGS))
     except DataError as error:
         with suppress(DataError):
             return _read(run, data, ())

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from conformance.sessions import Bench
 from edgetune.backend import Session, StepResult, Tensors
 from edgetune.data.batch import MicroBatch
+from edgetune.methods.base import Method
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
 from edgetune.settings.spec import ADAMW
@@ -27,7 +28,7 @@ def open_with(
     bench: Bench,
     model: LocalModel,
     objective: str,
-    method: Lora = LORA,
+    method: Method = LORA,
     world: World = ALONE,
     **settings: float,
 ) -> Session:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from data_support import WITH_TOOLS, shown, write_model, write_rows
 
 from edgetune.data import Batches, Dataset, Tokenizer, load_tokenizer, read_dataset
-from edgetune.data.batch import IGNORED
+from edgetune.data.batch import IGNORED, MicroBatch
 from edgetune.errors import DataError, UsageError
 
 USER = {"role": "user", "content": "Hi"}
@@ -190,3 +191,69 @@ def test_no_answer_is_predicted_from_the_one_before(tokenizer, tmp_path):
     first = only.documents[0][0]
     assert only.targets[0, first - 1] == IGNORED
     assert only.tokens[0, first] == only.tokens[0, 0]
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_shared_prompts_are_computed_once_and_the_documents_stay_what_they_were(
+    packing, tokenizer, tmp_path
+):
+    rows = [{"prompt": "Say " * (1 + n % 4), "chosen": f"Good {n}", "rejected": "Good! " * (n % 3 + 1)}
+            for n in range(17)]  # fmt: skip
+    apart, shared = (
+        _read(tokenizer, tmp_path, *rows, context=200, share_prompts=share)
+        for share in (False, True)
+    )
+    found = []
+    for data in (apart, shared):
+        batches = Batches(data.train, context=200, micro_batch=2, packing=packing, seed=0)
+        steps = [batches.step(number) for number in range(batches.steps_per_epoch)]
+        computed = sum(batch.real_tokens for step in steps for batch in step.micro_batches)
+        assert computed == sum(step.tokens for step in steps) == data.train.token_count
+        found.append(sorted(one for step in steps for each in step.micro_batches
+                            for one in _documents(each)))  # fmt: skip
+    assert found[0] == found[1]
+    train = shared.train
+    assert train.token_count == apart.train.token_count - train.shared.sum()
+    assert train.shared.min() > 0
+    for index in range(len(train)):  # all of the prompt but the token that both answers follow
+        _, mask = train[index]
+        assert train.shared[index] == np.argmax(mask) - 1
+    assert shared.receipt.shared == train.shared.sum()
+    assert any(line.startswith("Prompts ") for line in shared.receipt.lines())
+    assert not any(line.startswith("Prompts ") for line in apart.receipt.lines())
+    assert shared.fingerprint != apart.fingerprint
+
+
+def _documents(batch: MicroBatch) -> list[tuple[Any, ...]]:
+    """Return the tokens, targets and positions of each document, whole."""
+    found, positions = [], batch.positions()
+    for row, (lengths, begins) in enumerate(zip(batch.documents, batch.begins, strict=True)):
+        start = before = 0
+        for length, first in zip(lengths, begins, strict=True):
+            own, trunk = slice(start, start + length), slice(before, before + first)
+            parts = ([*x[row, trunk].tolist(), *x[row, own].tolist()]
+                     for x in (batch.tokens, batch.targets, positions))  # fmt: skip
+            found.append(tuple(map(tuple, parts)))
+            before, start = start, start + length
+    return found
+
+
+def test_a_pair_with_a_long_prompt_fits_where_it_is_shared(tokenizer, tmp_path):
+    row = {**PLAIN, "prompt": "Say " * 40}
+    whole = _read(tokenizer, tmp_path, row)
+    shared = _read(tokenizer, tmp_path, row, share_prompts=True)
+    context = int(shared.lengths.max())
+    assert context < 0.7 * whole.lengths.max()
+    assert shared.fit(context).receipt.rows_too_long == 0
+    with pytest.raises(DataError, match="more than the context"):
+        whole.fit(context)
+
+
+def test_answers_in_which_nothing_is_alike_share_nothing(tokenizer, tmp_path):
+    tools = {"chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]}
+    data = _read(tokenizer, tmp_path, tools, PLAIN).train
+    tokens = np.array(data.tokens)
+    tokens[data.starts[1] + data.firsts[1]] += 1  # what the second document begins with
+    found = replace(data, tokens=tokens).sharing_prompts().shared
+    assert found[0] == data.sharing_prompts().shared[0] > 0
+    assert found[1] == 0

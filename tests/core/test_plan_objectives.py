@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 from planning import card, plan_of, processor
 
 from edgetune.device.profiles import profile_device
 from edgetune.errors import UsageError
+from edgetune.files import sha256_json
 from edgetune.objectives import OBJECTIVES, objective_class
 from edgetune.planning import DataFacts, plan_from_json
 from edgetune.planning.plan import mean_document
+from edgetune.runs.facts import LATER, plan_hash
 from edgetune.settings.spec import Checkpointing
 
 MODEL = "llama-3.2-1b"
+NOT_HASHED = {"save_every", "keep", "search", *LATER}
 FACTS = DataFacts(path="pairs.jsonl", rows=500, longest=300, tokens=100_000)
 SHAPE = {
     "context": 512, "micro_batch": 2, "accumulation": 4, "loss_chunk": 256,
@@ -64,3 +69,49 @@ def test_answers_are_not_compared_with_themselves() -> None:
 def test_a_setting_of_another_objective_is_refused() -> None:
     with pytest.raises(UsageError, match="--objective dpo has no --margin"):
         plan_of(MODEL, card(), training={"objective": "dpo", "margin": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("model", "fixed", "because"),
+    [
+        (MODEL, {}, None),
+        (MODEL, {"attention_group": 64}, "--attention-group cuts it"),
+        ("phi-3.5-mini", {}, "by the length of what follows"),
+        ("lfm2-1.2b", {}, "blocks without attention"),
+        ("qwen3.5-0.8b", {}, "blocks without attention"),
+    ],
+)
+def test_prompts_are_shared_where_that_is_right(
+    model: str, fixed: dict[str, int], because: str | None
+) -> None:
+    plan = plan_of(model, card(), training={"objective": "dpo"}, **fixed)
+    assert plan.training.share_prompts is (because is None)
+    said = [reason for reason in plan.reasons if "answer" in reason and "prompt" in reason]
+    assert len(said) == 1
+    if because is None:
+        assert "both answers of a pair share" in said[0]
+        return
+    assert because in said[0]
+    with pytest.raises(UsageError, match="--share-prompts cannot be had"):
+        plan_of(model, card(), training={"objective": "dpo", "share_prompts": True}, **fixed)
+
+
+def test_sharing_prompts_is_for_pairs_and_can_be_left_out() -> None:
+    for name in ("sft", "kto"):
+        assert plan_of(MODEL, card(), training={"objective": name}).training.share_prompts is None
+        with pytest.raises(UsageError, match="learn from pairs"):
+            plan_of(MODEL, card(), training={"objective": name, "share_prompts": True})
+    asked = {"objective": "dpo", "share_prompts": False}
+    assert plan_of(MODEL, card(), training=asked).training.share_prompts is False
+
+
+def test_a_run_from_before_prompts_were_shared_goes_on_as_it_began() -> None:
+    plan = plan_of(MODEL, card(), training={"objective": "dpo", "share_prompts": False})
+    plain = plan.to_json()
+    del plain["training"]["share_prompts"]
+    before = plan_from_json(plain, plan.shape)
+    assert not before.training.share_prompts
+    settings = asdict(before.training)
+    assert settings.pop("share_prompts") is None
+    kept = {name: value for name, value in settings.items() if name not in NOT_HASHED}
+    assert plan_hash(before) == sha256_json({"choice": plain["choice"], "training": kept})

@@ -9,7 +9,7 @@ import gc
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,8 @@ class Case:
     model: str
     context: int
     checkpointed: bool = False
+    pairs: bool = False
+    """Learns from a pair a row, whose answers share half of their documents."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -122,6 +124,7 @@ class Case:
         rows = f"{self.fixed.get('micro_batch', 1)} x {self.context}"
         kept = "all" if self.checkpointed else "none"
         kept += ", streamed" if self.fixed.get("placement") == "disk" else ""
+        kept += ", pairs" if self.pairs else ""
         kept += ", bfloat16" if "compute_dtype" in self.fixed else ""
         return f"{self.model} | {method} | {base} | {rows} | {kept}"
 
@@ -166,6 +169,8 @@ CASES = (
     Case(model="convolving", context=192, checkpointed=True),
     Case(model="sinking", context=320, checkpointed=True),
     Case(model="sinking", context=192, checkpointed=True),
+    Case(model="sinking", context=320, checkpointed=True, pairs=True),
+    Case(model="tied", context=128, checkpointed=True, pairs=True),
     Case(model="beside", context=192, checkpointed=True),
     Case(model="mixed", context=128),
     Case(model="mixed", context=192, checkpointed=True),
@@ -210,14 +215,22 @@ def measure(case: Case, folder: Path) -> Measured:
         "checkpointing": Checkpointing(layers=layers),
     }  # fmt: skip
     device = read_device("mlx")
-    plan = make_plan(device, model.ref, model.shape, fixed=fixed | case.fixed, training={})
+    training = {"objective": "dpo"} if case.pairs else {}
+    plan = make_plan(device, model.ref, model.shape, fixed=fixed | case.fixed, training=training)
     batch = full_batch(plan.choice.micro_batch, case.context, model.shape.vocabulary)
+    if case.pairs:
+        half = case.context // 2
+        batch = replace(
+            batch, documents=((half, half),), shared=((0, half // 2),),
+            answers=(("chosen", "rejected"),),
+        )  # fmt: skip
     gc.collect()
     mx.clear_cache()
     held = mx.get_active_memory()  # by who was here before
     session = load_backend("mlx").open(plan.spec, model)
     for _ in range(STEPS):
-        session.step((batch,), loss_tokens=batch.loss_tokens, learning_rate=1e-4)
+        terms = 1 if case.pairs else batch.loss_tokens
+        session.step((batch,), loss_tokens=terms, learning_rate=1e-4)
     peak = session.memory().peak_bytes - held
     session.close()
     phases = plan.memory.phases

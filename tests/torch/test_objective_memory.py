@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from engines import Opened, opened
 from models import make_model
-from preferences import pairs
+from preferences import paired_examples, pairs
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from edgetune.data import Batches
 from edgetune.data.answers import Scoring
 from edgetune.data.batch import MicroBatch
 from edgetune.model import LocalModel
@@ -49,6 +50,19 @@ def test_a_step_on_preferences_takes_little_more_than_plain_training(
     with opened(model, checkpointed=checkpointed, chunk=64) as place:
         plain, *others = (_peak(place, batch, name) for name in ("sft", "dpo", "kto"))
     assert max(others) <= MORE * plain
+
+
+def test_answers_that_share_their_prompt_take_no_more_than_plain_training(tmp_path: Path) -> None:
+    examples = paired_examples(16).sharing_prompts()
+    (batch, *_) = Batches(
+        examples, context=128, micro_batch=4, packing=True, seed=0
+    ).step(0).micro_batches  # fmt: skip
+    assert batch.shared
+    alone = replace(batch, documents=tuple((sum(row),) for row in batch.documents), shared=())
+    model = LocalModel.open(make_model(tmp_path, "llama", **SIZES))
+    with opened(model, checkpointed=0, chunk=64) as place:
+        plain = _peak(place, replace(alone, answers=()), "sft")
+        assert _peak(place, batch, "dpo") <= MORE * plain
 
 
 def _peak(place: Opened, batch: MicroBatch, objective: str) -> int:

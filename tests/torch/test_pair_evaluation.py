@@ -37,6 +37,11 @@ def test_preferences_are_scored_as_in_the_run(
         "--learning-rate", "0.005", "--eval-every", "2", "--no-verdict", "--samples", "0",
     )  # fmt: skip
     assert trained.code == 0, trained.err
+    shared = json.loads(Path("run/receipt.json").read_text("utf-8"))["shared"]
+    assert (shared > 0) is (objective == "dpo")
+    assert ("both answers of a pair share" in Path("run/plan.yaml").read_text("utf-8")) is (
+        objective == "dpo"
+    )
     lines = map(json.loads, Path("run/metrics.jsonl").read_text("utf-8").splitlines())
     own = {line["step"]: line for line in lines if line["event"] == "eval"}
 

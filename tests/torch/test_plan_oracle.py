@@ -11,12 +11,19 @@ from statistics import median
 
 import pytest
 from oracle import Case, Compared, cases, compare, generation, plain
+from products import products
 
+from edgetune.memory import MemoryModel, Platform
 from edgetune.methods import METHODS, build
 from edgetune.settings.spec import Checkpointing, ComputeDtype
+from edgetune_torch.dry_run import live_peaks
 
 DRAWN, LONG = 40, 400
 WORST, USUAL = 0.04, 0.015
+FORKED = (((32, 224), (0, 16)), ((228, 28), (0, 200)), ((80, 48, 80, 48), (0, 40, 0, 40)))
+"""Lengths of the documents of a row, and what each goes on from."""
+SHORTEST = 128.0
+MORE = 1.15
 
 
 @contextmanager
@@ -55,6 +62,39 @@ def test_no_method_needs_more_than_planned(kind: str, dtype: ComputeDtype) -> No
         )  # fmt: skip
         for item in compare(Case("smollm2-135m", 2, 512, choice)):
             assert item.over >= 0, _words(item)
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype", "kind"),
+    [
+        ("smollm2-135m", "float32", "lora"),
+        ("smollm2-135m", "bfloat16", "prefix"),
+        pytest.param("bloom", "float32", "lora", marks=pytest.mark.long),
+        ("gpt_oss", "float32", "lora"),
+        pytest.param("gpt_oss", "bfloat16", "prefix", marks=pytest.mark.long),
+        pytest.param("ministral", "float32", "prefix", marks=pytest.mark.long),
+    ],
+)
+def test_answers_that_share_their_prompt_fit_into_the_plan(
+    model: str, dtype: ComputeDtype, kind: str
+) -> None:
+    case = Case(
+        model,
+        1,
+        512,
+        plain(context=256, micro_batch=2, compute_dtype=dtype, method=build(kind, {})),
+    )
+    platform = Platform(kind="cpu", multiplies_16bit=False)
+    sharing = MemoryModel(
+        case.shape, case.choice.method, platform, documents=SHORTEST, forked=True
+    ).estimate(case.choice)
+    with products(multiplies_16bit=False):
+        alone = live_peaks(case.shape, case.choice)["train"]
+        for documents, shared in FORKED:
+            found = live_peaks(case.shape, case.choice, documents, shared=shared)
+            for phase, size in found.items():
+                assert size <= getattr(sharing.phases, phase) - sharing.parts.runtime
+            assert found["train"] <= MORE * alone
 
 
 @pytest.mark.parametrize("kind", ["lora", "prefix"])
