@@ -87,6 +87,18 @@ class Shared:
     speeds: tuple[float, ...]
     gain: float
 
+    @property
+    def because(self) -> str:
+        """How steps are shared, and what that gains."""
+        shares = ":".join(map(str, self.state.shares))
+        said = f"{shares}, by the tokens a second of each rank in the pilot"
+        if not self.gain:
+            return f"{said}: not all ranks had something to compute"
+        fastest = self.speeds.index(max(self.speeds))
+        if self.gain < 1:
+            return f"{said}. Rank {fastest} alone would be faster, by {1 / self.gain:.2f} times"
+        return f"{said}: {self.gain:.2f} times as fast as rank {fastest} alone"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankFigures:

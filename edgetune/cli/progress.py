@@ -22,6 +22,7 @@ from edgetune.events import (
     Recovered,
     Rewound,
     SaveDue,
+    Shared,
     Stepped,
     TrialSaveDue,
     UnderPressure,
@@ -89,6 +90,8 @@ class ProgressBar:
                 self._stages.begin("Trying the largest step", kept=False)
             case Piloted():
                 self._pilot(event)
+            case Shared():
+                self._tell(f"Steps are shared {event.because}")
             case Recovered():
                 self._tell(
                     f"step {event.step}: out of memory; continuing with {event.rows} rows at once"

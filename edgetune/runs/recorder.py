@@ -92,9 +92,8 @@ class Recorder:
             case Shared():
                 restate(self.folder.checkpoints, event.state, self.facts)
                 speeds = [round(speed, 3) for speed in event.speeds]
-                self.folder.note(
-                    "steps shared", _shared(event), speeds=speeds, gain=round(event.gain, 3)
-                )
+                gain = round(event.gain, 3)
+                self.folder.note("steps shared", event.because, speeds=speeds, gain=gain)
             case RanksSeen():
                 ranks = [
                     {**facts, **asdict(figures)}
@@ -131,18 +130,6 @@ class Recorder:
         ended = self.facts.schedule.is_over(progress.step, progress.patience)
         back = () if ended else (guard.good, guard.earlier)
         prune(folder, self.plan.training.keep, map(checkpoint_name, back))
-
-
-def _shared(event: Shared) -> str:
-    """Say how steps are shared, and what that gains."""
-    shares = ":".join(map(str, event.state.shares))
-    said = f"{shares}, by the tokens a second of each rank in the pilot"
-    if not event.gain:
-        return f"{said}: not all ranks had something to compute"
-    fastest = event.speeds.index(max(event.speeds))
-    if event.gain < 1:
-        return f"{said}. Rank {fastest} alone would be faster, by {1 / event.gain:.2f} times"
-    return f"{said}: {event.gain:.2f} times as fast as rank {fastest} alone"
 
 
 def _line(name: str, event: Stepped | Evaluated) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,17 @@ from conformance.sessions import Bench, rows
 from edgetune.backend import DeviceOutOfMemoryError, Session, Tensors
 from edgetune.data.batch import MicroBatch
 from edgetune.errors import LostRankError, StoppedError
-from edgetune.events import Evaluated, Event, Recovered, Rewound, RunState, SaveDue, Stepped
+from edgetune.events import (
+    Evaluated,
+    Event,
+    RanksSeen,
+    Recovered,
+    Rewound,
+    RunState,
+    SaveDue,
+    Shared,
+    Stepped,
+)
 from edgetune.loop import train
 from edgetune.methods import Method
 from edgetune.methods.bitfit import BitFit
@@ -24,11 +35,12 @@ from edgetune.methods.prefix import Prefix
 from edgetune.model import LocalModel
 from edgetune.pilot import Pilot
 from edgetune.schedule import Schedule
-from edgetune.shares import Weights, dealt, halves_of, parts_of
+from edgetune.shares import Sharing, Weights, dealt, halves_of, parts_of
 from edgetune.world import ALONE, World
 
 STEPS = 8
 SCHEDULE = Schedule(steps=STEPS, eval_every=4, save_every=4, warmup=0, learning_rate=1e-3)
+SHORT = Schedule(steps=2, eval_every=2, save_every=2, warmup=0, learning_rate=1e-3)
 METHODS: list[Method] = [
     Lora(rank=2, dropout=0.2),
     Dora(rank=2),
@@ -79,8 +91,12 @@ def trained(
     *,
     stop: Callable[[int], bool] = lambda _: False,
     schedule: Schedule = SCHEDULE,
+    weights: Weights = (1,) * 4,
+    by_speed: bool = False,
 ) -> Trained:
     """Train one rank, with checkpoints in memory."""
+    dealt_out = [weights]
+    sharing = Sharing(parts=len(weights), by_speed=by_speed, deal=dealt_out.append)
     saved: dict[int, tuple[RunState, tuple[Tensors, Tensors]]] = {}
     events: list[Event] = []
 
@@ -90,9 +106,10 @@ def trained(
         return state
 
     steps = train(
-        session, lambda number: share_of(world, number), lambda: evaluation_of(world), schedule,
-        None, lambda: stop(len([e for e in events if isinstance(e, Stepped)])), rewind=back_to,
-        pilot=Pilot(step=share_of(world, 0)), world=world,
+        session, lambda number: share_of(world, number, dealt_out[-1]),
+        lambda: evaluation_of(world), schedule, None,
+        lambda: stop(len([e for e in events if isinstance(e, Stepped)])), rewind=back_to,
+        pilot=Pilot(step=share_of(world, 0, weights)), world=world, sharing=sharing,
     )  # fmt: skip
     for event in steps:
         events.append(event)
@@ -157,6 +174,34 @@ def test_ranks_learn_what_one_process_learns(
         for rank in in_ranks(size, lambda world: trained(open_on(world), world)):
             assert isinstance(rank, Trained), rank
             assert_same(rank, expected)
+
+
+def test_a_slow_rank_computes_less_and_the_result_is_that_of_its_share(
+    bench: Bench, llama: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_on = opened(bench, llama, Lora(rank=2, dropout=0.2))
+
+    def uneven(world: ThreadWorld) -> Trained:
+        session = open_on(world)
+        gradients = session.engine.gradients
+
+        def slowly(*args: object, **more: object) -> object:
+            time.sleep(0.5 if world.rank == 1 else 0.0)
+            return gradients(*args, **more)
+
+        monkeypatch.setattr(session.engine, "gradients", slowly)
+        return trained(session, world, schedule=SHORT, weights=(1, 1), by_speed=True)
+
+    ranks = in_ranks(2, uneven)
+    (shared,), (same,) = (rank.of(Shared) for rank in ranks)
+    assert shared.state == same.state
+    fast, slow = weights = shared.state.shares
+    assert fast > 1.5 * slow
+    for rank in ranks:
+        (seen,) = rank.of(RanksSeen)
+        assert [each.share for each in seen.ranks] == [fast / (fast + slow), slow / (fast + slow)]
+        assert rank.of(SaveDue)[-1].state.shares == weights
+        assert_same(rank, trained(open_on(ALONE), ALONE, schedule=SHORT, weights=weights))
 
 
 def test_memory_that_runs_out_on_one_rank_repeats_the_step_on_all(

@@ -17,6 +17,7 @@ import pytest
 from edgetune.api import plan
 from edgetune.device.profiles import profile_device
 from edgetune.errors import UsageError
+from edgetune.planning import Plan, with_sums_held
 from edgetune.planning.defaults import ROWS
 from edgetune.speed.ranks import gradient_bytes, least_bandwidth, speed_up, step_seconds
 from edgetune.workflows.launching import meeting
@@ -98,6 +99,28 @@ def test_a_network_decides_whether_another_rank_helps() -> None:
     assert speed_up(8, 2) == 2
     assert least_bandwidth(gradient_bytes(40_000_000, 2), 62.7, 2) == pytest.approx(160e6 / 31.35)
     assert least_bandwidth(1000, 62.7, speed_up(1, 2)) is None
+
+
+@pytest.mark.parametrize("device", ["rtx-4060-laptop", "m2-16gb"])
+def test_sums_that_wait_for_others_are_planned(device: str) -> None:
+    def sums(ranks: int, parts: int | None) -> Plan:
+        training = {} if parts is None else {"gradient_parts": parts}
+        asked = PlanRequest(
+            model="llama-7b", device=device, choice={"micro_batch": 1, "accumulation": 8},
+            training=training, place=place(0, ranks, 1) if ranks > 1 else None,
+        )  # fmt: skip
+        return plan_for(asked).plan
+
+    alone, parted = sums(1, None), sums(1, 4)
+    every = 4 * alone.choice.method.parameters(alone.shape)
+    assert [sums(ranks, 4).memory.parts.gradients // every for ranks in (1, 2, 4)] == [3, 2, 1]
+    assert alone.memory.parts.gradients // every == 1
+    held = with_sums_held(alone, 2)
+    assert held.memory.parts.gradients == alone.memory.parts.gradients + 2 * every
+    assert held.memory.peak_bytes == alone.memory.peak_bytes + 2 * every
+    assert with_sums_held(parted, 2) == parted
+    with pytest.raises(UsageError, match="--gradient-parts 2 is asked for, and 4 processes"):
+        sums(4, 2)
 
 
 def test_the_paper_plan_of_many_ranks_is_computed_from_the_terms_of_a_plan() -> None:
