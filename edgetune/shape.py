@@ -49,6 +49,7 @@ __all__ = [
     "Norm",
     "NormKind",
     "NormRole",
+    "Published",
     "Rotary",
     "ShortConvolution",
     "TensorKind",
@@ -65,6 +66,22 @@ class FileFormats:
     embedding: str
     head: str
     """The embedding's where both are one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """How a checkpoint has its matrices that are not plain numbers: they are unpacked when read."""
+
+    words: str
+    """The formats, for people."""
+    kept_as: str | None
+    """The format of ours that takes the codes of all of them as they are."""
+    vocabulary: bool
+    """Whether embedding or head is among them."""
+    merges_plain: bool
+    """Whether a merged model has plain numbers in their place; gpt-oss's experts stay as they are."""
+    unpacking_bytes: int
+    """Most bytes that unpacking one takes beside its numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +122,8 @@ class ModelShape:
     (an image-and-text model); the names here are those of the decoder alone."""
     formats: FileFormats | None = None
     """How a GGUF file stores its matrices, if any of them is in blocks."""
+    published: Published | None = None
+    """How the files of a quantized checkpoint have them."""
 
     def __post_init__(self) -> None:
         """Let equal blocks share one object, and with it all that is computed of it."""

@@ -23,8 +23,8 @@ from edgetune.shape import Linear
 from edgetune.tensors.finite import require_finite
 from edgetune.tensors.gguf.rows import read_gguf_rows
 from edgetune.tensors.gguf.tensor import GgufTensor
-from edgetune.tensors.mxfp4 import Mxfp4Tensor
-from edgetune.tensors.mxfp4_values import read_codes, read_values
+from edgetune.tensors.packed import PackedTensor
+from edgetune.tensors.packed.values import kept_parts, packed_values
 from edgetune.tensors.writer import Outgoing, write_scratch
 from edgetune_mlx.gguf import GgufPacking, read_blocks
 from edgetune_mlx.matrices import PACKINGS, Matrix, Packing
@@ -143,11 +143,8 @@ class Loader:
         if isinstance(stored, GgufTensor) and stored.in_blocks:
             packing = GgufPacking.of(stored.dtype)
             return Matrix(packing, packing.pack(read_blocks(stored)))
-        if isinstance(stored, Mxfp4Tensor) and self.packing == PACKINGS["mxfp4"]:
-            codes, scales = read_codes(stored)  # which MLX has in the same order
-            return Matrix(
-                self.packing, {"codes": mx.array(codes.view(np.uint32)), "scales": mx.array(scales)}
-            )
+        if (kept := _kept(stored, self.packing)) is not None:
+            return Matrix(self.packing, kept)
         values = self._read(name)
         if linear is not None and linear.transposed:
             values = mx.contiguous(values.T)
@@ -168,9 +165,8 @@ def read_tensor(stored: StoredTensor) -> mx.array:
     """
     if isinstance(stored, GgufTensor):
         return _of_gguf(stored)
-    if isinstance(stored, Mxfp4Tensor):
-        rows = read_values(stored).T
-        return mx.array(rows.view(_BITS[stored.dtype])).view(DTYPES[stored.dtype]).T
+    if isinstance(stored, PackedTensor):
+        return _array(packed_values(stored))
     if stored.dtype not in DTYPES:
         raise ModelError(
             f"{stored.file} holds a tensor of type {stored.dtype}; "
@@ -187,6 +183,25 @@ def read_tensor(stored: StoredTensor) -> mx.array:
             buffer = buffer[count:]
     require_finite(stored, values.reshape(-1).view(np.uint8).data)
     return mx.array(values).view(DTYPES[stored.dtype])
+
+
+def _kept(stored: StoredTensor, packing: Packing) -> dict[str, mx.array] | None:
+    """Return the parts of a matrix in a format, where the file has the same codes."""
+    named = [name for name, known in PACKINGS.items() if known == packing]
+    if not isinstance(stored, PackedTensor):
+        return None
+    parts = kept_parts(stored, named[0])
+    return None if parts is None else {name: _array(values) for name, values in parts.items()}
+
+
+def _array(values: NDArray[Any]) -> mx.array:
+    """Return numbers as MLX has them; numpy has no bfloat16 that it takes."""
+    name = values.dtype.name
+    if values.dtype.kind in "iu":
+        return mx.array(values)
+    turned = not values.flags.c_contiguous and values.T.flags.c_contiguous
+    found = mx.array((values.T if turned else values).view(_BITS[name])).view(DTYPES[name])
+    return found.T if turned else found
 
 
 def _of_gguf(stored: GgufTensor) -> mx.array:

@@ -1,7 +1,7 @@
 """Frozen blocks that live on disk: read one at a time, dropped when they were used.
 
-A quantized block is written once, when the model is opened, and read back as it was stored; a
-block in the checkpoint's own numbers is read from the checkpoint.
+A block that is quantized, or had to be unpacked, is written once, when the model is opened, and
+read back as it was stored; one in the checkpoint's own numbers is read from the checkpoint.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ class StreamedBlocks(Sequence[BlockWeights]):
     """The blocks of a model, read each time that one is asked for."""
 
     def __init__(self, loader: Loader) -> None:
-        """Write quantized blocks to a folder that is removed with this object."""
+        """Write blocks that the files have otherwise to a folder that is removed with this object."""
         self.loader = loader
         self._folder: ScratchFolder | None = None
-        if not isinstance(loader.packing, Plain):
+        packed = loader.model.shape.published is not None
+        if packed or not isinstance(loader.packing, Plain):
             self._folder = scratch_folder()
             for layer in range(len(self)):
                 self._write(layer)

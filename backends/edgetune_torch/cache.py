@@ -52,8 +52,7 @@ def cache_key(model: LocalModel, quantization: str) -> str:
     A model's weights are known by its fingerprint, and by the size and the time of the last change
     of each of its files. The time alone does not tell: archives and images set it to one value.
     """
-    files = sorted({tensor.file for tensor in model.tensors.values()})
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in model.files]
     return sha256_json([VERSION, model.fingerprint, quantization, stats])[:32]
 
 

@@ -51,7 +51,7 @@ class StoredAs:
     blocks: str | None = None
     """The type of its blocks, None where they are plain numbers."""
     packed: bool = False
-    """Whether its numbers have to be made of something else (MX FP4 in two tensors)."""
+    """Whether its numbers have to be made of something else (codes and scales)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from math import prod
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from edgetune.errors import UsageError
@@ -105,6 +106,13 @@ class WritableMatrix(StoredMatrix):
     @abstractmethod
     def write(self, values: Tensor) -> None:
         """Store ``values`` (outputs, inputs) in the parts."""
+
+    def take(self, parts: Mapping[str, NDArray[Any]]) -> None:
+        """Copy parts that a file has in this very format; the end of a longer one becomes zeros."""
+        for name, values in parts.items():
+            own, found = self.parts[name].view(-1), torch.from_numpy(values).reshape(-1)
+            own[: len(found)].copy_(found)
+            own[len(found) :].zero_()
 
 
 class DenseMatrix(WritableMatrix):

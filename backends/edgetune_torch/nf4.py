@@ -16,19 +16,13 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from edgetune.tensors.packed.kinds import NF4 as QUANTILES
+from edgetune.tensors.packed.kinds import NF4_BLOCK as BLOCK
+from edgetune.tensors.packed.kinds import NF4_GROUP as GROUP
 from edgetune_torch.dynamic_map import decode_blocks, encode_blocks
 from edgetune_torch.matrices import Part, WritableMatrix
 from edgetune_torch.native import unpack
 from edgetune_torch.workspace import Workspace
-
-BLOCK = 64
-GROUP = 256
-QUANTILES = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
-    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
-    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-)  # fmt: skip
 
 CELLS = 1024
 """Cells that [-1, 1] is cut in to find a code: much narrower than the gap between borders."""

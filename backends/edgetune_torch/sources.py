@@ -15,8 +15,8 @@ from edgetune.model import LocalModel, StoredTensor
 from edgetune.shape import Linear
 from edgetune.tensors.finite import require_finite
 from edgetune.tensors.gguf.tensor import GgufTensor
-from edgetune.tensors.mxfp4 import Mxfp4Tensor
-from edgetune.tensors.mxfp4_values import read_values
+from edgetune.tensors.packed import PackedTensor
+from edgetune.tensors.packed.values import kept_parts, packed_values
 from edgetune.tensors.reader import read_tensor
 from edgetune_torch.layout import Fitting, Layout, StoredAs
 from edgetune_torch.matrices import WritableMatrix
@@ -60,7 +60,7 @@ class Checkpoint:
     @property
     def converts(self) -> bool:
         """Whether blocks hold other bytes than the files."""
-        packed = any(isinstance(x, Mxfp4Tensor) for x in self.model.tensors.values())
+        packed = self.model.shape.published is not None
         return packed or self.quantization not in {"none", "gguf"}
 
     def layout(self, layer: int) -> Layout:
@@ -86,17 +86,26 @@ class Checkpoint:
         for item in layout.fittings:
             matrix = matrices[item.linear.key]
             if item.format.converted and isinstance(matrix, WritableMatrix):
-                values = self.tensor(self._stored(layer, item.linear.module))
-                matrix.write(values.T if item.linear.transposed else values)
+                self._write(matrix, self._stored(layer, item.linear.module), item.linear)
+
+    def _write(self, matrix: WritableMatrix, stored: StoredTensor, linear: Linear) -> None:
+        """Fill a matrix with its numbers, or with the codes of a file that has the same format."""
+        if isinstance(stored, PackedTensor):
+            self._check(False)
+            parts = kept_parts(stored, self.quantization)
+            if parts is not None:
+                matrix.take(parts)
+                return
+        values = self.tensor(stored)
+        matrix.write(values.T if linear.transposed else values)
 
     def tensor(self, stored: StoredTensor) -> Tensor:
         """Return one tensor in memory of its own, blocks as float32."""
         self._check(False)
         if isinstance(stored, GgufTensor):
             return self._of_gguf(stored)
-        if isinstance(stored, Mxfp4Tensor):
-            found = torch.from_numpy(_torch_numbers(read_values(stored).T))
-            return found.view(dtype_of(stored)).T
+        if isinstance(stored, PackedTensor):
+            return torch.from_numpy(_torch_numbers(packed_values(stored))).view(dtype_of(stored))
         values = torch.empty(stored.shape, dtype=dtype_of(stored))
         self.files.read(Extent(stored.file, stored.start, stored.nbytes), bytes_of(values))
         require_finite(stored, bytes_of(values))
@@ -158,7 +167,7 @@ class Checkpoint:
 def stored_as(stored: StoredTensor, linear: Linear) -> StoredAs:
     """Return how a file has the matrix of a projection."""
     if not isinstance(stored, GgufTensor):
-        packed = isinstance(stored, Mxfp4Tensor)
+        packed = isinstance(stored, PackedTensor)
         return StoredAs(dtype_of(stored), transposed=linear.transposed, packed=packed)
     return StoredAs(dtype_of(stored), blocks=stored.dtype if stored.in_blocks else None)
 

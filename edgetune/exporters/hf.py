@@ -14,6 +14,7 @@ from edgetune.exporters.folder import folder_bytes, needed_bytes, new_folder
 from edgetune.exporters.merge import merged_tensors
 from edgetune.exporters.updates import Merge, merge_of
 from edgetune.model.config import FloatName
+from edgetune.model.published import written_plain
 from edgetune.model.weights import INDEX, SINGLE
 from edgetune.tensors.writer import Outgoing, write_safetensors
 
@@ -71,7 +72,8 @@ class Merged:
         return cls(
             shards=_named(list(_split(tensors, limit))),
             copied=copied,
-            config={"torch_dtype": dtype} | _config(_announced(model.config, merge), dtype),
+            config={"torch_dtype": dtype}
+            | _config(_announced(written_plain(model.config), merge), dtype),
             source=model.folder,
             needed=needed_bytes((x.nbytes for x in tensors), (f.stat().st_size for f in copied)),
         )

@@ -19,7 +19,9 @@ from edgetune.exporters.base import ExportRequest
 from edgetune.exporters.updates import Merge
 from edgetune.methods.merging import Update
 from edgetune.model import LocalModel, StoredTensor
+from edgetune.model.published import assembled
 from edgetune.model.weights import stored_tensors
+from edgetune.tensors.packed import PackedTensor
 from edgetune.tensors.reader import number_type, read_rows
 from edgetune.tensors.writer import Chunks, Outgoing, row_spans
 
@@ -64,8 +66,17 @@ def _whole(values: NDArray[np.float32], dtype: str, name: str) -> Chunks:
 
 
 def _all_tensors(model: LocalModel) -> Mapping[str, StoredTensor]:
-    """Return the tensors of a model's files, those of a GGUF file as the checkpoint named them."""
-    return model.tensors if model.folder.is_file() else stored_tensors(model.folder)
+    """Return the tensors of a model's files, as the checkpoint has or had them.
+
+    What a quantized checkpoint has as codes comes as numbers.
+    """
+    if model.folder.is_file():
+        return model.tensors
+    found = dict(assembled(model.config, stored_tensors(model.folder)))
+    for tensor in model.tensors.values():
+        if isinstance(tensor, PackedTensor) and tensor.turned and tensor.name in found:
+            found[tensor.name] = tensor
+    return found
 
 
 def _in_file_order(tensors: Mapping[str, StoredTensor]) -> list[StoredTensor]:

@@ -114,7 +114,8 @@ def load_bytes(shape: ModelShape, quantization: str) -> int:
 
     One projection as the file has it, and what quantizing it takes beside it; everything else
     goes from the mapped file to its place. MLX's formats take the embedding, too. What is in blocks
-    is read once more at most; looking for scales that are no numbers takes two bytes a block.
+    is read once more at most; looking for scales that are no numbers takes two bytes a block. A
+    quantized checkpoint is unpacked some numbers at a time.
     """
     if quantization == FILE_FORMAT:
         layers = range(shape.layers)
@@ -126,4 +127,5 @@ def load_bytes(shape: ModelShape, quantization: str) -> int:
         sizes.append(shape.vocabulary * shape.hidden_size)
     matrix = max(sizes)
     scales = 0 if quantization == "none" else 4 * matrix // 64
-    return matrix * BYTES[shape.dtype] + scales
+    unpacking = 0 if shape.published is None else shape.published.unpacking_bytes
+    return matrix * BYTES[shape.dtype] + scales + unpacking

@@ -13,10 +13,11 @@ from typing import Final
 from edgetune.model.names import candidates
 from edgetune.shape import Experts, Fused, ModelShape
 from edgetune.tensors.header import StoredTensor
-from edgetune.tensors.mxfp4 import GROUP, Mxfp4Tensor
+from edgetune.tensors.packed.kinds import Fp4Tensor, PackedTensor, ScaledTensor
 
 _CODES: Final = "_blocks"
 _SCALES: Final = "_scales"
+_GROUP: Final = 32
 
 
 def taken_apart(shape: ModelShape, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -54,18 +55,23 @@ def taken_apart(shape: ModelShape, stored: Mapping[str, StoredTensor]) -> dict[s
 def _belong(codes: StoredTensor, scales: StoredTensor) -> bool:
     """Tell whether two tensors are codes and scales of matrices."""
     bytes_alone = codes.dtype == scales.dtype == "uint8"
-    return bytes_alone and codes.shape == (*scales.shape, GROUP // 2) and len(scales.shape) == 3
+    return bytes_alone and codes.shape == (*scales.shape, _GROUP // 2) and len(scales.shape) == 3
 
 
-def _matrix(codes: StoredTensor, scales: StoredTensor) -> Mxfp4Tensor:
+def _matrix(codes: StoredTensor, scales: StoredTensor) -> Fp4Tensor:
+    """Return a matrix that the model has as (inputs, outputs) of its transpose's codes."""
     outputs, groups = scales.shape
-    name = codes.name.removesuffix(_CODES)
-    shape = (groups * GROUP, outputs)
-    return Mxfp4Tensor(codes.file, name, "bfloat16", shape, codes.start, codes.end, scales)
+    shape = (groups * _GROUP, outputs)
+    return Fp4Tensor(
+        codes.file, codes.name.removesuffix(_CODES), "bfloat16", shape, codes.start, codes.end,
+        turned=True, codes=codes, scales=scales, group=_GROUP,
+    )  # fmt: skip
 
 
 def _divides(whole: StoredTensor, experts: Experts, fused: Fused) -> bool:
     shape, parts = whole.shape, len(fused.roles)
+    if isinstance(whole, PackedTensor) and not isinstance(whole, ScaledTensor):
+        return False
     return len(shape) > 1 and shape[0] == experts.number and shape[1] % parts == 0
 
 
@@ -73,11 +79,19 @@ def _parts(
     whole: StoredTensor, experts: Experts, fused: Fused
 ) -> Iterator[tuple[str, StoredTensor]]:
     """Yield the tensors in the order in which they lie in the file."""
-    modules, count = dict(experts.projections), experts.number * len(fused.roles)
-    size, start = whole.nbytes // count, whole.start
+    modules, start = dict(experts.projections), 0
     shape = (whole.shape[1] // len(fused.roles), *whole.shape[2:])
     for number in range(experts.number):
         for role in fused.roles:
             name = f"{modules[role].format(number)}.{fused.part}"
-            yield name, replace(whole, shape=shape, start=start, end=start + size)
-            start += size
+            yield name, _piece(whole, start, shape)
+            start += shape[0]
+
+
+def _piece(whole: StoredTensor, first: int, shape: tuple[int, ...]) -> StoredTensor:
+    """Return rows of a stack of matrices, from one on that is counted through all of them."""
+    if isinstance(whole, ScaledTensor):
+        return whole.rows_from(first, shape)
+    width = whole.nbytes // (whole.shape[0] * whole.shape[1])
+    start = whole.start + first * width
+    return replace(whole, shape=shape, start=start, end=start + shape[0] * width)

@@ -21,11 +21,12 @@ from edgetune.model.families import shape_of
 from edgetune.model.fused_experts import taken_apart
 from edgetune.model.gguf import read_model
 from edgetune.model.names import match_names, tied_heads
+from edgetune.model.published import assembled, written_plain
 from edgetune.model.weights import listing, read_json, stored_tensors
-from edgetune.shape import ModelShape
+from edgetune.shape import ModelShape, Published
 from edgetune.tensors.gguf.tensor import GgufTensor
 from edgetune.tensors.header import StoredTensor
-from edgetune.tensors.mxfp4 import Mxfp4Tensor
+from edgetune.tensors.packed import PackedTensor
 from edgetune.tensors.samples import same_sample, sample_digest
 
 if TYPE_CHECKING:
@@ -58,13 +59,15 @@ class LocalModel:
             return cls._of_gguf(folder, ref)
         config = read_config(folder)
         shape = shape_of(config)
-        stored = stored_tensors(folder)
+        stored = assembled(config, stored_tensors(folder))
         tensors = _checked(folder, shape, stored)
         _check_tied_head(folder, shape, stored, tensors)
         return cls(
             ref=ref or str(folder),
             folder=folder,
-            shape=replace(shape, dtype=_main_dtype(tensors)),
+            shape=replace(
+                shape, dtype=_main_dtype(tensors), published=_published(shape, tensors, config)
+            ),
             tensors=tensors,
             config=config,
         )
@@ -88,7 +91,9 @@ class LocalModel:
             (name, tensor.file.name, tensor.name, tensor.dtype, tensor.shape, tensor.start)
             for name, tensor in sorted(self.tensors.items())
         ]
-        samples = sample_digest(self.tensors[name] for name, *_ in headers)
+        samples = sample_digest(
+            part for name, *_ in headers for part in parts_of(self.tensors[name])
+        )
         text = json.dumps([self.config, headers, samples], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -97,11 +102,16 @@ class LocalModel:
         """Bytes of all tensors as they are stored."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
+    @property
+    def files(self) -> list[Path]:
+        """The files that tensors lie in."""
+        return sorted({x.file for tensor in self.tensors.values() for x in parts_of(tensor)})
+
     def read(self, name: str) -> NDArray[Any]:
         """Return a read-only view of one tensor; its pages are read as they are touched.
 
         The array has the stored shape and number type (``ml_dtypes.bfloat16`` for bfloat16). Of a
-        GGUF file, or of MX FP4, it is a copy, in blocks no longer.
+        GGUF file, or where it was packed, it is a copy in plain numbers.
         """
         import ml_dtypes
         import numpy as np
@@ -109,7 +119,7 @@ class LocalModel:
         from edgetune.tensors.reader import read_tensor
 
         tensor = self.tensors[name]
-        if isinstance(tensor, GgufTensor | Mxfp4Tensor):
+        if isinstance(tensor, GgufTensor | PackedTensor):
             return read_tensor(tensor)
         dtype = np.dtype(ml_dtypes.bfloat16 if tensor.dtype == "bfloat16" else tensor.dtype)
         data = np.memmap(tensor.file, np.uint8, "r", tensor.start, (tensor.nbytes,))
@@ -142,6 +152,7 @@ def _checked(
 ) -> dict[str, StoredTensor]:
     stored = taken_apart(shape, stored)
     found, strange = match_names(shape, stored)
+    stored = {**stored, **_turned(shape, found, stored)}
     problems = [f"{name}: not expected" for name in strange]
     for tensor in shape.tensors():
         there = stored.get(found.get(tensor.name, ""))
@@ -158,6 +169,24 @@ def _checked(
     return {name: stored[source] for name, source in found.items()}
 
 
+def _turned(
+    shape: ModelShape, found: Mapping[str, str], stored: Mapping[str, StoredTensor]
+) -> dict[str, StoredTensor]:
+    """Return packed matrices of projections that the model has turned: codes never are."""
+    turned = {
+        f"{shape.block(layer)}{linear.module}.weight"
+        for layer in range(shape.layers)
+        for linear in shape.blocks[layer].matrices
+        if linear.transposed
+    }
+    packed = {name: stored[source] for name, source in found.items() if name in turned}
+    return {
+        found[name]: tensor.turned_around()
+        for name, tensor in packed.items()
+        if isinstance(tensor, PackedTensor) and not tensor.turned and len(tensor.shape) == 2
+    }
+
+
 def _check_tied_head(
     folder: Path,
     shape: ModelShape,
@@ -166,11 +195,41 @@ def _check_tied_head(
 ) -> None:
     embedding = tensors[f"{shape.embedding}.weight"]
     copies = [stored[name] for name in tied_heads(shape, stored)]
-    if not all(same_sample(embedding, copy) for copy in copies):
+    if not all(_same(embedding, copy) for copy in copies):
         raise ModelError(
             f"The config.json in {folder} ties the head to the embedding, but the files hold "
             "another head. Set tie_word_embeddings to false there, or remove that tensor."
         )
+
+
+def _same(one: StoredTensor, other: StoredTensor) -> bool:
+    """Return whether two tensors, or all that they are made of, agree in samples."""
+    pairs = (parts_of(one), parts_of(other))
+    return len(pairs[0]) == len(pairs[1]) and all(map(same_sample, *pairs))
+
+
+def parts_of(tensor: StoredTensor) -> tuple[StoredTensor, ...]:
+    """Return the stored tensors that one is made of."""
+    return tensor.parts if isinstance(tensor, PackedTensor) else (tensor,)
+
+
+def _published(
+    shape: ModelShape, tensors: Mapping[str, StoredTensor], config: Mapping[str, object]
+) -> Published | None:
+    """Return how the matrices are packed; None if all are plain numbers."""
+    packed = {name: x for name, x in tensors.items() if isinstance(x, PackedTensor)}
+    if not packed:
+        return None
+    outer = {f"{module}.weight" for module in (shape.embedding, shape.head)}
+    kept = {tensor.kept_as for tensor in packed.values()}
+    words = Counter(tensor.words for tensor in packed.values())
+    return Published(
+        words=" and ".join(word for word, _ in words.most_common()),
+        kept_as=kept.pop() if len(kept) == 1 else None,
+        vocabulary=not outer.isdisjoint(packed),
+        merges_plain=written_plain(config) != config,
+        unpacking_bytes=max(tensor.unpacking_bytes for tensor in packed.values()),
+    )
 
 
 def _main_dtype(tensors: Mapping[str, StoredTensor]) -> FloatName:

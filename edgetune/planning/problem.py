@@ -202,6 +202,13 @@ def _impossible(
         )
     if shape.formats is not None and own.get("head") == "int8":
         yield "--head int8 would round a head again that the GGUF file has quantized already."
+    if shape.published is not None and shape.published.vocabulary:
+        for name in ("embedding", "head"):
+            if own.get(name) == "disk":
+                yield (
+                    f"--{name} disk reads rows from the checkpoint, and this one has them packed "
+                    f"({shape.published.words}). --{name} resident works."
+                )
     kept = own.get("checkpointing")
     if kept is not None and kept.offload not in capability.offloads:
         yield _unsupported(f"--checkpointing …:{kept.offload}", device, capability.offloads)

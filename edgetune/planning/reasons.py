@@ -29,6 +29,7 @@ def reasons_for(
 ) -> Iterator[str]:
     """Yield a reason for everything that the program decided and that is not the plainest."""
     yield from _base(found, problem, search, above)
+    yield from _published(found, problem)
     yield from _number_format(found, problem)
     yield from _placement(found, problem, search)
     yield from _vocabulary(found, problem)
@@ -54,7 +55,7 @@ def _base(
     if larger is None:
         if chosen == FILE_FORMAT:
             yield f"weights in {file_kinds(problem.shape)} as in the file: nothing is rounded again"
-        if chosen == "none":
+        if chosen == "none" and problem.shape.published is None:
             yield f"weights in {problem.shape.dtype} as published: they fit, so nothing is rounded"
         return
     least = search.least(larger)
@@ -63,6 +64,25 @@ def _base(
             f"{BITS[chosen]} weights ({chosen}): {BITS[larger.quantization]} weights need at least "
             f"{precise_bytes(least.memory.peak_bytes)}; the budget is "
             f"{precise_bytes(problem.budget)}"
+        )
+
+
+def _published(found: Found, problem: SearchProblem) -> Iterator[str]:
+    """Say what becomes of the matrices of a checkpoint that is quantized."""
+    published, chosen = problem.shape.published, found.choice.quantization
+    if published is None:
+        return
+    written = f"this checkpoint is quantized ({published.words})"
+    if chosen == "none":
+        yield f"{written}: unpacked to {problem.shape.dtype} as it is read, rounded no further"
+    elif chosen == published.kept_as:
+        yield f"{written}: its codes are used as they are, as {chosen}"
+    else:
+        yield f"{written}: unpacked as it is read, and rounded a second time to {chosen}"
+    if published.merges_plain:
+        yield (
+            f"an adapter of it fits the quantized model; merged (--to hf), it becomes a model in "
+            f"{problem.shape.dtype} that is not quantized"
         )
 
 

@@ -221,9 +221,11 @@ def test_an_unheard_of_type_is_refused_with_the_list() -> None:
 
 
 @pytest.mark.parametrize("field", ["quantization_config", "quantization"])
-def test_a_quantized_model_is_refused(field: str) -> None:
-    with pytest.raises(ModelError, match="already quantized"):
-        shape_of(TINY | {field: {"quant_method": "gptq", "bits": 4}})
+def test_a_model_that_is_quantized_in_another_way_is_refused(field: str) -> None:
+    with pytest.raises(ModelError, match="already quantized with HQQ"):
+        shape_of(TINY | {field: {"quant_method": "hqq", "bits": 4}})
+    read = {field: {"quant_method": "gptq", "bits": 4}}
+    assert shape_of(TINY | read) == shape_of(TINY)
 
 
 @pytest.mark.parametrize(

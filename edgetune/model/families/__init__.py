@@ -13,6 +13,7 @@ from edgetune.escapes import short
 from edgetune.model.config import Fields
 from edgetune.model.families.refused import kind_of
 from edgetune.model.families.wrappers import INSIDE, wrapped
+from edgetune.model.published import refuse_unread
 from edgetune.shape import ModelShape
 
 _SHOWN: Final = 5
@@ -71,10 +72,6 @@ _FAMILIES: Final[Mapping[str, str]] = {
 """Model type to the module here that holds the function of the same name."""
 
 
-_READ: Final = frozenset({("gpt_oss", "mxfp4")})
-"""Model types and the quantized formats in which their files are read."""
-
-
 def supported() -> tuple[str, ...]:
     """Return the model types that can be trained, sorted."""
     return tuple(sorted({*_FAMILIES, *INSIDE}))
@@ -86,7 +83,7 @@ def shape_of(config: Mapping[str, object]) -> ModelShape:
     Raises:
         ModelError: if the type is not supported or fields are missing or wrong (all are named).
     """
-    _refuse_quantized(config)
+    refuse_unread(config)
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in supported():
         raise ModelError(_unsupported(model_type, config))
@@ -117,15 +114,3 @@ def _supported(model_type: str) -> str:
     known = supported()
     near = get_close_matches(model_type, known, n=_SHOWN, cutoff=0.6) or list(_USUAL)
     return f"Supported: {', '.join(near)} and {len(known) - len(near)} others (docs/models.md)."
-
-
-def _refuse_quantized(config: Mapping[str, object]) -> None:
-    settings = config.get("quantization_config") or config.get("quantization")
-    if settings:
-        method = settings.get("quant_method", "") if isinstance(settings, dict) else ""
-        if (config.get("model_type"), method) in _READ:
-            return
-        raise ModelError(
-            f"This model is already quantized{f' ({method})' if method else ''}. Use the 16-bit "
-            "model that it was made from: edgetune quantizes it as the plan says."
-        )

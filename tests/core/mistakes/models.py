@@ -61,13 +61,12 @@ MODELS = (
             files={"chatglm/config.json": config(
                 model_type="chatglm", auto_map={"AutoModel": "modeling_chatglm.ChatGLM"})},
             link=thread("mymusise/ChatGLM-Tuning", 163)),
-    Mistake(line="plan --model quantized", code=5, says=("gptq",),
-            files={"quantized/config.json": config(quantization_config={"quant_method": "gptq"})},
-            link=thread("hiyouga/LlamaFactory", 4559)),
-    Mistake(line="plan --model quantized", code=5, says=("bitsandbytes",),
+    Mistake(line="plan --model quantized", code=5, says=("gptq", "marlin"),
             files={"quantized/config.json": config(
-                quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})},
-            link=thread("ggml-org/llama.cpp", 8134)),
+                quantization_config={"quant_method": "gptq", "checkpoint_format": "marlin"})},
+            link=thread("hiyouga/LlamaFactory", 4559)),
+    Mistake(line="plan --model quantized", code=5, says=("HQQ", "bitsandbytes"),
+            files={"quantized/config.json": config(quantization_config={"quant_method": "hqq"})}),
     Mistake(line="plan --model broken", code=5, says=("broken/config.json cannot be read",),
             files={"broken/config.json": "{"}),
     Mistake(line="plan --model odd", code=5, says=("hidden_size", "num_attention_heads"),

@@ -1,0 +1,7 @@
+"""Checkpoints that are published quantized: which are read, and what their matrices are made of."""
+
+from __future__ import annotations
+
+from edgetune.model.published.registry import assembled, refuse_unread, written_plain
+
+__all__ = ["assembled", "refuse_unread", "written_plain"]
