@@ -19,8 +19,9 @@ from edgetune.workflows.measured import measured
 NEAR: Final = 1.3
 """Times that a pilot's step may take more or less than predicted before it counts."""
 
-ENOUGH, MOST = 5, 32
-"""Steps of a run that tell something, and the number of its last ones that are looked at."""
+ENOUGH, MOST = 2, 32
+"""Steps of a run that tell more than its pilot, which pays for what is done once, and the number of its
+last ones that are looked at."""
 
 
 class Steps(Protocol):

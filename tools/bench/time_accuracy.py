@@ -81,15 +81,18 @@ def _run(case: Case, model: str, data: Path, folder: Path, rates: str) -> Line:
         if (value := getattr(case, flag)) is not None:
             command += [f"--{flag.replace('_', '-')}", str(value)]
     environment = {**os.environ, "EDGETUNE_CACHE": str(folder / "cache")}
-    begun = time.time()
-    # a process beside it only reads what it says; its exit code is that of what was learned
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if not (output / "metrics.jsonl").exists():
-        sys.exit(f"{case}: {done.stderr[-2000:]}")
-    ended = time.time()
     measured = folder / "cache" / "measurements.json"
-    if rates == "cold" and measured.exists():
-        begun = max(begun, measured.stat().st_mtime)
+    begun = time.time()
+    # output goes to a file, as nobody reads a pipe meanwhile
+    with (folder / f"{rates}.log").open("w+", encoding="utf-8") as log:
+        running = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        if rates == "cold":
+            begun = _first_written(measured, running) or begun
+        running.wait()  # its exit code is that of what was learned
+        ended = time.time()
+        if not (output / "metrics.jsonl").exists():
+            log.seek(0)
+            sys.exit(f"{case}: {log.read()[-2000:]}")
     plan = json.loads(json.dumps(_plan(output)))
     lines = [json.loads(text) for text in (output / "metrics.jsonl").read_text().splitlines()]
     seconds = [line["seconds"] for line in lines if "seconds" in line]
@@ -102,6 +105,15 @@ def _run(case: Case, model: str, data: Path, folder: Path, rates: str) -> Line:
         planned_step=plan["seconds_per_step"],
         step=median(seconds),
     )
+
+
+def _first_written(measured: Path, running: subprocess.Popen[bytes]) -> float | None:
+    """Return when the machine's rates were kept first; runs write them again at their end."""
+    while running.poll() is None:
+        if measured.exists():
+            return time.time()
+        time.sleep(0.05)
+    return None
 
 
 def _plan(output: Path) -> dict[str, object]:

@@ -1,0 +1,238 @@
+"""What each method learns, forgets and costs on a real model, at its defaults and beside them.
+
+    make real-model
+    python tools/bench/real_methods.py --output tools/bench/results/real-methods.jsonl
+    python tools/bench/real_methods.py --table tools/bench/results/real-methods.jsonl
+
+The first form does the runs that the file does not hold yet: SmolLM2-135M-Instruct, every method, each
+task of ``tasks.py`` from several seeds; on the first task also at other learning rates. The second
+form writes the tables into docs/methods.md. Every run is ``edgetune train`` in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from math import exp
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from real_model import dequantized
+from tasks import TASKS, Task
+
+from edgetune.device import read_device
+from edgetune.methods import METHODS
+from edgetune.neutral import drift, neutral_batches
+from edgetune.units import format_bytes
+from edgetune.workflows.opened import Opened
+from edgetune.workflows.references import open_references
+from edgetune.workflows.scoring import dataset_of, labels_of, score_each
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+from fetch_real_model import real_model  # noqa: E402
+
+PAGE = ROOT / "docs" / "methods.md"
+MARKS = ("<!-- tables: tools/bench/real_methods.py -->", "<!-- end of tables -->")
+FACTORS = (0.3, 1.0, 3.0, 10.0)
+"""Multiples of a method's learning rate."""
+DENSE = ("full",)
+"""Methods that train the model's own matrices, and so need them as numbers."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: what makes it different from the others."""
+
+    task: str
+    method: str
+    seed: int
+    factor: float
+    steps: int
+
+
+def wanted(methods: Sequence[str], steps: int, seeds: int) -> Iterator[Run]:
+    """Yield all runs: defaults of the first seed first, then other rates, then other seeds."""
+    first = next(iter(TASKS))
+    for task in TASKS:
+        yield from (Run(task, method, 0, 1.0, steps) for method in methods)
+    for factor in FACTORS:
+        if factor != 1.0:
+            yield from (Run(first, method, 0, factor, steps) for method in methods)
+    for seed in range(1, seeds):
+        for task in TASKS:
+            yield from (Run(task, method, seed, 1.0, steps) for method in methods)
+
+
+def measure(run: Run, folder: Path) -> dict[str, Any]:
+    """Train once and return what came of it."""
+    task, output = TASKS[run.task], folder / "run"
+    rows, held_out = task.write(folder)
+    model = _dense(folder.parent) if run.method in DENSE else real_model()
+    command = [sys.executable, "-m", "edgetune", "train", "--model", str(model), "--quiet"]
+    command += ["--data", str(rows), "--output", str(output), "--method", run.method]
+    command += ["--steps", str(run.steps), "--seed", str(run.seed), "--eval-every", "15"]
+    command += ["--no-verdict", "--samples", "0"]
+    if run.factor != 1.0:
+        planned = subprocess.run(
+            [*command, "--dry-run"], check=True, capture_output=True, text=True
+        )
+        rate = float(_found(r"learning rate ([\d.e-]+)", planned.stdout + planned.stderr))
+        command += ["--learning-rate", f"{run.factor * rate:.3g}"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if not (output / "adapter").exists():
+        return {**vars(run), "failed": done.stderr.strip().splitlines()[-1:]}
+    (opened,) = open_references([str(output)])
+    found = {**vars(run), **_scores(opened, held_out, task), **_costs(output)}
+    opened.session.close()
+    return found
+
+
+def _dense(folder: Path) -> Path:
+    """Return the model's numbers as a folder, which is written once."""
+    place = folder / "dense"
+    return place if place.exists() else dequantized(Path(real_model()), place)
+
+
+def _scores(opened: Opened, held_out: Path, task: Task) -> dict[str, Any]:
+    dataset = dataset_of(opened, held_out)
+    labels, _ = labels_of([opened], dataset)
+    found, answers = score_each(
+        {"run": opened}, dataset.train, labels, exact_match=True, show=len(dataset.train)
+    )
+    scores = found["run"]
+    right = [task.right(row.answers["run"].strip(), row.expected.strip()) for row in answers]
+    quality = sum(right) / len(right) if scores.labels is None else scores.labels.accuracy
+    batches = neutral_batches(opened.tokenizer, opened.plan.choice.context, 1)
+    neutral = drift(opened.session, batches)
+    return {
+        "quality": quality, "loss": scores.loss,
+        "neutral": exp(neutral.loss), "neutral_base": exp(neutral.base_loss),
+        "learning_rate": opened.plan.training.learning_rate,
+        "context": opened.plan.choice.context,
+    }  # fmt: skip
+
+
+def _costs(output: Path) -> dict[str, Any]:
+    events = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    steps = [event for event in events if event["event"] == "step"]
+    adapter = output / "adapter" / "adapter_model.safetensors"
+    plan = (output / "plan.yaml").read_text("utf-8")
+    return {
+        "steps_done": len(steps),
+        "seconds_per_step": median(event["seconds"] for event in steps),
+        "peak_bytes": json.loads((output / "memory.json").read_text("utf-8"))["peak_bytes"],
+        "adapter_bytes": adapter.stat().st_size,
+        "parameters": int(_found(r"trainable_parameters: (\d+)", plan)),
+        "device": read_device("cpu").name,
+        "date": datetime.now(timezone.utc).date().isoformat(),
+    }
+
+
+def _found(pattern: str, text: str) -> str:
+    match = re.search(pattern, text)
+    assert match is not None, f"{pattern} is not in: {text}"
+    return match[1]
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+HEAD = (
+    "| method | {} | forgot | peak memory | step | file |\n|---|" + "---:|" * 4 + "{}\n"
+)  # fmt: skip
+
+
+def tables(results: Sequence[dict[str, Any]]) -> str:
+    """Return what was learned at the defaults, and over learning rates."""
+    lines = [line for line in results if "failed" not in line]
+    methods = [name for name in METHODS if any(line["method"] == name for line in lines)]
+    default = [line for line in lines if line["factor"] == 1.0]
+    tasks = [task for task in TASKS if any(line["task"] == task for line in default)]
+    text = f"| method | {' | '.join(tasks)} | perplexity on neutral text | peak | step | file |\n"
+    text += "|---|" + "---:|" * (len(tasks) + 4) + "\n"
+    for method in methods:
+        own = [line for line in default if line["method"] == method]
+        cells = [_qualities([line for line in own if line["task"] == task]) for task in tasks]
+        forgot = median(line["neutral"] / line["neutral_base"] - 1 for line in own)
+        text += (
+            f"| {method} | {' | '.join(cells)} | {forgot:+.0%} "
+            f"| {format_bytes(median(line['peak_bytes'] for line in own))} "
+            f"| {min(line['seconds_per_step'] for line in own):.2f} s "
+            f"| {format_bytes(own[0]['adapter_bytes'])} |\n"
+        )
+    first = [line for line in lines if line["task"] == tasks[0] and line["seed"] == 0]
+    text += f"\n| method | rate | {' | '.join(f'{factor:g} x' for factor in FACTORS)} |\n"
+    text += "|---|---:|" + "---:|" * len(FACTORS) + "\n"
+    for method in methods:
+        own = {line["factor"]: line for line in first if line["method"] == method}
+        cells = [_at_rate(own.get(factor)) for factor in FACTORS]
+        text += f"| {method} | {own[1.0]['learning_rate']:.2g} | {' | '.join(cells)} |\n"
+    return text
+
+
+def _qualities(lines: Sequence[dict[str, Any]]) -> str:
+    if not lines:
+        return ""
+    values = [line["quality"] for line in lines]
+    spread = f" ({min(values):.0%}-{max(values):.0%})" if len(values) > 1 else ""
+    return f"{sum(values) / len(values):.0%}{spread}"
+
+
+def _at_rate(line: dict[str, Any] | None) -> str:
+    if line is None:
+        return ""
+    return f"{line['quality']:.0%}, {line['neutral'] / line['neutral_base'] - 1:+.0%}"
+
+
+def write_tables(results: Path) -> None:
+    """Put the tables between their marks in the page."""
+    before, _, rest = PAGE.read_text("utf-8").partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    PAGE.write_text(f"{before}{MARKS[0]}\n{tables(_read(results))}{MARKS[1]}{after}", "utf-8")
+
+
+def main() -> None:
+    """Do the runs that are missing, or write the tables of those that are there."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--table", type=Path)
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--only", type=int, help="end after so many runs")
+    given = parser.parse_args()
+    if given.table is not None:
+        write_tables(given.table)
+        return
+    there = (
+        [tuple(line[key] for key in Run.__annotations__) for line in _read(given.output)]
+        if given.output.exists()
+        else []
+    )
+    missing = [
+        run
+        for run in wanted(given.methods.split(","), given.steps, given.seeds)
+        if tuple(vars(run).values()) not in there
+    ]
+    with tempfile.TemporaryDirectory() as kept:
+        for run in missing[: given.only]:
+            with tempfile.TemporaryDirectory(dir=kept) as folder:
+                line = json.dumps(measure(run, Path(folder)))
+            print(line, flush=True)
+            with given.output.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()
