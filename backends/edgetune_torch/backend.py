@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from edgetune.before_torch import set_environment
 from edgetune.device import Device
 from edgetune.device.base import DeviceKind
-from edgetune.idle_threads import let_idle_threads_sleep
 from edgetune.model import LocalModel
 from edgetune.run_spec import RunSpec
 from edgetune.settings.spec import Decision
@@ -29,7 +29,7 @@ class TorchBackend:
             return Decision(False, f"torch does not compute on {kind} here.")
         if find_spec("torch") is None:
             return Decision(False, "torch is not installed. Type: pip install torch")
-        let_idle_threads_sleep()
+        set_environment()
         try:
             import torch
         except (ImportError, OSError) as error:
@@ -42,28 +42,28 @@ class TorchBackend:
 
     def join(self, place: Place, timeout: float, device: Device) -> World:
         """Meet the other ranks over torch.distributed."""
-        let_idle_threads_sleep()
+        set_environment()
         from edgetune_torch.world import TorchWorld
 
         return TorchWorld(place, timeout, device.uuid if device.kind == "cuda" else None)
 
     def open(self, spec: RunSpec, model: LocalModel, world: World = ALONE) -> TorchSession:
         """Load the model as planned, with a new adapter."""
-        let_idle_threads_sleep()
+        set_environment()
         from edgetune_torch.opening import open_session
 
         return open_session(spec, model, world)
 
     def measure(self, device: Device) -> Measurements:
         """Time what a step consists of."""
-        let_idle_threads_sleep()
+        set_environment()
         from edgetune_torch.measure import measure
 
         return measure(device)
 
     def dry_run(self, spec: RunSpec, shape: ModelShape) -> Mapping[str, int]:
         """Run the planned step on tensors without content."""
-        let_idle_threads_sleep()
+        set_environment()
         from edgetune_torch.dry_run import dry_run
 
         return dry_run(spec, shape)

@@ -47,6 +47,7 @@ from edgetune_torch.loss import (
     loss_positions,
     token_losses,
 )
+from edgetune_torch.malloc import trim
 from edgetune_torch.token_layout import TokenLayout
 
 
@@ -186,6 +187,8 @@ class Engine:
         weigh: Weigh | None,
     ) -> tuple[Sums, Tensor]:
         """Return the loss and the gradient (B, S, D) of the last block's output."""
+        if self.device.type == "cpu":
+            trim()  # more than ever lives from now on
         at, count = loss_positions(targets, self.chunk)
         selected = x.flatten(0, 1)[at].requires_grad_()
         normed = self.decoder.final_norm(selected, method)

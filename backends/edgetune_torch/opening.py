@@ -19,7 +19,7 @@ from edgetune_torch.decoder import Decoder
 from edgetune_torch.engine import Engine
 from edgetune_torch.load import Loader, Placements, Weights
 from edgetune_torch.loss import Head
-from edgetune_torch.malloc import limit_heap, trim
+from edgetune_torch.malloc import Heap, limit_heap, trim
 from edgetune_torch.memory import MemoryWatch
 from edgetune_torch.memory_limit import MemoryLimit
 from edgetune_torch.onednn import limit_kernels
@@ -52,7 +52,13 @@ def _opened(spec: RunSpec, model: LocalModel, world: World) -> TorchSession:
         held.callback(watch.close)
         limit = MemoryLimit(device, spec.limits.limit_bytes, spec.limits.runtime_bytes)
         held.callback(limit.close)
-        engine = open_engine(spec, model, device, limit.check)
+        heap = Heap(spec.limits.peak_bytes)
+
+        def check(divisible: bool) -> None:
+            heap.check()
+            limit.check(divisible)
+
+        engine = open_engine(spec, model, device, check)
         held.callback(engine.close)
         base = LoadedBase(model.shape, engine.decoder.weights, model.folder)
         parameters = new_parameters(

@@ -121,6 +121,7 @@ class TorchSession:
             finally:
                 if self._gradients is not None:
                     self._gradients.end()
+                trim()
         return result
 
     def attach(self, name: str, method: Method, tensors: Tensors) -> None:

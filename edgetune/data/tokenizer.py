@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune.before_torch import set_environment
 from edgetune.data.gguf_tokenizer import read_gguf_tokenizer
 from edgetune.data.offsets import Encoded, Ids, Locator
 from edgetune.data.panics import refused_panics
@@ -25,7 +26,6 @@ from edgetune.data.turn_tokens import (
 )
 from edgetune.errors import ModelError
 from edgetune.escapes import short
-from edgetune.idle_threads import let_idle_threads_sleep
 
 _SPACES = 8  # tokens before BOS that may be white space
 _PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
@@ -231,7 +231,7 @@ def load_tokenizer(folder: Path, embeddings: int | None = None) -> Tokenizer:
         ModelError: if the files are missing, damaged, or would need code from the folder, or if
             the tokenizer is that of another model.
     """
-    let_idle_threads_sleep()  # transformers loads torch
+    set_environment()  # transformers loads torch
     if folder.is_file():
         found = read_gguf_tokenizer(folder)
         return Tokenizer(found.inner, folder, embeddings, found.ends)
