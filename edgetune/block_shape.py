@@ -4,6 +4,8 @@ Blocks are described by *roles*, so that one forward pass serves every architect
 
     x = x + attention_output_norm(mixer(attention_input_norm(x)))
     x = x + mlp_output_norm(mlp(mlp_input_norm(x)))
+    x = x + per_layer_norm(per_layer_out(activation(per_layer_gate(x)) * own input of the layer))
+    x = scalar * x
 
 The mixer is attention in most blocks; :mod:`edgetune.mixer` has the others.
 
@@ -28,12 +30,17 @@ LinearRole = Literal[
     "conv_in", "conv_out",
     "delta_qkv", "delta_z", "delta_b", "delta_a", "delta_out",
     "gate", "up", "gate_up", "down",
+    "per_layer_gate", "per_layer_out",
 ]  # fmt: skip
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
 NormRole = Literal[
-    "attention_input", "attention_output", "mlp_input", "mlp_output", "q", "k", "delta",
+    "attention_input", "attention_output", "mlp_input", "mlp_output", "q", "k", "v", "delta",
+    "per_layer",
 ]  # fmt: skip
-TensorKind = Literal["embedding", "position", "linear", "bias", "norm", "mixer", "head", "router"]
+TensorKind = Literal[
+    "embedding", "position", "linear", "bias", "norm", "mixer", "head", "router", "table",
+    "projection",
+]  # fmt: skip
 
 ATTENTION_ROLES: frozenset[str] = frozenset({"q", "k", "v", "qkv", "o"})
 MIXER_ROLES: frozenset[str] = frozenset(
@@ -41,6 +48,8 @@ MIXER_ROLES: frozenset[str] = frozenset(
 )
 """Projections of mixers that are not attention."""
 MLP_ROLES: frozenset[str] = frozenset({"gate", "up", "gate_up", "down"})
+PER_LAYER_ROLES: frozenset[str] = frozenset({"per_layer_gate", "per_layer_out"})
+"""Projections around what a block reads besides the stream; no group of targets has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +92,14 @@ class Norm:
     bias: bool = False
     kind: NormKind | None = None
     """How it computes, if not as the model's other norms do."""
+    plain: bool = False
+    """It has no weight."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Its tensors."""
+        own = () if self.plain else ("weight",)
+        return (*own, "bias") if self.bias else own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +140,10 @@ class BlockShape:
     """Queries and keys are normalised when they have been rotated (Hunyuan), not before."""
     experts: Experts | None = None
     """What is there in the place of the MLP, in a mixture of experts."""
+    per_layer: int = 0
+    """Numbers of its own that a block reads of each token besides the stream (Gemma 4)."""
+    scalar: str | None = None
+    """Name of a tensor of one number inside the block, by which its output is multiplied."""
 
     @cached_property
     def linear_by_role(self) -> dict[str, Linear]:
@@ -164,11 +185,15 @@ class BlockShape:
 
     @property
     def mixer_tensors(self) -> tuple[MixerTensor, ...]:
-        """The tensors of the mixer that are neither projections nor norms."""
+        """The tensors that are neither projections nor norms: those of the mixer, the scalar."""
+        scalar = self.scalar
+        last = () if scalar is None else (MixerTensor(role="scalar", name=scalar, shape=(1,)),)
         if not isinstance(self.mixer, Attention):
-            return self.mixer.tensors
+            return (*self.mixer.tensors, *last)
         name = self.mixer.sinks
-        return () if name is None else (MixerTensor(role="sinks", name=name, shape=(self.heads,)),)
+        if name is None:
+            return last
+        return (MixerTensor(role="sinks", name=name, shape=(self.heads,)), *last)
 
     @property
     def carried(self) -> int:
@@ -241,7 +266,6 @@ def _of_expert(experts: Experts, number: int) -> Iterator[Linear]:
 
 def norm_tensors(prefix: str, norm: Norm, layer: int | None) -> Iterator[TensorShape]:
     """Yield the weight of a norm and, where it has one, its bias."""
-    names = ("weight", "bias") if norm.bias else ("weight",)
-    for name in names:
+    for name in norm.parts:
         full = f"{prefix}{norm.module}.{name}"
         yield TensorShape(name=full, shape=(norm.size,), kind="norm", layer=layer)

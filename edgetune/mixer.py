@@ -12,7 +12,7 @@ from typing import Literal
 PIECE = 64
 """Tokens for which the delta rule's corrections are solved at once, by every backend."""
 
-MixerRole = Literal["conv", "conv_bias", "a_log", "dt_bias", "sinks"]
+MixerRole = Literal["conv", "conv_bias", "a_log", "dt_bias", "sinks", "scalar"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class Rotary:
     theta: float
     dimensions: int
     """Leading channels of a head that rotate; the rest pass unchanged."""
-    scaling: Literal["none", "linear", "llama3", "longrope", "yarn"] = "none"
+    scaling: Literal["none", "linear", "llama3", "longrope", "yarn", "proportional"] = "none"
     factor: float = 1.0
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
@@ -38,6 +38,8 @@ class Rotary:
     """Channels 2i and 2i + 1 rotate together (GPT-J), not i and i + half of those that rotate."""
     growth: float = 0.0
     """What rotates is multiplied by ``1 + growth * log(1 + position // original_context)``."""
+    turning: int = 0
+    """Of ``dimensions`` the ones that turn at all, where the slow ones are left out (Gemma 4)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +61,10 @@ class Attention:
     sinks: str | None = None
     """Name of a tensor inside the block: by head the score of a key that all queries see, and whose
     value is zero (gpt-oss)."""
+    source: int | None = None
+    """The layer whose keys and values it reads, if it makes none of its own (Gemma 4)."""
+    lends: bool = False
+    """Whether later layers read the keys and values that it makes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

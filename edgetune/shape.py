@@ -15,6 +15,7 @@ from edgetune.block_shape import (
     ATTENTION_ROLES,
     MIXER_ROLES,
     MLP_ROLES,
+    PER_LAYER_ROLES,
     Activation,
     BlockShape,
     Linear,
@@ -33,6 +34,7 @@ __all__ = [
     "ATTENTION_ROLES",
     "MIXER_ROLES",
     "MLP_ROLES",
+    "PER_LAYER_ROLES",
     "Activation",
     "Attention",
     "BlockShape",
@@ -49,6 +51,7 @@ __all__ = [
     "Norm",
     "NormKind",
     "NormRole",
+    "PerLayerInputs",
     "Published",
     "Rotary",
     "ShortConvolution",
@@ -84,6 +87,27 @@ class Published:
     """Most bytes that unpacking one takes beside its numbers."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerLayerInputs:
+    """What makes the numbers of its own that each block reads besides the stream (Gemma 4).
+
+    Those of a token x, of all blocks one after the other, of which each has ``size``:
+
+        (norm(projection(embedding(x)) / sqrt(hidden size)) + sqrt(size) table[x]) / sqrt(2)
+
+    The table is far larger than the vocabulary's: it stays in the model's file, of which rows are
+    read. Nothing of it is trained.
+    """
+
+    size: int
+    rows: int
+    """Of the table; more than the vocabulary's do no harm."""
+    table: str
+    projection: str
+    norm: Norm
+    """Of the ``size`` numbers of one block."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
     """Everything about a decoder language model but its weights.
@@ -117,6 +141,8 @@ class ModelShape:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     residual_scale: float = 1.0
+    per_layer: PerLayerInputs | None = None
+    """Where the numbers that blocks read besides the stream come from, if they do."""
     inside: str | None = None
     """Module that holds the decoder in the class that its folder loads as, where that is a wrapper
     (an image-and-text model); the names here are those of the decoder alone."""
@@ -173,6 +199,17 @@ class ModelShape:
         """The attention of each layer that has one."""
         return tuple(rule for block in self.blocks if (rule := block.attention) is not None)
 
+    @cached_property
+    def lenders(self) -> tuple[int, ...]:
+        """The layers whose keys and values later ones read."""
+        found = {rule.source for rule in self.attention if rule.source is not None}
+        return tuple(sorted(found))
+
+    def source(self, layer: int) -> int | None:
+        """Return the layer whose keys and values a layer reads; None if it has its own, or none."""
+        rule = self.blocks[layer].attention
+        return None if rule is None else rule.source
+
     @property
     def last_length(self) -> int | None:
         """The most positions that a document can have; None where they are not a table's rows."""
@@ -226,10 +263,21 @@ class ModelShape:
         if self.embedding_norm is not None:
             yield from norm_tensors("", self.embedding_norm, None)
         yield from norm_tensors("", self.final_norm, None)
+        yield from self._per_layer_tensors()
         if not self.tied:
             yield TensorShape(name=f"{self.head}.weight", shape=matrix, kind="head")
         if self.head_bias:
             yield TensorShape(name=f"{self.head}.bias", shape=(self.vocabulary,), kind="bias")
+
+    def _per_layer_tensors(self) -> Iterator[TensorShape]:
+        own = self.per_layer
+        if own is None:
+            return
+        width = self.layers * own.size
+        table, matrix = (own.rows, width), (width, self.hidden_size)
+        yield TensorShape(name=f"{own.table}.weight", shape=table, kind="table")
+        yield TensorShape(name=f"{own.projection}.weight", shape=matrix, kind="projection")
+        yield from norm_tensors("", own.norm, None)
 
     def tensors(self) -> Iterator[TensorShape]:
         """Yield every tensor of the checkpoint once (a tied head is not one)."""

@@ -110,6 +110,12 @@ def outer_bytes(shape: ModelShape, quantization: str) -> int:
     )
 
 
+def table_bytes(shape: ModelShape) -> int:
+    """Return the bytes of a table that stays in the model's file: rows of it are read."""
+    tables = (tensor.size for tensor in shape.outer_tensors() if tensor.kind == "table")
+    return sum(tables) * BYTES[shape.dtype]
+
+
 def vocabulary_bytes(shape: ModelShape, quantization: str, which: str) -> int:
     """Return the bytes of the ``embedding`` or of the ``head``."""
     rows, width = shape.vocabulary, shape.hidden_size

@@ -23,11 +23,12 @@ def plan_of(model: LocalModel, backend: str, **changes: Any) -> Plan:
     """Return a plan in float32, for LoRA unless a method is named.
 
     ``training`` and ``memory`` may be among ``changes``; ``checkpointing`` is a number of blocks,
-    None leaves it to the planner.
+    None leaves it to the planner. It is none of them, or all where MLX can do no other.
     """
     training = {"learning_rate": 1e-3, **changes.pop("training", {})}
     memory = changes.pop("memory", None)
-    layers = changes.pop("checkpointing", 0)
+    every = model.shape.layers if backend == "mlx" and model.shape.lenders else 0
+    layers = changes.pop("checkpointing", every)
     fixed: dict[str, Any] = {
         "method": "lora", "quantization": "none", "placement": "resident",
         "optimizer": "adamw", "compute_dtype": "float32", "context": 32, "micro_batch": 4,

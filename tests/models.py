@@ -47,6 +47,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma": SMALL,
     "gemma2": SMALL | WINDOWS | {"query_pre_attn_scalar": 16},
     "gemma3_text": SMALL | WINDOWS | {"query_pre_attn_scalar": 16},
+    "gemma4_text": SMALL | WINDOWS | {
+        "vocab_size_per_layer_input": 97, "hidden_size_per_layer_input": 12, "num_hidden_layers": 6,
+        "global_head_dim": 16, "num_kv_shared_layers": 3, "use_double_wide_mlp": True,
+        "final_logit_softcapping": 20.0,
+        "layer_types": [
+            "sliding_attention", "full_attention", "sliding_attention", "sliding_attention",
+            "full_attention", "full_attention"]},
+    "gemma4_unified_text": SMALL | WINDOWS | {
+        "global_head_dim": 16, "num_global_key_value_heads": 1, "attention_k_eq_v": True,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"]},
     "phi3": SMALL | WINDOWS,
     "olmo2": SMALL,
     "gpt_neox": SMALL | {"rotary_pct": 0.5, "rope_parameters": {
@@ -186,6 +196,9 @@ def make_model(
     settings = (FAMILIES | WRAPPERS)[family] | _with_layers(family, changes)
     if "layer_types" in settings:
         settings["layer_types"] = settings["layer_types"][: settings["num_hidden_layers"]]
+    if "num_kv_shared_layers" in settings:  # which must leave one of each type
+        shared = min(settings["num_kv_shared_layers"], settings["num_hidden_layers"] - 2)
+        settings["num_kv_shared_layers"] = max(0, shared)
     config = AutoConfig.for_model(family, **settings)
     torch.manual_seed(0)
     auto = AutoModelForImageTextToText if family in WRAPPERS else AutoModelForCausalLM
@@ -194,6 +207,11 @@ def make_model(
         for name, parameter in model.named_parameters():
             if "norm" in name or name.endswith(("bias", "sinks")) or "ln_" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
+            if family.startswith("gemma4") and name.endswith("q_norm.weight"):
+                parameter.mul_(0.3)  # which is all that scales the scores of this family
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer.mul_(0.7 + 0.5 * torch.rand_like(buffer))
             if name.endswith("A_log"):  # so that a state is not gone after a token
                 parameter.sub_(3)
     model.to(dtype).save_pretrained(folder)
@@ -208,6 +226,11 @@ _SIGLIP = _EYES | {"model_type": "siglip_vision_model"}
 _CLIP = _EYES | {"model_type": "clip_vision_model", "projection_dim": 8}
 _TOWERS: dict[str, dict[str, Any]] = {
     "gemma3": _SIGLIP,
+    "gemma4": {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "head_dim": 8,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "patch_size": 4,
+        "position_embedding_size": 16},
+    "gemma4_unified": {"mm_embed_dim": 16, "mm_posemb_size": 4, "output_proj_dims": 16},
     "internvl": _EYES | {
         "model_type": "internvl_vision", "image_size": [8, 8], "patch_size": [4, 4]},
     "llava": _CLIP,

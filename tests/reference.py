@@ -32,10 +32,16 @@ class Reference:
         )
         self.model = self.model.double().eval()
         self.shape, self.method = engine.decoder.shape, method
-        self.frozen = {
-            target.module: self._values(engine, target.layer, target.linear.role)
-            for target in method.select(self.shape)
-        }
+        targets = {target.module for target in method.select(self.shape)}
+        self.frozen, self.others = {}, {}
+        for layer, block in enumerate(self.shape.blocks):
+            for linear in block.linears:
+                module = f"{self.shape.block(layer)}{linear.module}"
+                found = self._values(engine, layer, linear.role)
+                if module in targets:
+                    self.frozen[module] = found
+                else:
+                    self.others[f"{module}.weight"] = found.T if linear.transposed else found
 
     def gradients(
         self, batch: MicroBatch, tensors: Mapping[str, Tensor]
@@ -64,7 +70,7 @@ class Reference:
         return Peer(model)
 
     def _weights(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        weights = {}
+        weights = dict(self.others)
         for target in self.method.select(self.shape):
             a = trained[f"{target.module}.lora_A.weight"]
             b = trained[f"{target.module}.lora_B.weight"]

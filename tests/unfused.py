@@ -16,6 +16,7 @@ from edgetune.shape import ModelShape
 def stored_parameters(shape: ModelShape, model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Return every parameter by its stored name, experts one by one."""
     parameters = dict(model.named_parameters())
+    parameters |= {n: x for n, x in model.named_buffers() if n.endswith("layer_scalar")}
     # transformers 5 calls GPT-NeoX's head lm_head in memory and embed_out in the checkpoint.
     if shape.family == "gpt_neox" and "lm_head.weight" in parameters:
         parameters["embed_out.weight"] = parameters.pop("lm_head.weight")

@@ -22,6 +22,9 @@ Function = Callable[..., Any]
 PLACES = ("positions", "documents", "lengths", "trunks")
 """The arrays that say where tokens stand."""
 
+OWN_INPUT = "per_layer"
+"""What a block reads besides the stream, a constant beside those arrays."""
+
 
 class Blocks:
     """Runs blocks forward and back."""
@@ -35,21 +38,35 @@ class Blocks:
     def forward(
         self, layer: int, x: mx.array, layout: TokenLayout, method: Adapted[mx.array]
     ) -> mx.array:
-        """Return the output of a block (B, S, D)."""
-        out: mx.array = self._computed("forward", layer, [x], layout, method)
-        return out
+        """Return the output of a block (B, S, D); what it lends goes into the layout."""
+        given = [x, *self._read(layer, layout)]
+        found: list[mx.array] = self._computed("forward", layer, given, layout, method)
+        if len(found) > 1:
+            layout.lent[layer] = (found[1], found[2])
+        return found[0]
 
     def backward(
         self,
         layer: int,
         x: mx.array,
-        grad: mx.array,
+        grads: Sequence[mx.array],
         layout: TokenLayout,
         method: Adapted[mx.array],
-    ) -> tuple[mx.array, dict[str, mx.array]]:
-        """Return the gradients of a block's input and of its trained tensors."""
-        x_grad, *grads = self._computed("backward", layer, [x, grad], layout, method)
-        return x_grad, dict(zip(method.of_block(layer), grads, strict=True))
+    ) -> tuple[list[mx.array], dict[str, mx.array]]:
+        """Return the gradients of what a block reads and of its trained tensors.
+
+        It reads its input, and keys and values of another block if it has none of its own.
+        ``grads`` are those of its output, and of keys and values that it lends.
+        """
+        read = [x, *self._read(layer, layout)]
+        found = self._computed("backward", layer, [*read, *grads], layout, method)
+        own = dict(zip(method.of_block(layer), found[len(read) :], strict=True))
+        return found[: len(read)], own
+
+    def _read(self, layer: int, layout: TokenLayout) -> Sequence[mx.array]:
+        """Return the keys and values of another block that a block reads."""
+        source = self.decoder.shape.source(layer)
+        return () if source is None else layout.lent[source]
 
     def _computed(
         self,
@@ -76,6 +93,8 @@ class Blocks:
         """Return a block's function of arrays, and what it wants after the first of them."""
         own = method.of_block(layer)
         places = {name: array for name in PLACES if (array := getattr(layout, name)) is not None}
+        if layout.per_layer:
+            places[OWN_INPUT] = layout.per_layer[layer]
         inputs = (places, list(own.values()))
         if not self.compiled or method.draws:
             return self._make(way, layer, layout, method, tuple(own)), inputs
@@ -93,24 +112,35 @@ class Blocks:
         method: Adapted[mx.array],
         names: Sequence[str],
     ) -> Function:
+        source = self.decoder.shape.source(layer)
+        reads = 1 if source is None else 3
+        layout = replace(layout, lent={}, per_layer=())  # which must not live on with a function
+
         def forward(
             given: list[mx.array], places: dict[str, mx.array], tensors: list[mx.array]
-        ) -> mx.array:
+        ) -> list[mx.array]:
+            x, *others = given
             here = replace(
                 layout,
                 positions=places["positions"],
                 documents=places.get("documents"),
                 lengths=places.get("lengths"),
                 trunks=places.get("trunks"),
+                lent={} if source is None else {source: (others[0], others[1])},
+                per_layer={layer: places[OWN_INPUT]} if OWN_INPUT in places else {},
             )
             own = method.over(dict(zip(names, tensors, strict=True)))
-            return self.decoder.block(layer, given[0], here, own)
+            out = self.decoder.block(layer, x, here, own)
+            return [out, *here.lent.get(layer, ())]
 
         def backward(
             given: list[mx.array], places: dict[str, mx.array], tensors: list[mx.array]
         ) -> list[mx.array]:
-            x, grad = given
-            function = lambda x, *tensors: forward([x], places, list(tensors))  # noqa: E731
-            return list(mx.vjp(function, [x, *tensors], [grad])[1])
+            read, grads = given[:reads], given[reads:]
+
+            def function(*inputs: mx.array) -> list[mx.array]:
+                return forward(list(inputs[:reads]), places, list(inputs[reads:]))
+
+            return list(mx.vjp(function, [*read, *tensors], grads)[1])
 
         return forward if way == "forward" else backward

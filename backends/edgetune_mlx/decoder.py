@@ -40,8 +40,15 @@ class Decoder:
     def embed(
         self, tokens: mx.array, layout: TokenLayout, method: Adaptation[mx.array]
     ) -> mx.array:
-        """Return the input of the first block (B, S, D) for tokens (B, S)."""
-        return self._end(layout, method).embedded(tokens)
+        """Return the input of the first block (B, S, D) for tokens (B, S).
+
+        What each block reads besides goes into the layout.
+        """
+        x = self._end(layout, method).embedded(tokens)
+        own = self.weights.per_layer
+        if own is not None:
+            layout.per_layer = own.inputs(tokens, x, self.shape)
+        return x
 
     def block(
         self, layer: int, x: mx.array, layout: TokenLayout, method: Adaptation[mx.array]

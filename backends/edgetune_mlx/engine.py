@@ -10,7 +10,7 @@ keeps far more alive.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
@@ -43,6 +43,15 @@ class Pass:
     grads: Gradients
     """The gradients of a step, to which those of this micro-batch are added as they are found."""
     weigh: Weigh | None = None
+    lent_grads: dict[int, list[mx.array]] = field(default_factory=dict)
+    """Gradients of keys and values by the layer that lent them, of the blocks so far."""
+
+    def came_back(self, source: int, grads: Sequence[mx.array]) -> list[mx.array]:
+        """Add the gradients of keys and values that a layer lent; return the sums."""
+        before = self.lent_grads.get(source)
+        sums = [*grads] if before is None else [a + b for a, b in zip(before, grads, strict=True)]
+        self.lent_grads[source] = sums
+        return sums
 
 
 class Engine:
@@ -81,13 +90,15 @@ class Engine:
 
         ``weigh`` is told the losses of the loss tokens (N,), in order, and says how much each
         counts; without it each counts once. It needs numbers between the two passes, which one
-        graph of blocks does not have: all blocks are checkpointed then.
+        graph of blocks does not have: all blocks are checkpointed then. So they are where some
+        lend keys and values, or the graph would be held until the last gradient of those.
         """
         batch, layout = self._placed(batch, method)
         wanted = Wanted.of(batch.targets, self.chunk)
         run = Pass(mx.array(batch.tokens), layout, wanted, method, scale, into, weigh)
         first, last = method.first_layer, self.decoder.shape.layers
-        cut = last if weigh else max(first, min(self.checkpointed, last))
+        whole = weigh is not None or bool(self.decoder.shape.lenders)
+        cut = last if whole else max(first, min(self.checkpointed, last))
         x = self._through(run, range(first), self.decoder.embed(run.tokens, run.layout, method))
         with self.entries as entries:
             for layer in range(first, cut):
@@ -152,14 +163,14 @@ class Engine:
         x = self.decoder.embed(tokens, layout, method)
         for layer in range(self.decoder.shape.layers):
             x = self.decoder.block(layer, x, layout, method)
-            self._evaluate(x)
+            self._evaluate(x, *layout.lent.get(layer, ()))
         return x
 
     def _through(self, run: Pass, layers: Iterable[int], x: mx.array) -> mx.array:
         """Return the output of blocks of which nothing is kept."""
         for layer in layers:
             x = self.blocks.forward(layer, x, run.layout, run.method)
-            self._evaluate(x)
+            self._evaluate(x, *run.layout.lent.get(layer, ()))
         return x
 
     def _losses(
@@ -229,8 +240,17 @@ class Engine:
         self, run: Pass, layer: int, block_input: mx.array, grad: mx.array
     ) -> mx.array:
         """Return the gradient of a block's input; add those of its tensors."""
-        x_grad, found = self.blocks.backward(layer, block_input, grad, run.layout, run.method)
+        layout, grads = run.layout, [grad]
+        if layer in layout.lent:
+            nothing = [mx.zeros_like(x) for x in layout.lent.pop(layer)]
+            grads += run.lent_grads.pop(layer, nothing)
+        (x_grad, *others), found = self.blocks.backward(
+            layer, block_input, grads, layout, run.method
+        )
         goes_on = [x_grad] if self._goes_on(run, layer) else []
+        source = self.decoder.shape.source(layer)
+        if source is not None and self._wants(run, source):
+            goes_on += run.came_back(source, others)
         self._evaluate(_added(run.grads, found), *goes_on)
         return x_grad
 
@@ -248,6 +268,10 @@ class Engine:
     def _goes_on(self, run: Pass, layer: int) -> bool:
         """Tell whether the gradient of a block's input is needed."""
         return run.method.trains_input or layer > run.method.first_layer
+
+    def _wants(self, run: Pass, source: int) -> bool:
+        """Tell whether the gradients of keys and values that a block lent are needed."""
+        return run.method.trains_input or source >= run.method.first_layer
 
     def _evaluate(self, *arrays: mx.array | Gradients) -> None:
         """Evaluate arrays; of gradients those first whose tensors come last in a block.

@@ -103,7 +103,8 @@ def _hidden(
     x = decoder.embed(tokens, layout, method)
     for layer in range(decoder.shape.layers):
         x = decoder.block(layer, x, layout, method)
-        mx.eval(x, [cache.carried[layer] for cache in layout.caches])  # a streamed block is gone
+        carried = [cache.carried[layer] for cache in layout.caches]
+        mx.eval(x, carried, layout.lent.get(layer, ()))  # a streamed block is gone
     for cache in layout.caches:
         cache.length += cache.arriving
     return x

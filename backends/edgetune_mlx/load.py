@@ -28,6 +28,7 @@ from edgetune.tensors.packed.values import kept_parts, packed_values
 from edgetune.tensors.writer import Outgoing, write_scratch
 from edgetune_mlx.gguf import GgufPacking, read_blocks
 from edgetune_mlx.matrices import PACKINGS, Matrix, Packing
+from edgetune_mlx.per_layer import PerLayerWeights, RowsOnDisk
 from edgetune_mlx.precision import DTYPES
 
 _BITS: Final = {"float32": np.uint32, "float16": np.uint16, "bfloat16": np.uint16}
@@ -64,6 +65,7 @@ class Weights:
     final_norm_bias: mx.array | None
     embedding_norm: mx.array | None = None
     embedding_norm_bias: mx.array | None = None
+    per_layer: PerLayerWeights | None = None
     blocks: Sequence[BlockWeights]
     """Read when asked for, each time again, if the blocks live on disk."""
 
@@ -92,7 +94,19 @@ class Loader:
             embedding_norm_bias=self._read(f"{first.module}.bias")
             if first is not None and first.bias
             else None,
+            per_layer=self._per_layer(),
             blocks=blocks or [self.block(layer) for layer in range(shape.layers)],
+        )
+
+    def _per_layer(self) -> PerLayerWeights | None:
+        """Return what makes the inputs of single layers; the table stays in its file."""
+        own = self.model.shape.per_layer
+        if own is None:
+            return None
+        return PerLayerWeights(
+            table=RowsOnDisk(self.model.tensors[f"{own.table}.weight"]),
+            projection=self._read(f"{own.projection}.weight"),
+            norm=self._read(f"{own.norm.module}.weight"),
         )
 
     def block(self, layer: int) -> BlockWeights:
@@ -100,7 +114,8 @@ class Loader:
         shape, block = self.model.shape, BlockWeights()
         prefix = shape.block(layer)
         for norm in shape.blocks[layer].norms:
-            block.norms[norm.role] = self._read(f"{prefix}{norm.module}.weight")
+            if not norm.plain:
+                block.norms[norm.role] = self._read(f"{prefix}{norm.module}.weight")
             if norm.bias:
                 block.norm_biases[norm.role] = self._read(f"{prefix}{norm.module}.bias")
         for tensor in shape.blocks[layer].mixer_tensors:

@@ -72,7 +72,7 @@ class MlxOps:
         self, role: str, x: mx.array, weight: mx.array | None = None, bias: mx.array | None = None
     ) -> mx.array:
         """Normalise x."""
-        weight = self.block.norms[role] if weight is None else weight
+        weight = self.block.norms.get(role) if weight is None else weight
         bias = self.block.norm_biases.get(role) if bias is None else bias
         own = self.shape.blocks[self.layer].norm_by_role.get(role)
         kind = self.shape.norm if own is None or own.kind is None else own.kind
@@ -133,6 +133,22 @@ class MlxOps:
         """Return the scores of sinks."""
         return self.block.mixer["sinks"]
 
+    def lend(self, k: mx.array, v: mx.array) -> None:
+        """Keep k and v for later blocks."""
+        self.layout.lent[self.layer] = (k, v)
+
+    def lent(self, layer: int) -> tuple[mx.array, mx.array]:
+        """Return what an earlier block has lent."""
+        return self.layout.lent[layer]
+
+    def per_layer_input(self) -> mx.array:
+        """Return the block's own numbers of each token."""
+        return self.layout.per_layer[self.layer]
+
+    def layer_scaled(self, x: mx.array) -> mx.array:
+        """Multiply by the block's scalar."""
+        return x * self.block.mixer["scalar"].astype(x.dtype)
+
     def some_heads(self, attended: Attended[mx.array], heads: slice) -> Attended[mx.array]:
         """Attend with some heads."""
         k, v = attended.k[:, heads], attended.v[:, heads]
@@ -163,11 +179,13 @@ class MlxOps:
 
     def cached(self, row: int, attended: Attended[mx.array]) -> Attended[mx.array]:
         """Write a row's keys and values behind the cached ones and attend to all of them."""
-        cache = self.layout.caches[row]
+        cache, source = self.layout.caches[row], attended.rule.source
         start, stop = cache.length, cache.length + cache.arriving
-        keys, values = cache.keys[self.layer], cache.values[self.layer]
-        keys[:, :, start:stop] = attended.k[:, :, : cache.arriving]  # without the padding behind
-        values[:, :, start:stop] = attended.v[:, :, : cache.arriving]
+        layer = self.layer if source is None else source
+        keys, values = cache.keys[layer], cache.values[layer]
+        if source is None:
+            keys[:, :, start:stop] = attended.k[:, :, : cache.arriving]  # no padding behind
+            values[:, :, start:stop] = attended.v[:, :, : cache.arriving]
         return attended.with_keys(keys[:, :, :stop], values[:, :, :stop], attended.keys)
 
     def first_pass(self) -> bool:

@@ -15,8 +15,10 @@ CUBIC: Final = sqrt(2 / pi), 0.044715
 """Of GELU by tanh (Hendrycks & Gimpel 2016): ``tanh(a * (x + b * x^3))``."""
 
 
-def norm(x: mx.array, kind: NormKind, weight: mx.array, bias: mx.array | None) -> mx.array:
+def norm(x: mx.array, kind: NormKind, weight: mx.array | None, bias: mx.array | None) -> mx.array:
     """Return x normalised over its last axis as the model's norms do, rounded once."""
+    if weight is None:
+        return recomputed(partial(_plain_norm, kind=kind))(x)
     wide = weight.astype(mx.float32) + kind.offset if kind.offset else weight
     inputs = (x, wide) if bias is None else (x, wide, bias)
     return recomputed(partial(_norm, kind=kind))(*inputs)
@@ -171,6 +173,10 @@ def _rotated(x: mx.array, angles: mx.array, rotary: Rotary, factor: mx.array | f
     first, second = x[..., : size // 2], x[..., size // 2 : size]
     rotated = [first * cos - second * sin, second * cos + first * sin]
     return mx.concatenate([*rotated, x[..., size:]], axis=-1)
+
+
+def _plain_norm(x: mx.array, *, kind: NormKind) -> mx.array:
+    return mx.fast.rms_norm(x, None, kind.eps)
 
 
 def _norm(

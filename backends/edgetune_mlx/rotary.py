@@ -41,6 +41,9 @@ def _scaled(rotary: Rotary, context: int) -> Floats:
             long = context > rotary.original_context
             factors = rotary.long_factors if long else rotary.short_factors
             return plain / np.array(factors, np.float64)
+        case "proportional":
+            turning = exponents * rotary.dimensions < rotary.turning
+            return np.where(turning, plain, 0.0) / rotary.factor
 
 
 def _llama3(rotary: Rotary, plain: Floats) -> Floats:

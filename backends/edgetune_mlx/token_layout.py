@@ -5,7 +5,7 @@ B rows, S positions, G key/value heads, h channels of a head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,6 +38,10 @@ class Cache:
     arriving: int = 0
 
 
+Lent = tuple[mx.array, mx.array]
+"""Keys and values (B, G, S, h) of a block that later ones read."""
+
+
 @dataclass(slots=True, kw_only=True)
 class TokenLayout:
     """Where the tokens of a micro-batch stand.
@@ -50,6 +54,9 @@ class TokenLayout:
     on them; ``lengths`` (B, S) has each token's, where one cannot stand for all. Where documents
     go on from others, ``documents`` numbers the stretches of a row that are seen alike, and
     ``trunks`` (B, S) is the number of the one that a token goes on from.
+
+    ``lent`` are keys and values by the layer that made them, ``per_layer`` what each block reads
+    besides the stream, (B, S, P) by layer.
     """
 
     positions: mx.array
@@ -60,6 +67,8 @@ class TokenLayout:
     first: int | None = 0
     """Position of the first token of every row; None if they differ."""
     caches: Sequence[Cache] = ()
+    lent: dict[int, Lent] = field(default_factory=dict)
+    per_layer: Sequence[mx.array] | Mapping[int, mx.array] = ()
     _angles: dict[Rotary, mx.array] = field(default_factory=dict)
 
     @classmethod

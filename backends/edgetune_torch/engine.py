@@ -18,6 +18,11 @@ checkpointed, f the first adapted block):
   checkpointed block the same of block i alone, the gradient coming in, the gradients of what one
   block computes, one dense matrix.
 
+Keys and values that later blocks read (lent ones) are leaves of their own: they stay where they
+are from the forward pass of the block that made them to its backward pass, and the blocks that
+read them add their gradients to them. A checkpoint has none: they are there when it is computed
+again.
+
 Scratch memory (:mod:`edgetune_torch.workspace`) is made in the first step and stays: on CPU one
 dense matrix in the type of products, and where activations are narrower, 512 rows of the widest
 input and of the widest output. Streamed blocks take two slots, made at opening.
@@ -48,7 +53,7 @@ from edgetune_torch.loss import (
     token_losses,
 )
 from edgetune_torch.malloc import trim
-from edgetune_torch.token_layout import TokenLayout
+from edgetune_torch.token_layout import Lent, TokenLayout
 
 
 @dataclass(slots=True)
@@ -57,6 +62,7 @@ class SavedBlock:
 
     block_input: Tensor
     output: Tensor
+    lent: Lent | None
 
 
 class Engine:
@@ -170,12 +176,14 @@ class Engine:
             if layer >= max(first, self.checkpointed):
                 block_input = _leaf(x, layer, method)
                 x = self.decoder.block(layer, block_input, layout, method)
-                saved.append(SavedBlock(block_input, x))
+                saved.append(SavedBlock(block_input, x, layout.lent.get(layer)))
+                _cut_off(layout, layer, method)
                 continue
             if layer >= first:
                 self.checkpoints.put(x)
             with torch.no_grad():
                 x = self.decoder.block(layer, x, layout, method)
+            _cut_off(layout, layer, method)
         return saved, x.detach()
 
     def _head_gradient(
@@ -229,20 +237,47 @@ class Engine:
         grad = last.pop()
         order = range(self.decoder.shape.layers - 1, method.first_layer - 1, -1)
         for layer in self.decoder.weights.blocks.walk(order):
+            leaves = layout.lent.pop(layer, ())
+            came_back = [leaf.grad for leaf in leaves]
+            del leaves
             if layer >= self.checkpointed:
                 saved_block = saved.pop()
-                block_input, out = saved_block.block_input, saved_block.output
+                block_input, out, made = (
+                    saved_block.block_input,
+                    saved_block.output,
+                    saved_block.lent,
+                )
                 del saved_block
             else:
                 block_input = _leaf(self.checkpoints.take(), layer, method)
                 out = self.decoder.block(layer, block_input, layout, method)
-            torch.autograd.backward(out, grad)
+                made = layout.lent.pop(layer, None)
+            torch.autograd.backward(*_ends((out, *(made or ())), (grad, *came_back)))
+            del made, came_back
             if block_input.grad is not None:
                 grad = block_input.grad
             del out, block_input
             if done is not None:
                 done(layer)
         return grad
+
+
+def _ends(
+    made: tuple[Tensor, ...], grads: tuple[Tensor | None, ...]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return what a block made whose gradients are there, and those."""
+    both = zip(made, grads, strict=True)
+    found = [(x, grad) for x, grad in both if grad is not None and x.requires_grad]
+    return [x for x, _ in found], [grad for _, grad in found]
+
+
+def _cut_off(layout: TokenLayout, layer: int, method: Adaptation[Tensor]) -> None:
+    """Let the blocks that read what this one lent add up its gradients there."""
+    made = layout.lent.get(layer)
+    if made is not None:
+        wanted = method.trains_input or layer >= method.first_layer
+        k, v = (x.detach().requires_grad_(wanted) for x in made)
+        layout.lent[layer] = (k, v)
 
 
 def _leaf(x: Tensor, layer: int, method: Adaptation[Tensor]) -> Tensor:

@@ -28,6 +28,7 @@ from edgetune_torch.load import Weights
 from edgetune_torch.loss import Head
 from edgetune_torch.matrices import store
 from edgetune_torch.opening import DTYPES
+from edgetune_torch.per_layer import PerLayerWeights
 from edgetune_torch.row_formats import BlockRows, PlainRows, RowFormat
 from edgetune_torch.streaming import Slot, StreamedBlocks
 from edgetune_torch.vocabulary import (
@@ -165,6 +166,7 @@ def fake_engine(shape: ModelShape, choice: Choice) -> Engine:
         final_norm_bias=torch.empty(final.size, dtype=dtype) if final.bias else None,
         embedding_norm=torch.empty(first.size, dtype=dtype) if first else None,
         embedding_norm_bias=torch.empty(first.size, dtype=dtype) if first and first.bias else None,
+        per_layer=_per_layer(shape, dtype, workspace),
         blocks=_blocks(shape, choice, dtype, workspace),
         workspace=workspace,
         held=ExitStack(),
@@ -223,6 +225,21 @@ def _head(
             return ResidentHead(form.empty(shape.vocabulary), form, size, workspace, shared=False)
 
 
+def _per_layer(
+    shape: ModelShape, dtype: torch.dtype, workspace: Workspace
+) -> PerLayerWeights | None:
+    own = shape.per_layer
+    if own is None:
+        return None
+    width = shape.layers * own.size
+    return PerLayerWeights(
+        table=FakeEmbedding(width, dtype),
+        projection=torch.empty(width, shape.hidden_size, dtype=dtype),
+        norm=torch.empty(own.size, dtype=dtype),
+        workspace=workspace,
+    )
+
+
 def _form(shape: ModelShape, kind: str | None, workspace: Workspace) -> RowFormat:
     """Return how rows of embedding or head are stored; ``kind`` is their type in a GGUF file."""
     if kind in QUANTIZED:
@@ -265,7 +282,7 @@ def _small(shape: BlockShape, dtype: torch.dtype) -> BlockWeights:
     """Return what of a block is no matrix."""
     biased = [norm for norm in shape.norms if norm.bias]
     return BlockWeights(
-        norms={norm.role: torch.empty(norm.size, dtype=dtype) for norm in shape.norms},
+        norms={x.role: torch.empty(x.size, dtype=dtype) for x in shape.norms if not x.plain},
         norm_biases={norm.role: torch.empty(norm.size, dtype=dtype) for norm in biased},
         biases={x.key: torch.empty(x.outputs, dtype=dtype) for x in shape.matrices if x.bias},
         mixer={x.role: torch.empty(x.shape, dtype=dtype) for x in shape.mixer_tensors},

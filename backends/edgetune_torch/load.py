@@ -21,6 +21,7 @@ from edgetune.tensors.gguf.tensor import GgufTensor
 from edgetune_torch.int8 import Int8Matrix
 from edgetune_torch.matrices import store
 from edgetune_torch.pages import Files
+from edgetune_torch.per_layer import PerLayerWeights
 from edgetune_torch.placement import place_blocks
 from edgetune_torch.row_formats import BlockRows, PlainRows, RowFormat
 from edgetune_torch.sources import Checkpoint, dtype_of
@@ -50,6 +51,7 @@ class Weights:
     final_norm_bias: Tensor | None
     embedding_norm: Tensor | None = None
     embedding_norm_bias: Tensor | None = None
+    per_layer: PerLayerWeights | None = None
     blocks: Blocks
     workspace: Workspace
     held: ExitStack
@@ -63,6 +65,7 @@ class Weights:
             self.embedding_norm, self.embedding_norm_bias,
         )  # fmt: skip
         small = sum(tensor.nbytes for tensor in others if tensor is not None)
+        small += 0 if self.per_layer is None else self.per_layer.nbytes
         return self.embedding.nbytes + self.head.nbytes + small + self.blocks.nbytes
 
     def close(self) -> None:
@@ -134,6 +137,7 @@ class Loader:
             embedding_norm_bias=self._read(f"{first.module}.bias")
             if first is not None and first.bias
             else None,
+            per_layer=self._per_layer(),
             blocks=place_blocks(
                 self.placements.blocks,
                 self._source,
@@ -152,6 +156,20 @@ class Loader:
             self._source.verify(stored)
             return FileEmbedding(stored, form, self._files)
         return ResidentEmbedding(self._rows(stored), form)
+
+    def _per_layer(self) -> PerLayerWeights | None:
+        """Return what makes the inputs of single layers; the table stays in its file."""
+        shape = self.model.shape
+        if shape.per_layer is None:
+            return None
+        stored = self.model.tensors[f"{shape.per_layer.table}.weight"]
+        self._source.verify(stored)
+        return PerLayerWeights(
+            table=FileEmbedding(stored, self._form(stored), self._files),
+            projection=self._read(f"{shape.per_layer.projection}.weight"),
+            norm=self._read(f"{shape.per_layer.norm.module}.weight"),
+            workspace=self._workspace,
+        )
 
     def _head(self, embedding: Embedding) -> HeadRows:
         shape = self.model.shape
@@ -189,7 +207,8 @@ class Loader:
         shape, block = self.model.shape, BlockWeights()
         prefix = shape.block(layer)
         for norm in shape.blocks[layer].norms:
-            block.norms[norm.role] = self._read(f"{prefix}{norm.module}.weight")
+            if not norm.plain:
+                block.norms[norm.role] = self._read(f"{prefix}{norm.module}.weight")
             if norm.bias:
                 block.norm_biases[norm.role] = self._read(f"{prefix}{norm.module}.bias")
         for tensor in shape.blocks[layer].mixer_tensors:

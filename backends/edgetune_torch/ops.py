@@ -83,7 +83,7 @@ class TorchOps:
         self, role: str, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
         """Normalise x."""
-        weight = self.block.norms[role] if weight is None else weight
+        weight = self.block.norms.get(role) if weight is None else weight
         bias = self.block.norm_biases.get(role) if bias is None else bias
         own = self.shape.blocks[self.layer].norm_by_role.get(role)
         kind = self.shape.norm if own is None or own.kind is None else own.kind
@@ -136,6 +136,23 @@ class TorchOps:
         """Return the scores of sinks."""
         return self.block.mixer["sinks"]
 
+    def lend(self, k: Tensor, v: Tensor) -> None:
+        """Keep k and v for later blocks."""
+        self.layout.lent[self.layer] = (k, v)
+
+    def lent(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return what an earlier block has lent."""
+        return self.layout.lent[layer]
+
+    def per_layer_input(self) -> Tensor:
+        """Return the block's own numbers of each token."""
+        assert self.layout.per_layer is not None
+        return self.layout.per_layer[self.layer]
+
+    def layer_scaled(self, x: Tensor) -> Tensor:
+        """Multiply by the block's scalar."""
+        return x * self.block.mixer["scalar"].to(x.dtype)
+
     def some_heads(self, attended: Attended[Tensor], heads: slice) -> Attended[Tensor]:
         """Attend with some heads."""
         k, v = attended.k[:, heads], attended.v[:, heads]
@@ -166,11 +183,13 @@ class TorchOps:
     def cached(self, row: int, attended: Attended[Tensor]) -> Attended[Tensor]:
         """Write a row's keys and values behind the cached ones and attend to all of them."""
         ((count,),) = attended.keys.documents  # without the padding behind
-        cache = self.layout.caches[row]
+        cache, source = self.layout.caches[row], attended.rule.source
         start, stop = cache.length, cache.length + count
-        keys, values = cache.keys[self.layer], cache.values[self.layer]
-        keys[:, :, start:stop] = attended.k[:, :, :count]
-        values[:, :, start:stop] = attended.v[:, :, :count]
+        layer = self.layer if source is None else source
+        keys, values = cache.keys[layer], cache.values[layer]
+        if source is None:
+            keys[:, :, start:stop] = attended.k[:, :, :count]
+            values[:, :, start:stop] = attended.v[:, :, :count]
         seen = replace(attended.keys, cached=True)
         return attended.with_keys(keys[:, :, :stop], values[:, :, :stop], seen)
 

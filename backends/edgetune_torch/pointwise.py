@@ -19,12 +19,13 @@ class RmsNorm(torch.autograd.Function):
     """``x / rms(x) * weight``, computed in float32 whatever x's type."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Normalise x over its last axis; ``weight`` is float32."""
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        """Normalise x over its last axis; ``weight`` is float32, None where there is none."""
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
         wide = x.float()
-        return (wide * _inverse_rms(wide, eps)).mul_(weight).to(x.dtype)
+        unit = wide * _inverse_rms(wide, eps)
+        return (unit if weight is None else unit.mul_(weight)).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
@@ -36,15 +37,15 @@ class RmsNorm(torch.autograd.Function):
         grad = grads[0].float()
         trained = ctx.needs_input_grad[1]
         weight_grad = (grad * unit).flatten(0, -2).sum(0) if trained else None
-        grad = grad * weight
+        grad = grad.clone() if weight is None else grad * weight
         grad -= unit * (grad * unit).mean(-1, keepdim=True)
         return grad.mul_(inverse).to(x.dtype), weight_grad, None
 
 
-def norm(x: Tensor, kind: NormKind, weight: Tensor, bias: Tensor | None) -> Tensor:
+def norm(x: Tensor, kind: NormKind, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """Return x normalised over its last axis as the model's norms do."""
-    wide = weight.float()
-    if kind.offset:
+    wide = None if weight is None else weight.float()
+    if wide is not None and kind.offset:
         wide = wide + kind.offset
     if kind.kind == "rms":
         y: Tensor = RmsNorm.apply(x, wide, kind.eps)  # type: ignore[no-untyped-call]

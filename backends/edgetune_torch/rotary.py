@@ -58,6 +58,8 @@ def inverse_frequencies(rotary: Rotary, *, long: bool = False) -> Tensor:
         case "longrope":
             factors = rotary.long_factors if long else rotary.short_factors
             return plain / torch.tensor(factors)
+        case "proportional":
+            return torch.where(exponents < rotary.turning, plain, 0.0) / rotary.factor
 
 
 def _llama3(rotary: Rotary, plain: Tensor) -> Tensor:

@@ -35,6 +35,10 @@ class Cache:
     length: int = 0
 
 
+Lent = tuple[Tensor, Tensor]
+"""Keys and values (B, G, S, h) of a block that later ones read."""
+
+
 @dataclass(slots=True, kw_only=True)
 class TokenLayout:
     """Where the tokens of a micro-batch stand: positions (B, S) and documents a row.
@@ -43,6 +47,9 @@ class TokenLayout:
     ``lengths`` (B, S) are those of the tokens' documents, where the rotation depends on them.
     In generation each row is one document and has a cache, which is empty in the first pass;
     in those after it, each row has one token.
+
+    ``lent`` are keys and values by the layer that made them, ``per_layer`` (L, B, S, P) what each
+    block reads besides the stream.
     """
 
     positions: Tensor
@@ -51,6 +58,8 @@ class TokenLayout:
     dtype: torch.dtype
     lengths: Tensor | None = None
     caches: Sequence[Cache] = ()
+    lent: dict[int, Lent] = field(default_factory=dict)
+    per_layer: Tensor | None = None
     _tables: dict[Rotary, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def cos_sin(self, rotary: Rotary) -> tuple[Tensor, Tensor]:

@@ -38,6 +38,8 @@ class Capability:
     """Whether blocks that are not resident may keep activations for the backward pass."""
     keeps_scored: bool = True
     """Whether blocks may keep activations while an objective scores answers."""
+    keeps_lending: bool = True
+    """Whether blocks may where some read the keys and values of others."""
     keeps_blocks: bool = True
     """Whether any block may keep activations for the backward pass."""
     streamed_blocks: int = 2
@@ -71,6 +73,7 @@ MLX = Capability(
     compute_dtypes=("bfloat16",),
     keeps_streamed=False,  # MLX's graph would keep the weights as well
     keeps_scored=False,  # and all that was computed, if it is asked for numbers half-way
+    keeps_lending=False,  # or until the last gradient of lent keys is there
     streamed_blocks=1,
 )
 

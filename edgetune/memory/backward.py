@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from edgetune.memory import additions, attention, lazy_mixers, pointwise, products
+from edgetune.memory import additions, attention, lazy_mixers, per_layer, pointwise, products
 from edgetune.memory.attention import Heads
+from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.block import ATTEND, FIRST_HALF, GATE, GATES, READING, Block
 from edgetune.memory.forward import Saved
 from edgetune.memory.gathered import Gathered
@@ -24,7 +25,11 @@ class Backward:
 
     def run(self) -> None:
         ledger, saved = self.ledger, self.saved
+        if self.shape.scalar is not None:
+            ledger.transient(self.hidden)
+        behind = per_layer.backward(self) if self.shape.per_layer else 0
         grad = self._mlp()
+        ledger.free(behind)
         # MLX goes back through both halves of a parallel block at once
         beside = ledger.alloc(saved.gates if self.rows.lazy and self.shape.parallel else 0)
         self.mlp_peak, ledger.peak = ledger.peak, ledger.live
@@ -179,31 +184,47 @@ class Backward:
         if not self.block.reached(READING):
             ledger.free(grads)
             return 0
-        rotary = heads.rule.rotary
+        self._unrotated(heads, rows)
+        made = self._read(heads, rows, grads, gate)
+        ledger.free(gate + saved.reading)
+        return made
+
+    def _unrotated(self, heads: Heads, rows: BatchShape) -> None:
+        """Go back through rotations and norms of heads; keys of another block have had theirs."""
+        ledger, rotary, keys = self.ledger, heads.rule.rotary, [heads.keys]
+        if heads.rule.source is not None:
+            keys = []
+            ledger.free(2 * rows.activation_bytes(heads.keys))
         if rotary is not None:
-            for columns in (heads.keys, heads.queries):
+            for columns in (*keys, heads.queries):
                 turned = columns // self.shape.head_dim * rotary.dimensions
                 ledger.free(pointwise.rotate_backward(ledger, rows, turned, columns))
-        for role, columns in (("k", heads.keys), ("q", heads.queries)):
+        for role, columns in (("v", heads.keys), ("k", heads.keys), ("q", heads.queries)):
             norm = self.shape.norm_by_role.get(role)
             if norm is not None:
                 ledger.free(
                     pointwise.norm_backward(ledger, self.block.norm, norm.size, rows, columns)
                 )
-        ledger.free(saved.heads_norm)
+        ledger.free(self.saved.heads_norm)
+
+    def _read(self, heads: Heads, rows: BatchShape, grads: int, gate: int) -> int:
+        """Return the bytes of the gradient of what the projections read."""
+        ledger = self.ledger
         if "qkv" in self.shape.linear_by_role:
             ledger.transient(grads)
             made = self._project("qkv")
             ledger.free(grads)
-        else:
-            made = self._project("v")
-            ledger.free(rows.activation_bytes(heads.keys))
-            ledger.free(self._project("k") + rows.activation_bytes(heads.keys))
-            ledger.transient(2 * gate)  # together with the queries'
-            ledger.free(self._project("q") + rows.activation_bytes(heads.queries))
-        ledger.free(gate)
-        ledger.free(saved.reading)
-        return made
+            return made
+        keys = 0 if heads.rule.source is not None else rows.activation_bytes(heads.keys)
+        made = self._project("v")
+        ledger.free(keys)
+        found = self._project("k")
+        ledger.free((found if made else 0) + keys)  # both become one
+        made = made or found
+        ledger.transient(2 * gate)  # together with the queries'
+        found = self._project("q")
+        ledger.free((found if made else 0) + rows.activation_bytes(heads.queries))
+        return made or found
 
     def _gate(self, heads: Heads, grad: int) -> tuple[int, int]:
         """Return the bytes of the gradients of attention's output and of its gate."""

@@ -19,8 +19,11 @@ ATTEND: frozenset[str] = frozenset({"attend"})
 GATE: frozenset[str] = frozenset({"delta_z"})
 """What gates the output of a mixer."""
 OUTPUT: frozenset[str] = frozenset({"o", "conv_out", "delta_out", "attention"})
+LENT: frozenset[str] = frozenset({"k", "v"})
+"""What blocks that read keys and values of others do not have."""
 GATES: frozenset[str] = frozenset({"gate", "up", "gate_up"})
 DOWN: frozenset[str] = frozenset({"down"})
+PER_LAYER: frozenset[str] = frozenset({"per_layer_gate", "per_layer_out"})
 FIRST_HALF: tuple[frozenset[str], ...] = (READING, ATTEND, GATE, OUTPUT)
 
 
@@ -90,6 +93,10 @@ class Block:
                 return *self.before_mlp, GATES
             case "mlp_output":
                 return *self.before_mlp, GATES, DOWN
+            case "per_layer_gate":
+                return *FIRST_HALF, GATES, DOWN
+            case "per_layer_out" | "per_layer":
+                return *FIRST_HALF, GATES, DOWN, PER_LAYER
             case _:
                 return ()
 

@@ -69,7 +69,8 @@ class BlockKind:
 
     ``alike`` is the model's first layer with such a block.
 
-    ``goes_on``: whether the gradient of the block's input is wanted.
+    ``goes_on``: whether the gradient of the block's input is wanted; ``to_lender``: whether those
+    of keys and values are that it reads of another block.
     """
 
     layer: int = field(compare=False)
@@ -77,6 +78,7 @@ class BlockKind:
     alike: int
     sizes: tuple[tuple[str, tuple[int, ...], bool], ...]
     goes_on: bool
+    to_lender: bool
 
 
 def kinds(method: Method, shape: ModelShape, tensors: Sequence[AdapterTensor]) -> list[BlockKind]:
@@ -87,7 +89,9 @@ def kinds(method: Method, shape: ModelShape, tensors: Sequence[AdapterTensor]) -
         prefix = shape.block(layer)
         sizes = tuple((each.name.removeprefix(prefix), each.shape, each.trained) for each in own)
         goes_on = method.trains_input or layer > first
-        found.append(BlockKind(layer, tuple(own), shape.alike[layer], sizes, goes_on))
+        source = shape.source(layer)
+        to_lender = source is not None and source >= first
+        found.append(BlockKind(layer, tuple(own), shape.alike[layer], sizes, goes_on, to_lender))
     return found
 
 
@@ -150,8 +154,11 @@ class Passes:
         ops, out, own = self.run(kind, graded, grad=True, training=True)
         kept, forward = graded.live, graded.peak
         graded.peak = kept
+        leaves = (*own.tensors.values(), *ops.borrowed)
+        ends = [out, *(each for each in ops.lending if each.needs)]
+        del ops.lending
         left = ops.tape.backward(
-            {out.key: None}, frozenset(each.key for each in own.tensors.values())
+            {each.key: None for each in ends}, frozenset(each.key for each in leaves)
         )
         del left
         back = graded.peak
@@ -164,7 +171,10 @@ class Passes:
         self, kind: BlockKind, ledger: Ledger, *, grad: bool, training: bool
     ) -> tuple[EagerOps, Sized, SizedMethod]:
         """Run a block's text; return its operations, its output and its method."""
-        ops = EagerOps(self.shape, self.rows, ledger, kind.layer, quantized=self.quantized)
+        ops = EagerOps(
+            self.shape, self.rows, ledger, kind.layer, quantized=self.quantized,
+            to_lender=grad and kind.to_lender,
+        )  # fmt: skip
         own = self.own.with_tensors(kind.tensors, grad=grad, training=training)
         size = (self.rows.batch, self.rows.context, self.shape.hidden_size)
         entry = outside(size, self.rows.width, needs=grad and kind.goes_on)

@@ -34,14 +34,23 @@ class EagerOps(DeltaRule):
         layer: int = 0,
         *,
         quantized: bool,
+        to_lender: bool = False,
     ) -> None:
-        """Begin a pass; nothing is on the tape if no input wants a gradient."""
+        """Begin a pass; nothing is on the tape if no input wants a gradient.
+
+        ``to_lender``: whether keys and values of another block want theirs.
+        """
         super().__init__(ledger, rows)
         self.shape = shape
         self.own = shape.blocks[layer]
         self.quantized = quantized
         self.multiplies = False
         """Whether a frozen matrix was multiplied."""
+        self.to_lender = to_lender
+        self.borrowed: tuple[Sized, ...] = ()
+        """Keys and values of another block that this one reads."""
+        self.lending: tuple[Sized, ...] = ()
+        """Those that later blocks read."""
 
     # what is frozen
 
@@ -85,6 +94,8 @@ class EagerOps(DeltaRule):
         ends = {"final": shape.final_norm, "embedding": shape.embedding_norm}
         norm = ends.get(role) or self.own.norm_by_role[role]
         kind = norm.kind or shape.norm
+        if norm.plain:
+            return self.rms_norm(x, None)
         stored = outside((norm.size,), self.batch.stored)
         gain = self.gain(stored if weight is None else weight, kind)
         if kind.kind == "rms":
@@ -155,6 +166,27 @@ class EagerOps(DeltaRule):
     def sinks(self) -> Sized:
         """Return the scores of sinks."""
         return outside((self.own.heads,), self.batch.stored)
+
+    def lend(self, k: Sized, v: Sized) -> None:
+        """Keep k and v as long as the pass."""
+        self.lending = (k, v)
+
+    def lent(self, layer: int) -> tuple[Sized, Sized]:
+        """Return keys and values that are counted with the block that made them."""
+        block, rows = self.shape.blocks[layer], self.batch
+        shape = (rows.batch, block.kv_heads, rows.context, block.head_dim)
+        k, v = (outside(shape, rows.width, needs=self.to_lender) for _ in range(2))
+        self.borrowed = (k, v)
+        return k, v
+
+    def per_layer_input(self) -> Sized:
+        """Return numbers that live through the whole pass."""
+        rows = self.batch
+        return outside((rows.batch, rows.context, self.own.per_layer), rows.width)
+
+    def layer_scaled(self, x: Sized) -> Sized:
+        """Multiply by the block's scalar."""
+        return self.scaled(x, 1.0)
 
     def some_heads(self, attended: Attended[Sized], heads: slice) -> Attended[Sized]:
         """Attend with some heads."""

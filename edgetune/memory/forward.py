@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from edgetune.memory import additions, attention, lazy_mixers, pointwise, products
+from edgetune.memory import additions, attention, lazy_mixers, per_layer, pointwise, products
 from edgetune.memory.attention import Heads
 from edgetune.memory.block import DOWN, FIRST_HALF, GATE, GATES, OUTPUT, READING, Block
 from edgetune.memory.gathered import Gathered
@@ -37,6 +37,8 @@ class Saved:
     gates: int = 0
     active: int = 0
     last_norm: int = 0
+    per_layer: int = 0
+    per_layer_norm: int = 0
     output: int = 0
 
 
@@ -56,6 +58,10 @@ class Forward:
         out = self._mlp()
         self.saved.output = self.ledger.alloc(self.hidden)
         self.ledger.free(attended + out + shared)
+        if self.shape.per_layer:
+            per_layer.forward(self)
+        if self.shape.scalar is not None:
+            self.ledger.transient(self.hidden)
         if self.grad and self._middle_is_saved():
             self.saved.middle = middle
         else:
@@ -196,10 +202,12 @@ class Forward:
                 - rows.activation_bytes(heads.queries)
                 - rows.activation_bytes(heads.keys),
             }
-        normed = [role for role in ("q", "k") if role in shape.norm_by_role]
+        normed = [role for role in ("q", "k", "v") if role in shape.norm_by_role]
         for role in normed:
             size = shape.norm_by_role[role].size
             columns = heads.queries if role == "q" else heads.keys
+            if not made[role]:  # values that are made of keys
+                made[role] = ledger.alloc(rows.activation_bytes(columns))
             weight_bytes = pointwise.norm_forward(ledger, self.block.norm, size, rows, columns)
             if self.grad and self.block.reached(frozenset({role, "qkv"})):
                 self.saved.heads_norm += weight_bytes + made[role]
@@ -215,10 +223,11 @@ class Forward:
         rotary, size = heads.rule.rotary, self.shape.head_dim
         if rotary is None:
             return 0
-        for columns in (heads.queries, heads.keys):
+        own = (heads.queries, heads.keys) if heads.rule.source is None else (heads.queries,)
+        for columns in own:
             rotated = columns // size * rotary.dimensions
             pointwise.rotate_forward(self.ledger, self.rows, rotated, columns)
-        return self.rows.activation_bytes(heads.queries + heads.keys)
+        return self.rows.activation_bytes(sum(own))
 
     def _mlp(self) -> int:
         """Return the bytes of the output."""

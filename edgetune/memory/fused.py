@@ -22,11 +22,12 @@ class Fused(Elementary):
 
     # norms
 
-    def rms_norm(self, x: Sized, gain: Sized) -> Sized:
-        """Return x normalised over its last axis, for a gain in float32."""
+    def rms_norm(self, x: Sized, gain: Sized | None) -> Sized:
+        """Return x normalised over its last axis, for a gain in float32, or none."""
         ledger, numbers = self.ledger, x.numbers
-        wide, statistic = FLOAT32_BYTES * numbers, FLOAT32_BYTES * numbers // gain.shape[0]
-        narrow, size, trained = x.width != FLOAT32_BYTES, x.nbytes, gain.needs
+        wide, statistic = FLOAT32_BYTES * numbers, FLOAT32_BYTES * numbers // x.shape[-1]
+        inputs = (x,) if gain is None else (x, gain)
+        narrow, size, trained = x.width != FLOAT32_BYTES, x.nbytes, gain is not None and gain.needs
         copy = ledger.alloc(wide) if narrow else 0
         ledger.transient(wide, statistic)
         if narrow:
@@ -34,16 +35,14 @@ class Fused(Elementary):
         storage = self.new(size)
         ledger.transient(0 if narrow else statistic)
         ledger.free(copy)
-        trained_bytes = gain.nbytes if trained else 0
+        trained_bytes, count = gain.nbytes if gain is not None and trained else 0, len(inputs)
 
         def back(grads: list[Gradient]) -> Sequence[Gradient]:
             own = self.new(trained_bytes) if trained else None
             ledger.transient((4 if narrow else 3) * wide, 2 * statistic)
-            return like(grads[0], self.new(size)), own
+            return (like(grads[0], self.new(size)), own)[:count]
 
-        return self.tape.made(
-            x.shape, x.width, (x, gain), back, storage=storage, saved=(x, gain)
-        )  # fmt: skip
+        return self.tape.made(x.shape, x.width, inputs, back, storage=storage, saved=inputs)
 
     def layer_norm(self, x: Sized, gain: Sized, bias: Sized | None) -> Sized:
         """Return x normalised over its last axis, in float32 and cast back."""

@@ -169,6 +169,10 @@ class MemoryModel:
             input_bytes=rows.activation_bytes(shape.hidden_size),
             place=place_bytes(shape, rows),
             grown=self._grown(whole=summed or not self.platform.lazy),
+            lent=[
+                2 * rows.activation_bytes(block.keys) if layer in shape.lenders else 0
+                for layer, block in enumerate(shape.blocks)
+            ],
         )
 
     def _unpacks_head(self, quantization: str) -> bool:
@@ -205,12 +209,16 @@ class MemoryModel:
 def place_bytes(shape: ModelShape, rows: BatchShape) -> int:
     """Return what lives through a pass: tokens, targets, positions, tables of the rotation.
 
-    MLX makes the tables inside of its kernel.
+    MLX makes the tables inside of its kernel. What blocks read besides the stream is there for
+    all of them.
     """
+    own = (
+        0 if shape.per_layer is None else rows.activation_bytes(shape.layers * shape.per_layer.size)
+    )
     if rows.lazy:
-        return rows.tokens * INDICES
+        return rows.tokens * INDICES + own
     turned = sum(2 * rotary.dimensions for rotary in shape.rotaries)
-    return rows.tokens * INDICES + rows.activation_bytes(turned)
+    return rows.tokens * INDICES + rows.activation_bytes(turned) + own
 
 
 def _estimate(parts: Parts, load: int, evaluation: int, *, compares: bool) -> MemoryEstimate:

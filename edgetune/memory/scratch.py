@@ -33,8 +33,10 @@ def scratch_bytes(
     height, width = min(HEAD_SLICE, shape.vocabulary), shape.hidden_size
     eighths, blocks = head == "int8", quantization == FILE_FORMAT
     matrix = height * width if eighths or rows.recast or blocks else 0
+    if shape.per_layer is not None and rows.recast:
+        matrix = max(matrix, width * shape.per_layer.size)
     values = min(ROWS, height) * width if eighths else 0
-    indices = pieces = 0
+    indices = 0
     codes = min(UNBLOCKED, height * width) if blocks else 0
     if frozen:
         largest = max(linear.inputs * linear.outputs for linear in shape.all_matrices)
@@ -49,22 +51,24 @@ def scratch_bytes(
                 values = max(values, 2 * indices)
             case "gguf":
                 codes = max(codes, min(UNBLOCKED, largest))
-        pieces = _widened(shape, rows)
+    pieces = _widened(shape, rows, frozen=frozen)
     values = max(values, codes)
     if rows.product == FLOAT32_BYTES:
         values = 0  # they are made where the matrix is
     return matrix * rows.product + FLOAT32_BYTES * (values + indices) + codes + pieces
 
 
-def _widened(shape: ModelShape, rows: BatchShape) -> int:
+def _widened(shape: ModelShape, rows: BatchShape, *, frozen: bool) -> int:
     """Return the bytes of a piece of inputs and of outputs in the type of the product."""
     if not rows.upcast:
         return 0
-    pieces = [(x, min(PIECE, rows.tokens)) for x in shape.all_linears]
-    for kind in shape.kinds:
-        if kind.experts is not None:
-            piece = min(PIECE, kind.experts.rows(rows.tokens))
-            pieces += [(x, piece) for x in kind.expert_linears]
-    widest_in = max(piece * linear.inputs for linear, piece in pieces)
-    widest_out = max(piece * linear.outputs for linear, piece in pieces)
-    return (widest_in + widest_out) * rows.product
+    piece, sizes = min(PIECE, rows.tokens), [(0, 0)]
+    if shape.per_layer is not None:
+        sizes.append((piece * shape.hidden_size, piece * shape.per_layer.size))
+    if frozen:
+        sizes += [(piece * x.inputs, piece * x.outputs) for x in shape.all_linears]
+        for kind in shape.kinds:
+            if kind.experts is not None:
+                some = min(PIECE, kind.experts.rows(rows.tokens))
+                sizes += [(some * x.inputs, some * x.outputs) for x in kind.expert_linears]
+    return (max(size for size, _ in sizes) + max(size for _, size in sizes)) * rows.product

@@ -45,16 +45,19 @@ class StepModel:
         input_bytes: int,
         place: int,
         grown: Sequence[int],
+        lent: Sequence[int],
     ) -> None:
         """Sum over the blocks once, so that a number of checkpointed ones is looked up.
 
         ``first`` is the first adapted block, ``input_bytes`` those of a block's input, ``place``
         what lives through a whole pass, ``grown`` the bytes of the gradients that are there when
-        a block has given its own, and of all before any has.
+        a block has given its own, and of all before any has. ``lent`` are those of the keys and
+        values that a block makes for later ones, too.
         """
         self.blocks, self.first, self.input_bytes, self.place = blocks, first, input_bytes, place
         self.grown = grown
         self._kept = list(accumulate((block.kept for block in blocks), initial=0))
+        self._lent = list(accumulate(lent, initial=0))
         self._alike: dict[BlockPass, list[int]] = {}
         for layer, block in enumerate(blocks):
             self._alike.setdefault(block, []).append(layer)
@@ -80,25 +83,29 @@ class StepModel:
 
     def evaluation(self, loss: int, transient: int) -> int:
         """Return the peak of a pass without gradients and of its loss."""
-        blocks = (transient + block.inference for block in self._alike)
-        return self.place + self.input_bytes + max(loss, *blocks)
+        blocks = (
+            transient + block.inference + self._lent[layers[-1]]
+            for block, layers in self._alike.items()
+        )
+        return self.place + self.input_bytes + max(loss + self._lent[-1], *blocks)
 
     def _moments(
         self, checkpointed: int, offloaded: bool, loss: int, transient: TransientWeights
     ) -> Iterator[Moment]:
         first, last = self.first, len(self.blocks)
         cut = min(max(checkpointed, first), last)
-        held = self.place + self._inputs(cut, offloaded)
+        held = self.place + self._inputs(cut, offloaded) + self._lent[cut]
         none = self.grown[last]
         yield Moment(held + self._kept[last] - self._kept[cut] + self.input_bytes, loss, 0, none)
         for layer in self._extremes(0, first):
-            yield Moment(
-                self.place + self.input_bytes, 0, transient.whole + self.blocks[layer].plain, none
-            )
+            there = self.place + self.input_bytes + self._lent[layer]
+            yield Moment(there, 0, transient.whole + self.blocks[layer].plain, none)
         for layer in self._extremes(first, cut):
             block, inputs = self.blocks[layer], self.place + self._inputs(layer + 1, offloaded)
             there = transient.whole + self.input_bytes
+            inputs += self._lent[layer]
             yield Moment(inputs, 0, transient.whole + block.plain, none)
+            inputs += self._came_back(layer)
             yield Moment(inputs, 0, there + block.forward, self.grown[layer + 1])
             yield Moment(inputs, 0, there + block.again, self.grown[layer])
             yield Moment(inputs, 0, there - transient.mlp + block.after_mlp, self.grown[layer])
@@ -106,7 +113,12 @@ class StepModel:
             block = self.blocks[layer]
             inputs = held + self._kept[layer] - self._kept[cut] + self.input_bytes
             yield Moment(inputs, 0, block.forward, none)
+            inputs += self._came_back(layer)
             yield Moment(inputs, 0, self.input_bytes + block.backward, self.grown[layer])
+
+    def _came_back(self, layer: int) -> int:
+        """Return the bytes of gradients that later blocks gave keys and values made up to here."""
+        return self._lent[layer + 1] - self._lent[self.first]
 
     def _inputs(self, stop: int, offloaded: bool) -> int:
         """Return the bytes of the inputs kept by the checkpointed blocks before ``stop``."""

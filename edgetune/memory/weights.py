@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from math import ceil
 
 from edgetune.memory.scratch import HEAD_SLICE
-from edgetune.shape import ATTENTION_ROLES, MIXER_ROLES, MLP_ROLES, ModelShape
+from edgetune.shape import (
+    ATTENTION_ROLES,
+    MIXER_ROLES,
+    MLP_ROLES,
+    PER_LAYER_ROLES,
+    ModelShape,
+)
 from edgetune.storage import (
     BYTES,
     FILE_FORMAT,
@@ -17,6 +23,7 @@ from edgetune.storage import (
     linear_bytes,
     outer_bytes,
     small_bytes,
+    table_bytes,
     vocabulary_bytes,
 )
 
@@ -76,7 +83,7 @@ def _matrices(
     shape: ModelShape,
     layer: int,
     quantization: str,
-    roles: frozenset[str] = FIRST_HALF | MLP_ROLES,
+    roles: frozenset[str] = FIRST_HALF | MLP_ROLES | PER_LAYER_ROLES,
 ) -> int:
     """Return the bytes of a block's matrices of some roles, with those between their parts."""
     pairs = zip(shape.blocks[layer].matrices, linear_bytes(shape, layer, quantization), strict=True)
@@ -98,7 +105,8 @@ def _vocabulary(shape: ModelShape, quantization: str, embedding: str, head: str)
     """Return the bytes of everything outside the blocks; a tied head is the embedding itself."""
     table = vocabulary_bytes(shape, quantization, "embedding")
     rows = vocabulary_bytes(shape, quantization, "head")
-    others = outer_bytes(shape, quantization) - table - (0 if shape.tied else rows)
+    others = outer_bytes(shape, quantization) - table_bytes(shape) - table
+    others -= 0 if shape.tied else rows
     kept = table if embedding == "resident" else 0
     if head == "disk":
         return others + kept + 2 * HEAD_SLICE * (rows // shape.vocabulary)

@@ -133,10 +133,11 @@ class Full(Method):
 
 
 def _frozen(shape: ModelShape, layer: int) -> frozenset[str]:
-    """Return the names of what stays as it is: router and experts of a block, sinks."""
+    """Return the names of what stays as it is: router and experts of a block, sinks, its scalar."""
     block, prefix = shape.blocks[layer], shape.block(layer)
-    sinks = {f"{prefix}{tensor.name}" for tensor in block.mixer_tensors if tensor.role == "sinks"}
+    kept = {"sinks", "scalar"}
+    small = {f"{prefix}{tensor.name}" for tensor in block.mixer_tensors if tensor.role in kept}
     routing = {f"{prefix}{tensor.name}" for tensor in block.routing_tensors}
     modules = {linear.module for linear in block.expert_linears}
     parts = {f"{prefix}{module}.{part}" for module in modules for part in ("weight", "bias")}
-    return frozenset(parts | sinks | routing)
+    return frozenset(parts | small | routing)

@@ -53,7 +53,14 @@ class LlamaAdapter(Method):
         )
 
     def refusals(self, shape: ModelShape, *, context: int, quantization: str) -> list[str]:
-        """Refuse blocks of which none has attention."""
+        """Refuse blocks of which none has attention, and those that make no keys and values."""
+        reading = [x for x in last_blocks(shape, self.layers) if shape.source(x) is not None]
+        if reading:
+            reason = (
+                f"LLaMA-Adapter's prompts become keys and values, which the last {len(reading)} "
+                f"blocks of this {shape.family} model take from others. Use --method lora."
+            )
+            return [reason]
         attending = [n for n, block in enumerate(shape.blocks) if block.attention is not None]
         if any(layer in last_blocks(shape, self.layers) for layer in attending):
             return []

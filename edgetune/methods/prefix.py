@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 DEFAULT_LENGTH = 20
 
+_INSTEAD = "Use --method lora."
+
 SPREAD = 0.02
 """Deviation of the first keys and values: small, so that the base's attention is hardly moved."""
 
@@ -87,8 +89,20 @@ class Prefix(Method):
         )
 
     def refusals(self, shape: ModelShape, *, context: int, quantization: str) -> list[str]:
-        """Refuse a prefix that leaves too few positions."""
-        return too_long(shape, context, self.length, "--prefix-length")
+        """Refuse a prefix that leaves too few positions, or layers that it cannot be told for."""
+        heads = {(x.kv_heads, x.head_dim) for x in shape.kinds if x.attention is not None}
+        reasons = too_long(shape, context, self.length, "--prefix-length")
+        if shape.lenders:
+            reasons.append(
+                f"Layers of this {shape.family} model read the keys and values of others, and have "
+                f"no place for a prefix of their own. {_INSTEAD}"
+            )
+        elif len(heads) > 1:
+            reasons.append(
+                f"The layers of this {shape.family} model have keys of different sizes, and PEFT's "
+                f"prefixes have one size for all layers. {_INSTEAD}"
+            )
+        return reasons
 
     def attend(self, block: Block[A], own: Adapted[A], attended: Attended[A]) -> A:
         """Return attention to the prefix and the tokens at once."""

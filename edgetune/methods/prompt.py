@@ -70,8 +70,14 @@ class Prompt(Method):
         return block.ops.replaced(x, own.tensors[NAME])
 
     def refusals(self, shape: ModelShape, *, context: int, quantization: str) -> list[str]:
-        """Refuse a prompt that leaves too few positions."""
-        return too_long(shape, context, self.prompt_length, "--prompt-length")
+        """Refuse a prompt that leaves too few positions, or whose rows would have to be tokens."""
+        reasons = too_long(shape, context, self.prompt_length, "--prompt-length")
+        if shape.per_layer is not None:
+            reasons.append(
+                f"The layers of this {shape.family} model look up each token in a table of their "
+                "own, and a trained prompt has no tokens. Use --method lora."
+            )
+        return reasons
 
     def _initial(self, shape: ModelShape) -> Initial:
         if self.prompt_initial == "random":

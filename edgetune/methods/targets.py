@@ -71,6 +71,7 @@ def norms(shape: ModelShape, layers: int | None, *, final: bool = True) -> list[
         (f"{shape.block(layer)}{norm.module}", norm)
         for layer in last_blocks(shape, layers)
         for norm in shape.blocks[layer].norms
+        if not norm.plain
     ]
     return [*inner, (shape.final_norm.module, shape.final_norm)] if final else inner
 

@@ -82,6 +82,14 @@ class Fields:
         self._wrong(name, f"a whole number from 1 to {most:,}", value)
         return None
 
+    def count(self, name: str, default: int) -> int:
+        """Return a whole number, which may be zero, or the default when missing."""
+        return 0 if self.raw(name) == 0 else self.optional_size(name) or default
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all fields."""
+        return tuple(self._config)
+
     def number(self, name: str, default: float) -> float:
         """Return a number, or the default when missing."""
         value = self.optional_number(name)

@@ -9,9 +9,10 @@ from typing import Final
 from edgetune.shape import ModelShape
 
 _EYES: Final = re.compile(
-    r"^(model\.)?((vision_tower|multi_modal_projector|visual)\.|image_newline$)"
+    r"^(model\.)?((vision_tower|multi_modal_projector|visual|vision_embedder|audio_tower"
+    r"|embed_vision|embed_audio)\.|image_newline$)"
 )
-"""What image-and-text models see images with."""
+"""What models of images, sound and text see and hear with."""
 
 _EXTRA: Final = re.compile(
     r"rotary_emb\.inv_freq$"  # buffers, computed from the config
@@ -41,7 +42,22 @@ def match_names(shape: ModelShape, stored: Iterable[str]) -> tuple[dict[str, str
 def is_extra(shape: ModelShape, name: str) -> bool:
     """Return whether a stored tensor is known to be needless."""
     found = _EXTRA.search(name) or _EYES.search(name)
-    return found is not None or bool(tied_heads(shape, [name]))
+    unread = _unread(shape)
+    return (
+        found is not None
+        or bool(tied_heads(shape, [name]))
+        or any(other in unread for other in candidates(shape, name))
+    )
+
+
+def _unread(shape: ModelShape) -> frozenset[str]:
+    """Return the keys' and values' tensors of layers that read those of others: files have them."""
+    return frozenset(
+        f"{shape.block(layer)}self_attn.{module}.weight"
+        for layer in range(shape.layers)
+        if shape.source(layer) is not None
+        for module in ("k_proj", "v_proj", "k_norm")
+    )
 
 
 def is_for_images(shape: ModelShape, name: str) -> bool:

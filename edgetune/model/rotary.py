@@ -3,7 +3,7 @@
 The rules follow transformers 5: a table given by ``rope_scaling`` wins over one given by
 ``rope_parameters``; what the table leaves out comes from the config's own fields, then from the
 family's defaults. Sources: linear (kaiokendev), YaRN (Peng et al. 2023, section 3.4), LongRoPE
-(Ding et al. 2024), Llama 3.1's rule as published with its weights.
+(Ding et al. 2024), Llama 3.1's rule as published with its weights, Gemma 4's as transformers has it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from edgetune.escapes import short
 from edgetune.model.config import Fields, is_number
 from edgetune.shape import Rotary
 
-Scaling = Literal["none", "linear", "llama3", "longrope", "yarn"]
+Scaling = Literal["none", "linear", "llama3", "longrope", "yarn", "proportional"]
 
 _SCALINGS: Final[Mapping[str, Scaling]] = {
     "default": "none",
@@ -24,6 +24,7 @@ _SCALINGS: Final[Mapping[str, Scaling]] = {
     "llama3": "llama3",
     "longrope": "longrope",
     "yarn": "yarn",
+    "proportional": "proportional",
 }
 
 
@@ -50,11 +51,12 @@ def rotary(
     the family always rotates whole heads. ``original_context`` overrides the table's.
     """
     inner = Fields(table)
-    share = _share(inner, partial)
     scaling = _scaling(inner)
+    whole = scaling == "proportional"  # which turns a share of whole heads
+    share = _share(inner, 1.0 if whole else partial)
     size = _original_context(inner, scaling, context, original_context)
     factor = _factor(inner, scaling, context / size)
-    dimensions = _dimensions(inner, head_dim, share)
+    dimensions = _dimensions(inner, head_dim, 1.0 if whole else share)
     rule = Rotary(
         theta=inner.positive("rope_theta", theta),
         dimensions=dimensions,
@@ -69,6 +71,7 @@ def rotary(
         beta_fast=inner.positive("beta_fast", 32.0),
         beta_slow=inner.positive("beta_slow", 1.0),
         truncate=inner.flag("truncate", True),
+        turning=2 * int(share * head_dim // 2) if whole else 0,
     )
     if scaling == "llama3" and rule.high_frequency_factor <= rule.low_frequency_factor:
         inner.problems.append("high_freq_factor must be above low_freq_factor")
@@ -114,7 +117,7 @@ def _factor(table: Fields, scaling: Scaling, ratio: float) -> float:
         return 1.0
     if table.raw("factor") is None and scaling in {"linear", "llama3"}:
         table.problems.append(f"rope_type {short(scaling)} needs a factor")
-    return table.positive("factor", ratio)
+    return table.positive("factor", 1.0 if scaling == "proportional" else ratio)
 
 
 def _factors(table: Fields, name: str, scaling: Scaling, count: int) -> tuple[float, ...]:

@@ -80,7 +80,10 @@ class Block(Generic[A]):
             return self._parallel(x)
         attended = self._first_half(self.norm("attention_input", x))
         x = self.ops.add(x, self._scaled(attended))
-        return self.ops.add(x, self._scaled(self._mlp(self.norm("mlp_input", x))))
+        x = self.ops.add(x, self._scaled(self._mlp(self.norm("mlp_input", x))))
+        if self.own.per_layer:
+            x = self.ops.add(x, self._per_layer(x))
+        return x if self.own.scalar is None else self.ops.layer_scaled(x)
 
     def _parallel(self, x: A) -> A:
         """Return the output of a block whose halves read the same, through one norm or two."""
@@ -119,15 +122,28 @@ class Block(Generic[A]):
 
     def _attention(self, x: A, rule: Attention) -> A:
         ops = self.ops
+        if rule.source is not None:
+            return self._attention_to_lent(x, rule, rule.source)
         q, k, v, gate = self._queries_keys_values(x)
         if rule.rotary is not None:
             q, k = ops.rotate(q, rule.query_rotary or rule.rotary), ops.rotate(k, rule.rotary)
         if self.own.normed_after_rotation:
             q, k = self.norm("q", q), self.norm("k", k)
+        if rule.lends:
+            ops.lend(k, v)
         sinks = None if rule.sinks is None else ops.sinks()
         out = self._attend(Attended(q=q, k=k, v=v, rule=rule, keys=ops.keys(), sinks=sinks))
         out = ops.from_heads(out)
         return self.project("o", out if gate is None else ops.gated(gate, out, "sigmoid"))
+
+    def _attention_to_lent(self, x: A, rule: Attention, source: int) -> A:
+        """Return what attention to the keys and values of another block adds to the stream."""
+        ops = self.ops
+        q = self._heads("q", self.project("q", x))
+        q = q if rule.rotary is None else ops.rotate(q, rule.rotary)
+        k, v = ops.lent(source)
+        out = self._attend(Attended(q=q, k=k, v=v, rule=rule, keys=ops.keys()))
+        return self.project("o", ops.from_heads(out))
 
     def _attend(self, attended: Attended[A]) -> A:
         """Return the output (B, H, S, h) of attention, also to what is cached of each row."""
@@ -158,7 +174,8 @@ class Block(Generic[A]):
     def _projected_heads(self, x: A) -> tuple[A, A, A]:
         shape, ops = self.own, self.ops
         if "qkv" not in shape.linear_by_role:
-            return self.project("q", x), self.project("k", x), self.project("v", x)
+            q, k = self.project("q", x), self.project("k", x)
+            return q, k, self.project("v", x) if "v" in shape.linear_by_role else k
         fused = self.project("qkv", x)
         if shape.interleaved_qkv:
             size, shared = shape.head_dim, shape.heads // shape.kv_heads
@@ -168,7 +185,7 @@ class Block(Generic[A]):
         return q, k, v
 
     def _heads(self, role: str, x: A) -> A:
-        """Return (B, heads, S, h) of (B, S, heads h), with the norm of q or k if there is one."""
+        """Return (B, heads, S, h) of (B, S, heads h), with its norm if there is one."""
         size, norm = self.own.head_dim, self.own.norm_by_role.get(role)
         if self.own.normed_after_rotation:
             norm = None
@@ -201,6 +218,12 @@ class Block(Generic[A]):
             gate = self.project("gate", x)
             return ops.gated(gate, self.project("up", x), shape.activation)
         return ops.activation(self.project("up", x), shape.activation)
+
+    def _per_layer(self, x: A) -> A:
+        """Return what the block's own numbers of each token add to the stream (B, S, D)."""
+        own = self.ops.per_layer_input()
+        inner = self.ops.gated(self.project("per_layer_gate", x), own, self.own.activation)
+        return self.norm("per_layer", self.project("per_layer_out", inner))
 
     def _scaled(self, x: A) -> A:
         scale = self.shape.residual_scale

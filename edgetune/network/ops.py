@@ -129,6 +129,18 @@ class Ops(Protocol[A]):
     def sinks(self) -> A:
         """Return the frozen scores (H,) of keys whose values are zero."""
 
+    def lend(self, k: A, v: A) -> None:
+        """Keep k and v (B, G, S, h) for later blocks of this pass."""
+
+    def lent(self, layer: int) -> tuple[A, A]:
+        """Return the keys and values (B, G, S, h) that a block before this one has lent."""
+
+    def per_layer_input(self) -> A:
+        """Return the numbers (B, S, P) of its own that this block reads, constants."""
+
+    def layer_scaled(self, x: A) -> A:
+        """Return x times the block's frozen scalar."""
+
     def some_heads(self, attended: Attended[A], heads: slice) -> Attended[A]:
         """Return the attention of some key/value heads and of the queries that read them."""
 

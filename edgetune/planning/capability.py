@@ -47,10 +47,11 @@ def _of_published(capability: Capability, published: Published) -> Capability:
     return capability
 
 
-def scoring(capability: Capability, objective: ObjectiveName) -> Capability:
-    """Return what can be chosen with an objective."""
-    keeps = objective == SFT or capability.keeps_scored
-    return replace(capability, keeps_blocks=keeps)
+def scoring(capability: Capability, shape: ModelShape, objective: ObjectiveName) -> Capability:
+    """Return what can be chosen for a model with an objective."""
+    scored = objective == SFT or capability.keeps_scored
+    lending = not shape.lenders or capability.keeps_lending
+    return replace(capability, keeps_blocks=scored and lending)
 
 
 def platform_of(device: Device) -> Platform:

@@ -93,7 +93,7 @@ def make_problem(
     if shape.formats is not None:
         capability = fitting(capability, shape)
     objective = training.get("objective") or SFT
-    capability = scoring(capability, objective)
+    capability = scoring(capability, shape, objective)
     problems = [*_impossible(own, shape, device, capability), *_too_few(own, objective)]
     capability = fitting(capability, shape)
     if problems:
@@ -217,7 +217,10 @@ def _impossible(
     if streamed and keeps and not capability.keeps_streamed:
         yield f"On {device.kind}, --placement {own['placement']} needs --checkpointing all."
     if keeps and not capability.keeps_blocks:
-        yield f"On {device.kind}, a preference objective needs --checkpointing all."
+        wants = "a preference objective"
+        if shape.lenders and not capability.keeps_lending:
+            wants = "a model of which layers read the keys of others"
+        yield f"On {device.kind}, {wants} needs --checkpointing all."
     if kept is not None and not 0 <= kept.layers <= shape.layers:
         yield f"--checkpointing {kept.layers} is asked for, but the model has {shape.layers} blocks."
     if own.get("context", 0) > shape.max_context:

@@ -12,7 +12,7 @@ from typing import Any
 
 from edgetune.methods import build
 from edgetune.methods.base import Method
-from edgetune.shape import BlockShape, ModelShape
+from edgetune.shape import PER_LAYER_ROLES, BlockShape, ModelShape
 
 Count = Callable[[ModelShape], int]
 
@@ -37,8 +37,9 @@ class Case:
 
 
 def _linears(shape: ModelShape, *roles: str) -> list[tuple[int, int]]:
-    """Return the inputs and outputs of the projections of all blocks."""
+    """Return the inputs and outputs of the projections of all blocks that groups of targets have."""
     every = (linear for block in shape.blocks for linear in block.linears)
+    every = (linear for linear in every if linear.role not in PER_LAYER_ROLES)
     return [(x.inputs, x.outputs) for x in every if not roles or x.role in roles]
 
 
@@ -63,7 +64,7 @@ def _adapter(a: int, per_block: int) -> Count:
 
 
 def _norms(shape: ModelShape) -> int:
-    every = (norm for block in shape.blocks for norm in block.norms)
+    every = (norm for block in shape.blocks for norm in block.norms if not norm.plain)
     return sum(x.size * (2 if x.bias else 1) for x in every)
 
 
@@ -100,7 +101,8 @@ def _ia3(s: ModelShape) -> int:
 def _full(layers: int | None) -> Count:
     def count(s: ModelShape) -> int:
         first = 0 if layers is None else s.layers - layers
-        blocks = sum(x.size for layer in range(first, s.layers) for x in s.block_tensors(layer))
+        every = [x for layer in range(first, s.layers) for x in s.block_tensors(layer)]
+        blocks = sum(x.size for x in every if not x.name.endswith("layer_scalar"))
         final = s.final_norm.size * (2 if s.final_norm.bias else 1)
         return blocks + final
 

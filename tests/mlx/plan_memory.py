@@ -93,6 +93,14 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "linear_value_head_dim": 32,
         "layer_types": ["linear_attention"] * 2 + ["full_attention", "linear_attention"],
     },
+    "lending": {
+        "model_type": "gemma4_text", "hidden_size": 192, "intermediate_size": 384,
+        "num_hidden_layers": 5, "num_attention_heads": 6, "num_key_value_heads": 2,
+        "vocab_size": 3000, "vocab_size_per_layer_input": 3000, "head_dim": 32,
+        "global_head_dim": 64, "hidden_size_per_layer_input": 32, "num_kv_shared_layers": 2,
+        "use_double_wide_mlp": True, "sliding_window": 64, "max_position_embeddings": 1024,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+    },
     "narrow": {
         "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 3, "head_dim": 32,
         "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 5000,
@@ -102,7 +110,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
 """Llamas by what their head is: a matrix of its own, or the embedding; and one whose file is in
 bfloat16. And a GPT-2, a Gemma 2, whose logits are capped, a BLOOM, whose scores fall with the
 distance, a Cohere, both halves of which read one norm, an AFM, which squares, an LFM2, which
-convolves, a Qwen3.5, which corrects a state, a gpt-oss, whose attention has sinks, and mixtures of
+convolves, a Qwen3.5, which corrects a state, a Gemma 4, of which layers lend keys, a gpt-oss, whose attention has sinks, and mixtures of
 experts, one of them beside an MLP for all tokens."""
 
 
@@ -178,6 +186,8 @@ CASES = (
     Case(model="mixed", context=128, checkpointed=True, fixed=DISK),
     Case(model="correcting", context=128),
     Case(model="correcting", context=192, checkpointed=True),
+    Case(model="lending", context=128, checkpointed=True),
+    Case(model="lending", context=320, checkpointed=True),
     Case(model="untied", context=128, fixed={"quantization": "mxfp4"}),
     Case(model="narrow", context=128),
     Case(model="narrow", context=64, checkpointed=True, fixed={"quantization": "q8"}),

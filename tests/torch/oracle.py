@@ -28,7 +28,25 @@ PUBLISHED = frozenset(
 )  # fmt: skip
 """Families whose published models are drawn."""
 _GPT = {"n_embd": 576, "n_head": 9, "n_layer": 4}
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+LENDING: dict[int, dict[str, Any]] = {
+    1: {"layer_types": [_FULL], "num_kv_shared_layers": 0},
+    2: {"layer_types": [_FULL, _FULL], "num_kv_shared_layers": 1},
+    3: {"layer_types": [_SLIDING, _FULL, _FULL], "num_kv_shared_layers": 1},
+}
+"""By number of layers, which read the keys and values of others: any of those cannot be left out."""
 OWN_SIZES: dict[str, dict[str, Any]] = {
+    "gemma4_text": {
+        "global_head_dim": 128,
+        "hidden_size_per_layer_input": 64,
+        "use_double_wide_mlp": True,
+        "vocab_size_per_layer_input": 512,
+    },
+    "gemma4_unified_text": {
+        "global_head_dim": 128,
+        "num_global_key_value_heads": 1,
+        "layer_types": [_SLIDING, _FULL] * 2,
+    },
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2, "block_multiple_of": 256},
     "qwen3_5_text": {
         "layer_types": ["linear_attention", "full_attention"] * 2,
@@ -96,6 +114,9 @@ class Case:
     @property
     def shape(self) -> ModelShape:
         """The model's shape; where kinds of layers alternate, its last ones."""
+        if self.model == "gemma4_text":
+            own = LENDING[self.layers] | {"num_hidden_layers": self.layers}
+            return replace(_family(self.model, **own), vocabulary=self.vocabulary)
         whole = _family(self.model) if self.model in FAMILIES else resolve(self.model).shape
         blocks = (whole.blocks * self.layers)[-self.layers :]
         shape = replace(whole, blocks=blocks, vocabulary=self.vocabulary)
@@ -132,9 +153,9 @@ def cases(count: int, seed: int = 0) -> Iterator[Case]:
         yield Case("smollm2-135m", layers, 512, plain(checkpointing=kept))
 
 
-def _family(name: str) -> ModelShape:
+def _family(name: str, **own: Any) -> ModelShape:
     switches = {k: v for k, v in SMALL_FAMILIES[name].items() if k not in SMALL}
-    return shape_of({"model_type": name, **switches, **SIZES, **OWN_SIZES.get(name, {})})
+    return shape_of({"model_type": name, **switches, **SIZES, **OWN_SIZES.get(name, {}), **own})
 
 
 def compare(case: Case) -> list[Compared]:
@@ -211,6 +232,13 @@ def _choice(draw: random.Random, model: str, layers: int) -> Choice:
     )
 
 
+REFUSED = {
+    "gemma4_text": {"prompt", "prefix", "mam", "llama-adapter"},
+    "gemma4_unified_text": {"prefix", "mam"},
+}
+"""Methods that have no place in a family."""
+
+
 def _method(draw: random.Random, model: str) -> Method:
     """Return LoRA, which has most settings, or one of the others."""
     mlp = "attention" if model in MIXTURES else "mlp"  # without what experts have
@@ -221,7 +249,8 @@ def _method(draw: random.Random, model: str) -> Method:
             layers=draw.choice((None, None, 1)),
             dropout=draw.choice((0.0, 0.0, 0.1)),
         )
-    return build(draw.choice([kind for kind in METHODS if kind != "lora"]), {})
+    left_out = {"lora", *REFUSED.get(model, ())}
+    return build(draw.choice([kind for kind in METHODS if kind not in left_out]), {})
 
 
 def plain(**knobs: Any) -> Choice:

@@ -76,16 +76,18 @@ def test_the_language_model_inside_a_saved_wrapper_can_be_opened(
 
     assert local.shape == shape_of(config)
     prefix = "model.language_model."
+    tied = "lm_head.weight" if local.shape.tied else None
     inner = {
         name.replace(prefix, "model.", 1): tensor
-        for name, tensor in model.named_parameters()
-        if name.startswith((prefix, "lm_head"))
+        for name, tensor in model.state_dict().items()
+        if name.startswith((prefix, "lm_head")) and name != tied
     }
     if local.shape.has_experts:
         inner = dict(unfused(local.shape, inner))
     assert local.tensors.keys() == inner.keys()
     _assert_same_values(local, inner)
-    assert any(".vis" in name for name, _ in model.named_parameters())
+    eyes = (".vis", ".embed_vis")
+    assert any(part in name for part in eyes for name, _ in model.named_parameters())
 
 
 def _assert_same_values(local: LocalModel, parameters: Mapping[str, torch.Tensor]) -> None:
@@ -111,7 +113,8 @@ def _assert_same_tensors(shape: ModelShape, model: PreTrainedModel) -> None:
 
     assert found == expected
     assert len(list(shape.tensors())) == len(found)
-    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    scalars = sum(n.endswith("layer_scalar") for n in stored)
+    assert shape.parameters == sum(p.numel() for p in model.parameters()) + scalars
 
 
 def _assert_same_attention(shape: ModelShape, model: PreTrainedModel) -> None:
@@ -169,6 +172,8 @@ def _random_config(family: str, seed: int) -> Config:
         "ministral": _with_head_size("ministral"),
         "qwen3_5_moe_text": _qwen3_5_moe,
         "qwen3_5_text": _qwen3_5,
+        "gemma4_text": _gemma4,
+        "gemma4_unified_text": lambda draw: _gemma4(draw) | {"attention_k_eq_v": True},
     }.get(family, lambda draw: _common(family, draw))
     if family in INSIDE:
         inner = draw.choice(INSIDE[family])
@@ -310,6 +315,28 @@ def _granite4(draw: random.Random) -> Config:
 def _helium(draw: random.Random) -> Config:
     config = _common("helium", draw)
     return config | {"head_dim": config["hidden_size"] // config["num_attention_heads"]}
+
+
+def _gemma4(draw: random.Random) -> Config:
+    config = _common("gemma3_text", draw)
+    layers = config["num_hidden_layers"]
+    types = [draw.choice(["full_attention", "sliding_attention"]) for _ in range(layers)]
+    types[0], types[-1] = "sliding_attention", "full_attention"
+    makers = {kind: types.index(kind) for kind in types}
+    own = {
+        "layer_types": types,
+        "num_kv_shared_layers": draw.randrange(layers - max(makers.values())),
+        "use_double_wide_mlp": draw.random() < 0.6,
+        "hidden_size_per_layer_input": draw.choice([0, 6, 12]),
+        "vocab_size_per_layer_input": draw.choice([64, 80]),
+        "attention_k_eq_v": draw.random() < 0.4,
+        "num_global_key_value_heads": draw.choice([1, None]),
+        "global_head_dim": draw.choice([16, 32]),
+        "sliding_window": draw.choice([4, 8]),
+    }
+    config = {name: x for name, x in config.items() if name != "sliding_window_pattern"}
+    config.pop("query_pre_attn_scalar", None)
+    return config | own
 
 
 def _lfm2(draw: random.Random) -> Config:

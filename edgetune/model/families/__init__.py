@@ -31,6 +31,8 @@ _FAMILIES: Final[Mapping[str, str]] = {
     "gemma": "gemma",
     "gemma2": "gemma",
     "gemma3_text": "gemma",
+    "gemma4_text": "gemma4",
+    "gemma4_unified_text": "gemma4",
     "glm": "glm",
     "glm4": "glm",
     "gpt2": "gpt2",

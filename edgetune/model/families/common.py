@@ -182,6 +182,17 @@ def pre_norms(sizes: Sizes, *, bias: bool = False) -> tuple[Norm, ...]:
     )
 
 
+def sandwich_norms(sizes: Sizes) -> tuple[Norm, ...]:
+    """Return norms before and behind the attention and the MLP (Gemma 2)."""
+    hidden = sizes.hidden
+    return (
+        Norm(role="attention_input", module="input_layernorm", size=hidden),
+        Norm(role="attention_output", module="post_attention_layernorm", size=hidden),
+        Norm(role="mlp_input", module="pre_feedforward_layernorm", size=hidden),
+        Norm(role="mlp_output", module="post_feedforward_layernorm", size=hidden),
+    )
+
+
 def output_norms(sizes: Sizes) -> tuple[Norm, ...]:
     """Return one norm behind the attention and one behind the MLP."""
     return (

@@ -23,6 +23,7 @@ from edgetune.model.families.common import (
     rms_norm,
     rotary_of_type,
     same_attention,
+    sandwich_norms,
     split_attention,
 )
 from edgetune.shape import Attention, ModelShape, Norm, Rotary
@@ -53,7 +54,12 @@ def gemma2(fields: Fields) -> ModelShape:
     sliding = replace(full, window=_window(fields))
     attention = _alternate(fields, sizes, full, sliding, every=2)
     shape = _shape(
-        fields, sizes, _sandwich(sizes), attention, family="gemma2", activation="hidden_activation"
+        fields,
+        sizes,
+        sandwich_norms(sizes),
+        attention,
+        family="gemma2",
+        activation="hidden_activation",
     )
     return replace(shape, logit_softcap=_cap(fields, "final_logit_softcapping", 30.0))
 
@@ -82,7 +88,7 @@ def gemma3_text(fields: Fields) -> ModelShape:
     every = fields.size("sliding_window_pattern", 6)
     attention = _alternate(fields, sizes, full, sliding, every=every)
     fields.refuse("attn_logit_softcapping", "no Gemma 3 model caps its attention scores")
-    norms = _sandwich(sizes) + head_norms(sizes.head_dim, sizes.head_dim)
+    norms = sandwich_norms(sizes) + head_norms(sizes.head_dim, sizes.head_dim)
     shape = _shape(
         fields, sizes, norms, attention, family="gemma3_text", activation="hidden_activation"
     )
@@ -111,16 +117,6 @@ def _shape(
         activation=fields.activation(activation, "gelu_pytorch_tanh"),
         tied=fields.flag("tie_word_embeddings", True),
         embedding_scale=sizes.hidden**0.5,
-    )
-
-
-def _sandwich(sizes: Sizes) -> tuple[Norm, ...]:
-    hidden = sizes.hidden
-    return (
-        Norm(role="attention_input", module="input_layernorm", size=hidden),
-        Norm(role="attention_output", module="post_attention_layernorm", size=hidden),
-        Norm(role="mlp_input", module="pre_feedforward_layernorm", size=hidden),
-        Norm(role="mlp_output", module="post_feedforward_layernorm", size=hidden),
     )
 
 

@@ -15,6 +15,8 @@ from edgetune.shape import ModelShape
 
 INSIDE: Final[Mapping[str, tuple[str, ...]]] = {
     "gemma3": ("gemma3_text",),
+    "gemma4": ("gemma4_text",),
+    "gemma4_unified": ("gemma4_unified_text",),
     "internvl": ("qwen2", "qwen3", "llama"),
     "llava": ("llama", "mistral", "qwen2"),
     "llava_next": ("llama", "mistral", "qwen2"),
