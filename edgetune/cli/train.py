@@ -138,6 +138,8 @@ def command(
             code = 0 if dry_run else ranks.follow(stop, model=model, data=data, memory=memory)
         click.get_current_context().exit(code)
     world = ALONE if dry_run else ranks.met()
+    if (worker := this_process().worker) is not None:
+        worker.met()
     check_sinks(log)
     after = After(verdict=not no_verdict, samples=samples)
     again = Again(

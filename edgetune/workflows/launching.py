@@ -9,7 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
@@ -22,6 +22,9 @@ SECONDS_TO_END: Final = 600.0
 
 SECONDS_TO_DIE: Final = 10.0
 """How long they may take once more, when they were asked to."""
+
+SECONDS_TO_HEAR: Final = 1.0
+"""How long a worker's report may be on its way."""
 
 POLL_SECONDS: Final = 0.05
 
@@ -54,11 +57,12 @@ def meeting(ranks: int) -> Iterator[list[dict[str, str]]]:
         ]
 
 
-def first_dead(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
+def first_dead(processes: Sequence[subprocess.Popen[bytes]], met: Callable[[], bool]) -> int | None:
     """Wait for the end of all processes; return the first that died of a signal, if one did.
 
     When one has failed, the others notice by themselves; those that do not are ended after a while.
-    One that has stopped is no failure: rank 0 may still be saving.
+    One that has stopped is no failure: rank 0 may still be saving. Before the ranks have ``met``
+    nothing is there to save, and the others would wait for the one that failed: it is returned.
     """
     first, failed, asked = None, 0.0, 0
     while any(process.poll() is None for process in processes):
@@ -67,9 +71,12 @@ def first_dead(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
         dead = [rank for rank, code in enumerate(codes) if code is not None and code < 0]
         if first is None and dead:
             first = dead[0]
-        if failed == 0.0 and any(code not in {None, 0, StoppedError.exit_code} for code in codes):
+        wrong = [n for n, code in enumerate(codes) if code not in {None, 0, StoppedError.exit_code}]
+        if failed == 0.0 and wrong:
             failed = time.monotonic()
         waited = time.monotonic() - failed if failed else 0.0
+        if asked == 0 and waited > SECONDS_TO_HEAR and not met():
+            first, asked = wrong[0] if first is None else first, _send(processes, signal.SIGKILL)
         if asked == 0 and waited > SECONDS_TO_END:
             asked = _send(processes, signal.SIGTERM)
         elif asked == signal.SIGTERM and waited > SECONDS_TO_END + SECONDS_TO_DIE:

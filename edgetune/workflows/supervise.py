@@ -161,6 +161,7 @@ class Parent:
         """Run workers to their end; what they report is added to what those before them did."""
         from_worker, report_end = os.pipe()
         life, own_end = os.pipe()
+        report.met = False
         order = Order(report=report_end, life=life, parent=os.getpid(), recovery=recovery)
         with meeting(ranks) as places:
             processes: list[subprocess.Popen[bytes]] = []
@@ -182,7 +183,7 @@ class Parent:
             kills = system_kills()
             reader = Thread(target=_read, args=(from_worker, report), daemon=True)
             reader.start()
-            first = first_dead(processes) if ranks > 1 else None
+            first = first_dead(processes, lambda: report.met) if ranks > 1 else None
             code = processes[first or 0].wait()
             self._workers.clear()
         reader.join(SECONDS_TO_READ)

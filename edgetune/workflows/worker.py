@@ -84,6 +84,10 @@ class Worker:
         """
         self._say(resume=list(arguments), command=command, rows=rows, strict=strict)
 
+    def met(self) -> None:
+        """Report that the ranks have met."""
+        self._say(met=True)
+
     def computes(self, rows: int) -> None:
         """Report that fewer rows go through the model at once."""
         self._say(rows=rows)
@@ -107,6 +111,8 @@ class Report:
     strict: bool = False
     saved: int = 0
     """The step of the newest checkpoint."""
+    met: bool = False
+    """Whether the workers have met, where there are several."""
 
     def add(self, line: bytes) -> None:
         """Take in one line; half a line, written by a process that died, is left out."""

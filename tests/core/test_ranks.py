@@ -20,7 +20,7 @@ from edgetune.errors import UsageError
 from edgetune.planning import Plan, with_sums_held
 from edgetune.planning.defaults import ROWS
 from edgetune.speed.ranks import gradient_bytes, least_bandwidth, speed_up, step_seconds
-from edgetune.workflows.launching import meeting
+from edgetune.workflows.launching import first_dead, meeting
 from edgetune.workflows.planning import PlanRequest, plan_for
 from edgetune.workflows.ranks import device_of, planned_device
 from edgetune.world import Place
@@ -147,6 +147,20 @@ def test_a_model_of_70_billion_parameters_is_planned_on_two_small_cards() -> Non
         assert found.memory.peak_bytes == alone.memory.peak_bytes
         assert found.time.seconds_per_step == pytest.approx(alone.time.seconds_per_step / 2)
         assert any("one rank alone is faster where" in reason for reason in found.reasons)
+
+
+def test_a_rank_that_dies_before_the_others_have_met_it_ends_them() -> None:
+    begun = time.monotonic()
+    waiting, failing = "import time; time.sleep(600)", "import sys; sys.exit(2)"
+    processes = [subprocess.Popen([sys.executable, "-c", waiting]) for _ in range(3)]
+    processes[1].kill()
+    assert first_dead(processes, lambda: False) == 1
+    assert [process.returncode for process in processes] == [-signal.SIGKILL] * 3
+
+    processes = [subprocess.Popen([sys.executable, "-c", each]) for each in (waiting, failing)]
+    assert first_dead(processes, lambda: False) == 1
+    assert [process.returncode for process in processes] == [-signal.SIGKILL, 2]
+    assert time.monotonic() - begun < 60
 
 
 def test_a_ring_sends_gradients_almost_twice() -> None:
