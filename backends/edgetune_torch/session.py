@@ -257,10 +257,11 @@ class TorchSession:
             still = self.method.drawing(None)
             micro_batches = scoring.begin(micro_batches, lambda b: self.engine.losses(b, still))
 
+        drawing = self.method.drawing(f"{self.spec.training.seed}:{self.steps}")
+
         def accumulate(batch: MicroBatch) -> float:
             weigh = None if scoring is None else scoring.weigh(batch)
-            method = self.method.drawing(f"{self.spec.training.seed}:{self.steps}", batch.first)
-            told = done if batch is last else None
+            told, method = done if batch is last else None, drawing.from_row(batch.first)
             return self.engine.gradients(batch, method, scale=scale, weigh=weigh, done=told).loss
 
         whole = micro_batches and not any(batch.halves for batch in micro_batches)

@@ -50,6 +50,12 @@ class Adapted(Adaptation[A]):
         other.step, other._part, other.kept = step, part, self.kept.anew()
         return other
 
+    def from_row(self: Self, part: int) -> Self:
+        """Return the same method for another micro-batch of the step: norms that are known stay."""
+        other = copy.copy(self)
+        other._part = part
+        return other
+
     def over(self: Self, tensors: Mapping[str, A]) -> Self:
         """Return the same method with some tensors replaced."""
         other = copy.copy(self)

@@ -20,6 +20,7 @@ from answers import continued
 from engines import BATCH, micro_batch
 from models import LONGROPE, make_model
 from sessions import plan_for, session_for
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from edgetune.backend import DeviceOutOfMemoryError, GenerateOptions, Tensors
@@ -33,7 +34,7 @@ from edgetune.methods.prompt import Prompt
 from edgetune.model import LocalModel
 from edgetune.network.adaptation import BASE
 from edgetune.settings.spec import Checkpointing
-from edgetune_torch import memory
+from edgetune_torch import memory, row_norms
 from edgetune_torch.generate import new_row
 from edgetune_torch.opening import open_session
 from edgetune_torch.out_of_memory import SIGNS, out_of_memory
@@ -131,6 +132,28 @@ def test_a_restored_session_goes_on_bit_for_bit(
 def test_opening_leaves_nothing_that_no_product_needs(llama: LocalModel, method: Method) -> None:
     with session_for(llama, method=method, quantization="int8") as session:
         assert session.engine.decoder.weights.workspace.nbytes == 0
+
+
+def test_norms_of_rows_are_computed_once_a_step(
+    llama: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They depend on the weights alone, whatever the number of micro-batches and recomputations."""
+    calls: list[int] = []
+    crossed = row_norms._crossed
+
+    def counted(*args: Tensor) -> Tensor:
+        calls.append(len(args[0]))
+        return crossed(*args)
+
+    monkeypatch.setattr(row_norms, "_crossed", counted)
+    batches = [micro_batch((9, 6), (17,), width=19, seed=seed) for seed in range(3)]
+    loss_tokens = sum(batch.loss_tokens for batch in batches)
+    choices = {"method": Dora(rank=2), "checkpointing": Checkpointing(layers=1)}
+    with session_for(llama, **choices) as session:
+        outputs = sum(linear.outputs for block in llama.shape.blocks for linear in block.linears)
+        for step in (1, 2):
+            session.step(batches, loss_tokens=loss_tokens, learning_rate=1e-2)
+            assert sum(calls) == step * outputs
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
