@@ -159,6 +159,18 @@ WRAPPERS = {
         "mm_tokens_per_image": 4, "image_token_index": 96, "boi_token_index": 94,
         "eoi_token_index": 95,
     },
+    "gemma4": {
+        "text_config": FAMILIES["gemma4_text"],
+        "vision_config": {
+            "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "head_dim": 8,
+            "num_attention_heads": 2, "num_key_value_heads": 2, "patch_size": 4,
+            "position_embedding_size": 16,
+        },
+    },
+    "gemma4_unified": {
+        "text_config": FAMILIES["gemma4_unified_text"],
+        "vision_config": {"mm_embed_dim": 16, "mm_posemb_size": 4, "output_proj_dims": 16},
+    },
     "qwen3_5": {
         "text_config": FAMILIES["qwen3_5_text"],
         "vision_config": {

@@ -28,8 +28,8 @@ from edgetune.shape import ModelShape
 from edgetune.tensors.writer import Outgoing, write_safetensors
 
 TYPES: Final = frozenset({
-    "cohere", "cohere2", "ernie4_5", "gemma", "gemma2", "gemma3", "gemma3_text", "glm4", "gpt2",
-    "gpt_neox", "granite", "granitemoe", "helium", "hunyuan_v1_dense", "lfm2", "llama", "ministral3",
+    "cohere", "cohere2", "ernie4_5", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma4",
+    "gemma4_text", "gemma4_unified", "glm4", "gpt2", "gpt_neox", "granite", "granitemoe", "helium", "hunyuan_v1_dense", "lfm2", "llama", "ministral3",
     "mistral",
     "mixtral", "nemotron", "olmo2", "olmo3", "olmoe", "phi", "phi3", "qwen2", "qwen3", "qwen3_5",
     "qwen3_moe",
@@ -139,6 +139,11 @@ def readable_config(config: Mapping[str, object], shape: ModelShape) -> dict[str
         written["n_ctx"] = shape.max_context
     if shape.family == "lfm2":
         written["block_dim"] = shape.hidden_size
+    if shape.family in {"gemma4_text", "gemma4_unified_text"}:
+        seeing_all = shape.blocks[-1]  # the last layer does
+        written["global_head_dim"] = seeing_all.head_dim
+        written["num_global_key_value_heads"] = seeing_all.kv_heads
+        written["hidden_size_per_layer_input"] = seeing_all.per_layer
     if shape.family == "qwen3_5_text":
         written["full_attention_interval"] = attention_interval(shape)
     return written

@@ -41,7 +41,7 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_tex
 
 READ_BY_MLX_LM = ("cohere", "cohere2", "olmo3", "glm4", "ernie4_5", "hunyuan_v1_dense", "seed_oss",
                   "granite", "nemotron", "helium", "ministral3", "phi", "stablelm", "lfm2", "qwen3_5", "mixtral", "olmoe",
-                  "qwen3_moe", "granitemoe")  # fmt: skip
+                  "qwen3_moe", "granitemoe", "gemma4_text", "gemma4", "gemma4_unified")  # fmt: skip
 """Further families, of which the merged model and the adapter are compared."""
 
 WITHOUT_WINDOW = {"mistral", "phi3", "gemma2"}
@@ -54,12 +54,21 @@ CHANGES = {
         "text_config": FAMILY_SIZES["qwen3_5_text"]
         | {"layer_types": ["linear_attention", "full_attention"] * 2, "num_hidden_layers": 4}
     },
+    "gemma4": {"text_config": FAMILY_SIZES["gemma4_text"]},
     "gpt_neox": {"intermediate_size": 128},
     "phi": {"num_attention_heads": 2, "head_dim": 16},
 }
 """mlx-lm wants one layer that sees everything, and fixes the width of GPT-NeoX's MLP."""
 
-TOLERANCE = {"gemma": 2e-3, "gemma3": 2e-3, "gemma3_text": 2e-3, "gpt_neox": 2e-3}
+TOLERANCE = {
+    "gemma4": 2e-3,
+    "gemma4_unified": 2e-3,
+    "gemma4_text": 2e-3,
+    "gemma": 2e-3,
+    "gemma3": 2e-3,
+    "gemma3_text": 2e-3,
+    "gpt_neox": 2e-3,
+}
 """mlx-lm computes another approximation of GELU."""
 
 ROW = np.random.default_rng(4).integers(3, VOCABULARY, 23).tolist()
