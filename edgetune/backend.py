@@ -6,7 +6,7 @@ coarser would copy the loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from math import nan
@@ -191,6 +191,24 @@ class GenerateOptions:
         return self.temperature < _LEAST_TEMPERATURE
 
 
+class Cache(Protocol):
+    """What a session keeps of the tokens of one row, to go on behind them."""
+
+    @property
+    def before(self) -> int:
+        """Positions that the row's adapter takes before the first token."""
+
+    def cut(self, tokens: int) -> None:
+        """Forget all but the first tokens: all of them, where a layer keeps a state, not keys."""
+
+    def resize(self, capacity: int) -> None:
+        """Have room for so many tokens in all, not for more; those that it keeps are fewer.
+
+        Raises:
+            DeviceOutOfMemoryError: if they do not fit; the cache is of no use then.
+        """
+
+
 class Session(Protocol):
     """An opened model with its adapter and its optimizer."""
 
@@ -239,19 +257,25 @@ class Session(Protocol):
             DeviceOutOfMemoryError: if it does not fit.
         """
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        options: GenerateOptions,
-        *,
-        adapters: Sequence[str | None] | None = None,
-    ) -> Iterator[tuple[int, int]]:
-        """Yield the tokens that follow prompts, all at once, an end token of each included.
+    @property
+    def shape(self) -> ModelShape:
+        """The model's."""
 
-        They come as pairs: the number of the prompt and its next token. ``adapters`` names one
-        for each prompt (None: the base alone); without it all are continued with ``OWN``. A
-        prompt gets the tokens that it would get alone, but for rounding. Where positions are
-        learned, the last one ends it.
+    def new_cache(self, adapter: str | None, capacity: int) -> Cache:
+        """Return a cache for a row of ``capacity`` tokens that an adapter reads; None: the base.
+
+        Raises:
+            DeviceOutOfMemoryError: if it does not fit.
+        """
+
+    def read(self, rows: Sequence[tuple[Cache, Sequence[int]]]) -> NDArray[np.float32]:
+        """Read each row's next tokens, and return the logits (rows, V) after its last one.
+
+        The tokens join the row's cache, which has room for them. Either all caches are empty or
+        none is. A row gets the logits that it would get alone, but for rounding.
+
+        Raises:
+            DeviceOutOfMemoryError: if it does not fit; these caches are of no use then.
         """
 
     def logits(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgetune.backend import DEFAULT_ADAPTER, GenerateOptions, Session
+from edgetune.generation import generate
 
 
 def continued(
@@ -14,4 +15,4 @@ def continued(
     adapter: str | None = DEFAULT_ADAPTER,
 ) -> list[int]:
     """Return the tokens that follow one prompt."""
-    return [token for _, token in session.generate([prompt], options, adapters=[adapter])]
+    return [token for _, token in generate(session, [prompt], options, adapters=[adapter])]

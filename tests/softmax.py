@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from edgetune.backend import (
     Attached,
     DeviceOutOfMemoryError,
     EvalResult,
-    GenerateOptions,
     MemoryReading,
     StepResult,
 )
@@ -41,6 +40,24 @@ METHOD = Lora(rank=3, targets=("q_proj",))
 A, B = (tensor.name for tensor in METHOD.tensors(SHAPE))
 
 Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(slots=True)
+class Reader:
+    """A row that is read, with the tokens of it that are cached."""
+
+    adapter: str | None
+    capacity: int
+    before: int = 0
+    tokens: list[int] = field(default_factory=list)
+
+    def cut(self, tokens: int) -> None:
+        """Forget all but the first tokens."""
+        del self.tokens[tokens:]
+
+    def resize(self, capacity: int) -> None:
+        """Have room for so many tokens."""
+        self.capacity = capacity
 
 
 class SoftmaxSession:
@@ -112,21 +129,21 @@ class SoftmaxSession:
         rows = (batch.rows(i, i + 1) for i in range(len(batch.tokens)))
         return [self.evaluate([row], adapter=n) for row, n in zip(rows, adapters, strict=True)]
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        options: GenerateOptions,
-        *,
-        adapters: Sequence[str | None] | None = None,
-    ) -> Iterator[tuple[int, int]]:
-        """Yield the most probable successors."""
-        for row, prompt in enumerate(prompts):
-            token, adapter = prompt[-1], adapters[row] if adapters else DEFAULT_ADAPTER
-            for _ in range(options.max_tokens):
-                token = int(self.logits([token], adapter=adapter)[0].argmax())
-                yield row, token
-                if token in options.end_tokens:
-                    break
+    shape = SHAPE
+
+    def new_cache(self, adapter: str | None, capacity: int) -> Reader:
+        """Return who reads a row: only its last token matters."""
+        return Reader(adapter, capacity)
+
+    def read(self, rows: Sequence[tuple[Any, Sequence[int]]]) -> NDArray[np.float32]:
+        """Return the logits after the last token of each row."""
+        for reader, tokens in rows:
+            reader.tokens.extend(tokens)
+            if len(reader.tokens) > reader.capacity:
+                raise DeviceOutOfMemoryError("the cache is full")
+        return np.stack(
+            [self.logits(tokens[-1:], adapter=reader.adapter)[0] for reader, tokens in rows]
+        )
 
     def logits(
         self, tokens: Sequence[int], *, adapter: str | None = DEFAULT_ADAPTER

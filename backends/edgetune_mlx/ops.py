@@ -186,7 +186,13 @@ class MlxOps:
         if source is None:
             keys[:, :, start:stop] = attended.k[:, :, : cache.arriving]  # no padding behind
             values[:, :, start:stop] = attended.v[:, :, : cache.arriving]
+        attended = replace(attended, q=attended.q[:, :, : cache.arriving])
         return attended.with_keys(keys[:, :, :stop], values[:, :, :stop], attended.keys)
+
+    def filled(self, x: mx.array, like: mx.array) -> mx.array:
+        """Put zeros behind the positions of x."""
+        missing = like.shape[2] - x.shape[2]
+        return mx.pad(x, [(0, 0), (0, 0), (0, missing), (0, 0)]) if missing else x
 
     def first_pass(self) -> bool:
         """Return whether the caches were empty when this pass began."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from math import isfinite
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -16,7 +17,6 @@ from edgetune.backend import (
     Attached,
     DeviceOutOfMemoryError,
     EvalResult,
-    GenerateOptions,
     MemoryReading,
     StepResult,
     Tensors,
@@ -32,10 +32,11 @@ from edgetune.network.adaptation import BASE, Adaptation
 from edgetune.network.mixed import mixed
 from edgetune.objectives import objective_of
 from edgetune.run_spec import RunSpec
+from edgetune.shape import ModelShape
 from edgetune.together import alike, in_halves, step_sums, together
 from edgetune.world import ALONE, World
 from edgetune_mlx.engine import Engine, Gradients
-from edgetune_mlx.generate import generate
+from edgetune_mlx.generate import new_cache, read
 from edgetune_mlx.gradients import add_back, add_up, set_aside
 from edgetune_mlx.loss import Sums
 from edgetune_mlx.optimizer import AdamW, clipping
@@ -48,6 +49,7 @@ from edgetune_mlx.tensors import (
     taken_over,
     unsaved_tensors,
 )
+from edgetune_mlx.token_layout import Cache
 
 STEP = "step"
 """Name of the step counter among the optimizer's tensors."""
@@ -124,18 +126,21 @@ class MlxSession:
             found = self.engine.evaluate_rows(batch, method)
         return [_result(sums, batch.rows(i, i + 1)) for i, sums in enumerate(found)]
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        options: GenerateOptions,
-        *,
-        adapters: Sequence[str | None] | None = None,
-    ) -> Iterator[tuple[int, int]]:
-        """Yield the tokens after prompts; see :class:`edgetune.backend.Session`."""
-        methods = self._each(adapters or (DEFAULT_ADAPTER,) * len(prompts))
-        engine = self.engine
+    @property
+    def shape(self) -> ModelShape:
+        """The model's."""
+        return self.engine.decoder.shape
+
+    def new_cache(self, adapter: str | None, capacity: int) -> Cache:
+        """Return a cache for a row; see :class:`edgetune.backend.Session`."""
         with self._within_memory():
-            yield from generate(engine.decoder, engine.head, prompts, methods, options)
+            return new_cache(self.engine.decoder, self._inference(adapter), capacity)
+
+    def read(self, rows: Sequence[tuple[Any, Sequence[int]]]) -> NDArray[np.float32]:
+        """Read each row's next tokens; see :class:`edgetune.backend.Session`."""
+        with self._within_memory():
+            logits = read(self.engine.decoder, self.engine.head, rows)
+            return np.array(logits.astype(mx.float32))
 
     def logits(
         self, tokens: Sequence[int], *, adapter: str | None = DEFAULT_ADAPTER

@@ -18,6 +18,7 @@ from edgetune.data.virtual import computed
 from edgetune.network.adaptation import Adaptation
 from edgetune.shape import ModelShape, Rotary
 from edgetune_mlx.attention import Keys
+from edgetune_mlx.out_of_memory import out_of_memory
 from edgetune_mlx.pointwise import rotate
 from edgetune_mlx.rotary import frequencies
 
@@ -26,16 +27,37 @@ from edgetune_mlx.rotary import frequencies
 class Cache:
     """Keys and values of one row in generation, (1, G, capacity, h) a layer.
 
-    They are filled to ``length``; a pass writes ``arriving`` ones behind it, and who runs the
-    pass moves it. ``carried`` is what each layer without attention goes on from; the first pass
-    leaves it.
+    They are filled to ``length``, the method's virtual tokens included; a pass writes ``arriving``
+    ones behind it, and who runs the pass moves it. ``carried`` is what each layer without attention
+    goes on from.
     """
 
     keys: list[mx.array]
     values: list[mx.array]
     carried: list[Any]
+    method: Adaptation[mx.array]
     length: int = 0
     arriving: int = 0
+
+    @property
+    def before(self) -> int:
+        """Positions that the method takes before the first token."""
+        return self.method.virtual_tokens + self.method.positions
+
+    def cut(self, tokens: int) -> None:
+        """Forget all but the first tokens; see :class:`edgetune.backend.Cache`."""
+        self.length = self.method.virtual_tokens + tokens if tokens else 0
+
+    def resize(self, capacity: int) -> None:
+        """Have room for so many tokens; a layer after the other is copied."""
+        capacity += self.method.virtual_tokens
+        with out_of_memory():
+            for held in (self.keys, self.values):
+                for layer, old in enumerate(held):
+                    rest = [(0, 0), (0, 0), (0, capacity - self.length), (0, 0)]
+                    if old.shape[2] != capacity:
+                        held[layer] = mx.pad(old[:, :, : self.length], rest)
+                        mx.eval(held[layer])
 
 
 Lent = tuple[mx.array, mx.array]
@@ -47,8 +69,8 @@ class TokenLayout:
     """Where the tokens of a micro-batch stand.
 
     ``positions`` (B, S) start again with each document, ``documents`` (B, S) numbers the
-    documents of a row and is None if no row has several. In generation each row is one document
-    and has a cache, which is empty in the first pass; in those after it, each row has one token.
+    documents of a row and is None if no row has several. In generation each row is one document,
+    or the end of one, and has a cache; all are empty or none is.
 
     ``context`` is a length that stands for those of all documents, as far as the rotation depends
     on them; ``lengths`` (B, S) has each token's, where one cannot stand for all. Where documents
@@ -82,7 +104,10 @@ class TokenLayout:
         """Return where the tokens of a micro-batch stand, its placeholders included."""
         if batch.shared and not shape.forks:
             raise ValueError("documents of this model cannot go on from another one")
-        before = np.array([[row.positions] for row in method.of_rows(len(batch.tokens))], np.int32)
+        each = method.of_rows(len(batch.tokens))
+        seen = [cache.length for cache in caches] or [0] * len(each)
+        pairs = zip(each, seen, strict=True)
+        before = np.array([[row.positions + length] for row, length in pairs], np.int32)
         several = any(len(row) > 1 for row in batch.documents)
         alike = not several and len(np.unique(before)) == 1
         lengths = batch.lengths() + before
@@ -135,8 +160,9 @@ def placed(
     caches: Sequence[Cache] = (),
 ) -> tuple[MicroBatch, TokenLayout]:
     """Return a micro-batch with the placeholders that its rows want, and where its tokens stand."""
+    further = any(cache.length for cache in caches)
     each = method.of_rows(len(batch.tokens))
-    batch = computed(batch, [row.virtual_tokens for row in each])
+    batch = computed(batch, [0 if further else row.virtual_tokens for row in each])
     return batch, TokenLayout.of(shape, batch, method, caches)
 
 

@@ -8,7 +8,7 @@ B rows, H heads, G key/value heads, S queries, K keys, h channels of a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -38,7 +38,7 @@ QUERY_CHUNK = 256
 class Keys:
     """Which keys the queries of each row see: those before them in their document.
 
-    So are those that it goes on from. If ``cached``, there is one query, of the last key's token.
+    So are those that it goes on from. If ``cached``, the queries are those of the last keys' tokens.
     """
 
     documents: Documents
@@ -113,13 +113,29 @@ def attend(
 def causal(q: Tensor, k: Tensor, v: Tensor, rule: Attention, sinks: Tensor | None = None) -> Tensor:
     """Return causal attention; with fewer queries than keys, the queries are the last ones."""
     queries, keys = q.shape[2], k.shape[2]
-    if _fused(rule, keys, q) and queries in {1, keys}:
-        dtype = attention_dtype(q.dtype, q.device)
-        q_wide, k_wide, v_wide = q.to(dtype), k.to(dtype), v.to(dtype)
-        return F.scaled_dot_product_attention(
-            q_wide, k_wide, v_wide, is_causal=queries > 1, scale=rule.scale, enable_gqa=True
-        ).to(q.dtype)
-    return torch.cat(_chunks(q, k, v, rule, sinks), dim=2)
+    if not _fused(rule, keys, q):
+        return torch.cat(_chunks(q, k, v, rule, sinks), dim=2)
+    dtype = attention_dtype(q.dtype, q.device)
+    wide = q.to(dtype), k.to(dtype), v.to(dtype)
+    if queries in {1, keys}:
+        out = F.scaled_dot_product_attention(
+            *wide, is_causal=queries > 1, scale=rule.scale, enable_gqa=True
+        )
+    else:
+        out = torch.cat(list(_last_queries(*wide, rule.scale)), dim=2)
+    return out.to(q.dtype)
+
+
+def _last_queries(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Iterator[Tensor]:
+    """Attend with the last queries only, some at a time: their mask is that much smaller."""
+    for start in range(0, q.shape[2], QUERY_CHUNK):
+        part = q[:, :, start : start + QUERY_CHUNK]
+        first = k.shape[2] - q.shape[2] + start
+        seen = first + part.shape[2]
+        mask = torch.ones(part.shape[2], seen, dtype=torch.bool, device=q.device).tril(first)
+        yield F.scaled_dot_product_attention(
+            part, k[:, :, :seen], v[:, :, :seen], attn_mask=mask, scale=scale, enable_gqa=True
+        )
 
 
 def _fused(rule: Attention, keys: int, q: Tensor) -> bool:

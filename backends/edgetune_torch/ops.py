@@ -191,7 +191,13 @@ class TorchOps:
             keys[:, :, start:stop] = attended.k[:, :, :count]
             values[:, :, start:stop] = attended.v[:, :, :count]
         seen = replace(attended.keys, cached=True)
+        attended = replace(attended, q=attended.q[:, :, :count])
         return attended.with_keys(keys[:, :, :stop], values[:, :, :stop], seen)
+
+    def filled(self, x: Tensor, like: Tensor) -> Tensor:
+        """Put zeros behind the positions of x."""
+        missing = like.shape[2] - x.shape[2]
+        return torch.nn.functional.pad(x, (0, 0, 0, missing)) if missing else x
 
     def first_pass(self) -> bool:
         """Return whether the caches were empty when this pass began."""

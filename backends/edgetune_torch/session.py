@@ -6,6 +6,8 @@ import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from math import isfinite
+from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -17,7 +19,6 @@ from edgetune.backend import (
     Attached,
     DeviceOutOfMemoryError,
     EvalResult,
-    GenerateOptions,
     MemoryReading,
     StepResult,
     Tensors,
@@ -33,11 +34,12 @@ from edgetune.network.adaptation import BASE, Adaptation
 from edgetune.network.mixed import mixed
 from edgetune.objectives import objective_of
 from edgetune.run_spec import RunSpec
+from edgetune.shape import ModelShape
 from edgetune.together import alike, in_halves, step_sums, together
 from edgetune.world import ALONE, World
 from edgetune_torch.engine import Engine
 from edgetune_torch.exchange import Exchange, pieces_of
-from edgetune_torch.generate import generate
+from edgetune_torch.generate import new_cache, read
 from edgetune_torch.gradients import Gradients
 from edgetune_torch.loss import Sums
 from edgetune_torch.malloc import trim
@@ -51,6 +53,7 @@ from edgetune_torch.tensors import (
     take_over,
     unsaved_tensors,
 )
+from edgetune_torch.token_layout import Cache
 
 STEP = "step"
 """Name of the step counter among the optimizer's tensors."""
@@ -81,6 +84,8 @@ class TorchSession:
         self._attached = Attached[Adapted[Tensor]]()
         sizes = {name: x.numel() for name, x in self.parameters.items()}
         self._pieces = pieces_of(sizes, method.shape) if world.size > 1 else []
+        self._reading = WeakValueDictionary[str | None, Adaptation[Tensor]]()
+        """Those that caches were made for: rows with the same adapter have the same one."""
         self.optimizer = AdamW(
             spec.choice.optimizer, method.trained, method.rates, spec.training.weight_decay
         )
@@ -95,6 +100,7 @@ class TorchSession:
     ) -> StepResult:
         """Take one optimizer step; see :class:`edgetune.backend.Session`."""
         number, world = self.steps + 1, self._world
+        self._reading.clear()
         with self._within_memory():
             try:
                 with together(world), out_of_memory():
@@ -136,6 +142,7 @@ class TorchSession:
     def detach(self, name: str) -> None:
         """Let go of an adapter that was attached."""
         self._attached.remove(name)
+        self._reading.pop(name, None)
 
     def evaluate(
         self, micro_batches: Iterable[MicroBatch], *, adapter: str | None = DEFAULT_ADAPTER
@@ -159,18 +166,27 @@ class TorchSession:
             found = self.engine.evaluate_rows(batch, method)
         return [_result(sums, batch.rows(i, i + 1)) for i, sums in enumerate(found)]
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        options: GenerateOptions,
-        *,
-        adapters: Sequence[str | None] | None = None,
-    ) -> Iterator[tuple[int, int]]:
-        """Yield the tokens after prompts; see :class:`edgetune.backend.Session`."""
-        methods = self._each(adapters or (DEFAULT_ADAPTER,) * len(prompts))
+    @property
+    def shape(self) -> ModelShape:
+        """The model's."""
+        return self.engine.decoder.shape
+
+    def new_cache(self, adapter: str | None, capacity: int) -> Cache:
+        """Return a cache for a row; see :class:`edgetune.backend.Session`."""
+        method = self._reading.get(adapter)
+        if method is None:
+            method = self._reading[adapter] = self._inference(adapter)
+        with self._within_memory():
+            return new_cache(self.engine.decoder, method, capacity)
+
+    def read(self, rows: Sequence[tuple[Any, Sequence[int]]]) -> NDArray[np.float32]:
+        """Read each row's next tokens; see :class:`edgetune.backend.Session`."""
         engine = self.engine
         with self._within_memory():
-            yield from generate(engine.decoder, engine.head, prompts, methods, options)
+            logits: NDArray[np.float32] = (
+                read(engine.decoder, engine.head, rows).float().cpu().numpy()
+            )
+        return logits
 
     def logits(
         self, tokens: Sequence[int], *, adapter: str | None = DEFAULT_ADAPTER
@@ -200,6 +216,7 @@ class TorchSession:
         """Take over saved tensors; see :class:`edgetune.backend.Session`."""
         state = dict(optimizer or {})
         unsaved = {name: state.pop(name) for name in list(state) if name.startswith(TRAINED)}
+        self._reading.clear()
         try:
             with out_of_memory():
                 take_over(self.method, adapter, unsaved)

@@ -18,6 +18,7 @@ from edgetune.data.virtual import computed
 from edgetune.network.adaptation import Adaptation
 from edgetune.shape import ModelShape, Rotary
 from edgetune_torch.documents import Documents, Shared
+from edgetune_torch.out_of_memory import out_of_memory
 from edgetune_torch.rotary import cos_sin
 
 
@@ -25,14 +26,40 @@ from edgetune_torch.rotary import cos_sin
 class Cache:
     """Keys and values of one row in generation, (1, G, capacity, h) a layer.
 
-    They are filled to ``length``; a pass writes behind it, and who runs the pass moves it.
-    ``carried`` is what each layer without attention goes on from; the first pass leaves it.
+    They are filled to ``length``, the method's virtual tokens included; a pass writes behind it,
+    and who runs the pass moves it. ``carried`` is what each layer without attention goes on from.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
     carried: list[Any]
+    method: Adaptation[Tensor]
     length: int = 0
+
+    @property
+    def before(self) -> int:
+        """Positions that the method takes before the first token."""
+        return self.method.virtual_tokens + self.method.positions
+
+    def cut(self, tokens: int) -> None:
+        """Forget all but the first tokens; see :class:`edgetune.backend.Cache`."""
+        self.length = self.method.virtual_tokens + tokens if tokens else 0
+
+    def resize(self, capacity: int) -> None:
+        """Have room for so many tokens; a layer after the other is copied."""
+        capacity += self.method.virtual_tokens
+        with out_of_memory():
+            for held in (self.keys, self.values):
+                for layer, old in enumerate(held):
+                    if old.shape[2] != capacity:
+                        held[layer] = _resized(old, capacity, self.length)
+
+
+def _resized(old: Tensor, capacity: int, length: int) -> Tensor:
+    rows, heads, _, size = old.shape
+    new = old.new_empty(rows, heads, capacity, size)
+    new[:, :, :length] = old[:, :, :length]
+    return new
 
 
 Lent = tuple[Tensor, Tensor]
@@ -45,8 +72,8 @@ class TokenLayout:
 
     ``shared`` says what documents go on from.
     ``lengths`` (B, S) are those of the tokens' documents, where the rotation depends on them.
-    In generation each row is one document and has a cache, which is empty in the first pass;
-    in those after it, each row has one token.
+    In generation each row is one document, or the end of one, and has a cache; all are empty or
+    none is.
 
     ``lent`` are keys and values by the layer that made them, ``per_layer`` (L, B, S, P) what each
     block reads besides the stream.
@@ -89,8 +116,10 @@ def placed(
     if batch.shared and not shape.forks:
         raise ValueError("documents of this model cannot go on from another one")
     each = method.of_rows(len(batch.tokens))
-    batch = computed(batch, [one.virtual_tokens for one in each])
-    before = np.array([[one.positions] for one in each], np.int32)
+    seen = [cache.length for cache in caches] or [0] * len(each)
+    batch = computed(batch, [0 if any(seen) else one.virtual_tokens for one in each])
+    pairs = zip(each, seen, strict=True)
+    before = np.array([[one.positions + length] for one, length in pairs], np.int32)
     lengths = batch.lengths() + before if shape.rotates_by_length else None
     return batch, TokenLayout(
         positions=torch.from_numpy(batch.positions() + before).to(device),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from edgetune.buckets import bucket
 from edgetune.choice import Choice
 from edgetune.memory.estimate import MemoryEstimate
@@ -38,17 +41,25 @@ def attended_bytes(shape: ModelShape, tokens: int) -> int:
     return FLOAT32_BYTES * columns * tokens
 
 
-def rows_at_once(
-    shape: ModelShape, choice: Choice, memory: MemoryEstimate, *, prompt: int, answer: int
-) -> int:
-    """Return how many rows of that many tokens stay within the peak of a plan, at least one.
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a plan's peak has room for when prompts are continued."""
 
-    The prompts pass through the blocks as a micro-batch does.
-    """
-    tokens = prompt + answer
-    cached = _room(shape, memory, tokens) // row_bytes(shape, choice, tokens)
-    passed = choice.micro_batch * choice.context // bucket(prompt)
-    return max(1, min(cached, passed, MOST_ROWS))
+    shape: ModelShape
+    choice: Choice
+    memory: MemoryEstimate
+
+    def holds(self, rows: Sequence[int], kept: Sequence[int] = ()) -> bool:
+        """Return whether rows of so many tokens fit, beside caches of others that have ended."""
+        shape, choice = self.shape, self.choice
+        taken = sum(row_bytes(shape, choice, tokens) for tokens in rows)
+        taken += sum(cache_bytes(shape, choice, tokens) for tokens in kept)
+        longest = max((*rows, *kept), default=0)
+        return len(rows) <= MOST_ROWS and taken <= _room(shape, self.memory, longest)
+
+    def prompts_at_once(self, tokens: int) -> int:
+        """Return how many rows can read so many tokens at once, as a micro-batch does; at least 1."""
+        return max(1, self.choice.micro_batch * self.choice.context // bucket(tokens))
 
 
 def longest_answer(

@@ -154,10 +154,11 @@ class Block(Generic[A]):
         cached = [ops.cached(row, one) for row, one in enumerate(each)]
         if ops.first_pass():
             return self.method.attend(self, attended)
-        methods = self.method.of_rows(count)
-        return ops.concatenated(
-            [method.attend(self, one) for method, one in zip(methods, cached, strict=True)]
-        )
+        outputs = [
+            ops.filled(method.attend(self, one), attended.q)
+            for method, one in zip(self.method.of_rows(count), cached, strict=True)
+        ]
+        return ops.concatenated(outputs)
 
     def _queries_keys_values(self, x: A) -> tuple[A, A, A, A | None]:
         """Return q (B, H, S, h) and k, v (B, G, S, h), normalised where the model does so.

@@ -160,7 +160,13 @@ class Ops(Protocol[A]):
         """Return how many rows have a cache of keys and values; 0 outside generation."""
 
     def cached(self, row: int, attended: Attended[A]) -> Attended[A]:
-        """Return one row's attention to what is cached of it too; its keys join the cache."""
+        """Return one row's attention to what is cached of it too; its keys join the cache.
+
+        The queries are without the padding behind them.
+        """
+
+    def filled(self, x: A, like: A) -> A:
+        """Return x (B, H, s, h) with zeros behind, of as many positions as ``like`` (B, H, S, h)."""
 
     def first_pass(self) -> bool:
         """Return whether the caches were empty when this pass began."""

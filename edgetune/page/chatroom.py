@@ -77,6 +77,7 @@ class Room:
 
     def _close(self) -> None:
         if self._chat is not None:
+            self._chat.reset()
             self._chat.sides[0].opened.session.close()
         self._chat, self._run = None, ""
 

@@ -1,4 +1,4 @@
-"""Prompts that come at any time, continued in batches: in their order, as the plan has memory for.
+"""Prompts that come at any time, continued together: in their order, as the plan has memory for.
 
 One thread owns the session and runs :meth:`Batcher.run`; others put prompts in and take pieces.
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from threading import Condition
 from typing import Literal
 
 from edgetune.backend import GenerateOptions
 from edgetune.errors import EdgetuneError, OutOfMemoryError
-from edgetune.memory.generation import rows_at_once
+from edgetune.generation import Row
+from edgetune.memory.generation import MOST_ROWS
 from edgetune.workflows.opened import Opened, TextStream, fitting
 
 MOST_WAITING = 256
@@ -50,19 +51,27 @@ class Ask:
     cancelled: bool = False
     """Set by who no longer wants the answer."""
 
-    @property
-    def drawn_alike(self) -> GenerateOptions:
-        """What has to be the same for all prompts of a batch."""
-        return replace(self.options, max_tokens=1)
-
 
 class Batcher:
-    """Holds the prompts that wait."""
+    """Holds the prompts that wait and answers them: the oldest first, together with those before.
 
-    def __init__(self) -> None:
-        """Hold none."""
-        self._waiting: deque[Ask] = deque()
+    A prompt joins the others at the next token if the plan has memory for it; none overtakes it.
+    """
+
+    def __init__(self, opened: Opened) -> None:
+        """Hold none yet; all are over the base of ``opened``."""
+        self._opened = opened
+        self._generation = opened.generation(keeps=True)
+        self._waiting: deque[_Answer] = deque()
+        self._running: dict[Row, _Answer] = {}
+        self._most = MOST_ROWS
+        """How many go together since memory ran out for more."""
         self._changed = Condition()
+
+    @property
+    def read_tokens(self) -> int:
+        """Tokens that were read so far; those of a kept cache are not read again."""
+        return self._generation.read_tokens
 
     def put(self, ask: Ask) -> None:
         """Let a prompt wait for its turn.
@@ -73,114 +82,108 @@ class Batcher:
         with self._changed:
             if len(self._waiting) >= MOST_WAITING:
                 raise BusyError(f"{MOST_WAITING} prompts wait already. Ask again later.")
-            self._waiting.append(ask)
+            self._waiting.append(_Answer(ask))
             self._changed.notify()
 
     def run(self) -> None:
         """Answer for ever, in this thread."""
         while True:
-            answer(self._next())
+            self.join()
+            self.step()
 
-    def _next(self) -> list[Ask]:
-        """Wait for prompts and return those that are answered together, the oldest among them."""
+    def join(self) -> None:
+        """Let prompts join as far as there is memory; wait for one if nothing is answered."""
         with self._changed:
             while True:
-                self._waiting = deque(ask for ask in self._waiting if not ask.cancelled)
-                if self._waiting:
+                self._waiting = deque(one for one in self._waiting if not one.done)
+                if self._waiting or self._running:
                     break
                 self._changed.wait()
-            batch = _batch(list(self._waiting))
-            self._waiting = deque(ask for ask in self._waiting if ask not in batch)
-            return batch
+            if not self._running:
+                self._most = MOST_ROWS
+            while self._waiting and self._admits(self._waiting[0]):
+                answer = self._waiting.popleft()
+                self._running[answer.row] = answer
+                self._generation.add(answer.row)
 
+    def step(self) -> None:
+        """Send each answer its next token."""
+        longest, failed = max(self._running, key=lambda row: row.capacity), None
+        try:
+            with fitting(self._opened, len(longest.prompt), longest.options):
+                for row, token in self._generation.step():
+                    self._running[row].add(token)
+        except OutOfMemoryError as error:
+            failed = error
+        except EdgetuneError as error:
+            for answer in self._running.values():
+                answer.end(error=error)
+        self._settle()
+        if failed is not None and self._running:
+            self._make_room(failed)
 
-def _batch(waiting: Sequence[Ask]) -> list[Ask]:
-    """Return the oldest prompt and those behind it that go with it, while the plan has memory."""
-    first, *others = waiting
-    batch = [first]
-    for ask in others:
-        if ask.drawn_alike == first.drawn_alike and len(batch) < _room([*batch, ask]):
-            batch.append(ask)
-    return batch
+    def _settle(self) -> None:
+        """Let go of answers that are complete, or no longer wanted."""
+        for row, answer in list(self._running.items()):
+            goes_on = row in self._generation.rows
+            if not goes_on:
+                answer.end("length")
+            elif answer.done:
+                self._generation.remove(row)
+            if answer.done:
+                del self._running[row]
 
+    def _admits(self, answer: _Answer) -> bool:
+        few = len(self._running) < self._most
+        return not self._running or (few and self._generation.admits(answer.row))
 
-def _room(batch: Sequence[Ask]) -> int:
-    opened = batch[0].opened
-    return rows_at_once(
-        opened.model.shape,
-        opened.plan.choice,
-        opened.plan.memory,
-        prompt=max(len(ask.prompt) for ask in batch),
-        answer=max(ask.options.max_tokens for ask in batch),
-    )
-
-
-def answer(batch: Sequence[Ask]) -> None:
-    """Answer prompts together; if they do not fit, fewer at once, in the end one by one."""
-    _answer([_Row(ask=ask, text=TextStream(ask.opened.tokenizer)) for ask in batch])
-
-
-def _answer(rows: Sequence[_Row]) -> None:
-    try:
-        _continue(rows)
-    except OutOfMemoryError as error:
-        if len(rows) == 1:
-            rows[0].end(error=error)
+    def _make_room(self, error: OutOfMemoryError) -> None:
+        """Free caches that are kept; then let the latest half wait again; the last one has failed."""
+        if self._generation.forget():
             return
-        half = len(rows) // 2
-        for part in (rows[:half], rows[half:]):
-            _answer([row.again() for row in part])
-    except EdgetuneError as error:
-        for row in rows:
-            row.end(error=error)
+        rows = list(self._running)
+        if len(rows) == 1:
+            self._running[rows[0]].end(error=error)
+            self._settle()
+            return
+        self._most = len(rows) // 2
+        with self._changed:
+            for row in reversed(rows[self._most :]):
+                self._generation.suspend(row)
+                self._waiting.appendleft(self._running.pop(row))
 
 
-def _continue(rows: Sequence[_Row]) -> None:
-    asks = [row.ask for row in rows]
-    first, longest = asks[0], max(len(ask.prompt) for ask in asks)
-    options = replace(first.options, max_tokens=max(ask.options.max_tokens for ask in asks))
-    prompts, adapters = [ask.prompt for ask in asks], [ask.opened.adapter for ask in asks]
-    with fitting(first.opened, longest, options):
-        for number, token in first.opened.session.generate(prompts, options, adapters=adapters):
-            rows[number].add(token)
-            if all(row.done for row in rows):
-                break
-    for row in rows:
-        row.end("length")
-
-
-@dataclass(slots=True, kw_only=True)
-class _Row:
-    """A prompt that is being answered."""
+@dataclass(slots=True, eq=False)
+class _Answer:
+    """A prompt that waits or is answered."""
 
     ask: Ask
-    text: TextStream
+    row: Row = field(init=False)
+    text: TextStream = field(init=False)
     held: str = ""
     """Text that may be the beginning of one that ends the answer."""
     tokens: int = 0
     ended: bool = False
-    known: int = field(default=0)
-    """Tokens that were sent in an attempt that ran out of memory."""
+
+    def __post_init__(self) -> None:
+        """Begin."""
+        self.row = Row(self.ask.prompt, self.ask.options, self.ask.opened.adapter)
+        self.text = TextStream(self.ask.opened.tokenizer)
 
     @property
     def done(self) -> bool:
+        """Whether nobody waits for more of it."""
         return self.ended or self.ask.cancelled
 
-    def again(self) -> _Row:
-        """Return the same for another attempt, which finds the same tokens once more."""
-        return replace(self, tokens=0, known=max(self.tokens, self.known))
-
     def add(self, token: int) -> None:
+        """Send what a token says, or that it ends the answer."""
         if self.done:
             return
         if token in self.ask.options.end_tokens:
             self.end("stop")
             return
         self.tokens += 1
-        if self.tokens > self.known:
-            self._send(self.text.add(token))
-        if self.tokens >= self.ask.options.max_tokens:
-            self.end("length")
+        self._send(self.text.add(token))
 
     def end(self, reason: Reason | None = None, error: EdgetuneError | None = None) -> None:
         """Send what is left and why it ends, once."""

@@ -17,7 +17,7 @@ def serve(names: Mapping[str, Opened], port: int, ready: Callable[[int], None]) 
     Raises:
         UsageError: if the port cannot be had.
     """
-    batcher = Batcher()
+    batcher = Batcher(next(iter(names.values())))
     application = Api(names, batcher.put).application()
     with closing(bound(port)) as listener, connected(application, listener):
         ready(listener.getsockname()[1])

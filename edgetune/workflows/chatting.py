@@ -13,6 +13,7 @@ from edgetune.data.problems import RowError
 from edgetune.data.template import Message
 from edgetune.errors import UsageError
 from edgetune.files import not_new, unwritable, write_text
+from edgetune.generation import Generation
 from edgetune.workflows.inference import streamed
 from edgetune.workflows.opened import Opened
 
@@ -52,6 +53,8 @@ class Chat:
 
     sides: Sequence[Conversation]
     options: GenerateOptions
+    generation: Generation
+    """Keeps what was read of the conversations."""
     longest: int | None = None
     """What the user allows for an answer, in tokens."""
 
@@ -73,6 +76,7 @@ class Chat:
         chat = cls(
             sides=[Conversation(one, system) for one in opened],
             options=replace(options, end_tokens=ends),
+            generation=opened[0].generation(keeps=True),
             longest=longest,
         )
         chat._prompts("Hello")
@@ -92,7 +96,7 @@ class Chat:
         answers = [""] * len(self.sides)
         options = replace(self.options, max_tokens=self._longest(max(map(len, prompts))))
         asked = [(side.opened, prompt) for side, prompt in zip(self.sides, prompts, strict=True)]
-        with closing(streamed(asked, options)) as pieces:
+        with closing(streamed(asked, options, self.generation)) as pieces:
             try:
                 for number, piece in pieces:
                     answers[number] += piece
@@ -109,6 +113,7 @@ class Chat:
 
     def reset(self) -> None:
         """Forget what was said."""
+        self.generation.forget()
         for side in self.sides:
             side.messages.clear()
 

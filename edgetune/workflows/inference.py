@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 
 from edgetune.backend import GenerateOptions
 from edgetune.data.template import Message
-from edgetune.memory.generation import rows_at_once
+from edgetune.generation import Generation, Row
 from edgetune.workflows.opened import Opened, TextStream, fitting
+
+Asked = Sequence[tuple[Opened, list[int]]]
+"""Prompts, each with who is to answer it, all over one base."""
 
 
 def answers(
@@ -23,52 +27,59 @@ def answers(
 
 
 def streamed(
-    asked: Sequence[tuple[Opened, list[int]]], options: GenerateOptions
+    asked: Asked, options: GenerateOptions, generation: Generation | None = None
 ) -> Generator[tuple[int, str], None, None]:
     """Yield pieces of the answers to prompts, each with the number of its prompt, as they come.
 
-    They are computed together, as many as the first plan has memory for.
+    They are computed together, as many as the first plan has memory for; in a ``generation`` that
+    keeps caches, they go on from them.
     """
     texts = [TextStream(one.tokenizer) for one, _ in asked]
-    for numbers, tokens in _together(asked, options):
-        for number, token in tokens:
-            if token not in options.end_tokens and (piece := texts[number].add(token)):
-                yield number, piece
-        yield from ((number, rest) for number in numbers if (rest := texts[number].rest()))
+    for number, token in _tokens(asked, options, generation):
+        piece = texts[number].rest() if token is None else texts[number].add(token)
+        if piece:
+            yield number, piece
 
 
-def continued(
-    asked: Sequence[tuple[Opened, list[int]]], options: GenerateOptions
-) -> Iterator[list[int]]:
+def continued(asked: Asked, options: GenerateOptions) -> Iterator[list[int]]:
     """Yield the tokens after each prompt, without the one that ends them."""
-    for numbers, tokens in _together(asked, options):
-        found: dict[int, list[int]] = {number: [] for number in numbers}
-        for number, token in tokens:
-            if token not in options.end_tokens:
-                found[number].append(token)
-        yield from found.values()
+    found: list[list[int]] = [[] for _ in asked]
+    ended, told = set(), 0
+    for number, token in _tokens(asked, options):
+        if token is not None:
+            found[number].append(token)
+            continue
+        ended.add(number)
+        while told in ended:
+            yield found[told]
+            told += 1
 
 
-def _together(
-    asked: Sequence[tuple[Opened, list[int]]], options: GenerateOptions
-) -> Iterator[tuple[range, Iterator[tuple[int, int]]]]:
-    """Yield which prompts are continued together, and their tokens with a prompt's number each."""
+def _tokens(
+    asked: Asked, options: GenerateOptions, generation: Generation | None = None
+) -> Generator[tuple[int, int | None], None, None]:
+    """Yield the tokens that follow prompts, each with its prompt's number, and at the end None.
+
+    The token that ends an answer is left out.
+    """
     run = asked[0][0]
-    longest = max(len(prompt) for _, prompt in asked)
-    options = max(
-        (one.within_positions(options, len(prompt)) for one, prompt in asked),
-        key=lambda found: found.max_tokens,
-    )
-    count = rows_at_once(
-        run.model.shape, run.plan.choice, run.plan.memory, prompt=longest, answer=options.max_tokens
-    )
-
-    def tokens(start: int) -> Iterator[tuple[int, int]]:
-        part = asked[start : start + count]
-        prompts, adapters = [prompt for _, prompt in part], [one.adapter for one, _ in part]
-        with fitting(run, longest, options):
-            for row, token in run.session.generate(prompts, options, adapters=adapters):
-                yield start + row, token
-
-    for start in range(0, len(asked), count):
-        yield range(start, min(start + count, len(asked))), tokens(start)
+    generation = run.generation() if generation is None else generation
+    rows = [
+        Row(prompt, one.within_positions(options, len(prompt)), one.adapter)
+        for one, prompt in asked
+    ]
+    waiting, numbers = deque(rows), {row: number for number, row in enumerate(rows)}
+    longest = max(rows, key=lambda row: row.capacity)
+    try:
+        while waiting or generation.rows:
+            while waiting and generation.admits(waiting[0]):
+                generation.add(waiting.popleft())
+            running = list(generation.rows)
+            with fitting(run, len(longest.prompt), longest.options):
+                for row, token in generation.step():
+                    if token not in options.end_tokens:
+                        yield numbers[row], token
+            yield from ((numbers[row], None) for row in running if row not in generation.rows)
+    finally:
+        for row in list(generation.rows):
+            generation.remove(row)

@@ -10,7 +10,8 @@ from edgetune.backend import DEFAULT_ADAPTER, DeviceOutOfMemoryError, GenerateOp
 from edgetune.data import Tokenizer
 from edgetune.data.template import Message
 from edgetune.errors import OutOfMemoryError, UsageError
-from edgetune.memory.generation import cache_bytes, longest_answer
+from edgetune.generation import Generation, Row
+from edgetune.memory.generation import Room, cache_bytes, longest_answer
 from edgetune.methods import Method
 from edgetune.model import LocalModel
 from edgetune.planning import Plan
@@ -75,14 +76,22 @@ class Opened:
         """Yield the continuation piece by piece, without the token that ends it."""
         tokens = self.prompt_tokens(prompt)
         options = self.within_positions(options, len(tokens))
-        text = TextStream(self.tokenizer)
-        with fitting(self, len(tokens), options):
-            for _, token in self.session.generate([tokens], options, adapters=[self.adapter]):
-                if token in options.end_tokens:
-                    break
-                if piece := text.add(token):
-                    yield piece
+        text, generation = TextStream(self.tokenizer), self.generation()
+        generation.add(Row(tokens, options, self.adapter))
+        while generation.rows:
+            with fitting(self, len(tokens), options):
+                for _, token in generation.step():
+                    if token not in options.end_tokens and (piece := text.add(token)):
+                        yield piece
         yield text.rest()
+
+    def generation(self, *, keeps: bool = False) -> Generation:
+        """Return what continues prompts of all that share the session, within the plan's memory.
+
+        If it ``keeps`` caches, a prompt that begins as an earlier one goes on from there.
+        """
+        room = Room(self.model.shape, self.plan.choice, self.plan.memory)
+        return Generation(self.session, room, keeps=keeps)
 
     def prompt_tokens(self, prompt: str | Sequence[Message]) -> list[int]:
         """Return the tokens of a prompt.

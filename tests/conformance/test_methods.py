@@ -14,6 +14,7 @@ from edgetune.adapters import LoadedAdapter, load_adapter, save_adapter
 from edgetune.backend import GenerateOptions
 from edgetune.errors import UsageError
 from edgetune.exporters import ExportRequest, export
+from edgetune.generation import generate
 from edgetune.methods import METHODS
 from edgetune.model import LocalModel
 
@@ -178,7 +179,7 @@ def test_generation_takes_the_most_probable_token(
     step(session, rows(), rate=case.rate)
     row = list(ROW)
 
-    for _, token in session.generate([ROW], GenerateOptions(max_tokens=4)):
+    for _, token in generate(session, [ROW], GenerateOptions(max_tokens=4)):
         assert token == int(session.logits(row)[-1].argmax())
         row.append(token)
 

@@ -16,6 +16,7 @@ from conformance.cases import CASES, Case
 from conformance.sessions import ROW, Bench, rows, step
 from edgetune.backend import DEFAULT_ADAPTER, GenerateOptions, Session
 from edgetune.errors import ModelError, UsageError
+from edgetune.generation import generate
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
 from edgetune.settings.spec import Checkpointing
@@ -80,12 +81,12 @@ def test_prompts_continued_together_get_what_they_get_alone(
     prompts = [ROW[: 3 + row] for row in (4, 0, 2, 1, 2)]
     options = GenerateOptions(max_tokens=5)
     found: list[list[int]] = [[] for _ in prompts]
-    for row, token in mixed.generate(prompts, options, adapters=NAMES):
+    for row, token in generate(mixed, prompts, options, adapters=NAMES):
         found[row].append(token)
 
     for prompt, name, tokens in zip(prompts, NAMES, found, strict=True):
         session, adapter = (alone, DEFAULT_ADAPTER) if name == "other" else (mixed, name)
-        expected = session.generate([prompt], options, adapters=[adapter])
+        expected = generate(session, [prompt], options, adapters=[adapter])
         assert tokens == [token for _, token in expected]
 
 
@@ -97,7 +98,7 @@ def test_what_layers_carry_goes_on_as_it_does_in_whole_rows(
     alone, mixed = trained_pair(FULL, bench, model)
     prompts = [ROW[: 3 + row] for row in (4, 0, 2, 1, 2)]
     found: list[list[int]] = [[] for _ in prompts]
-    for row, token in mixed.generate(prompts, GenerateOptions(max_tokens=5), adapters=NAMES):
+    for row, token in generate(mixed, prompts, GenerateOptions(max_tokens=5), adapters=NAMES):
         found[row].append(token)
 
     for prompt, name, tokens in zip(prompts, NAMES, found, strict=True):
@@ -109,12 +110,12 @@ def test_what_layers_carry_goes_on_as_it_does_in_whole_rows(
 def test_prompts_end_one_by_one_and_draw_as_they_do_alone(bench: Bench, llama: LocalModel) -> None:
     session = bench.open(LORA, llama)
     prompts = [ROW[: 3 + row] for row in range(5)]
-    warm = GenerateOptions(max_tokens=12, temperature=1.0, seed=4)
-    alone = [[t for _, t in session.generate([prompt], warm)] for prompt in prompts]
+    warm = GenerateOptions(max_tokens=12, temperature=1.0, seed=2)
+    alone = [[t for _, t in generate(session, [prompt], warm)] for prompt in prompts]
     ends = frozenset(tokens[3 * row % 12] for row, tokens in enumerate(alone))
     found: list[list[int]] = [[] for _ in prompts]
-    options = GenerateOptions(max_tokens=12, temperature=1.0, seed=4, end_tokens=ends)
-    for row, token in session.generate(prompts, options):
+    options = GenerateOptions(max_tokens=12, temperature=1.0, seed=2, end_tokens=ends)
+    for row, token in generate(session, prompts, options):
         found[row].append(token)
 
     for tokens, whole in zip(found, alone, strict=True):
@@ -129,7 +130,7 @@ def test_answers_end_one_by_one_with_the_last_learned_position(
     model = LocalModel.open(make_model(tmp_path / "base", "gpt2", n_positions=16))
     session = bench.open(LORA, model)
     prompts = [ROW[:4], ROW[:9]]
-    counts = Counter(row for row, _ in session.generate(prompts, GenerateOptions(max_tokens=30)))
+    counts = Counter(row for row, _ in generate(session, prompts, GenerateOptions(max_tokens=30)))
 
     assert counts == {row: 16 - len(prompt) + 1 for row, prompt in enumerate(prompts)}
 
@@ -163,7 +164,7 @@ def test_generation_goes_on_beyond_what_longrope_leaves_as_it_was(
     session = bench.open(LORA, model, context=40)
     for start in (3, 9, 14, 18):
         prompt = list(range(3, 3 + start))
-        found = [token for _, token in session.generate([prompt], GenerateOptions(max_tokens=9))]
+        found = [token for _, token in generate(session, [prompt], GenerateOptions(max_tokens=9))]
         counts = range(len(found))
         assert found == [session.logits(prompt + found[:i])[-1].argmax() for i in counts]
 

@@ -18,6 +18,7 @@ from edgetune.backend import (
     StepResult,
     TornStateError,
 )
+from edgetune.generation import generate
 from edgetune.model import LocalModel
 
 BATCHES = (rows(3, seed=1), rows(2, seed=2))
@@ -113,7 +114,7 @@ def _attach(session: Session, adapter: Any) -> bytes:
 CALLS: dict[str, Callable[[Session, State], Any]] = {
     "evaluate": lambda session, _: session.evaluate(BATCHES),
     "evaluate_rows": lambda session, _: session.evaluate_rows(BATCHES[0], [None, "own", "own"]),
-    "generate": lambda session, _: list(session.generate([ROW, ROW[:5]], OPTIONS)),
+    "generate": lambda session, _: list(generate(session, [ROW, ROW[:5]], OPTIONS)),
     "logits": lambda session, _: session.logits(ROW).tobytes(),
     "tensors": lambda session, _: [
         x.tobytes() for part in state_of(session) for x in part.values()

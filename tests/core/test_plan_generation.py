@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planning import GB, plan_of, processor, shape_of, sized
 
-from edgetune.memory.generation import MOST_ROWS, cache_bytes, longest_answer, rows_at_once
+from edgetune.memory.generation import MOST_ROWS, Room, cache_bytes, longest_answer
 from edgetune.planning import Plan
 
 LENGTHS = st.integers(1, 4096)
@@ -20,19 +20,27 @@ def planned(gigabytes: int) -> Plan:
     return plan_of(MODEL, sized(processor(), gigabytes * GB))
 
 
-@given(LENGTHS, LENGTHS, st.integers(1, 16))
-def test_what_goes_together_fits_into_the_peak(prompt: int, answer: int, gigabytes: int) -> None:
+def room_of(gigabytes: int) -> Room:
     plan = planned(gigabytes)
+    return Room(shape_of(MODEL), plan.choice, plan.memory)
+
+
+@given(st.lists(LENGTHS, min_size=1), st.lists(LENGTHS), st.integers(1, 16))
+def test_what_goes_together_fits_into_the_peak(
+    rows: list[int], kept: list[int], gigabytes: int
+) -> None:
+    plan, room = planned(gigabytes), room_of(gigabytes)
     choice, parts, phases = plan.choice, plan.memory.parts, plan.memory.phases
 
-    count = rows_at_once(shape_of(MODEL), choice, plan.memory, prompt=prompt, answer=answer)
-
-    assert 1 <= count <= MOST_ROWS
-    if count > 1:
+    if room.holds(rows, kept):
+        assert len(rows) <= MOST_ROWS
         transient = phases.evaluate - parts.gradients - parts.optimizer
-        cached = count * cache_bytes(shape_of(MODEL), choice, prompt + answer)
+        cached = sum(cache_bytes(room.shape, choice, tokens) for tokens in (*rows, *kept))
         assert transient + cached <= plan.memory.peak_bytes
-        assert count * prompt <= choice.micro_batch * choice.context
+        assert room.holds(rows[:-1], kept)
+        assert room.holds(rows, kept[:-1])
+    if (count := room.prompts_at_once(rows[0])) > 1:
+        assert count * rows[0] <= choice.micro_batch * choice.context
 
 
 @given(LENGTHS, LENGTHS, st.integers(1, 16))
@@ -54,6 +62,7 @@ def test_the_longest_answer_is_the_last_that_fits(prompt: int, most: int, gigaby
 
 
 def test_short_prompts_go_together() -> None:
-    plan = planned(8)
-    found = rows_at_once(shape_of(MODEL), plan.choice, plan.memory, prompt=60, answer=60)
-    assert found == MOST_ROWS
+    room = room_of(8)
+    assert room.holds([120] * MOST_ROWS)
+    assert not room.holds([120] * (MOST_ROWS + 1))
+    assert room.prompts_at_once(60) >= MOST_ROWS

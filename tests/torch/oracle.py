@@ -5,17 +5,19 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 from mixed_shapes import mixed
 from models import FAMILIES as SMALL_FAMILIES
 from models import MIXTURES, SMALL
 from products import products
 
-from edgetune.backend import GenerateOptions
+from edgetune.backend import GenerateOptions, Session
 from edgetune.choice import Choice
+from edgetune.generation import Generation, Row
 from edgetune.memory import MemoryEstimate, Platform, estimate
-from edgetune.memory.generation import rows_at_once
+from edgetune.memory.generation import Room
 from edgetune.methods import METHODS, Method, build
 from edgetune.methods.lora import Lora
 from edgetune.model import resolve, shape_of
@@ -195,21 +197,49 @@ def generation(case: Case, prompt: int, answer: int) -> tuple[int, int]:
 
     from edgetune_torch.dry_run import LiveBytes
     from edgetune_torch.fake import fake_engine, fake_method, warm_up
-    from edgetune_torch.generate import generate
+    from edgetune_torch.generate import new_cache, read
     from edgetune_torch.precision import cpu_multiplies_bf16
 
     shape, choice = case.shape, case.choice
     platform = Platform(kind="cpu", multiplies_16bit=cpu_multiplies_bf16())
     planned = estimate(shape, choice, platform)
-    count = rows_at_once(shape, choice, planned, prompt=prompt, answer=answer)
+    room = Room(shape, choice, planned)
+    count = _together(room, prompt, answer)
     warm_up(choice.quantization)
     live, options = LiveBytes(), GenerateOptions(max_tokens=answer)
     with FakeTensorMode(allow_non_fake_inputs=True), live:
         engine, method = fake_engine(shape, choice), fake_method(shape, choice)
-        prompts, methods = [[1] * prompt] * count, [method] * count
-        found = list(generate(engine.decoder, engine.head, prompts, methods, options))
-    assert len(found) == count * answer
+
+        class Reads:
+            """A session that reads and finds nothing."""
+
+            def __init__(self) -> None:
+                self.shape = shape
+
+            def new_cache(self, _: object, capacity: int) -> object:
+                return new_cache(engine.decoder, method, capacity)
+
+            def read(self, rows: Any) -> Any:
+                return np.zeros(read(engine.decoder, engine.head, rows).shape, np.float32)
+
+        generation = Generation(cast("Session", Reads()), room, keeps=True)
+        found = 0
+        for _ in range(2):  # the second time on from what was kept, as the next turn of a chat
+            for _ in range(count):
+                row = Row([1] * prompt, options)
+                assert generation.admits(row)
+                generation.add(row)
+            while generation.rows:
+                found += len(list(generation.step()))
+    assert found == 2 * count * answer
+    assert generation.read_tokens < 2 * count * (prompt + answer - 1)
     return planned.peak_bytes - planned.parts.runtime, live.peak
+
+
+def _together(room: Room, prompt: int, answer: int) -> int:
+    """Return how many rows of that many tokens begin together."""
+    most = room.prompts_at_once(prompt)
+    return next((n for n in range(most, 1, -1) if room.holds([prompt + answer] * n)), 1)
 
 
 def _choice(draw: random.Random, model: str, layers: int) -> Choice:

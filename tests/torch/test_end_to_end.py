@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from edgetune.backend import GenerateOptions
 from edgetune.files import sha256_file
+from edgetune.generation import generate
 from edgetune.model import open_model
 from edgetune.workflows.opening import open_planned
 from edgetune.workflows.references import open_references
@@ -509,7 +510,7 @@ def test_in_bfloat16_nothing_is_said_that_transformers_would_not_say(
     options = GenerateOptions(max_tokens=LONGEST)
     for prompt in held_out_prompts(10):
         asked = opened.tokenizer.prompt_tokens(prompt)
-        said = [token for _, token in opened.session.generate([asked], options)]
+        said = [token for _, token in generate(opened.session, [asked], options)]
         row = torch.tensor([[*asked, *said[:-1]]])
         right, near = (model(row).logits[0, len(asked) - 1 :].float() for model in (wide, narrow))
         behind = right.amax(-1) - right.gather(-1, torch.tensor(said)[:, None])[:, 0]

@@ -27,6 +27,7 @@ sys.path.insert(0, "tests")
 import numpy as np
 from engines import micro_batch
 from sessions import session_for
+from edgetune.generation import generate
 from edgetune.backend import GenerateOptions
 from edgetune.model import LocalModel
 from edgetune_torch.memory import anonymous_bytes
@@ -40,7 +41,7 @@ with session_for(model, compute_dtype="bfloat16", context=320, loss_chunk=64) as
         session.step([batch], loss_tokens=batch.loss_tokens, learning_rate=1e-3)
         session.evaluate([micro_batch((lengths[0],), width=lengths[0], seed=step)])
         prompt = [5] * lengths[1]
-        list(session.generate([prompt], GenerateOptions(max_tokens=2, end_tokens=frozenset())))
+        list(generate(session, [prompt], GenerateOptions(max_tokens=2, end_tokens=frozenset())))
         seen.append(anonymous_bytes())
 print(json.dumps(seen))
 """

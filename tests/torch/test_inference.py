@@ -21,6 +21,7 @@ from edgetune.data.encode import Learned
 from edgetune.data.examples import RowLocations
 from edgetune.data.token_store import token_store_of
 from edgetune.errors import OutOfMemoryError, UsageError
+from edgetune.generation import generate
 from edgetune.methods.prompt import Prompt
 from edgetune.model import LocalModel, resolve
 from edgetune.workflows.inference import answers
@@ -104,7 +105,7 @@ def test_an_answer_ends_with_the_last_learned_position(run: Opened, count: int) 
 
     alone = "".join(run.generate(prompt, options))
     assert next(answers([run], [prompt, "Turn"][:count], options)) == alone
-    found = list(run.session.generate([run.prompt_tokens(prompt)], options))
+    found = list(generate(run.session, [run.prompt_tokens(prompt)], options))
     assert len(found) == POSITIONS - length + 1
 
 
@@ -136,7 +137,7 @@ def test_an_answer_that_does_not_fit_is_said(run: Opened, monkeypatch: pytest.Mo
     def fail(*_: Any, **__: Any) -> Any:
         raise DeviceOutOfMemoryError("can't allocate memory")
 
-    monkeypatch.setattr(run.session, "generate", fail)
+    monkeypatch.setattr(run.session, "read", fail)
     for ask in (run.generate, lambda prompt, options: answers([run], [prompt], options)):
         with pytest.raises(OutOfMemoryError, match=r"answer of up to 7 keeps .* --max-tokens"):
             list(ask("Turn on the lamp.", GenerateOptions(max_tokens=7)))

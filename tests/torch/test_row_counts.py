@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from edgetune.backend import GenerateOptions
 from edgetune.buckets import bucket
 from edgetune.data.batch import MicroBatch
+from edgetune.generation import generate
 from edgetune.methods import METHODS, build
 from edgetune.model import LocalModel
 
@@ -65,7 +66,7 @@ def test_rows_of_any_length_are_multiplied_in_few_row_counts(kind: str, tmp_path
             batch = micro_batch((one, other), width=one + other + width // 9, seed=seed)
             session.step([batch], loss_tokens=batch.loss_tokens, learning_rate=1e-3)
             session.evaluate([batch])
-            list(session.generate([[3] * one, [4] * other], options))
+            list(generate(session, [[3] * one, [4] * other], options))
     own = {*_fixed(model), *(n for x in method.tensors(model.shape) for n in x.shape)}
     rows = sizes.found - own
     assert rows

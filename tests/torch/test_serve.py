@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +16,12 @@ from urllib.parse import urlsplit
 import openai
 import pytest
 from rows import PAIRS, Cli, call, write_rows
+
+from edgetune.backend import DeviceOutOfMemoryError, GenerateOptions
+from edgetune.errors import OutOfMemoryError
+from edgetune.serving.batching import Ask, Batcher, Piece
+from edgetune.workflows.opened import Opened
+from edgetune.workflows.references import open_references
 
 LEARN = ("train", "--model", "tiny", "--device", "cpu", "--data", "rows.jsonl", "--learning-rate", "0.01",
          "--compute-dtype", "float32")  # fmt: skip
@@ -211,6 +218,104 @@ def test_bodies_that_are_no_requests_are_refused(url: str, body: bytes, kind: st
     assert answer.status == 400
     assert json.loads(answer.read())["error"]["type"] == "invalid_request_error"
     connection.close()
+
+
+class Asker:
+    """Puts prompts into a batcher, and takes the pieces of their answers."""
+
+    def __init__(self, opened: Opened) -> None:
+        """Ask nothing yet."""
+        self.opened, self.batcher = opened, Batcher(opened)
+        self.pieces: list[list[Piece]] = []
+
+    def ask(self, prompt: list[int], **options: Any) -> None:
+        """Let a prompt wait."""
+        self.pieces.append([])
+        ends = self.opened.tokenizer.end_tokens
+        wanted = GenerateOptions(max_tokens=LONGEST, end_tokens=ends, **options)
+        self.batcher.put(
+            Ask(opened=self.opened, prompt=prompt, options=wanted, take=self.pieces[-1].append)
+        )
+
+    def steps(self, count: int) -> None:
+        """Answer some tokens of each."""
+        for _ in range(count):
+            self.batcher.join()
+            self.batcher.step()
+
+    def finish(self) -> list[str]:
+        """Answer to the end and return the texts."""
+        while not all(any(p.reason or p.error for p in own) for own in self.pieces):
+            self.steps(1)
+        return ["".join(piece.text for piece in own) for own in self.pieces]
+
+
+@pytest.fixture
+def opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
+    """A run in this process."""
+    monkeypatch.chdir(folder)
+    (opened,) = open_references(["home"])
+    with closing(opened.session):
+        yield opened
+
+
+def test_a_prompt_joins_those_that_are_answered(opened: Opened) -> None:
+    asker, prompts = Asker(opened), [opened.prompt_tokens(text) for text in PROMPTS[:3]]
+    warm = {"temperature": 1.0, "seed": 5}
+    alone = [Asker(opened) for _ in prompts]
+    for one, prompt, options in zip(alone, prompts, ({}, warm, {}), strict=True):
+        one.ask(prompt, **options)
+    expected = [one.finish()[0] for one in alone]
+
+    for prompt, options in zip(prompts, ({}, warm, {}), strict=True):
+        asker.ask(prompt, **options)
+        asker.steps(2)
+    assert all(own and not own[-1].reason for own in asker.pieces)
+    assert asker.finish() == expected
+
+
+def test_prompts_that_do_not_fit_together_are_answered_in_turn(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, read = [opened.prompt_tokens(text) for text in PROMPTS[:3]], opened.session.read
+    asker, most = Asker(opened), [3]
+    for prompt in prompts:
+        asker.ask(prompt)
+    expected = Asker(opened)
+    for prompt in prompts:
+        expected.ask(prompt)
+    texts = expected.finish()
+
+    def little(rows: Any) -> Any:
+        if len(rows) > most[0]:
+            raise DeviceOutOfMemoryError("can't allocate memory")
+        return read(rows)
+
+    monkeypatch.setattr(opened.session, "read", little)
+    asker.steps(2)
+    most[0] = 1
+    assert asker.finish() == texts
+    most[0] = 0
+    asker.ask(prompts[0])
+    asker.finish()
+    assert isinstance(asker.pieces[-1][-1].error, OutOfMemoryError)
+
+
+def test_the_next_request_of_a_conversation_reads_what_is_new(opened: Opened) -> None:
+    asker, chat = Asker(opened), [{"role": "user", "content": PROMPTS[0]}]
+    asker.ask(opened.prompt_tokens(chat))
+    (said,) = asker.finish()
+    first = len(opened.prompt_tokens(chat))
+    chat += [{"role": "assistant", "content": said}, {"role": "user", "content": "And then?"}]
+    prompt = opened.prompt_tokens(chat)
+    before = asker.batcher.read_tokens
+    asker.ask(prompt)
+    asker.finish()
+
+    anew = Asker(opened)
+    anew.ask(prompt)
+    assert anew.finish()[0] == "".join(piece.text for piece in asker.pieces[1])
+    assert asker.batcher.read_tokens - before <= anew.batcher.read_tokens - first
 
 
 def test_a_port_that_is_taken_is_said(url: str, cli: Cli) -> None:

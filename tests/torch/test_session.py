@@ -32,10 +32,8 @@ from edgetune.methods.lora import Lora
 from edgetune.methods.prefix import Prefix
 from edgetune.methods.prompt import Prompt
 from edgetune.model import LocalModel
-from edgetune.network.adaptation import BASE
 from edgetune.settings.spec import Checkpointing
 from edgetune_torch import memory, row_norms
-from edgetune_torch.generate import new_row
 from edgetune_torch.opening import open_session
 from edgetune_torch.out_of_memory import SIGNS, out_of_memory
 from edgetune_torch.session import TorchSession
@@ -98,10 +96,9 @@ def test_generation_goes_on_beyond_what_longrope_leaves_as_it_was(
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 def test_a_cache_is_as_large_as_is_counted(family: str, tmp_path: Path) -> None:
     model = LocalModel.open(make_model(tmp_path, family))
-    options = GenerateOptions(max_tokens=5)
     with session_for(model) as session:
-        row = new_row(session.engine.decoder, 0, range(3, 12), BASE, options)
-        held = sum(x.nbytes for x in (*row.cache.keys, *row.cache.values))
+        cache = session.new_cache(None, 9 + 5)
+        held = sum(x.nbytes for x in (*cache.keys, *cache.values))
         assert held == cache_bytes(model.shape, session.spec.choice, 9 + 5)
 
 

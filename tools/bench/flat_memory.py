@@ -23,6 +23,7 @@ from models import load_libraries, write_model
 from edgetune.backend import GenerateOptions, Session
 from edgetune.data.batch import IGNORED, MicroBatch
 from edgetune.device import read_device
+from edgetune.generation import generate
 from edgetune.memory.runtime import TOKEN
 from edgetune.model import LocalModel, resolve
 from edgetune.planning import Plan, make_plan
@@ -96,7 +97,7 @@ def readings(session: Session, question: Question, vocabulary: int) -> Iterator[
         lengths = documents(draw, question)
         if question.work == "prompts":
             options = GenerateOptions(max_tokens=4, end_tokens=frozenset())
-            list(session.generate([[1] * min(lengths[0], question.context - 4)], options))
+            list(generate(session, [[1] * min(lengths[0], question.context - 4)], options))
         else:
             width = question.context if question.work == "packed" else lengths[0]
             batch = row(lengths, width, vocabulary, number)
