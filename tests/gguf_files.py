@@ -61,14 +61,17 @@ def write_gguf(
     architecture: str,
     metadata: dict[str, Any],
     tensors: dict[str, tuple[NDArray[Any], str]],
+    *,
+    part: int = 0,
 ) -> Path:
     """Write a file by the ``gguf`` package: arrays with the names of their types.
 
-    An array of bytes is blocks already, (rows, bytes of a row).
+    An array of bytes is blocks already, (rows, bytes of a row). With ``part`` it is cut into files
+    of so many tensors, the first of which is returned.
     """
     import gguf
 
-    writer = gguf.GGUFWriter(file, architecture)
+    writer = gguf.GGUFWriter(file, architecture, split_max_tensors=part)
     for key, value in metadata.items():
         _add(writer, key, value)
     for name, (values, kind) in tensors.items():
@@ -79,7 +82,7 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return file
+    return min(file.parent.glob(f"{file.stem}-*-of-*.gguf")) if part else file
 
 
 def _add(writer: Any, key: str, value: Any) -> None:

@@ -35,10 +35,12 @@ def convert(
     file: Path,
     kind: str | Mapping[str, str] = "F32",
     tokenizer: Mapping[str, Any] | None = None,
+    *,
+    part: int = 0,
 ) -> Path:
     """Write a model's folder as a GGUF file; matrices in a type, or each by a part of its name.
 
-    ``tokenizer`` is what the file says of one.
+    ``tokenizer`` is what the file says of one; ``part`` is how many tensors a file has at most.
     Matrices in blocks have random bits of their own: what they hold is what the file says.
     """
     model = LocalModel.open(folder)
@@ -59,7 +61,7 @@ def convert(
         wanted = _wanted(kind, target) if values.ndim == 2 else "F32"
         tensors[target] = (_stored(values, wanted, seed=len(tensors)), wanted)
     metadata = _metadata(architecture, model.config) | dict(tokenizer or {})
-    return write_gguf(file, architecture, metadata, tensors)
+    return write_gguf(file, architecture, metadata, tensors, part=part)
 
 
 def _together(name: str) -> str:

@@ -1,4 +1,4 @@
-"""A model in one GGUF file: its shape, and where each of its tensors lies."""
+"""A model in a GGUF file: its shape, and where each of its tensors lies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from edgetune.model.gguf_config import Architecture, architecture_of, config_of
 from edgetune.model.gguf_names import BESIDES, gguf_names
 from edgetune.model.weights import listing
 from edgetune.shape import BlockShape, FileFormats, ModelShape
-from edgetune.tensors.gguf.reader import GgufHeader, read_gguf
+from edgetune.tensors.gguf.parts import read_parts
+from edgetune.tensors.gguf.reader import GgufHeader
 from edgetune.tensors.gguf.tensor import GgufTensor, RowOrder
 from edgetune.tensors.gguf.types import FLOATS, QUANTIZED
 from edgetune.tensors.header import StoredTensor
@@ -22,14 +23,15 @@ USABLE = frozenset({*FLOATS.values(), *QUANTIZED})
 
 
 def read_model(file: Path) -> tuple[dict[str, Any], ModelShape, dict[str, GgufTensor]]:
-    """Return config, shape and tensors of a file, the tensors by the checkpoint's names.
+    """Return config, shape and tensors of a file, or of several of which it is the first.
+
+    The tensors are by the checkpoint's names.
 
     Raises:
         ModelError: if the file is damaged, of an architecture or in types that are not
             supported, or its tensors do not fit its metadata.
     """
-    header = read_gguf(file)
-    _refuse_part(header)
+    header = read_parts(file)
     config = config_of(header)
     shape = shape_of(config)
     tensors = _checked(header, shape)
@@ -44,6 +46,8 @@ def _checked(header: GgufHeader, shape: ModelShape) -> dict[str, GgufTensor]:
         stored = header.tensors.get(names[tensor.name])
         if stored is not None and tensor.name in experts:
             stored = _of_expert(stored, experts[tensor.name])
+        if stored is not None and tensor.shape == (1, *stored.shape):  # a gate for one number
+            stored = replace(stored, shape=tensor.shape)
         if stored is None:
             problems.append(f"{names[tensor.name]}: missing, expected {tensor.shape}")
             continue
@@ -77,15 +81,6 @@ def _of_expert(stored: StoredTensor, number: int) -> StoredTensor:
     size = stored.nbytes // stored.shape[0]
     start = stored.start + number * size
     return replace(stored, shape=stored.shape[1:], start=start, end=start + size)
-
-
-def _refuse_part(header: GgufHeader) -> None:
-    parts = header.metadata.whole("split.count", 1)
-    if parts > 1:
-        raise ModelError(
-            f"{header.file} is one of {parts} parts of a model. Put them together with llama.cpp's "
-            "`llama-gguf-split --merge`, and give the whole file."
-        )
 
 
 def _refuse_types(header: GgufHeader) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Final
 from edgetune.errors import ModelError
 from edgetune.escapes import one_line, short
 from edgetune.model.weights import listing, read_json
+from edgetune.tensors.gguf.parts import first_part
 
 OLLAMA: Final = "ollama:"
 LMSTUDIO: Final = "lmstudio:"
@@ -41,13 +42,14 @@ def file_of(ref: str) -> Path:
 
 
 def only_file(folder: Path) -> Path | None:
-    """Return the one GGUF file of a folder, ``None`` if there is none.
+    """Return the one GGUF file of a folder, or the first part of one; ``None`` if there is none.
 
     Raises:
         ModelError: if there are several models.
     """
     files = sorted(folder.glob("*.gguf"))
     found = [file for file in files if not file.name.lower().startswith(_PROJECTOR)]
+    found = list(dict.fromkeys(map(first_part, found)))
     if len(found) > 1:
         names = listing([one_line(file.name) for file in found], ", ")
         raise ModelError(

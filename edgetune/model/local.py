@@ -24,6 +24,7 @@ from edgetune.model.names import match_names, tied_heads
 from edgetune.model.published import assembled, written_plain
 from edgetune.model.weights import listing, read_json, stored_tensors
 from edgetune.shape import ModelShape, Published
+from edgetune.tensors.gguf.parts import first_part
 from edgetune.tensors.gguf.tensor import GgufTensor
 from edgetune.tensors.header import StoredTensor
 from edgetune.tensors.packed import PackedTensor
@@ -39,7 +40,7 @@ _FLOATS: Final = frozenset({"float32", "float16", "bfloat16"})
 class LocalModel:
     """A checked model folder; ``tensors`` has exactly the names of ``shape.tensors()``.
 
-    ``folder`` is the file itself where the model is one GGUF file.
+    ``folder`` is the file itself where the model is a GGUF file, the first of its parts.
     """
 
     ref: str
@@ -74,6 +75,7 @@ class LocalModel:
 
     @classmethod
     def _of_gguf(cls, file: Path, ref: str | None) -> LocalModel:
+        file = first_part(file)
         config, shape, tensors = read_model(file)
         dtype = _main_dtype(tensors) if shape.formats is None else "float32"
         return cls(

@@ -15,6 +15,7 @@ from edgetune.model.near_names import Meant, meant, proposed
 from edgetune.model.weights import has_weights
 from edgetune.profile import ModelProfile, hub_ids, model_names, model_profile, proposal
 from edgetune.shape import ModelShape
+from edgetune.tensors.gguf.parts import first_part
 from edgetune.tensors.gguf.reader import is_gguf
 
 
@@ -56,7 +57,7 @@ def resolve(ref: str) -> ModelSource:
             "The model has no name. Give a folder, a hub id or a profile: --model tiny."
         )
     if ref.startswith(STORES):
-        file = file_of(ref)
+        file = first_part(file_of(ref))
         return ModelSource(ref=ref, shape=_shape(file), folder=file, in_store=True)
     path, found = _looked_at(ref)
     if found is not None:
@@ -99,8 +100,10 @@ def _looked_at(ref: str) -> tuple[Path, Path | None]:
     """Return a name as a path, and the model's folder or GGUF file there, if there is one."""
     try:
         path = Path(ref).expanduser()
-        if (path / "config.json").is_file() or (path.is_file() and is_gguf(path)):
+        if (path / "config.json").is_file():
             return path, path
+        if path.is_file() and is_gguf(path):
+            return path, first_part(path)
         return path, only_file(path) if path.is_dir() else None
     except (OSError, RuntimeError, ValueError) as error:  # no such home, too long, not allowed
         reason = getattr(error, "strerror", None) or error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from gguf_files import write_gguf
 
 from edgetune.errors import ModelError
 from edgetune.model import open_model, resolve
+from edgetune.tensors.gguf.types import BY_NAME
 from edgetune.workflows.planning import lasting_ref
 
 DIGEST = "0123456789abcdef" * 4
@@ -38,8 +40,10 @@ def small_llama(
     metadata: dict[str, Any] | None = None,
     shapes: dict[str, Any] | None = None,
     kind: str = "Q4_0",
+    part: int = 0,
 ) -> Path:
     """Write a model of one block; changes are laid over it, None takes something out."""
+    file.parent.mkdir(exist_ok=True)
     own = {f"{architecture}.{name}": value for name, value in METADATA.items()} | (metadata or {})
     rng = np.random.default_rng(0)
     tensors = {
@@ -48,7 +52,7 @@ def small_llama(
         if shape is not None
     }
     kept = {key: value for key, value in own.items() if value is not None}
-    return write_gguf(file, architecture, kept, tensors)
+    return write_gguf(file, architecture, kept, tensors, part=part)
 
 
 @pytest.fixture
@@ -228,3 +232,63 @@ def test_files_that_are_no_model_here_are_refused_by_name(
 
     with pytest.raises(ModelError, match=because):
         resolve(str(file))
+
+
+def test_a_file_of_iq_types_is_refused_with_what_can_be_taken(tmp_path: Path) -> None:
+    size = BY_NAME["IQ4_XS"].nbytes
+    blocks = {"token_embd.weight": (np.zeros((50, size), np.uint8), "IQ4_XS")}
+    file = write_gguf(
+        tmp_path / "iq.gguf", "llama", {f"llama.{k}": v for k, v in METADATA.items()}, blocks
+    )
+
+    with pytest.raises(ModelError, match=r"of type IQ4_XS, .* Supported: F32, F16, .*Q4_K"):
+        resolve(str(file))
+
+
+PARTS = 4
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> list[Path]:
+    """The files of a model in several parts."""
+    first = small_llama(tmp_path / "split" / "model.gguf", part=3)
+    assert first.name == f"model-00001-of-0000{PARTS}.gguf"
+    return sorted(first.parent.iterdir())
+
+
+def test_a_model_in_parts_is_the_whole_one(parts: list[Path], file: Path) -> None:
+    whole = open_model(str(file))
+
+    for named in (*parts, parts[0].parent):
+        model = open_model(str(named))
+        assert resolve(str(named)).folder == model.folder == parts[0]
+        assert model.shape == whole.shape
+        for name in whole.tensors:
+            np.testing.assert_array_equal(model.read(name), whole.read(name))
+    assert len({tensor.file for tensor in model.tensors.values()}) == PARTS
+
+
+def _swapped(parts: list[Path]) -> None:
+    shutil.copy(parts[1], parts[2])
+
+
+@pytest.mark.parametrize(
+    ("change", "because"),
+    [
+        (lambda parts: parts[2].unlink(), r"1 are not beside it, model-00003-of-00004\.gguf first"),
+        (lambda parts: parts[0].unlink(), r"model-00001-of-00004\.gguf is not beside it"),
+        (_swapped, "says that it is part 2 of 4, and its name says 3 of 4"),
+    ],
+)
+def test_parts_that_are_not_whole_are_refused(
+    change: Callable[[list[Path]], None], because: str, parts: list[Path]
+) -> None:
+    change(parts)
+    with pytest.raises(ModelError, match=because):
+        resolve(str(parts[1]))
+
+
+def test_a_part_under_another_name_is_refused(parts: list[Path], tmp_path: Path) -> None:
+    alone = shutil.copy(parts[0], tmp_path / "alone.gguf")
+    with pytest.raises(ModelError, match=r"one of 4 parts .* NAME-00001-of-00003\.gguf"):
+        resolve(str(alone))

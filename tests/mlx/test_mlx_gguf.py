@@ -58,6 +58,15 @@ def _gguf(folder: Path, kind: Any, family: str = "llama", **changes: object) -> 
     return convert(base, folder / "model.gguf", kind)
 
 
+def test_a_model_in_parts_trains_as_the_whole_one(tmp_path: Path) -> None:
+    whole = _gguf(tmp_path, MIXED, **WIDE)
+    parts = convert(tmp_path / "base", tmp_path / "split.gguf", MIXED, part=4)
+
+    expected = take_steps(open_session(whole, quantization="gguf"), 2)
+    for places in ({}, {"placement": "disk", "checkpointing": 2}):
+        assert take_steps(open_session(parts, quantization="gguf", **places), 2) == expected
+
+
 def _dequantized(file: Path, folder: Path) -> Path:
     model = LocalModel.open(file)
     folder.mkdir()

@@ -70,6 +70,16 @@ def _gguf(folder: Path, kind: Any, **changes: object) -> LocalModel:
     return LocalModel.open(convert(base, folder / "model.gguf", kind))
 
 
+def test_a_model_in_parts_trains_as_the_whole_one(tmp_path: Path) -> None:
+    whole = _gguf(tmp_path, MIXED)
+    parts = LocalModel.open(convert(tmp_path / "base", tmp_path / "split.gguf", MIXED, part=4))
+
+    assert len({tensor.file for tensor in parts.tensors.values()}) > 3
+    expected = _losses(whole, "gguf", steps=2)
+    for places in ({}, DISK):
+        assert _losses(parts, "gguf", steps=2, **places) == expected
+
+
 def _dequantized(model: LocalModel, folder: Path) -> LocalModel:
     """Return the numbers of a GGUF file as a folder in float32."""
     folder.mkdir()
