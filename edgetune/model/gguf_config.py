@@ -170,6 +170,34 @@ def _mixtral(source: Source) -> Config:
     }
 
 
+def _qwen2moe(source: Source) -> Config:
+    return _sizes(source) | {
+        "num_experts": source.whole("expert_count"),
+        "num_experts_per_tok": source.whole("expert_used_count"),
+        "moe_intermediate_size": source.whole("expert_feed_forward_length"),
+        "shared_expert_intermediate_size": source.whole(
+            "expert_shared_feed_forward_length", source.whole("feed_forward_length")
+        ),
+        "norm_topk_prob": False,
+        "qkv_bias": source.has_tensor("blk.0.attn_q.bias"),
+    }
+
+
+def _olmoe(source: Source) -> Config:
+    return _sizes(source) | {
+        "num_experts": source.whole("expert_count"),
+        "num_experts_per_tok": source.whole("expert_used_count"),
+        "norm_topk_prob": False,
+    }
+
+
+def _granitemoe(source: Source) -> Config:
+    return _granite(source) | {
+        "num_local_experts": source.whole("expert_count"),
+        "num_experts_per_tok": source.whole("expert_used_count"),
+    }
+
+
 def _gemma(source: Source) -> Config:
     return _sizes(source) | {"hidden_act": "gelu_pytorch_tanh"}
 
@@ -289,6 +317,11 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     "phi3": Architecture("phi3", "Phi3ForCausalLM", _phi3),
     "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", _sizes),
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", _qwen3),
+    "granitemoe": Architecture(
+        "granitemoe", "GraniteMoeForCausalLM", _granitemoe, pairs_channels=True
+    ),
+    "olmoe": Architecture("olmoe", "OlmoeForCausalLM", _olmoe),
+    "qwen2moe": Architecture("qwen2_moe", "Qwen2MoeForCausalLM", _qwen2moe),
     "qwen3moe": Architecture("qwen3_moe", "Qwen3MoeForCausalLM", _qwen3moe),
     "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", _llama, pairs_channels=True),
     "stablelm": Architecture("stablelm", "StableLmForCausalLM", _stablelm),
@@ -297,6 +330,6 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
 
 MIXTURES: Final[Mapping[str, Architecture]] = {
     "llama": Architecture("mixtral", "MixtralForCausalLM", _mixtral, pairs_channels=True),
-    "qwen3moe": ARCHITECTURES["qwen3moe"],
+    **{name: ARCHITECTURES[name] for name in ("granitemoe", "olmoe", "qwen2moe", "qwen3moe")},
 }
 """Those of files with experts."""

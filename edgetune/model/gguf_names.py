@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from edgetune.shape import LinearRole, ModelShape
+from edgetune.shape import MLP_ROLES, BlockShape, Linear, LinearRole, ModelShape
 
 LINEARS: Final[Mapping[LinearRole, str]] = {
     "q": "attn_q",
@@ -31,7 +31,7 @@ EXPERTS: Final[Mapping[str, str]] = {
 }  # fmt: skip
 """Matrices of all experts of a block, one after the other."""
 
-ROUTER: Final = "ffn_gate_inp"
+ROUTING: Final[Mapping[str, str]] = {"router": "ffn_gate_inp", "shared_gate": "ffn_gate_inp_shexp"}
 
 NORMS: Final[Mapping[str, str]] = {
     "attention_input": "attn_norm",
@@ -54,6 +54,12 @@ LONG_FACTORS: Final = "rope_factors_long.weight"
 SHORT_FACTORS: Final = "rope_factors_short.weight"
 BESIDES: Final = frozenset({ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS})
 """Tensors that say how to rotate; the config has what they say."""
+
+
+def linear_name(block: BlockShape, linear: Linear) -> str:
+    """Return what a projection is called in its block: an MLP beside experts has names of its own."""
+    beside = block.experts is not None and linear.role in MLP_ROLES
+    return f"{LINEARS[linear.role]}{'_shexp' if beside else ''}"
 
 
 def gguf_names(shape: ModelShape) -> dict[str, str]:
@@ -79,12 +85,13 @@ def _blocks(shape: ModelShape) -> Iterator[tuple[str, str]]:
         prefix, ours = f"blk.{layer}.", shape.block(layer)
         for linear in shape.blocks[layer].linears:
             for part in ("weight", "bias") if linear.bias else ("weight",):
-                yield f"{ours}{linear.module}.{part}", f"{prefix}{LINEARS[linear.role]}.{part}"
+                name = linear_name(shape.blocks[layer], linear)
+                yield f"{ours}{linear.module}.{part}", f"{prefix}{name}.{part}"
         for linear in shape.blocks[layer].expert_linears:
             yield f"{ours}{linear.module}.weight", f"{prefix}{EXPERTS[linear.role]}.weight"
-        experts = shape.blocks[layer].experts
-        if experts is not None:
-            yield f"{ours}{experts.router}.weight", f"{prefix}{ROUTER}.weight"
+        for tensor in shape.blocks[layer].routing_tensors:
+            if tensor.role in ROUTING:
+                yield f"{ours}{tensor.name}", f"{prefix}{ROUTING[tensor.role]}.weight"
         for norm in shape.blocks[layer].norms:
             for part in ("weight", "bias") if norm.bias else ("weight",):
                 yield f"{ours}{norm.module}.{part}", f"{prefix}{NORMS[norm.role]}.{part}"

@@ -31,7 +31,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "phi3": SMALL,
     "gpt2": {"n_embd": 32, "n_head": 2, "n_layer": 2, "vocab_size": 1024},
     "gpt_neox": SMALL | {"num_key_value_heads": 2},
-}
+    "mixtral": SMALL | {"num_local_experts": 4},
+    "granitemoe": SMALL | {"num_local_experts": 4, "logits_scaling": 2.0},
+    "olmoe": SMALL | {"num_key_value_heads": 2, "num_experts": 12},
+    "qwen2_moe": SMALL | {"num_experts": 5, "moe_intermediate_size": 32,
+                          "shared_expert_intermediate_size": 96},
+    "qwen3_moe": SMALL | {"num_experts": 8, "moe_intermediate_size": 96, "norm_topk_prob": True},
+}  # fmt: skip
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "original_max_position_embeddings": 64,

@@ -110,6 +110,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "nemotron": ("nemotron", {}),
+    "mixtral": ("mixtral", {"sliding_window": None}),
+    "granitemoe": ("granitemoe", {"intermediate_size": 96, "logits_scaling": 1.5}),
+    "olmoe": ("olmoe", {"intermediate_size": 96, "num_key_value_heads": 4}),
+    "qwen2_moe": ("qwen2_moe", {"moe_intermediate_size": 96, "mlp_only_layers": []}),
+    "qwen3_moe": ("qwen3_moe", {"moe_intermediate_size": 96, "mlp_only_layers": []}),
     "phi": ("phi", {}),
 }
 

@@ -21,7 +21,7 @@ from edgetune.exporters.gguf.model_file import refuse_folder_options
 from edgetune.exporters.gguf.rows import HeldRows, Rows
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
-from edgetune.model.gguf_names import LINEARS
+from edgetune.model.gguf_names import linear_name
 from edgetune.tensors.gguf.types import BY_NAME
 from edgetune.tensors.gguf.writer import Value
 
@@ -66,11 +66,11 @@ def _tensors(adapter: LoadedAdapter, model: LocalModel) -> Iterator[tuple[str, R
     lora, shape = _lora(adapter), model.shape
     architecture, alpha = architecture_of(shape), lora.scale * lora.rank
     for target in lora.select(shape):
-        name = f"blk.{target.layer}.{LINEARS[target.linear.role]}.weight"
+        block = shape.blocks[target.layer]
+        name = f"blk.{target.layer}.{linear_name(block, target.linear)}.weight"
         own = lora.scale_of(target) * lora.rank_of(target) / alpha
         a = adapter.tensors[f"{target.module}.lora_A.weight"].astype(np.float32)
         b = adapter.tensors[f"{target.module}.lora_B.weight"].astype(np.float32) * np.float32(own)
-        block = shape.blocks[target.layer]
         yield f"{name}.lora_a", columns_arranged(HeldRows(a), target.linear, block)
         yield (
             f"{name}.lora_b",

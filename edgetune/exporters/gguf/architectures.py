@@ -9,13 +9,30 @@ from typing import Final
 
 from edgetune.errors import UsageError
 from edgetune.model.families.bloom import slopes
-from edgetune.shape import ATTENTION_ROLES, MLP_ROLES, GatedDelta, ModelShape, ShortConvolution
+from edgetune.shape import (
+    ATTENTION_ROLES,
+    MLP_ROLES,
+    BlockShape,
+    GatedDelta,
+    ModelShape,
+    ShortConvolution,
+)
 
 SILU: Final = frozenset({"silu"})
 GELU: Final = frozenset({"gelu_tanh"})
 RELU2: Final = frozenset({"relu2"})
 EITHER_GELU: Final = frozenset({"gelu", "gelu_tanh"})
 """llama.cpp approximates both by the tangent: less than 16-bit weights change the result."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routed:
+    """How an architecture has experts: in every block."""
+
+    normalised: bool
+    """The weights of the chosen experts add up to one."""
+    shared: bool = False
+    """An MLP for all tokens stands beside them, behind a gate of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +69,12 @@ class Architecture:
     """Taps of the short convolution that blocks can have in place of attention."""
     corrected: bool = False
     """Blocks can have Gated DeltaNet in place of attention."""
+    routed: Routed | None = None
+    """Its experts, if it has any."""
+    untied: bool = False
+    """The head has to be a matrix of its own."""
+    plain_heads: bool = False
+    """All heads together are as wide as the hidden size, those of keys too if they have norms."""
     mlp_norm: str = "ffn_norm"
     """What it calls the norm before the MLP."""
     final_norm: str = "output_norm"
@@ -130,11 +153,37 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
         name="granite", neighbours_rotate=True, rotation_tensor=True, multipliers=True
     ),
     "qwen3_5_text": Architecture(name="qwen35", corrected=True, mlp_norm="post_attention_norm"),
+    "mixtral": replace(_LLAMA, routed=Routed(normalised=True)),
+    "granitemoe": Architecture(
+        name="granitemoe",
+        neighbours_rotate=True,
+        rotation_tensor=True,
+        multipliers=True,
+        routed=Routed(normalised=True),
+    ),
+    "olmoe": Architecture(
+        name="olmoe", routed=Routed(normalised=False), untied=True, plain_heads=True
+    ),
+    "qwen2_moe": Architecture(
+        name="qwen2moe",
+        biases=_QKV,
+        routed=Routed(normalised=False, shared=True),
+        untied=True,
+        plain_heads=True,
+    ),
+    "qwen3_moe": Architecture(name="qwen3moe", routed=Routed(normalised=True)),
     "smollm3": Architecture(name="smollm3", neighbours_rotate=True, unrotated_pattern=4),
     "stablelm": Architecture(name="stablelm", biases=_QKV),
     "starcoder2": Architecture(name="starcoder2", activations=GELU, biases=_ALL),
 }
 """By family."""
+
+
+NOT_WRITTEN: Final[Mapping[str, str]] = {
+    "gpt_oss": "llama.cpp rounds the bounds of its rotation (YaRN), which the model does not",
+    "qwen3_5_moe_text": "experts beside Gated DeltaNet are not laid out for llama.cpp yet",
+}
+"""Families that llama.cpp has, and why no files of theirs are made."""
 
 
 def architecture_of(shape: ModelShape) -> Architecture:
@@ -144,10 +193,10 @@ def architecture_of(shape: ModelShape) -> Architecture:
         UsageError: naming all that llama.cpp would compute otherwise.
     """
     found = ARCHITECTURES.get(shape.family)
-    if found is None and shape.has_experts:
+    if found is None and shape.family in NOT_WRITTEN:
         raise UsageError(
-            "GGUF files of mixtures of experts are not written. Export the model as a folder (--to hf) "
-            "and convert that with llama.cpp's convert_hf_to_gguf.py."
+            f"GGUF files of {shape.family} models are not written: {NOT_WRITTEN[shape.family]}. "
+            "Export the model as a folder: --to hf."
         )
     if found is None:
         raise UsageError(
@@ -195,7 +244,28 @@ def _differences(shape: ModelShape, architecture: Architecture) -> list[str]:
         problems.append(f"{', '.join(biased)} have biases")
     if shape.head_bias and not architecture.head_bias:
         problems.append("its head has a bias")
+    problems += _routing_differences(block, architecture.routed)
+    if shape.tied and architecture.untied:
+        problems.append("its head is its embedding")
+    keys_differ = "k" in block.norm_by_role and block.kv_heads != block.heads
+    if architecture.plain_heads and (block.queries != shape.hidden_size or keys_differ):
+        problems.append("its heads together are not as wide as its hidden size")
     return problems + _attention_differences(shape, architecture)
+
+
+def _routing_differences(block: BlockShape, routed: Routed | None) -> list[str]:
+    rule = block.experts
+    if rule is None or routed is None:
+        alike = rule is None and routed is None
+        return [] if alike else ["its MLPs are experts in some blocks, or in none"]
+    problems = []
+    if rule.normalised != routed.normalised:
+        problems.append(
+            f"the weights of its experts do {'not ' * (not rule.normalised)}add up to 1"
+        )
+    if (rule.shared_gate is not None) != routed.shared or block.shared != routed.shared:
+        problems.append("its MLP for all tokens is there otherwise")
+    return problems
 
 
 def _attention_differences(shape: ModelShape, architecture: Architecture) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.errors import CheckFailedError
-from edgetune.exporters.gguf.rows import Rows
+from edgetune.exporters.gguf.rows import Rows, Stacked
 from edgetune.tensors.gguf.quantize import quantized
 from edgetune.tensors.gguf.types import TensorType
 from edgetune.tensors.gguf.writer import Metadata, OutgoingBlocks, file_bytes, write_gguf
@@ -56,8 +56,10 @@ class GgufFile:
 
 def outgoing(name: str, rows: Rows, kind: TensorType) -> OutgoingBlocks:
     """Return a tensor of a file from its rows."""
-    chunks = partial(_chunks, name, rows, kind)
-    return OutgoingBlocks(name=name, type=kind, shape=rows.shape, chunks=chunks)
+    chunks, shape = partial(_chunks, name, rows, kind), rows.shape
+    if isinstance(rows, Stacked):
+        shape = (len(rows.parts), *rows.parts[0].shape)
+    return OutgoingBlocks(name=name, type=kind, shape=shape, chunks=chunks)
 
 
 def _chunks(name: str, rows: Rows, kind: TensorType) -> Iterator[NDArray[np.uint8]]:

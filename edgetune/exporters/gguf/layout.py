@@ -15,12 +15,14 @@ from edgetune.exporters.gguf.metadata import rotation_tensors
 from edgetune.exporters.gguf.rows import (
     ColumnsReordered,
     FirstRescaled,
+    Flat,
     HeldRows,
     MergedRows,
     OneByTap,
     Reordered,
     Rescaled,
     Rows,
+    Stacked,
     Transposed,
 )
 from edgetune.exporters.updates import Merge
@@ -144,6 +146,20 @@ class _Layout:
             yield f"{target}{name}", rows
         for linear in shape.blocks[layer].linears:
             yield from self._linear(linear, layer, prefix, target)
+        yield from self._experts(shape.blocks[layer], prefix, target)
+
+    def _experts(self, block: BlockShape, prefix: str, target: str) -> Iterator[tuple[str, Rows]]:
+        """Yield the router, and a tensor for each projection with those of all experts."""
+        for tensor in block.routing_tensors:
+            rows = self._source(f"{prefix}{tensor.name}")
+            rows = Flat(rows) if tensor.role == "shared_gate" else rows
+            yield f"{target}{gguf_names.ROUTING[tensor.role]}.weight", rows
+        by_role: dict[str, list[Rows]] = {}
+        for linear in block.expert_linears:
+            rows = self._source(f"{prefix}{linear.module}.weight")
+            by_role.setdefault(linear.role, []).append(rows)
+        for role, each in by_role.items():
+            yield f"{target}{gguf_names.EXPERTS[role]}.weight", Stacked(tuple(each))
 
     def _norm(
         self, norm: Norm, prefix: str, target: str, scale: float
@@ -160,10 +176,12 @@ class _Layout:
     def _linear(
         self, linear: Linear, layer: int, prefix: str, target: str
     ) -> Iterator[tuple[str, Rows]]:
-        name, source = f"{target}{gguf_names.LINEARS[linear.role]}", f"{prefix}{linear.module}"
+        block = self._shape.blocks[layer]
+        name = f"{target}{gguf_names.linear_name(block, linear)}"
+        source = f"{prefix}{linear.module}"
         weight = self._source(f"{source}.weight")
         weight = Transposed(weight) if linear.transposed else weight
-        weight = columns_arranged(weight, linear, self._shape.blocks[layer])
+        weight = columns_arranged(weight, linear, block)
         yield f"{name}.weight", self._arranged(weight, linear, layer)
         if linear.bias or f"{source}.bias" in self._merge.added:
             self._require_bias(linear)

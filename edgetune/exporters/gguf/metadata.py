@@ -60,7 +60,14 @@ def _sizes(shape: ModelShape, architecture: Architecture) -> Iterator[tuple[str,
     yield "context_length", Value("uint32", context_of(shape, architecture))
     yield "embedding_length", Value("uint32", shape.hidden_size)
     yield "block_count", Value("uint32", shape.layers)
-    yield "feed_forward_length", Value("uint32", shape.blocks[0].ffn_size)
+    block = shape.blocks[0]
+    yield "feed_forward_length", Value("uint32", block.ffn_size)
+    if block.experts is not None:
+        yield "expert_count", Value("uint32", block.experts.number)
+        yield "expert_used_count", Value("uint32", block.experts.chosen)
+        yield "expert_feed_forward_length", Value("uint32", block.experts.size)
+    if block.shared:
+        yield "expert_shared_feed_forward_length", Value("uint32", block.ffn_size)
     if architecture.parallel:
         yield "use_parallel_residual", Value("bool", shape.blocks[0].parallel)
 

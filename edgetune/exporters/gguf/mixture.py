@@ -61,12 +61,22 @@ _FALLBACKS: Final[Mapping[str, str]] = {
 """What a format gives way to where a row is not whole blocks."""
 
 
+_MANY_BITS: Final = 8
+"""Of models with so many experts, attention's few weights get more bits."""
+_FEW_WEIGHTS: Final[Mapping[str, Mapping[str, str]]] = {
+    "attn_v": dict.fromkeys(("Q4_0", "Q4_K", "Q5_K", "Q6_K"), "Q8_0"),
+    "attn_k": dict.fromkeys(("Q4_0", "Q4_K", "Q5_K", "Q6_K"), "Q8_0"),
+    "attn_output": {"Q4_K": "Q5_K"},
+}
+"""The formats that these get in place of the main one."""
+
+
 def tensor_type(
     name: str, size: tuple[int, ...], shape: ModelShape, quantization: Quantization
 ) -> TensorType:
     """Return the format of a tensor by its name in the file."""
     plain = name == "position_embd.weight" or name.endswith(
-        ("shortconv.conv.weight", "ssm_conv1d.weight")
+        ("shortconv.conv.weight", "ssm_conv1d.weight", "ffn_gate_inp.weight")
     )
     matrix = len(size) == 2 and name.endswith(".weight") and not plain
     if not matrix:
@@ -87,7 +97,10 @@ def _wanted(name: str, inputs: int, shape: ModelShape, mixture: Mixture) -> str:
     if not name.startswith("blk."):
         return main
     _, layer, part, *_ = name.split(".")
-    if mixture.more_bits and part in ("attn_v", "ffn_down"):
+    experts = shape.blocks[int(layer)].experts
+    if experts is not None and experts.number == _MANY_BITS and part in _FEW_WEIGHTS:
+        return _FEW_WEIGHTS[part].get(main, main)
+    if mixture.more_bits and part in ("attn_v", "ffn_down", "ffn_down_exps", "ffn_down_shexp"):
         return "Q6_K" if more_bits(int(layer), shape.layers) else main
     if part == "attn_qkv" and mixture.fused is not None:
         return mixture.fused

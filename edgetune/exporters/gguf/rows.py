@@ -65,6 +65,44 @@ class HeldRows:
 
 
 @dataclass(frozen=True, slots=True)
+class Stacked:
+    """Matrices of one size, one after the other: those of all experts of a block, read by rows."""
+
+    parts: tuple[Rows, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The rows of all, inputs."""
+        outputs, inputs = self.parts[0].shape
+        return len(self.parts) * outputs, inputs
+
+    def read(self, start: int, stop: int) -> Float32:
+        """Read the rows of each that are among them."""
+        size, found = self.parts[0].shape[0], []
+        for number in range(start // size, -(-stop // size)):
+            first = number * size
+            own = self.parts[number].read(max(start - first, 0), min(stop - first, size))
+            found.append(own)
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Flat:
+    """A matrix of one row, as a list of numbers."""
+
+    rows: Rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its inputs."""
+        return self.rows.shape[1:]
+
+    def read(self, start: int, stop: int) -> Float32:
+        """Cut the row."""
+        return self.rows.read(0, 1)[0, start:stop]
+
+
+@dataclass(frozen=True, slots=True)
 class OneByTap:
     """The weight of a convolution of each channel on its own (channels, 1, taps), as a matrix."""
 
