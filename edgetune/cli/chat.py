@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ HELP = """/reset      forget what was said
 Ctrl-C stops an answer. Three quotation marks (\"\"\") begin and end a text of several lines."""
 
 QUOTES = '"""'
+
+_LOOK = 0.25
+"""Seconds between two looks for signals while a question is typed."""
 
 
 @click.command("chat", short_help="Chat with a run, an adapter or a model.")
@@ -117,11 +121,31 @@ def _next_line(terminal: bool) -> str | None:
 
 def _read(prompt: str, terminal: bool) -> str:
     if terminal:
-        return input(prompt)
+        with _looked_up():
+            return input(prompt)
     line = sys.stdin.readline()
     if not line:
         raise EOFError
     return line.rstrip("\n")
+
+
+@contextmanager
+def _looked_up() -> Iterator[None]:
+    """Have signals answered that come just before the wait for a key.
+
+    CPython's ``input`` looks for them when its wait is interrupted, and not before it begins: a
+    timer interrupts it. (Seen in CPython 3.11.)
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, _LOOK, _LOOK)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _quoted(first: str, terminal: bool) -> str:
