@@ -41,6 +41,7 @@ from edgetune.workflows.over import Over
     "[default: f16 for gguf, q4_k_m for ollama and lmstudio]",
 )
 @click.option("--adapter", is_flag=True, help="Only the LoRA, for --to gguf.")
+@click.option("--create", is_flag=True, help="Run `ollama create` at the end of --to ollama.")
 @click.option("--no-check", is_flag=True, help="Write without comparing with base and adapter.")
 @over_options
 @common_options
@@ -54,6 +55,7 @@ def command(
     rank: int | None,
     quantize: str | None,
     adapter: bool,
+    create: bool,
     no_check: bool,
     over: Over,
     as_json: bool,
@@ -69,7 +71,7 @@ def command(
     """
     options = ExportOptions(
         dtype=dtype, shard_bytes=shard_size, data=data, rank=rank, quantize=quantize, over=over,
-        adapter=adapter, check=not no_check,
+        adapter=adapter, check=not no_check, create=create,
     )  # fmt: skip
     result = export_run(name, to, output, options)
     if result.check is not None:
@@ -87,6 +89,8 @@ def command(
                 "check": to_plain(result.check),
                 "same_tokens": result.client and result.client.same_tokens,
                 "same_text": result.client and result.client.same_text,
+                "difference": result.client and result.client.difference,
+                "own_difference": result.client and result.client.own_difference,
                 "notes": list(result.exported.notes),
             }
         )
@@ -103,6 +107,12 @@ def command(
         out(
             f"In llama.cpp: the same tokens of {client.same_tokens} of {client.merge.rows} rows, the "
             f"same continuation of {client.same_text}"
+        )
+        own = client.own_difference
+        of_file = "" if own is None else f", and by {own:.4f} from ours over this file"
+        out(
+            f"Its logits differ by {client.difference:.4f} at most from those of base and adapter"
+            f"{of_file}"
         )
     for note in result.exported.notes:
         out(note)

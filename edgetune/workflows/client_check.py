@@ -14,15 +14,18 @@ from numpy.typing import NDArray
 from edgetune.adapters import LoadedAdapter
 from edgetune.backend import DEFAULT_ADAPTER, GenerateOptions, Session
 from edgetune.data import Tokenizer
-from edgetune.errors import CheckFailedError
+from edgetune.errors import CheckFailedError, ModelError
 from edgetune.escapes import short
 from edgetune.exporters.check import MergeCheck, MergeLimits, compare, require
 from edgetune.exporters.gguf.client import Client
+from edgetune.generation import generate
 from edgetune.model import LocalModel
 from edgetune.planning import Plan
-from edgetune.workflows.opening import open_adapted
+from edgetune.storage import FILE_FORMAT
+from edgetune.workflows.opening import open_adapted, open_session
 
 Row = tuple[int, ...]
+Logits = dict[Row, NDArray[np.float32]]
 
 PLACES: Final = 4
 """Tokens of each row after which distributions are compared: llama.cpp gives one at a time."""
@@ -51,6 +54,12 @@ class ClientCheck:
     """How llama.cpp computes the file, beside base and adapter."""
 
     merge: MergeCheck
+    difference: float
+    """The largest difference of logits, centred, from those of base and adapter: what rounding
+    their sum to the file's formats makes, and llama.cpp's arithmetic."""
+    own_difference: float | None
+    """The same from our logits over the file itself: llama.cpp's arithmetic alone. None where
+    the file is not a model here."""
     same_tokens: int
     """Rows of which both make the same tokens."""
     same_text: int
@@ -69,8 +78,8 @@ class Loaded:
 class Expected:
     """What base and adapter compute: by the beginnings of rows, the logits (1, V) after them."""
 
-    adapted: dict[Row, NDArray[np.float32]]
-    base: dict[Row, NDArray[np.float32]]
+    adapted: Logits
+    base: Logits
     answers: dict[Row, list[int]]
 
 
@@ -81,18 +90,43 @@ def expected(
     found = Expected({}, {}, {})
     with closing(open_adapted(plan, model, adapter)) as session:
         for row in rows:
-            for name, logits in ((DEFAULT_ADAPTER, found.adapted), (None, found.base)):
-                after = session.logits(row, adapter=name)
-                logits |= {row[:end]: after[end - 1 : end].copy() for end in _ends(row)}
+            found.adapted.update(_logits(session, row, DEFAULT_ADAPTER))
+            found.base.update(_logits(session, row, None))
             prompt = row[: len(row) // 2 + 1]
             found.answers[prompt] = _answer(session, prompt, ends)
     return found
 
 
+def over_file(plan: Plan, file: Path, rows: Sequence[Row]) -> Logits | None:
+    """Compute the same over an exported file, in its own formats; None if it is not read here."""
+    try:
+        model = LocalModel.open(file)
+    except ModelError:
+        return None
+    if model.shape.formats is not None:
+        plan = replace(plan, choice=replace(plan.choice, quantization=FILE_FORMAT))
+    with closing(open_session(plan, model)) as session:
+        found = [_logits(session, row, None) for row in rows]
+    return {row: logits for part in found for row, logits in part.items()}
+
+
+def _logits(session: Session, row: Row, adapter: str | None) -> Logits:
+    after = session.logits(row, adapter=adapter)
+    return {row[:end]: after[end - 1 : end].copy() for end in _ends(row)}
+
+
 def check_in_client(
-    loaded: Loaded, wanted: Expected, tokenizer: Tokenizer, *, quantization: str, context: int
+    loaded: Loaded,
+    wanted: Expected,
+    own: Logits | None,
+    tokenizer: Tokenizer,
+    *,
+    quantization: str,
+    context: int,
 ) -> ClientCheck:
     """Load a file in llama.cpp, compare it, and accept it if it is the model that was trained.
+
+    ``own`` are our logits over the file itself.
 
     Raises:
         CheckFailedError: if llama.cpp does not load it, makes other tokens or prompts of texts,
@@ -103,9 +137,10 @@ def check_in_client(
         _require_same_prompt(client, tokenizer)
         texts = [_text(prompt, tokenizer) for prompt in wanted.answers]
         same_tokens = _same_tokens(client, tokenizer, texts)
+        found = {row: client.log_probabilities(row, size)[None] for row in wanted.adapted}
         merge = compare(
             lambda row: wanted.adapted[tuple(row)],
-            lambda row: client.log_probabilities(row, size)[None],
+            lambda row: found[tuple(row)],
             list(wanted.adapted),
             base=lambda row: wanted.base[tuple(row)],
         )
@@ -116,7 +151,24 @@ def check_in_client(
             for prompt, answer in wanted.answers.items()
         )
     merge = replace(merge, rows=len(texts))
-    return ClientCheck(merge=merge, same_tokens=same_tokens, same_text=same_text)
+    return ClientCheck(
+        merge=merge,
+        difference=largest_difference(wanted.adapted, found),
+        own_difference=None if own is None else largest_difference(own, found),
+        same_tokens=same_tokens,
+        same_text=same_text,
+    )
+
+
+def largest_difference(ours: Logits, theirs: Logits) -> float:
+    """Return the largest difference of logits, each row's around its mean: a constant is free."""
+    return max(float(np.abs(_centred(ours[row]) - _centred(theirs[row])).max()) for row in theirs)
+
+
+def _centred(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    wide = logits.astype(np.float64)
+    centred: NDArray[np.float64] = wide - wide.mean(-1, keepdims=True)
+    return centred
 
 
 def _ends(row: Row) -> Iterator[int]:
@@ -125,7 +177,7 @@ def _ends(row: Row) -> Iterator[int]:
 
 def _answer(session: Session, prompt: Row, ends: frozenset[int]) -> list[int]:
     options = GenerateOptions(max_tokens=ANSWER, end_tokens=ends)
-    return [token for _, token in session.generate([prompt], options)]
+    return [token for _, token in generate(session, [prompt], options)]
 
 
 def _without_end(tokens: Sequence[int], tokenizer: Tokenizer) -> list[int]:

@@ -21,6 +21,7 @@ from edgetune.exporters.folder import folder_bytes, new_folder
 from edgetune.exporters.gguf.client import PACKAGE, client_is_here
 from edgetune.exporters.gguf.mixture import DEFAULTS, Quantization
 from edgetune.exporters.gguf.model_file import model_file
+from edgetune.exporters.ollama import create_in_ollama, require_ollama
 from edgetune.exporters.quantized_folder import (
     BITS,
     TARGET,
@@ -34,7 +35,13 @@ from edgetune.model import LocalModel, resolve
 from edgetune.owned import ScratchFolder
 from edgetune.planning import Plan
 from edgetune.settings.spec import Checkpointing, to_plain
-from edgetune.workflows.client_check import ClientCheck, Loaded, check_in_client, expected
+from edgetune.workflows.client_check import (
+    ClientCheck,
+    Loaded,
+    check_in_client,
+    expected,
+    over_file,
+)
 from edgetune.workflows.export_notes import note_export
 from edgetune.workflows.opening import open_adapted, open_session
 from edgetune.workflows.over import Over
@@ -70,6 +77,8 @@ class ExportOptions:
     over: Over = field(default_factory=Over)
     check: bool = True
     """Whether what is merged is compared with base and adapter."""
+    create: bool = False
+    """Whether Ollama takes the export into its store."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +102,10 @@ def export_run(name: str, to: str, output: Path, options: ExportOptions) -> Expo
         CheckFailedError: if the merged model is not the trained one; nothing is written then.
         EdgetuneError: if the run, its model, its data or the output cannot be had.
     """
+    if options.create:
+        if to != "ollama":
+            raise UsageError(f"--create is for --to ollama, not --to {to}.")
+        require_ollama()
     found = read_adapted(name, options.over)
     try:
         result = _exported(found, to, output, options)
@@ -102,6 +115,8 @@ def export_run(name: str, to: str, output: Path, options: ExportOptions) -> Expo
     figures = {"nbytes": result.exported.nbytes, "check": to_plain(result.check)}
     note_export(Path(name), f"--to {to}", to=to, output=str(output), **figures)
     notes = (*found.notices, *result.exported.notes)
+    if options.create:
+        notes = (*notes[:-1], create_in_ollama(result.exported.folder))
     return replace(result, exported=replace(result.exported, notes=notes))
 
 
@@ -161,13 +176,13 @@ def _checked_in_client(
 
     def verify(file: Path) -> None:
         model, beginnings = request.model, [tuple(row) for row in rows]
-        wanted = expected(
-            _unquantized(plan), model, request.adapter, beginnings, tokenizer.end_tokens
-        )
+        exact = _unquantized(plan)
+        wanted = expected(exact, model, request.adapter, beginnings, tokenizer.end_tokens)
+        own = None if request.alone else over_file(exact, file, beginnings)
         with _as_loaded(file, request) as loaded:
             kind = DEFAULTS["gguf"] if request.alone else request.quantize or DEFAULTS[to]
             found = check_in_client(
-                loaded, wanted, tokenizer, quantization=kind, context=2 * CHECK_TOKENS
+                loaded, wanted, own, tokenizer, quantization=kind, context=2 * CHECK_TOKENS
             )
         checks.append(found)
 

@@ -64,6 +64,12 @@ def test_a_file_is_checked_in_llama_cpp(cli: Cli, tmp_path: Path, options: tuple
     assert check["effect"] > 0.01
     assert check["kl_mean"] < (1e-2 if "q8_0" in options else 1e-5)
     assert found["same_text"] >= check["rows"] - ("q8_0" in options)
+    if "--adapter" in options:
+        assert found["own_difference"] is None
+        return
+    limit = 0.5 if options else 2e-2
+    assert 0 < found["own_difference"] < limit
+    assert found["difference"] < limit
 
 
 def test_a_file_that_llama_cpp_computes_otherwise_is_refused(
@@ -95,6 +101,30 @@ def test_where_llama_cpp_is_missing_the_user_is_told(
         "Modelfile",
         "home-Q4_K_M.gguf",
     }
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_ollama_is_asked_to_create_the_model(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    program, log = tmp_path / "ollama", tmp_path / "log"
+    program.write_text(f'#!/bin/sh\necho "$@" > {log}\necho no room >&2\nexit {code}\n')
+    program.chmod(0o755)
+    create = (*EXPORT, "ollama", "--create", "--no-check", "--output", tmp_path / "home")
+    if not code:
+        monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+        called = cli(*create)
+        assert (called.code, "not on the PATH" in called.err) == (2, True)
+        assert not (tmp_path / "home").exists()
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    called = cli(*create)
+
+    assert log.read_text() == f"create home -f {tmp_path / 'home' / 'Modelfile'}\n"
+    assert (tmp_path / "home" / "Modelfile").is_file()
+    if code:
+        assert (called.code, "failed: 'no room'" in called.err) == (2, True)
+    else:
+        assert "To run it: ollama run home" in called.out
 
 
 @pytest.mark.parametrize("to", ["hf", "peft", "ollama"])

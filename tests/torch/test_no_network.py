@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 from gguf_models import convert
@@ -134,3 +137,78 @@ def test_a_gguf_file_needs_no_network_either(tmp_path: Path) -> None:
 
     assert called.code == 0, called.err
     assert (tmp_path / "exported.gguf").is_file()
+
+
+WATCH = ["strace", "-f", "--seccomp-bpf", "-e", "trace=connect,sendto,sendmsg,sendmmsg,bind", "-o"]
+ADDRESS = re.compile(r'inet_addr\("([^"]+)"\)|inet_pton\(AF_INET6, "([^"]+)"')
+USE = """
+import io, sys
+from edgetune.cli import run
+export = ["export", "run", "--data", "rows.jsonl", "--quiet", "--to"]
+for command in (
+    [*export, "gguf", "--output", "home.gguf"],
+    [*export, "gguf", "--adapter", "--output", "lora.gguf"],
+    [*export, "ollama", "--output", "ollama"],
+    [*export, "lmstudio", "--output", "lmstudio"],
+):
+    assert run(command) == 0, command
+for name in ("run", "home.gguf"):
+    sys.stdin = io.StringIO("Hello\\nAnd then?\\n")
+    assert run(["chat", name, "--max-tokens", "4"]) == 0, name
+"""
+
+
+def watched(file: Path) -> list[str]:
+    """Return the command that writes what the programs behind it ask of sockets into a file."""
+    try:
+        code = subprocess.run([*WATCH, file, "true"], capture_output=True, check=False).returncode
+    except FileNotFoundError:
+        pytest.skip("strace is not installed")
+    if code:
+        pytest.skip("no process can be traced here")
+    return [*WATCH, str(file)]
+
+
+def reached(file: Path) -> set[str]:
+    """Return the addresses that were bound, connected to or sent to."""
+    return {v4 or v6 for v4, v6 in ADDRESS.findall(file.read_text())}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run."""
+    folder = tmp_path_factory.mktemp("finished")
+    write_rows(folder / "rows.jsonl")
+    assert do([sys.executable, "-m", "edgetune", *TRAIN, "-q"], folder).code == 0
+    return folder
+
+
+def test_exports_and_chats_reach_nothing_but_this_machine(finished: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert do([*watched(log), sys.executable, "-c", REACH], tmp_path).code != 0
+    assert reached(log) == {"192.0.2.1"}
+
+    called = do([*watched(log), sys.executable, "-c", USE], finished)
+
+    assert called.code == 0, called.err
+    assert reached(log) <= {"127.0.0.1"}  # llama.cpp's own server, for the check
+
+
+def test_a_server_is_on_loopback_alone(finished: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    serve = [sys.executable, "-m", "edgetune", "serve", "run", "--port", "0", "--json"]
+    server = subprocess.Popen(
+        [*watched(log), *serve], cwd=finished, stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout is not None
+    url = json.loads(server.stdout.readline())["url"]
+    body = {"model": "run", "max_tokens": 4, "messages": [{"role": "user", "content": "Hello"}]}
+    headers = {"Content-Type": "application/json"}
+    with urlopen(Request(f"{url}/chat/completions", json.dumps(body).encode(), headers)) as answer:
+        assert json.load(answer)["choices"]
+    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGTERM)
+    server.wait(60)
+    server.stdout.close()
+
+    assert reached(log) == {"127.0.0.1"}

@@ -50,7 +50,8 @@ def main() -> None:
     for quantization in options.quantize:
         found = _exported(base, adapter, quantization, options.folder / "exported.gguf")
         if not options.no_libgguf:
-            found["libgguf_seconds"] = round(_bare(LocalModel.open(base), quantization), 1)
+            bare = _bare(LocalModel.open(base), quantization)
+            found |= {"libgguf_seconds": round(bare, 1), "ratio": found["seconds"] / bare}
         print(json.dumps({"model": options.model, "quantization": quantization, **found}))
 
 
