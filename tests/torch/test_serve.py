@@ -259,8 +259,12 @@ def opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
         yield opened
 
 
+def _chats(opened: Opened) -> list[list[int]]:
+    return [opened.prompt_tokens([{"role": "user", "content": text}]) for text in PROMPTS[:3]]
+
+
 def test_a_prompt_joins_those_that_are_answered(opened: Opened) -> None:
-    asker, prompts = Asker(opened), [opened.prompt_tokens(text) for text in PROMPTS[:3]]
+    asker, prompts = Asker(opened), _chats(opened)
     warm = {"temperature": 1.0, "seed": 5}
     alone = [Asker(opened) for _ in prompts]
     for one, prompt, options in zip(alone, prompts, ({}, warm, {}), strict=True):
@@ -277,7 +281,7 @@ def test_a_prompt_joins_those_that_are_answered(opened: Opened) -> None:
 def test_prompts_that_do_not_fit_together_are_answered_in_turn(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prompts, read = [opened.prompt_tokens(text) for text in PROMPTS[:3]], opened.session.read
+    prompts, read = _chats(opened), opened.session.read
     asker, most = Asker(opened), [3]
     for prompt in prompts:
         asker.ask(prompt)
