@@ -232,7 +232,8 @@ def generation(case: Case, prompt: int, answer: int) -> tuple[int, int]:
             while generation.rows:
                 found += len(list(generation.step()))
     assert found == 2 * count * answer
-    assert generation.read_tokens < 2 * count * (prompt + answer - 1)
+    # half of what was kept is of use, or its memory is needed
+    assert (generation.read_tokens < found + 2 * count * (prompt - 1)) == (prompt > answer)
     return planned.peak_bytes - planned.parts.runtime, live.peak
 
 
