@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 import torch
 from answers import continued
@@ -171,3 +172,15 @@ def test_closing_gives_everything_back(wide: LocalModel) -> None:
         return torch.cuda.memory_allocated()
 
     assert once() == once()
+
+
+@pytest.mark.parametrize("rule", forks.RULES)
+def test_documents_that_go_on_from_others_equal_the_cpu(rule: str) -> None:
+    here, card = forks.inputs(), [x.detach().cuda().requires_grad_() for x in forks.inputs()]
+    outputs = [forks.together(*inputs, forks.RULES[rule]) for inputs in (here, card)]
+    for one, other in zip(*outputs, strict=True):
+        assert relative_error(other.detach().cpu(), one.detach().double()) < TOLERANCE
+        one.square().sum().backward(retain_graph=True)
+        other.square().sum().backward(retain_graph=True)
+    for one, other in zip(here, card, strict=True):
+        assert relative_error(other.grad.cpu(), one.grad.double()) < TOLERANCE

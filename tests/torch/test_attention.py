@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import forks
 import pytest
 import torch
 from reference import relative_error
@@ -46,3 +47,19 @@ def test_without_a_kernel_one_query_sees_all_keys(monkeypatch: pytest.MonkeyPatc
 
     found = causal(q[:, :, -1:], k, v, RULE)
     assert relative_error(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rule", forks.RULES)
+def test_a_document_goes_on_from_another_one(rule: str, dtype: torch.dtype) -> None:
+    apart, shared = forks.inputs(dtype), forks.inputs(dtype)
+    expected = forks.written_out(*apart, forks.RULES[rule])
+    found = forks.together(*shared, forks.RULES[rule])
+    near = 1e-5 if dtype == torch.float32 else 2e-2
+    for one, other in zip(found, expected, strict=True):
+        assert relative_error(one.detach(), other.detach()) < near
+    for outputs in (found, expected):
+        sum(each.float().square().sum() for each in outputs).backward()
+    for one, other in zip(shared, apart, strict=True):
+        assert one.grad is not None
+        assert relative_error(one.grad, other.grad) < near

@@ -4,7 +4,8 @@
 
 The model is a small random Llama in float32, the adapter the same random LoRA, the optimizer plain
 AdamW; TRL cuts rows into tokens and both train on those. A line is printed for each backend that is
-installed: by how much losses and gradients differ from TRL's at the worst step, as shares of them.
+installed: by how much losses and gradients differ from TRL's at the worst step, as shares of them; of
+pairs a second one, for answers that share what is computed of their prompt.
 Needs ``trl``, ``datasets`` and ``peft``, in an environment of their own.
 
 TRL's ORPO takes the likelihood of chosen answers over their prompts, too; the paper does not, and here
@@ -19,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -202,12 +204,14 @@ def _named(model: Any, of: Any) -> Vectors:
     }
 
 
-def micro_batches(peer: Peer, objective: str, step: int) -> list[MicroBatch]:
-    """Return a step on the rows that TRL took."""
+def micro_batches(peer: Peer, objective: str, step: int, *, shared: bool) -> list[MicroBatch]:
+    """Return a step on the rows that TRL took; the answers of a row may share their prompt."""
     laid = [
         [_piece(*document) for document in peer.documents(number)]
         for number in range(step * ROWS, (step + 1) * ROWS)
     ]
+    if shared:
+        laid = [[_sharing(*row)] for row in laid]
     found = [micro_batch_from(laid, WIDTH)]
     if objective == "kto":
         documents = [(piece.tokens, piece.mask) for (piece,) in laid]
@@ -223,7 +227,20 @@ def _piece(prompt: list[int], answer: list[int], kind: Any) -> Piece:
     return Piece(tokens, np.arange(len(tokens)) >= len(prompt), (len(tokens),), (kind,))
 
 
-def compared(peer: Peer, objective: str, folder: Path, name: str) -> dict[str, Any]:
+def _sharing(first: Piece, second: Piece) -> Piece:
+    """Return a row of two documents, of which the second goes on from the first one's prompt."""
+    shared = int(np.argmax(first.mask)) - 1
+    tokens, mask = (
+        np.concatenate([one, other[shared:]])
+        for one, other in zip(first[:2], second[:2], strict=True)
+    )
+    lengths = len(first.tokens), len(second.tokens) - shared
+    return Piece(tokens, mask, lengths, first.kinds + second.kinds, shared)
+
+
+def compared(
+    peer: Peer, objective: str, folder: Path, name: str, *, shared: bool
+) -> dict[str, Any]:
     """Return by how much a backend differs from TRL at the worst step."""
     model = LocalModel.open(folder)
     fixed = {
@@ -239,7 +256,7 @@ def compared(peer: Peer, objective: str, folder: Path, name: str) -> dict[str, A
     try:
         session.restore(peer.start)
         for step, (loss, gradient) in enumerate(zip(peer.losses, peer.gradients, strict=True)):
-            batches = micro_batches(peer, objective, step)
+            batches = micro_batches(peer, objective, step, shared=shared)
             result = session.step(batches, loss_tokens=ROWS, learning_rate=RATE)
             after = dict(session.optimizer_tensors())
             own = _as_one(_gradients(before, after))
@@ -249,7 +266,8 @@ def compared(peer: Peer, objective: str, folder: Path, name: str) -> dict[str, A
             worst["gradient"] = max(worst["gradient"], far)
     finally:
         session.close()
-    return {"objective": objective, "backend": name, "steps": STEPS, **worst}
+    prompts = {"prompts": "shared" if shared else "apart"}
+    return {"objective": objective, "backend": name, "steps": STEPS, **prompts, **worst}
 
 
 def _gradients(before: Mapping[str, Any], after: Mapping[str, Any]) -> Vectors:
@@ -278,9 +296,10 @@ def main() -> None:
         folder = Path(name)
         make_model(folder)
         peer = Peer(objective, folder)
-        for backend in backend_names():
+        ways = (False,) if objective == "kto" else (False, True)
+        for backend, shared in product(backend_names(), ways):
             with suppress(ImportError):
-                found = compared(peer, objective, folder, backend)
+                found = compared(peer, objective, folder, backend, shared=shared)
                 print(json.dumps({"trl": trl.__version__, **found}))
 
 
