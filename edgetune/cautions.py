@@ -9,7 +9,7 @@ VERY_FEW_ROWS = 20
 """With fewer rows than this little can be learned, whatever the method."""
 
 FEW_ROWS = 50
-"""With fewer rows than this a small rank is enough."""
+"""With fewer rows than this each of them decides."""
 
 FEW_VALIDATION_ROWS = 20
 """The loss of fewer rows than this moves by chance."""
@@ -43,8 +43,7 @@ def row_cautions(trained: int, validation: int) -> tuple[str, ...]:
         )
     elif trained < FEW_ROWS:
         found.append(
-            f"There are only {_rows(trained)} to train on: the result depends on each of them, "
-            "and a --rank of 1 to 4 is enough."
+            f"There are only {_rows(trained)} to train on: the result depends on each of them."
         )
     if not validation:
         found.append("There are no validation rows: nothing tells when the model stops learning.")

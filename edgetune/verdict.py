@@ -200,10 +200,15 @@ def _advice(facts: Facts, outcome: Outcome) -> list[str]:
             "learned of each."
         )
     found += row_cautions(facts.trained, held_out)
+    long = False  # whether it was trained for too long, so that nothing may ask for more of it
     if outcome != "did not help" and (best := facts.best):
+        of_length = _on_length(facts, best[0])
         if gap := gap_caution(facts.training, best[1]):
             found.append(gap)
-        found += _on_length(facts, best[0])
+            of_length = [said for said in of_length if said != STILL_IMPROVED]
+        found += of_length
+        long = gap is not None or (bool(of_length) and STILL_IMPROVED not in of_length)
+    longer = "A" if long else "More --epochs or a"
     if _forgets(facts.neutral):
         fewer = "" if STILL_IMPROVED in found else "fewer --epochs, "
         found.append(
@@ -212,11 +217,12 @@ def _advice(facts: Facts, outcome: Outcome) -> list[str]:
         )
     if outcome == "learned in part":
         found.append(
-            "No sampled answer is right: more --epochs or a higher --learning-rate may get there. "
+            f"No sampled answer is right: {longer[0].lower()}{longer[1:]} higher --learning-rate may "
+            "get there. "
             "`edgetune eval RUN --data FILE --exact-match` answers all rows of a file."
         )
     if outcome == "learned little" and facts.trained >= VERY_FEW_ROWS:
-        found.append("More --epochs or a higher --learning-rate, if the rows hold more than that.")
+        found.append(f"{longer} higher --learning-rate, if the rows hold more than that.")
     return found
 
 

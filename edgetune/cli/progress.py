@@ -212,17 +212,17 @@ class ProgressBar:
         self._tokens = _smooth(self._tokens, event.tokens)
         left = (self._steps - event.step) * self._seconds
         step = f"step {event.step}/{self._steps}"
-        loss, mean = f"  loss {event.loss:.4f}", f", mean {self._loss:.4f}"
+        loss, smoothed = f"  loss {event.loss:.4f}", f", smoothed {self._loss:.4f}"
         speed, memory = self._tokens / self._seconds, _against(event.peak_bytes, self._planned)
         rest = f"  {format_seconds(left)} left"
-        whole = step, loss, mean, f"  {speed:,.0f} tokens/s", f"  peak {memory}", rest
+        whole = step, loss, smoothed, f"  {speed:,.0f} tokens/s", f"  peak {memory}", rest
         if not self._line.live:
             told = is_told(event.step, self._first, self._steps)
             say("".join(whole), level=NORMAL if told else VERBOSE)
             return
         fast, peak = f"  {speed:,.0f} tok/s", f"  {memory}"
         narrower = (
-            (step, loss, mean, fast, peak, rest), (step, loss, fast, peak, rest),
+            (step, loss, smoothed, fast, peak, rest), (step, loss, fast, peak, rest),
             (step, loss, peak, rest), (step, loss, rest),
         )  # fmt: skip
         self._line.show(fitting((whole, *narrower), self._width))

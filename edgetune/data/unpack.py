@@ -46,10 +46,9 @@ def needed(package: str) -> ModuleType:
     try:
         return import_module(package)
     except ImportError as error:
-        extra = {"zstandard": "zst"}.get(package, "parquet")
+        name = package.partition(".")[0]
         raise DataError(
-            f"It needs the package {package.partition('.')[0]}: pip install 'edgetune[{extra}]',"
-            " or convert the file."
+            f"It needs the package {name}: pip install {name}, or convert the file."
         ) from error
 
 

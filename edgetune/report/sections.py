@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
+from edgetune.escapes import marked
 from edgetune.report.contents import Plain, Report, figure, items, value
 from edgetune.report.markup import DASH, block, bullets, facts, table, text
 from edgetune.report.pictures import (
@@ -191,11 +192,21 @@ def _sample(one: Plain, special: Collection[str]) -> Iterable[tuple[str, str]]:
     names = {"prompt": "Asked", "expected": "Expected", "base": "Base", "tuned": "Tuned"}
     for key, name in names.items():
         if (found := one.get(key)) is not None:
-            shown = block(str(found), special=special) or '<span class="muted">(nothing)</span>'
+            said = _as_asked(str(found), special) if key == "prompt" else str(found)
+            shown = block(said, special=special) or '<span class="muted">(nothing)</span>'
             right = value(one, "right", key)
-            said = {True: ": as expected", False: ": not as expected"}
-            judged = said[right] if isinstance(right, bool) else ""
+            so = {True: ": as expected", False: ": not as expected"}
+            judged = so[right] if isinstance(right, bool) else ""
             yield f"{name}{judged}", f'<div class="text {key}">{shown}</div>'
+
+
+def _as_asked(prompt: str, special: Collection[str]) -> str:
+    """Return a prompt without what the template marks turns with.
+
+    >>> _as_asked("<s>user\\nHow?<e>\\n<s>assistant\\n", ["<s>", "<e>"])
+    'user\\nHow?\\nassistant'
+    """
+    return "".join(piece for piece, is_special in marked(prompt, special) if not is_special).strip()
 
 
 def _course(report: Report) -> str:

@@ -22,6 +22,9 @@ SETTINGS = ("OMP_NUM_THREADS", "MKL_", "ONEDNN_", "DNNL_", "BITSANDBYTES_", "CUB
 OURS = frozenset({"ONEDNN_PRIMITIVE_CACHE_CAPACITY", MLX_RANK, MLX_HOSTS})
 """Those that a backend sets itself, whatever users say, and those that only say where a rank is."""
 
+_FAILURE = "failure"
+"""In the place of rates, why there are none."""
+
 MOST_EXPERIENCE = 64
 """Experiences that are kept beside the newest."""
 
@@ -166,11 +169,34 @@ def save_measurements(found: Measurements, file: Path | None = None) -> Path:
     Raises:
         OSError: if the file cannot be written.
     """
-    file = file or cache_file()
-    others = [plain for plain in _read(file) if _place(plain) != _place(asdict(found))]
+    return _kept(asdict(found), file or cache_file())
+
+
+def load_failure(device: str, versions: str) -> str | None:
+    """Return why a device could not be measured with these versions and today's settings, if so."""
+    wanted = {"device": device, "versions": versions, "settings": settings_of()}
+    for plain in _read(cache_file()):
+        if wanted.items() <= plain.items() and isinstance(plain.get(_FAILURE), str):
+            return str(plain[_FAILURE])
+    return None
+
+
+def save_failure(device: str, versions: str, because: str) -> None:
+    """Keep why a device could not be measured, until it is.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    place = {"device": device, "versions": versions, "settings": settings_of()}
+    _kept({**place, _FAILURE: because}, cache_file())
+
+
+def _kept(plain: Mapping[str, Any], file: Path) -> Path:
+    """Write an entry in place of older ones of the same device, library and settings."""
+    others = [other for other in _read(file) if _place(other) != _place(plain)]
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing_shared(file) as partial:
-        partial.write_text(json.dumps([*others, asdict(found)], indent=2), "utf-8")
+        partial.write_text(json.dumps([*others, plain], indent=2), "utf-8")
     return file
 
 

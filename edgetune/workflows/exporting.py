@@ -206,9 +206,7 @@ def _as_loaded(file: Path, request: ExportRequest) -> Iterator[Loaded]:
 
 def _not_checked(to: str, request: ExportRequest) -> ExportResult:
     exported = export(to, request)
-    note = (
-        f"Not checked in llama.cpp, because {PACKAGE} is not installed: pip install edgetune[gguf]"
-    )
+    note = f"Not checked in llama.cpp, because {PACKAGE} is not installed: pip install {PACKAGE}"
     return ExportResult(exported=replace(exported, notes=(*exported.notes, note)), check=None)
 
 

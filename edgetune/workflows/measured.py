@@ -13,6 +13,7 @@ from edgetune.device import Device, read_device
 from edgetune.errors import CheckFailedError, UsageError
 from edgetune.settings.spec import Decision
 from edgetune.speed import Measurements, load_measurements, versions_of
+from edgetune.speed.measured import load_failure, save_failure
 
 MOST_SECONDS: Final = 120.0
 """After which a measurement is given up: plans then go by published rates."""
@@ -27,17 +28,26 @@ def measured_once(name: str, say: Callable[[str], None] = lambda _: None) -> Mea
     """Return what was measured of the device called ``name``, measuring it first if need be.
 
     None for a device that is not here or cannot be used, and where measuring fails: plans then
-    go by published rates, which they say.
+    go by published rates, which they say. It is not tried again before each run.
     """
     device = read_device(name)
     if (known := measured(device)) is not None or not device.here:
         return known
     if not _usable(device).value:
         return None
-    say("Measuring this machine once, which takes some seconds")
-    with suppress(CheckFailedError):
-        return measure_apart(device, name)
-    say("It could not be measured; times are estimated from published rates")
+    versions = versions_of(device.backend)
+    if (failure := load_failure(device.name, versions)) is None:
+        say("Measuring this machine once, which takes some seconds")
+        try:
+            return measure_apart(device, name)
+        except CheckFailedError as error:
+            failure = str(error)
+        with suppress(OSError):
+            save_failure(device.name, versions, failure)
+    say(
+        f"{failure}. Times are estimated from published rates; `edgetune devices --measure` tries "
+        "again"
+    )
     return None
 
 

@@ -16,8 +16,9 @@ from edgetune.objectives import objective_of
 from edgetune.planning import DataFacts, Plan, make_plan
 from edgetune.planning.sharing import sharing_for
 from edgetune.racing import lengths
+from edgetune.schedule import schedule_of
 from edgetune.settings.spec import Training, values
-from edgetune.speed import Measurements, Rates, TimeModel, rates_of, run_estimate
+from edgetune.speed import Measurements, Rates, TimeModel, Work, rates_of, run_estimate
 from edgetune.speed.ranks import gradient_bytes, least_bandwidth, speed_up
 from edgetune.units import format_bytes
 from edgetune.workflows.measured import measured, measured_once
@@ -79,6 +80,8 @@ def plan_for(
     Raises:
         EdgetuneError: if the model, the data or the device cannot be had, or nothing fits.
     """
+    from edgetune.workflows.job import work_of
+
     searches = request.training.get("search") is not None
     if searches and "learning_rate" in request.given:
         raise UsageError(
@@ -127,7 +130,8 @@ def plan_for(
     )  # fmt: skip
     fitted = dataset.fit(plan.choice.context)
     plan = _with_findings(_searching(plan, fitted), request, source, device)
-    plan = timed(plan, fitted, rates_of(device, found))
+    work = work_of(plan, fitted)
+    plan = timed(_packed(plan, fitted, work), fitted, work, rates_of(device, found))
     return PreparedPlan(
         plan=_shared(plan, request),
         source=source,
@@ -220,13 +224,24 @@ def _searching(plan: Plan, dataset: Dataset) -> Plan:
     return replace(plan, reasons=(*plan.reasons, because))
 
 
-def timed(plan: Plan, dataset: Dataset, rates: Rates) -> Plan:
-    """Return a plan whose time is that of its own rows: they can be shorter than the context."""
-    from edgetune.workflows.job import work_of
+def _packed(plan: Plan, dataset: Dataset, work: Work) -> Plan:
+    """Return a plan that says how many steps packing saves, if any."""
+    rows = plan.choice.micro_batch * plan.choice.accumulation
+    alone = schedule_of(plan.training, ceil(len(dataset.train) / rows)).steps
+    if work.steps >= alone:
+        return plan
+    filled = sum(each.count * each.rows for each in work.epoch)
+    because = (
+        f"{work.steps} steps instead of {alone}: packing puts the {len(dataset.train)} rows of an "
+        f"epoch into {filled} of {plan.choice.context} tokens (--no-packing leaves them apart)"
+    )
+    return replace(plan, reasons=(*plan.reasons, because))
 
+
+def timed(plan: Plan, dataset: Dataset, work: Work, rates: Rates) -> Plan:
+    """Return a plan whose time is that of its own rows: they can be shorter than the context."""
     if not rates.known:
         return plan
-    work = work_of(plan, dataset)
     run = run_estimate(
         TimeModel(plan.shape, plan.choice.method, rates, plan.objective), plan.choice, work
     )

@@ -76,10 +76,11 @@ def read_reference(name: str, over: Over) -> Reference:
             ) from error
         if path.exists():
             raise
+        near, is_path = _near(path), path.parent != Path() and path.parent.is_dir()
+        if near or is_path:  # then no model was meant, and a hub's cache says nothing
+            raise UsageError(f"There is no run, no adapter and no model {name}.{near}") from error
         kind = ModelError if "/" in name else UsageError
-        raise kind(
-            f"There is no run and no adapter {name}.{_near(path)} As a model: {error}"
-        ) from error
+        raise kind(f"There is no run and no adapter {name}. As a model: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

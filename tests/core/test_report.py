@@ -185,7 +185,7 @@ def test_a_run_says_when_it_began_and_ended(plan: Plan, tmp_path: Path) -> None:
 
 
 def test_samples_are_shown_as_a_person_reads_them(run: Recorded) -> None:
-    row = {"prompt": "<|im_start|>user\nHello<|im_end|>", "expected": "Hi", "base": "<x>", "tuned": "Hi",
+    row = {"prompt": "<|im_start|>user\nHello<|im_end|>", "expected": "Hi<|im_end|>", "base": "<x>", "tuned": "Hi",
            "right": {"base": False, "tuned": True}}  # fmt: skip
     found = {"samples": [row], "special": ["<|im_start|>", "<|im_end|>"]}
     run.folder.write("samples.json", found)
@@ -193,9 +193,9 @@ def test_samples_are_shown_as_a_person_reads_them(run: Recorded) -> None:
     run.folder.write("verdict.json", {"sentence": "It learned.", "answers": answers})
     html = render(Report.of(run.folder.path))
     harmless(html)
-    dimmed = '<span class="special">&lt;|im_start|&gt;</span>user'
-    assert dimmed in html
-    assert html.count("&lt;|im_") == html.count('<span class="special">') == 2
+    assert '<div class="text prompt">user\nHello</div>' in html
+    assert 'Hi<span class="special">&lt;|im_end|&gt;</span>' in html
+    assert html.count("&lt;|im_") == 1
     assert "&lt;x&gt;" in html
     assert "<dt>Tuned: as expected</dt>" in html
     assert "<dt>Base: not as expected</dt>" in html

@@ -20,6 +20,22 @@ GOOD = Facts(
 )
 
 
+def test_nothing_asks_for_more_epochs_of_what_was_trained_for_too_long() -> None:
+    early = ((10, 1.0), (20, 1.1), (30, 1.2))
+    little = Compared(base_loss=3.0, loss=2.99, count=40)
+    unlike = Answered(count=3, right=0, base_right=0, token_f1=0.1, base_token_f1=0.1)
+    falling = ((10, 1.5), (20, 1.1), (30, 1.0))
+    for facts in (
+        replace(GOOD, evaluations=early, held_out=little),
+        replace(GOOD, evaluations=early, answers=unlike),
+        replace(GOOD, evaluations=falling, training=(0.1, 0.1), answers=unlike),
+    ):
+        said = " ".join(judged(facts).advice)
+        assert "would have done" in said or "fewer epochs" in said
+        assert "more --epochs" not in said.lower()
+        assert "higher --learning-rate" in said
+
+
 def risen(share: float) -> Facts:
     return replace(GOOD, neutral=Compared(base_loss=3.5, loss=3.5 + log(1 + share), count=1500))
 
@@ -135,7 +151,7 @@ def test_more_training_is_not_advised_where_every_answer_is_right(right: int) ->
 
 
 @pytest.mark.parametrize(
-    ("trained", "words"), [(12, "expect little"), (40, "--rank of 1 to 4"), (360, None)]
+    ("trained", "words"), [(12, "expect little"), (40, "the result depends on each"), (360, None)]
 )
 def test_few_rows_are_said(trained: int, words: str | None) -> None:
     advice = judged(replace(GOOD, trained=trained)).advice

@@ -95,7 +95,8 @@ def test_where_llama_cpp_is_missing_the_user_is_told(
     called = cli(*EXPORT, "ollama", "--output", tmp_path / "home")
 
     assert called.code == 0, called.err
-    assert "Not checked in llama.cpp, because xllamacpp is not installed" in called.out
+    said = "Not checked in llama.cpp, because xllamacpp is not installed: pip install xllamacpp"
+    assert said in called.out
     assert f"ollama create home -f {tmp_path / 'home' / 'Modelfile'}" in called.out
     assert {path.name for path in (tmp_path / "home").iterdir()} == {
         "Modelfile",

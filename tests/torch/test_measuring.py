@@ -43,6 +43,26 @@ def test_a_measurement_that_fails_is_told_from_a_device_that_is_not_here(
         measured.measure_apart(read_device("cpu"), "cpu")
 
 
+def test_a_machine_that_cannot_be_measured_is_not_tried_before_each_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGETUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(measured, "MOST_SECONDS", 0.01)
+    first: list[str] = []
+    again: list[str] = []
+    assert measured.measured_once("cpu", first.append) is None
+    assert first[0].startswith("Measuring this machine once")
+    assert measured.measured_once("cpu", again.append) is None
+    assert again == first[1:]
+    assert "timed out" in again[0]
+    assert "`edgetune devices --measure` tries again" in again[0]
+
+    found = replace(plain_measurements(), device=read_device("cpu").name)
+    save_measurements(found)  # as a measurement that worked does
+    assert measured.measured_once("cpu", again.append) == found
+    assert len(again) == 1
+
+
 def test_a_pilot_corrects_rates_of_a_busy_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

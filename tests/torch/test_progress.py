@@ -32,7 +32,7 @@ def test_a_terminal_shows_what_goes_on_in_one_line(columns: int, tmp_path: Path)
     assert {text.split("/")[0] for text in steps} == {"step 1", "step 2", "step 3"}
     assert all(len(text) < columns for text in steps)
     assert all("loss" in text and "left" in text for text in steps)
-    assert all(("mean" in text) is (columns == 120) for text in steps)
+    assert all(("smoothed" in text) is (columns == 120) for text in steps)
     assert all(("tokens/s" in text) is (columns == 120) for text in steps)
 
 
@@ -53,6 +53,6 @@ def test_plain_lines_are_few_and_steer_nothing(place: str, tmp_path: Path) -> No
     steps = [line for line in lines if re.match(rf"step \d/{STEPS} ", line)]
     assert len(steps) == STEPS
     assert re.fullmatch(
-        rf"step 3/{STEPS}  loss [\d.]+, mean [\d.]+  [\d,]+ tokens/s  peak \S+ MB  0 ms left",
+        rf"step 3/{STEPS}  loss [\d.]+, smoothed [\d.]+  [\d,]+ tokens/s  peak \S+ MB  0 ms left",
         steps[-1],
     )

@@ -175,6 +175,17 @@ def test_what_would_not_be_that_adapter_is_refused(
     assert because in called.err
 
 
+def test_a_misspelt_run_is_not_looked_for_on_a_hub(cli: Cli) -> None:
+    Path("runs/other").mkdir(parents=True)
+    for name, near in (("rn", " Did you mean run?"), ("runs/othr", " Did you mean runs/other?"),
+                       ("runs/something", "")):  # fmt: skip
+        called = cli("generate", name, "--prompt", "Hi")
+        assert called.code == 2
+        assert (
+            called.err.strip() == f"Error: There is no run, no adapter and no model {name}.{near}"
+        )
+
+
 def test_what_belongs_to_the_training_may_be_given(cli: Cli) -> None:
     more = ("--from", "run", "--dropout", "0.1", "--targets", "all-linear", "--dry-run", "--json")
     called = cli("train", *more, "--data", "rows.jsonl")

@@ -200,8 +200,8 @@ def architecture_of(shape: ModelShape) -> Architecture:
         )
     if found is None:
         raise UsageError(
-            f"llama.cpp has no architecture for {shape.family} models (known: "
-            f"{', '.join(ARCHITECTURES)}). Export the model as a folder: --to hf."
+            f"No architecture of llama.cpp computes {shape.family} models as they are trained here. "
+            "Export the model as a folder: --to hf."
         )
     problems = list(_differences(shape, found))
     if problems:
