@@ -24,6 +24,8 @@ LINEARS: Final[Mapping[LinearRole, str]] = {
     "up": "ffn_up",
     "gate_up": "ffn_up",
     "down": "ffn_down",
+    "per_layer_gate": "inp_gate",
+    "per_layer_out": "proj",
 }
 
 EXPERTS: Final[Mapping[str, str]] = {
@@ -41,9 +43,16 @@ NORMS: Final[Mapping[str, str]] = {
     "q": "attn_q_norm",
     "k": "attn_k_norm",
     "delta": "ssm_norm",
+    "per_layer": "post_norm",
 }
 
-MIXERS: Final[Mapping[str, str]] = {"conv": "shortconv.conv.weight"}
+MIXERS: Final[Mapping[str, str]] = {
+    "conv": "shortconv.conv.weight", "scalar": "layer_output_scale.weight",
+}  # fmt: skip
+
+TABLE: Final = "per_layer_token_embd.weight"
+TABLE_PROJECTION: Final = "per_layer_model_proj.weight"
+TABLE_NORM: Final = "per_layer_proj_norm.weight"
 
 EMBEDDING: Final = "token_embd.weight"
 HEAD: Final = "output.weight"

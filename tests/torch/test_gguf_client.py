@@ -55,6 +55,12 @@ OLMO3 = {"rope_parameters": {
     "full_attention": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0,
                        "original_max_position_embeddings": 128},
     "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}}  # fmt: skip
+GEMMA4 = {
+    "vocab_size_per_layer_input": 1024, "global_head_dim": 64, "sliding_window": 64,
+    "hidden_size_per_layer_input": 32,
+    "layer_types": ["sliding_attention"] * 2 + ["full_attention"] + ["sliding_attention"] * 2
+    + ["full_attention"],
+}  # fmt: skip
 WINDOW = {"sliding_window": 64, "num_hidden_layers": 7}
 QWEN35 = {
     "layer_types": ["linear_attention", "full_attention"] * 2, "num_hidden_layers": 4,
@@ -76,6 +82,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", WINDOW | {"query_pre_attn_scalar": 144}),
     "gemma3": ("gemma3_text", WINDOW),
     "gemma3, capped": ("gemma3_text", WINDOW | GEMMA3 | {"final_logit_softcapping": 20.0}),
+    "gemma4": ("gemma4_text", GEMMA4),
+    "gemma4, untied, not shared": (
+        "gemma4_text",
+        GEMMA4 | {"tie_word_embeddings": False, "num_kv_shared_layers": 0},
+    ),
+    "gemma4, 12B": ("gemma4_unified_text", {"sliding_window": 64, "global_head_dim": 64}),
     "lfm2": ("lfm2", {"num_hidden_layers": 3}),
     "qwen3.5": ("qwen3_5_text", QWEN35),
     "phi3": ("phi3", NO_WINDOW),
@@ -186,6 +198,8 @@ LORAS = [
     ("qwen3_5_text", QWEN35, Lora(rank=2)),
     ("gpt2", GPT2, Lora(rank=2)),
     ("gpt_neox", {"rotary_pct": 0.5} | rope("default", partial_rotary_factor=0.5), Lora(rank=2)),
+    ("gemma4_text", GEMMA4,
+     Lora(rank=2, alpha=3.0, targets=("all-linear", "per_layer_input_gate"))),
 ]  # fmt: skip
 
 

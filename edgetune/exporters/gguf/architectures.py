@@ -8,6 +8,7 @@ from math import sqrt
 from typing import Final
 
 from edgetune.errors import UsageError
+from edgetune.exporters.gguf import by_layer
 from edgetune.model.families.bloom import slopes
 from edgetune.shape import (
     ATTENTION_ROLES,
@@ -75,6 +76,8 @@ class Architecture:
     """The head has to be a matrix of its own."""
     plain_heads: bool = False
     """All heads together are as wide as the hidden size, those of keys too if they have norms."""
+    by_layer: bool = False
+    """Sizes are told by layer, scores are not scaled, layers can read the keys of others (Gemma 4)."""
     mlp_norm: str = "ffn_norm"
     """What it calls the norm before the MLP."""
     final_norm: str = "output_norm"
@@ -94,6 +97,8 @@ class Architecture:
 
     def attention_scale(self, shape: ModelShape, layer: int) -> float:
         """What a layer's scores are multiplied by."""
+        if self.by_layer:
+            return 1.0
         wide, block = shape.layers in self.wide_scales, shape.blocks[layer]
         return 1 / sqrt(shape.hidden_size / block.heads if wide else block.head_dim)
 
@@ -120,6 +125,8 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     "gemma3_text": Architecture(
         name="gemma3", activations=GELU, window_pattern=6, wide_scales=frozenset({62})
     ),
+    "gemma4_text": Architecture(name="gemma4", activations=GELU, by_layer=True),
+    "gemma4_unified_text": Architecture(name="gemma4", activations=GELU, by_layer=True),
     "phi3": Architecture(name="phi3"),
     "gpt2": Architecture(name="gpt2", activations=GELU, biases=_ALL),
     "gpt_neox": Architecture(name="gptneox", activations=EITHER_GELU, parallel=True, biases=_ALL),
@@ -216,7 +223,8 @@ def _differences(shape: ModelShape, architecture: Architecture) -> list[str]:
     attending = [kind for kind in shape.kinds if kind.attention is not None]
     block = attending[0]
     problems = []
-    if any(replace(each, mixer=block.mixer) != block for each in attending):
+    alike = all(replace(each, mixer=block.mixer) == block for each in attending)
+    if not alike and not architecture.by_layer:
         problems.append("its blocks differ in more than what they attend to")
     for mixer in (kind.mixer for kind in shape.kinds if kind.attention is None):
         if isinstance(mixer, GatedDelta):
@@ -250,6 +258,8 @@ def _differences(shape: ModelShape, architecture: Architecture) -> list[str]:
     keys_differ = "k" in block.norm_by_role and block.kv_heads != block.heads
     if architecture.plain_heads and (block.queries != shape.hidden_size or keys_differ):
         problems.append("its heads together are not as wide as its hidden size")
+    if architecture.by_layer:
+        return [*problems, *by_layer.differences(shape)]
     return problems + _attention_differences(shape, architecture)
 
 

@@ -123,6 +123,11 @@ class _Layout:
             yield "position_embd.weight", self._source(f"{shape.positions}.weight")
         for name, values in rotation_tensors(shape).items():
             yield name, HeldRows(values)
+        if shape.per_layer is not None:
+            own = shape.per_layer
+            yield gguf_names.TABLE, self._source(f"{own.table}.weight")
+            yield gguf_names.TABLE_PROJECTION, self._source(f"{own.projection}.weight")
+            yield gguf_names.TABLE_NORM, self._source(f"{own.norm.module}.weight")
         for layer in range(shape.layers):
             yield from self._block(layer)
         yield from self._norm(shape.final_norm, "", "", 1.0)
@@ -133,7 +138,7 @@ class _Layout:
 
     def _block(self, layer: int) -> Iterator[tuple[str, Rows]]:
         shape, prefix, target = self._shape, self._shape.block(layer), f"blk.{layer}."
-        for norm in shape.blocks[layer].norms:
+        for norm in (each for each in shape.blocks[layer].norms if not each.plain):
             scale = self._query_scale[layer] if norm.role == "q" else 1.0
             yield from self._norm(norm, prefix, target, scale)
         mixer = shape.blocks[layer].mixer
@@ -142,7 +147,8 @@ class _Layout:
             if isinstance(mixer, GatedDelta):
                 name, rows = delta.own_tensor(mixer, tensor.role, rows)
             else:
-                name, rows = gguf_names.MIXERS[tensor.role], OneByTap(rows)
+                name = gguf_names.MIXERS[tensor.role]
+                rows = rows if tensor.role == "scalar" else OneByTap(rows)
             yield f"{target}{name}", rows
         for linear in shape.blocks[layer].linears:
             yield from self._linear(linear, layer, prefix, target)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.errors import UsageError
-from edgetune.exporters.gguf import delta
+from edgetune.exporters.gguf import by_layer, delta
 from edgetune.exporters.gguf.architectures import Architecture
 from edgetune.shape import GatedDelta, ModelShape, Rotary
 from edgetune.tensors.gguf.writer import Value
@@ -23,7 +23,7 @@ def context_of(shape: ModelShape, architecture: Architecture) -> int:
 
     It has no windows in most architectures: there, only documents within one are right.
     """
-    if architecture.window_pattern is not None:
+    if architecture.window_pattern is not None or architecture.by_layer:
         return shape.max_context
     windows = [rule.window for rule in shape.attention if rule.window is not None]
     return min([shape.max_context, *windows])
@@ -36,7 +36,10 @@ def model_metadata(shape: ModelShape, architecture: Architecture) -> dict[str, V
         UsageError: if llama.cpp cannot rotate as the model does.
     """
     pairs = [*_sizes(shape, architecture), *_attention(shape, architecture)]
-    pairs += [*_multipliers(shape, architecture), *_rotation(shape, architecture)]
+    if architecture.by_layer:
+        pairs += by_layer.metadata(shape)
+    else:
+        pairs += [*_multipliers(shape, architecture), *_rotation(shape, architecture)]
     return {f"{architecture.name}.{key}": value for key, value in pairs}
 
 
@@ -45,6 +48,8 @@ def rotation_tensors(shape: ModelShape) -> dict[str, NDArray[np.float32]]:
     rule = _main_rotary(shape)
     if rule is None:
         return {}
+    if rule.scaling == "proportional":
+        return {"rope_freqs.weight": by_layer.rotation_factors(rule)}
     if rule.scaling == "llama3":
         return {"rope_freqs.weight": _llama3_factors(rule)}
     if rule.scaling == _LONGROPE:
@@ -138,6 +143,8 @@ def _scaling(
 ) -> Iterator[tuple[str, Value]]:
     if rule.scaling == "llama3" and not architecture.rotation_tensor:
         raise _refused(shape, "Llama 3's rotation")
+    if rule.scaling == "proportional":
+        raise _refused(shape, "rotation of a share of each head")
     if rule.scaling == _LONGROPE:
         if shape.family != "phi3":
             raise _refused(shape, "LongRoPE")

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from edgetune.model.gguf_names import TABLE_PROJECTION
 from edgetune.shape import ModelShape
 from edgetune.tensors.gguf.types import BY_NAME, TensorType
 
@@ -91,6 +92,8 @@ def _wanted(name: str, inputs: int, shape: ModelShape, mixture: Mixture) -> str:
     main = mixture.main
     if main in _PLAIN:
         return main
+    if name == TABLE_PROJECTION:
+        return "BF16" if shape.dtype == "bfloat16" else "F16"
     output = "token_embd.weight" if shape.tied else "output.weight"
     if name == output:
         return "Q8_0" if main == "Q8_0" or inputs % BY_NAME[main].block else "Q6_K"
