@@ -223,7 +223,12 @@ def _published(
     if not packed:
         return None
     outer = {f"{module}.weight" for module in (shape.embedding, shape.head)}
-    kept = {tensor.kept_as for tensor in packed.values()}
+    inner = {
+        f"{shape.block(layer)}{linear.module}.weight"
+        for layer in range(shape.layers)
+        for linear in shape.blocks[layer].matrices
+    }  # a router, which is none of them, is kept in plain numbers whatever the plan
+    kept = {tensor.kept_as for name, tensor in packed.items() if name in inner | outer}
     words = Counter(tensor.words for tensor in packed.values())
     return Published(
         words=" and ".join(word for word, _ in words.most_common()),

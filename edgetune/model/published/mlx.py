@@ -24,11 +24,14 @@ _FLOATS: Final[Mapping[str, tuple[int, int]]] = {
 
 _AS_PUBLISHED: Final = frozenset({
     "cohere", "cohere2", "ernie4_5", "gemma", "gemma2", "gemma3_text", "glm4", "granite", "helium",
-    "hunyuan_v1_dense", "llama", "ministral3", "mistral", "mixtral", "nemotron", "olmo2", "olmo3",
+    "hunyuan_v1_dense", "lfm2", "llama", "ministral3", "mistral", "mixtral", "nemotron", "olmo2", "olmo3",
     "olmoe", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3",
     "stablelm", "starcoder2",
 })  # fmt: skip
-"""Model types of which mlx-lm changes no number and no name but those of experts."""
+"""Model types of which mlx-lm changes no number, and no name but those of experts."""
+
+_KERNEL: Final = ".conv.conv.weight"
+"""Of LFM2's convolutions: MLX has the one channel that each of them sees behind, not before them."""
 
 _STACKS: Final = ".switch_mlp."
 Tensor = TypeVar("Tensor", bound=StoredTensor)
@@ -50,9 +53,10 @@ def assemble_mlx(
     """Put all matrices together."""
     for module in assembly.with_end(".scales"):
         own = settings.get(module)
-        how = {**settings, **own} if isinstance(own, dict) else settings
-        _put(assembly, module, how)
+        _put(assembly, module, own if isinstance(own, dict) else settings)  # nothing is inherited
     _unstack(assembly, mixtral=config.get("model_type") == "mixtral")
+    for module in assembly.with_end(_KERNEL):
+        _as_published(assembly, f"{module}{_KERNEL}")
 
 
 def _put(assembly: Assembly, module: str, how: Mapping[str, Any]) -> None:
@@ -131,6 +135,14 @@ def _unstack(assembly: Assembly, *, mixtral: bool) -> None:
         for number in range(stack.shape[0] if len(stack.shape) == 3 else 0):
             full = f"{block}.experts.{number}.{role}.{part}"
             assembly.tensors[full] = replace(_matrix_of(stack, number), name=full)
+
+
+def _as_published(assembly: Assembly, name: str) -> None:
+    """Have a kernel (channels, taps, 1) as (channels, 1, taps): its numbers lie the same way."""
+    kernel = assembly.tensors[name]
+    if len(kernel.shape) == 3 and kernel.shape[2] == 1:
+        channels, taps, _ = kernel.shape
+        assembly.tensors[name] = replace(kernel, shape=(channels, 1, taps))
 
 
 def _matrix_of(stack: StoredTensor, number: int) -> StoredTensor:
