@@ -103,16 +103,13 @@ def command(
             f"have the same most probable successor, KL {check.kl_mean:.2e} on average"
         )
     if result.client is not None:
-        client = result.client
+        client, rows = result.client, result.client.merge.rows
         out(
-            f"In llama.cpp: the same tokens of {client.same_tokens} of {client.merge.rows} rows, the "
-            f"same continuation of {client.same_text}"
+            f"In llama.cpp, {client.same_tokens} of {rows} rows have the same tokens, and "
+            f"{client.same_text} of {rows} the same continuation"
         )
         own = client.own_difference
-        of_file = "" if own is None else f", and by {own:.4f} from ours over this file"
-        out(
-            f"Its logits differ by {client.difference:.4f} at most from those of base and adapter"
-            f"{of_file}"
-        )
+        of_file = "" if own is None else f", {own:.4f} from ours over this file"
+        out(f"Largest difference of logits: {client.difference:.4f} from base and adapter{of_file}")
     for note in result.exported.notes:
         out(note)

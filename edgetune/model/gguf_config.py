@@ -198,6 +198,25 @@ def _granitemoe(source: Source) -> Config:
     }
 
 
+def _cohere(source: Source) -> Config:
+    config = _sizes(source, norm="layer_norm_eps", layer_norm=True)
+    return config | {"logit_scale": source.number("logit_scale")}
+
+
+def _cohere2(source: Source) -> Config:
+    window = source.whole("attention.sliding_window", 0)
+    return _cohere(source) | {"sliding_window": window or None}
+
+
+def _nemotron(source: Source) -> Config:
+    config = _sizes(source, norm="norm_eps", layer_norm=True)
+    return config | {
+        "attention_bias": source.has_tensor("blk.0.attn_q.bias"),
+        "mlp_bias": source.has_tensor("blk.0.ffn_up.bias"),
+        "partial_rotary_factor": rotated_share(source.header, source.architecture, config),
+    }
+
+
 def _gemma(source: Source) -> Config:
     return _sizes(source) | {"hidden_act": "gelu_pytorch_tanh"}
 
@@ -306,6 +325,10 @@ class Architecture:
 
 
 ARCHITECTURES: Final[Mapping[str, Architecture]] = {
+    "arcee": Architecture("arcee", "ArceeForCausalLM", _llama, pairs_channels=True),
+    "cohere2": Architecture("cohere2", "Cohere2ForCausalLM", _cohere2),
+    "command-r": Architecture("cohere", "CohereForCausalLM", _cohere),
+    "ernie4_5": Architecture("ernie4_5", "Ernie4_5ForCausalLM", _sizes),
     "gemma": Architecture("gemma", "GemmaForCausalLM", _gemma, norms_around_one=True),
     "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", _gemma2, norms_around_one=True),
     "gemma3": Architecture("gemma3_text", "Gemma3ForCausalLM", _gemma3, norms_around_one=True),
@@ -313,6 +336,7 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     "gptneox": Architecture("gpt_neox", "GPTNeoXForCausalLM", _gptneox),
     "granite": Architecture("granite", "GraniteForCausalLM", _granite, pairs_channels=True),
     "llama": Architecture("llama", "LlamaForCausalLM", _llama, pairs_channels=True),
+    "nemotron": Architecture("nemotron", "NemotronForCausalLM", _nemotron, norms_around_one=True),
     "olmo2": Architecture("olmo2", "Olmo2ForCausalLM", _sizes),
     "phi3": Architecture("phi3", "Phi3ForCausalLM", _phi3),
     "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", _sizes),

@@ -61,6 +61,10 @@ GGUF: Final = frozenset({"gguf", "ollama", "lmstudio"})
 """The exports whose weights are one GGUF file: what is checked is what llama.cpp makes of it."""
 
 
+ROUNDED: Final = frozenset({"q6_k", "q5_k_m", "q4_k_m", "q4_0"})
+"""Those of them after which another one is closer to base and adapter."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
     """How a run is exported; what is None is the exporter's to choose."""
@@ -188,6 +192,10 @@ def _checked_in_client(
 
     exported = export(to, replace(request, verify=verify))
     check = checks[-1]
+    kind = request.quantize or DEFAULTS[to]
+    if 2 * check.same_text < check.merge.rows and kind in ROUNDED and not request.alone:
+        note = f"{kind} changes most answers of this model: --quantize q8_0 stays closer"
+        exported = replace(exported, notes=(note, *exported.notes))
     return ExportResult(exported=exported, check=check.merge, client=check)
 
 

@@ -36,11 +36,13 @@ def file_tensors(model: LocalModel, merge: Merge, architecture: Architecture) ->
 
 
 def row_order(
-    block: BlockShape, linear: Linear, architecture: Architecture
+    shape: ModelShape, block: BlockShape, linear: Linear, architecture: Architecture
 ) -> NDArray[np.int64] | None:
-    """Return which of the model's rows each row of a projection in the file is; None: the same."""
-    rotary = None if block.attention is None else block.attention.rotary
-    apart = rotary is None or not rotary.interleaved
+    """Return which of the model's rows each row of a projection in the file is; None: the same.
+
+    Layers that do not rotate are as the others: that is how conversion leaves them.
+    """
+    apart = not any(rotary.interleaved for rotary in shape.rotaries)
     if isinstance(block.mixer, GatedDelta):
         return delta.row_order(block.mixer, linear.role)
     if linear.role in ("q", "k") and architecture.neighbours_rotate and apart:
@@ -88,7 +90,7 @@ def arranged(
 ) -> Rows:
     """Return a projection's rows, its weight's, bias's or B's, as the file has them."""
     block = shape.blocks[layer]
-    order = row_order(block, linear, architecture)
+    order = row_order(shape, block, linear, architecture)
     rows = rows if order is None else Reordered(rows, order)
     scale = query_scale(shape, architecture, layer)
     if linear.role not in ("q", "qkv") or "q" in block.norm_by_role or scale == 1.0:
