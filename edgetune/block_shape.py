@@ -184,6 +184,12 @@ class BlockShape:
         return self.mixer if isinstance(self.mixer, Attention) else None
 
     @property
+    def splits(self) -> bool:
+        """Whether it can be computed tile by tile: it attends, to keys that are its own alone."""
+        rule = self.attention
+        return rule is not None and rule.source is None and not rule.lends
+
+    @property
     def mixer_tensors(self) -> tuple[MixerTensor, ...]:
         """The tensors that are neither projections nor norms: those of the mixer, the scalar."""
         scalar = self.scalar

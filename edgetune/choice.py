@@ -31,7 +31,7 @@ class Choice:
     """What a plan decides; each knob is also a flag of ``plan`` and ``train``.
 
     ``context`` is in tokens, ``micro_batch`` in rows, ``loss_chunk`` in loss tokens whose
-    logits exist at one time.
+    logits exist at one time, ``tile`` in tokens of a row.
     """
 
     method: Method = knob(None, "How the model is adapted.")
@@ -50,6 +50,11 @@ class Choice:
     loss_chunk: int = knob(
         None, "Loss tokens whose logits are held at once.", interval=Interval(low=1)
     )
+    tile: int = knob(
+        0,
+        "Tokens of a row that a checkpointed block computes at once; 0: all of them.",
+        interval=Interval(low=0),
+    )
 
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing."""
@@ -59,6 +64,11 @@ class Choice:
     def tokens(self) -> int:
         """Tokens in a full micro-batch."""
         return self.micro_batch * self.context
+
+    @property
+    def tiles(self) -> int:
+        """Tiles in a row; 1 where it is computed at once."""
+        return -(-self.context // self.tile) if self.tile else 1
 
     def to_json(self, shape: ModelShape) -> dict[str, Any]:
         """Return the ``choice`` object of ``plan --json``: method settings lie beside the rest."""

@@ -30,6 +30,7 @@ from edgetune_torch.documents import (
 )
 from edgetune_torch.flash import FusedOnCpu
 from edgetune_torch.precision import attends, attention_dtype
+from edgetune_torch.tile_attention import Tile, attend_in_tile
 
 QUERY_CHUNK = 256
 
@@ -39,16 +40,21 @@ class Keys:
     """Which keys the queries of each row see: those before them in their document.
 
     So are those that it goes on from. If ``cached``, the queries are those of the last keys' tokens.
+    In a ``tile`` of a block they see those of the tiles before it, too; ``documents`` are then those
+    of whole rows.
     """
 
     documents: Documents
     shared: Shared = ()
     cached: bool = False
+    tile: Tile | None = None
 
 
 def attended_to(attended: Attended[Tensor]) -> Tensor:
     """Return the output (B, H, S, h) of attention to a row's own keys."""
     q, k, v, keys = attended.q, attended.k, attended.v, attended.keys
+    if keys.tile is not None:
+        return attend_in_tile(attended, keys.tile)
     if keys.cached:
         return causal(q, k, v, attended.rule, attended.sinks)
     return attend(q, k, v, attended.rule, keys.documents, attended.sinks, keys.shared)
@@ -61,6 +67,8 @@ def attended_behind(attended: Attended[Tensor], k: Tensor, v: Tensor) -> Tensor:
     and needs no mask.
     """
     q, own, length = attended.q, attended.keys, k.shape[2]
+    if own.tile is not None:
+        return attend_in_tile(attended, own.tile, (k, v))
     if own.cached:
         keys, values = torch.cat((k, attended.k), 2), torch.cat((v, attended.v), 2)
         return causal(q, keys, values, attended.rule, attended.sinks)

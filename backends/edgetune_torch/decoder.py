@@ -13,6 +13,7 @@ from edgetune.network.block import Block
 from edgetune.shape import ModelShape
 from edgetune_torch.load import Weights
 from edgetune_torch.ops import TorchOps
+from edgetune_torch.tiles import TiledBlocks
 from edgetune_torch.token_layout import Cache, TokenLayout, placed
 from edgetune_torch.weights import BlockWeights
 
@@ -20,11 +21,18 @@ from edgetune_torch.weights import BlockWeights
 class Decoder:
     """A frozen model, one block at a time; an adaptation joins in at its places."""
 
-    def __init__(self, shape: ModelShape, weights: Weights, dtype: torch.dtype) -> None:
-        """Compute in ``dtype`` with the given weights."""
+    def __init__(
+        self, shape: ModelShape, weights: Weights, dtype: torch.dtype, tile: int = 0
+    ) -> None:
+        """Compute in ``dtype`` with the given weights.
+
+        Passes without gradients, and those that compute a block again, go over ``tile`` positions
+        of the rows at a time; 0: all.
+        """
         self.shape = shape
         self.weights = weights
         self.dtype = dtype
+        self.tile = tile
         norms = {"final": weights.final_norm, "embedding": weights.embedding_norm}
         biases = {"final": weights.final_norm_bias, "embedding": weights.embedding_norm_bias}
         self._ends = BlockWeights(
@@ -54,21 +62,34 @@ class Decoder:
 
     def hidden(self, tokens: Tensor, layout: TokenLayout, method: Adaptation[Tensor]) -> Tensor:
         """Return the output of the last block (B, S, D) for tokens (B, S)."""
-        x = self.embed(tokens, layout, method)
+        x, blocks = self.embed(tokens, layout, method), self.tiled(layout, method)
         for layer in self.weights.blocks.walk(range(self.shape.layers)):
-            x = self.block(layer, x, layout, method)
+            x = blocks.forward(layer, x)
         return x
+
+    def tiled(self, layout: TokenLayout, method: Adaptation[Tensor]) -> TiledBlocks:
+        """Return the blocks as they are computed tile by tile in one pass."""
+        return TiledBlocks(self, layout, method)
 
     def block(
         self, layer: int, x: Tensor, layout: TokenLayout, method: Adaptation[Tensor]
     ) -> Tensor:
         """Return the output of one block (B, S, D)."""
-        ops = TorchOps(self.shape, self.weights, self.weights.blocks[layer], layout, layer)
-        return Block(ops, self.shape, layer, method).output(x)
+        return self._block(layer, layout, method).output(x)
+
+    def leave_keys(
+        self, layer: int, x: Tensor, layout: TokenLayout, method: Adaptation[Tensor]
+    ) -> None:
+        """Leave the keys and values of a tile of a block's input (B, S, D) in the layout's tile."""
+        self._block(layer, layout, method).leave_keys(x)
 
     def final_norm(self, x: Tensor, method: Adaptation[Tensor] = BASE) -> Tensor:
         """Return the input of the head (..., D), of tokens anywhere."""
         return self._end(self._anywhere, method).normed(x)
+
+    def _block(self, layer: int, layout: TokenLayout, method: Adaptation[Tensor]) -> Block[Tensor]:
+        ops = TorchOps(self.shape, self.weights, self.weights.blocks[layer], layout, layer)
+        return Block(ops, self.shape, layer, method)
 
     def _end(self, layout: TokenLayout, method: Adaptation[Tensor]) -> Block[Tensor]:
         ops = TorchOps(self.shape, self.weights, self._ends, layout)

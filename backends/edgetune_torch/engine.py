@@ -10,13 +10,16 @@ checkpointed, f the first adapted block):
 
 - *forward, block i*: the inputs of the checkpointed blocks f..i (c T D each, unless offloaded),
   everything saved of the blocks m..i-1, what one block computes, one dense matrix;
-- *loss*: all of the above that is kept, and the last hidden states, their selection under loss,
-  its norm and gradient, and one chunk's logits, float32 (all of its vocabulary with a head on
-  the device, one tile of it with a streamed head), and one slice of the head in the type of
-  products;
+- *loss*: all of the above that is kept, the last hidden states and their gradient, and of one
+  chunk the states under loss, their norm, its gradient, logits in float32 (all of its vocabulary
+  with a head on the device, one tile of it with a streamed head), and one slice of the head in
+  the type of products;
 - *backward, block i*: the inputs of the blocks below, everything saved of the blocks m..i, for a
   checkpointed block the same of block i alone, the gradient coming in, the gradients of what one
   block computes, one dense matrix.
+
+With tiles (:mod:`edgetune_torch.tiles`) what a checkpointed block computes is what one tile
+computes, and its output, its keys and values, and on the way back the gradients of these.
 
 Keys and values that later blocks read (lent ones) are leaves of their own: they stay where they
 are from the forward pass of the block that made them to its backward pass, and the blocks that
@@ -53,7 +56,17 @@ from edgetune_torch.loss import (
     token_losses,
 )
 from edgetune_torch.malloc import trim
+from edgetune_torch.tiles import spans
 from edgetune_torch.token_layout import Lent, TokenLayout
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some positions under loss: flat indices and targets (C,); those behind ``count`` fill up."""
+
+    at: Tensor
+    targets: Tensor
+    count: int
 
 
 @dataclass(slots=True)
@@ -95,8 +108,9 @@ class Engine:
     ) -> Sums:
         """Add ``scale`` times the gradient of the summed loss to the parameters' ``grad``.
 
-        ``done`` is told each block that has given its gradients, the last one first. ``weigh`` is told the losses of the loss tokens (N,), in order, and says how much each
-        counts; without it each counts once.
+        ``done`` is told each block that has given its gradients, the last one first. ``weigh`` is
+        told the losses of the loss tokens (N,), in order, and says how much each counts; without
+        it each counts once.
         """
         layout, tokens, targets = self._layout(batch, method)
         self.checkpoints.clear()
@@ -105,7 +119,9 @@ class Engine:
         del x
         grad = self._backward(saved, last, layout, method, done)
         if method.trains_input:
-            torch.autograd.backward(self.decoder.embed(tokens, layout, method), grad)
+            for span in spans(tokens.shape[1], self.decoder.tile):
+                x = self.decoder.embed(tokens[:, span], layout.of_span(span), method)
+                torch.autograd.backward(x, grad[:, span])
         return sums
 
     @torch.no_grad()
@@ -127,9 +143,7 @@ class Engine:
         """Return the loss of each loss token of a micro-batch, in order, (N,)."""
         layout, tokens, targets = self._layout(batch, method)
         x = self.decoder.hidden(tokens, layout, method)
-        at, count = loss_positions(targets, self.chunk)
-        normed = self.decoder.final_norm(x.flatten(0, 1)[at], method)
-        return self._losses(normed, targets.reshape(-1)[at], count)
+        return self._losses(x, self._chunks(targets), method)
 
     @torch.no_grad()
     def logits(self, row: Sequence[int], method: Adaptation[Tensor]) -> Tensor:
@@ -160,16 +174,31 @@ class Engine:
 
     def _loss(self, x: Tensor, targets: Tensor, method: Adaptation[Tensor]) -> Sums:
         """Return the summed loss of the last block's output (B, S, D)."""
+        sums, flat = Sums(), x.flatten(0, 1)
+        for chunk in self._chunks(targets):
+            normed = self.decoder.final_norm(flat[chunk.at], method)
+            sums.add(loss_only(normed, chunk.targets, chunk.count, self.head))
+            del normed
+        return sums
+
+    def _chunks(self, targets: Tensor) -> list[Chunk]:
+        """Return the positions under loss in targets (B, S), some at a time."""
         at, count = loss_positions(targets, self.chunk)
-        selected = self.decoder.final_norm(x.flatten(0, 1)[at], method)
+        if not count:
+            return []
         wanted = targets.reshape(-1)[at]
-        return loss_only(selected, wanted, count, self.head, chunk=self.chunk)
+        parts = zip(torch.split(at, self.chunk), torch.split(wanted, self.chunk), strict=True)
+        starts = range(0, len(at), self.chunk)
+        return [
+            Chunk(some, own, min(len(some), max(0, count - start)))
+            for start, (some, own) in zip(starts, parts, strict=True)
+        ]
 
     def _forward(
         self, tokens: Tensor, layout: TokenLayout, method: Adaptation[Tensor]
     ) -> tuple[list[SavedBlock], Tensor]:
         """Return each block that keeps what it saved for its backward pass, and the last output."""
-        first, saved = method.first_layer, []
+        first, saved, tiled = method.first_layer, [], self.decoder.tiled(layout, method)
         with torch.no_grad():
             x = self.decoder.embed(tokens, layout, method)
         for layer in self.decoder.weights.blocks.walk(range(self.decoder.shape.layers)):
@@ -181,8 +210,7 @@ class Engine:
                 continue
             if layer >= first:
                 self.checkpoints.put(x)
-            with torch.no_grad():
-                x = self.decoder.block(layer, x, layout, method)
+            x = tiled.forward(layer, x)
             _cut_off(layout, layer, method)
         return saved, x.detach()
 
@@ -197,28 +225,48 @@ class Engine:
         """Return the loss and the gradient (B, S, D) of the last block's output."""
         if self.device.type == "cpu":
             trim()  # more than ever lives from now on
-        at, count = loss_positions(targets, self.chunk)
-        selected = x.flatten(0, 1)[at].requires_grad_()
-        normed = self.decoder.final_norm(selected, method)
-        wanted = targets.reshape(-1)[at]
-        factor: float | Tensor = scale
-        if weigh is not None:
-            weights = torch.zeros(len(wanted), device=self.device)
-            losses = self._losses(normed.detach(), wanted, count)
-            weights[:count] = torch.from_numpy(weigh(losses)).to(self.device)
-            factor = weights.mul_(scale)
-        sums, normed_grad = loss_and_gradient(
-            normed.detach(), wanted, count, self.head, chunk=self.chunk, scale=factor
-        )
-        torch.autograd.backward(normed, normed_grad)
+        chunks, sums, flat = self._chunks(targets), Sums(), x.flatten(0, 1)
+        counts = self._counts(x, chunks, method, weigh)
         grad = torch.zeros_like(x)
-        grad.view(-1, x.shape[-1])[at[:count]] = cast("Tensor", selected.grad)[:count]
+        flat_grad = grad.view(-1, x.shape[-1])
+        for number, chunk in enumerate(chunks):
+            selected = flat[chunk.at].requires_grad_()
+            normed = self.decoder.final_norm(selected, method)
+            factor = scale if counts is None else counts[number].to(self.device).mul_(scale)
+            own, normed_grad = loss_and_gradient(
+                normed.detach(), chunk.targets, chunk.count, self.head, scale=factor
+            )
+            sums.add(own)
+            torch.autograd.backward(normed, normed_grad)
+            del normed, normed_grad
+            found = cast("Tensor", selected.grad)
+            flat_grad[chunk.at[: chunk.count]] = found[: chunk.count]
+            del selected, found  # before those of the next chunk are there
         return sums, grad
 
-    def _losses(self, normed: Tensor, wanted: Tensor, count: int) -> NDArray[np.float32]:
-        """Return the losses of the first ``count`` rows of the head's input (N, D), (count,)."""
-        losses = token_losses(normed, wanted, self.head, chunk=self.chunk)
-        found: NDArray[np.float32] = losses[:count].cpu().numpy()
+    def _counts(
+        self, x: Tensor, chunks: list[Chunk], method: Adaptation[Tensor], weigh: Weigh | None
+    ) -> Sequence[Tensor] | None:
+        """Return how much each token of each chunk counts (C,), None if all count once."""
+        if weigh is None:
+            return None
+        weights = torch.zeros(sum(len(chunk.at) for chunk in chunks))
+        with torch.no_grad():
+            told = torch.from_numpy(weigh(self._losses(x, chunks, method)))
+        weights[: len(told)] = told
+        return torch.split(weights, [len(chunk.at) for chunk in chunks])
+
+    def _losses(
+        self, x: Tensor, chunks: list[Chunk], method: Adaptation[Tensor]
+    ) -> NDArray[np.float32]:
+        """Return the losses of the loss tokens (N,) of the last block's output (B, S, D)."""
+        flat, losses = x.flatten(0, 1), []
+        for chunk in chunks:
+            normed = self.decoder.final_norm(flat[chunk.at], method)
+            losses.append(token_losses(normed, chunk.targets, self.head)[: chunk.count].cpu())
+        found: NDArray[np.float32] = (
+            torch.cat(losses).numpy() if losses else np.empty(0, np.float32)
+        )
         return found
 
     def _backward(
@@ -234,32 +282,39 @@ class Engine:
         ``last`` holds the gradient of the last block's output, and no more when it was used.
         Returns the gradient of the first adapted block's input, if that is wanted.
         """
-        grad = last.pop()
+        grad, tiled = last.pop(), self.decoder.tiled(layout, method)
         order = range(self.decoder.shape.layers - 1, method.first_layer - 1, -1)
         for layer in self.decoder.weights.blocks.walk(order):
-            leaves = layout.lent.pop(layer, ())
-            came_back = [leaf.grad for leaf in leaves]
-            del leaves
-            if layer >= self.checkpointed:
-                saved_block = saved.pop()
-                block_input, out, made = (
-                    saved_block.block_input,
-                    saved_block.output,
-                    saved_block.lent,
-                )
-                del saved_block
+            if layer < self.checkpointed and tiled.splits(layer):
+                block_input, goes_on = self.checkpoints.take(), _goes_on(layer, method)
+                grad = tiled.backward(layer, block_input, grad, goes_on=goes_on)
+                del block_input
             else:
-                block_input = _leaf(self.checkpoints.take(), layer, method)
-                out = self.decoder.block(layer, block_input, layout, method)
-                made = layout.lent.pop(layer, None)
-            torch.autograd.backward(*_ends((out, *(made or ())), (grad, *came_back)))
-            del made, came_back
-            if block_input.grad is not None:
-                grad = block_input.grad
-            del out, block_input
+                grad = self._whole_backward(layer, grad, saved, layout, method)
             if done is not None:
                 done(layer)
         return grad
+
+    def _whole_backward(
+        self,
+        layer: int,
+        grad: Tensor,
+        saved: list[SavedBlock],
+        layout: TokenLayout,
+        method: Adaptation[Tensor],
+    ) -> Tensor:
+        """Go through a block at once; return its input's gradient, or the same if none is wanted."""
+        came_back = [leaf.grad for leaf in layout.lent.pop(layer, ())]
+        if layer >= self.checkpointed:
+            block = saved.pop()
+            block_input, out, made = block.block_input, block.output, block.lent
+            del block
+        else:
+            block_input = _leaf(self.checkpoints.take(), layer, method)
+            out = self.decoder.block(layer, block_input, layout, method)
+            made = layout.lent.pop(layer, None)
+        torch.autograd.backward(*_ends((out, *(made or ())), (grad, *came_back)))
+        return grad if block_input.grad is None else block_input.grad
 
 
 def _ends(
@@ -282,4 +337,9 @@ def _cut_off(layout: TokenLayout, layer: int, method: Adaptation[Tensor]) -> Non
 
 def _leaf(x: Tensor, layer: int, method: Adaptation[Tensor]) -> Tensor:
     """Return a block's input marked for gradients, unless nothing before it is trained."""
-    return x.detach().requires_grad_(method.trains_input or layer > method.first_layer)
+    return x.detach().requires_grad_(_goes_on(layer, method))
+
+
+def _goes_on(layer: int, method: Adaptation[Tensor]) -> bool:
+    """Return whether the gradient of a block's input is wanted."""
+    return method.trains_input or layer > method.first_layer

@@ -179,7 +179,7 @@ def fake_engine(shape: ModelShape, choice: Choice) -> Engine:
         softcap=shape.logit_softcap,
     )
     return Engine(
-        Decoder(shape, weights, DTYPES[choice.compute_dtype]),
+        Decoder(shape, weights, DTYPES[choice.compute_dtype], choice.tile),
         head,
         checkpointed=choice.checkpointing.layers,
         chunk=choice.loss_chunk,

@@ -58,7 +58,7 @@ class FusedOnCpu(torch.autograd.Function):
         """Return the output (B, H, S, h), laid out (B, S, H, h)."""
         dtype, ctx.scale = attention_dtype(q.dtype, q.device), scale
         ctx.pieces = list(_pieces(documents, shared, apart=dtype != q.dtype))
-        out, sums = _laid_out(q), []
+        out, sums = laid_out(q), []
         for piece in ctx.pieces:
             queries, found = piece.of(q, piece.own).to(dtype), []
             for at, causal in piece.seen:
@@ -69,7 +69,7 @@ class FusedOnCpu(torch.autograd.Function):
                     )
                 )
                 del keys, values
-            part, log_sum = found[0] if len(found) == 1 else _joined(*found)
+            part, log_sum = found[0] if len(found) == 1 else joined(*found)
             piece.of(out, piece.own).copy_(part)
             del part, found, queries  # they must not live on beside the next piece
             sums.append(log_sum)
@@ -80,7 +80,7 @@ class FusedOnCpu(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         """Return the gradients of q, k and v."""
         q, k, v, out, *sums = ctx.saved_tensors
-        dtype, results = attention_dtype(q.dtype, q.device), tuple(map(_laid_out, (q, k, v)))
+        dtype, results = attention_dtype(q.dtype, q.device), tuple(map(laid_out, (q, k, v)))
         for piece, log_sum in zip(ctx.pieces, sums, strict=True):
             grad, queries, made = (piece.of(x, piece.own).to(dtype) for x in (grads[0], q, out))
             for at, causal in piece.seen:
@@ -95,7 +95,7 @@ class FusedOnCpu(torch.autograd.Function):
         return (*results, None, None, None)
 
 
-def _joined(one: Attended, other: Attended) -> Attended:
+def joined(one: Attended, other: Attended) -> Attended:
     """Return the output over the keys of both, in place of one's, and the sum's logarithm."""
     (out, sums), (other_out, other_sums) = one, other
     both = torch.logaddexp(sums, other_sums)
@@ -115,7 +115,7 @@ def _pieces(documents: Documents, shared: Shared, *, apart: bool) -> Iterator[Pi
             yield Piece(slice(number, number + 1), span.own, span.trunk)
 
 
-def _laid_out(x: Tensor) -> Tensor:
+def laid_out(x: Tensor) -> Tensor:
     """Return zeros like x (B, H, S, h) that can be flattened to (B, S, H h) without a copy."""
     rows, heads, positions, size = x.shape
     return x.new_zeros(rows, positions, heads, size).transpose(1, 2)

@@ -18,6 +18,9 @@ from edgetune_torch.token_layout import Cache
 @torch.no_grad()
 def read(decoder: Decoder, head: Head, rows: Sequence[tuple[Cache, Sequence[int]]]) -> Tensor:
     """Return the logits (B, V) after each row's last token; all of them join the caches."""
+    tile = decoder.tile
+    if tile and any(cache.length and len(own) > tile for cache, own in rows):
+        return torch.cat([_in_pieces(decoder, head, *row) for row in rows])
     caches, tokens = [cache for cache, _ in rows], [own for _, own in rows]
     method = mixed([cache.method for cache in caches])
     batch, layout = decoder.placed(prompt_batch(tokens), method, caches)
@@ -29,6 +32,13 @@ def read(decoder: Decoder, head: Head, rows: Sequence[tuple[Cache, Sequence[int]
         cache.length += count
     last = torch.tensor(counts, device=x.device) - 1
     return head.logits(decoder.final_norm(x[torch.arange(len(x), device=x.device), last], method))
+
+
+def _in_pieces(decoder: Decoder, head: Head, cache: Cache, tokens: Sequence[int]) -> Tensor:
+    """Return the logits (1, V) after a row, of which a tile is read behind the cache at a time."""
+    for start in range(0, len(tokens), decoder.tile):
+        logits = read(decoder, head, [(cache, tokens[start : start + decoder.tile])])
+    return logits
 
 
 def new_cache(decoder: Decoder, method: Adaptation[Tensor], capacity: int) -> Cache:

@@ -24,6 +24,12 @@ from edgetune_torch.workspace import Workspace
 ROWS = 512
 """Rows that are widened at a time."""
 
+DRAWN = 256
+"""Positions of a row whose dropout is drawn at a time."""
+
+SPREAD = 0x9E3779B97F4A7C15
+"""An odd number, so that its multiples differ in their lower bits too."""
+
 
 def multiplied(x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
     """Return ``x W^T + bias`` (..., N) for x (..., K), without a way back."""
@@ -90,7 +96,7 @@ class LoraLinear(torch.autograd.Function):
         flat, dense = x.flatten(0, -2), rows.dense()
         wide_a, wide_b = a.to(rows.dtype), b.to(rows.dtype)
         y, low = rows.empty(len(dense)), flat.new_empty((len(flat), len(a)), dtype=rows.dtype)
-        kept = None if dropout is None else mask(dropout, flat.shape, x.device)
+        kept = None if dropout is None else mask(dropout, x.shape, x.device).flatten(0, -2)
         for span in rows.spans():
             part, wide = rows.part(y, span, "outputs"), rows.upcast(flat, span, "inputs")
             torch.mm(_dropped(wide, kept, span, dropout), wide_a.T, out=low[span])
@@ -113,8 +119,9 @@ class LoraLinear(torch.autograd.Function):
         a_grad, b_grad = None if x is None else torch.zeros_like(a), torch.zeros_like(b)
         dense = rows.dense() if ctx.needs_input_grad[0] else None
         x_grad = None if dense is None else rows.empty(a.shape[1])
-        size = torch.Size((len(grad), a.shape[1]))
-        kept = None if ctx.dropout is None else mask(ctx.dropout, size, grad.device)
+        kept = None
+        if ctx.dropout is not None:
+            kept = mask(ctx.dropout, ctx.shape, grad.device).flatten(0, -2)
         for span in rows.spans():
             wide = rows.upcast(grad, span, "outputs")
             low_grad = (wide @ wide_b).mul_(ctx.scale)  # (T, R)
@@ -137,10 +144,27 @@ class LoraLinear(torch.autograd.Function):
 
 
 def mask(dropout: Dropout, size: torch.Size, device: torch.device) -> Tensor:
-    """Return which elements of a tensor are kept, as booleans."""
-    generator = torch.Generator(device).manual_seed(dropout.seed >> 8)  # it takes 63 bits
+    """Return which elements of a tensor (B, S, K) are kept, as booleans.
+
+    Some positions of a row are drawn at a time, each time anew, so that a token's elements do not
+    depend on which others are computed with it.
+    """
     kept = torch.empty(size, dtype=torch.bool, device=device)
-    return kept.bernoulli_(1 - dropout.fraction, generator=generator)
+    rows, positions, columns = size
+    for row in range(rows):
+        at = 0
+        while at < positions:
+            number, skipped = divmod(dropout.start + at, DRAWN)
+            count = min(DRAWN - skipped, positions - at)
+            whole = kept[row, at : at + count]
+            drawn = whole if count == DRAWN else whole.new_empty(DRAWN, columns)
+            seed = (dropout.seed >> 8) + SPREAD * (row * 2**20 + number)
+            generator = torch.Generator(device).manual_seed(seed % 2**63)  # it takes 63 bits
+            drawn.bernoulli_(1 - dropout.fraction, generator=generator)
+            if drawn is not whole:
+                whole.copy_(drawn[skipped : skipped + count])
+            at += count
+    return kept
 
 
 def frozen_linear(x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:

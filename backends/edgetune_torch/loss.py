@@ -71,6 +71,12 @@ class Sums:
     tokens: int = 0
     correct: int = 0
 
+    def add(self, other: Sums) -> None:
+        """Add those of other tokens."""
+        self.loss += other.loss
+        self.tokens += other.tokens
+        self.correct += other.correct
+
 
 class _Softmax:
     """What is known of the softmax of C rows after some tiles."""
@@ -130,27 +136,22 @@ def loss_positions(targets: Tensor, chunk: int) -> tuple[Tensor, int]:
 
 
 def loss_and_gradient(
-    x: Tensor, targets: Tensor, count: int, head: Head, *, chunk: int, scale: float | Tensor
+    x: Tensor, targets: Tensor, count: int, head: Head, *, scale: float | Tensor
 ) -> tuple[Sums, Tensor]:
-    """Return the summed loss of x (N, D) and ``scale`` times its gradient (N, D).
+    """Return the summed loss of a chunk x (C, D) and ``scale`` times its gradient (C, D).
 
-    ``targets`` (N,) holds token ids only, ``chunk`` is in loss tokens; ``scale`` is one number
-    or one for every row, (N,). Rows behind the first ``count`` add nothing to the loss, and their
-    gradient is zero.
+    ``targets`` (C,) holds token ids only; ``scale`` is one number or one for every row, (C,). Rows
+    behind the first ``count`` add nothing to the loss, and their gradient is zero.
     """
-    sums = Sums()
-    grad = torch.empty_like(x)
-    for start in range(0, len(x), chunk):
-        span = slice(start, start + chunk)
-        softmax, kept = _Softmax(targets[span]), []
-        for at, tile, rows in head.tiles(x[span]):
-            softmax.add(at, tile)
-            if not head.rows.streamed:
-                kept.append(tile)
-            del tile, rows  # not needed any more while the next ones are made
-        softmax.add_to(sums, max(0, count - start))
-        own = scale if isinstance(scale, float) else scale[span, None]
-        grad[span] = _gradient(x[span], head, softmax, kept, own)
+    sums, softmax, kept = Sums(), _Softmax(targets), []
+    for at, tile, rows in head.tiles(x):
+        softmax.add(at, tile)
+        if not head.rows.streamed:
+            kept.append(tile)
+        del tile, rows  # not needed any more while the next ones are made
+    softmax.add_to(sums, count)
+    own = scale if isinstance(scale, float) else scale[:, None]
+    grad = _gradient(x, head, softmax, kept, own).to(x.dtype)
     grad[count:] = 0
     return sums, grad
 
@@ -185,29 +186,22 @@ def _again(
         yield span, kept.pop(), rows
 
 
-def loss_only(x: Tensor, targets: Tensor, count: int, head: Head, *, chunk: int) -> Sums:
-    """Return the summed loss of the first rows of x (N, D) against targets (N,)."""
+def loss_only(x: Tensor, targets: Tensor, count: int, head: Head) -> Sums:
+    """Return the summed loss of the first rows of a chunk x (C, D) against targets (C,)."""
     sums = Sums()
-    for start, softmax in _softmaxes(x, targets, head, chunk):
-        softmax.add_to(sums, max(0, count - start))
+    _softmax(x, targets, head).add_to(sums, count)
     return sums
 
 
-def token_losses(x: Tensor, targets: Tensor, head: Head, *, chunk: int) -> Tensor:
-    """Return the loss of every row of x (N, D) against targets (N,), float32 (N,)."""
-    losses = torch.empty(len(x), device=x.device)
-    for start, softmax in _softmaxes(x, targets, head, chunk):
-        losses[start : start + chunk] = softmax.losses
-    return losses
+def token_losses(x: Tensor, targets: Tensor, head: Head) -> Tensor:
+    """Return the loss of every row of a chunk x (C, D) against targets (C,), float32 (C,)."""
+    return _softmax(x, targets, head).losses
 
 
-def _softmaxes(
-    x: Tensor, targets: Tensor, head: Head, chunk: int
-) -> Iterator[tuple[int, _Softmax]]:
-    """Yield where each chunk of rows starts, and what is known once all of its tiles were seen."""
-    for start in range(0, len(x), chunk):
-        softmax = _Softmax(targets[start : start + chunk])
-        for span, tile, rows in head.tiles(x[start : start + chunk]):
-            softmax.add(span, tile)
-            del tile, rows
-        yield start, softmax
+def _softmax(x: Tensor, targets: Tensor, head: Head) -> _Softmax:
+    """Return what is known of a chunk once all of its tiles were seen."""
+    softmax = _Softmax(targets)
+    for span, tile, rows in head.tiles(x):
+        softmax.add(span, tile)
+        del tile, rows
+    return softmax

@@ -109,6 +109,7 @@ def open_engine(
         checkpointed=choice.checkpointing.layers,
         offload=choice.checkpointing.offload,
         chunk=choice.loss_chunk,
+        tile=choice.tile,
     )
 
 
@@ -120,6 +121,7 @@ def build_engine(
     checkpointed: int = 0,
     offload: Offload = "none",
     chunk: int = 256,
+    tile: int = 0,
 ) -> Engine:
     """Return the engine over loaded weights; the knobs are those of the plan."""
     shape = model.shape
@@ -130,7 +132,7 @@ def build_engine(
         softcap=shape.logit_softcap,
     )
     return Engine(
-        Decoder(shape, weights, dtype),
+        Decoder(shape, weights, dtype, tile),
         head,
         checkpointed=checkpointed,
         chunk=chunk,

@@ -72,6 +72,7 @@ class TorchOps:
         """Multiply by a frozen matrix and a low-rank update."""
         matrix = self.block.matrices[role]
         a = a.detach() if fixed else a
+        dropout = self._placed(dropout)
         return linear.lora_linear(x, a, b, matrix, self._bias(role, bias), scale, dropout)
 
     def bias(self, role: str, y: Tensor) -> Tensor:
@@ -120,9 +121,12 @@ class TorchOps:
         """Rotate x (B, heads, S, h)."""
         return pointwise.rotate(x, *self.layout.cos_sin(rotary), interleaved=rotary.interleaved)
 
-    def keys(self) -> Keys:
-        """Return the documents of each row."""
-        return Keys(self.layout.documents, self.layout.shared)
+    def keys(self, k: Tensor, v: Tensor) -> Keys:
+        """Return the documents of each row; leave keys and values for the tiles to come."""
+        tile = self.layout.tile
+        if tile is not None:
+            tile.leave(k, v)
+        return Keys(self.layout.documents, self.layout.shared, tile=tile)
 
     def attend(
         self, attended: Attended[Tensor], before: tuple[Tensor, Tensor] | None = None
@@ -161,7 +165,10 @@ class TorchOps:
         q = attended.q[:, first : first + k.shape[1] * shared]
         sinks = attended.sinks
         sinks = None if sinks is None else sinks[first : first + k.shape[1] * shared]
-        return replace(attended, q=q, k=k, v=v, sinks=sinks)
+        keys = attended.keys
+        if keys.tile is not None:
+            keys = replace(keys, tile=keys.tile.of(slice(None), heads))
+        return replace(attended, q=q, k=k, v=v, keys=keys, sinks=sinks)
 
     def in_groups(self, attended: Attended[Tensor], size: int, *, late: bool) -> Attended[Tensor]:
         """Attend within groups of tokens, as if they were documents."""
@@ -183,8 +190,10 @@ class TorchOps:
     def cached(self, row: int, attended: Attended[Tensor]) -> Attended[Tensor]:
         """Write a row's keys and values behind the cached ones and attend to all of them."""
         ((count,),) = attended.keys.documents  # without the padding behind
-        cache, source = self.layout.caches[row], attended.rule.source
-        start, stop = cache.length, cache.length + count
+        cache, source, tile = self.layout.caches[row], attended.rule.source, self.layout.tile
+        first = 0 if tile is None else min(tile.start, count)
+        count = min(count - first, attended.q.shape[2])
+        start, stop = cache.length + first, cache.length + first + count
         layer = self.layer if source is None else source
         keys, values = cache.keys[layer], cache.values[layer]
         if source is None:
@@ -237,9 +246,9 @@ class TorchOps:
         self, x: Tensor, a: Tensor, b: Tensor, scale: float, dropout: Dropout | None
     ) -> Tensor:
         """Multiply by a low-rank update alone."""
+        dropout = self._placed(dropout)
         if dropout is not None:
-            mask = linear.mask(dropout, x.flatten(0, -2).shape, x.device).view(x.shape)
-            x = x * mask / (1 - dropout.fraction)
+            x = x * linear.mask(dropout, x.shape, x.device) / (1 - dropout.fraction)
         return (x @ a.to(x.dtype).T) @ b.to(x.dtype).T * scale
 
     def trained_linear(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -360,7 +369,8 @@ class TorchOps:
         """Return the attention of some rows."""
         q, k, v = (x[rows] for x in (attended.q, attended.k, attended.v))
         own = attended.keys
-        keys = replace(own, documents=own.documents[rows], shared=own.shared[rows])
+        tile = None if own.tile is None else own.tile.of(rows)
+        keys = replace(own, documents=own.documents[rows], shared=own.shared[rows], tile=tile)
         return replace(attended, q=q, k=k, v=v, keys=keys)
 
     def concatenated(self, parts: Sequence[Tensor]) -> Tensor:
@@ -389,6 +399,11 @@ class TorchOps:
             out, cache.carried[self.layer] = go_on(before, *parts)
             outputs.append(torch.nn.functional.pad(out, (0, 0, 0, positions - count)))
         return torch.cat(outputs)
+
+    def _placed(self, dropout: Dropout | None) -> Dropout | None:
+        """Return a dropout that knows where the rows of this pass begin."""
+        tile = self.layout.tile
+        return dropout if dropout is None or tile is None else replace(dropout, start=tile.start)
 
     def _bias(self, role: str, wanted: bool) -> Tensor | None:
         return self.block.biases.get(role) if wanted else None

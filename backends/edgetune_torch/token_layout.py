@@ -20,6 +20,7 @@ from edgetune.shape import ModelShape, Rotary
 from edgetune_torch.documents import Documents, Shared
 from edgetune_torch.out_of_memory import out_of_memory
 from edgetune_torch.rotary import cos_sin
+from edgetune_torch.tile_attention import Tile
 
 
 @dataclass(slots=True)
@@ -73,7 +74,8 @@ class TokenLayout:
     ``shared`` says what documents go on from.
     ``lengths`` (B, S) are those of the tokens' documents, where the rotation depends on them.
     In generation each row is one document, or the end of one, and has a cache; all are empty or
-    none is.
+    none is. In a ``tile`` of a block, positions and lengths are the tile's; documents are those of
+    whole rows.
 
     ``lent`` are keys and values by the layer that made them, ``per_layer`` (L, B, S, P) what each
     block reads besides the stream.
@@ -87,6 +89,7 @@ class TokenLayout:
     caches: Sequence[Cache] = ()
     lent: dict[int, Lent] = field(default_factory=dict)
     per_layer: Tensor | None = None
+    tile: Tile | None = None
     _tables: dict[Rotary, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def cos_sin(self, rotary: Rotary) -> tuple[Tensor, Tensor]:
@@ -101,6 +104,15 @@ class TokenLayout:
         return replace(
             self, positions=self.positions[rows], documents=self.documents[rows], lengths=lengths,
             shared=self.shared[rows], caches=self.caches[rows], _tables={},
+        )  # fmt: skip
+
+    def of_span(self, span: slice, tile: Tile | None = None) -> TokenLayout:
+        """Return where the tokens at some positions of all rows stand, in a tile of a block."""
+        lengths = None if self.lengths is None else self.lengths[:, span]
+        beside = None if self.per_layer is None else self.per_layer[:, :, span]
+        return replace(
+            self, positions=self.positions[:, span], lengths=lengths, per_layer=beside, tile=tile,
+            _tables={},
         )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
 
@@ -86,11 +86,17 @@ class BatchShape:
     """Whether documents go on from the beginning of others."""
     fuses: bool = True
     """Whether there is a kernel for attention that keeps no scores."""
+    tile: int = 0
+    """Positions of a tile of a block that is computed tile by tile; 0: it is computed whole."""
 
     @property
     def tokens(self) -> int:
         """Tokens in all rows."""
         return self.batch * self.context
+
+    def of_tile(self) -> BatchShape:
+        """Return what a tile is computed on."""
+        return replace(self, context=self.tile, tile=0)
 
     @property
     def upcast(self) -> bool:
@@ -127,9 +133,10 @@ def batch_shape_of(
     multiplied = "float32" if wide else choice.compute_dtype
     blocks = platform.lazy and choice.quantization == FILE_FORMAT  # no kernel for them
     unpacks = platform.unpacks or blocks
+    context = bucket(choice.context + sharing * choice.method.virtual_tokens)
     return BatchShape(
         batch=choice.micro_batch,
-        context=bucket(choice.context + sharing * choice.method.virtual_tokens),
+        context=context,
         width=BYTES[choice.compute_dtype],
         product=FLOAT32_BYTES if wide else BYTES[choice.compute_dtype],
         dense=choice.quantization != "none" or multiplied != shape.dtype,
@@ -143,6 +150,7 @@ def batch_shape_of(
         documents=sharing,
         forked=forked,
         fuses=platform.attends_16bit or not narrow,
+        tile=choice.tile if choice.tile < context and not platform.lazy else 0,
     )
 
 

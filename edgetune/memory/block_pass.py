@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.eager import EagerOps
 from edgetune.memory.ledger import Ledger
 from edgetune.memory.sized import Sized, outside
+from edgetune.memory.tiled_pass import TiledPass
 from edgetune.methods.adapted import Adapted
 from edgetune.methods.base import AdapterTensor, Method
 from edgetune.network.block import Block
@@ -28,7 +29,7 @@ class BlockPass:
     ``plain`` that of one without gradients (dropout and all), ``inference`` the same in an
     evaluation, ``backward`` that of the backward pass, what was
     kept included. ``again`` is the latter where the block is computed again for it, while the
-    MLP goes back, ``after_mlp`` from then on.
+    MLP goes back, ``after_mlp`` from then on; ``once_more`` is the peak of computing it again.
     """
 
     kept: int
@@ -36,6 +37,7 @@ class BlockPass:
     plain: int
     inference: int
     backward: int
+    once_more: int
     again: int
     after_mlp: int
 
@@ -148,6 +150,23 @@ class Passes:
 
     def of(self, kind: BlockKind) -> BlockPass:
         """Return the bytes of a block's passes."""
+        whole = self._whole(kind)
+        if not self.rows.tile or not self.shape.blocks[kind.layer].splits:
+            return whole
+        tiled = TiledPass(
+            self.shape, kind.layer, self.rows, self.quantized,
+            lambda grad, training: self.own.with_tensors(
+                kind.tensors, grad=grad, training=training
+            ),
+        )  # fmt: skip
+        plain, again = tiled.forward(training=True), tiled.again(goes_on=kind.goes_on)
+        inference = tiled.forward(training=False) if self.own.spec.draws else plain
+        return replace(
+            whole, plain=plain, inference=inference, once_more=again, again=again, after_mlp=again
+        )
+
+    def _whole(self, kind: BlockKind) -> BlockPass:
+        """Return the bytes of a block that is computed at once."""
         plain = self._ungraded(kind, training=True)
         inference = self._ungraded(kind, training=False) if self.own.spec.draws else plain
         graded = Ledger()
@@ -164,7 +183,7 @@ class Passes:
         back = graded.peak
         return BlockPass(
             kept=kept, forward=forward, plain=plain, inference=inference,
-            backward=back, again=back, after_mlp=back,
+            backward=back, once_more=forward, again=back, after_mlp=back,
         )  # fmt: skip
 
     def run(

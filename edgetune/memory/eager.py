@@ -15,6 +15,7 @@ from edgetune.memory.delta import DeltaRule
 from edgetune.memory.ledger import Ledger
 from edgetune.memory.products import Product, unpack
 from edgetune.memory.sized import Gradient, Sized, Strewn, outside
+from edgetune.memory.tile_attention import SizedTile, attend_in_tile
 from edgetune.network.ops import Attended, Dropout, KeptNorms, Key
 from edgetune.shape import Experts, GatedDelta, ModelShape, Rotary
 from edgetune.storage import FLOAT32_BYTES
@@ -34,9 +35,11 @@ class EagerOps(DeltaRule):
         layer: int = 0,
         *,
         quantized: bool,
+        tile: SizedTile | None = None,
         to_lender: bool = False,
     ) -> None:
-        """Begin a pass; nothing is on the tape if no input wants a gradient.
+        """Begin a pass, over a ``tile`` of a block; nothing is on the tape if no input wants a
+        gradient.
 
         ``to_lender``: whether keys and values of another block want theirs.
         """
@@ -44,6 +47,7 @@ class EagerOps(DeltaRule):
         self.shape = shape
         self.own = shape.blocks[layer]
         self.quantized = quantized
+        self.tile = tile
         self.multiplies = False
         """Whether a frozen matrix was multiplied."""
         self.to_lender = to_lender
@@ -143,13 +147,17 @@ class EagerOps(DeltaRule):
         """Rotate x (B, heads, S, h)."""
         return self.rotated(x, rotary)
 
-    def keys(self) -> int:
+    def keys(self, k: Sized, v: Sized) -> int:
         """Return how many documents the fullest row holds."""
+        if self.tile is not None and self.tile.graded:
+            self.tile.own = k, v
         return self.batch.documents
 
     def attend(self, attended: Attended[Sized], before: tuple[Sized, Sized] | None = None) -> Sized:
         """Attend, to keys in front of those of every document too."""
         q, k, v, rule = attended.q, attended.k, attended.v, attended.rule
+        if self.tile is not None:
+            return attend_in_tile(self, (q, k, v), rule, self.tile, before)
         if before is None:
             return self.attention(q, k, v, rule)
         documents, length = attended.keys, before[0].shape[2]

@@ -5,6 +5,7 @@ N loss tokens, D hidden size, V vocabulary, C tokens of a chunk, W rows of a sli
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil
 
 from edgetune.memory.batch_shape import BatchShape
@@ -35,6 +36,8 @@ def loss_bytes(
 
     ``weighed``: an objective over answers weighs the loss tokens, whose losses come first.
     """
+    if not rows.lazy:
+        return _in_chunks(shape, rows, chunk, head, quantized=quantized, weighed=weighed)
     ledger, hidden = Ledger(), rows.activation_bytes(shape.hidden_size)
     ledger.alloc(rows.tokens * (INDEX + 4))
     ledger.alloc(hidden)  # the selected states
@@ -46,17 +49,54 @@ def loss_bytes(
     ledger.transient(_chunk(shape, rows, chunk, head, quantized=quantized, gradient=True))
     ledger.transient(hidden, 0)
     made = norm_backward(ledger, shape.norm, shape.hidden_size, rows, shape.hidden_size)
-    if not rows.lazy:
-        ledger.transient(hidden)  # the gradient of all states, what was selected still there
     ledger.free(made + hidden + weight_bytes)
     ledger.transient(2 * hidden)
     return ledger.peak
+
+
+def _in_chunks(
+    shape: ModelShape, rows: BatchShape, chunk: int, head: str, *, quantized: bool, weighed: bool
+) -> int:
+    """Return the same on torch, which selects and normalises the states of one chunk at a time."""
+    ledger, some, size = Ledger(), _of_chunk(rows, chunk), shape.hidden_size
+    ledger.alloc(rows.tokens * (INDEX + 4))
+    if weighed:
+        ledger.transient(rows.tokens * SCORED_BYTES)
+        ledger.transient(_evaluated(shape, some, chunk, head, quantized=quantized))
+        ledger.alloc(rows.tokens * FLOAT32_BYTES)
+    ledger.alloc(rows.activation_bytes(size))  # the gradient of all states
+    selected = ledger.alloc(some.activation_bytes(size))
+    norm_forward(ledger, shape.norm, size, some, size)
+    ledger.transient(_chunk(shape, some, chunk, head, quantized=quantized, gradient=True))
+    ledger.alloc(selected)  # the gradient behind the norm
+    norm_backward(ledger, shape.norm, size, some, size)
+    return ledger.peak
+
+
+def _evaluated(
+    shape: ModelShape, some: BatchShape, chunk: int, head: str, *, quantized: bool
+) -> int:
+    """Return the peak of one chunk's losses on torch."""
+    ledger = Ledger()
+    selected = ledger.alloc(some.activation_bytes(shape.hidden_size))
+    kept = norm_forward(ledger, shape.norm, shape.hidden_size, some, shape.hidden_size)
+    ledger.free(selected + kept)
+    ledger.transient(_chunk(shape, some, chunk, head, quantized=quantized, gradient=False))
+    return ledger.peak
+
+
+def _of_chunk(rows: BatchShape, chunk: int) -> BatchShape:
+    """Return one chunk of loss tokens as a row of its own."""
+    return replace(rows, batch=1, context=min(chunk, rows.tokens))
 
 
 def evaluation_bytes(
     shape: ModelShape, rows: BatchShape, chunk: int, head: str, *, quantized: bool = False
 ) -> int:
     """Return the peak of the loss without its gradient."""
+    if not rows.lazy:
+        some = _of_chunk(rows, chunk)
+        return rows.tokens * (INDEX + 4) + _evaluated(shape, some, chunk, head, quantized=quantized)
     ledger, hidden = Ledger(), rows.activation_bytes(shape.hidden_size)
     ledger.alloc(rows.tokens * (INDEX + 4) + hidden)
     weight_bytes = norm_forward(ledger, shape.norm, shape.hidden_size, rows, shape.hidden_size)
@@ -78,7 +118,8 @@ def _chunk(
     wide = tokens * shape.hidden_size * rows.product if rows.upcast else 0
     narrow = 0 if rows.product == FLOAT32_BYTES else tokens * height * rows.product
     statistics = 10 * FLOAT32_BYTES * tokens + _slices(shape, rows, height, head)
-    going = kept + max(tile, narrow)
+    last = FLOAT32_BYTES * tokens * (shape.vocabulary % height or height)
+    going = kept + max(tile, narrow) if kept == tile else kept + max(last, tile - last)
     summand = 0 if rows.product == FLOAT32_BYTES else tokens * shape.hidden_size * rows.product
     back = FLOAT32_BYTES * tokens * shape.hidden_size + kept + narrow + summand
     if gradient and shape.logit_softcap is not None:

@@ -17,7 +17,7 @@ from edgetune.memory.optimizer import state_bytes, update_bytes
 from edgetune.memory.passes import block_pass
 from edgetune.memory.runtime import runtime_bytes
 from edgetune.memory.scratch import scratch_bytes
-from edgetune.memory.step import StepModel
+from edgetune.memory.step import SLOTS, StepModel
 from edgetune.memory.weights import load_bytes, transient_bytes, weight_bytes
 from edgetune.methods.base import Footprint, Method, Ranks
 from edgetune.objectives import Objective
@@ -110,7 +110,7 @@ class MemoryModel:
         transient = self._passing(choice.quantization, choice.placement)
         moment = step.peak(
             kept.layers,
-            offloaded=kept.offload != "none",
+            offload=kept.offload,
             loss=loss,
             update=update,
             transient=transient,
@@ -173,6 +173,9 @@ class MemoryModel:
                 2 * rows.activation_bytes(block.keys) if layer in shape.lenders else 0
                 for layer, block in enumerate(shape.blocks)
             ],
+            tables=table_bytes(shape, rows),
+            tiled=rows.tile > 0 and all(block.splits or not block.heads for block in shape.kinds),
+            late=SLOTS if rows.lazy else 0,
         )
 
     def _unpacks_head(self, quantization: str) -> bool:
@@ -207,18 +210,16 @@ class MemoryModel:
 
 
 def place_bytes(shape: ModelShape, rows: BatchShape) -> int:
-    """Return what lives through a pass: tokens, targets, positions, tables of the rotation.
+    """Return what lives through a pass: tokens, targets, positions, what blocks read beside."""
+    own = shape.per_layer
+    beside = 0 if own is None else rows.activation_bytes(shape.layers * own.size)
+    return rows.tokens * INDICES + beside
 
-    MLX makes the tables inside of its kernel. What blocks read besides the stream is there for
-    all of them.
-    """
-    own = (
-        0 if shape.per_layer is None else rows.activation_bytes(shape.layers * shape.per_layer.size)
-    )
-    if rows.lazy:
-        return rows.tokens * INDICES + own
-    turned = sum(2 * rotary.dimensions for rotary in shape.rotaries)
-    return rows.tokens * INDICES + rows.activation_bytes(turned) + own
+
+def table_bytes(shape: ModelShape, rows: BatchShape) -> int:
+    """Return the tables of the rotation of all positions; MLX makes them inside of its kernel."""
+    turned = 0 if rows.lazy else sum(2 * rotary.dimensions for rotary in shape.rotaries)
+    return rows.activation_bytes(turned)
 
 
 def _estimate(parts: Parts, load: int, evaluation: int, *, compares: bool) -> MemoryEstimate:

@@ -27,6 +27,7 @@ def block_pass(block: Block) -> BlockPass:
         plain=plain.peak,
         inference=inference.peak,
         backward=max(way.mlp_peak, back.peak),
+        once_more=graded.peak,
         again=way.mlp_peak - not_made,
         after_mlp=back.peak - not_made,
     )

@@ -14,9 +14,10 @@ from itertools import accumulate
 
 from edgetune.memory.block_pass import BlockPass
 from edgetune.memory.weights import TransientWeights
+from edgetune.settings.spec import Offload
 
 SLOTS = 2
-"""Offloaded inputs that are on their way at one time."""
+"""Inputs that are on their way to the host or back at one time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +47,21 @@ class StepModel:
         place: int,
         grown: Sequence[int],
         lent: Sequence[int],
+        tables: int = 0,
+        tiled: bool = False,
+        late: int = 0,
     ) -> None:
         """Sum over the blocks once, so that a number of checkpointed ones is looked up.
 
         ``first`` is the first adapted block, ``input_bytes`` those of a block's input, ``place``
         what lives through a whole pass, ``grown`` the bytes of the gradients that are there when
         a block has given its own, and of all before any has. ``lent`` are those of the keys and
-        values that a block makes for later ones, too.
+        values that a block makes for later ones, too. ``tables`` of the rotation live as long,
+        unless all blocks that attend are ``tiled``. ``late`` inputs on their way to disk or back
+        are there whatever is computed.
         """
         self.blocks, self.first, self.input_bytes, self.place = blocks, first, input_bytes, place
-        self.grown = grown
+        self.grown, self.tables, self.tiled, self.late = grown, tables, tiled, late
         self._kept = list(accumulate((block.kept for block in blocks), initial=0))
         self._lent = list(accumulate(lent, initial=0))
         self._alike: dict[BlockPass, list[int]] = {}
@@ -66,7 +72,7 @@ class StepModel:
         self,
         checkpointed: int,
         *,
-        offloaded: bool,
+        offload: Offload,
         loss: int,
         update: int,
         transient: TransientWeights,
@@ -76,7 +82,7 @@ class StepModel:
         ``transient`` are the weights that come and go with a block; only checkpointed blocks do.
         """
         moments = [
-            *self._moments(checkpointed, offloaded, loss, transient),
+            *self._moments(checkpointed, offload, loss, transient),
             Moment(0, 0, update, max(self.grown)),
         ]
         return max(moments, key=lambda moment: moment.total)
@@ -87,26 +93,28 @@ class StepModel:
             transient + block.inference + self._lent[layers[-1]]
             for block, layers in self._alike.items()
         )
-        return self.place + self.input_bytes + max(loss + self._lent[-1], *blocks)
+        place = self.place + (0 if self.tiled else self.tables)
+        return place + self.input_bytes + max(loss + self._lent[-1], *blocks)
 
     def _moments(
-        self, checkpointed: int, offloaded: bool, loss: int, transient: TransientWeights
+        self, checkpointed: int, offload: Offload, loss: int, transient: TransientWeights
     ) -> Iterator[Moment]:
         first, last = self.first, len(self.blocks)
         cut = min(max(checkpointed, first), last)
-        held = self.place + self._inputs(cut, offloaded) + self._lent[cut]
+        place = self.place + (self.tables if self._whole(cut) else 0)
+        held = place + self._inputs(cut, offload, computed=0) + self._lent[cut]
         none = self.grown[last]
         yield Moment(held + self._kept[last] - self._kept[cut] + self.input_bytes, loss, 0, none)
         for layer in self._extremes(0, first):
-            there = self.place + self.input_bytes + self._lent[layer]
+            there = place + self.input_bytes + self._lent[layer]
             yield Moment(there, 0, transient.whole + self.blocks[layer].plain, none)
         for layer in self._extremes(first, cut):
-            block, inputs = self.blocks[layer], self.place + self._inputs(layer + 1, offloaded)
+            block, inputs = self.blocks[layer], place + self._inputs(layer + 1, offload)
             there = transient.whole + self.input_bytes
             inputs += self._lent[layer]
             yield Moment(inputs, 0, transient.whole + block.plain, none)
             inputs += self._came_back(layer)
-            yield Moment(inputs, 0, there + block.forward, self.grown[layer + 1])
+            yield Moment(inputs, 0, there + block.once_more, self.grown[layer + 1])
             yield Moment(inputs, 0, there + block.again, self.grown[layer])
             yield Moment(inputs, 0, there - transient.mlp + block.after_mlp, self.grown[layer])
         for layer in self._extremes(cut, last):
@@ -120,10 +128,18 @@ class StepModel:
         """Return the bytes of gradients that later blocks gave keys and values made up to here."""
         return self._lent[layer + 1] - self._lent[self.first]
 
-    def _inputs(self, stop: int, offloaded: bool) -> int:
-        """Return the bytes of the inputs kept by the checkpointed blocks before ``stop``."""
+    def _inputs(self, stop: int, offload: Offload, computed: int = 1) -> int:
+        """Return the bytes of the inputs that the checkpointed blocks before ``stop`` hold.
+
+        ``computed`` says how many of these blocks are computed now.
+        """
         kept = stop - self.first
-        return self.input_bytes * (min(kept, SLOTS) if offloaded else kept)
+        there = {"none": kept, "host": SLOTS, "disk": max(computed, self.late)}[offload]
+        return self.input_bytes * min(kept, there)
+
+    def _whole(self, cut: int) -> bool:
+        """Return whether a block is computed at once that attends, so that all tables are there."""
+        return cut < len(self.blocks) or not self.tiled
 
     def _extremes(self, start: int, stop: int) -> Iterator[int]:
         """Yield the first and the last block of each kind: bytes in between lie in between."""

@@ -19,6 +19,7 @@ from edgetune.shape import (
     Linear,
     ModelShape,
     Norm,
+    Rotary,
     ShortConvolution,
 )
 
@@ -57,7 +58,7 @@ class Block(Generic[A]):
         They have no positions.
         """
         block = replace(self, method=BASE)
-        _, k, v, _ = block._queries_keys_values(x)
+        k, v = block._unrotated_keys_values(x)
         return block.norm("k", k) if self.own.normed_after_rotation else k, v
 
     # the parts of the text
@@ -97,6 +98,16 @@ class Block(Generic[A]):
         both = self.ops.add(x, attended)
         return self.ops.add(both, self._mlp(self.norm("mlp_input", x)))
 
+    def leave_keys(self, x: A) -> None:
+        """Leave the keys and values of a tile's tokens where later tiles find them.
+
+        x (B, S, D) is the tile of the block's input; the mixer is attention.
+        """
+        rule = self.own.attention
+        assert rule is not None
+        k, v = self._unrotated_keys_values(self.norm("attention_input", x))
+        self.ops.keys(self._rotated("k", k, rule.rotary), v)
+
     def embedded(self, tokens: A) -> A:
         """Return the input (B, S, D) of the first block for tokens (B, S)."""
         x = self.method.embed(self, self.ops.embedding(tokens, self.shape.embedding_scale))
@@ -125,14 +136,12 @@ class Block(Generic[A]):
         if rule.source is not None:
             return self._attention_to_lent(x, rule, rule.source)
         q, k, v, gate = self._queries_keys_values(x)
-        if rule.rotary is not None:
-            q, k = ops.rotate(q, rule.query_rotary or rule.rotary), ops.rotate(k, rule.rotary)
-        if self.own.normed_after_rotation:
-            q, k = self.norm("q", q), self.norm("k", k)
+        q = self._rotated("q", q, rule.query_rotary or rule.rotary)
+        k = self._rotated("k", k, rule.rotary)
         if rule.lends:
             ops.lend(k, v)
         sinks = None if rule.sinks is None else ops.sinks()
-        out = self._attend(Attended(q=q, k=k, v=v, rule=rule, keys=ops.keys(), sinks=sinks))
+        out = self._attend(Attended(q=q, k=k, v=v, rule=rule, keys=ops.keys(k, v), sinks=sinks))
         out = ops.from_heads(out)
         return self.project("o", out if gate is None else ops.gated(gate, out, "sigmoid"))
 
@@ -142,7 +151,7 @@ class Block(Generic[A]):
         q = self._heads("q", self.project("q", x))
         q = q if rule.rotary is None else ops.rotate(q, rule.rotary)
         k, v = ops.lent(source)
-        out = self._attend(Attended(q=q, k=k, v=v, rule=rule, keys=ops.keys()))
+        out = self._attend(Attended(q=q, k=k, v=v, rule=rule, keys=ops.keys(k, v)))
         return self.project("o", ops.from_heads(out))
 
     def _attend(self, attended: Attended[A]) -> A:
@@ -172,11 +181,23 @@ class Block(Generic[A]):
             q, gate = self.ops.split_by_head(q, self.own.heads, (size, size))
         return self._heads("q", q), self._heads("k", k), self._heads("v", v), gate
 
+    def _unrotated_keys_values(self, x: A) -> tuple[A, A]:
+        """Return k and v (B, G, S, h) as :meth:`_queries_keys_values` does, without queries."""
+        if "qkv" in self.own.linear_by_role:
+            _, k, v = self._projected_heads(x)
+        else:
+            k, v = self._projected_keys_values(x)
+        return self._heads("k", k), self._heads("v", v)
+
+    def _rotated(self, role: str, x: A, rotary: Rotary | None) -> A:
+        """Return q or k (B, heads, S, h) as it is attended with: rotated, where there is such."""
+        x = x if rotary is None else self.ops.rotate(x, rotary)
+        return self.norm(role, x) if self.own.normed_after_rotation else x
+
     def _projected_heads(self, x: A) -> tuple[A, A, A]:
         shape, ops = self.own, self.ops
         if "qkv" not in shape.linear_by_role:
-            q, k = self.project("q", x), self.project("k", x)
-            return q, k, self.project("v", x) if "v" in shape.linear_by_role else k
+            return self.project("q", x), *self._projected_keys_values(x)
         fused = self.project("qkv", x)
         if shape.interleaved_qkv:
             size, shared = shape.head_dim, shape.heads // shape.kv_heads
@@ -184,6 +205,11 @@ class Block(Generic[A]):
         else:
             q, k, v = ops.split(fused, (shape.queries, shape.keys, shape.keys))
         return q, k, v
+
+    def _projected_keys_values(self, x: A) -> tuple[A, A]:
+        """Return k and v (B, S, G h), which may be the same."""
+        k = self.project("k", x)
+        return k, self.project("v", x) if "v" in self.own.linear_by_role else k
 
     def _heads(self, role: str, x: A) -> A:
         """Return (B, heads, S, h) of (B, S, heads h), with its norm if there is one."""

@@ -22,11 +22,13 @@ Key = tuple[int, str]
 class Dropout:
     """Inverted dropout of a fraction of the elements; its mask is a function of ``seed``.
 
-    The mask is drawn again where it is needed instead of being kept. ``seed`` has 64 bits.
+    The mask is drawn again where it is needed instead of being kept. ``seed`` has 64 bits. ``start``
+    is the position of the first token, where a row is not computed as a whole.
     """
 
     fraction: float
     seed: int
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +119,11 @@ class Ops(Protocol[A]):
     def rotate(self, x: A, rotary: Rotary) -> A:
         """Return x (B, heads, S, h) rotated by position."""
 
-    def keys(self) -> Any:
-        """Return which keys the queries of this pass see."""
+    def keys(self, k: A, v: A) -> Any:
+        """Return which keys the queries of this pass see, whose own are k and v (B, G, S, h).
+
+        In a tile of a block these are left for the tiles after it, too.
+        """
 
     def attend(self, attended: Attended[A], before: tuple[A, A] | None = None) -> A:
         """Return the output (B, H, S, h) of causal attention within documents.

@@ -30,6 +30,10 @@ METHOD = "lora"
 """The method when none is asked for: the best of the cheap ones on average."""
 
 
+LEAST_TILE = 64
+"""Positions of the smallest tile: products of few rows are slow."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchProblem:
     """Everything that is settled before the search: costly knobs, what is fixed, what can be."""
@@ -223,6 +227,11 @@ def _impossible(
         yield f"On {device.kind}, {wants} needs --checkpointing all."
     if kept is not None and not 0 <= kept.layers <= shape.layers:
         yield f"--checkpointing {kept.layers} is asked for, but the model has {shape.layers} blocks."
+    tile = own.get("tile", 0)
+    if tile and len(capability.tiles) == 1:
+        yield f"On {device.kind} blocks are computed whole: --tile is not offered there."
+    elif tile and (tile < LEAST_TILE or tile & (tile - 1)):
+        yield f"--tile {tile} is not 0, nor a power of two from {LEAST_TILE} on."
     if own.get("context", 0) > shape.max_context:
         yield (
             f"--context {own['context']} is longer than the {shape.max_context} tokens that the "

@@ -9,6 +9,7 @@ from edgetune.choice import Choice
 from edgetune.planning.ladder import Rung
 from edgetune.planning.problem import SearchProblem
 from edgetune.planning.search import Found, Search
+from edgetune.planning.space import inputs_bytes
 from edgetune.settings.spec import Checkpointing
 from edgetune.storage import FILE_FORMAT, file_kinds
 from edgetune.units import format_seconds, precise_bytes
@@ -40,6 +41,7 @@ def reasons_for(
             "what every token goes through is adapted"
         )
     yield from _checkpointing(found, problem, search)
+    yield from _tiles(found, problem, search)
     yield from _rows(found, problem)
     yield from _optimizer(found, problem)
     yield _peak(found, problem)
@@ -178,7 +180,19 @@ def _checkpointing(found: Found, problem: SearchProblem, search: Search) -> Iter
     )
     if kept.offload != "none":
         place = "host memory" if kept.offload == "host" else "the disk"
-        yield f"their inputs are offloaded to {place}"
+        size = inputs_bytes(found.choice, problem.shape)
+        yield f"their inputs are offloaded to {place}: {precise_bytes(size)} there"
+
+
+def _tiles(found: Found, problem: SearchProblem, search: Search) -> Iterator[str]:
+    choice = found.choice
+    if not choice.tile or "tile" in problem.fixed:
+        return
+    whole = search.weigh(replace(choice, tile=0))
+    yield (
+        f"each block is computed {choice.tile} tokens of a row at a time: computed at once it would "
+        f"need {precise_bytes(whole.memory.peak_bytes)}; it does not change the result"
+    )
 
 
 def _rows(found: Found, problem: SearchProblem) -> Iterator[str]:

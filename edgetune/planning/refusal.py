@@ -13,8 +13,8 @@ from edgetune.settings.spec import Checkpointing
 from edgetune.units import precise_bytes
 
 LET_GO = (
-    "quantization", "checkpointing", "micro_batch", "accumulation", "loss_chunk", "embedding",
-    "head", "optimizer", "placement", "compute_dtype", "context",
+    "quantization", "checkpointing", "micro_batch", "accumulation", "loss_chunk", "tile",
+    "embedding", "head", "optimizer", "placement", "compute_dtype", "context",
 )  # fmt: skip
 """Fixed knobs in the order in which it is asked whether something fits without them; the settings
 of the method come after, and the method itself."""

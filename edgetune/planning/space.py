@@ -12,6 +12,7 @@ from edgetune.planning.defaults import ROWS
 from edgetune.planning.ladder import Rung
 from edgetune.planning.problem import SearchProblem
 from edgetune.settings.spec import Checkpointing, EmbeddingPlace, HeadPlace, Offload
+from edgetune.shape import ModelShape
 from edgetune.storage import BYTES, blocks_bytes
 
 CHUNKS = (2048, 1024, 512, 256, 128, 64, 32)
@@ -34,13 +35,16 @@ class Space:
     def starts(self, rung: Rung) -> Iterator[Choice]:
         """Yield the choices of a rung, with all that may be checkpointed and the least chunk."""
         problem, offered = self.problem, self.problem.capability
-        for placement, (embedding, head), optimizer, offload, (rows, times) in product(
+        for tile, placement, (embedding, head), optimizer, offload, (rows, times) in product(
+            self._tiles(rung.context),
             rung.placements,
             self.vocabulary,
             problem.options("optimizer", offered.optimizers),
             self._offloads,
             self.rows,
         ):
+            if tile and rows > self.rows[-1][0]:
+                continue  # rows are computed one after another first
             choice = Choice(
                 method=rung.method,
                 quantization=rung.quantization,
@@ -54,6 +58,7 @@ class Space:
                 micro_batch=rows,
                 accumulation=times,
                 loss_chunk=self.chunks[-1],
+                tile=tile,
             )
             if self._possible(choice):
                 yield choice
@@ -64,7 +69,7 @@ class Space:
         if fixed is not None:
             return fixed, fixed
         most = Checkpointing(layers=self.problem.shape.layers, offload=choice.checkpointing.offload)
-        if not self._may_keep(choice):
+        if choice.tile or not self._may_keep(choice):
             return most, most
         return Checkpointing(layers=0), most
 
@@ -75,6 +80,14 @@ class Space:
             return replace(choice, checkpointing=fixed)
         offload: Offload = choice.checkpointing.offload if layers else "none"
         return replace(choice, checkpointing=Checkpointing(layers=layers, offload=offload))
+
+    def _tiles(self, context: int) -> tuple[int, ...]:
+        """Return the tiles of a block, 0 for none."""
+        fixed = self.problem.fixed.get("tile")
+        if fixed is not None:
+            return (fixed,)
+        splits = any(block.splits for block in self.problem.shape.kinds)
+        return tuple(x for x in self.problem.capability.tiles if x < context and (splits or not x))
 
     @cached_property
     def rows(self) -> list[tuple[int, int]]:
@@ -121,7 +134,12 @@ class Space:
 
     def _host_bytes(self, choice: Choice) -> int:
         """Return what streaming and offloading keep in the host's memory."""
-        shape, kept = self.problem.shape, choice.checkpointing
-        weights = self._blocks(choice.quantization)
-        inputs = kept.layers * choice.tokens * shape.hidden_size * BYTES[choice.compute_dtype]
-        return weights * (choice.placement == "host") + inputs * (kept.offload == "host")
+        weights = self._blocks(choice.quantization) * (choice.placement == "host")
+        on_host = choice.checkpointing.offload == "host"
+        return weights + (inputs_bytes(choice, self.problem.shape) if on_host else 0)
+
+
+def inputs_bytes(choice: Choice, shape: ModelShape) -> int:
+    """Return the bytes of the inputs of all checkpointed blocks."""
+    numbers = choice.checkpointing.layers * choice.tokens * shape.hidden_size
+    return numbers * BYTES[choice.compute_dtype]

@@ -83,13 +83,14 @@ class Operations:
     def forward(self, choice: Choice) -> float:
         """Return the operations of a block's forward pass."""
         own = self._frozen + self._linears * UNPACK[choice.quantization] + self._added
+        own *= choice.tiles
         pieces = self._corrected * PIECE_FORWARD * ceil(choice.context / PIECE)
         return own + pieces + self._of_experts(choice, EXPERT_FORWARD)
 
     def backward(self, choice: Choice) -> float:
         """Return the operations of a block's backward pass, a forward pass before it not counted."""
         unpacked = self._linears * UNPACK[choice.quantization]
-        own = BACKWARD * self._frozen + unpacked + self._added_backward
+        own = choice.tiles * (BACKWARD * self._frozen + unpacked + self._added_backward)
         pieces = self._corrected * PIECE_BACKWARD * ceil(choice.context / PIECE)
         return own + pieces + self._of_experts(choice, EXPERT_BACKWARD)
 

@@ -98,6 +98,8 @@ class Work:
     moved: int
     experts: Experts | None = None
     products: int = 0
+    keys: int = 0
+    """Weights that keys and values are made with, of a block that attends."""
 
     @classmethod
     def of(cls, block: BlockShape, hidden: int) -> Work:
@@ -116,7 +118,9 @@ class Work:
             if experts is None
             else experts.chosen * (4 * experts.size + EXPERT_MOVES * hidden)
         )
-        return cls(block.linear_parameters, active, block.queries, moved, experts, products)
+        made = (x for x in block.linears if x.role in {"k", "v", "qkv"})
+        keys = sum(x.inputs * x.outputs for x in made)
+        return cls(block.linear_parameters, active, block.queries, moved, experts, products, keys)
 
     def used(self, tokens: int) -> float:
         """Return the weights that any of so many tokens is multiplied with, on average.
@@ -138,6 +142,8 @@ class Pass:
     forward: float
     backward: float
     transfer: float
+    keys: float = 0.0
+    """Of making the keys and values of all tiles before the way back."""
 
     def run(self, *seconds: float) -> float:
         """Return the time of computing while the next block's weights are on their way."""
@@ -235,7 +241,8 @@ class TimeModel:
             seconds += (
                 count * block.run(block.forward)
                 + kept[work] * block.run(block.backward)
-                + (adapted[work] - kept[work]) * block.run(block.forward, block.backward)
+                + (adapted[work] - kept[work])
+                * block.run(block.keys, block.forward, block.backward)
             )
         return seconds
 
@@ -248,7 +255,8 @@ class TimeModel:
         product, width = rates.product(choice.compute_dtype), BYTES[choice.compute_dtype]
         low_rank = self.trained / max(1, self.shape.layers - self.first)
         used = work.used(tokens)
-        frozen = max(2 * tokens * work.active / product, used * width / rates.pointwise)
+        read = choice.tiles * used * width / rates.pointwise
+        frozen = max(2 * tokens * work.active / product, read)
         attended = 2 * tokens * choice.context * work.queries
         attention = attended / rates.attention(choice.compute_dtype)
         added = 2 * tokens * low_rank / product
@@ -260,6 +268,7 @@ class TimeModel:
             backward=beside
             * (frozen + (ATTENTION_PASSES - 1) * (attention + mixed) + touched[1] + 2 * added),
             transfer=self._transfer(choice),
+            keys=0.0 if choice.tiles == 1 else beside * frozen * work.keys / work.active,
         )
 
     def touched(self, choice: Choice) -> float:
@@ -274,7 +283,7 @@ class TimeModel:
         """Return a block's seconds of it, forward and backward."""
         rates = self.rates
         moved = choice.tokens * BYTES[choice.compute_dtype] * work.moved / rates.pointwise
-        dense = self._dense(choice) * work.used(choice.tokens)
+        dense = choice.tiles * self._dense(choice) * work.used(choice.tokens // choice.tiles)
         factor, counted = rates.block_factor(choice), self._operations
         forward = moved + dense + rates.sharing * counted.forward(choice)
         backward = 2 * moved + dense + rates.sharing * counted.backward(choice)

@@ -33,7 +33,7 @@ from edgetune.workflows.planning import PlanRequest, PreparedPlan, plan_for
 from edgetune.workflows.sharing import begun, meet, sharing_of
 from edgetune.world import Place, World
 
-OWN: Final = frozenset({"placement", "embedding", "head", "checkpointing", "loss_chunk"})
+OWN: Final = frozenset({"placement", "embedding", "head", "checkpointing", "loss_chunk", "tile"})
 """Knobs of memory and time that every rank chooses for its own device."""
 
 

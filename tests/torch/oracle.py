@@ -246,18 +246,19 @@ def _together(room: Room, prompt: int, answer: int) -> int:
 def _choice(draw: random.Random, model: str, layers: int) -> Choice:
     quantizations = ("none", "int8", "none" if model in LARGE else "nf4")
     method = _method(draw, model)
+    context, tile = draw.choice((64, 256, 512, 700)), draw.choice((0, 0, 128, 256))
+    kept = layers if tile else draw.randint(0, layers)
     return plain(
         method=method,
         quantization="none" if method.kind == "full" else draw.choice(quantizations),
-        checkpointing=Checkpointing(
-            layers=draw.randint(0, layers), offload=draw.choice(("none", "none", "disk"))
-        ),
+        checkpointing=Checkpointing(layers=kept, offload=draw.choice(("none", "none", "disk"))),
         placement=draw.choice(("resident", "resident", "disk")),
         embedding=draw.choice(("resident", "disk")),
         head=draw.choice(("resident", "int8", "disk")),
         optimizer=draw.choice(("adamw", "adamw-8bit")),
         compute_dtype=draw.choice(("float32", "bfloat16")),
-        context=draw.choice((64, 256, 512, 700)),
+        context=context,
+        tile=tile,
         micro_batch=draw.choice((1, 2, 4)),
         loss_chunk=draw.choice((64, 256, 1024)),
     )

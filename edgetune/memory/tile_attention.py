@@ -1,0 +1,184 @@
+"""Bytes of a tile's attention, line by line as the torch engine computes it in pieces.
+
+B rows, H heads, G key/value heads, N positions of a tile, S of a row, n queries and K keys of a
+piece, h channels of a head, P keys in front of documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from edgetune.memory.batch_shape import BatchShape
+from edgetune.memory.ledger import Ledger
+from edgetune.memory.sized import Gradient, Sized, Storage, Tape
+from edgetune.shape import Attention
+from edgetune.storage import FLOAT32_BYTES
+
+KEYS = 2048
+"""Keys of a piece that a kernel attends to."""
+
+SCORED_QUERIES, SCORED_KEYS = 256, 512
+"""Queries and keys whose scores are held at once where there is no kernel."""
+
+INDEX = 8
+"""Bytes of a position."""
+
+STATISTICS = 4
+"""Numbers a query that are there while what is known of a softmax is put together."""
+
+
+@dataclass(slots=True)
+class SizedTile:
+    """The tile that is computed, which comes last of ``positions``.
+
+    ``own`` are its keys and values, which a pass with gradients keeps.
+    """
+
+    positions: int
+    graded: bool
+    own: tuple[Sized, Sized] | None = None
+
+
+class Ops(Protocol):
+    """What attention needs of a pass."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where bytes are counted."""
+
+    @property
+    def tape(self) -> Tape:
+        """The way back."""
+
+    @property
+    def batch(self) -> BatchShape:
+        """What is computed on."""
+
+    def new(self, nbytes: int) -> Storage:
+        """Return bytes that are live until nothing refers to them."""
+
+
+def attend_in_tile(
+    ops: Ops, inputs: tuple[Sized, Sized, Sized], rule: Attention, tile: SizedTile,
+    front: tuple[Sized, Sized] | None,
+) -> Sized:  # fmt: skip
+    """Return the output (B, H, N, h): saves its inputs, itself and a float32 a query."""
+    q, k, v = inputs
+    piece = _Piece.of(ops.batch, q, k, rule, tile, 0 if front is None else front[0].shape[2])
+    storage = ops.new(q.nbytes)
+    sums = ops.new(FLOAT32_BYTES * q.numbers // q.shape[-1])
+    ops.ledger.transient(piece.forward())
+    sizes = [x.nbytes for x in (*inputs, *(front or ()))]
+    gathered = [FLOAT32_BYTES * x.numbers for x in (k, v, *(front or ()))]
+    wide = q.width == FLOAT32_BYTES
+
+    def back(_: list[Gradient]) -> Sequence[Gradient]:
+        first = ops.new(sizes[0])
+        others = [ops.new(size) for size in gathered]
+        ops.ledger.transient(piece.backward())
+        if wide:
+            return [first, *others]
+        return [first, *(ops.new(size) for size in sizes[1:])]
+
+    return ops.tape.made(
+        q.shape, q.width, (*inputs, *(front or ())), back,
+        storage=storage, saved=(*inputs, *(front or ()), storage, sums),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One row's queries of a piece and their keys, as numbers of numbers."""
+
+    queries: int
+    """Numbers of all heads' queries, H n h."""
+    rows: int
+    """Queries of all heads, H n."""
+    own: int
+    """Numbers of their own keys, G n h."""
+    keys: int
+    """Numbers of the keys of a later piece, G K h."""
+    length: int
+    """K of the larger of both."""
+    attended: int
+    """Bytes of a number where attention multiplies it."""
+    widens: bool
+    kernel: bool
+    rule: Attention
+
+    @classmethod
+    def of(
+        cls, batch: BatchShape, q: Sized, k: Sized, rule: Attention, tile: SizedTile, front: int
+    ) -> _Piece:
+        """Return the largest piece of a tile."""
+        _, heads, positions, size = q.shape
+        kernel = _fused(batch, rule, tile.positions + front, size)
+        count = positions if kernel else min(positions, SCORED_QUERIES)
+        past = max(tile.positions - count, front)
+        if rule.window is not None:
+            past = min(past, max(rule.window - 1, front))
+        later = min(past, KEYS if kernel else SCORED_KEYS)
+        return cls(
+            queries=heads * count * size, rows=heads * count, own=k.shape[1] * count * size,
+            keys=k.shape[1] * later * size, length=max(count, later), attended=batch.attended,
+            widens=batch.attended != q.width, kernel=kernel, rule=rule,
+        )  # fmt: skip
+
+    def forward(self) -> int:
+        """Return the most bytes on the way forward."""
+        wide = self.queries * self.attended * self.widens
+        found = FLOAT32_BYTES * self.queries
+        narrow = 0 if self.attended == FLOAT32_BYTES else self.queries * self.attended
+        keys, last = self._wide_keys(self.keys), bool(self.keys)
+        if self.kernel:
+            first = self._wide_keys(self.own) + narrow + found
+            then = found + keys + narrow + found + STATISTICS * FLOAT32_BYTES * self.rows
+            return wide + max(first, then if last else 0)
+        grouped = self.queries * self.attended
+        scores = self._scores() + max(self._masks(), narrow + found)
+        return wide + grouped + max(self._wide_keys(self.own), keys + found * last) + scores
+
+    def backward(self) -> int:
+        """Return the most bytes on the way back, above the gradients that are gathered."""
+        wide = 3 * self.queries * self.attended * self.widens
+        total = FLOAT32_BYTES * self.queries
+        narrow = 0 if self.attended == FLOAT32_BYTES else self.queries * self.attended
+        own, later = (self._wide_keys(x) + 2 * x * self.attended for x in (self.own, self.keys))
+        both = max(own, later + total if self.keys else 0)
+        if self.kernel:
+            return wide + both + total + narrow
+        scores = (2 + (self.rule.softcap is not None)) * self._scores()
+        beside = max(self._masks(), 2 * total)
+        return wide + both + self.queries * self.attended + scores + beside
+
+    def _wide_keys(self, numbers: int) -> int:
+        """Return the bytes of keys and values in the type that attention multiplies."""
+        return 2 * numbers * self.attended * self.widens
+
+    def _scores(self) -> int:
+        narrow = 0 if self.attended == FLOAT32_BYTES else self.attended
+        return (FLOAT32_BYTES + narrow) * self.rows * self.length
+
+    def _masks(self) -> int:
+        """Return the bytes of who sees what, and of what distance takes from scores."""
+        queries = min(SCORED_QUERIES, self.length)
+        hidden = 2 * queries * self.length
+        slopes = FLOAT32_BYTES * self.rows + INDEX * queries
+        return max(hidden, slopes * self.length if self.rule.slopes else 0)
+
+
+def _fused(batch: BatchShape, rule: Attention, keys: int, size: int) -> bool:
+    """Tell whether a kernel attends as the rule says; those of a card take 16 bits alone."""
+    if rule.softcap is not None or rule.slopes or rule.sinks is not None:
+        return False
+    if rule.window is not None and rule.window < keys:
+        return False
+    if batch.keeps_scratch:
+        return True
+    return batch.fuses and batch.attended != FLOAT32_BYTES and size % 8 == 0 and size <= WIDEST_HEAD
+
+
+WIDEST_HEAD = 256
+"""Channels of a head that the kernel of a card takes; a multiple of 8."""

@@ -1,0 +1,107 @@
+"""The passes of a block that is computed tile by tile, run over the sizes of its largest tile.
+
+All tiles but the last, which may be shorter, are alike but for how many keys they see; what that
+adds comes in pieces of one size. One tile therefore stands for all.
+
+B rows, S positions, N of a tile, D hidden size, G key/value heads, h channels of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgetune.memory.batch_shape import BatchShape
+from edgetune.memory.eager import EagerOps
+from edgetune.memory.ledger import Ledger
+from edgetune.memory.sized import Gradient, Sized, Storage, outside
+from edgetune.memory.tile_attention import SizedTile
+from edgetune.methods.adapted import Adapted
+from edgetune.network.block import Block
+from edgetune.shape import ModelShape
+from edgetune.storage import FLOAT32_BYTES
+
+Methods = Callable[[bool, bool], Adapted[Sized]]
+"""From whether gradients are wanted, and whether this is training, to the method of a pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class TiledPass:
+    """One block over rows that are computed in tiles."""
+
+    shape: ModelShape
+    layer: int
+    rows: BatchShape
+    quantized: bool
+    method: Methods
+
+    def forward(self, *, training: bool) -> int:
+        """Return the peak of a pass without gradients, over the block's input."""
+        ledger = Ledger()
+        kept = [
+            Storage(ledger, self._keys(self.rows.width)),
+            Storage(ledger, self._states(self.rows)),
+        ]
+        self._tile(ledger, self.method(False, training), [], graded=False)
+        kept.clear()
+        return ledger.peak
+
+    def again(self, *, goes_on: bool) -> int:
+        """Return the peak of computing the block again and of its way back.
+
+        It is over the block's input and the gradient of its output, whose place that of the input
+        takes.
+        """
+        ledger = Ledger()
+        held = [
+            Storage(ledger, self._keys(self.rows.width)),
+            Storage(ledger, self._keys(FLOAT32_BYTES)),
+        ]
+        method = self.method(True, True)
+        ops, out, tile = self._tile(ledger, method, held, needs=goes_on)
+        assert tile.own is not None
+        held.append(self._copied(ledger))  # the gradient of the tile's output
+        grads: dict[int, Gradient] = {out.key: None}
+        for own in tile.own:
+            if own.needs:
+                narrow = own.width != FLOAT32_BYTES
+                grads[own.key] = Storage(ledger, own.nbytes) if narrow else None
+        held += [grad for grad in grads.values() if isinstance(grad, Storage)]
+        leaves = frozenset(each.key for each in method.tensors.values())
+        left = ops.tape.backward(grads, leaves)
+        del left
+        held.clear()
+        return ledger.peak
+
+    def _tile(
+        self, ledger: Ledger, method: Adapted[Sized], held: list[Storage], *,
+        graded: bool = True, needs: bool = False,
+    ) -> tuple[EagerOps, Sized, SizedTile]:  # fmt: skip
+        """Run the block's text over one tile; return operations, output, and the tile.
+
+        What lives with the tile joins ``held``.
+        """
+        rows, tile = self.rows.of_tile(), SizedTile(self.rows.context, graded)
+        ops = EagerOps(self.shape, rows, ledger, self.layer, quantized=self.quantized, tile=tile)
+        size = (rows.batch, rows.context, self.shape.hidden_size)
+        held += [self._tables(ledger, rows), self._copied(ledger)]
+        entry = outside(size, rows.width, needs=needs)
+        return ops, Block(ops, self.shape, self.layer, method).output(entry), tile
+
+    def _copied(self, ledger: Ledger) -> Storage:
+        """Return a tile of hidden states, which is a copy where there are several rows."""
+        return Storage(ledger, self._states(self.rows.of_tile()) if self.rows.batch > 1 else 0)
+
+    def _tables(self, ledger: Ledger, rows: BatchShape) -> Storage:
+        """Return the tables of the rotation of a tile's positions."""
+        rule = self.shape.blocks[self.layer].attention
+        assert rule is not None
+        rotaries = {each for each in (rule.rotary, rule.query_rotary) if each is not None}
+        return Storage(ledger, rows.activation_bytes(sum(2 * x.dimensions for x in rotaries)))
+
+    def _keys(self, width: int) -> int:
+        """Return the bytes of the keys and values of all tiles."""
+        return 2 * self.rows.tokens * self.shape.blocks[self.layer].keys * width
+
+    def _states(self, rows: BatchShape) -> int:
+        return rows.activation_bytes(self.shape.hidden_size)
