@@ -34,6 +34,7 @@ from edgetune.events import (
     Evaluated,
     Event,
     Piloted,
+    RanksSeen,
     Recovered,
     Rewound,
     RunState,
@@ -125,6 +126,8 @@ class Loop:
                     yield from self._evaluate(DEFAULT_ADAPTER)
                 yield from self._judge()
                 stopping = anybody(self.world, stop()) and not self._ended
+                due = self._save_due() or stopping
+                seen = self._seen() if due and self.world.size > 1 else None
             except DivergedError as error:
                 yield from self._go_back(error)
                 continue
@@ -133,9 +136,9 @@ class Loop:
                 raise
             if self.now.step < self.schedule.steps and self._ended:
                 yield self._ended_early()
-            if self._save_due() or stopping:
-                if self.world.size > 1:
-                    yield self.pace.seen(self.now, self.session.memory().peak_bytes)
+            if seen is not None:
+                yield seen
+            if due:
                 yield SaveDue(state=self.now)
             if stopping:
                 raise StoppedError(f"Stopped after step {self.now.step} of {self.schedule.steps}.")
@@ -143,6 +146,9 @@ class Loop:
     @property
     def _ended(self) -> bool:
         return self.schedule.is_over(self.now.step, self.now.patience)
+
+    def _seen(self) -> RanksSeen:
+        return self.pace.seen(self.now, self.session.memory().peak_bytes)
 
     def _ended_early(self) -> EndedEarly:
         now = self.now.patience

@@ -183,12 +183,12 @@ def evaluation_batches(
     context: int,
     micro_batch: int,
     rank: int = 0,
-    weights: Weights = (1,),
+    weights: Weights = (),
     world: int = 1,
 ) -> Iterator[MicroBatch]:
     """Yield all examples once, one a row, shorter ones first; nothing at all if there are none.
 
-    The ranks of a ``world`` share the micro-batches as ``weights`` says.
+    The ranks of a ``world`` share the micro-batches as ``weights`` says, equally without any.
 
     Unpaired answers come once more after other rows' prompts, half of the rows away: neighbours
     are often answers to one prompt.
@@ -201,6 +201,7 @@ def evaluation_batches(
         schedules = PaddedSchedules(examples.lengths, context, micro_batch)
         schedule = schedules.by_length()
         areas = np.diff(schedule.micro_batches) * schedule.widths
+        weights = weights or (1,) * world
         own = parts_of(rank, world, len(weights))
         for index, part in enumerate(dealt(areas.tolist(), weights)):
             if part in own:

@@ -45,6 +45,11 @@ def lines_of(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def lines_in(folder: Path) -> int:
+    metrics = folder / "metrics.jsonl"
+    return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+
+
 def losses_of(folder: Path) -> list[float]:
     return [line["loss"] for line in lines_of(folder)]
 
@@ -148,11 +153,18 @@ def test_ranks_without_others_say_so() -> None:
 def test_a_rank_that_is_killed_loses_nothing(
     data: Path, alone: Path, tmp_path: Path, rank: int, seed: int
 ) -> None:
-    """The run goes on from its newest checkpoint, in fewer rows at once, or is resumed by hand."""
+    """The run goes on from its newest checkpoint, in fewer rows at once, or is resumed by hand.
+
+    Of even seeds the moment is some seconds from the start, of odd ones somewhere in the steps.
+    """
     folder = tmp_path / "killed"
     asked = command(*SETTINGS, *QUICK, f"--data={data}", f"--output={folder}", "--nproc=2")
     process = subprocess.Popen(asked, env=ONE_THREAD)
-    time.sleep(float(np.random.default_rng(100 * rank + seed).uniform(1, 12)))
+    draw = np.random.default_rng(100 * rank + seed)
+    written = 0 if seed % 2 == 0 else int(draw.integers(1, STEPS + 2))
+    while written and process.poll() is None and lines_in(folder) < written:
+        time.sleep(0.02)
+    time.sleep(float(draw.uniform(0, 0.3) if written else draw.uniform(1, 12)))
     for victim in _ranks_of(process.pid, rank):
         os.kill(victim, signal.SIGKILL)
     code = process.wait(200)

@@ -2,7 +2,7 @@
 
     python tools/bench/equal_ranks.py [--device cpu] [--worlds 2 4] [--steps 50] [--methods lora bitfit]
 
-`tiny` in float32, packed rows, five micro-batches a step and fewer in the last one of an epoch. All runs add gradients
+`tiny` in float32, packed rows, five micro-batches a step, and fewer in the last one of an epoch. All runs add gradients
 up in as many parts as the largest world has ranks; ``--parts 1`` lets each add them up as it would by itself.
 """
 
@@ -32,6 +32,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--parts", type=int)
+    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--accumulation", type=int, default=5)
     asked = parser.parse_args()
     parts = asked.parts or max(asked.worlds)
     for method in asked.methods:
@@ -49,7 +51,8 @@ def _run(folder: Path, method: str, asked: argparse.Namespace, *, ranks: int, pa
         sys.executable, "-m", "edgetune", "train", "--model=tiny", f"--device={asked.device}",
         f"--data={ROOT / 'examples' / 'home_commands.jsonl'}", f"--output={folder}",
         f"--method={method}", f"--steps={asked.steps}", f"--nproc={ranks}", "--micro-batch=1",
-        "--accumulation=5", "--context=256", f"--gradient-parts={parts}",
+        f"--accumulation={asked.accumulation}", f"--context={asked.context}",
+        f"--gradient-parts={parts}",
         "--compute-dtype=float32", "--validation=0.1", f"--save-every={asked.steps}",
         "--no-verdict", "--samples=0", "--quiet",
     ]  # fmt: skip
