@@ -41,8 +41,7 @@ from edgetune.world import Place
 @click.option(
     "--output",
     type=FilePath(),
-    default=Path(FILE_NAME),
-    help=f"The plan file. [default: {FILE_NAME}]",
+    help=f"Keep the plan in a file; `edgetune train` takes {FILE_NAME} by itself.",
 )
 @click.option("--plan", "plan_file", type=FilePath(), hidden=True, help="A plan to go by.")
 @config_option
@@ -62,7 +61,7 @@ def command(
     data: Path | None,
     device: str,
     memory: int | None,
-    output: Path,
+    output: Path | None,
     plan_file: Path | None,
     nproc: int,
     measure: bool,
@@ -72,12 +71,12 @@ def command(
 ) -> None:
     """Plan a run: what fits this machine (or a PROFILE of one), how long it takes, and why.
 
-    No weights are needed. The plan is written to a file that `edgetune train` takes. --verify
-    runs the step on tensors without data and counts live bytes, which takes a minute.
+    No weights are needed. Nothing is written, unless --output names a file. --verify runs the step on tensors without data and counts live bytes, which takes a minute.
     """
     if model is None and plan_file is None:
         raise UsageError("Which model? Give --model REF; `edgetune models` lists what is known.")
-    _keep_others_files(output)
+    if output is not None:
+        _keep_others_files(output)
     fixed = Fixed.of(flags)
     request = PlanRequest(
         model=model or "",
@@ -93,12 +92,8 @@ def command(
         request = complete(request, plan_file)
     with reading_bar() as report:
         plan = plan_for(request, report, say).plan
-    try:
-        if output.name == FILE_NAME:
-            make_room(output, plan)
-        plan.save(output)
-    except OSError as error:
-        raise UsageError(f"The plan file {output} cannot be written: {error.strerror}.") from None
+    if output is not None:
+        _save(plan, output)
     checks = _verified(plan) if verify else None
     if as_json:
         out_json(plan.to_json() | ({} if checks is None else {"verified": to_plain(checks)}))
@@ -106,7 +101,20 @@ def command(
         out(plan_text(plan))
         if checks is not None:
             out("\n" + verified_text(checks))
-    say(f"Written to {output}")
+    if output is None:
+        say(f"To keep it for `edgetune train`: --output {FILE_NAME}")
+    else:
+        say(f"Written to {output}")
+
+
+def _save(plan: Plan, output: Path) -> None:
+    """Write the plan file; the plan of something else that is there keeps a name of its own."""
+    try:
+        if output.name == FILE_NAME:
+            make_room(output, plan)
+        plan.save(output)
+    except OSError as error:
+        raise UsageError(f"The plan file {output} cannot be written: {error.strerror}.") from None
 
 
 def _place(nproc: int, device: str) -> Place:

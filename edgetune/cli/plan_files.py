@@ -44,7 +44,7 @@ def complete(request: PlanRequest, plan_file: Path | None) -> PlanRequest:
     if elsewhere and plan_file is None:
         raise UsageError(
             f"The {FILE_NAME} of this folder is for {plan.device.name} ({plan.device.kind}), and "
-            f"this is {here.name} ({here.kind}). Plan for this machine with `edgetune plan`, or "
+            f"this is {here.name} ({here.kind}). Plan for this machine with --model REF, or "
             f"use its settings anyway: --plan {FILE_NAME}."
         )
     taken = replanned(plan, request)

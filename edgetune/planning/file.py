@@ -26,6 +26,7 @@ from edgetune.speed import TimeEstimate
 from edgetune.units import LEAST_BARE
 
 FILE_NAME = "edgetune-plan.yaml"
+_MAKE_ONE = "Make one with `edgetune plan --output FILE`."
 _START = 4096
 LARGEST = 1 << 18
 """Bytes of a plan file; ours have a few thousand."""
@@ -93,10 +94,10 @@ def read_plan_file(path: Path) -> dict[str, Any]:
     try:
         plain = parsed_yaml(read_bounded(path, LARGEST).decode())
     except FileNotFoundError:
-        raise UsageError(f"There is no plan file {path}. Make one with `edgetune plan`.") from None
+        raise UsageError(f"There is no plan file {path}. {_MAKE_ONE}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"The plan file {path} cannot be read: {reason}.") from None
     if not isinstance(plain, dict) or "choice" not in plain:
-        raise UsageError(f"{path} is not a plan file. Make one with `edgetune plan`.")
+        raise UsageError(f"{path} is not a plan file. {_MAKE_ONE}")
     return plain

@@ -19,7 +19,7 @@ from edgetune.speed import TimeEstimate
 
 VERSION = 1
 
-_HEADER = "# Made by `edgetune plan`; `edgetune train` in this folder takes it.\n"
+_HEADER = "# Made by `edgetune plan`; `edgetune train --plan FILE` takes it.\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

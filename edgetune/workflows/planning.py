@@ -80,8 +80,6 @@ def plan_for(
     Raises:
         EdgetuneError: if the model, the data or the device cannot be had, or nothing fits.
     """
-    from edgetune.workflows.job import work_of
-
     searches = request.training.get("search") is not None
     if searches and "learning_rate" in request.given:
         raise UsageError(
@@ -108,6 +106,8 @@ def plan_for(
         )  # fmt: skip
         plan = _with_findings(plan, request, source, device)
         return PreparedPlan(plan=_shared(plan, request), source=source, here=device.here)
+    from edgetune.workflows.job import work_of
+
     training = lasting_training(request.training)
     sharing = sharing_for(source.shape, request.choice, training)
     if sharing is not None:
@@ -274,7 +274,7 @@ def planned_model(plain: Mapping[str, Any], file: Path) -> str:
     except (KeyError, TypeError):
         raise UsageError(
             f"The plan file {file} does not say which model it is for. Make it again with "
-            "`edgetune plan`."
+            "`edgetune plan --output FILE`."
         ) from None
 
 

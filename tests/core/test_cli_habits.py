@@ -35,6 +35,9 @@ def flags_of(command: str) -> dict[str, Any]:
     return {opt: parameter for parameter in found.params for opt in parameter.opts}  # type: ignore[union-attr]
 
 
+KEEP = ("--output", FILE_NAME)
+
+
 def planned(cli: Cli, *arguments: str) -> dict[str, Any]:
     called = cli("plan", "--model", "tiny", "--device", "cpu", "--json", *arguments)
     assert called.code == 0, called.err
@@ -152,7 +155,7 @@ def test_one_config_serves_plan_and_train(cli: Cli) -> None:
     Path("run.yaml").write_text(text)
 
     assert cli("plan", "--config", "run.yaml").code == 0
-    assert Path(FILE_NAME).is_file()
+    assert not Path(FILE_NAME).exists()
     assert not Path("runs").exists()
     called = cli("train", "--config", "run.yaml", "--dry-run")
     assert called.code == 0, called.err
@@ -214,7 +217,7 @@ def test_a_plan_file_is_a_config(cli: Cli) -> None:
 
 def test_train_takes_the_plan_of_the_folder_with_its_rows_and_says_so(cli: Cli) -> None:
     rows = write_rows(Path("rows.jsonl"))
-    plan = planned(cli, "--data", str(rows), "--rank", "3")
+    plan = planned(cli, "--data", str(rows), "--rank", "3", *KEEP)
     called = cli("train", "--device", "cpu", "--dry-run", "--json")
 
     assert called.code == 0, called.err
@@ -223,16 +226,25 @@ def test_train_takes_the_plan_of_the_folder_with_its_rows_and_says_so(cli: Cli) 
     assert f"tiny, rows of {rows.absolute()}" in called.err
 
 
+def test_a_plan_is_written_where_that_is_asked_for(cli: Cli) -> None:
+    called = cli("plan", "--model", "tiny", "--device", "cpu")
+    assert called.code == 0
+    assert f"--output {FILE_NAME}" in called.err
+    assert not list(Path().iterdir())
+    assert f"Written to {FILE_NAME}" in cli("plan", "--model", "tiny", *KEEP).err
+    assert [file.name for file in Path().iterdir()] == [FILE_NAME]
+
+
 def test_other_rows_than_the_plans(cli: Cli) -> None:
     rows, others = write_rows(Path("rows.jsonl")), write_rows(Path("others.jsonl"))
-    planned(cli, "--data", str(rows))
+    planned(cli, "--data", str(rows), *KEEP)
     called = cli("train", "--data", others, "--device", "cpu", "--dry-run", "--json")
 
     assert json.loads(called.out)["data"]["path"] == str(others.absolute())
 
 
 def test_an_older_plan_tells_its_age(cli: Cli) -> None:
-    planned(cli, "--data", str(write_rows(Path("rows.jsonl"))))
+    planned(cli, "--data", str(write_rows(Path("rows.jsonl"))), *KEEP)
     old = time.time() - 3 * 24 * 3600
     os.utime(FILE_NAME, (old, old))
 
@@ -241,7 +253,7 @@ def test_an_older_plan_tells_its_age(cli: Cli) -> None:
 
 def test_a_plan_for_another_machine_is_taken_only_by_name(cli: Cli) -> None:
     rows = write_rows(Path("rows.jsonl"))
-    assert cli("plan", "--model", "tiny", "--device", "rtx-4090", "-q").code == 0
+    assert cli("plan", "--model", "tiny", "--device", "rtx-4090", "-q", *KEEP).code == 0
 
     called = cli("train", "--data", rows, "--device", "cpu")
     assert called.code == 2
@@ -266,24 +278,24 @@ def test_the_device_of_the_plan_is_taken_where_it_is_here(
         ("cuda:0", "NVIDIA A"),
         ("cuda:1", "NVIDIA B"),
     ):
-        assert cli("plan", "--model", "tiny", "--device", device, "-q").code == 0
+        assert cli("plan", "--model", "tiny", "--device", device, "-q", *KEEP).code == 0
         called = cli("train", "--data", rows, "--dry-run", "--json")
         assert called.code == 0, called.err
         assert json.loads(called.out)["device"]["name"] == name
 
 
 def test_a_plan_of_something_else_is_kept_when_another_is_written(cli: Cli) -> None:
-    cli("plan", "--model", "llama-7b", "--device", "rtx-4090", "-q")
+    cli("plan", "--model", "llama-7b", "--device", "rtx-4090", "-q", *KEEP)
     kept = Path(FILE_NAME).read_text()
 
-    called = cli("plan", "--model", "tiny")
+    called = cli("plan", "--model", "tiny", *KEEP)
     assert "The plan that was there is for something else; it is edgetune-plan-1.yaml" in called.err
     assert Path("edgetune-plan-1.yaml").read_text() == kept
     assert read_plan_file(Path(FILE_NAME))["model"]["ref"] == "tiny"
-    cli("plan", "--model", "tiny", "--rank", "3")
-    cli("plan", "--model", "tiny", "--data", write_rows(Path("rows.jsonl")))
+    cli("plan", "--model", "tiny", "--rank", "3", *KEEP)
+    cli("plan", "--model", "tiny", "--data", write_rows(Path("rows.jsonl")), *KEEP)
     assert not Path("edgetune-plan-2.yaml").exists()
-    cli("plan", "--model", "llama-7b", "-q")
+    cli("plan", "--model", "llama-7b", "-q", *KEEP)
     assert Path("edgetune-plan-2.yaml").is_file()
 
 

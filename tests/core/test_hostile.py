@@ -98,8 +98,19 @@ PLAN_FILES = {
 def test_a_hostile_plan_file(cli: Cli, name: str) -> None:
     content, said = PLAN_FILES[name]
     if content is None:
-        cli("plan", "--model", "tiny", "--device", "cpu", "--memory", "1GB", "-q")
-        made = Path("edgetune-plan.yaml").read_text()
+        cli(
+            "plan",
+            "--model",
+            "tiny",
+            "--device",
+            "cpu",
+            "--memory",
+            "1GB",
+            "-q",
+            "--output",
+            "made.yaml",
+        )
+        made = Path("made.yaml").read_text()
         content = made.replace("limit_bytes: 1000000000", "limit_bytes: 6")
         assert content != made
     Path("plan.yaml").write_text(content)

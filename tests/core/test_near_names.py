@@ -134,10 +134,10 @@ def test_weights_are_never_opened_under_another_name(tmp_path: Path) -> None:
 
 def test_the_plan_says_which_model_was_taken(capsys: pytest.CaptureFixture[str]) -> None:
     cli = Cli(capsys)
-    shown = cli("plan", "--model", "llama3", "--device", "rtx-4090")
+    shown = cli("plan", "--model", "llama3", "--device", "rtx-4090", "--output", "kept.yaml")
 
     assert "- llama3 is taken as llama-3-8b-instruct (meta-llama/Meta-Llama-3-8B-" in shown.out
-    assert "ref: llama-3-8b-instruct\n" in Path("edgetune-plan.yaml").read_text()
+    assert "ref: llama-3-8b-instruct\n" in Path("kept.yaml").read_text()
 
 
 def test_checking_data_says_which_model_was_taken(
