@@ -38,11 +38,8 @@ class Terminal:
         """Type something."""
         os.write(self._fd, text.encode())
 
-    def wait_for(self, text: str, *, again: str = "") -> None:
-        """Read until a text was printed since the last call, typing ``again`` every two seconds.
-
-        CPython's handler of a signal that comes between a prompt and the wait for what is typed
-        there runs after the next key.
+    def wait_for(self, text: str) -> None:
+        """Read until a text was printed since the last call.
 
         Raises:
             AssertionError: if it is not printed.
@@ -54,8 +51,6 @@ class Terminal:
                 raise AssertionError(f"{text!r} was not printed; {found!r} was")
             if self._ready():
                 found += self._some()
-            elif again:
-                self.type(again)
         self.read += found
 
     def send(self, number: signal.Signals) -> None:
