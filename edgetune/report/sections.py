@@ -36,6 +36,7 @@ EVENTS = {
     "versions changed": "Versions changed",
     "rates corrected": "Rates corrected",
     "steps shared": "Steps shared",
+    "sums in another order": "Sums in another order",
     "learning rate chosen": "Learning rate chosen",
     "no adapter": "No adapter",
     "adapter written": "Adapter written",

@@ -22,7 +22,7 @@ from edgetune.runs import (
     recording,
 )
 from edgetune.runs.rewind import rewind
-from edgetune.shares import Weights, sums_held
+from edgetune.shares import sums_held
 from edgetune.together import together
 from edgetune.units import format_bytes
 from edgetune.workflows.continuing import begin
@@ -30,7 +30,7 @@ from edgetune.workflows.job import Job
 from edgetune.workflows.opening import open_planned, open_session
 from edgetune.workflows.planning import read_rows
 from edgetune.workflows.ranks import plan_on, tell_plan
-from edgetune.workflows.training import Run, parts_of_run
+from edgetune.workflows.training import Run
 from edgetune.workflows.worker import Recovery
 from edgetune.world import ALONE, Place, World
 
@@ -64,8 +64,9 @@ def resume_run(
         _, dataset = read_rows(resolve(plan.model.ref), rows, plan.training)
         job = Job.of(plan, dataset.fit(plan.choice.context), model, world)
         checkpoint, refused = _checkpoint(folder, job)
-        shares, plan = _shares(checkpoint, plan, memory, world)
-        job, parts = replace(job, plan=plan), len(shares) or parts_of_run(plan, world)
+        before = () if checkpoint is None else checkpoint.state.progress.shares
+        parts, plan, anew = _parts(len(before), plan, memory, world)
+        job, shares = replace(job, plan=plan), () if anew else before
         tell_plan(world, plan, job.facts, parts)
         with together(world):
             session = open_session(_own(plan, rows, memory, place, parts), model, world)
@@ -75,6 +76,8 @@ def resume_run(
             session.restore(checkpoint.adapter, checkpoint.optimizer)
             with recording(folder):
                 _rewound(folder, checkpoint, refused, job.facts)
+                if anew and checkpoint.state.progress.step:
+                    folder.note("sums in another order", anew, parts=parts)
             start = replace(checkpoint.state.progress, shares=shares)
         else:
             begin(session, folder, plan)
@@ -90,29 +93,30 @@ def resume_run(
         session=session,
         start=start,
         held=held,
-        notices=[item.notice for item in refused],
+        notices=[*(item.notice for item in refused), *([anew] if anew and start.step else [])],
         recovered=recovered,
         world=world,
         parts=parts,
     )
 
 
-def _shares(
-    checkpoint: Checkpoint | None, plan: Plan, memory: int | None, world: World
-) -> tuple[Weights, Plan]:
-    """Return the shares that a run goes on with, and its plan with what they take on a rank.
+def _parts(before: int, plan: Plan, memory: int | None, world: World) -> tuple[int, Plan, str]:
+    """Return in how many parts a run adds up gradients from now on, its plan with what that takes on
+    a rank, and why their number is another one than ``before``, if it is.
 
-    They stay what they were, and with them every bit, where this world has no more ranks than they
-    have parts and memory for the sums that wait; else they are decided anew.
+    It stays, and with it every bit, where this world has no more ranks and memory for the sums that wait.
     """
-    before = () if checkpoint is None else checkpoint.state.progress.shares
-    parts = len(before) or plan.training.gradient_parts or 1
+    parts = before or plan.training.gradient_parts or 1
+    held = with_sums_held(plan, sums_held(world.size, max(parts, world.size)))
     if parts < world.size:
-        return (), plan
-    held = with_sums_held(plan, sums_held(world.size, parts))
-    if held.memory.peak_bytes > (memory or plan.device.budget_bytes):
-        return (), plan
-    return before, held
+        because = (
+            f"there are {world.size} processes, more than the run has parts of a step ({parts})"
+        )
+    elif held.memory.peak_bytes > (memory or plan.device.budget_bytes):
+        because = f"the sums of {parts} parts of a step do not fit beside each other"
+    else:
+        return parts, held, ""
+    return world.size, plan, f"Gradients are added in another order from here on: {because}."
 
 
 def _own(plan: Plan, rows: Path, memory: int | None, place: Place | None, parts: int) -> Plan:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from rows import write_rows
+from support.threads import Meeting, ThreadWorld
 
 from edgetune.errors import NothingFitsError, UsageError
 from edgetune.workflows import planning, resuming
@@ -74,3 +75,30 @@ def test_ranks_that_resume_on_one_machine_share_its_memory(
     crowded = Place(rank=0, world=1, local_rank=0, local_world=12)
     with pytest.raises(NothingFitsError):
         resuming.resume_run(folder, place=crowded)
+
+
+@pytest.mark.parametrize(
+    ("before", "size", "room", "parts", "held", "said"),
+    [
+        (4, 4, 0, 4, 0, ""),
+        (4, 2, 1, 4, 1, ""),
+        (4, 1, 2, 4, 2, ""),
+        (4, 1, 1, 1, 0, "do not fit"),
+        (1, 2, 9, 2, 0, "there are 2 processes, more than the run has parts"),
+        (0, 1, 0, 1, 0, ""),
+    ],
+)
+def test_parts_stay_where_there_is_memory_for_the_sums_that_wait(
+    before: int, size: int, room: int, parts: int, held: int, said: str
+) -> None:
+    """``room`` is memory for so many sums of gradients beside what the plan needs."""
+    plan = plan_for(PlanRequest(model="llama-7b", device="rtx-4060-laptop")).plan
+    every, peak = 4 * plan.choice.method.parameters(plan.shape), plan.memory.peak_bytes
+    world = ThreadWorld(0, Meeting(size))
+
+    found, needs, because = resuming._parts(before, plan, peak + room * every, world)
+
+    assert found == parts
+    assert needs.memory.peak_bytes == peak + held * every
+    assert said in because
+    assert bool(because) == bool(said)
