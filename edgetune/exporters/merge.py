@@ -19,7 +19,8 @@ from edgetune.exporters.base import ExportRequest
 from edgetune.exporters.updates import Merge
 from edgetune.methods.merging import Update
 from edgetune.model import LocalModel, StoredTensor
-from edgetune.model.published import assembled
+from edgetune.model.names import match_names
+from edgetune.model.published import assembled, needless_biases
 from edgetune.model.weights import stored_tensors
 from edgetune.tensors.packed import PackedTensor
 from edgetune.tensors.reader import number_type, read_rows
@@ -76,6 +77,8 @@ def _all_tensors(model: LocalModel) -> Mapping[str, StoredTensor]:
     for tensor in model.tensors.values():
         if isinstance(tensor, PackedTensor) and tensor.turned and tensor.name in found:
             found[tensor.name] = tensor
+    for name in needless_biases(found, match_names(model.shape, found)[1]):
+        del found[name]
     return found
 
 

@@ -21,7 +21,7 @@ from edgetune.model.families import shape_of
 from edgetune.model.fused_experts import taken_apart
 from edgetune.model.gguf import read_model
 from edgetune.model.names import match_names, tied_heads
-from edgetune.model.published import assembled, written_plain
+from edgetune.model.published import assembled, needless_biases, written_plain
 from edgetune.model.weights import listing, read_json, stored_tensors
 from edgetune.shape import ModelShape, Published
 from edgetune.tensors.gguf.parts import first_part
@@ -155,7 +155,8 @@ def _checked(
     stored = taken_apart(shape, stored)
     found, strange = match_names(shape, stored)
     stored = {**stored, **_turned(shape, found, stored)}
-    problems = [f"{name}: not expected" for name in strange]
+    needless = needless_biases(stored, strange)
+    problems = [f"{name}: not expected" for name in strange if name not in needless]
     for tensor in shape.tensors():
         there = stored.get(found.get(tensor.name, ""))
         if there is None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adapters import random_tensors
 from published_folders import WIDE, change_config, make_pair
 from published_formats import FORMATS, Format, blockwise, fp8, mlx
 from safetensors.torch import load_file, save_file
@@ -148,6 +149,30 @@ def test_merging_writes_a_plain_model(bench: Bench, name: str, tmp_path: Path) -
     np.testing.assert_allclose(merged, session.logits(ROW), rtol=1e-4, atol=1e-4)
 
 
+def test_biases_of_zeros_that_a_model_lacks_are_left_out(tmp_path: Path) -> None:
+    """AutoGPTQ wrote one beside every matrix, with models that have none and with others."""
+    for family in ("llama", "qwen2"):
+        packed, plain = make_pair(tmp_path / family, family, FORMATS["gptq"], **WIDE)
+        tensors = load_file(packed / "model.safetensors")
+        modules = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
+        zeros = {f"{x}.bias": torch.zeros(len(tensors[f"{x}.scales"][0])).half() for x in modules}
+        save_file(zeros | tensors, packed / "model.safetensors")
+        model = LocalModel.open(packed)
+        assert model.tensors.keys() == LocalModel.open(plain).tensors.keys()
+
+        out = tmp_path / f"{family}-out"
+        out.mkdir()
+        save_adapter(out / "own", LORA, model.shape, random_tensors(LORA, model.shape), base="tiny")
+        adapter = load_adapter(out / "own", model.shape)
+        export("hf", ExportRequest(adapter=adapter, model=model, output=out / "merged"))
+        LocalModel.open(out / "merged")
+
+        (name, bias), *_ = ((f"{x}.bias", zeros[f"{x}.bias"]) for x in modules if "mlp" in x)
+        save_file(zeros | tensors | {name: bias + 0.5}, packed / "model.safetensors")
+        with pytest.raises(ModelError, match=f"{name}: not expected"):
+            LocalModel.open(packed)
+
+
 def test_gpt2_is_merged_as_it_was_published(bench: Bench, tmp_path: Path) -> None:
     packed, plain = make_pair(tmp_path, "gpt2", FORMATS["nf4"])
     model = LocalModel.open(packed)
@@ -183,6 +208,8 @@ def test_experts_in_fp8_train(bench: Bench, tmp_path: Path) -> None:
         ({"quant_method": "awq", "version": "gemv"}, "in the order 'gemv'"),
         ({"quant_method": "compressed-tensors", "format": "marlin-24"}, "in the format 'marlin-24'"),
         ({"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24-bitmask"}},
+         "with sparse weights"),
+        ({"quant_method": "compressed-tensors", "sparsity_config": {"format": ["odd"]}},
          "with sparse weights"),
         ({"quant_method": "mxfp4"}, "by 'mxfp4'"),
     ],

@@ -34,7 +34,7 @@ def compressed_tensors_fault(settings: Mapping[str, object]) -> str | None:
         if found is not None and found not in _FORMATS:
             return f"in the format {short(found)}; read are {', '.join(_FORMATS)}"
     sparsity = settings.get("sparsity_config")
-    if isinstance(sparsity, dict) and sparsity.get("format") not in {None, "dense"}:
+    if isinstance(sparsity, dict) and sparsity.get("format") not in (None, "dense"):
         return f"with sparse weights ({short(sparsity.get('format'))})"
     transform = settings.get("transform_config")
     if isinstance(transform, dict) and transform.get("config_groups"):

@@ -42,9 +42,9 @@ _MIXTRAL: Final = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 def mlx_fault(config: Mapping[str, object]) -> str | None:
     """Return why a folder of mlx-lm's is not read."""
     model_type = config.get("model_type")
-    if model_type in _AS_PUBLISHED:
-        return None
-    return f"as a {model_type} model, whose tensors mlx-lm changes or renames"
+    if not isinstance(model_type, str) or model_type in _AS_PUBLISHED:
+        return None  # what is no type is told by another check
+    return f"as a {short(model_type)} model, whose tensors mlx-lm changes or renames"
 
 
 def assemble_mlx(
