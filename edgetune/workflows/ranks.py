@@ -217,6 +217,7 @@ def plan_on(
         **values(theirs.training),
         "gradient_parts": parts,
         "search": None,  # rank 0 knows the rate
+        "share_prompts": bool(theirs.training.share_prompts),  # older plans do not say so
     }
     planned = plan_for(
         PlanRequest(

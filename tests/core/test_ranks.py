@@ -22,7 +22,7 @@ from edgetune.planning.defaults import ROWS
 from edgetune.speed.ranks import gradient_bytes, least_bandwidth, speed_up, step_seconds
 from edgetune.workflows.launching import first_dead, meeting
 from edgetune.workflows.planning import PlanRequest, plan_for
-from edgetune.workflows.ranks import device_of, planned_device
+from edgetune.workflows.ranks import device_of, plan_on, planned_device
 from edgetune.world import Place
 
 CARD = profile_device("rtx-4090")
@@ -93,6 +93,23 @@ def test_a_run_goes_on_with_the_kind_of_device_that_it_was_planned_for(
     (tmp_path / "plan.yaml").write_text(f"choice: {{}}\n{text}\n")
     assert planned_device(tmp_path) == kind
     assert planned_device(tmp_path / "absent") == planned_device(None) == "auto"
+
+
+@pytest.mark.parametrize("shared", [True, None])
+def test_ranks_share_prompts_only_where_the_run_does(shared: bool | None, tmp_path: Path) -> None:
+    """A run that was planned before prompts were shared goes on as it began, on many ranks too."""
+    rows = tmp_path / "pairs.jsonl"
+    pair = {"prompt": "Turn on the lamp in the kitchen.", "chosen": "Done.", "rejected": "No."}
+    rows.write_text("\n".join([json.dumps(pair)] * 8))
+    theirs = plan("tiny", data=rows, device="cpu", objective="dpo")
+    assert theirs.training.share_prompts
+    theirs = replace(theirs, training=replace(theirs.training, share_prompts=shared))
+    place = Place(rank=1, world=2, local_rank=1, local_world=2)
+    found = plan_on(place, theirs, 2, ref="tiny", data=rows, device="cpu", memory=None)
+
+    assert found.dataset is not None
+    assert (found.dataset.receipt.shared > 0) == bool(shared)
+    assert found.plan.training == theirs.training
 
 
 def test_a_network_decides_whether_another_rank_helps() -> None:
