@@ -215,6 +215,7 @@ class RunState:
     ``best_step`` is the step with the lowest validation loss, None while none was below that of
     the base. ``rows`` is the largest micro-batch known to fit, 0 while none has failed. ``shares``
     says how much of a step each part is (:mod:`edgetune.shares`), nothing where they are equal.
+    ``unevaluated`` is whether the evaluation after this step is due and still to be made.
     """
 
     step: int = 0
@@ -223,6 +224,7 @@ class RunState:
     best_loss: float | None = None
     rows: int = 0
     shares: Weights = ()
+    unevaluated: bool = False
     guard: GuardState = field(default_factory=GuardState)
     patience: PatienceState = field(default_factory=PatienceState)
 

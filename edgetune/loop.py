@@ -119,10 +119,11 @@ class Loop:
             yield from self._pilot(pilot, self.rewind)
         if self.now.step == 0:
             yield from self._evaluate(None)
-        while not self._ended:
+        while self.now.unevaluated or not self._ended:
             try:
-                yield from self._step()
-                if self._ended or self.now.step % self.schedule.eval_every == 0:
+                if not self.now.unevaluated:  # else the run was interrupted in the evaluation
+                    yield from self._step()
+                if self.now.unevaluated:
                     yield from self._evaluate(DEFAULT_ADAPTER)
                 yield from self._judge()
                 stopping = anybody(self.world, stop()) and not self._ended
@@ -208,6 +209,8 @@ class Loop:
         if is_stuck(result.loss, result.grad_norm):
             raise DivergedError(f"Step {number} gave loss {result.loss:.4g} and no gradient at all")
         self.now = replace(self.now, step=number, guard=self.now.guard.after(result.loss))
+        due = self._ended or number % self.schedule.eval_every == 0
+        self.now = replace(self.now, unevaluated=due)
         yield Stepped(
             step=number,
             loss=result.loss,
@@ -224,6 +227,7 @@ class Loop:
     def _evaluate(self, adapter: str | None) -> Generator[Event, None, None]:
         """Evaluate the validation rows, if there are any, with an adapter or the base alone."""
         total = yield from self._losses(self.evaluation(), adapter)
+        self.now = replace(self.now, unevaluated=False)
         if total.loss_tokens == 0:
             return
         loss, now = total.loss_sum / total.loss_tokens, self.now

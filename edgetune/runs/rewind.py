@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgetune.events import RunState
 from edgetune.runs.checkpoint import Checkpoint, Refused
 from edgetune.runs.folder import RunFolder
 from edgetune.runs.lines import keep_lines
@@ -37,7 +38,15 @@ def rewind(
     if now.best_step is not None:
         mark_best(folder.checkpoints, folder.checkpoints / checkpoint_name(now.best_step))
     keep_lines(folder.journal, lambda _: True)
-    return keep_lines(folder.metrics, lambda line: first <= _step_of(line) <= now.step)
+    return keep_lines(
+        folder.metrics,
+        lambda line: first <= _step_of(line) <= now.step and not _made_again(line, now),
+    )
+
+
+def _made_again(line: Mapping[str, Any], now: RunState) -> bool:
+    """Tell whether a line is of the evaluation that is still to be made."""
+    return now.unevaluated and line.get("event") == "eval" and _step_of(line) == now.step
 
 
 def _step_of(line: Mapping[str, Any]) -> float:

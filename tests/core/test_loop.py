@@ -22,7 +22,7 @@ from edgetune.backend import (
     TornStateError,
 )
 from edgetune.data.batch import MicroBatch, split
-from edgetune.errors import DivergedError, OutOfMemoryError, StoppedError
+from edgetune.errors import DivergedError, LostRankError, OutOfMemoryError, StoppedError
 from edgetune.events import (
     EndedEarly,
     Evaluated,
@@ -300,6 +300,29 @@ def test_out_of_memory_in_an_evaluation_changes_no_sum() -> None:
     expected, found = run(roomy), run(tight)
     assert [(event.step, event.rows) for event in of(Recovered, found)] == [(0, 4), (0, 2)]
     assert losses(found) == pytest.approx(losses(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize("step", [2, SCHEDULE.steps])
+def test_an_evaluation_that_is_interrupted_is_made_when_the_run_goes_on(step: int) -> None:
+    expected = run(SoftmaxSession())
+
+    class Lost(SoftmaxSession):
+        def evaluate(self, *batches: object, **others: object) -> EvalResult:
+            if self.steps == step:
+                raise LostRankError("Rank 1 ended.")
+            return super().evaluate(*batches, **others)
+
+    lost = Lost()
+    events, error = until_error(train(lost, TRAINED.step, HELD_OUT.evaluation, SCHEDULE))
+    assert isinstance(error, LostRankError)
+    saved = events[-1]
+    assert isinstance(saved, SaveDue)
+    assert saved.state.step == step
+    resumed = SoftmaxSession()
+    resumed.restore(lost.adapter_tensors(), lost.optimizer_tensors())
+    rest = list(train(resumed, TRAINED.step, HELD_OUT.evaluation, SCHEDULE, saved.state))
+    assert of(Evaluated, events) + of(Evaluated, rest) == of(Evaluated, expected)
+    assert of(SaveDue, rest)[-1] == of(SaveDue, expected)[-1]
 
 
 def test_one_row_that_does_not_fit_ends_the_run_with_its_state() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ def test_a_state_says_what_it_is_the_state_of(run: Recorded) -> None:
         "best_loss": best_line["loss"],
         "rows": 0,
         "shares": [],
+        "unevaluated": False,
         "guard": {
             "first": steps[0]["loss"],
             "losses": [line["loss"] for line in steps],
@@ -269,6 +271,14 @@ def test_rewinding_drops_what_will_be_done_again(run: Recorded) -> None:
     assert best(run.folder.checkpoints).name == f"step-{checkpoint.state.progress.best_step:06}"
     run.folder.note("resumed", "to see that lines stay whole")
     assert run.folder.journal.read_text().count("\n") == len(read_lines(run.folder.journal))
+
+
+def test_rewinding_drops_an_evaluation_that_is_still_to_be_made(run: Recorded) -> None:
+    checkpoint = load_checkpoint(run.folder.checkpoints / "step-000004", run.plan)
+    progress = replace(checkpoint.state.progress, unevaluated=True)
+    rewind(run.folder, replace(checkpoint, state=replace(checkpoint.state, progress=progress)))
+    assert [line["step"] for line in run.folder.evaluations()] == [0, 2]
+    assert [line["step"] for line in run.folder.steps()] == [1, 2, 3, 4]
 
 
 def test_a_run_that_goes_on_is_the_uninterrupted_one(run: Recorded, tmp_path: Path) -> None:
