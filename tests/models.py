@@ -142,6 +142,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
             "rope_type": "yarn", "rope_theta": 10000.0, "factor": 16.0, "truncate": False,
             "original_max_position_embeddings": 8}},
     "olmoe": SMALL | {"num_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 24},
+    "olmo": SMALL,
+    "persimmon": SMALL | {"rope_parameters": {
+        "rope_type": "default", "rope_theta": 25000.0, "partial_rotary_factor": 0.5}},
 }  # fmt: skip
 
 MIXTURES = frozenset(

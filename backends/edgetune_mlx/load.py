@@ -61,7 +61,7 @@ class Weights:
     head: Matrix
     head_bias: mx.array | None
     positions: mx.array | None
-    final_norm: mx.array
+    final_norm: mx.array | None
     final_norm_bias: mx.array | None
     embedding_norm: mx.array | None = None
     embedding_norm_bias: mx.array | None = None
@@ -88,7 +88,7 @@ class Loader:
             head=embedding if shape.tied else self._matrix(f"{shape.head}.weight"),
             head_bias=self._read(f"{shape.head}.bias") if shape.head_bias else None,
             positions=self._read(f"{shape.positions}.weight") if shape.positions else None,
-            final_norm=self._read(f"{final.module}.weight"),
+            final_norm=None if final.plain else self._read(f"{final.module}.weight"),
             final_norm_bias=self._read(f"{final.module}.bias") if final.bias else None,
             embedding_norm=self._read(f"{first.module}.weight") if first else None,
             embedding_norm_bias=self._read(f"{first.module}.bias")

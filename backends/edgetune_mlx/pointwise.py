@@ -176,7 +176,9 @@ def _rotated(x: mx.array, angles: mx.array, rotary: Rotary, factor: mx.array | f
 
 
 def _plain_norm(x: mx.array, *, kind: NormKind) -> mx.array:
-    return mx.fast.rms_norm(x, None, kind.eps)
+    if kind.kind == "rms":
+        return mx.fast.rms_norm(x, None, kind.eps)
+    return mx.fast.layer_norm(x, None, None, kind.eps)
 
 
 def _norm(

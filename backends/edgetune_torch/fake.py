@@ -162,7 +162,7 @@ def fake_engine(shape: ModelShape, choice: Choice) -> Engine:
         )
         if shape.positions
         else None,
-        final_norm=torch.empty(final.size, dtype=dtype),
+        final_norm=None if final.plain else torch.empty(final.size, dtype=dtype),
         final_norm_bias=torch.empty(final.size, dtype=dtype) if final.bias else None,
         embedding_norm=torch.empty(first.size, dtype=dtype) if first else None,
         embedding_norm_bias=torch.empty(first.size, dtype=dtype) if first and first.bias else None,

@@ -47,7 +47,7 @@ class Weights:
     head: HeadRows
     head_bias: Tensor | None
     positions: Tensor | None
-    final_norm: Tensor
+    final_norm: Tensor | None
     final_norm_bias: Tensor | None
     embedding_norm: Tensor | None = None
     embedding_norm_bias: Tensor | None = None
@@ -131,7 +131,7 @@ class Loader:
             head=self._head(embedding),
             head_bias=self._read(f"{shape.head}.bias") if shape.head_bias else None,
             positions=self._read(f"{shape.positions}.weight") if shape.positions else None,
-            final_norm=self._read(f"{final.module}.weight"),
+            final_norm=None if final.plain else self._read(f"{final.module}.weight"),
             final_norm_bias=self._read(f"{final.module}.bias") if final.bias else None,
             embedding_norm=self._read(f"{first.module}.weight") if first else None,
             embedding_norm_bias=self._read(f"{first.module}.bias")

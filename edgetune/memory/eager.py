@@ -99,7 +99,8 @@ class EagerOps(DeltaRule):
         norm = ends.get(role) or self.own.norm_by_role[role]
         kind = norm.kind or shape.norm
         if norm.plain:
-            return self.rms_norm(x, None)
+            rms = kind.kind == "rms"
+            return self.rms_norm(x, None) if rms else self.layer_norm(x, None, None)
         stored = outside((norm.size,), self.batch.stored)
         gain = self.gain(stored if weight is None else weight, kind)
         if kind.kind == "rms":

@@ -44,26 +44,26 @@ class Fused(Elementary):
 
         return self.tape.made(x.shape, x.width, inputs, back, storage=storage, saved=inputs)
 
-    def layer_norm(self, x: Sized, gain: Sized, bias: Sized | None) -> Sized:
-        """Return x normalised over its last axis, in float32 and cast back."""
+    def layer_norm(self, x: Sized, gain: Sized | None, bias: Sized | None) -> Sized:
+        """Return x normalised over its last axis, in float32 and cast back; gain and bias if any."""
         wide = self.as_width(x, FLOAT32_BYTES)
-        size, statistic = wide.nbytes, wide.nbytes // gain.shape[0]
+        size, statistic = wide.nbytes, wide.nbytes // x.shape[-1]
         storage = self.new(size)
         statistics = self.new(2 * statistic)
-        trained = (gain.needs, bias is not None and bias.needs)
-        small = gain.nbytes
-        inputs = (wide, gain) if bias is None else (wide, gain, bias)
-        wanted, count = wide.needs, len(inputs)
+        others = tuple(each for each in (gain, bias) if each is not None)
+        trained = tuple(each.needs for each in others)
+        small, inputs = FLOAT32_BYTES * x.shape[-1], (wide, *others)
+        wanted = wide.needs
 
         def back(_: list[Gradient]) -> Sequence[Gradient]:
             own = [self.new(small) if each else None for each in trained]
-            return [self.new(size) if wanted else None, *own][:count]
+            return [self.new(size) if wanted else None, *own]
 
         out = self.tape.made(
             wide.shape, FLOAT32_BYTES, inputs, back,
             storage=storage, saved=(*inputs, statistics),
         )  # fmt: skip
-        del wide, inputs, storage, statistics
+        del wide, others, inputs, storage, statistics
         return self.as_width(out, x.width)
 
     def gain(self, weight: Sized, kind: NormKind) -> Sized:

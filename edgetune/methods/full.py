@@ -127,9 +127,8 @@ class Full(Method):
                     continue
                 yield tensor.name, tensor.shape[::-1] if tensor.name in flipped else tensor.shape
         final = shape.final_norm
-        yield f"{final.module}.weight", (final.size,)
-        if final.bias:
-            yield f"{final.module}.bias", (final.size,)
+        for part in final.parts:
+            yield f"{final.module}.{part}", (final.size,)
 
 
 def _frozen(shape: ModelShape, layer: int) -> frozenset[str]:

@@ -67,13 +67,14 @@ def last_blocks(shape: ModelShape, count: int | None) -> range:
 
 def norms(shape: ModelShape, layers: int | None, *, final: bool = True) -> list[tuple[str, Norm]]:
     """Return the norms of the last blocks, and the final one, with their full module paths."""
-    inner = [
+    found = [
         (f"{shape.block(layer)}{norm.module}", norm)
         for layer in last_blocks(shape, layers)
         for norm in shape.blocks[layer].norms
-        if not norm.plain
     ]
-    return [*inner, (shape.final_norm.module, shape.final_norm)] if final else inner
+    if final:
+        found.append((shape.final_norm.module, shape.final_norm))
+    return [(path, norm) for path, norm in found if not norm.plain]
 
 
 def select_norms(
@@ -82,10 +83,13 @@ def select_norms(
     """Return those of :func:`norms` that any pattern names: ``all``, names or globs.
 
     Raises:
-        UsageError: naming every pattern that matches nothing, and what there is.
+        UsageError: naming every pattern that matches nothing, and what there is; or if no norm has
+            a weight.
     """
     found = norms(shape, layers)
     unmatched = [p for p in patterns if not any(_named(p, module) for module, _ in found)]
+    if not found:
+        raise UsageError(f"The norms of this {shape.family} model have no weights to train.")
     if unmatched or not patterns:
         names = ", ".join(dict.fromkeys(_last(module) for module, _ in found))
         raise UsageError(

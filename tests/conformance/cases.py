@@ -103,14 +103,14 @@ def _full(layers: int | None) -> Count:
         first = 0 if layers is None else s.layers - layers
         every = [x for layer in range(first, s.layers) for x in s.block_tensors(layer)]
         blocks = sum(x.size for x in every if not x.name.endswith("layer_scalar"))
-        final = s.final_norm.size * (2 if s.final_norm.bias else 1)
+        final = s.final_norm.size * len(s.final_norm.parts)
         return blocks + final
 
     return count
 
 
 def _norm(s: ModelShape) -> int:
-    return _norms(s) + s.final_norm.size * (2 if s.final_norm.bias else 1)
+    return _norms(s) + s.final_norm.size * len(s.final_norm.parts)
 
 
 CASES = (

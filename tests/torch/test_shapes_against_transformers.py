@@ -142,7 +142,8 @@ def _model_window(model: PreTrainedModel) -> int | None:
 def _assert_same_norms(shape: ModelShape, model: PreTrainedModel) -> None:
     for norm in shape.blocks[0].norms:
         module = _blocks(model)[0].get_submodule(norm.module)
-        eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+        fixed = 1e-5 if norm.plain else None  # OLMo's norms have no weights, and no field for it
+        eps = getattr(module, "variance_epsilon", getattr(module, "eps", fixed))
 
         assert shape.norm.eps == eps
         assert (shape.norm.kind == "layer") == ("LayerNorm" in type(module).__name__)
@@ -223,7 +224,9 @@ def _switches(family: str, draw: random.Random, head_dim: int) -> Config:
             "granite": biased | eps | {"mlp_bias": True, "attention_multiplier": 0.25},
             "llama": wide | biased | eps | {"mlp_bias": draw.random() < 0.5},
             "mistral": wide | windowed | eps,
+            "olmo": biased,
             "olmo2": biased | eps,
+            "persimmon": {"partial_rotary_factor": 0.5, "qk_layernorm": draw.random() < 0.7},
             "phi": {"partial_rotary_factor": 0.5, "layer_norm_eps": 1e-6},
             "phi3": windowed | eps | {"partial_rotary_factor": 0.5},
             "qwen2": sometimes_windowed | eps,

@@ -95,8 +95,8 @@ _TYPES: Final[Mapping[str, str]] = {
         apertus biogpt bitnet blt codegen cohere_compass_text cpmant ctrl diffllama
         gemma3n_text gemma4_assistant gemma4_unified_assistant
         gpt-sw3 gpt_neox_japanese granite_swa hrm_text hyperclovax
-        internlm3 iquestcoder jais2 minicpm3 modernbert-decoder nanochat olmo openai-gpt
-        persimmon vaultgemma xglm youtu
+        internlm3 iquestcoder jais2 minicpm3 modernbert-decoder nanochat openai-gpt
+        vaultgemma xglm youtu
     """,
     "not a language model": """
         EvollaModel decision_transformer esmfold2 jev

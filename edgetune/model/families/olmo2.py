@@ -1,4 +1,7 @@
-"""OLMo 2 and 3: norms on the outputs of both halves only, and on all queries and keys at once."""
+"""OLMo: 1 has layer norms without weights; 2 and 3 norms on the outputs of both halves only.
+
+2 and 3 also normalise all queries, and all keys, at once.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from edgetune.model.families.common import (
     head_norms,
     layer_types,
     output_norms,
+    pre_norms,
     read_rotary,
     read_sizes,
     rms_norm,
@@ -22,10 +26,29 @@ from edgetune.model.families.common import (
     same_attention,
     split_attention,
 )
-from edgetune.shape import Attention, ModelShape
+from edgetune.shape import Attention, ModelShape, NormKind
 
 _THETA: Final = 500_000.0
 """The base frequency of an OLMo 3 model whose config does not say."""
+
+
+def olmo(fields: Fields) -> ModelShape:
+    """Return the shape of an OLMo 1 model: Llama with layer norms that have no weights."""
+    fields.refuse("clip_qkv", "clipped queries, keys and values are not supported")
+    sizes = read_sizes(fields)
+    bias = fields.flag("attention_bias", False)
+    shape = decoder(
+        fields,
+        sizes,
+        family="olmo",
+        linears=split_attention(sizes, bias=bias, output_bias=bias) + gated_mlp(sizes),
+        norms=[replace(norm, plain=True) for norm in pre_norms(sizes)],
+        attention=same_attention(sizes, read_rotary(fields, sizes)),
+        norm=NormKind(kind="layer", eps=1e-5),
+        activation=fields.activation("hidden_act", "silu"),
+        tied=fields.flag("tie_word_embeddings", False),
+    )
+    return replace(shape, final_norm=replace(shape.final_norm, bias=False, plain=True))
 
 
 def olmo2(fields: Fields) -> ModelShape:
