@@ -207,19 +207,23 @@ class Engine:
             return (x * grad).sum(), (last, (loss.losses, loss.grad, loss.stages), grads)
 
         own = [run.method.of_block(layer) for layer in layers]
-        (_, found), (x_grad, of_blocks) = mx.value_and_grad(product, argnums=(0, 1))(x, own)
+        (value, found), (x_grad, of_blocks) = mx.value_and_grad(product, argnums=(0, 1))(x, own)
         last, parts, of_head = found
+        if not self._goes_on(run, layers.start):
+            x_grad = x  # nobody asks for it: its graph would be kept
+        del value  # and so would its own
         self._evaluate(last)
         del last, found
         loss = Loss(*parts)
         with self.guard.in_order():
             loss.evaluate()
+        sums = Sums.of(loss.losses, run.wanted.count)
+        del loss, parts  # the way back through the blocks does not need them
         self._evaluate(_added(run.grads, of_head))
         while of_blocks:
             self._evaluate(_added(run.grads, of_blocks.pop()))
-        if self._goes_on(run, layers.start):
-            self._evaluate(x_grad)
-        return Sums.of(loss.losses, run.wanted.count), x_grad
+        self._evaluate(x_grad)
+        return sums, x_grad
 
     def _head(self, run: Pass, x: mx.array) -> tuple[Loss, mx.array, Gradients]:
         """Return the loss, the gradient (B, S, D) of x, and those of the final norm."""
@@ -244,15 +248,14 @@ class Engine:
         if layer in layout.lent:
             nothing = [mx.zeros_like(x) for x in layout.lent.pop(layer)]
             grads += run.lent_grads.pop(layer, nothing)
-        (x_grad, *others), found = self.blocks.backward(
-            layer, block_input, grads, layout, run.method
-        )
-        goes_on = [x_grad] if self._goes_on(run, layer) else []
+        read, found = self.blocks.backward(layer, block_input, grads, layout, run.method)
+        wanted = [read[0] if self._goes_on(run, layer) else grad]
         source = self.decoder.shape.source(layer)
         if source is not None and self._wants(run, source):
-            goes_on += run.came_back(source, others)
-        self._evaluate(_added(run.grads, found), *goes_on)
-        return x_grad
+            wanted += run.came_back(source, read[1:])
+        del read  # the graph of what nobody asks for would be kept
+        self._evaluate(_added(run.grads, found), *wanted)
+        return wanted[0]
 
     def _input(self, run: Pass, grad: mx.array) -> None:
         """Add the gradients of what the method does to the embeddings."""

@@ -1,8 +1,9 @@
 """Bytes of a run as pure functions of a model's shape and a choice.
 
-:mod:`~edgetune.memory.ledger` counts what lives through a sequence of allocations,
-:mod:`~edgetune.memory.passes` and :mod:`~edgetune.memory.head` are the sequences of one block and
-of the loss, :mod:`~edgetune.memory.weights` what is stored, :mod:`~edgetune.memory.step` and
+:mod:`~edgetune.memory.ledger` counts what lives through a sequence of allocations. The text of a
+block is run over sizes: :mod:`~edgetune.memory.eager` frees them as torch does,
+:mod:`~edgetune.memory.lazy` as MLX does. :mod:`~edgetune.memory.head` is the loss,
+:mod:`~edgetune.memory.weights` what is stored, :mod:`~edgetune.memory.step` and
 :mod:`~edgetune.memory.model` put them together for each phase of a run.
 """
 

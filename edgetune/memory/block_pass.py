@@ -28,8 +28,7 @@ class BlockPass:
     output, but not the input, which the block before made. ``forward`` is that pass's peak,
     ``plain`` that of one without gradients (dropout and all), ``inference`` the same in an
     evaluation, ``backward`` that of the backward pass, what was
-    kept included. ``again`` is the latter where the block is computed again for it, while the
-    MLP goes back, ``after_mlp`` from then on; ``once_more`` is the peak of computing it again.
+    kept included. ``again`` is the peak of both where the block is computed again for it.
     """
 
     kept: int
@@ -37,9 +36,7 @@ class BlockPass:
     plain: int
     inference: int
     backward: int
-    once_more: int
     again: int
-    after_mlp: int
 
 
 class SizedMethod(Adapted[Sized]):
@@ -161,9 +158,7 @@ class Passes:
         )  # fmt: skip
         plain, again = tiled.forward(training=True), tiled.again(goes_on=kind.goes_on)
         inference = tiled.forward(training=False) if self.own.spec.draws else plain
-        return replace(
-            whole, plain=plain, inference=inference, once_more=again, again=again, after_mlp=again
-        )
+        return replace(whole, plain=plain, inference=inference, again=again)
 
     def _whole(self, kind: BlockKind) -> BlockPass:
         """Return the bytes of a block that is computed at once."""
@@ -183,7 +178,7 @@ class Passes:
         back = graded.peak
         return BlockPass(
             kept=kept, forward=forward, plain=plain, inference=inference,
-            backward=back, once_more=forward, again=back, after_mlp=back,
+            backward=back, again=max(forward, back),
         )  # fmt: skip
 
     def run(

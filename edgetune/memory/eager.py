@@ -426,9 +426,7 @@ class EagerOps(DeltaRule):
 
     def _product(self, role: str) -> Product:
         linear, self.multiplies = self.own.linear_by_role[role], True
-        return Product(
-            inputs=linear.inputs, outputs=linear.outputs, rank=0, quantized=self.quantized
-        )
+        return Product(inputs=linear.inputs, outputs=linear.outputs, quantized=self.quantized)
 
 
 def _nothing(_: list[Gradient]) -> Sequence[Gradient]:

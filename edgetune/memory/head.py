@@ -10,7 +10,7 @@ from math import ceil
 
 from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.ledger import Ledger
-from edgetune.memory.pointwise import norm_backward, norm_forward
+from edgetune.memory.norms import norm_backward, norm_forward
 from edgetune.memory.scratch import HEAD_SLICE
 from edgetune.shape import ModelShape
 from edgetune.storage import FLOAT32_BYTES

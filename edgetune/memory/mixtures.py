@@ -125,7 +125,7 @@ class _Pieces:
         own = block.expert_linears[: len(rule.projections)]
         self.products = {
             str(linear.role): Product(
-                inputs=linear.inputs, outputs=linear.outputs, rank=0, quantized=quantized
+                inputs=linear.inputs, outputs=linear.outputs, quantized=quantized
             )
             for linear in own
         }

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import cache, partial
 from itertools import accumulate
 
 from edgetune.choice import Choice
 from edgetune.memory.batch_shape import BatchShape, Platform, batch_shape_of
-from edgetune.memory.block import Block
-from edgetune.memory.block_pass import BlockPass, Passes, SizedMethod, beside, kinds
+from edgetune.memory.block_pass import BlockKind, BlockPass, Passes, SizedMethod, beside, kinds
 from edgetune.memory.estimate import MemoryEstimate, Parts, Phases
 from edgetune.memory.head import evaluation_bytes, loss_bytes
 from edgetune.memory.kernels import kernel_bytes
+from edgetune.memory.lazy.passes import LazyMethod, LazyPasses
+from edgetune.memory.lazy.weights import alike
 from edgetune.memory.optimizer import state_bytes, update_bytes
-from edgetune.memory.passes import block_pass
 from edgetune.memory.runtime import runtime_bytes
 from edgetune.memory.scratch import scratch_bytes
 from edgetune.memory.step import SLOTS, StepModel
-from edgetune.memory.weights import load_bytes, transient_bytes, weight_bytes
-from edgetune.methods.base import Footprint, Method, Ranks
+from edgetune.memory.weights import load_bytes, read_bytes, weight_bytes
+from edgetune.methods.base import Method
 from edgetune.objectives import Objective
 from edgetune.shape import ModelShape
 from edgetune.storage import FILE_FORMAT, FLOAT32_BYTES, QUANTIZED_OUTER
@@ -57,10 +57,7 @@ class MemoryModel:
         self.documents = documents
         self.forked = forked
         self.platform = platform
-        self.ranks = method.ranks(shape)
-        self.footprint = [method.footprint(shape, layer) for layer in range(shape.layers)]
         self.first = method.first_layer(shape)
-        self.trains_input = method.trains_input
         tensors = method.tensors(shape)
         trained = [tensor for tensor in tensors if tensor.trained]
         self.sizes = [tensor.size for tensor in trained]
@@ -72,11 +69,12 @@ class MemoryModel:
         self.of_head = FLOAT32_BYTES * sum(x.size for x in trained if x.name.startswith(final))
         self.kinds = kinds(method, shape, tensors)
         self._own = SizedMethod(method, shape, {})
+        self._lazy = LazyMethod(method, shape, {})
         lasting, frozen = beside(self._own, shape, self.kinds)
         self.adapter = FLOAT32_BYTES * sum(tensor.size for tensor in tensors) + lasting
         self.runtime = runtime_bytes(platform.kind, shape.vocabulary)
         self._weights = cache(partial(weight_bytes, shape, lazy=platform.lazy))
-        self._passing = cache(partial(transient_bytes, shape, lazy=platform.lazy))
+        self._read = cache(partial(read_bytes, shape, lazy=platform.lazy))
         self._load = cache(partial(load_bytes, shape))
         self._scratch = cache(partial(scratch_bytes, shape, frozen=frozen))
         self._loss = cache(partial(loss_bytes, shape))
@@ -84,6 +82,7 @@ class MemoryModel:
         self._state = cache(partial(state_bytes, self.sizes))
         self._update = cache(partial(update_bytes, self.sizes, platform=platform))
         self._step = cache(self._make_step)
+        self._passes = cache(self._make_passes)
 
     def between_steps(self, choice: Choice) -> int:
         """Return the bytes between steps: weights, adapter, optimizer, runtime, gradients if kept."""
@@ -99,7 +98,9 @@ class MemoryModel:
         rows = batch_shape_of(
             self.shape, choice, self.platform, self.documents, least=least, forked=self.forked
         )
-        step = self._step(rows, choice.quantization, summed=choice.accumulation > 1)
+        step = self._step(
+            rows, choice.quantization, choice.placement, summed=choice.accumulation > 1
+        )
         quantized = self._unpacks_head(choice.quantization)
         loss = self._loss(
             rows, choice.loss_chunk, choice.head,
@@ -107,14 +108,8 @@ class MemoryModel:
         )  # fmt: skip
         kept = choice.checkpointing
         update = self._update(choice.optimizer)
-        transient = self._passing(choice.quantization, choice.placement)
-        moment = step.peak(
-            kept.layers,
-            offload=kept.offload,
-            loss=loss,
-            update=update,
-            transient=transient,
-        )
+        moment = step.peak(kept.layers, offload=kept.offload, loss=loss, update=update)
+        read = self._read(choice.quantization, choice.placement)
         scratch = self._scratch(rows, choice.quantization, choice.head)
         places = (choice.quantization, choice.placement, choice.embedding, choice.head)
         kernels = kernel_bytes(rows)
@@ -130,39 +125,22 @@ class MemoryModel:
         )
         return _estimate(
             parts,
-            load=self._load(choice.quantization) + transient.whole - kernels,  # none is made yet
+            load=self._load(choice.quantization) + read - kernels,  # none is made yet
             evaluation=scratch
             + step.evaluation(
-                self._evaluated(rows, choice.loss_chunk, choice.head, quantized=quantized),
-                transient.whole,
+                self._evaluated(rows, choice.loss_chunk, choice.head, quantized=quantized)
             ),
             compares=objective is not None and objective.needs_reference,
         )
 
-    def _make_step(self, rows: BatchShape, quantization: str, *, summed: bool) -> StepModel:
-        shape, quantized = self.shape, quantization == "nf4" or self._unpacks_head(quantization)
-
-        if not self.platform.lazy:
-            interpreted = Passes(self._own, shape, rows, quantized=quantized)
-            found = cache(interpreted.of)
-            return self._stepped(rows, [found(kind) for kind in self.kinds], summed=summed)
-
-        @cache
-        def passes(alike: int, ranks: Ranks, footprint: Footprint, goes_on: bool) -> BlockPass:
-            return block_pass(
-                Block(
-                    shape=shape.blocks[alike], hidden_size=shape.hidden_size, norm=shape.norm,
-                    ranks=ranks, footprint=footprint, rows=rows, quantized=quantized,
-                    goes_on=goes_on,
-                )
-            )  # fmt: skip
-
-        goes_on = (self._goes_on(layer) for layer in range(shape.layers))
-        layers = zip(shape.alike, self.ranks, self.footprint, goes_on, strict=True)
-        return self._stepped(rows, [passes(*layer) for layer in layers], summed=summed)
-
-    def _stepped(self, rows: BatchShape, blocks: Sequence[BlockPass], *, summed: bool) -> StepModel:
-        shape = self.shape
+    def _make_step(
+        self, rows: BatchShape, quantization: str, placement: str, *, summed: bool
+    ) -> StepModel:
+        shape, streamed = self.shape, placement != "resident"
+        if self.platform.lazy:
+            rows, quantization = alike(rows, quantization, streamed=streamed)
+        found = self._passes(rows, quantization, streamed=streamed)
+        blocks = [found(kind) for kind in self.kinds]
         return StepModel(
             blocks,
             first=self.first,
@@ -173,10 +151,19 @@ class MemoryModel:
                 2 * rows.activation_bytes(block.keys) if layer in shape.lenders else 0
                 for layer, block in enumerate(shape.blocks)
             ],
+            gradients=FLOAT32_BYTES * sum(self.sizes) * (1 + self.sums_held),
             tables=table_bytes(shape, rows),
             tiled=rows.tile > 0 and all(block.splits or not block.heads for block in shape.kinds),
             late=SLOTS if rows.lazy else 0,
         )
+
+    def _make_passes(
+        self, rows: BatchShape, quantization: str, *, streamed: bool
+    ) -> Callable[[BlockKind], BlockPass]:
+        shape = self.shape
+        if self.platform.lazy:
+            return cache(LazyPasses(self._lazy, shape, rows, quantization, streamed=streamed).of)
+        return cache(Passes(self._own, shape, rows, quantized=quantization == "nf4").of)
 
     def _unpacks_head(self, quantization: str) -> bool:
         """Whether MLX has embedding and head in a format that it unpacks."""
@@ -184,29 +171,17 @@ class MemoryModel:
         return in_blocks or quantization in QUANTIZED_OUTER
 
     def _grown(self, *, whole: bool) -> list[int]:
-        """Return the bytes of gradients once the blocks from each one on have given theirs.
+        """Return the bytes of the gradients that are there when each block goes back, and at last.
 
-        ``whole``: all have their place from the first micro-batch on. On MLX those of a block are
-        new arrays, which are added to what there is.
+        ``whole``: all have their place from the first micro-batch on. On MLX a block's own are new
+        arrays, which are counted with its pass.
         """
         every = FLOAT32_BYTES * sum(self.sizes)
-        held = every * self.sums_held
-        if whole and not self.platform.lazy:
-            return [every + held] * (self.shape.layers + 1)
         if whole:
-            return [*(every + held + block for block in self.by_block), every + held]
+            return [every * (1 + self.sums_held)] * (self.shape.layers + 1)
         shared = every - sum(self.by_block)
-        after = [shared + given for given in accumulate(reversed(self.by_block))]
+        after = [shared + given for given in accumulate(reversed(self.by_block[1:]), initial=0)]
         return [*reversed(after), self.of_head]
-
-    def _goes_on(self, layer: int) -> bool:
-        """Tell whether gradients go all the way through a block.
-
-        They do but in the first adapted one, where they end at the first thing that is trained.
-        Trained norms are the first thing in a block: all of it is counted.
-        """
-        begins = self.ranks[layer] or self.footprint[layer].places
-        return self.trains_input or layer > self.first or not begins
 
 
 def place_bytes(shape: ModelShape, rows: BatchShape) -> int:

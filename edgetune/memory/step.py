@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from edgetune.memory.block_pass import BlockPass
-from edgetune.memory.weights import TransientWeights
 from edgetune.settings.spec import Offload
 
 SLOTS = 2
@@ -47,6 +46,7 @@ class StepModel:
         place: int,
         grown: Sequence[int],
         lent: Sequence[int],
+        gradients: int,
         tables: int = 0,
         tiled: bool = False,
         late: int = 0,
@@ -55,50 +55,35 @@ class StepModel:
 
         ``first`` is the first adapted block, ``input_bytes`` those of a block's input, ``place``
         what lives through a whole pass, ``grown`` the bytes of the gradients that are there when
-        a block has given its own, and of all before any has. ``lent`` are those of the keys and
-        values that a block makes for later ones, too. ``tables`` of the rotation live as long,
-        unless all blocks that attend are ``tiled``. ``late`` inputs on their way to disk or back
-        are there whatever is computed.
+        each block goes back, and before any has; ``gradients`` are those of all. ``lent`` are
+        those of the keys and values that a block makes for later ones, too. ``tables`` of the
+        rotation live as long, unless all blocks that attend are ``tiled``. ``late`` inputs on
+        their way to disk or back are there whatever is computed.
         """
         self.blocks, self.first, self.input_bytes, self.place = blocks, first, input_bytes, place
-        self.grown, self.tables, self.tiled, self.late = grown, tables, tiled, late
+        self.grown, self.gradients = grown, gradients
+        self.tables, self.tiled, self.late = tables, tiled, late
         self._kept = list(accumulate((block.kept for block in blocks), initial=0))
         self._lent = list(accumulate(lent, initial=0))
         self._alike: dict[BlockPass, list[int]] = {}
         for layer, block in enumerate(blocks):
             self._alike.setdefault(block, []).append(layer)
 
-    def peak(
-        self,
-        checkpointed: int,
-        *,
-        offload: Offload,
-        loss: int,
-        update: int,
-        transient: TransientWeights,
-    ) -> Moment:
-        """Return the moment of a step at which most bytes live.
-
-        ``transient`` are the weights that come and go with a block; only checkpointed blocks do.
-        """
+    def peak(self, checkpointed: int, *, offload: Offload, loss: int, update: int) -> Moment:
+        """Return the moment of a step at which most bytes live."""
         moments = [
-            *self._moments(checkpointed, offload, loss, transient),
-            Moment(0, 0, update, max(self.grown)),
+            *self._moments(checkpointed, offload, loss),
+            Moment(0, 0, update, self.gradients),
         ]
         return max(moments, key=lambda moment: moment.total)
 
-    def evaluation(self, loss: int, transient: int) -> int:
+    def evaluation(self, loss: int) -> int:
         """Return the peak of a pass without gradients and of its loss."""
-        blocks = (
-            transient + block.inference + self._lent[layers[-1]]
-            for block, layers in self._alike.items()
-        )
+        blocks = (block.inference + self._lent[layers[-1]] for block, layers in self._alike.items())
         place = self.place + (0 if self.tiled else self.tables)
         return place + self.input_bytes + max(loss + self._lent[-1], *blocks)
 
-    def _moments(
-        self, checkpointed: int, offload: Offload, loss: int, transient: TransientWeights
-    ) -> Iterator[Moment]:
+    def _moments(self, checkpointed: int, offload: Offload, loss: int) -> Iterator[Moment]:
         first, last = self.first, len(self.blocks)
         cut = min(max(checkpointed, first), last)
         place = self.place + (self.tables if self._whole(cut) else 0)
@@ -107,16 +92,13 @@ class StepModel:
         yield Moment(held + self._kept[last] - self._kept[cut] + self.input_bytes, loss, 0, none)
         for layer in self._extremes(0, first):
             there = place + self.input_bytes + self._lent[layer]
-            yield Moment(there, 0, transient.whole + self.blocks[layer].plain, none)
+            yield Moment(there, 0, self.blocks[layer].plain, none)
         for layer in self._extremes(first, cut):
             block, inputs = self.blocks[layer], place + self._inputs(layer + 1, offload)
-            there = transient.whole + self.input_bytes
             inputs += self._lent[layer]
-            yield Moment(inputs, 0, transient.whole + block.plain, none)
+            yield Moment(inputs, 0, block.plain, none)
             inputs += self._came_back(layer)
-            yield Moment(inputs, 0, there + block.once_more, self.grown[layer + 1])
-            yield Moment(inputs, 0, there + block.again, self.grown[layer])
-            yield Moment(inputs, 0, there - transient.mlp + block.after_mlp, self.grown[layer])
+            yield Moment(inputs, 0, self.input_bytes + block.again, self.grown[layer])
         for layer in self._extremes(cut, last):
             block = self.blocks[layer]
             inputs = held + self._kept[layer] - self._kept[cut] + self.input_bytes

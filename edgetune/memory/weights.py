@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import ceil
 
 from edgetune.memory.scratch import HEAD_SLICE
-from edgetune.shape import (
-    ATTENTION_ROLES,
-    MIXER_ROLES,
-    MLP_ROLES,
-    PER_LAYER_ROLES,
-    ModelShape,
-)
+from edgetune.shape import ModelShape
 from edgetune.storage import (
     BYTES,
     FILE_FORMAT,
@@ -27,9 +20,6 @@ from edgetune.storage import (
     vocabulary_bytes,
 )
 
-FIRST_HALF = ATTENTION_ROLES | MIXER_ROLES
-"""Projections of a block's first half."""
-
 ALIGNMENT, PAGE = 64, 4096
 """Parts of a block's matrices begin at multiples of the one, blocks at those of the other."""
 
@@ -42,7 +32,7 @@ def weight_bytes(
 ) -> int:
     """Return the bytes of the frozen weights that are in the device's memory all the time.
 
-    MLX reads a streamed block when it is computed and drops it then: :func:`passing_bytes`.
+    MLX reads a streamed block when it is computed: its passes count it.
     """
     streamed = 0 if lazy else STREAMED_BLOCKS
     layers = range(shape.layers)
@@ -55,39 +45,14 @@ def weight_bytes(
     return matrices + small + _vocabulary(shape, quantization, embedding, head)
 
 
-@dataclass(frozen=True, slots=True)
-class TransientWeights:
-    """Bytes of weights that are there only while a block is computed, by its halves."""
-
-    attention: int = 0
-    mlp: int = 0
-
-    @property
-    def whole(self) -> int:
-        """Both halves."""
-        return self.attention + self.mlp
+def read_bytes(shape: ModelShape, quantization: str, placement: str, *, lazy: bool) -> int:
+    """Return the bytes of a block that MLX reads and writes while a streamed model is opened."""
+    return _largest(shape, quantization) if lazy and placement != "resident" else 0
 
 
-def transient_bytes(
-    shape: ModelShape, quantization: str, placement: str, *, lazy: bool
-) -> TransientWeights:
-    """Return what comes and goes with a block: all of it is read, and dropped after its use."""
-    if not lazy or placement == "resident":
-        return TransientWeights()
-    layers = layer_counts(shape, quantization)
-    attention = max(_matrices(shape, layer, quantization, FIRST_HALF) for layer in layers)
-    return TransientWeights(attention, _largest(shape, quantization) - attention)
-
-
-def _matrices(
-    shape: ModelShape,
-    layer: int,
-    quantization: str,
-    roles: frozenset[str] = FIRST_HALF | MLP_ROLES | PER_LAYER_ROLES,
-) -> int:
-    """Return the bytes of a block's matrices of some roles, with those between their parts."""
-    pairs = zip(shape.blocks[layer].matrices, linear_bytes(shape, layer, quantization), strict=True)
-    return sum(nbytes for linear, nbytes in pairs if linear.role in roles) + _padding(shape, layer)
+def _matrices(shape: ModelShape, layer: int, quantization: str) -> int:
+    """Return the bytes of a block's matrices, with those between their parts."""
+    return sum(linear_bytes(shape, layer, quantization)) + _padding(shape, layer)
 
 
 def _largest(shape: ModelShape, quantization: str) -> int:

@@ -18,7 +18,7 @@ from edgetune.network.block import Block
 from edgetune.network.mixing import mix
 from edgetune.network.ops import A, Attended
 from edgetune.settings.spec import check_numbers, values
-from edgetune.shape import Linear, LinearRole, ModelShape
+from edgetune.shape import Linear, ModelShape
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
     from edgetune.methods.adapted import Adapted
     from edgetune.methods.merging import Changes, StoredBase
-
-Ranks = tuple[tuple[LinearRole, int], ...]
-"""The adapted projections of one block, each with its update's rank."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,37 +48,6 @@ class AdapterTensor:
         return prod(self.shape)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Footprint:
-    """What a method does in a block besides low-rank updates, as far as memory sees it.
-
-    ``matrices``: projections whose weights are trained; ``biases``: those to whose output a
-    trained bias is added. ``outputs``, ``inputs``: projections
-    whose output, or input, is multiplied by a trained scale. ``halves`` have a bottleneck of
-    ``width``, which reads what enters them if ``beside``. ``prompt`` tokens are attended to
-    through a gate, ``prefix`` ones before every document. Of ``fixed`` projections the update's A
-    is a constant, of ``made`` ones its B is computed from trained vectors.
-    """
-
-    matrices: frozenset[LinearRole] = frozenset()
-    biases: frozenset[LinearRole] = frozenset()
-    outputs: frozenset[LinearRole] = frozenset()
-    inputs: frozenset[LinearRole] = frozenset()
-    sublayers: frozenset[Sublayer] = frozenset()
-    width: int = 0
-    beside: bool = False
-    prompt: int = 0
-    prefix: int = 0
-    fixed: frozenset[LinearRole] = frozenset()
-    made: frozenset[LinearRole] = frozenset()
-
-    @property
-    def places(self) -> frozenset[str]:
-        """Where in a block something is trained: projections, halves, ``"attend"``."""
-        attend = {"attend"} if self.prompt or self.prefix else set()
-        return frozenset[str](self.matrices | self.outputs | self.inputs | self.sublayers | attend)
-
-
 class Method(ABC):
     """One way to adapt a model. Every final subclass is a frozen dataclass of its settings."""
 
@@ -92,6 +58,8 @@ class Method(ABC):
     """The class of :mod:`edgetune.adapters` that writes it; None: it is saved as another method."""
     peft_type: ClassVar[str | None] = None
     """What PEFT calls it; methods that share a name are told apart by the first one's format."""
+    attends: ClassVar[bool] = False
+    """Whether tokens attend to keys that it trains."""
     rate_factor: ClassVar[float] = 1.0
     """The usual learning rate as a multiple of LoRA's, as the papers' recipes have it."""
 
@@ -124,17 +92,6 @@ class Method(ABC):
         return found | {"layers": "all"} if found.get("layers", 0) is None else found
 
     # What the planner counts with.
-
-    def ranks(self, shape: ModelShape) -> tuple[Ranks, ...]:
-        """Return for each block its adapted projections, with the rank of their updates."""
-        return ((),) * shape.layers
-
-    def footprint(self, shape: ModelShape, layer: int) -> Footprint:
-        """Return what this method does in a block besides low-rank updates.
-
-        Nothing where all that it trains are vectors that are added, or gains of norms.
-        """
-        return Footprint()
 
     def first_layer(self, shape: ModelShape) -> int:
         """Return the first block whose backward pass is needed; one past the last if none is.

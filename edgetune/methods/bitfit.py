@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from edgetune.errors import UsageError
-from edgetune.methods.base import AdapterTensor, Footprint, Method
+from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.initial import ZEROS, Copy
 from edgetune.methods.targets import Target, biased_norms, select
 from edgetune.methods.trained import trained_norm
@@ -96,8 +96,3 @@ class BitFit(Method):
             added=tensors,
             biased=tuple(target for target in self.select(shape) if not target.linear.bias),
         )
-
-    def footprint(self, shape: ModelShape, layer: int) -> Footprint:
-        """Return the projections with a trained bias."""
-        here = [target.linear for target in self.select(shape) if target.layer == layer]
-        return Footprint(biases=frozenset(linear.role for linear in here))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from edgetune.methods.base import AdapterTensor, Footprint, Method
+from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.initial import ZEROS, Copy, Uniform
 from edgetune.methods.targets import last_blocks, norms
 from edgetune.methods.trained import trained_norm
@@ -112,15 +112,6 @@ class Bottleneck(Method):
     def norm(self, block: Block[A], own: Adapted[A], role: str, x: A) -> A:
         """Return x normalised, by the trained copy if there is one."""
         return trained_norm(block, own, role, x)
-
-    def footprint(self, shape: ModelShape, layer: int) -> Footprint:
-        """Return the adapters of a block."""
-        if layer < self.first_layer(shape):
-            return Footprint()
-        beside = self.adapter_kind == "parallel"
-        return Footprint(
-            sublayers=frozenset(self.sublayers), width=self.width(shape), beside=beside
-        )
 
     def _adapter(self, shape: ModelShape, name: str) -> tuple[AdapterTensor, ...]:
         hidden, width = shape.hidden_size, self.width(shape)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from edgetune.methods.base import AdapterTensor, Footprint
+from edgetune.methods.base import AdapterTensor
 from edgetune.methods.initial import RowNorms
 from edgetune.methods.lora import LowRank, pair_of
 from edgetune.methods.targets import Target
@@ -66,10 +66,6 @@ class Dora(LowRank):
             norms = np.sqrt(np.square(values, dtype=np.float64).sum(0))
             changes[name] = Scaled((magnitude / norms).astype(np.float32)[None, :], update)
         return Changes(changes=changes)
-
-    def footprint(self, shape: ModelShape, layer: int) -> Footprint:
-        """Return that the outputs of the targets are scaled."""
-        return Footprint(outputs=frozenset(role for role, _ in self.ranks(shape)[layer]))
 
     def _three(self, target: Target) -> tuple[AdapterTensor, ...]:
         magnitude = AdapterTensor(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from edgetune.methods.base import AdapterTensor, Footprint, Method
+from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.initial import Copy
 from edgetune.methods.targets import last_blocks
 from edgetune.methods.trained import trained_norm
@@ -92,15 +92,6 @@ class Full(Method):
             if (copy := own.tensors.get(f"{prefix}{tensor.name}")) is not None
         }
         return mix(block.ops, block.own.mixer, inputs, copies)
-
-    def footprint(self, shape: ModelShape, layer: int) -> Footprint:
-        """Return that all projections are trained."""
-        if layer < self.first_layer(shape):
-            return Footprint()
-        linears = shape.blocks[layer].linears
-        roles = frozenset(linear.role for linear in linears)
-        biases = frozenset(linear.role for linear in linears if linear.bias)
-        return Footprint(matrices=roles, biases=biases)
 
     def merge(
         self, shape: ModelShape, tensors: Mapping[str, NDArray[np.float32]], base: StoredBase

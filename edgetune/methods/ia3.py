@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from edgetune.methods.base import AdapterTensor, Footprint, Method
+from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.initial import ONES
 from edgetune.methods.targets import Target, select
 from edgetune.network.ops import A
@@ -56,14 +56,6 @@ class Ia3(Method):
             )
             for target in self.select(shape)
             for linear in (target.linear,)
-        )
-
-    def footprint(self, shape: ModelShape, layer: int) -> Footprint:
-        """Return what is scaled."""
-        here = [target.linear for target in self.select(shape) if target.layer == layer]
-        return Footprint(
-            outputs=frozenset(x.role for x in here if not scales_inputs(x)),
-            inputs=frozenset(x.role for x in here if scales_inputs(x)),
         )
 
     def project(self, block: Block[A], own: Adapted[A], linear: Linear, x: A) -> A:

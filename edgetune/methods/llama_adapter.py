@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from edgetune.methods.base import AdapterTensor, Footprint, Method
+from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.initial import ZEROS, Normal
 from edgetune.methods.targets import last_blocks
 from edgetune.network.ops import A, Attended
@@ -26,6 +26,7 @@ class LlamaAdapter(Method):
     """``adaption_length`` prompt rows (length, hidden) and a gate in each adapted layer."""
 
     kind: ClassVar[str] = "llama-adapter"
+    attends: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
     format: ClassVar[str] = "edgetune.adapters.llama_adapter:LlamaAdapterFormat"
     peft_type: ClassVar[str] = "ADAPTION_PROMPT"
@@ -80,11 +81,6 @@ class LlamaAdapter(Method):
         k, v = block.keys_values(ops.cast(prompt))
         added = ops.attend_all(attended.q, k, v, attended.rule.scale)
         return ops.add(out, ops.times_heads(added, own.tensors[f"{name}.adaption_gate"]))
-
-    def footprint(self, shape: ModelShape, layer: int) -> Footprint:
-        """Return the length of a block's prompt."""
-        there = layer >= self.first_layer(shape) and shape.blocks[layer].attention is not None
-        return Footprint(prompt=self.adaption_length if there else 0)
 
     def _layer(self, shape: ModelShape, layer: int) -> Iterator[AdapterTensor]:
         name = attention_name(shape, layer)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import sqrt
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from edgetune.methods.base import AdapterTensor, Method, Ranks
+from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.initial import ZEROS, Initial, Normal, Principal, Uniform
 from edgetune.methods.patterns import entries, refuse_unmatched, value_of
 from edgetune.methods.targets import Target, select
@@ -144,13 +144,6 @@ class LowRank(Method):
             if getattr(self, name):
                 refuse_unmatched(name, getattr(self, name), targets)
         return targets
-
-    def ranks(self, shape: ModelShape) -> tuple[Ranks, ...]:
-        """Return the targets of each block with their ranks."""
-        blocks: list[Ranks] = [()] * shape.layers
-        for target in self.select(shape):
-            blocks[target.layer] += ((target.linear.role, self.rank_of(target)),)
-        return tuple(blocks)
 
     def pair(self, target: Target, a: Initial, b: Initial) -> tuple[AdapterTensor, AdapterTensor]:
         """Return A and B of one target: ``rank * (inputs + outputs)`` parameters."""

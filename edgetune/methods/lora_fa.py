@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from edgetune.methods.base import AdapterTensor, Footprint
+from edgetune.methods.base import AdapterTensor
 from edgetune.methods.lora import Lora, LowRank, pair_of
 from edgetune.network.ops import A
 from edgetune.shape import Linear, ModelShape
@@ -45,10 +45,6 @@ class LoraFa(LowRank):
             return block.ops.linear(linear.role, x)
         scale, dropout = self.scale_at_place(block, linear), self.dropped(block, own, linear)
         return block.ops.lora_linear(linear.role, x, *pair, scale, dropout, fixed=True)
-
-    def footprint(self, shape: ModelShape, layer: int) -> Footprint:
-        """Return that the targets' inputs are not kept."""
-        return Footprint(fixed=frozenset(role for role, _ in self.ranks(shape)[layer]))
 
     def on_disk(self) -> Lora:
         """Return LoRA with the same numbers."""

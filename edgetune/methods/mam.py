@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgetune.methods.base import AdapterTensor, Footprint, Method
+from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.bottleneck import Bottleneck
 from edgetune.methods.prefix import Prefix
 from edgetune.network.adaptation import Sublayer
@@ -27,6 +27,7 @@ class Mam(Method):
     """Composes :class:`Prefix` and a parallel :class:`Bottleneck`; sizes as in section 4.6."""
 
     kind: ClassVar[str] = "mam"
+    attends: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
     format: ClassVar[str] = "edgetune.adapters.native:TypedFormat"
 
@@ -85,12 +86,6 @@ class Mam(Method):
     def everywhere(self, name: str) -> bool:
         """Return whether a tensor is the prefix's."""
         return self.prefix.everywhere(name)
-
-    def footprint(self, shape: ModelShape, layer: int) -> Footprint:
-        """Return what both parts do."""
-        before = self.prefix.footprint(shape, layer)
-        beside = self.adapter.footprint(shape, layer)
-        return replace(beside, prefix=before.prefix)
 
     def on_disk(self) -> Mam:
         """Return the keys and values of the prefix alone, and the adapter."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import sqrt
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgetune.methods.base import AdapterTensor, Footprint, Method
+from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.initial import ZEROS, Normal, Uniform
 from edgetune.methods.prompt import NAME, too_long
 from edgetune.network.ops import A, Attended
@@ -38,6 +38,7 @@ class Prefix(Method):
     """
 
     kind: ClassVar[str] = "prefix"
+    attends: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
     format: ClassVar[str] = "edgetune.adapters.prefix:PrefixFormat"
     peft_type: ClassVar[str] = "PREFIX_TUNING"
@@ -127,10 +128,6 @@ class Prefix(Method):
     def everywhere(self, name: str) -> bool:
         """Return whether a tensor is the prefix's: one holds the numbers of all layers."""
         return name == NAME or name.startswith("prefix.")
-
-    def footprint(self, shape: ModelShape, layer: int) -> Footprint:
-        """Return the length of the prefix."""
-        return Footprint(prefix=self.length if shape.blocks[layer].attention is not None else 0)
 
     def on_disk(self) -> Prefix:
         """Return the keys and values alone."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING, ClassVar
 
-from edgetune.methods.base import AdapterTensor, Footprint, Method, Ranks
+from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.initial import ZEROS, Constant, Uniform
 from edgetune.methods.targets import Target, select
 from edgetune.network.ops import A
@@ -70,18 +70,6 @@ class Vera(Method):
         )
         own = (tensor for target in targets for tensor in self._vectors(target))
         return (*shared, *own)
-
-    def ranks(self, shape: ModelShape) -> tuple[Ranks, ...]:
-        """Return the targets of each block with their ranks."""
-        blocks: list[Ranks] = [()] * shape.layers
-        for target in self.select(shape):
-            blocks[target.layer] += ((target.linear.role, self.vera_rank),)
-        return tuple(blocks)
-
-    def footprint(self, shape: ModelShape, layer: int) -> Footprint:
-        """Return that the targets' inputs are not kept, and that their B is made of vectors."""
-        roles = frozenset(role for role, _ in self.ranks(shape)[layer])
-        return Footprint(fixed=roles, made=roles)
 
     def everywhere(self, name: str) -> bool:
         """Return whether a tensor is one of the shared matrices."""

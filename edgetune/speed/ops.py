@@ -72,13 +72,12 @@ class Operations:
         self._first, self._layers = method.first_layer(shape), shape.layers
         adapted = max(1, shape.layers - self._first)
         trained = self._tensors / adapted
-        attended = "attend" in method.footprint(shape, shape.layers - 1).places
         self._linears = _mean(shape, lambda block: len(block.linears))
         self._frozen = _mean(shape, _block)
         self._mixtures = [block.experts for block in shape.blocks if block.experts is not None]
         self._corrected = _mean(shape, lambda block: isinstance(block.mixer, GatedDelta))
-        self._added = TENSOR_FORWARD * trained + ATTENDED_FORWARD * attended
-        self._added_backward = TENSOR_BACKWARD * trained + ATTENDED_BACKWARD * attended
+        self._added = TENSOR_FORWARD * trained + ATTENDED_FORWARD * method.attends
+        self._added_backward = TENSOR_BACKWARD * trained + ATTENDED_BACKWARD * method.attends
 
     def forward(self, choice: Choice) -> float:
         """Return the operations of a block's forward pass."""

@@ -15,6 +15,7 @@ from edgetune.adapters import LoadedAdapter, save_adapter
 from edgetune.combining import How, Recipe, combined, minimise
 from edgetune.errors import CheckFailedError, UsageError
 from edgetune.exporters.folder import needed_bytes, new_folder
+from edgetune.methods.lora import LowRank
 from edgetune.storage import FLOAT32_BYTES
 from edgetune.workflows.over import Over
 from edgetune.workflows.references import (
@@ -97,14 +98,15 @@ def combine(asked: CombineRequest) -> Combination:
             recipe, search = _searched(asked, found, recipe)
         adapter = _combined(found, recipe)
         save_adapter(folder, adapter.method, model.shape, adapter.tensors, base=model.ref)
-    ranks = adapter.method.ranks(model.shape)
+    method = adapter.method
+    assert isinstance(method, LowRank), "what is combined are updates of low rank"
     return Combination(
         folder=asked.output,
         how=asked.how,
         names=asked.names,
         weights=recipe.weights,
-        rank=max(rank for block in ranks for _, rank in block),
-        parameters=adapter.method.parameters(model.shape),
+        rank=max(map(method.rank_of, method.select(model.shape))),
+        parameters=method.parameters(model.shape),
         search=search,
         notices=tuple(notice for one in found for notice in one.notices),
     )

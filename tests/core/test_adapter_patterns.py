@@ -55,7 +55,8 @@ def test_parameters_are_counted_with_the_rank_of_each_target() -> None:
     )
 
     assert method.parameters(SHAPE) == expected
-    assert {dict(ranks)["q"] for ranks in method.ranks(SHAPE)} == {5}
+    queries = [target for target in method.select(SHAPE) if target.linear.role == "q"]
+    assert {method.rank_of(target) for target in queries} == {5}
 
 
 def test_one_scale_for_all_computes_the_same_updates() -> None:

@@ -128,6 +128,8 @@ def test_bytes_rise_with_what_is_asked_for(
     model: str, kind: str, knob: str, start: int, step: int, checkpointed: int,
     dtype: str, quantization: str, multiplies: bool,
 ) -> None:  # fmt: skip
+    formats = {"nf4": "q4"} if kind == "mlx" else {}
+
     def peak(value: int) -> int:
         shape = shape_of(model)
         sizes = {"rank": 8, "context": 64, "micro_batch": 2, "accumulation": 2}
@@ -135,7 +137,7 @@ def test_bytes_rise_with_what_is_asked_for(
         if knob == "layers":
             shape = replace(shape, blocks=(shape.blocks * value)[:value])
         choice = Choice(
-            method=Lora(rank=sizes["rank"]), quantization=quantization,
+            method=Lora(rank=sizes["rank"]), quantization=formats.get(quantization, quantization),
             checkpointing=Checkpointing(layers=checkpointed), placement="resident",
             optimizer="adamw", compute_dtype=dtype, context=sizes["context"],
             micro_batch=sizes["micro_batch"], accumulation=sizes["accumulation"], loss_chunk=64,

@@ -21,6 +21,7 @@ from edgetune.data.batch import full_batch
 from edgetune.device import read_device
 from edgetune.model import LocalModel
 from edgetune.planning import make_plan
+from edgetune.planning.plan import Plan
 from edgetune.settings.spec import Checkpointing
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
@@ -212,11 +213,8 @@ class Measured:
         return self.planned / self.peak - 1
 
 
-def measure(case: Case, folder: Path) -> Measured:
-    """Take steps on full rows: the second has the optimizer's state, a later one the peak.
-
-    How far MLX prepares operations ahead of those that run differs from step to step.
-    """
+def opened(case: Case, folder: Path) -> tuple[LocalModel, Plan]:
+    """Return a case's model and plan."""
     model = LocalModel.open(folder)
     layers = model.shape.layers if case.checkpointed else 0
     fixed = {
@@ -227,6 +225,15 @@ def measure(case: Case, folder: Path) -> Measured:
     device = read_device("mlx")
     training = {"objective": "dpo"} if case.pairs else {}
     plan = make_plan(device, model.ref, model.shape, fixed=fixed | case.fixed, training=training)
+    return model, plan
+
+
+def measure(case: Case, folder: Path) -> Measured:
+    """Take steps on full rows: the second has the optimizer's state, a later one the peak.
+
+    How far MLX prepares operations ahead of those that run differs from step to step.
+    """
+    model, plan = opened(case, folder)
     batch = full_batch(plan.choice.micro_batch, case.context, model.shape.vocabulary)
     if case.pairs:
         half = case.context // 2

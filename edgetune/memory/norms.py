@@ -1,4 +1,4 @@
-"""Bytes of norms, rotations and activations: what they hold for a moment, and what they leave."""
+"""Bytes of the norm before the head: what it holds for a moment, and what it leaves."""
 
 from __future__ import annotations
 
@@ -55,45 +55,3 @@ def norm_backward(ledger: Ledger, kind: NormKind, size: int, rows: BatchShape, c
     else:
         ledger.transient(4 * wide, 2 * statistic)
     return ledger.alloc(out)
-
-
-def rotate_forward(ledger: Ledger, rows: BatchShape, rotated: int, columns: int) -> None:
-    """Rotate ``turned`` of ``columns`` numbers a token; the output stays."""
-    part = rows.activation_bytes(rotated)
-    ledger.transient(3 * part)
-    if rotated < columns:
-        ledger.transient(part, rows.activation_bytes(columns))
-    ledger.alloc(rows.activation_bytes(columns))
-
-
-def rotate_backward(ledger: Ledger, rows: BatchShape, rotated: int, columns: int) -> int:
-    """Go back through a rotation; return the bytes of the input's gradient, which stay."""
-    part = rows.activation_bytes(rotated)
-    ledger.transient(
-        3 * part + part // 2 + (2 * rows.activation_bytes(columns) if rotated < columns else 0)
-    )
-    return ledger.alloc(rows.activation_bytes(columns))
-
-
-def gated_backward(ledger: Ledger, rows: BatchShape, columns: int) -> int:
-    """Go back through ``activation(gate) * up``; return the bytes of both gradients, which stay.
-
-    The activation is made again, and the gradient of each is a product with the other.
-    """
-    one = rows.activation_bytes(columns)
-    ledger.transient(3 * one)
-    return ledger.alloc(2 * one)
-
-
-ARRAYS = {"silu": 2, "gelu": 2, "gelu_tanh": 3, "relu": 1, "relu2": 1}
-"""Arrays that MLX holds of an activation's derivative, the gradient among them."""
-
-
-def activation_backward(
-    name: str, rows: BatchShape, columns: int, *, gated: bool, fused: bool
-) -> int:
-    """Return the bytes that MLX holds on the way back through an activation, its inputs apart.
-
-    A gate has a gradient of its own; ``fused``: both become one array, which is as large as both.
-    """
-    return (ARRAYS[name] + gated + 2 * fused) * rows.activation_bytes(columns)

@@ -1,0 +1,52 @@
+"""A block's bytes on MLX: what its text makes of a graph, against what the engine holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from block_bytes import measured, planned
+from plan_memory import NARROW, Case, make, opened
+
+from edgetune.memory.lazy.evaluation import AHEAD
+
+SMALL = 24576
+"""Bytes of positions, scalars and what a router chose."""
+
+CASES = (
+    Case(model="untied", context=320),
+    Case(model="tied", context=64, fixed={"micro_batch": 2, "method": "dora"}),
+    Case(model="untied", context=192, fixed={"method": "ia3"}),
+    Case(model="untied", context=64, fixed={"method": "mam"}),
+    Case(model="gpt2", context=128, fixed={"method": "adapter"}),
+    Case(model="narrow", context=128, fixed=NARROW | {"method": "vera"}),
+    Case(model="narrow", context=64, fixed={"quantization": "q4", "method": "llama-adapter"}),
+    Case(model="capped", context=64, fixed={"method": "full"}),
+    Case(model="parallel", context=128, fixed={"method": "bitfit"}),
+    Case(model="inclined", context=320, fixed={"method": "prefix"}),
+    Case(model="convolving", context=96, fixed={"method": "lora-fa"}),
+    Case(model="correcting", context=192),
+    Case(model="mixed", context=128, fixed={"quantization": "mxfp4"}),
+    Case(model="sinking", context=320),
+    Case(model="beside", context=128, fixed={"method": "norm"}),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_block_holds_what_its_text_makes_of_a_graph(case: Case, folder: Path) -> None:
+    there = folder / case.model
+    model, plan = opened(case, there if there.exists() else make(case.model, folder))
+    least, most = planned(model, plan, ahead=0), planned(model, plan, ahead=AHEAD)
+    found = measured(model, plan, [kind.layer for kind, _ in least])
+
+    for (kind, at_least), (_, at_most) in zip(least, most, strict=True):
+        held = found[kind.layer]
+        assert held.kept == pytest.approx(at_most.kept, abs=SMALL)
+        for name in ("plain", "forward", "again"):
+            low, high = getattr(at_least, name), getattr(at_most, name)
+            assert low - SMALL <= getattr(held, name) <= high + SMALL, (kind.layer, name)
