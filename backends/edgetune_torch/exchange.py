@@ -20,6 +20,7 @@ from torch import Tensor
 from edgetune.errors import LostRankError
 from edgetune.shape import ModelShape
 from edgetune.world import World
+from edgetune_torch.out_of_memory import is_out_of_memory
 from edgetune_torch.world import TorchWorld
 
 LEAST: Final = 1 << 19
@@ -97,7 +98,7 @@ class Exchange:
         if self._thread is not None:
             self._thread.join(TIMEOUT_MAX)
         for error in self._errors:
-            if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            if is_out_of_memory(error):
                 rank = self._world.rank
                 raise LostRankError(
                     f"Memory ran out on rank {rank} while gradients were exchanged, in a step that the "

@@ -10,9 +10,10 @@ import pytest
 from conformance.sessions import Bench
 from conformance.test_ranks import assert_same, opened, trained
 from models import make_model
-from support.threads import in_ranks
+from support.threads import ThreadWorld, in_ranks
 
 from edgetune.device import read_device
+from edgetune.errors import LostRankError
 from edgetune.methods.lora import Lora
 from edgetune.methods.prefix import Prefix
 from edgetune.model import LocalModel
@@ -76,3 +77,23 @@ def test_pieces_are_sent_during_the_backward_pass_and_change_no_bit(
         assert_same(rank, expected)
     sent_before = left.count(0)
     assert (sent_before > 0) == (method.kind == "lora")
+
+
+def test_memory_that_runs_out_while_pieces_are_sent_is_named(
+    bench: Bench, llama: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_on = opened(bench, llama, Lora(rank=2))
+
+    def no_memory(_: object) -> None:
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
+        )
+
+    def failing(world: ThreadWorld) -> object:
+        if world.rank == 1:
+            monkeypatch.setattr(world, "add", no_memory)
+        return trained(open_on(world), world)
+
+    for rank in in_ranks(2, failing):
+        assert isinstance(rank, LostRankError)
+    assert "Memory ran out on rank 1 while gradients were exchanged" in str(rank)

@@ -276,6 +276,17 @@ def test_what_is_wrong_is_named(fault: str, tmp_path: Path) -> None:
         LocalModel.open(folder).read("model.layers.0.self_attn.q_proj.weight")
 
 
+@pytest.mark.parametrize("name", ["fp8 tensor", "fp8 rows"])
+def test_scales_of_cached_keys_are_left_out(name: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    folder, _ = make_pair(tmp_path, "llama", FORMATS[name], **(WIDE | {"layers": 1}))
+    scales = ("k_scale", "v_scale", "kv_scale", "q_scale", "k_proj.output_scale")
+    extra = {f"model.layers.0.self_attn.{each}": torch.tensor(0.5) for each in scales}
+    write_tensors(folder, load_file(folder / "model.safetensors") | extra)
+    assert LocalModel.open(folder).shape.published is not None
+
+
 def test_another_head_beside_a_tied_one_is_refused(tmp_path: Path) -> None:
     form = FORMATS["mlx in four"]
     folder, _ = make_pair(

@@ -21,7 +21,7 @@ _WORD: Final = 32
 _PACKED: Final = ".weight_packed"
 _UNUSED: Final = (
     ".input_scale", ".input_zero_point", ".input_global_scale", ".output_scale",
-    ".output_zero_point", ".k_scale", ".v_scale", ".k_zero_point", ".v_zero_point", ".q_scale",
+    ".output_zero_point", ".k_scale", ".v_scale", ".k_zero_point", ".v_zero_point", ".q_scale", ".kv_scale",
     ".weight_zero_point", ".weight_shape",
 )  # fmt: skip
 """Of activations and cached keys; and what symmetric weights have, but do not need."""

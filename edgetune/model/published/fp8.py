@@ -19,7 +19,7 @@ _SCALES: Final = ("_scale_inv", "_scale")
 _SCALE_TYPES: Final = ("float32", "bfloat16", "float16", "uint8", "float8_e8m0fnu")
 _UNUSED: Final = (
     ".activation_scale", "_activation_scale", ".input_scale", ".output_scale", ".k_scale",
-    ".v_scale", ".input_scale_ub",
+    ".v_scale", ".kv_scale", ".q_scale", ".input_scale_ub",
 )  # fmt: skip
 """Scales of activations and of cached keys: nothing here rounds these."""
 
