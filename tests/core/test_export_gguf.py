@@ -244,6 +244,14 @@ def test_a_model_that_llama_cpp_computes_otherwise_is_refused(tmp_path: Path) ->
         export("gguf", _request(model, tmp_path / "out"))
 
 
+def test_a_family_that_llama_cpp_does_not_have_is_refused_in_two_sentences(tmp_path: Path) -> None:
+    model = _model(tmp_path / "base", {**SMALL, "model_type": "helium", "head_dim": 16})
+
+    with pytest.raises(UsageError, match=r"computes helium models .*--to hf") as refused:
+        export("gguf", _request(model, tmp_path / "out"))
+    assert len(str(refused.value)) < 160
+
+
 def test_a_window_that_llama_cpp_does_not_have_is_the_context(tmp_path: Path) -> None:
     config = {**SMALL, "model_type": "mistral", "sliding_window": 1000}
     result = export("gguf", _request(_model(tmp_path / "base", config), tmp_path / "m.gguf"))
