@@ -24,7 +24,9 @@ from edgetune.model import LocalModel
 
 FAMILIES = ("gemma2", "bloom", "gpt_oss", "ministral3", "falcon")
 """Windows and caps; slopes; windows and sinks; queries that grow; keys that heads share."""
-MORE = ("gemma3_text", "gpt2", "qwen3_moe", "olmo3", "gpt_neox", "cohere2", "mpt", "opt")
+MORE = (
+    "gemma3_text", "gemma4_text", "gpt2", "qwen3_moe", "olmo3", "gpt_neox", "cohere2", "mpt", "opt",
+)  # fmt: skip
 METHODS = (
     "lora-rslora-plus", "dora", "series", "prompt", "prefix", "llama-adapter", "ia3", "bitfit",
 )  # fmt: skip
