@@ -97,6 +97,24 @@ def test_answers_that_share_their_prompt_fit_into_the_plan(
             assert found["train"] <= MORE * alone
 
 
+def test_long_rows_in_tiles_take_what_is_planned() -> None:
+    """A row's length adds the block's input, its gradient, keys and values, and nothing else."""
+    kept, planned = Checkpointing(layers=1, offload="disk"), []
+    for context in (2048, 4096):
+        choice = plain(
+            method=build("lora", {"rank": 32}), quantization="none", checkpointing=kept,
+            compute_dtype="bfloat16", context=context, tile=512, loss_chunk=256, head="disk",
+            optimizer="adamw-8bit",
+        )  # fmt: skip
+        found = compare(Case("llama-3.1-8b", 1, 512, choice))
+        for item in found:
+            assert 0 <= item.over < 0.01, _words(item)
+        planned.append(found[0].planned)
+    states, keys = 2 * 4096, 2 * 1024
+    a_token = 2 * states + 2 * keys + 4 * keys
+    assert (planned[1] - planned[0]) / 2048 == pytest.approx(a_token, rel=0.01)
+
+
 @pytest.mark.parametrize("kind", ["lora", "prefix"])
 @pytest.mark.usefixtures("products")
 def test_prompts_that_go_together_fit_into_the_plan(kind: str) -> None:
