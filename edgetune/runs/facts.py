@@ -23,6 +23,9 @@ LATER: Final = frozenset(
 )
 """Settings that older plans lack: they count where they are given, so that old runs can go on."""
 
+LATER_CHOICES: Final[Mapping[str, Any]] = {"tile": 0}
+"""Knobs of a choice that older plans lack, and what they were then: they count where they differ."""
+
 RANDOM: Final = "every draw is a function of (seed, step, name); no generator has a state"
 
 
@@ -103,4 +106,9 @@ def plan_hash(plan: Plan) -> str:
         for name, value in asdict(plan.training).items()
         if name not in {"save_every", "keep", "search"} and not (name in LATER and value is None)
     }
-    return sha256_json({"choice": plan.choice.to_json(plan.shape), "training": training})
+    choice = {
+        name: value
+        for name, value in plan.choice.to_json(plan.shape).items()
+        if name not in LATER_CHOICES or value != LATER_CHOICES[name]
+    }
+    return sha256_json({"choice": choice, "training": training})
