@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import inf
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from edgetune.network.ops import Attended
 from edgetune.shape import Attention
 from edgetune_torch.documents import Documents, Shared, Span, rows_of
 from edgetune_torch.flash import joined, laid_out
+from edgetune_torch.piece_attention import Sight, kernel, kernel_back, scored, scored_back
 from edgetune_torch.precision import attends, attention_dtype
 
 KEYS = 2048
@@ -154,6 +154,10 @@ class _Queries:
         begin: int = own.start - shared
         return begin
 
+    def seen(self, keys: _Keys) -> Sight:
+        """Return what they see of some keys."""
+        return Sight(range(self.start, self.stop), keys.start, keys.causal)
+
     def first(self, window: int | None) -> int:
         """Return the first position that any of them sees."""
         return self.begin if window is None else max(self.begin, self.start - window + 1)
@@ -260,9 +264,9 @@ def _softmax(
     for keys in pieces.keys(some):
         k, v = keys.k.to(pieces.dtype), keys.v.to(pieces.dtype)
         if pieces.kernel:
-            part = _kernel(wide, k, v, pieces.rule.scale, causal=keys.causal)
+            part = kernel(wide, k, v, pieces.rule.scale, causal=keys.causal)
         else:
-            part = _scored(wide, k, v, pieces.rule, some, keys)
+            part = scored(wide, k, v, pieces.rule, some.seen(keys))
         found = part if found is None else joined(found, part)
         del k, v, part
     assert found is not None
@@ -283,11 +287,11 @@ def _back(
     for keys in pieces.keys(some):
         k, v = keys.k.to(pieces.dtype), keys.v.to(pieces.dtype)
         if pieces.kernel:
-            parts = _kernel_back(
+            parts = kernel_back(
                 grad, (q, k, v), (out, log_sum), pieces.rule.scale, causal=keys.causal
             )
         else:
-            parts = _scored_back(grad, (q, k, v), (out, log_sum), pieces.rule, some, keys)
+            parts = scored_back(grad, (q, k, v), (out, log_sum), pieces.rule, some.seen(keys))
         del k, v
         gathered.add(keys.target, parts[1], parts[2])
         total = parts[0] if total is None else total.add_(parts[0])
@@ -315,106 +319,6 @@ class _Gathered:
         for name in ("own", "front"):
             for grad in self._grads.get(name, (None, None)):
                 yield None if grad is None else grad.to(dtype)
-
-
-def _kernel(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, *, causal: bool
-) -> tuple[Tensor, Tensor]:
-    """Return output and log-sum-exp of a piece, both float32."""
-    if q.device.type == "cpu":
-        found: tuple[Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, causal, scale=scale
-        )
-        return found
-    out, log_sum, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
-        q, k, v, 0.0, causal, scale=scale
-    )
-    return out.float(), log_sum
-
-
-def _kernel_back(
-    grad: Tensor, inputs: tuple[Tensor, Tensor, Tensor], found: tuple[Tensor, Tensor],
-    scale: float, *, causal: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of q, k and v of a piece; ``found`` is of all pieces."""
-    aten, (q, k, _) = torch.ops.aten, inputs
-    if q.device.type == "cpu":
-        parts: tuple[Tensor, Tensor, Tensor]
-        parts = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, *inputs, *found, 0.0, causal, scale=scale
-        )
-        return parts
-    unused = torch.zeros(2, dtype=torch.uint64, device=q.device)  # seeds of a dropout
-    q_grad, k_grad, v_grad = aten._scaled_dot_product_flash_attention_backward(
-        grad, *inputs, *found, None, None, q.shape[2], k.shape[2], 0.0, causal, unused, unused,
-        scale=scale,
-    )  # fmt: skip
-    return q_grad.float(), k_grad, v_grad
-
-
-def _scored(
-    q: Tensor, k: Tensor, v: Tensor, rule: Attention, some: _Queries, keys: _Keys
-) -> tuple[Tensor, Tensor]:
-    """Return output and log-sum-exp of a piece, both float32; a query may see nothing of it."""
-    scores, _ = _scores(q, k, rule, some, keys, slope=False)
-    highest = scores.amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).min)
-    weights = scores.sub_(highest).exp_()
-    total = weights.sum(-1, keepdim=True)
-    out = (weights.to(q.dtype) @ v).float().div_(total.clamp_min(1e-30))
-    return out.view(q.shape), highest.add_(total.log_()).view(q.shape[:3])
-
-
-def _scored_back(
-    grad: Tensor, inputs: tuple[Tensor, Tensor, Tensor], found: tuple[Tensor, Tensor],
-    rule: Attention, some: _Queries, keys: _Keys,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of q, k and v of a piece; ``found`` is of all pieces."""
-    (q, k, v), (out, log_sum), heads = inputs, found, inputs[1].shape[1]
-    scores, steepness = _scores(q, k, rule, some, keys, slope=True)
-    by_query = _grouped(grad, heads)
-    weights = scores.sub_(log_sum.reshape(*scores.shape[:3], 1)).exp_()
-    v_grad = weights.to(q.dtype).transpose(-1, -2) @ by_query
-    going = (by_query @ v.transpose(-1, -2)).float()
-    going -= _grouped(grad.float() * out, heads).sum(-1, keepdim=True)
-    going *= weights
-    del weights, scores
-    if steepness is not None:
-        going *= steepness
-    going = going.mul_(rule.scale).to(q.dtype)
-    k_grad = going.transpose(-1, -2) @ _grouped(q, heads)
-    return (going @ k).float().view(q.shape), k_grad, v_grad
-
-
-def _scores(
-    q: Tensor, k: Tensor, rule: Attention, some: _Queries, keys: _Keys, *, slope: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Return the scores (1, G, R, K), -inf where a query does not see a key.
-
-    With them comes the ``slope`` of what caps them, if it is asked for and they are capped.
-    """
-    scores = (_grouped(q, k.shape[1]) @ k.transpose(-1, -2)).float().mul_(rule.scale)
-    steepness = None
-    if rule.softcap is not None:
-        scores = scores.div_(rule.softcap).tanh_()
-        steepness = scores.square().neg_().add_(1) if slope else None
-        scores *= rule.softcap
-    at = torch.arange(some.start, some.stop, device=q.device)[:, None]
-    key = torch.arange(keys.start, keys.start + k.shape[2], device=q.device)[None, :]
-    by_query = scores.view(k.shape[0], k.shape[1], -1, q.shape[2], k.shape[2])
-    if rule.slopes:
-        slopes = torch.tensor(rule.slopes, device=q.device).view(k.shape[1], -1, 1, 1)
-        by_query += slopes * (key - at)
-    if keys.causal or rule.window is not None:
-        hidden = key > at
-        if rule.window is not None:
-            hidden |= key <= at - rule.window
-        by_query.masked_fill_(hidden, -inf)
-    return scores, steepness
-
-
-def _grouped(x: Tensor, heads: int) -> Tensor:
-    """Return (1, G, R, h) of (1, H, n, h): the queries of all heads that share keys."""
-    return x.reshape(1, heads, -1, x.shape[-1])
 
 
 def _fused(rule: Attention, keys: int, q: Tensor) -> bool:
