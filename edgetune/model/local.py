@@ -21,7 +21,7 @@ from edgetune.model.families import shape_of
 from edgetune.model.fused_experts import taken_apart
 from edgetune.model.gguf import read_model
 from edgetune.model.names import match_names, tied_heads
-from edgetune.model.published import assembled, needless_biases, written_plain
+from edgetune.model.published import assembled, needless_biases, untold, written_plain
 from edgetune.model.weights import listing, read_json, stored_tensors
 from edgetune.shape import ModelShape, Published
 from edgetune.tensors.gguf.parts import first_part
@@ -61,7 +61,7 @@ class LocalModel:
         config = read_config(folder)
         shape = shape_of(config)
         stored = assembled(config, stored_tensors(folder))
-        tensors = _checked(folder, shape, stored)
+        tensors = _checked(folder, shape, stored, config)
         _check_tied_head(folder, shape, stored, tensors)
         return cls(
             ref=ref or str(folder),
@@ -150,7 +150,10 @@ def _no_config(folder: Path) -> str:
 
 
 def _checked(
-    folder: Path, shape: ModelShape, stored: Mapping[str, StoredTensor]
+    folder: Path,
+    shape: ModelShape,
+    stored: Mapping[str, StoredTensor],
+    config: Mapping[str, object],
 ) -> dict[str, StoredTensor]:
     stored = taken_apart(shape, stored)
     found, strange = match_names(shape, stored)
@@ -168,6 +171,7 @@ def _checked(
     if problems:
         raise ModelError(
             f"The tensors in {folder} do not fit its config.json:\n  - {listing(problems)}"
+            f"{untold(config, strange)}"
         )
     return {name: stored[source] for name, source in found.items()}
 

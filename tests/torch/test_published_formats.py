@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from published_folders import WIDE, make_pair, write_tensors
+from published_folders import WIDE, change_config, make_pair, write_tensors
 from published_formats import FORMATS, Format, fp8, gptq, pack_quantized
 from torch import Tensor
 
@@ -274,6 +274,19 @@ def test_what_is_wrong_is_named(fault: str, tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match=message):
         LocalModel.open(folder).read("model.layers.0.self_attn.q_proj.weight")
+
+
+@pytest.mark.parametrize(
+    "name", ["fp8 blocks", "fp8 rows", "nf4", "int8", "gptq", "packed", "mx fp4", "mlx in four"]
+)
+def test_a_config_that_does_not_tell_of_the_quantization_is_named(
+    name: str, tmp_path: Path
+) -> None:
+    form = FORMATS[name]
+    folder, _ = make_pair(tmp_path, "llama", form, **(WIDE | {"layers": 1}))
+    change_config(folder, lambda config: {k: v for k, v in config.items() if k != form.place})
+    with pytest.raises(ModelError, match=r"(?s)not expected.*no quantization_config.*again"):
+        LocalModel.open(folder)
 
 
 @pytest.mark.parametrize("name", ["fp8 tensor", "fp8 rows"])

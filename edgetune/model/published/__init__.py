@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from edgetune.model.published.biases import needless_biases
-from edgetune.model.published.registry import assembled, refuse_unread, written_plain
+from edgetune.model.published.registry import assembled, refuse_unread, untold, written_plain
 
-__all__ = ["assembled", "needless_biases", "refuse_unread", "written_plain"]
+__all__ = ["assembled", "needless_biases", "refuse_unread", "untold", "written_plain"]

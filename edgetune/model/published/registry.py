@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, cast
 
 from edgetune.errors import ModelError
@@ -48,6 +48,12 @@ _NAMES: Final[Mapping[str, str]] = {
 }  # fmt: skip
 """What other ways of quantizing are called."""
 
+_PARTS: Final = (
+    ".qweight", ".quant_map", ".SCB", ".weight_shape", ".weight_packed", ".scales", ".weight_scale",
+    ".weight_scale_inv",
+)  # fmt: skip
+"""What names of tensors end with that only quantized checkpoints have."""
+
 _WORDS: Final = "FP8, bitsandbytes, GPTQ, AWQ, compressed-tensors and MLX"
 _FLOATS: Final = ("float32", "float16", "bfloat16")
 
@@ -72,6 +78,17 @@ def refuse_unread(config: Mapping[str, object]) -> None:
         fault = _FAULTS[method](settings)
     if fault is not None:
         raise ModelError(_refusal(f"by {method} {fault}"))
+
+
+def untold(config: Mapping[str, object], strange: Iterable[str]) -> str:
+    """Return what to add about names that nobody expects: a config may not tell of a quantization."""
+    method, _ = _how(config)
+    if method is not None or not any(name.endswith(_PARTS) for name in strange):
+        return ""
+    return (
+        "\nThey are those of a quantized model, and config.json does not say how it was quantized: it "
+        "has no quantization_config. Fetch or copy the model again, with its own config.json."
+    )
 
 
 def assembled(
