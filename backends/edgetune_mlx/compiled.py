@@ -82,7 +82,8 @@ class Blocks:
         """
         function, inputs = self._function(way, layer, layout, method)
         try:
-            return function(given, *inputs)
+            with self.decoder.graph:
+                return function(given, *inputs)
         except BaseException:
             self._made.clear()
             raise

@@ -11,6 +11,7 @@ from edgetune.network.adaptation import Adaptation
 from edgetune.network.block import Block
 from edgetune.shape import ModelShape
 from edgetune_mlx.load import BlockWeights, Weights
+from edgetune_mlx.matrices import GraphInMaking
 from edgetune_mlx.ops import MlxOps
 from edgetune_mlx.token_layout import Cache, TokenLayout, placed
 
@@ -23,6 +24,8 @@ class Decoder:
         self.shape = shape
         self.weights = weights
         self.dtype = dtype
+        self.graph = GraphInMaking()
+        """Entered by whoever differentiates blocks, until their gradients' graph is made."""
         norms = {"final": weights.final_norm, "embedding": weights.embedding_norm}
         biases = {"final": weights.final_norm_bias, "embedding": weights.embedding_norm_bias}
         self._ends = BlockWeights(
@@ -55,8 +58,10 @@ class Decoder:
     ) -> mx.array:
         """Return the output of one block (B, S, D)."""
         block = self.weights.blocks[layer]
-        ops = MlxOps(self.shape, self.weights, block, layout, self.dtype, layer)
-        return Block(ops, self.shape, layer, method).output(x)
+        with self.graph as graph:
+            order = graph.sequencer()
+            ops = MlxOps(self.shape, self.weights, block, layout, self.dtype, layer, order)
+            return Block(ops, self.shape, layer, method).output(x)
 
     def final_norm(self, x: mx.array, method: Adaptation[mx.array]) -> mx.array:
         """Return the input of the head (..., D), of tokens anywhere."""

@@ -207,7 +207,8 @@ class Engine:
             return (x * grad).sum(), (last, (loss.losses, loss.grad, loss.stages), grads)
 
         own = [run.method.of_block(layer) for layer in layers]
-        (value, found), (x_grad, of_blocks) = mx.value_and_grad(product, argnums=(0, 1))(x, own)
+        with self.decoder.graph:
+            (value, found), (x_grad, of_blocks) = mx.value_and_grad(product, argnums=(0, 1))(x, own)
         last, parts, of_head = found
         if not self._goes_on(run, layers.start):
             x_grad = x  # nobody asks for it: its graph would be kept

@@ -222,6 +222,41 @@ class Sequencer:
         grad, self._back = mx.depends([grad, mx.zeros(1)], [grad])
         return grad
 
+    def forget(self) -> None:
+        """Let go of what products to come would wait for: there are none."""
+        self._forward, self._back = [], None
+
+
+class GraphInMaking:
+    """A graph of blocks while it is made, forward and back, as a context that may be nested.
+
+    The graph has functions for the way back, they have the sequencers, and these a result in it:
+    what is never evaluated would hold itself. So the outermost context lets sequencers forget.
+    """
+
+    def __init__(self) -> None:
+        """Begin outside of any graph."""
+        self._depth = 0
+        self._sequencers: list[Sequencer] = []
+
+    def sequencer(self) -> Sequencer:
+        """Return a new one for a block of the graph."""
+        self._sequencers.append(Sequencer())
+        return self._sequencers[-1]
+
+    def __enter__(self) -> GraphInMaking:
+        """Make a graph, or more of one."""
+        self._depth += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End, whether it is whole or failed."""
+        self._depth -= 1
+        if not self._depth:
+            for sequencer in self._sequencers:
+                sequencer.forget()
+            self._sequencers.clear()
+
 
 @dataclass(frozen=True, slots=True)
 class Matrix:

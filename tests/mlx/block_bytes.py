@@ -103,7 +103,8 @@ def _held(engine: Any, layer: int, x: Any, grad: Any, layout: Any, method: Any) 
         out = engine.decoder.block(layer, x, layout, over)
         return (out * grad).sum(), out
 
-    (value, out), grads = mx.value_and_grad(product, argnums=(0, 1))(x, list(own.values()))
+    with engine.decoder.graph:
+        (value, out), grads = mx.value_and_grad(product, argnums=(0, 1))(x, list(own.values()))
     grads = grads if goes_on else grads[1:]
     del value
     mx.eval(out)

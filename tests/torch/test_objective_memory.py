@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from engines import Opened, opened
 from models import make_model
 from preferences import paired_examples, pairs
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from support.held_torch import Counted
 
 from edgetune.data import Batches
 from edgetune.data.answers import Scoring
@@ -20,25 +18,10 @@ from edgetune.model import LocalModel
 from edgetune.network.adaptation import BASE
 from edgetune.objectives import objective_of
 from edgetune.settings.spec import Training
-from edgetune_torch.dry_run import LiveBytes
 
 MORE = 1.15
 SIZES = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "vocab_size": 4096,
          "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}  # fmt: skip
-
-
-class Counted(LiveBytes):
-    """Counts live bytes of operations on real numbers."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Run an operation and count what it made."""
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self._count(leaf.untyped_storage())
-        return out
 
 
 @pytest.mark.parametrize("checkpointed", [0, 4])
