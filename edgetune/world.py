@@ -69,7 +69,7 @@ class Place:
         if not started_as_rank(environment):
             return None
         if WORLD not in environment:
-            environment = _of_mlx(environment)
+            environment = _of_launcher(environment)
         try:
             rank, world = int(environment[RANK]), int(environment[WORLD])
             local_rank = int(environment.get(LOCAL_RANK, 0))
@@ -101,7 +101,7 @@ class Place:
         }
 
 
-def _of_mlx(environment: Mapping[str, str]) -> dict[str, str]:
+def _of_launcher(environment: Mapping[str, str]) -> dict[str, str]:
     """Return torchrun's variables for mlx.launch's; every rank counts as one on its own machine.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from edgetune.memory.kernels import KERNELS
+from edgetune.memory.costs.cpu import KERNELS
 
 
 def limit_kernels() -> None:

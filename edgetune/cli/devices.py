@@ -8,7 +8,7 @@ from edgetune.backend import backend_names, load_backend
 from edgetune.cli.options import common_options, device_option
 from edgetune.cli.show import out, out_json, table
 from edgetune.device import Device, read_device, read_machine
-from edgetune.device.base import DeviceKind
+from edgetune.device.base import WITHOUT_CARD
 from edgetune.device.profiles import profile_device
 from edgetune.errors import UsageError
 from edgetune.profile import names
@@ -33,8 +33,9 @@ def command(everything: bool, measure: bool, device: str, as_json: bool) -> None
         raise UsageError("--device goes with --measure: without it all devices are listed.")
     machine = read_machine()
     profiles = {name: profile_device(name) for name in names("devices")} if everything else {}
-    kinds: dict[str, DeviceKind] = {"mlx": "mlx"}
-    usable = {name: load_backend(name).usable(kinds.get(name, "cpu")) for name in backend_names()}
+    usable = {
+        name: load_backend(name).usable(WITHOUT_CARD.get(name, "cpu")) for name in backend_names()
+    }
     if as_json:
         out_json(
             {

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgetune.cli.show import say
 from edgetune.device import Device, list_devices, read_device
+from edgetune.device.base import CARD, card_name
 from edgetune.errors import EdgetuneError, UsageError
 from edgetune.model import resolve
 from edgetune.planning import FILE_NAME, Plan, plan_from_json, read_plan_file
@@ -63,7 +64,7 @@ def _device_of(plan: Plan, wanted: str) -> str:
     seen: Counter[str] = Counter()
     for device in list_devices():
         if same_device(plan, device):
-            return f"cuda:{seen['cuda']}" if device.kind == "cuda" else device.kind
+            return card_name(seen[CARD]) if device.kind == CARD else device.kind
         seen[device.kind] += 1
     return wanted
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -10,8 +11,17 @@ from edgetune.units import parse_bytes
 BackendName = Literal["torch", "mlx"]
 DeviceKind = Literal["cuda", "cpu", "mlx"]
 
-PACKAGES: Final = {"torch": ("torch", "bitsandbytes"), "mlx": ("mlx",)}
+PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
+    "torch": ("torch", "bitsandbytes"),
+    "mlx": ("mlx",),
+}
 """What a backend computes with, by the names of distributions."""
+
+CARD: Final = "cuda"
+"""The kind of devices that are cards, which do not share a processor or its memory."""
+
+WITHOUT_CARD: Final[Mapping[str, DeviceKind]] = {"torch": "cpu", "mlx": "mlx"}
+"""The kind of device that a backend computes on where there is no card."""
 
 DISK_BANDWIDTH: Final = 5e8
 """Bytes/s of a SATA solid-state disk: what any machine of today reaches or exceeds."""
@@ -77,7 +87,12 @@ class Device:
     def attends_16bit(self) -> bool:
         """Whether there is fused attention in 16 bits: not on cards that are no faster in them."""
         known = self.rate_32bit > 0
-        return not (self.kind == "cuda" and known and self.rate_16bit <= self.rate_32bit)
+        return not (self.kind == CARD and known and self.rate_16bit <= self.rate_32bit)
+
+
+def card_name(number: int) -> str:
+    """Return what a card is called among several."""
+    return f"{CARD}:{number}"
 
 
 @dataclass(frozen=True, slots=True)

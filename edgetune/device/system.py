@@ -15,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from edgetune.device.base import BackendName
+
 if TYPE_CHECKING:
     import ctypes
 
@@ -46,6 +48,11 @@ class System:
     load_library: Callable[[str], ctypes.CDLL | None]
     module_folder: Callable[[str], str | None]
     """The folder of an installed package that is not imported; ``None`` if there is none."""
+
+    @property
+    def backend(self) -> BackendName:
+        """The backend that computes on machines of this kind."""
+        return "mlx" if (self.platform, self.architecture) == ("darwin", "arm64") else "torch"
 
     def has_module(self, name: str) -> bool:
         """Return whether a package is installed."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Literal
 
 from edgetune.buckets import bucket
 from edgetune.choice import Choice
+from edgetune.device.base import DeviceKind
+from edgetune.memory.costs import COSTS, Costs
 from edgetune.shape import ModelShape
 from edgetune.storage import (
     AFFINE,
@@ -18,14 +19,6 @@ from edgetune.storage import (
     file_kinds_of,
 )
 
-Kind = Literal["cuda", "cpu", "mlx"]
-
-FILE_CODES = {
-    "Q4_0": 2.2, "Q4_1": 2.4, "Q5_0": 3.2, "Q5_1": 3.4, "Q8_0": 1.2, "MXFP4": 2.2,
-    "Q2_K": 1.6, "Q3_K": 2.5, "Q4_K": 1.5, "Q5_K": 2.5, "Q6_K": 2.4,
-}  # fmt: skip
-"""Bytes a weight's codes and scales take on MLX before they are numbers, as measured."""
-
 PIECE = 512
 """Rows that are widened at a time where products are wider than activations."""
 
@@ -34,26 +27,21 @@ PIECE = 512
 class Platform:
     """What of a device decides bytes besides their number."""
 
-    kind: Kind
+    kind: DeviceKind
     multiplies_16bit: bool
     """False: a processor, on which torch widens 16-bit activations to multiply them."""
     attends_16bit: bool = True
     """False: a card before Ampere, for which torch has no fused attention in bfloat16."""
 
     @property
-    def keeps_scratch(self) -> bool:
-        """Whether buffers of products are kept instead of given back to an allocator."""
-        return self.kind == "cpu"
-
-    @property
-    def lazy(self) -> bool:
-        """Whether a graph is evaluated as a whole, so that a value dies at its last use in it."""
-        return self.kind == "mlx"
+    def costs(self) -> Costs:
+        """What all devices of its kind have in common."""
+        return COSTS[self.kind]
 
     @property
     def unpacks(self) -> bool:
         """Whether quantized matrices are unpacked to multiply them: lazily, on a processor."""
-        return self.lazy and not self.multiplies_16bit
+        return self.costs.lazy and not self.multiplies_16bit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +63,7 @@ class BatchShape:
     dropout: bool
     keeps_scratch: bool
     lazy: bool = False
-    """As :attr:`Platform.lazy`: what is pointwise keeps its inputs only, attention is in pieces."""
+    """As :attr:`Costs.lazy`: what is pointwise keeps its inputs only, attention is in pieces."""
     unpacks: bool = False
     """As :attr:`Platform.unpacks`: quantized matrices are multiplied as plain numbers."""
     unpacking: float = 0.0
@@ -128,10 +116,10 @@ def batch_shape_of(
     fullest row is taken to hold twice as many as the mean one. ``forked`` ones may go on from others.
     """
     sharing = least if documents is None else max(least, ceil(2 * choice.context / documents))
-    narrow = choice.compute_dtype != "float32"
-    wide = narrow and platform.kind == "cpu" and not platform.multiplies_16bit
+    costs, narrow = platform.costs, choice.compute_dtype != "float32"
+    wide = narrow and costs.widens and not platform.multiplies_16bit
     multiplied = "float32" if wide else choice.compute_dtype
-    blocks = platform.lazy and choice.quantization == FILE_FORMAT  # no kernel for them
+    blocks = costs.lazy and choice.quantization == FILE_FORMAT  # no kernel for them
     unpacks = platform.unpacks or blocks
     context = bucket(choice.context + sharing * choice.method.virtual_tokens)
     return BatchShape(
@@ -143,24 +131,25 @@ def batch_shape_of(
         stored=BYTES[shape.dtype],
         recast=multiplied != shape.dtype,
         dropout=getattr(choice.method, "dropout", 0) > 0,
-        keeps_scratch=platform.keeps_scratch,
-        lazy=platform.lazy,
+        keeps_scratch=costs.keeps_scratch,
+        lazy=costs.lazy,
         unpacks=unpacks,
-        unpacking=_unpacking(choice, shape) if unpacks else 0.0,
+        unpacking=_unpacking(choice, shape, costs) if unpacks else 0.0,
         documents=sharing,
         forked=forked,
         fuses=platform.attends_16bit or not narrow,
-        tile=choice.tile if choice.tile < context and not platform.lazy else 0,
+        tile=choice.tile if choice.tile < context and not costs.lazy else 0,
     )
 
 
-def _unpacking(choice: Choice, shape: ModelShape) -> float:
+def _unpacking(choice: Choice, shape: ModelShape, costs: Costs) -> float:
     """Return the bytes a weight takes on its way: in the type of its scales, or its scales.
 
     Out of the blocks of a GGUF file it comes as codes, and in float32 before it is rounded.
     """
     if choice.quantization == FILE_FORMAT:
-        codes = max((FILE_CODES.get(kind, 0.0) for kind in file_kinds_of(shape)), default=0.0)
+        kinds = file_kinds_of(shape)
+        codes = max((costs.file_codes.get(kind, 0.0) for kind in kinds), default=0.0)
         return codes if choice.compute_dtype == "float32" else codes + FLOAT32_BYTES
     if choice.quantization in AFFINE:
         return 0.0 if choice.compute_dtype == shape.dtype else BYTES[shape.dtype]

@@ -11,11 +11,9 @@ from edgetune.memory.batch_shape import BatchShape, Platform, batch_shape_of
 from edgetune.memory.block_pass import BlockKind, BlockPass, Passes, SizedMethod, beside, kinds
 from edgetune.memory.estimate import MemoryEstimate, Parts, Phases
 from edgetune.memory.head import evaluation_bytes, loss_bytes
-from edgetune.memory.kernels import kernel_bytes
 from edgetune.memory.lazy.passes import LazyMethod, LazyPasses
 from edgetune.memory.lazy.weights import alike
 from edgetune.memory.optimizer import state_bytes, update_bytes
-from edgetune.memory.runtime import runtime_bytes
 from edgetune.memory.scratch import scratch_bytes
 from edgetune.memory.step import SLOTS, StepModel
 from edgetune.memory.weights import load_bytes, read_bytes, weight_bytes
@@ -57,6 +55,7 @@ class MemoryModel:
         self.documents = documents
         self.forked = forked
         self.platform = platform
+        self.costs = platform.costs
         self.first = method.first_layer(shape)
         tensors = method.tensors(shape)
         trained = [tensor for tensor in tensors if tensor.trained]
@@ -72,22 +71,22 @@ class MemoryModel:
         self._lazy = LazyMethod(method, shape, {})
         lasting, frozen = beside(self._own, shape, self.kinds)
         self.adapter = FLOAT32_BYTES * sum(tensor.size for tensor in tensors) + lasting
-        self.runtime = runtime_bytes(platform.kind, shape.vocabulary)
-        self._weights = cache(partial(weight_bytes, shape, lazy=platform.lazy))
-        self._read = cache(partial(read_bytes, shape, lazy=platform.lazy))
+        self.runtime = self.costs.runtime(shape.vocabulary)
+        self._weights = cache(partial(weight_bytes, shape, lazy=self.costs.lazy))
+        self._read = cache(partial(read_bytes, shape, lazy=self.costs.lazy))
         self._load = cache(partial(load_bytes, shape))
         self._scratch = cache(partial(scratch_bytes, shape, frozen=frozen))
         self._loss = cache(partial(loss_bytes, shape))
         self._evaluated = cache(partial(evaluation_bytes, shape))
         self._state = cache(partial(state_bytes, self.sizes))
-        self._update = cache(partial(update_bytes, self.sizes, platform=platform))
+        self._update = cache(partial(update_bytes, self.sizes, costs=self.costs))
         self._step = cache(self._make_step)
         self._passes = cache(self._make_passes)
 
     def between_steps(self, choice: Choice) -> int:
         """Return the bytes between steps: weights, adapter, optimizer, runtime, gradients if kept."""
         trained = self.adapter + self._state(choice.optimizer)
-        trained += 0 if self.platform.lazy else FLOAT32_BYTES * sum(self.sizes)
+        trained += 0 if self.costs.lazy else FLOAT32_BYTES * sum(self.sizes)
         places = (choice.quantization, choice.placement, choice.embedding, choice.head)
         return self._weights(*places) + trained + self.runtime
 
@@ -112,7 +111,7 @@ class MemoryModel:
         read = self._read(choice.quantization, choice.placement)
         scratch = self._scratch(rows, choice.quantization, choice.head)
         places = (choice.quantization, choice.placement, choice.embedding, choice.head)
-        kernels = kernel_bytes(rows)
+        kernels = self.costs.kernels if rows.product < FLOAT32_BYTES else 0
         parts = Parts(
             weights=self._weights(*places),
             adapter=self.adapter,
@@ -137,7 +136,7 @@ class MemoryModel:
         self, rows: BatchShape, quantization: str, placement: str, *, summed: bool
     ) -> StepModel:
         shape, streamed = self.shape, placement != "resident"
-        if self.platform.lazy:
+        if self.costs.lazy:
             rows, quantization = alike(rows, quantization, streamed=streamed)
         found = self._passes(rows, quantization, streamed=streamed)
         blocks = [found(kind) for kind in self.kinds]
@@ -146,7 +145,7 @@ class MemoryModel:
             first=self.first,
             input_bytes=rows.activation_bytes(shape.hidden_size),
             place=place_bytes(shape, rows),
-            grown=self._grown(whole=summed or not self.platform.lazy),
+            grown=self._grown(whole=summed or not self.costs.lazy),
             lent=[
                 2 * rows.activation_bytes(block.keys) if layer in shape.lenders else 0
                 for layer, block in enumerate(shape.blocks)
@@ -161,13 +160,13 @@ class MemoryModel:
         self, rows: BatchShape, quantization: str, *, streamed: bool
     ) -> Callable[[BlockKind], BlockPass]:
         shape = self.shape
-        if self.platform.lazy:
+        if self.costs.lazy:
             return cache(LazyPasses(self._lazy, shape, rows, quantization, streamed=streamed).of)
         return cache(Passes(self._own, shape, rows, quantized=quantization == "nf4").of)
 
     def _unpacks_head(self, quantization: str) -> bool:
         """Whether MLX has embedding and head in a format that it unpacks."""
-        in_blocks = quantization == FILE_FORMAT and self.platform.lazy
+        in_blocks = quantization == FILE_FORMAT and self.costs.lazy
         return in_blocks or quantization in QUANTIZED_OUTER
 
     def _grown(self, *, whole: bool) -> list[int]:

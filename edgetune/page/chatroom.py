@@ -87,8 +87,7 @@ def _require_memory(run: str) -> None:
     plan = read_reference(run, Over()).plan
     if plan is None:
         return
-    name = "mlx" if plan.device.backend == "mlx" else plan.device.kind
-    needed, free = plan.memory.phases.evaluate, read_device(name).free_bytes
+    needed, free = plan.memory.phases.evaluate, read_device(plan.device.kind).free_bytes
     if free < needed:
         raise OutOfMemoryError(
             f"This chat needs {format_bytes(needed)}, and {format_bytes(free)} are free. Wait for "

@@ -9,7 +9,7 @@ from typing import Literal
 
 from edgetune.choice import Choice
 from edgetune.device.base import DISK_BANDWIDTH, Device
-from edgetune.speed.costs import costs_of
+from edgetune.speed.costs import COSTS
 from edgetune.speed.measured import Experience, Measurements, way
 
 MEMORY_SHARE = 0.6
@@ -101,7 +101,7 @@ def rates_of(device: Device, measured: Measurements | None = None) -> Rates:
     """Return a device's rates, measured ones if there are any."""
     if measured is not None:
         return _measured_rates(device, measured)
-    costs = costs_of(device.kind)
+    costs = COSTS[device.kind]
     rate_32bit = device.rate_32bit or UNKNOWN_RATE
     moved = MEMORY_SHARE * (device.memory_bandwidth or LEAST_BANDWIDTH)
     product_32bit, product_16bit = (
@@ -127,7 +127,7 @@ def rates_of(device: Device, measured: Measurements | None = None) -> Rates:
 
 def _measured_rates(device: Device, measured: Measurements) -> Rates:
     """Return the rates as they were measured, with what runs took of them."""
-    costs = costs_of(device.kind)
+    costs = COSTS[device.kind]
     return Rates(
         product_32bit=measured.product_32bit,
         product_16bit=measured.product_16bit,
@@ -155,7 +155,7 @@ def _dequantize(device: Device, moved: float) -> float:
     """Return weights/s: half a byte read and two written, later read again; or as fast as codes
     are looked up.
     """
-    lookups = costs_of(device.kind).lookups
+    lookups = COSTS[device.kind].lookups
     if lookups is None:
         return moved / 4.5
     return min(lookups * (device.rate_32bit or UNKNOWN_RATE), moved / 4.5)

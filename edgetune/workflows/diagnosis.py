@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import platform
 import shutil
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,12 +11,14 @@ from typing import Final
 
 from edgetune.backend import load_backend
 from edgetune.device import Device, read_device, read_machine
-from edgetune.device.base import Fault
+from edgetune.device.base import PACKAGES, Fault
+from edgetune.device.system import this_system
 from edgetune.model.hub import cache_folder
 from edgetune.settings.spec import Decision
 from edgetune.version import __version__
 
-_PACKAGES: Final = ("torch", "bitsandbytes", "mlx", "transformers", "tokenizers", "numpy")
+_SHARED: Final = ("transformers", "tokenizers", "numpy")
+"""Packages beside those of a backend."""
 _EXTRAS: Final = {
     "pyarrow": "Parquet files of examples",
     "zstandard": "compressed files of examples (.zst)",
@@ -110,11 +110,9 @@ def _tried(device: Device) -> Decision[bool]:
     return load_backend(device.backend).usable(device.kind)
 
 
-def _packages() -> Iterator[str]:
-    """Yield what a machine like this one needs."""
-    apple = sys.platform == "darwin" and platform.machine() == "arm64"
-    leave_out = {"torch", "bitsandbytes"} if apple else {"mlx"}
-    yield from (name for name in _PACKAGES if name not in leave_out)
+def _packages() -> tuple[str, ...]:
+    """Return what a machine like this one needs."""
+    return (*PACKAGES[this_system().backend], *_SHARED)
 
 
 def _version(package: str) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetune.device import Device, read_device
+from edgetune.device.base import CARD
 from edgetune.errors import ModelError, UsageError
 from edgetune.files import is_utf8
 from edgetune.model import ModelSource, resolve
@@ -144,7 +145,7 @@ def plan_for(
 def own_memory(request: PlanRequest, device: Device) -> int | None:
     """Return the bytes that this rank may use: its share, where ranks share a machine's memory."""
     place = request.place
-    if place is None or place.local_world == 1 or device.kind == "cuda":
+    if place is None or place.local_world == 1 or device.kind == CARD:
         return request.memory
     share = device.usable_bytes // place.local_world
     return share if request.memory is None else min(request.memory, share)
@@ -172,7 +173,7 @@ def _shared(plan: Plan, request: PlanRequest) -> Plan:
         f"the {place.local_world} ranks on this machine share its processor: one process with all "
         "cores is about as fast"
     )
-    one_processor = plan.device.kind != "cuda" and place.local_world > 1
+    one_processor = plan.device.kind != CARD and place.local_world > 1
     reasons = (shares, alone if one_processor else network)
     # what was measured was measured with the cores that a rank has
     sharing = place.local_world if one_processor and plan.time.basis != "measured" else 1

@@ -18,6 +18,7 @@ import numpy as np
 from edgetune.backend import Session, load_backend
 from edgetune.choice import Choice
 from edgetune.device import Device, list_devices, read_device
+from edgetune.device.base import CARD, card_name
 from edgetune.errors import UsageError
 from edgetune.events import RunState
 from edgetune.loop import train
@@ -47,15 +48,15 @@ def device_of(place: Place, name: str, cards: Sequence[Device] | None = None) ->
     """
     if place.local_world == 1:
         return name
-    if name.startswith("cuda:"):
+    if name.startswith(f"{CARD}:"):
         raise UsageError(
             f"--device {name} is one card, but {place.local_world} ranks run on this machine. "
             "Leave out its number."
         )
-    if name not in {"auto", "cuda"}:
+    if name not in {"auto", CARD}:
         return name
     if cards is None:
-        cards = [device for device in list_devices() if device.kind == "cuda"]
+        cards = [device for device in list_devices() if device.kind == CARD]
     usable = [number for number, card in enumerate(cards) if card.fault is None]
     if not usable:
         return name
@@ -64,7 +65,7 @@ def device_of(place: Place, name: str, cards: Sequence[Device] | None = None) ->
             f"{place.local_world} ranks are to train on this machine, which has {len(usable)} card"
             f"{'s' if len(usable) > 1 else ''}. Start as many ranks as cards, or give --device cpu."
         )
-    return f"cuda:{usable[place.local_rank]}"
+    return card_name(usable[place.local_rank])
 
 
 def planned_device(run: Path | None) -> str:

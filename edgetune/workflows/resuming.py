@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgetune.device import read_device
+from edgetune.device.base import CARD
 from edgetune.errors import NothingFitsError, UsageError
 from edgetune.events import Recovered, RunState
 from edgetune.model import resolve
@@ -124,7 +125,7 @@ def _own(plan: Plan, rows: Path, memory: int | None, place: Place | None, parts:
 
     More ranks than before have less each: memory and time are planned anew where it does not do.
     """
-    if place is None or place.local_world == 1 or plan.device.kind == "cuda":
+    if place is None or place.local_world == 1 or plan.device.kind == CARD:
         return _allowed(plan, memory)
     share = read_device(plan.device.kind).usable_bytes // place.local_world
     limit = share if memory is None else min(memory, share)

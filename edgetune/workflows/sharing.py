@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from edgetune.device.base import CARD
 from edgetune.events import RunState
 from edgetune.planning import Plan
 from edgetune.shares import Sharing, Weights
@@ -53,7 +54,7 @@ def sharing_of(
     The processors of one machine are one processor: they have equal shares.
     """
     here = ranks[0].machine
-    one_processor = all(rank.kind != "cuda" and rank.machine == here for rank in ranks)
+    one_processor = all(rank.kind != CARD and rank.machine == here for rank in ranks)
     return Sharing(parts=parts, by_speed=pilot and not one_processor, deal=deal)
 
 

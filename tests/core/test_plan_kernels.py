@@ -8,7 +8,7 @@ import pytest
 from planning import plan_of, processor, shape_of
 
 from edgetune.memory import Platform, estimate
-from edgetune.memory.kernels import KERNEL, KERNELS
+from edgetune.memory.costs.cpu import KERNEL, KERNELS
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda", "mlx"])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from models import make_model
 
-from edgetune.memory.kernels import KERNEL, KERNELS
+from edgetune.memory.costs.cpu import KERNEL, KERNELS
 
 SHAPE = {
     "hidden_size": 96,

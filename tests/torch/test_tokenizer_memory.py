@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 
-from edgetune.memory.runtime import LIBRARIES, runtime_bytes
+from edgetune.memory.costs import COSTS
 
 VOCABULARY = 100_000
 
@@ -45,12 +45,12 @@ def test_a_large_tokenizer_keeps_no_more_than_planned(tmp_path: Path) -> None:
 
     done = subprocess.run(command, check=True, capture_output=True, text=True)
 
-    counted = runtime_bytes("cpu", VOCABULARY) - LIBRARIES["cpu"]
+    counted = COSTS["cpu"].runtime(VOCABULARY) - COSTS["cpu"].libraries
     assert 0.5 * counted < int(done.stdout) < counted
 
 
 def test_a_card_holds_no_tokenizer() -> None:
-    assert runtime_bytes("cuda", VOCABULARY) == LIBRARIES["cuda"]
+    assert COSTS["cuda"].runtime(VOCABULARY) == COSTS["cuda"].libraries
 
 
 def _folder(folder: Path, size: int) -> Path:

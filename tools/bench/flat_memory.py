@@ -24,7 +24,7 @@ from edgetune.backend import GenerateOptions, Session
 from edgetune.data.batch import IGNORED, MicroBatch
 from edgetune.device import read_device
 from edgetune.generation import generate
-from edgetune.memory.runtime import TOKEN
+from edgetune.memory.costs.base import TOKEN
 from edgetune.model import LocalModel, resolve
 from edgetune.planning import Plan, make_plan
 from edgetune.units import format_bytes

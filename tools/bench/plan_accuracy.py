@@ -28,7 +28,7 @@ from models import load_libraries, write_model
 from edgetune.buckets import buckets
 from edgetune.data.batch import full_batch
 from edgetune.device import read_device
-from edgetune.memory.runtime import TOKEN
+from edgetune.memory.costs.base import TOKEN
 from edgetune.methods import METHODS
 from edgetune.model import LocalModel
 from edgetune.planning import Plan, make_plan

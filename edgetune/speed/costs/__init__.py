@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Final
+
+from edgetune.device.base import DeviceKind
 from edgetune.speed.costs.base import Costs
 from edgetune.speed.costs.cpu import CPU
 from edgetune.speed.costs.cuda import CUDA
 from edgetune.speed.costs.mlx import MLX
 
-__all__ = ["Costs", "costs_of"]
+__all__ = ["COSTS", "Costs"]
 
-
-def costs_of(kind: str) -> Costs:
-    """Return the costs of a kind of device."""
-    return {"cpu": CPU, "cuda": CUDA, "mlx": MLX}[kind]
+COSTS: Final[Mapping[DeviceKind, Costs]] = {"cpu": CPU, "cuda": CUDA, "mlx": MLX}
