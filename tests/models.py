@@ -222,13 +222,13 @@ def make_model(
         for name, parameter in model.named_parameters():
             if "norm" in name or name.endswith(("bias", "sinks")) or "ln_" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
+            if name.endswith("A_log"):  # so that a state is not gone after a token
+                parameter.sub_(3)
             if family.startswith("gemma4") and name.endswith("q_norm.weight"):
                 parameter.mul_(0.3)  # which is all that scales the scores of this family
         for name, buffer in model.named_buffers():
             if name.endswith("layer_scalar"):
                 buffer.mul_(0.7 + 0.5 * torch.rand_like(buffer))
-            if name.endswith("A_log"):  # so that a state is not gone after a token
-                parameter.sub_(3)
     model.to(dtype).save_pretrained(folder)
     return folder
 

@@ -109,7 +109,8 @@ class MemoryModel:
         update = self._update(choice.optimizer)
         moment = step.peak(kept.layers, offload=kept.offload, loss=loss, update=update)
         read = self._read(choice.quantization, choice.placement)
-        scratch = self._scratch(rows, choice.quantization, choice.head)
+        multiplied = rows.of_tile() if self._in_tiles(rows, kept.layers) else rows
+        scratch = self._scratch(multiplied, choice.quantization, choice.head)
         places = (choice.quantization, choice.placement, choice.embedding, choice.head)
         kernels = self.costs.kernels if rows.product < FLOAT32_BYTES else 0
         parts = Parts(
@@ -163,6 +164,16 @@ class MemoryModel:
         if self.costs.lazy:
             return cache(LazyPasses(self._lazy, shape, rows, quantization, streamed=streamed).of)
         return cache(Passes(self._own, shape, rows, quantized=quantization == "nf4").of)
+
+    def _in_tiles(self, rows: BatchShape, checkpointed: int) -> bool:
+        """Whether frozen projections never meet more rows than a tile has: no block keeps what it saves."""
+        splits = all(block.splits for block in self.shape.kinds)
+        return (
+            rows.tile > 0
+            and splits
+            and checkpointed >= self.shape.layers
+            and not self.shape.per_layer
+        )
 
     def _unpacks_head(self, quantization: str) -> bool:
         """Whether MLX has embedding and head in a format that it unpacks."""

@@ -66,13 +66,13 @@ def test_ranks_that_resume_on_one_machine_share_its_memory(
         monkeypatch.setattr(
             module,
             "read_device",
-            lambda name, read=read: replace(read(name), usable_bytes=3 * peak),
+            lambda name, read=read: replace(read(name), usable_bytes=9 * peak),
         )
 
     shared = Place(rank=0, world=2, local_rank=0, local_world=2)
     with closing(resuming.resume_run(folder, place=shared)) as run:
-        assert run.session.memory().limit_bytes == 3 * peak // 2
-    crowded = Place(rank=0, world=1, local_rank=0, local_world=12)
+        assert run.session.memory().limit_bytes == 9 * peak // 2
+    crowded = Place(rank=0, world=1, local_rank=0, local_world=36)
     with pytest.raises(NothingFitsError):
         resuming.resume_run(folder, place=crowded)
 
