@@ -200,7 +200,7 @@ def _advice(facts: Facts, outcome: Outcome) -> list[str]:
             "learned of each."
         )
     found += row_cautions(facts.trained, held_out)
-    long = False  # whether it was trained for too long, so that nothing may ask for more of it
+    long = False  # whether training went on for too long: then no advice may ask for more epochs
     if outcome != "did not help" and (best := facts.best):
         of_length = _on_length(facts, best[0])
         if gap := gap_caution(facts.training, best[1]):
