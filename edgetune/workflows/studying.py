@@ -95,8 +95,8 @@ def ablation(
         if abs(loss(untrained) - base) > SAME * max(1.0, base):
             raise UsageError(
                 f"{found.adapter.method.kind} does not begin as the base model: a block "
-                "without it would not be the base's. LoRA and its kin, bottleneck adapters, "
-                "BitFit, IA3, norms and full tuning can be studied this way."
+                "without it would not be the base's. LoRA and its kin, bottleneck adapters, and "
+                "methods that scale or change what the base has can be studied this way."
             )
         whole = loss(trained)
         edges = _edges(shape.layers, spans)

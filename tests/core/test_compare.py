@@ -106,7 +106,7 @@ def test_tables_fit_a_terminal() -> None:
         loss=11.2345, planned_bytes=12_345_678_901, peak_bytes=12_345_678_901, seconds=123_456.0,
         adapter_bytes=12_345_678_901, base_perplexity=57.6, perplexity=178_454.0, scores=scores,
     )  # fmt: skip
-    bare = RunFigures(name="bare", method="ia3", steps=0, problem="it does not fit")
+    bare = RunFigures(name="bare", method="bitfit", steps=0, problem="it does not fit")
     text = terminal([one, bare], {"tiny": scores}, ["bare: it does not fit"])
     assert max(map(len, text.splitlines())) <= 80
     assert "bare: it does not fit" in text

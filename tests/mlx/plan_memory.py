@@ -19,6 +19,7 @@ import torch
 from edgetune.backend import load_backend
 from edgetune.data.batch import full_batch
 from edgetune.device import read_device
+from edgetune.methods import METHODS
 from edgetune.model import LocalModel
 from edgetune.planning import make_plan
 from edgetune.planning.plan import Plan
@@ -142,7 +143,7 @@ DISK = {"placement": "disk"}
 NARROW = {"compute_dtype": "bfloat16"}
 STEPS = 6
 
-CASES = (
+NAMED = (
     Case(model="untied", context=128),
     Case(model="untied", context=128, checkpointed=True),
     Case(model="untied", context=320),
@@ -151,7 +152,6 @@ CASES = (
     Case(model="untied", context=128, fixed={"quantization": "q8"}),
     Case(model="untied", context=128, checkpointed=True, fixed={"method": "adapter"}),
     Case(model="untied", context=128, fixed={"method": "bitfit"}),
-    Case(model="untied", context=192, fixed={"method": "ia3"}),
     Case(model="untied", context=192, checkpointed=True, fixed={"method": "full"}),
     Case(model="untied", context=32, checkpointed=True, fixed={"method": "full"}),
     Case(model="untied", context=16, checkpointed=True, fixed={"method": "prefix"}),
@@ -198,6 +198,15 @@ CASES = (
     Case(model="tied", context=64, checkpointed=True, fixed=DISK),
     Case(model="gpt2", context=128, checkpointed=True, fixed=DISK | {"quantization": "q4"}),
 )
+
+REST = tuple(
+    Case(model="untied", context=192, fixed={"method": kind})
+    for kind in METHODS
+    if kind not in {case.fixed.get("method", "lora") for case in NAMED}
+)
+"""Methods without a row of their own."""
+
+CASES = NAMED + REST
 
 
 @dataclass(frozen=True, slots=True)

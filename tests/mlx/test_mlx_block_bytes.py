@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from block_bytes import measured, planned
-from plan_memory import NARROW, Case, make, opened
+from plan_memory import NARROW, REST, Case, make, opened
 
 from edgetune.memory.lazy.evaluation import AHEAD
 
@@ -16,7 +16,7 @@ SMALL = 24576
 CASES = (
     Case(model="untied", context=320),
     Case(model="tied", context=64, fixed={"micro_batch": 2, "method": "dora"}),
-    Case(model="untied", context=192, fixed={"method": "ia3"}),
+    *REST,
     Case(model="untied", context=64, fixed={"method": "mam"}),
     Case(model="gpt2", context=128, fixed={"method": "adapter"}),
     Case(model="narrow", context=128, fixed=NARROW | {"method": "vera"}),

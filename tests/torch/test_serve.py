@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two runs over one base."""
     folder = tmp_path_factory.mktemp("work")
     write_rows(folder / "rows.jsonl")
-    for name, method in (("home", "lora"), ("other", "ia3")):
+    for name, method in (("home", "lora"), ("other", "bitfit")):
         called = call(*LEARN, "--steps", "2", "--method", method, "--output", name, cwd=folder)
         assert called.code == 0, called.err
     return folder
