@@ -51,7 +51,8 @@ def test_a_profile_is_sane(name: str) -> None:
     assert 30e9 <= device.memory_bandwidth <= 2e12
     assert 1e8 <= device.disk_bandwidth <= 1e10
     assert 1e11 <= device.rate_32bit <= device.rate_16bit <= 1e15
-    assert device.unified == (device.kind != "cuda" or "Jetson" in device.name)
+    boards = ("Jetson", "GB10")
+    assert device.unified == (device.kind != "cuda" or any(x in device.name for x in boards))
     assert (device.link_bandwidth is None) == device.unified
     assert device.link_bandwidth is None or 1e10 <= device.link_bandwidth <= 6e10
 
@@ -82,7 +83,9 @@ def test_a_mac_uses_no_more_than_macos_recommends(name: str) -> None:
         ("Tesla T4", 15 * GIB, "t4"),
         ("NVIDIA A100-PCIE-40GB", 40 * GIB, "a100-40gb"),
         ("NVIDIA Jetson AGX Orin Developer Kit", 61 * GIB, "jetson-agx-orin-64gb"),
+        ("NVIDIA GB10", 120 * GIB, "gb10-128gb"),
         ("Apple M3 Pro", 36 * GIB, "m3-pro-36gb"),
+        ("Apple M5", 32 * GIB, "m5-32gb"),
         ("Apple M1", 8 * GIB, "m1-8gb"),
     ],
 )
