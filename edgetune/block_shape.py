@@ -29,12 +29,13 @@ LinearRole = Literal[
     "q", "k", "v", "qkv", "o",
     "conv_in", "conv_out",
     "delta_qkv", "delta_z", "delta_b", "delta_a", "delta_out",
+    "scan_in", "scan_out",
     "gate", "up", "gate_up", "down",
     "per_layer_gate", "per_layer_out",
 ]  # fmt: skip
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
 NormRole = Literal[
-    "attention_input", "attention_output", "mlp_input", "mlp_output", "q", "k", "v", "delta",
+    "attention_input", "attention_output", "mlp_input", "mlp_output", "q", "k", "v", "delta", "scan",
     "per_layer",
 ]  # fmt: skip
 TensorKind = Literal[
@@ -44,8 +45,9 @@ TensorKind = Literal[
 
 ATTENTION_ROLES: frozenset[str] = frozenset({"q", "k", "v", "qkv", "o"})
 MIXER_ROLES: frozenset[str] = frozenset(
-    {"conv_in", "conv_out", "delta_qkv", "delta_z", "delta_b", "delta_a", "delta_out"}
-)
+    {"conv_in", "conv_out", "delta_qkv", "delta_z", "delta_b", "delta_a", "delta_out",
+     "scan_in", "scan_out"}
+)  # fmt: skip
 """Projections of mixers that are not attention."""
 MLP_ROLES: frozenset[str] = frozenset({"gate", "up", "gate_up", "down"})
 PER_LAYER_ROLES: frozenset[str] = frozenset({"per_layer_gate", "per_layer_out"})
@@ -80,6 +82,8 @@ class NormKind:
     eps: float
     offset: float = 0.0
     """Added to the stored weight: 1 for Gemma, whose weights are kept around zero."""
+    groups: int = 1
+    """Parts, one after another, that are each normalised on their own (root mean squares only)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

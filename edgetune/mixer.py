@@ -7,12 +7,16 @@ begins anew with each document.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 PIECE = 64
-"""Tokens for which the delta rule's corrections are solved at once, by every backend."""
+"""Tokens of which each reads all others at once, by every backend, in mixers that carry a state."""
 
-MixerRole = Literal["conv", "conv_bias", "a_log", "dt_bias", "sinks", "scalar"]
+SPAN = 4 * PIECE
+"""Tokens whose pieces torch computes beside each other, where only states go from piece to piece."""
+
+MixerRole = Literal["conv", "conv_bias", "a_log", "dt_bias", "skip", "sinks", "scalar"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,4 +168,76 @@ class GatedDelta:
         )
 
 
-Mixer = Attention | ShortConvolution | GatedDelta
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateSpace:
+    """Mamba-2's mixer: heads whose state is a matrix that decays and to which each token adds.
+
+    ``in`` makes a gate, what is convolved (values, keys, queries; x, B, C in the paper) and a step
+    for each head. Each group of keys and queries serves some heads, one after another.
+    """
+
+    heads: int
+    groups: int
+    value_dim: int
+    """Channels of a head's values."""
+    key_dim: int
+    """Channels of a group's keys, the state size."""
+    taps: int
+    module: str
+    """Of the mixer, inside the block."""
+    bias: bool = True
+    """Whether the convolution has one."""
+    least_step: float = 0.0
+    most_step: float = inf
+
+    @property
+    def keys(self) -> int:
+        """Numbers of all keys of a token; those of all queries are as many."""
+        return self.groups * self.key_dim
+
+    @property
+    def values(self) -> int:
+        """Numbers of all values of a token."""
+        return self.heads * self.value_dim
+
+    @property
+    def channels(self) -> int:
+        """Channels that are convolved."""
+        return 2 * self.keys + self.values
+
+    @property
+    def parts(self) -> tuple[int, int, int]:
+        """Numbers of a token's gate, of what is convolved, and of its steps."""
+        return self.values, self.channels, self.heads
+
+    @property
+    def carried(self) -> int:
+        """Float32 numbers that a row in generation keeps from one token to the next."""
+        states = self.heads * self.key_dim * self.value_dim
+        return (self.taps - 1) * self.channels + states
+
+    @property
+    def products(self) -> int:
+        """Products of numbers that a token takes: with the state twice, and within a piece."""
+        own = 2 * self.key_dim * self.value_dim
+        return self.heads * (own + PIECE * self.value_dim) + PIECE * self.keys
+
+    @property
+    def tensors(self) -> tuple[MixerTensor, ...]:
+        """Those of the convolution; by head how fast a state decays, a bias of steps, a skip."""
+        size, heads = (self.channels, 1, self.taps), (self.heads,)
+        name = f"{self.module}.conv1d"
+        weight = MixerTensor(role="conv", name=f"{name}.weight", shape=size)
+        bias = MixerTensor(role="conv_bias", name=f"{name}.bias", shape=size[:1])
+        return (
+            *((weight, bias) if self.bias else (weight,)),
+            MixerTensor(role="a_log", name=f"{self.module}.A_log", shape=heads),
+            MixerTensor(role="dt_bias", name=f"{self.module}.dt_bias", shape=heads),
+            MixerTensor(role="skip", name=f"{self.module}.D", shape=heads),
+        )
+
+
+Recurrent = ShortConvolution | GatedDelta | StateSpace
+"""Mixers that carry a state from token to token."""
+
+Mixer = Attention | Recurrent

@@ -28,7 +28,16 @@ from edgetune.block_shape import (
     norm_tensors,
 )
 from edgetune.expert_shape import Clamp, Experts, Fused
-from edgetune.mixer import Attention, GatedDelta, Mixer, MixerTensor, Rotary, ShortConvolution
+from edgetune.mixer import (
+    Attention,
+    GatedDelta,
+    Mixer,
+    MixerRole,
+    MixerTensor,
+    Rotary,
+    ShortConvolution,
+    StateSpace,
+)
 
 __all__ = [
     "ATTENTION_ROLES",
@@ -46,6 +55,7 @@ __all__ = [
     "Linear",
     "LinearRole",
     "Mixer",
+    "MixerRole",
     "MixerTensor",
     "ModelShape",
     "Norm",
@@ -55,6 +65,7 @@ __all__ = [
     "Published",
     "Rotary",
     "ShortConvolution",
+    "StateSpace",
     "TensorKind",
     "TensorShape",
 ]

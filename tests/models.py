@@ -84,8 +84,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "granitemoehybrid": SMALL | {
         "attention_multiplier": 0.25, "embedding_multiplier": 3.0, "logits_scaling": 2.0,
         "residual_multiplier": 0.5, "num_local_experts": 0, "shared_intermediate_size": 48,
-        "layer_types": ["attention"] * 3, "position_embedding_type": "rope",
-        "mamba_n_heads": 4},
+        "layer_types": ["mamba", "attention", "mamba"],
+        "mamba_n_heads": 4, "mamba_n_groups": 2, "mamba_d_state": 8},
     "nemotron": SMALL | {"initializer_range": 0.1},
     "arcee": SMALL,
     "helium": SMALL,

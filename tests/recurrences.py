@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edgetune.mixer import GatedDelta
+from edgetune.mixer import GatedDelta, StateSpace
 
 Documents = tuple[tuple[int, ...], ...]
 
@@ -47,6 +47,41 @@ def token_by_token(inputs: list[Tensor], mixer: GatedDelta, documents: Documents
             new = missing * beta[row, at, :, None]
             state = state + k[row, at, :, :, None] * new[:, None]
             read.append(torch.einsum("hkv,hk->hv", state, q[row, at]).flatten())
+        rows.append(torch.stack(read))
+    return torch.stack(rows)
+
+
+def random_scan_inputs(mixer: StateSpace, documents: Documents) -> list[Tensor]:
+    """Return x, steps, the convolution's weight and bias, ``A_log``, ``dt_bias`` and ``D``."""
+    draw = torch.Generator().manual_seed(1)
+    rows, positions, heads = len(documents), max(map(sum, documents)), mixer.heads
+    sizes = (
+        (rows, positions, mixer.channels), (rows, positions, heads),
+        (mixer.channels, 1, mixer.taps), (mixer.channels,), (heads,), (heads,), (heads,),
+    )  # fmt: skip
+    return [torch.randn(s, dtype=torch.float64, generator=draw).requires_grad_() for s in sizes]
+
+
+def scanned_by_token(inputs: list[Tensor], mixer: StateSpace, documents: Documents) -> Tensor:
+    """Return what Mamba-2 reads (B, S, H V)."""
+    x, steps, conv, bias, a_log, dt_bias, skip = inputs
+    y = F.silu(convolved(x, conv, documents) + bias)
+    v, k, q = y.split((mixer.values, mixer.keys, mixer.keys), -1)
+    v, shared = v.unflatten(2, (mixer.heads, -1)), mixer.heads // mixer.groups
+    q, k = (each.unflatten(2, (mixer.groups, -1)) for each in (q, k))
+    q, k = (each.repeat_interleave(shared, 2) for each in (q, k))
+    dt = F.softplus(steps + dt_bias).clamp(mixer.least_step, mixer.most_step)
+    leaves = (-a_log.exp() * dt).exp()
+    rows = []
+    for row, lengths in enumerate(documents):
+        read, starts = [], {0, *np.cumsum(lengths).tolist()}
+        for at in range(x.shape[1]):
+            if at in starts:
+                state = x.new_zeros(mixer.heads, mixer.key_dim, mixer.value_dim)
+            new = v[row, at] * dt[row, at, :, None]
+            state = state * leaves[row, at, :, None, None] + k[row, at, :, :, None] * new[:, None]
+            out = torch.einsum("hkv,hk->hv", state, q[row, at]) + skip[:, None] * v[row, at]
+            read.append(out.flatten())
         rows.append(torch.stack(read))
     return torch.stack(rows)
 

@@ -26,7 +26,7 @@ def stored_parameters(shape: ModelShape, model: PreTrainedModel) -> dict[str, to
 def unfused(
     shape: ModelShape, parameters: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    sparse = shape.family in {"mixtral", "granitemoe"}
+    sparse = shape.family in {"mixtral", "granitemoe", "granitemoehybrid"}
     mixture = "block_sparse_moe" if sparse else "mlp"
     experts = {shape.block(layer): block.experts for layer, block in enumerate(shape.blocks)}
     for name, tensor in parameters.items():

@@ -5,15 +5,24 @@ B rows, S positions, D hidden size, H heads, G key/value heads, h channels of a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
 
 from edgetune.network.ops import Attended, Dropout, KeptNorms, Key
-from edgetune.shape import Experts, GatedDelta, ModelShape, Rotary
-from edgetune_mlx import attention, convolution, experts, gated_delta, linear, pointwise, trained
+from edgetune.shape import Experts, GatedDelta, MixerRole, ModelShape, Rotary, StateSpace
+from edgetune_mlx import (
+    attention,
+    convolution,
+    experts,
+    gated_delta,
+    linear,
+    pointwise,
+    state_space,
+    trained,
+)
 from edgetune_mlx.attention import Keys
 from edgetune_mlx.load import BlockWeights, Weights
 from edgetune_mlx.matrices import Matrix, Sequencer
@@ -222,6 +231,19 @@ class MlxOps:
             return gated_delta.gated_delta(x, b, a, own, mixer, self.layout.documents)
         after = gated_delta.gated_delta_after
         return self._carried(lambda last, x, b, a: after(x, b, a, own, mixer, last), x, b, a)
+
+    def state_space(
+        self, x: mx.array, steps: mx.array, trained: Mapping[MixerRole, mx.array]
+    ) -> mx.array:
+        """Scan within documents, or on from what is cached."""
+        block = self.shape.blocks[self.layer]
+        mixer, tensors = block.mixer, self.block.mixer | dict(trained)
+        assert isinstance(mixer, StateSpace)
+        own = [tensors[tensor.role] for tensor in mixer.tensors]
+        if not self.layout.caches:
+            return state_space.state_space(x, steps, own, mixer, self.layout.documents)
+        after = state_space.state_space_after
+        return self._carried(lambda last, x, steps: after(x, steps, own, mixer, last), x, steps)
 
     # what is trained
 

@@ -16,12 +16,16 @@ CUBIC: Final = sqrt(2 / pi), 0.044715
 
 
 def norm(x: mx.array, kind: NormKind, weight: mx.array | None, bias: mx.array | None) -> mx.array:
-    """Return x normalised over its last axis as the model's norms do, rounded once."""
+    """Return x normalised over its last axis, or groups of it, as the model's norms do.
+
+    It is rounded once.
+    """
     if weight is None:
         return recomputed(partial(_plain_norm, kind=kind))(x)
     wide = weight.astype(mx.float32) + kind.offset if kind.offset else weight
     inputs = (x, wide) if bias is None else (x, wide, bias)
-    return recomputed(partial(_norm, kind=kind))(*inputs)
+    computed = _norm if kind.groups == 1 else _grouped_norm
+    return recomputed(partial(computed, kind=kind))(*inputs)
 
 
 def gated_activation(gate: mx.array, up: mx.array, name: str) -> mx.array:
@@ -187,3 +191,9 @@ def _norm(
     if kind.kind == "rms":
         return mx.fast.rms_norm(x, weight, kind.eps).astype(x.dtype)
     return mx.fast.layer_norm(x, weight, bias, kind.eps).astype(x.dtype)
+
+
+def _grouped_norm(x: mx.array, weight: mx.array, *, kind: NormKind) -> mx.array:
+    grouped = x.astype(mx.float32).reshape(*x.shape[:-1], kind.groups, -1)
+    unit = mx.fast.rms_norm(grouped, None, kind.eps).reshape(x.shape)
+    return (unit * weight.astype(mx.float32)).astype(x.dtype)

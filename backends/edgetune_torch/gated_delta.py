@@ -21,6 +21,7 @@ from edgetune_torch import delta_rule
 from edgetune_torch.convolution import taps_of
 from edgetune_torch.delta_rule import Reach, Tokens
 from edgetune_torch.documents import Documents
+from edgetune_torch.piece_convolution import PieceConvolution, document_numbers
 
 LEAST = 1e-6
 """Added to squared lengths of queries and keys."""
@@ -154,10 +155,10 @@ class Pieces:
     ) -> None:  # fmt: skip
         """Begin with x at ``skipped``, where b and a begin."""
         self.x, self.b, self.a, self.own, self.mixer = x, b, a, own, mixer
-        self.skipped = skipped
-        self.taps = taps_of(own.conv)
-        several = any(len(row) > 1 for row in documents)
-        self.documents = _numbers(documents, x) if several else None
+        taps = taps_of(own.conv)
+        self.dtype = taps.dtype
+        self.documents = document_numbers(documents, x, x.shape[1])
+        self.convolution = PieceConvolution(x, taps, self.documents, skipped)
 
     def __iter__(self) -> Iterator[Piece]:
         """Yield the pieces."""
@@ -177,7 +178,9 @@ class Piece:
     def tokens(self) -> Tokens:
         """Return what the rule reads of the tokens."""
         mixer = self.of.mixer
-        q, k, v = self._parts(F.silu(self._convolved(), inplace=True))
+        q, k, v = self._parts(
+            F.silu(self.of.convolution.output(self.start, self.stop), inplace=True)
+        )
         beta = self._of_heads(self.of.b[:, self.start : self.stop]).sigmoid_()
         decay = self._rates().cumsum(-1)
         return Tokens(
@@ -215,7 +218,7 @@ class Piece:
         grad = grads.beta.mul_(beta).mul_(beta.neg_().add_(1))
         found.b[:, self.start : self.stop].copy_(_rows(grad, len(found.b)))
         del beta, grad
-        y = self._convolved()
+        y = self.of.convolution.output(self.start, self.stop)
         gate = torch.sigmoid(y)
         slope = (y * (1 - gate)).add_(1).mul_(gate)
         q, k, v = self._parts(y.mul_(gate))
@@ -226,59 +229,10 @@ class Piece:
         del q, k, v
         y.mul_(slope)
         del slope
-        self._convolved_back(y, found)
+        taps_grad = found.conv[:, 0].T
+        self.of.convolution.go_back(y, self.start, self.stop, found.x, taps_grad)
 
     # parts of it
-
-    def _convolved(self) -> Tensor:
-        """Return the convolution (B, T, C) of the tokens."""
-        taps, kept = self.of.taps, len(self.of.taps) - 1
-        window, count = self._window(), self.stop - self.start
-        y = window[:, kept:] * taps[-1]
-        for back in range(1, len(taps)):
-            part = window[:, kept - back : kept - back + count]
-            y.addcmul_(part, self._tap(back))
-        return y
-
-    def _convolved_back(self, grad: Tensor, found: Found) -> None:
-        """Add the gradients of the convolution's input and weight for that of its output."""
-        kept = len(self.of.taps) - 1
-        window, count = self._window(), self.stop - self.start
-        for back in range(kept + 1):
-            tap = self._tap(back)
-            missing = max(0, back - self.start)  # tokens that have none so far before them
-            target = found.x[:, self.start - back + missing : self.stop - back]
-            part = grad[:, missing:]
-            target.addcmul_(part, tap[:, missing:] if tap.dim() == 3 else tap)
-            seen = window[:, kept - back : kept - back + count]
-            both = grad * seen
-            if self.of.documents is not None and back:
-                both *= self._same(back)
-            found.conv[:, 0, kept - back] += both.sum((0, 1))
-
-    def _window(self) -> Tensor:
-        """Return x (B, taps - 1 + T, C) of the tokens and those before, which may be none."""
-        x, kept = self.of.x, len(self.of.taps) - 1
-        first, stop = self.of.skipped + self.start - kept, self.of.skipped + self.stop
-        window = torch.zeros(
-            len(x), stop - first, x.shape[2], dtype=self.of.taps.dtype, device=x.device
-        )
-        window[:, max(0, -first) :].copy_(x[:, max(0, first) : stop])
-        return window
-
-    def _tap(self, back: int) -> Tensor:
-        """Return a tap (C), or (B, T, C) with zeros where it reaches into another document."""
-        tap = self.of.taps[-1 - back]
-        return tap if self.of.documents is None or not back else tap * self._same(back)
-
-    def _same(self, back: int) -> Tensor:
-        """Return whether tokens have so many before them in their document (B, T, 1)."""
-        assert self.of.documents is not None
-        numbers = self.of.documents
-        at = torch.arange(self.start, self.stop, device=numbers.device)
-        earlier = (at - back).clamp_(min=0)
-        same = (numbers[:, at] == numbers[:, earlier]) & (at >= back)
-        return same[..., None].to(self.of.taps.dtype)
 
     def _parts(self, y: Tensor) -> list[Tensor]:
         """Return queries and keys (B, T, G, K) and values (B, T, H, V), views of y."""
@@ -291,7 +245,7 @@ class Piece:
         """Return x (B, T, heads, ...) as (B H, T, ...) in float32, heads of keys for each of theirs."""
         heads = self.of.mixer.value_heads
         rows, count, given, size = x.shape
-        out = x.new_empty((rows * heads, count, size), dtype=self.of.taps.dtype)
+        out = x.new_empty((rows * heads, count, size), dtype=self.of.dtype)
         shared = out.view(rows, given, heads // given, count, size)
         shared.copy_(x.transpose(1, 2)[:, :, None].expand_as(shared))
         return out
@@ -329,14 +283,14 @@ class Piece:
 
     def _steps(self) -> Tensor:
         """Return a with its bias, (B H, T)."""
-        bias = self.of.own.dt_bias.to(self.of.taps.dtype)
+        bias = self.of.own.dt_bias.to(self.of.dtype)
         return self._of_heads(self.of.a[:, self.start : self.stop]).add_(
             bias.repeat(len(self.of.x))[:, None]
         )
 
     def _speed(self) -> Tensor:
         """Return minus the exponential of ``A_log`` for each head (B H, 1)."""
-        speed = self.of.own.a_log.to(self.of.taps.dtype).exp().neg_()
+        speed = self.of.own.a_log.to(self.of.dtype).exp().neg_()
         return speed.repeat(len(self.of.x))[:, None]
 
 
@@ -348,14 +302,3 @@ def _heads(x: Tensor, count: int) -> Tensor:
 def _rows(x: Tensor, rows: int) -> Tensor:
     """Return x (B H, T, ...) as (B, T, H, ...)."""
     return x.view(rows, -1, *x.shape[1:]).transpose(1, 2)
-
-
-def _numbers(documents: Documents, x: Tensor) -> Tensor:
-    """Return the number (B, S) of the document of each token; padding belongs to the last one."""
-    numbers = torch.zeros(x.shape[:2], dtype=torch.int32, device=x.device)
-    for row, lengths in enumerate(documents):
-        start = 0
-        for number, length in enumerate(lengths):
-            numbers[row, start:] = number
-            start += length
-    return numbers

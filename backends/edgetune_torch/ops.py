@@ -5,7 +5,7 @@ B rows, S positions, D hidden size, H heads, G key/value heads, h channels of a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from edgetune.network.ops import Attended, Dropout, KeptNorms, Key
-from edgetune.shape import Experts, GatedDelta, ModelShape, Rotary
+from edgetune.shape import Experts, GatedDelta, MixerRole, ModelShape, Rotary, StateSpace
 from edgetune_torch import (
     attention,
     convolution,
@@ -21,6 +21,7 @@ from edgetune_torch import (
     gated_delta,
     linear,
     pointwise,
+    state_space,
     trained,
 )
 from edgetune_torch.attention import Keys
@@ -239,6 +240,16 @@ class TorchOps:
             return gated_delta.gated_delta(x, b, a, own, mixer, self.layout.documents)
         after = gated_delta.gated_delta_after
         return self._carried(lambda last, x, b, a: after(x, b, a, own, mixer, last), x, b, a)
+
+    def state_space(self, x: Tensor, steps: Tensor, trained: Mapping[MixerRole, Tensor]) -> Tensor:
+        """Scan within documents, or on from what is cached."""
+        mixer = self.shape.blocks[self.layer].mixer
+        assert isinstance(mixer, StateSpace)
+        own = state_space.Parameters.of(self.block.mixer | dict(trained))
+        if not self.layout.caches:
+            return state_space.state_space(x, steps, own, mixer, self.layout.documents)
+        after = state_space.state_space_after
+        return self._carried(lambda last, x, steps: after(x, steps, own, mixer, last), x, steps)
 
     # what is trained
 

@@ -20,7 +20,10 @@ class RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-        """Normalise x over its last axis; ``weight`` is float32, None where there is none."""
+        """Normalise x over its last axis; ``weight`` is float32, None where there is none.
+
+        It may have another axis before that, for groups which are normalised on their own.
+        """
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
         wide = x.float()
@@ -36,22 +39,29 @@ class RmsNorm(torch.autograd.Function):
         unit = wide * inverse
         grad = grads[0].float()
         trained = ctx.needs_input_grad[1]
-        weight_grad = (grad * unit).flatten(0, -2).sum(0) if trained else None
+        weight_grad = (grad * unit).flatten(0, -1 - weight.dim()).sum(0) if trained else None
         grad = grad.clone() if weight is None else grad * weight
         grad -= unit * (grad * unit).mean(-1, keepdim=True)
         return grad.mul_(inverse).to(x.dtype), weight_grad, None
 
 
 def norm(x: Tensor, kind: NormKind, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """Return x normalised over its last axis as the model's norms do."""
+    """Return x normalised over its last axis, or groups of it, as the model's norms do."""
     wide = None if weight is None else weight.float()
     if wide is not None and kind.offset:
         wide = wide + kind.offset
     if kind.kind == "rms":
-        y: Tensor = RmsNorm.apply(x, wide, kind.eps)  # type: ignore[no-untyped-call]
-        return y
+        return _rms_norm(x, wide, kind)
     wide_bias = None if bias is None else bias.float()
     return F.layer_norm(x.float(), x.shape[-1:], wide, wide_bias, kind.eps).to(x.dtype)
+
+
+def _rms_norm(x: Tensor, weight: Tensor | None, kind: NormKind) -> Tensor:
+    if kind.groups > 1:
+        x = x.view(*x.shape[:-1], kind.groups, -1)
+        weight = None if weight is None else weight.view(kind.groups, -1)
+    y: Tensor = RmsNorm.apply(x, weight, kind.eps)  # type: ignore[no-untyped-call]
+    return y.flatten(-2) if kind.groups > 1 else y
 
 
 class SquaredRelu(torch.autograd.Function):

@@ -5,26 +5,26 @@ B rows, S positions, D hidden size, H heads, G key/value heads, h channels of a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from edgetune.memory import mixtures
 from edgetune.memory.batch_shape import BatchShape
-from edgetune.memory.delta import DeltaRule
 from edgetune.memory.ledger import Ledger
 from edgetune.memory.products import Product, unpack
+from edgetune.memory.scan import Scanning
 from edgetune.memory.sized import Gradient, Sized, Strewn, outside
 from edgetune.memory.tile_attention import SizedTile, attend_in_tile
 from edgetune.network.ops import Attended, Dropout, KeptNorms, Key
-from edgetune.shape import Experts, GatedDelta, ModelShape, Rotary
+from edgetune.shape import Experts, GatedDelta, MixerRole, ModelShape, Rotary, StateSpace
 from edgetune.storage import FLOAT32_BYTES
 
 NORM_ROWS = 128
 """Rows of a matrix that are in float32 at a time for their norms."""
 
 
-class EagerOps(DeltaRule):
+class EagerOps(Scanning):
     """One block's operations in one pass: bytes are taken when an operation is called."""
 
     def __init__(
@@ -104,7 +104,8 @@ class EagerOps(DeltaRule):
         stored = outside((norm.size,), self.batch.stored)
         gain = self.gain(stored if weight is None else weight, kind)
         if kind.kind == "rms":
-            return self.rms_norm(x, gain)
+            grouped = x.view(*x.shape[:-1], kind.groups, norm.size // kind.groups)
+            return self.rms_norm(x if kind.groups == 1 else grouped, gain).view(*x.shape)
         wide = self.as_width(stored if bias is None else bias, FLOAT32_BYTES) if norm.bias else None
         return self.layer_norm(x, gain, wide)
 
@@ -261,6 +262,13 @@ class EagerOps(DeltaRule):
         assert isinstance(mixer, GatedDelta)
         own = [trained[role] or frozen for role, frozen in self._mixer_tensors().items()]
         return self.delta_rule((x, b, a, *own), mixer)
+
+    def state_space(self, x: Sized, steps: Sized, trained: Mapping[MixerRole, Sized]) -> Sized:
+        """Scan within documents."""
+        mixer, tensors = self.own.mixer, {**self._mixer_tensors(), **trained}
+        assert isinstance(mixer, StateSpace)
+        own = [tensors[tensor.role] for tensor in mixer.tensors]
+        return self.scan((x, steps, *own), mixer)
 
     # what is trained
 
@@ -421,7 +429,7 @@ class EagerOps(DeltaRule):
     def _made(self, shape: tuple[int, ...], width: int) -> Sized:
         return self.tape.made(shape, width, (), _nothing)
 
-    def _mixer_tensors(self) -> dict[str, Sized]:
+    def _mixer_tensors(self) -> dict[MixerRole, Sized]:
         return {x.role: outside(x.shape, self.batch.stored) for x in self.own.mixer_tensors}
 
     def _product(self, role: str) -> Product:

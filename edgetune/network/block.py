@@ -10,7 +10,7 @@ from typing import Generic
 
 from edgetune.network.adaptation import BASE, Adaptation
 from edgetune.network.experts import beside, mixture
-from edgetune.network.mixers import convolved, corrected
+from edgetune.network.mixers import convolved, corrected, scanned
 from edgetune.network.ops import A, Attended, Ops
 from edgetune.shape import (
     Attention,
@@ -21,6 +21,7 @@ from edgetune.shape import (
     Norm,
     Rotary,
     ShortConvolution,
+    StateSpace,
 )
 
 
@@ -128,6 +129,8 @@ class Block(Generic[A]):
                 out = convolved(self, x)
             case GatedDelta() as mixer:
                 out = corrected(self, x, mixer)
+            case StateSpace() as mixer:
+                out = scanned(self, x, mixer)
         out = self.norm("attention_output", out)
         return self.method.sublayer(self, "attention", x, out)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgetune.mixer import GatedDelta
+from edgetune.mixer import GatedDelta, StateSpace
 from edgetune.network.ops import A
 
 if TYPE_CHECKING:
@@ -29,3 +29,14 @@ def corrected(block: Block[A], x: A, mixer: GatedDelta) -> A:
     gate = ops.to_heads(block.project("delta_z", x), mixer.value_dim)
     out = ops.gated(gate, out, "silu")
     return block.project("delta_out", ops.from_heads(ops.heads_first(out)))
+
+
+def scanned(block: Block[A], x: A, mixer: StateSpace) -> A:
+    """Return what Mamba-2 (Granite 4 H) makes of x (B, S, D)."""
+    ops = block.ops
+    gate, read, steps = ops.split(block.project("scan_in", x), mixer.parts)
+    out = block.method.mix(block, [read, steps])
+    del read, steps
+    out = ops.gated(gate, out, "silu")
+    del gate
+    return block.project("scan_out", block.norm("scan", out))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from edgetune.mixer import Attention, GatedDelta, Mixer, MixerRole, ShortConvolution
+from edgetune.mixer import Attention, GatedDelta, Mixer, MixerRole, ShortConvolution, StateSpace
 from edgetune.network.ops import A, Ops
 
 
@@ -22,5 +22,8 @@ def mix(ops: Ops[A], mixer: Mixer, inputs: Sequence[A], trained: Mapping[MixerRo
             x, b, a = inputs
             get = trained.get
             return ops.gated_delta(x, b, a, get("conv"), get("a_log"), get("dt_bias"))
+        case StateSpace():
+            x, steps = inputs
+            return ops.state_space(x, steps, trained)
         case Attention():
             raise TypeError("attention attends: it has a place of its own")

@@ -6,11 +6,11 @@ An array is whatever an interpreter computes with: a tensor of a framework, or o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-from edgetune.shape import Attention, Experts, Rotary
+from edgetune.shape import Attention, Experts, MixerRole, Rotary
 
 A = TypeVar("A")
 
@@ -191,6 +191,14 @@ class Ops(Protocol[A]):
         x is convolved, and becomes queries, keys and values; b says how much of what a state tells
         is corrected, a how fast it decays. It begins anew with each document. With trained tensors
         in place of frozen ones.
+        """
+
+    def state_space(self, x: A, steps: A, trained: Mapping[MixerRole, A]) -> A:
+        """Return what Mamba-2 reads (B, S, H V) of x (B, S, C) and steps (B, S, H).
+
+        x is convolved, and becomes values, keys and queries; steps say how far each state decays,
+        and how much of a token it takes. It begins anew with each document. With ``trained``
+        tensors in place of frozen ones.
         """
 
     # what is trained

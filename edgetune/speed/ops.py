@@ -11,7 +11,7 @@ from math import ceil
 
 from edgetune.choice import Choice
 from edgetune.methods.base import Method
-from edgetune.mixer import PIECE
+from edgetune.mixer import PIECE, SPAN
 from edgetune.shape import (
     Attention,
     BlockShape,
@@ -20,6 +20,7 @@ from edgetune.shape import (
     Mixer,
     ModelShape,
     ShortConvolution,
+    StateSpace,
 )
 
 BLOCK, LINEAR, NORM, ROTARY = 25, 5, 8, 20
@@ -33,6 +34,9 @@ CONVOLVED, TAP = 10, 4
 
 CORRECTED, PIECE_FORWARD, PIECE_BACKWARD = 20, 132, 500
 """Those of Gated DeltaNet beside its projections: as such, and of each piece of tokens."""
+
+SCANNED, SPAN_FORWARD, SPAN_BACKWARD = 20, 75, 250
+"""Those of Mamba-2 beside its projections: as such, and of each span of pieces."""
 
 BACKWARD = 1.2
 """Operations of a backward pass for each of the forward pass."""
@@ -76,6 +80,7 @@ class Operations:
         self._frozen = _mean(shape, _block)
         self._mixtures = [block.experts for block in shape.blocks if block.experts is not None]
         self._corrected = _mean(shape, lambda block: isinstance(block.mixer, GatedDelta))
+        self._scanned = _mean(shape, lambda block: isinstance(block.mixer, StateSpace))
         self._added = TENSOR_FORWARD * trained + ATTENDED_FORWARD * method.attends
         self._added_backward = TENSOR_BACKWARD * trained + ATTENDED_BACKWARD * method.attends
 
@@ -83,15 +88,20 @@ class Operations:
         """Return the operations of a block's forward pass."""
         own = self._frozen + self._linears * UNPACK[choice.quantization] + self._added
         own *= choice.tiles
-        pieces = self._corrected * PIECE_FORWARD * ceil(choice.context / PIECE)
+        pieces = self._pieces(choice, PIECE_FORWARD, SPAN_FORWARD)
         return own + pieces + self._of_experts(choice, EXPERT_FORWARD)
 
     def backward(self, choice: Choice) -> float:
         """Return the operations of a block's backward pass, a forward pass before it not counted."""
         unpacked = self._linears * UNPACK[choice.quantization]
         own = choice.tiles * (BACKWARD * self._frozen + unpacked + self._added_backward)
-        pieces = self._corrected * PIECE_BACKWARD * ceil(choice.context / PIECE)
+        pieces = self._pieces(choice, PIECE_BACKWARD, SPAN_BACKWARD)
         return own + pieces + self._of_experts(choice, EXPERT_BACKWARD)
+
+    def _pieces(self, choice: Choice, piece: int, span: int) -> float:
+        """Return the operations of what carries a state from piece to piece, of an average block."""
+        corrected = self._corrected * piece * ceil(choice.context / PIECE)
+        return corrected + self._scanned * span * ceil(choice.context / SPAN)
 
     def _of_experts(self, choice: Choice, each: tuple[int, int]) -> float:
         """Return the operations of the experts that any token chose, of an average block."""
@@ -148,6 +158,8 @@ def _mixer(mixer: Mixer) -> int:
             return CONVOLVED + TAP * mixer.taps
         case GatedDelta():
             return CORRECTED
+        case StateSpace():
+            return SCANNED
 
 
 def _attention(rule: Attention) -> int:

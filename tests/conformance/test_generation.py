@@ -24,6 +24,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], float]] = {
     "slopes": ("bloom", {}, 1.0),
     "convolutions": ("lfm2", {}, 1.0),
     "states": ("qwen3_5_text", {}, 1.0),
+    "scans": ("granitemoehybrid", {}, 1.0),
     "lent keys": ("gemma4_text", {}, 1.0),
     "longrope": ("llama", {"rope_parameters": LONGROPE}, 0.4),
 }

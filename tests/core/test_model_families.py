@@ -13,7 +13,7 @@ from edgetune.errors import ModelError
 from edgetune.model import shape_of
 from edgetune.model.families import supported
 from edgetune.profile import model_profile
-from edgetune.shape import ModelShape
+from edgetune.shape import ModelShape, StateSpace
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
 
@@ -254,6 +254,41 @@ def test_qwen3_5_has_one_gate_behind_its_recurrence(family: str, gate: object) -
         return
     with pytest.raises(ModelError, match=f"output_gate_type is {gate!r}: only swish"):
         shape_of(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"layer_types": ["mamba"] * 2}, "none of its layers has attention"),
+        ({"layer_types": ["mamba", "swa"]}, r"unsupported types: \['swa'\]"),
+        ({"mamba_n_heads": 3}, "mamba_n_heads 3 of 5 numbers are not 16 in all"),
+        ({"mamba_n_groups": 3}, "4 heads of its Mamba layers cannot share 3 groups evenly"),
+        ({"mamba_d_conv": 1}, "convolve one token"),
+        ({"time_step_limit": [0.1, 0.1]}, "time_step_limit must be two rising numbers"),
+        ({"time_step_limit": "none"}, "time_step_limit must be two rising numbers"),
+        ({"hidden_act": "gelu"}, "hidden_act is gelu: Mamba layers are supported with silu alone"),
+    ],
+)
+def test_layers_that_scan_are_refused_for_what_cannot_be_computed(
+    changes: dict[str, object], words: str
+) -> None:
+    config = TINY | {
+        "model_type": "granitemoehybrid", "num_hidden_layers": 2, "hidden_size": 8,
+        "layer_types": ["mamba", "attention"], "mamba_n_heads": 4, "num_local_experts": 0,
+    }  # fmt: skip
+    assert shape_of(config).blocks[0].attention is None
+    with pytest.raises(ModelError, match=words):
+        shape_of(config | changes)
+
+
+def test_steps_without_an_upper_limit_are_read_as_they_are_written() -> None:
+    for most in (float("inf"), {"__float__": "Infinity"}):
+        config = {"model_type": "granitemoehybrid", "time_step_limit": [0.5, most]}
+        layers = {"layer_types": ["mamba", "attention"], "mamba_n_heads": 4, "num_local_experts": 0}
+        shape = shape_of(TINY | {"num_hidden_layers": 2, "hidden_size": 8} | config | layers)
+        mixer = shape.blocks[0].mixer
+        assert isinstance(mixer, StateSpace)
+        assert (mixer.least_step, mixer.most_step) == (0.5, float("inf"))
 
 
 STRANGE = (

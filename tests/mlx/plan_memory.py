@@ -95,6 +95,13 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "linear_value_head_dim": 32,
         "layer_types": ["linear_attention"] * 2 + ["full_attention", "linear_attention"],
     },
+    "scanning": {
+        "model_type": "granitemoehybrid", "hidden_size": 192, "shared_intermediate_size": 384,
+        "intermediate_size": 384, "num_local_experts": 0, "num_hidden_layers": 4,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 3000,
+        "max_position_embeddings": 1024, "mamba_n_heads": 6, "mamba_n_groups": 2,
+        "mamba_d_state": 32, "layer_types": ["mamba"] * 2 + ["attention", "mamba"],
+    },
     "lending": {
         "model_type": "gemma4_text", "hidden_size": 192, "intermediate_size": 384,
         "num_hidden_layers": 5, "num_attention_heads": 6, "num_key_value_heads": 2,
@@ -186,6 +193,8 @@ NAMED = (
     Case(model="mixed", context=128, checkpointed=True, fixed={"quantization": "q4"}),
     Case(model="mixed", context=128, checkpointed=True, fixed=DISK),
     Case(model="correcting", context=128),
+    Case(model="scanning", context=128),
+    Case(model="scanning", context=192, checkpointed=True),
     Case(model="correcting", context=192, checkpointed=True),
     Case(model="lending", context=128, checkpointed=True),
     Case(model="lending", context=320, checkpointed=True),

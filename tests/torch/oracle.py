@@ -83,7 +83,13 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     "olmoe": {"intermediate_size": 200},
     "qwen2_moe": {"moe_intermediate_size": 320, "shared_expert_intermediate_size": 640},
     "qwen3_moe": {"moe_intermediate_size": 320},
-    "granitemoehybrid": {"layer_types": ["attention"] * 4, "shared_intermediate_size": 1536},
+    "granitemoehybrid": {
+        "layer_types": ["mamba", "attention"] * 2,
+        "shared_intermediate_size": 1536,
+        "mamba_n_heads": 18,
+        "mamba_n_groups": 2,
+        "mamba_d_state": 64,
+    },
 }
 MODELS = (
     "smollm2-135m", "qwen2.5-0.5b", "qwen3-0.6b", "gpt2", "pythia-160m", "gemma-3-1b",

@@ -42,6 +42,9 @@ ODD_OF: dict[str, dict[str, Any]] = {
         "new_decoder_architecture": False, "bias": True},
     "bloom": {"hidden_size": 40, "n_head": 5, "vocab_size": 101},
     "mpt": {"d_model": 40, "n_heads": 5, "vocab_size": 101},
+    "granitemoehybrid": ODD | {
+        "mamba_n_groups": 1, "mamba_n_heads": 3, "position_embedding_type": "rope",
+        "num_local_experts": 3, "num_experts_per_tok": 2},
     "stablelm": ODD | {"use_parallel_residual": True},
     "opt": {"hidden_size": 48, "num_attention_heads": 3, "ffn_dim": 40, "vocab_size": 101},
 }  # fmt: skip

@@ -28,7 +28,10 @@ from edgetune.model import LocalModel
 # peft 0.21 asks for a name that transformers 5.23 calls deprecated
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
-FAMILIES = ("llama", "qwen2", "gemma2", "gemma3", "gemma4_text", "phi3", "gpt2", "qwen3_5_text")
+FAMILIES = (
+    "llama", "qwen2", "gemma2", "gemma3", "gemma4_text", "phi3", "gpt2", "qwen3_5_text",
+    "granitemoehybrid",
+)  # fmt: skip
 TOKENS = tuple(np.random.default_rng(0).integers(3, 97, 24).tolist())
 TOLERANCE = 1e-4
 
@@ -128,7 +131,10 @@ def test_peft_computes_what_we_compute_inside_a_model_of_images(
     [
         {"target_modules": "all-linear", "use_rslora": True},
         {"target_modules": r".*\.[012]\..*proj.*|.*c_attn"},
-        {"target_modules": ["q_proj", "down_proj", "c_fc"], "layers_to_transform": [0, 2]},
+        {
+            "target_modules": ["q_proj", "in_proj", "down_proj", "c_fc"],
+            "layers_to_transform": [0, 2],
+        },
         {"target_modules": "all-linear", "exclude_modules": r".*\.(o_proj|c_proj)"},
         {
             "target_modules": "all-linear",

@@ -118,6 +118,30 @@ def test_long_rows_in_tiles_take_what_is_planned() -> None:
     assert (planned[1] - planned[0]) / 2048 == pytest.approx(a_token, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("context", "documents", "dtype"),
+    [(700, (), "bfloat16"), (64, (), "float32"), (300, (200, 100), "float32")],
+)
+def test_a_block_that_scans_takes_what_is_planned(
+    context: int, documents: tuple[int, ...], dtype: ComputeDtype
+) -> None:
+    """Of a model whose last block it is, so that nothing else has a peak."""
+    choice = plain(context=context, compute_dtype=dtype, micro_batch=1 if documents else 2)
+    whole = Case("granitemoehybrid", 2, 512, choice).shape
+    shape = replace(whole, blocks=whole.blocks[:1])
+    assert shape.blocks[0].attention is None
+    model = MemoryModel(
+        shape, choice.method, Platform(kind="cpu", multiplies_16bit=False),
+        documents=context / (len(documents) or 1),
+    )  # fmt: skip
+    planned = model.estimate(choice)
+    with products(multiplies_16bit=False):
+        held = live_peaks(shape, choice, documents or None)
+    for phase, size in held.items():
+        over = (getattr(planned.phases, phase) - planned.parts.runtime) / size - 1
+        assert 0 <= over < 0.01, phase
+
+
 @pytest.mark.parametrize("kind", ["lora", "prefix"])
 @pytest.mark.usefixtures("products")
 def test_prompts_that_go_together_fit_into_the_plan(kind: str) -> None:

@@ -305,13 +305,21 @@ def _sometimes(draw: random.Random, fields: Config) -> Config:
 
 def _granite4(draw: random.Random) -> Config:
     config = _common("granite", draw)
-    layers, kind = config["num_hidden_layers"], draw.choice(["attention", "full_attention"])
+    layers, kinds = config["num_hidden_layers"], ["attention", "full_attention", "mamba"]
+    types = [draw.choice([*kinds, "linear_attention"]) for _ in range(layers)]
+    types[draw.randrange(layers)] = draw.choice(kinds[:2])
+    groups = draw.choice([1, 2])
     return config | {
-        "num_local_experts": 0,
-        "layer_types": [kind] * layers,
+        "num_local_experts": draw.choice([0, 3]),
+        "layer_types": types,
         "shared_intermediate_size": draw.choice([24, 40]),
         "position_embedding_type": draw.choice(["rope", None]),
-        "mamba_n_heads": config["num_attention_heads"],
+        "mamba_n_heads": groups * draw.choice([1, 2]),
+        "mamba_n_groups": groups,
+        "mamba_d_state": draw.choice([4, 16]),
+        "mamba_d_conv": draw.choice([2, 4]),
+        "mamba_conv_bias": draw.random() < 0.5,
+        "mamba_proj_bias": draw.random() < 0.5,
     }
 
 

@@ -24,7 +24,7 @@ from edgetune_torch.linear import mask
 FAMILIES = ("llama", "qwen3", "gemma2", "phi3", "gpt2", "bloom", "gpt_oss", "falcon")
 """With norms of heads, windows and caps, joined projections, biases, slopes, sinks and experts,
 parallel halves."""
-MIXED = ("lfm2", "qwen3_5_text", "gemma4_text")
+MIXED = ("lfm2", "qwen3_5_text", "gemma4_text", "granitemoehybrid")
 """Whose blocks are not all tiled: other mixers, keys that are lent."""
 EXACT, CLOSE = 1e-6, 4e-6
 """Of losses, and of gradients, which float32 leaves as far from those in float64."""

@@ -45,7 +45,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LocalModel]:
         for family in ("llama", "gemma2", "qwen3", "mixtral")
     } | {
         family: LocalModel.open(make_model(folder / family, family, dtype=torch.bfloat16))
-        for family in ("lfm2", "qwen3_5_text")
+        for family in ("lfm2", "qwen3_5_text", "granitemoehybrid")
     }
 
 
@@ -57,6 +57,7 @@ CASES = [
 ] + [
     ("gemma2", "lora", "int8", 2), ("qwen3", "adapter", "nf4", 0), ("gemma2", "norm", "none", 0),
     ("lfm2", "lora", "none", 0), ("qwen3_5_text", "lora", "none", 2),
+    ("granitemoehybrid", "lora", "none", 2),
     ("mixtral", "lora", "nf4", 4), ("mixtral", "lora", "none", 0),
 ]  # fmt: skip
 

@@ -5,12 +5,20 @@ B rows, S positions, D hidden size, H heads, G key/value heads, h channels of a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgetune.memory.batch_shape import BatchShape
-from edgetune.memory.lazy import attention, convolution, experts, gated_delta, linear, pointwise
+from edgetune.memory.lazy import (
+    attention,
+    convolution,
+    experts,
+    gated_delta,
+    linear,
+    pointwise,
+    state_space,
+)
 from edgetune.memory.lazy.arrays import counted, gathered, matmul
 from edgetune.memory.lazy.attention import Keys
 from edgetune.memory.lazy.elementwise import (
@@ -39,7 +47,15 @@ from edgetune.memory.lazy.views import (
 )
 from edgetune.memory.lazy.weights import FrozenBlock
 from edgetune.network.ops import Attended, Dropout, KeptNorms, Key
-from edgetune.shape import BlockShape, Experts, GatedDelta, ModelShape, Rotary
+from edgetune.shape import (
+    BlockShape,
+    Experts,
+    GatedDelta,
+    MixerRole,
+    ModelShape,
+    Rotary,
+    StateSpace,
+)
 from edgetune.storage import FLOAT32_BYTES
 
 
@@ -249,6 +265,13 @@ class LazyOps:
         own = [trained[role] or frozen for role, frozen in self._mixer_tensors().items()]
         return gated_delta.gated_delta(x, b, a, own, mixer, documents=self.batch.documents > 1)
 
+    def state_space(self, x: Array, steps: Array, trained: Mapping[MixerRole, Array]) -> Array:
+        """Scan within documents."""
+        mixer, tensors = self.own.mixer, {**self._mixer_tensors(), **trained}
+        assert isinstance(mixer, StateSpace)
+        own = [tensors[tensor.role] for tensor in mixer.tensors]
+        return state_space.state_space(x, steps, own, mixer, documents=self.batch.documents > 1)
+
     # what is trained
 
     def low_rank(
@@ -392,5 +415,5 @@ class LazyOps:
         own = self.own.linear_by_role[role]
         return self.frozen.vector(own.outputs) if own.bias else None
 
-    def _mixer_tensors(self) -> dict[str, Array]:
+    def _mixer_tensors(self) -> dict[MixerRole, Array]:
         return {x.role: self.frozen.tensor(x.shape) for x in self.own.mixer_tensors}

@@ -34,6 +34,8 @@ def norm(x: Array, kind: NormKind, weight: Array | None, bias: Array | None) -> 
         return recomputed(_plain_norm, x)
     wide = plus(cast(weight, FLOAT32_BYTES)) if kind.offset else weight
     inputs = (x, wide) if bias is None else (x, wide, bias)
+    if kind.groups > 1:
+        return recomputed(partial(_grouped_norm, groups=kind.groups), *inputs)
     return recomputed(_rms_norm if kind.kind == "rms" else _layer_norm, *inputs)
 
 
@@ -45,6 +47,13 @@ def _rms_norm(x: Array, weight: Array) -> Array:
     kind = max(x.width, weight.width)
     weight = cast(weight, kind)
     return cast(multiply(cast(_unit(x), kind), weight), x.width)
+
+
+def _grouped_norm(x: Array, weight: Array, *, groups: int) -> Array:
+    size = x.shape[-1]
+    wide = reshape(cast(x, FLOAT32_BYTES), (*x.shape[:-1], groups, size // groups))
+    unit = reshape(_unit(wide), x.shape)
+    return cast(multiply(unit, cast(weight, FLOAT32_BYTES)), x.width)
 
 
 def _unit(x: Array) -> Array:
