@@ -256,6 +256,16 @@ class ModelShape:
         """Return the shortest length of a document that is rotated as one of this length is."""
         return max((change + 1 for change in self.rotation_changes if length > change), default=1)
 
+    @property
+    def embedding_tensor(self) -> str:
+        """Name of the token embedding (V, D)."""
+        return f"{self.embedding}.weight"
+
+    @property
+    def head_tensor(self) -> str:
+        """Name of the output projection (V, D): the embedding's if they are tied."""
+        return self.embedding_tensor if self.tied else f"{self.head}.weight"
+
     def block(self, layer: int) -> str:
         """Return the module path of a block, ending in a dot."""
         return self.block_prefix.format(layer)

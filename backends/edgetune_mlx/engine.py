@@ -138,7 +138,7 @@ class Engine:
         """Return float32 logits (S, V) after each token of one row."""
         batch, layout = self.decoder.placed(prompt_batch([row]), method)
         x = self._hidden(mx.array(batch.tokens), layout, method)[0]
-        logits = np.array(self.head.logits(self.decoder.final_norm(x, method)))
+        logits = np.array(self.head.of(method).logits(self.decoder.final_norm(x, method)))
         return logits[method.virtual_tokens :][: len(row)]
 
     def _placed(
@@ -152,7 +152,7 @@ class Engine:
         """Return the summed loss of the last block's output (B, S, D)."""
         wanted = Wanted.of(targets, self.chunk)
         selected = self.decoder.final_norm(x.flatten(0, 1)[wanted.at], method)
-        sums = losses_only(selected, wanted, self.head, chunk=self.chunk)
+        sums = losses_only(selected, wanted, self.head.of(method), chunk=self.chunk)
         self.guard.check()
         return sums
 
@@ -178,7 +178,7 @@ class Engine:
     ) -> NDArray[np.float32]:
         """Return the losses (N,) of the last block's output (B, S, D)."""
         normed = self.decoder.final_norm(x.flatten(0, 1)[wanted.at], method)
-        losses = token_losses(normed, wanted, self.head, chunk=self.chunk)
+        losses = token_losses(normed, wanted, self.head.of(method), chunk=self.chunk)
         self.guard.check()
         return losses
 
@@ -227,7 +227,7 @@ class Engine:
         return sums, x_grad
 
     def _head(self, run: Pass, x: mx.array) -> tuple[Loss, mx.array, Gradients]:
-        """Return the loss, the gradient (B, S, D) of x, and those of the final norm."""
+        """Return the loss, the gradient (B, S, D) of x, and those of the final norm and the head."""
         flat, wanted = x.flatten(0, 1), run.wanted
         selected, own = flat[wanted.at], run.method.of_head()
 
@@ -236,10 +236,18 @@ class Engine:
             return self.decoder.final_norm(x, method)
 
         inputs = [selected, *own.values()]
-        loss = Loss.of(final(*inputs), wanted, self.head, chunk=self.chunk, scale=run.scale)
+        name = run.method.spec.trained_head(self.decoder.shape)
+        before = None if name is None else run.grads.pop(name, None)
+        loss = Loss.of(
+            final(*inputs), wanted, self.head.of(run.method),
+            chunk=self.chunk, scale=run.scale, before=before,
+        )  # fmt: skip
         grad, *grads = mx.vjp(final, inputs, [loss.grad])[1]
         spread = mx.zeros_like(flat).at[wanted.at].add(grad).reshape(x.shape)
-        return loss, spread, dict(zip(own, grads, strict=True))
+        found = dict(zip(own, grads, strict=True))
+        if name is not None and loss.head_grad is not None:
+            found[name] = loss.head_grad
+        return loss, spread, found
 
     def _checkpointed(
         self, run: Pass, layer: int, block_input: mx.array, grad: mx.array

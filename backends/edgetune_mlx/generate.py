@@ -23,7 +23,8 @@ def read(decoder: Decoder, head: Head, rows: Sequence[tuple[Cache, Sequence[int]
         cache.arriving = count
     x = _hidden(decoder, mx.array(batch.tokens), layout, method)
     last = mx.array([cache.arriving - 1 for cache in caches])
-    return head.logits(decoder.final_norm(x[mx.arange(len(caches)), last], method))
+    states = decoder.final_norm(x[mx.arange(len(caches)), last], method)
+    return head.logits_of_rows(states, method)
 
 
 def _hidden(

@@ -15,17 +15,33 @@ from numpy.typing import NDArray
 
 from edgetune.buckets import chunked
 from edgetune.data.batch import IGNORED
-from edgetune_mlx.matrices import Matrix
+from edgetune.network.adaptation import Adaptation
+from edgetune_mlx.matrices import Matrix, Plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """The frozen output projection (V, D) and what is done to its logits."""
+    """The output projection (V, D) and what is done to its logits."""
 
     weight: Matrix
     bias: mx.array | None
     scale: float
     softcap: float | None
+    trained: bool = False
+
+    def of(self, method: Adaptation[mx.array]) -> Head:
+        """Return the head that a method trains, this one if it trains none."""
+        weight = method.head
+        if weight is None:
+            return self
+        return replace(self, weight=Matrix(Plain(), {"values": weight}), trained=True)
+
+    def logits_of_rows(self, x: mx.array, method: Adaptation[mx.array]) -> mx.array:
+        """Return float32 logits (B, V) of hidden states (B, D), each by its row's adaptation."""
+        each = method.of_rows(len(x))
+        if all(one.head is each[0].head for one in each):
+            return self.of(each[0]).logits(x)
+        return mx.concatenate([self.of(one).logits(x[i : i + 1]) for i, one in enumerate(each)])
 
     def logits(self, x: mx.array) -> mx.array:
         """Return float32 logits (C, V) of hidden states (C, D)."""
@@ -38,13 +54,13 @@ class Head:
             out = mx.tanh(out / self.softcap) * self.softcap
         return out
 
-    def input_gradient(self, grad: mx.array, logits: mx.array, dtype: mx.Dtype) -> mx.array:
-        """Return the gradient (C, D) of the hidden states for that of the logits (C, V)."""
+    def product_gradient(self, grad: mx.array, logits: mx.array, dtype: mx.Dtype) -> mx.array:
+        """Return the gradient (C, V) of the product alone for that of the logits (C, V)."""
         if self.softcap is not None:
             grad = grad * (1 - (logits / self.softcap).square())
         if self.scale != 1.0:
             grad = grad * self.scale
-        return self.weight.back(grad.astype(dtype))
+        return grad.astype(dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,29 +116,57 @@ class Loss:
     """Losses (N,) and the gradient (N, D) of the hidden states, not yet evaluated.
 
     After each of the ``stages`` the (C, V) numbers of a chunk have one reader left, whose result
-    takes their place, if it is not yet asked for.
+    takes their place, if it is not yet asked for. ``head_grad`` (V, D) is that of a trained head,
+    the last of its sums over the chunks, of which the others are among the stages.
     """
 
     losses: mx.array
     grad: mx.array
     stages: list[mx.array]
+    head_grad: mx.array | None = None
 
     @classmethod
-    def of(cls, x: mx.array, wanted: Wanted, head: Head, *, chunk: int, scale: float) -> Loss:
-        """Return the losses of x (N, D), and ``scale`` times the gradient of their weighted sum."""
-        starts = range(0, len(x), chunk)
-        chunks = [_chunk(x, wanted, head, slice(start, start + chunk), scale) for start in starts]
-        losses, grads = (mx.concatenate([part[i] for part in chunks]) for i in (-2, -1))
-        return cls(losses, grads, [stage for part in chunks for stage in part])
+    def of(
+        cls, x: mx.array, wanted: Wanted, head: Head, *, chunk: int, scale: float,
+        before: mx.array | None = None,
+    ) -> Loss:  # fmt: skip
+        """Return the losses of x (N, D), and ``scale`` times the gradient of their weighted sum.
+
+        ``before`` is the gradient of a trained head so far, to which that of x is added.
+        """
+        losses, grads, stages, summed = [], [], [], before
+        for start in range(0, len(x), chunk):
+            part = _chunk(x, wanted, head, slice(start, start + chunk), scale)
+            losses.append(part.stages[-2])
+            grads.append(part.stages[-1])
+            stages += part.stages
+            if part.head_grad is not None:
+                summed = part.head_grad if summed is None else summed + part.head_grad
+                stages.append(summed)
+        return cls(mx.concatenate(losses), mx.concatenate(grads), stages, summed)
 
     def evaluate(self) -> None:
         """Evaluate losses and gradient with the logits of one chunk alive."""
-        for stage in (*self.stages, self.losses, self.grad):
-            mx.eval(stage)
+        self.stages.reverse()
+        while self.stages:
+            mx.eval(self.stages.pop())  # a sum makes room for the next one
+        mx.eval(self.losses)
+        mx.eval(self.grad)
 
 
-def _chunk(x: mx.array, wanted: Wanted, head: Head, span: slice, scale: float) -> list[mx.array]:
-    """Return the stages of some tokens, of which the last are losses (C,) and gradient (C, D)."""
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """One chunk's stages, of which the last are losses (C,) and gradient (C, D).
+
+    ``head_grad`` (V, D) is its gradient of a trained head.
+    """
+
+    stages: list[mx.array]
+    head_grad: mx.array | None
+
+
+def _chunk(x: mx.array, wanted: Wanted, head: Head, span: slice, scale: float) -> _Chunk:
+    """Return the stages of some tokens."""
     x, tokens, weights = x[span], wanted.tokens[span], wanted.weights[span]
     logits = head.logits(x)
     highest = logits.max(axis=-1, keepdims=True)
@@ -132,10 +176,14 @@ def _chunk(x: mx.array, wanted: Wanted, head: Head, span: slice, scale: float) -
     total = exponentials.sum(axis=-1, keepdims=True)
     losses = (highest + mx.log(total) - picked)[:, 0] * weights
     grad = (exponentials / total).at[mx.arange(len(tokens)), tokens].subtract(1.0)
-    found = head.input_gradient(grad, logits, x.dtype)
+    grad = head.product_gradient(grad, logits, x.dtype)
     # the weights come behind the head, where rows are short
-    found = (found * (weights * scale)[:, None]).astype(x.dtype)
-    return [highest, picked, losses, found]
+    factors = (weights * scale)[:, None]
+    found = (head.weight.back(grad) * factors).astype(x.dtype)
+    head_grad = None
+    if head.trained:
+        head_grad = (grad.T @ (x * factors).astype(x.dtype)).astype(mx.float32)
+    return _Chunk([highest, picked, losses, found], head_grad)
 
 
 def losses_only(x: mx.array, wanted: Wanted, head: Head, *, chunk: int) -> Sums:

@@ -44,9 +44,12 @@ class MlxOps:
 
     # what is frozen
 
-    def embedding(self, tokens: mx.array, scale: float) -> mx.array:
+    def embedding(self, tokens: mx.array, scale: float, table: mx.array | None = None) -> mx.array:
         """Return embeddings (B, S, D) of tokens (B, S)."""
-        x = self.weights.embedding.rows(tokens, self.dtype)
+        if table is None:
+            x = self.weights.embedding.rows(tokens, self.dtype)
+        else:
+            x = table[tokens].astype(self.dtype)
         if scale == 1.0:
             return x
         # transformers rounds this factor to the model's own number format

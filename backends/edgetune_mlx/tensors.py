@@ -36,6 +36,10 @@ class LoadedBase:
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Return a tensor as it is used; a projection as (outputs, inputs)."""
+        if name == self.shape.embedding_tensor:
+            return _numbers(self.weights.embedding.dense(mx.float32))
+        if name == self.shape.head_tensor:
+            return _numbers(self.weights.head.dense(mx.float32))
         found = self._outer(name)
         return _numbers(self._inner(name) if found is None else found)
 

@@ -150,7 +150,7 @@ class Engine:
         """Return float32 logits (S, V) after each token of one row."""
         layout, tokens, _ = self._layout(prompt_batch([row]), method)
         x = self.decoder.hidden(tokens, layout, method)[0]
-        logits = self.head.logits(self.decoder.final_norm(x, method))
+        logits = self.head.of(method).logits(self.decoder.final_norm(x, method))
         return logits[method.virtual_tokens :][: len(row)]
 
     def close(self) -> None:
@@ -174,10 +174,10 @@ class Engine:
 
     def _loss(self, x: Tensor, targets: Tensor, method: Adaptation[Tensor]) -> Sums:
         """Return the summed loss of the last block's output (B, S, D)."""
-        sums, flat = Sums(), x.flatten(0, 1)
+        sums, flat, head = Sums(), x.flatten(0, 1), self.head.of(method)
         for chunk in self._chunks(targets):
             normed = self.decoder.final_norm(flat[chunk.at], method)
-            sums.add(loss_only(normed, chunk.targets, chunk.count, self.head))
+            sums.add(loss_only(normed, chunk.targets, chunk.count, head))
             del normed
         return sums
 
@@ -226,7 +226,7 @@ class Engine:
         if self.device.type == "cpu":
             trim()  # more than ever lives from now on
         chunks, sums, flat = self._chunks(targets), Sums(), x.flatten(0, 1)
-        counts = self._counts(x, chunks, method, weigh)
+        counts, head = self._counts(x, chunks, method, weigh), self.head.of(method)
         grad = torch.zeros_like(x)
         flat_grad = grad.view(-1, x.shape[-1])
         for number, chunk in enumerate(chunks):
@@ -234,7 +234,7 @@ class Engine:
             normed = self.decoder.final_norm(selected, method)
             factor = scale if counts is None else counts[number].to(self.device).mul_(scale)
             own, normed_grad = loss_and_gradient(
-                normed.detach(), chunk.targets, chunk.count, self.head, scale=factor
+                normed.detach(), chunk.targets, chunk.count, head, scale=factor
             )
             sums.add(own)
             torch.autograd.backward(normed, normed_grad)
@@ -260,10 +260,10 @@ class Engine:
         self, x: Tensor, chunks: list[Chunk], method: Adaptation[Tensor]
     ) -> NDArray[np.float32]:
         """Return the losses of the loss tokens (N,) of the last block's output (B, S, D)."""
-        flat, losses = x.flatten(0, 1), []
+        flat, losses, head = x.flatten(0, 1), [], self.head.of(method)
         for chunk in chunks:
             normed = self.decoder.final_norm(flat[chunk.at], method)
-            losses.append(token_losses(normed, chunk.targets, self.head)[: chunk.count].cpu())
+            losses.append(token_losses(normed, chunk.targets, head)[: chunk.count].cpu())
         found: NDArray[np.float32] = (
             torch.cat(losses).numpy() if losses else np.empty(0, np.float32)
         )

@@ -31,7 +31,8 @@ def read(decoder: Decoder, head: Head, rows: Sequence[tuple[Cache, Sequence[int]
     for cache, count in zip(caches, counts, strict=True):
         cache.length += count
     last = torch.tensor(counts, device=x.device) - 1
-    return head.logits(decoder.final_norm(x[torch.arange(len(x), device=x.device), last], method))
+    states = decoder.final_norm(x[torch.arange(len(x), device=x.device), last], method)
+    return head.logits_of_rows(states, method)
 
 
 def _in_pieces(decoder: Decoder, head: Head, cache: Cache, tokens: Sequence[int]) -> Tensor:

@@ -173,7 +173,7 @@ class Loader:
 
     def _head(self, embedding: Embedding) -> HeadRows:
         shape = self.model.shape
-        name = f"{shape.embedding if shape.tied else shape.head}.weight"
+        name = shape.head_tensor
         stored, size = self.model.tensors[name], (shape.vocabulary, shape.hidden_size)
         form = self._form(stored)
         match self.placements.head:

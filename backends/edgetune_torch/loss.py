@@ -10,25 +10,40 @@ holds one. Both compute the same numbers from the same tiles, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from edgetune.buckets import chunked
 from edgetune.data.batch import IGNORED
+from edgetune.network.adaptation import Adaptation
 from edgetune_torch.precision import product_dtype
-from edgetune_torch.vocabulary import HeadRows
+from edgetune_torch.vocabulary import HeadRows, TrainedHead
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """The frozen output projection (V, D) and what is done to its logits."""
+    """The output projection (V, D) and what is done to its logits."""
 
     rows: HeadRows
     bias: Tensor | None
     scale: float
     softcap: float | None
+
+    def of(self, method: Adaptation[Tensor]) -> Head:
+        """Return the head that a method trains, this one if it trains none."""
+        weight = method.head
+        return (
+            self if weight is None else replace(self, rows=TrainedHead(weight, self.rows.workspace))
+        )
+
+    def logits_of_rows(self, x: Tensor, method: Adaptation[Tensor]) -> Tensor:
+        """Return float32 logits (B, V) of hidden states (B, D), each by its row's adaptation."""
+        each = method.of_rows(len(x))
+        if all(one.head is each[0].head for one in each):
+            return self.of(each[0]).logits(x)
+        return torch.cat([self.of(one).logits(x[i : i + 1]) for i, one in enumerate(each)])
 
     def logits(self, x: Tensor) -> Tensor:
         """Return float32 logits (C, V) of hidden states (C, D)."""
@@ -151,15 +166,23 @@ def loss_and_gradient(
         del tile, rows  # not needed any more while the next ones are made
     softmax.add_to(sums, count)
     own = scale if isinstance(scale, float) else scale[:, None]
-    grad = _gradient(x, head, softmax, kept, own).to(x.dtype)
+    grad = _gradient(x, count, head, softmax, kept, own).to(x.dtype)
     grad[count:] = 0
     return sums, grad
 
 
 def _gradient(
-    x: Tensor, head: Head, softmax: _Softmax, kept: list[Tensor], scale: float | Tensor
+    x: Tensor,
+    count: int,
+    head: Head,
+    softmax: _Softmax,
+    kept: list[Tensor],
+    scale: float | Tensor,
 ) -> Tensor:
-    """Return the gradient (C, D) of the hidden states; takes the ``kept`` tiles away."""
+    """Return the gradient (C, D) of the hidden states; takes the ``kept`` tiles away.
+
+    A head that is trained is given its own, by the first ``count`` rows.
+    """
     dtype = product_dtype(x.dtype, x.device)
     grad, log_total = torch.zeros(x.shape, device=x.device), softmax.log_total
     for span, tile, rows in _again(x, head, kept, dtype):
@@ -167,6 +190,7 @@ def _gradient(
         inside, index = softmax.inside(span)
         probability.scatter_add_(1, index, torch.where(inside, -1.0, 0.0))
         part = head.chain(probability.mul_(scale), tile).to(dtype)
+        head.rows.learn(span, part[:count], x[:count])
         if dtype == torch.float32:
             grad.addmm_(part, rows)
         else:

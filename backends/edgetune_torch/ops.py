@@ -47,9 +47,12 @@ class TorchOps:
 
     # what is frozen
 
-    def embedding(self, tokens: Tensor, scale: float) -> Tensor:
+    def embedding(self, tokens: Tensor, scale: float, table: Tensor | None = None) -> Tensor:
         """Return embeddings (B, S, D) of tokens (B, S)."""
-        x = self.weights.embedding.rows(tokens).to(self.layout.dtype)
+        if table is None:
+            x = self.weights.embedding.rows(tokens).to(self.layout.dtype)
+        else:
+            x = trained.table_rows(table, tokens, self.layout.dtype)
         if scale == 1.0:
             return x
         # transformers rounds this factor to the model's own number format

@@ -19,6 +19,9 @@ from edgetune.shape import BlockShape, ModelShape
 from edgetune_torch.load import Weights
 from edgetune_torch.weights import BlockWeights
 
+ROWS = 2048
+"""Rows of an embedding that are turned into numbers at a time."""
+
 TRAINED = "trained."
 """What the names of tensors begin with that are trained but not part of the adapter."""
 
@@ -39,6 +42,9 @@ class LoadedBase:
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Return a tensor as it is used; a projection as (outputs, inputs)."""
+        matrix = self._matrix(name)
+        if matrix is not None:
+            return matrix
         found = self._outer(name)
         return _numbers(self._inner(name) if found is None else found)
 
@@ -61,6 +67,20 @@ class LoadedBase:
         for _ in self.weights.blocks.walk([layer]):
             found = _of_block(self.shape.blocks[layer], self.weights.blocks[layer], rest).clone()
         return found
+
+    def _matrix(self, name: str) -> NDArray[np.float32] | None:
+        """Return embedding or head (V, D) by name, read some rows at a time: they are large."""
+        shape = self.shape
+        if name not in {shape.embedding_tensor, shape.head_tensor}:
+            return None
+        out = np.empty((shape.vocabulary, shape.hidden_size), np.float32)
+        if name == shape.head_tensor and not shape.tied:
+            for span, part in self.weights.head.slices(torch.float32):
+                out[span] = part.cpu().numpy()
+            return out
+        for at in range(0, len(out), ROWS):
+            out[at : at + ROWS] = self.rows(range(at, min(at + ROWS, len(out))))
+        return out
 
     def _outer(self, name: str) -> Tensor | None:
         final = self.shape.final_norm.module

@@ -1,6 +1,6 @@
 """Trained biases and matrices.
 
-T tokens, K inputs, N outputs, R rank.
+T tokens, K inputs, N outputs, R rank, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
@@ -46,6 +46,31 @@ class TrainedLinear(torch.autograd.Function):
         return (grad @ weight.to(grad.dtype)).view(x.shape), weight_grad
 
 
+class TableRows(torch.autograd.Function):
+    """Rows of a float32 table (V, D); the backward pass adds to its ``grad`` in place.
+
+    A gradient that autograd adds up would be another (V, D).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the rows (..., D) of tokens (...)."""
+        ctx.save_for_backward(tokens)
+        ctx.table = table
+        return table[tokens].to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None]:
+        """Add the gradients of the rows, those of a token in the order of its positions."""
+        tokens, summed = ctx.saved_tensors[0].flatten(), gradient_of(ctx.table)
+        rows = grads[0].flatten(0, -2).float()
+        if rows.is_cuda:  # sorted by token: atomic additions would have no order
+            summed.index_put_((tokens,), rows, accumulate=True)
+        else:
+            summed.index_add_(0, tokens, rows)
+        return None, None, None
+
+
 class ScaledMatrix(torch.autograd.Function):
     """A constant matrix (N, R), its rows and columns multiplied; saves its inputs alone."""
 
@@ -61,6 +86,19 @@ class ScaledMatrix(torch.autograd.Function):
         rows, matrix, columns = ctx.saved_tensors
         both = grads[0] * matrix
         return both @ columns, None, rows @ both
+
+
+def gradient_of(parameter: Tensor) -> Tensor:
+    """Return what the gradient of a trained tensor is added up in."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+def table_rows(table: Tensor, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the rows (..., D) of a trained table (V, D)."""
+    out: Tensor = TableRows.apply(table, tokens, dtype)  # type: ignore[no-untyped-call]
+    return out
 
 
 def add_bias(y: Tensor, bias: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ from torch import Tensor
 from edgetune.model import StoredTensor
 from edgetune_torch.int8 import Int8Matrix
 from edgetune_torch.pages import Extent, Files, bytes_of
-from edgetune_torch.row_formats import RowFormat
+from edgetune_torch.row_formats import PlainRows, RowFormat
+from edgetune_torch.trained import gradient_of
 from edgetune_torch.workspace import Workspace
 
 CPU_SLICE, CARD_SLICE = 2048, 4096
@@ -104,6 +105,9 @@ class HeadRows(ABC):
     def slices(self, dtype: torch.dtype) -> Iterator[Slice]:
         """Yield all rows from the first to the last; a slice is valid until the next one."""
 
+    def learn(self, span: slice, logits_grad: Tensor, x: Tensor) -> None:  # noqa: B027
+        """Take the gradient (C, W) of a slice's logits, made of x (C, D): most are frozen."""
+
     @property
     @abstractmethod
     def nbytes(self) -> int:
@@ -144,6 +148,35 @@ class ResidentHead(HeadRows):
     def nbytes(self) -> int:
         """Bytes of the matrix, if it is not the embedding's."""
         return 0 if self.shared else self.weight.nbytes
+
+
+class TrainedHead(HeadRows):
+    """A float32 head that is trained, whose gradient is added up in place."""
+
+    def __init__(self, weight: Tensor, workspace: Workspace) -> None:
+        """Take the trained tensor (V, D), which is the method's."""
+        super().__init__((weight.shape[0], weight.shape[1]), workspace)
+        self.weight = weight
+        self.form = PlainRows(weight.shape[1], weight.dtype)
+
+    def slices(self, dtype: torch.dtype) -> Iterator[Slice]:
+        """Yield all rows."""
+        weight = self.weight.detach()
+        for span in self._spans():
+            yield span, self.form.multiplied(weight[span], dtype, self.workspace)
+
+    def learn(self, span: slice, logits_grad: Tensor, x: Tensor) -> None:
+        """Add the gradient of a slice of rows (W, D)."""
+        grad, x = gradient_of(self.weight)[span], x.to(logits_grad.dtype)
+        if grad.dtype == x.dtype:
+            grad.addmm_(logits_grad.T, x)
+        else:
+            grad += logits_grad.T @ x
+
+    @property
+    def nbytes(self) -> int:
+        """None: the bytes are the method's."""
+        return 0
 
 
 class Int8Head(HeadRows):

@@ -70,6 +70,10 @@ class AdapterFormat(ABC):
         """Return what :mod:`edgetune.methods` calls a tensor of the file."""
         return decoder_name(shape, stored.removeprefix(self.prefix))
 
+    def copies(self, names: Collection[str], shape: ModelShape) -> dict[str, str]:
+        """Return what the file has besides these tensors, and which of them each is the same as."""
+        return {}
+
     def left_out(self, config: Mapping[str, object], names: Collection[str]) -> tuple[str, ...]:
         """Return the constants that are not in the file, because the config says how to draw them."""
         return ()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from edgetune.adapters.base import (
     CONFIG,
@@ -42,17 +45,34 @@ def load_adapter(folder: Path, shape: ModelShape) -> LoadedAdapter:
     if len(named) + len(unused) < len(stored):
         raise ModelError(f"{folder} has tensors twice, under several names. Save it again.")
     method = written.method(config, named, shape)
+    twice = {x: own for x, own in written.copies(named, shape).items() if x in named}
     lost = written.left_out(config, named)
     sizes = {x.name: x.shape for x in method.tensors(shape) if x.name in lost}
-    shapes = {name: tensor.shape for name, tensor in named.items()} | sizes
+    shapes = {name: x.shape for name, x in named.items() if name not in twice} | sizes
     check_shapes(str(folder), method, shape, shapes)
     base = config.get("base_model_name_or_path")
+    values = float_values(folder / WEIGHTS, named)
+    _drop_copies(folder, values, twice)
     return LoadedAdapter(
         method=method,
-        tensors={**float_values(folder / WEIGHTS, named), **written.drawn(config, sizes)},
+        tensors={**values, **written.drawn(config, sizes)},
         base=base if isinstance(base, str) else None,
         unused=len(unused),
     )
+
+
+def _drop_copies(folder: Path, values: dict[str, Any], twice: Mapping[str, str]) -> None:
+    """Leave out tensors that are the same as others, which are one matrix of the model.
+
+    Raises:
+        ModelError: if they are not the same.
+    """
+    for name, own in twice.items():
+        if not np.array_equal(values.pop(name), values[own]):
+            raise ModelError(
+                f"{name} and {own} in {folder} were trained apart, and are one matrix of this model. "
+                "PEFT keeps them together with ensure_weight_tying=True."
+            )
 
 
 def is_adapter(folder: Path) -> bool:

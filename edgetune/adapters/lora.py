@@ -12,17 +12,18 @@ from edgetune.errors import ModelError
 from edgetune.methods.base import Method
 from edgetune.methods.dora import Dora
 from edgetune.methods.lora import Lora, LowRank
+from edgetune.methods.whole_modules import EMBEDDINGS, HEAD, WORDS, words_of
 from edgetune.model.config import Fields
 from edgetune.model.weights import listing
 from edgetune.shape import ModelShape
 
 _KNOWN: Final = ANYWHERE | {
     "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern",
-    # which modules are adapted: the tensors in the file say it
+    # which modules are adapted, and which are trained whole: the tensors in the file say it
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
     # how training began, how PEFT computes
     "eva_config", "fan_in_fan_out", "runtime_config", "megatron_config", "megatron_core",
-    "qalora_group_size", "ensure_weight_tying",
+    "qalora_group_size", "ensure_weight_tying", "modules_to_save",
 }  # fmt: skip
 _ALLOWED: Final[Mapping[str, tuple[object, ...]]] = {
     "task_type": ("CAUSAL_LM",),
@@ -30,6 +31,8 @@ _ALLOWED: Final[Mapping[str, tuple[object, ...]]] = {
     # the other first values change the base weights as well
     "init_lora_weights": (True, "gaussian", "eva", "orthogonal"),
 }
+_TIES: Final = "embed_tokens"
+"""Embeddings of this name PEFT keeps as one matrix with the head; others it has twice, as equals."""
 _PARTS: Final = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
 
 
@@ -56,7 +59,13 @@ class LoraFormat(AdapterFormat):
             "bias": "none",
             "fan_in_fan_out": any(target.linear.transposed for target in targets),
             "target_modules": list(peft_names(shape, [target.module for target in targets])),
+            **_modules_to_save(lora, shape),
         }
+
+    def copies(self, names: Collection[str], shape: ModelShape) -> dict[str, str]:
+        """Return the head of a trained embedding that is the head too: PEFT writes both."""
+        whole = shape.tied and shape.embedding_tensor in names
+        return {f"{shape.head}.weight": shape.embedding_tensor} if whole else {}
 
     def method(
         self, config: Mapping[str, object], names: Collection[str], shape: ModelShape
@@ -66,12 +75,14 @@ class LoraFormat(AdapterFormat):
         rank, alpha = fields.size("r"), fields.number("lora_alpha", 8.0)
         dropout, rslora = fields.number("lora_dropout", 0.0), fields.flag("use_rslora", False)
         dora = fields.flag("use_dora", False)
-        found = {_module(name) for name in names}
+        whole = {name: word for name, word in words_of(shape).items() if name in names}
+        found = {_module(name) for name in names if name not in whole}
         known = [module for module in adaptable(shape) if module in found]
         strange = _strange(found, known, shape)
         ranks, alphas = Pattern.of(config, "rank_pattern"), Pattern.of(config, "alpha_pattern")
         problems = [*fields.problems, *unsupported(config, _KNOWN, _ALLOWED), *strange]
         problems += [*ranks.problems, *alphas.problems]
+        problems += _apart(whole, fields.flag("ensure_weight_tying", False), shape)
         if problems:
             raise ModelError(f"This LoRA adapter cannot be used:\n  - {listing(problems)}")
         paths = {module: loaded_name(shape, module) for module in known}
@@ -84,6 +95,37 @@ class LoraFormat(AdapterFormat):
             rslora=rslora,
             rank_pattern=_entries(ranks.each(paths, rank), rank, shape),
             alpha_pattern=_entries(alphas.each(paths, alpha), alpha, shape),
+            modules_to_save=_words(whole, shape),
+        )
+
+
+def _words(whole: Mapping[str, str], shape: ModelShape) -> tuple[str, ...]:
+    """Return the words for the modules of a file; a tied head goes with its embedding."""
+    found = set(whole.values()) - ({HEAD} if shape.tied else set())
+    return tuple(word for word in WORDS if word in found)
+
+
+def _modules_to_save(lora: LowRank, shape: ModelShape) -> dict[str, Any]:
+    """Return PEFT's fields of the modules that are trained whole, by their full paths."""
+    names = [tensor.name.rpartition(".")[0] for tensor in lora.module_tensors(shape)]
+    if not names:
+        return {}
+    tied = shape.tied and EMBEDDINGS in lora.modules_to_save
+    together = tied and shape.embedding.endswith(_TIES)
+    if tied and not together:
+        names.append(shape.head)
+    paths = list(dict.fromkeys(loaded_name(shape, name) for name in names))
+    return {"modules_to_save": paths, **({"ensure_weight_tying": True} if together else {})}
+
+
+def _apart(whole: Mapping[str, str], ensured: bool, shape: ModelShape) -> Iterator[str]:
+    """Say where embedding and head are one matrix, and one of them was trained without the other."""
+    found = {word: name for name, word in whole.items() if word in {EMBEDDINGS, HEAD}}
+    together = len(found) == 2 or (EMBEDDINGS in found and ensured)
+    if shape.tied and found and not together:
+        yield (
+            f"{', '.join(found.values())}: embedding and head of this {shape.family} model are one "
+            "matrix, and were trained apart; PEFT keeps them together with ensure_weight_tying=True"
         )
 
 

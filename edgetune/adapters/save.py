@@ -42,9 +42,10 @@ def save_adapter(
         "inference_mode": True,
         **written.config(method, shape),
     }
+    twice = written.copies(tensors, shape)
     named = [
-        Outgoing.of(written.stored_name(name, shape), np.asarray(tensors[name]), "float32")
-        for name in sorted(tensors)
+        Outgoing.of(written.stored_name(name, shape), np.asarray(tensors[source]), "float32")
+        for name, source in sorted({**{name: name for name in tensors}, **twice}.items())
     ]
     folder.mkdir(exist_ok=True)
     return {

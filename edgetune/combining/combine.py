@@ -54,6 +54,11 @@ def _method_of(adapter: LoadedAdapter, name: str) -> Lora | Vera:
             f"{name} is an adapter of the method {adapter.method.kind}. Only LoRA and VeRA adapters "
             "can be combined: what others do is not a sum."
         )
+    if isinstance(adapter.method, Lora) and adapter.method.modules_to_save:
+        raise UsageError(
+            f"{name} has trained {' and '.join(adapter.method.modules_to_save)} beside its updates, "
+            "which would be lost. Combine adapters that have updates alone."
+        )
     return adapter.method
 
 

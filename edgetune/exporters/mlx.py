@@ -177,6 +177,11 @@ def _lora(adapter: LoadedAdapter) -> Lora:
             f"mlx-lm has no {adapter.method.kind} (it has lora). Export the adapter itself "
             "(--to peft) or, if it can be merged, the model (--to hf)."
         )
+    if adapter.method.modules_to_save:
+        raise UsageError(
+            f"mlx-lm's adapters have no trained {' and '.join(adapter.method.modules_to_save)}. "
+            "Export the merged model (--to hf), or the adapter itself (--to peft)."
+        )
     return adapter.method
 
 

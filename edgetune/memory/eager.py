@@ -58,9 +58,10 @@ class EagerOps(Scanning):
 
     # what is frozen
 
-    def embedding(self, tokens: Sized, scale: float) -> Sized:
+    def embedding(self, tokens: Sized, scale: float, table: Sized | None = None) -> Sized:
         """Look embeddings (B, S, D) up."""
-        x = self._made((*tokens.shape, self.shape.hidden_size), self.batch.stored)
+        stored = self.batch.stored if table is None else FLOAT32_BYTES
+        x = self._made((*tokens.shape, self.shape.hidden_size), stored)
         x = self.as_width(x, self.batch.width)
         return x if scale == 1.0 else self.scaled(x, scale)
 

@@ -22,6 +22,9 @@ CARD_SLICE = 4096
 INDEX = 8
 """Bytes of a position."""
 
+TRAINED = "trained"
+"""Where a head is that is the method's own, in float32."""
+
 
 def loss_bytes(
     shape: ModelShape,
@@ -31,10 +34,12 @@ def loss_bytes(
     *,
     quantized: bool = False,
     weighed: bool = False,
+    summed: bool = False,
 ) -> int:
     """Return the peak of the loss with its gradient, over the last block's output.
 
     ``weighed``: an objective over answers weighs the loss tokens, whose losses come first.
+    ``summed``: the gradient of a trained head is added to that of other micro-batches.
     """
     if not rows.lazy:
         return _in_chunks(shape, rows, chunk, head, quantized=quantized, weighed=weighed)
@@ -47,6 +52,8 @@ def loss_bytes(
         ledger.alloc(rows.tokens * FLOAT32_BYTES)
     ledger.alloc(hidden)  # the gradient behind the norm
     ledger.transient(_chunk(shape, rows, chunk, head, quantized=quantized, gradient=True))
+    if head == TRAINED:
+        ledger.transient(_head_gradient(shape, rows, chunk, summed=summed))
     ledger.transient(hidden, 0)
     made = norm_backward(ledger, shape.norm, shape.hidden_size, rows, shape.hidden_size)
     ledger.free(made + hidden + weight_bytes)
@@ -111,6 +118,8 @@ def _chunk(
     """Return the peak of one chunk: its tiles of logits, and copies of one of them."""
     tokens = min(chunk, rows.tokens)
     if rows.lazy:
+        if head == TRAINED:
+            quantized, rows = False, replace(rows, recast=rows.width != FLOAT32_BYTES)
         return _whole_chunk(shape, rows, tokens, quantized=quantized, gradient=gradient)
     height = min(HEAD_SLICE if rows.keeps_scratch else CARD_SLICE, shape.vocabulary)
     tile = FLOAT32_BYTES * tokens * height
@@ -121,6 +130,8 @@ def _chunk(
     last = FLOAT32_BYTES * tokens * (shape.vocabulary % height or height)
     going = kept + max(tile, narrow) if kept == tile else kept + max(last, tile - last)
     summand = 0 if rows.product == FLOAT32_BYTES else tokens * shape.hidden_size * rows.product
+    if head == TRAINED and rows.product != FLOAT32_BYTES:
+        summand = max(summand, height * shape.hidden_size * rows.product)
     back = FLOAT32_BYTES * tokens * shape.hidden_size + kept + narrow + summand
     if gradient and shape.logit_softcap is not None:
         back += 3 * tile
@@ -132,11 +143,24 @@ def _slices(shape: ModelShape, rows: BatchShape, height: int, head: str) -> int:
 
     One is in use while the next is made; one that is read and cast is there twice.
     """
-    if rows.keeps_scratch or (head == "resident" and not rows.recast):
+    recast = rows.product < FLOAT32_BYTES if head == TRAINED else rows.recast
+    if rows.keeps_scratch or (head in {"resident", TRAINED} and not recast):
         return 0
     made = min(2 * height, shape.vocabulary) * rows.product
     read = height * rows.stored if head == "disk" and rows.recast else 0
     return (made + read) * shape.hidden_size
+
+
+def _head_gradient(shape: ModelShape, rows: BatchShape, chunk: int, *, summed: bool) -> int:
+    """Return what MLX holds while a chunk's gradient of the head is made and added.
+
+    The sum itself is counted with the gradients.
+    """
+    tokens, size = min(chunk, rows.tokens), shape.vocabulary * shape.hidden_size
+    narrow = 0 if rows.width == FLOAT32_BYTES else size * rows.width
+    another = FLOAT32_BYTES * size if summed or rows.tokens > chunk else 0
+    states = 2 * tokens * shape.hidden_size * rows.width
+    return tokens * shape.vocabulary * rows.width + states + narrow + another
 
 
 def _whole_chunk(

@@ -10,7 +10,7 @@ from edgetune.choice import Choice
 from edgetune.memory.batch_shape import BatchShape, Platform, batch_shape_of
 from edgetune.memory.block_pass import BlockKind, BlockPass, Passes, SizedMethod, beside, kinds
 from edgetune.memory.estimate import MemoryEstimate, Parts, Phases
-from edgetune.memory.head import evaluation_bytes, loss_bytes
+from edgetune.memory.head import TRAINED, evaluation_bytes, loss_bytes
 from edgetune.memory.lazy.passes import LazyMethod, LazyPasses
 from edgetune.memory.lazy.weights import alike
 from edgetune.memory.optimizer import state_bytes, update_bytes
@@ -64,8 +64,11 @@ class MemoryModel:
             FLOAT32_BYTES * sum(x.size for x in trained if x.name.startswith(shape.block(layer)))
             for layer in range(shape.layers)
         ]
-        final = f"{shape.final_norm.module}."
-        self.of_head = FLOAT32_BYTES * sum(x.size for x in trained if x.name.startswith(final))
+        final, self.head = f"{shape.final_norm.module}.", method.trained_head(shape)
+        at_end = [x for x in trained if x.name.startswith(final) or x.name == self.head]
+        self.of_head = FLOAT32_BYTES * sum(x.size for x in at_end)
+        at_input = [x for x in trained if method.at_input(shape, x.name) and x.name != self.head]
+        self.of_input = FLOAT32_BYTES * sum(x.size for x in at_input)
         self.kinds = kinds(method, shape, tensors)
         self._own = SizedMethod(method, shape, {})
         self._lazy = LazyMethod(method, shape, {})
@@ -75,7 +78,9 @@ class MemoryModel:
         self._weights = cache(partial(weight_bytes, shape, lazy=self.costs.lazy))
         self._read = cache(partial(read_bytes, shape, lazy=self.costs.lazy))
         self._load = cache(partial(load_bytes, shape))
-        self._scratch = cache(partial(scratch_bytes, shape, frozen=frozen))
+        self._scratch = cache(
+            partial(scratch_bytes, shape, frozen=frozen, trained_head=self.head is not None)
+        )
         self._loss = cache(partial(loss_bytes, shape))
         self._evaluated = cache(partial(evaluation_bytes, shape))
         self._state = cache(partial(state_bytes, self.sizes))
@@ -101,9 +106,11 @@ class MemoryModel:
             rows, choice.quantization, choice.placement, summed=choice.accumulation > 1
         )
         quantized = self._unpacks_head(choice.quantization)
+        heads = {choice.head, choice.head if self.head is None else TRAINED}
         loss = self._loss(
-            rows, choice.loss_chunk, choice.head,
+            rows, choice.loss_chunk, choice.head if self.head is None else TRAINED,
             quantized=quantized, weighed=objective is not None,
+            summed=choice.accumulation > 1,
         )  # fmt: skip
         kept = choice.checkpointing
         update = self._update(choice.optimizer)
@@ -128,7 +135,10 @@ class MemoryModel:
             load=self._load(choice.quantization) + read - kernels,  # none is made yet
             evaluation=scratch
             + step.evaluation(
-                self._evaluated(rows, choice.loss_chunk, choice.head, quantized=quantized)
+                max(
+                    self._evaluated(rows, choice.loss_chunk, head, quantized=quantized)
+                    for head in heads
+                )
             ),
             compares=objective is not None and objective.needs_reference,
         )
@@ -184,12 +194,12 @@ class MemoryModel:
         """Return the bytes of the gradients that are there when each block goes back, and at last.
 
         ``whole``: all have their place from the first micro-batch on. On MLX a block's own are new
-        arrays, which are counted with its pass.
+        arrays, which are counted with its pass; those of the input come last of all.
         """
         every = FLOAT32_BYTES * sum(self.sizes)
         if whole:
             return [every * (1 + self.sums_held)] * (self.shape.layers + 1)
-        shared = every - sum(self.by_block)
+        shared = every - sum(self.by_block) - self.of_input
         after = [shared + given for given in accumulate(reversed(self.by_block[1:]), initial=0)]
         return [*reversed(after), self.of_head]
 

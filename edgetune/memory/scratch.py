@@ -20,19 +20,26 @@ UNBLOCKED = 1 << 20
 
 
 def scratch_bytes(
-    shape: ModelShape, rows: BatchShape, quantization: str, head: str, *, frozen: bool = True
+    shape: ModelShape,
+    rows: BatchShape,
+    quantization: str,
+    head: str,
+    *,
+    frozen: bool = True,
+    trained_head: bool = False,
 ) -> int:
     """Return the bytes of all buffers once every product has been done.
 
     Each has its largest use: a matrix in the type of products, float32 values on their way there,
     indices of codes, a piece of inputs and of outputs. ``frozen``: whether there are products
-    with frozen projections.
+    with frozen projections; ``trained_head``: whether there are some with a float32 head.
     """
     if not rows.keeps_scratch:
         return 0
     height, width = min(HEAD_SLICE, shape.vocabulary), shape.hidden_size
     eighths, blocks = head == "int8", quantization == FILE_FORMAT
-    matrix = height * width if eighths or rows.recast or blocks else 0
+    narrowed = trained_head and rows.product < FLOAT32_BYTES
+    matrix = height * width if eighths or rows.recast or blocks or narrowed else 0
     if shape.per_layer is not None and rows.recast:
         matrix = max(matrix, width * shape.per_layer.size)
     values = min(ROWS, height) * width if eighths else 0

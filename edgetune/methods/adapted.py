@@ -74,6 +74,12 @@ class Adapted(Adaptation[A]):
         """The tensors without the method's constants."""
         return {name: self.tensors[name] for name in self.sizes}
 
+    @property
+    def head(self) -> A | None:
+        """The trained output projection (V, D), if it is not frozen."""
+        name = self.spec.trained_head(self.shape)
+        return None if name is None else self.tensors[name]
+
     # which tensors belong where
 
     def of_block(self, layer: int) -> dict[str, A]:
@@ -87,8 +93,8 @@ class Adapted(Adaptation[A]):
         return self._chosen(lambda name: name.startswith(prefix))
 
     def of_input(self) -> dict[str, A]:
-        """Return the trained tensors that :meth:`embed` computes with."""
-        return self._chosen(lambda _: True) if self.trains_input else {}
+        """Return the trained tensors that the input of the first block is computed with."""
+        return self._chosen(lambda name: self.spec.at_input(self.shape, name))
 
     def _chosen(self, wanted: Callable[[str], bool]) -> dict[str, A]:
         return {name: self.tensors[name] for name in self.sizes if wanted(name)}
@@ -113,6 +119,10 @@ class Adapted(Adaptation[A]):
         return Dropout(fraction, int.from_bytes(hashlib.sha256(name).digest()[:8], "big"))
 
     # the places
+
+    def look_up(self, block: Block[A], tokens: A) -> A:
+        """Return the rows of an embedding table for tokens."""
+        return self.spec.look_up(block, self, tokens)
 
     def embed(self, block: Block[A], x: A) -> A:
         """Return the embeddings (B, S, D) of the tokens."""

@@ -117,6 +117,14 @@ class Method(ABC):
         """Whether gradients are needed down to the input of the first block."""
         return False
 
+    def at_input(self, shape: ModelShape, name: str) -> bool:
+        """Return whether a trained tensor takes part in the input of the first block."""
+        return self.trains_input
+
+    def trained_head(self, shape: ModelShape) -> str | None:
+        """Return the name of the trained output projection; None: it is frozen."""
+        return None
+
     @property
     def virtual_tokens(self) -> int:
         """Trained tokens put before every document: rows grow by as many for each."""
@@ -129,6 +137,10 @@ class Method(ABC):
 
     # How it joins the forward pass; see :class:`edgetune.network.adaptation.Adaptation`.
     # ``own`` holds the method's tensors.
+
+    def look_up(self, block: Block[A], own: Adapted[A], tokens: A) -> A:
+        """Return the rows (B, S, D) of an embedding table for tokens (B, S)."""
+        return block.ops.embedding(tokens, block.shape.embedding_scale)
 
     def embed(self, block: Block[A], own: Adapted[A], x: A) -> A:
         """Return the embeddings (B, S, D) of the tokens."""

@@ -28,10 +28,6 @@ class Dora(LowRank):
 
     kind: ClassVar[str] = "dora"
 
-    def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
-        """Return A, B and m of every target: LoRA's parameters and ``outputs`` more."""
-        return tuple(tensor for target in self.select(shape) for tensor in self._three(target))
-
     def project(self, block: Block[A], own: Adapted[A], linear: Linear, x: A) -> A:
         """Return the projection, with direction and magnitude adapted where it is a target.
 
@@ -65,9 +61,10 @@ class Dora(LowRank):
             update.apply(values, 0, len(values))
             norms = np.sqrt(np.square(values, dtype=np.float64).sum(0))
             changes[name] = Scaled((magnitude / norms).astype(np.float32)[None, :], update)
-        return Changes(changes=changes)
+        return Changes(changes=changes | self.module_changes(shape, tensors))
 
-    def _three(self, target: Target) -> tuple[AdapterTensor, ...]:
+    def of_target(self, target: Target) -> tuple[AdapterTensor, ...]:
+        """Return A, B and m: LoRA's parameters and ``outputs`` more."""
         magnitude = AdapterTensor(
             name=f"{target.module}.lora_magnitude_vector",
             shape=(target.linear.outputs,),

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
-from edgetune.methods.base import AdapterTensor
 from edgetune.methods.initial import generator
 from edgetune.methods.lora import Lora, LowRank, pair_of
 from edgetune.network.ops import A
-from edgetune.shape import Linear, ModelShape
+from edgetune.shape import Linear
 
 if TYPE_CHECKING:
     from edgetune.methods.adapted import Adapted
@@ -34,10 +33,6 @@ class DyLora(LowRank):
         """Why all targets have to have the same rank."""
         return "DyLoRA draws one rank for all targets"
 
-    def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
-        """Return A and B of every target."""
-        return tuple(tensor for target in self.select(shape) for tensor in self.plain(target))
-
     @property
     def draws(self) -> bool:
         """Whether a rank is drawn in training: it is."""
@@ -57,7 +52,8 @@ class DyLora(LowRank):
         """Return LoRA of the whole rank."""
         return Lora(
             rank=self.rank, alpha=self.alpha, dropout=self.dropout, targets=self.targets,
-            layers=self.layers, rslora=self.rslora,
+            layers=self.layers, rslora=self.rslora, modules_to_save=self.modules_to_save,
+            modules_rate=self.modules_rate,
         )  # fmt: skip
 
 

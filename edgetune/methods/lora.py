@@ -11,8 +11,9 @@ from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.initial import ZEROS, Initial, Normal, Principal, Uniform
 from edgetune.methods.patterns import entries, refuse_unmatched, value_of
 from edgetune.methods.targets import Target, select
+from edgetune.methods.whole_modules import NORMS, WithModules
 from edgetune.network.ops import A, Attended, Dropout
-from edgetune.settings.spec import Interval, check_numbers, knob
+from edgetune.settings.spec import Interval, knob
 from edgetune.shape import Linear, ModelShape
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LowRank(Method):
+class LowRank(WithModules):
     """What LoRA and its kin share; A is (rank, inputs), B (outputs, rank)."""
 
     mergeable: ClassVar[bool] = True
@@ -67,8 +68,8 @@ class LowRank(Method):
     )
 
     def __post_init__(self) -> None:
-        """Refuse numbers and patterns that mean nothing."""
-        check_numbers(self)
+        """Refuse numbers, names and patterns that mean nothing."""
+        WithModules.__post_init__(self)
         entries("rank_pattern", self.rank_pattern, whole=True)
         entries("alpha_pattern", self.alpha_pattern)
 
@@ -129,10 +130,16 @@ class LowRank(Method):
         return replace(self, alpha_pattern=even), scaled
 
     def refusals(self, shape: ModelShape, *, context: int, quantization: str) -> list[str]:
-        """Return that all targets must have one rank, where they would not."""
+        """Refuse patterns where all targets must have one rank, and modules that cannot be trained."""
+        found = WithModules.refusals(self, shape, context=context, quantization=quantization)
         if (self.rank_pattern or self.alpha_pattern) and (because := self.one_rank_because):
-            return [f"{because}. Leave out --rank-pattern and --alpha-pattern."]
-        return []
+            found.append(f"{because}. Leave out --rank-pattern and --alpha-pattern.")
+        if self.layers is not None and NORMS in self.modules_to_save:
+            found.append(
+                "--modules-to-save norms trains those of all blocks, and --layers adapts the last "
+                f"{self.layers} alone: leave out one of them."
+            )
+        return found
 
     def _divisor(self, rank: int) -> float:
         return sqrt(rank) if self.rslora else rank
@@ -144,6 +151,15 @@ class LowRank(Method):
             if getattr(self, name):
                 refuse_unmatched(name, getattr(self, name), targets)
         return targets
+
+    def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
+        """Return the tensors of every target, and those of the modules that are trained whole."""
+        own = tuple(tensor for target in self.select(shape) for tensor in self.of_target(target))
+        return (*own, *self.module_tensors(shape))
+
+    def of_target(self, target: Target) -> tuple[AdapterTensor, ...]:
+        """Return the tensors of one target."""
+        return self.plain(target)
 
     def pair(self, target: Target, a: Initial, b: Initial) -> tuple[AdapterTensor, AdapterTensor]:
         """Return A and B of one target: ``rank * (inputs + outputs)`` parameters."""
@@ -187,11 +203,11 @@ class LowRank(Method):
     def merge(
         self, shape: ModelShape, tensors: Mapping[str, NDArray[np.float32]], base: StoredBase
     ) -> Changes:
-        """Add the updates."""
+        """Add the updates, and put trained modules in the place of the base's."""
         from edgetune.methods.merging import Changes
 
-        targets = self.select(shape)
-        return Changes(changes={f"{x.module}.weight": self.update(x, tensors) for x in targets})
+        updates = {f"{x.module}.weight": self.update(x, tensors) for x in self.select(shape)}
+        return Changes(changes=updates | self.module_changes(shape, tensors))
 
     def plain(self, target: Target) -> tuple[AdapterTensor, AdapterTensor]:
         """Return A and B with the usual start, U(-1/sqrt(k), 1/sqrt(k)) for A with k inputs.
@@ -255,10 +271,6 @@ class Lora(LowRank):
         """Why all targets have to have the same rank, if they have."""
         return "PiSSA starts all targets at one rank" if self.lora_initial == "pissa" else None
 
-    def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
-        """Return A and B of every target, with PiSSA each followed by its constant."""
-        return tuple(tensor for target in self.select(shape) for tensor in self._started(target))
-
     def project(self, block: Block[A], own: Adapted[A], linear: Linear, x: A) -> A:
         """Return the projection, with the update where it is a target; of PiSSA less its start."""
         ops, pair = block.ops, pair_of(block, own, linear)
@@ -287,14 +299,15 @@ class Lora(LowRank):
             return dict(tensors)
         import numpy as np
 
-        folded = {}
+        folded = {x.name: tensors[x.name] for x in self.module_tensors(shape)}
         for target in self.select(shape):
             a, b = f"{target.module}.lora_A.weight", f"{target.module}.lora_B.weight"
             folded[a] = np.concatenate([tensors[a], tensors[constant(a)]])
             folded[b] = np.concatenate([tensors[b], -tensors[constant(b)]], axis=1)
         return folded
 
-    def _started(self, target: Target) -> tuple[AdapterTensor, ...]:
+    def of_target(self, target: Target) -> tuple[AdapterTensor, ...]:
+        """Return A and B, with PiSSA followed by their constants."""
         match self.lora_initial:
             case "kaiming":
                 return self.plain(target)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from edgetune.methods.base import AdapterTensor
 from edgetune.methods.lora import Lora, LowRank, pair_of
+from edgetune.methods.targets import Target
 from edgetune.network.ops import A
 from edgetune.shape import Linear, ModelShape
 
@@ -27,16 +28,20 @@ class LoraFa(LowRank):
     peft_type: ClassVar[str | None] = None
     rate_factor: ClassVar[float] = 5.0  # B alone moves; Hayou et al. 2024 want it faster than A
 
-    def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
-        """Return A, a constant, and B of every target: ``rank * outputs`` parameters."""
-        pairs = (self.plain(target) for target in self.select(shape))
-        return tuple(tensor for a, b in pairs for tensor in (replace(a, trained=False), b))
+    def of_target(self, target: Target) -> tuple[AdapterTensor, ...]:
+        """Return A, a constant, and B: ``rank * outputs`` parameters."""
+        a, b = self.plain(target)
+        return replace(a, trained=False), b
 
     def refusals(self, shape: ModelShape, *, context: int, quantization: str) -> list[str]:
         """Refuse a rate of B against that of A, which has none."""
+        found = LowRank.refusals(self, shape, context=context, quantization=quantization)
         if self.lora_plus is None:
-            return []
-        return ["--method lora-fa trains B alone: leave out --lora-plus, or set --learning-rate."]
+            return found
+        return [
+            *found,
+            "--method lora-fa trains B alone: leave out --lora-plus, or set --learning-rate.",
+        ]
 
     def project(self, block: Block[A], own: Adapted[A], linear: Linear, x: A) -> A:
         """Return the projection, with the update where it is a target."""
@@ -51,5 +56,6 @@ class LoraFa(LowRank):
         return Lora(
             rank=self.rank, alpha=self.alpha, dropout=self.dropout, targets=self.targets,
             layers=self.layers, rslora=self.rslora, rank_pattern=self.rank_pattern,
-            alpha_pattern=self.alpha_pattern,
+            alpha_pattern=self.alpha_pattern, modules_to_save=self.modules_to_save,
+            modules_rate=self.modules_rate,
         )  # fmt: skip

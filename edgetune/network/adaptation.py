@@ -31,6 +31,15 @@ class Adaptation(Generic[A]):
         """Return the adaptation of each row of a batch of ``count``."""
         return [self] * count
 
+    @property
+    def head(self) -> A | None:
+        """A trained output projection (V, D) in place of the frozen one."""
+        return None
+
+    def look_up(self, block: Block[A], tokens: A) -> A:
+        """Return the rows (B, S, D) of an embedding table for tokens (B, S)."""
+        return block.ops.embedding(tokens, block.shape.embedding_scale)
+
     def embed(self, block: Block[A], x: A) -> A:
         """Return the embeddings (B, S, D) of the tokens."""
         return x

@@ -111,7 +111,7 @@ class Block(Generic[A]):
 
     def embedded(self, tokens: A) -> A:
         """Return the input (B, S, D) of the first block for tokens (B, S)."""
-        x = self.method.embed(self, self.ops.embedding(tokens, self.shape.embedding_scale))
+        x = self.method.embed(self, self.method.look_up(self, tokens))
         if self.shape.positions is not None:
             x = self.ops.add(x, self.ops.position_embedding())
         return x if self.shape.embedding_norm is None else self.ops.norm("embedding", x)

@@ -41,6 +41,13 @@ class Mixed(Adaptation[A]):
             raise ValueError(f"{len(self._rows)} rows have adapters, the batch has {count}")
         return self._rows
 
+    def look_up(self, block: Block[A], tokens: A) -> A:
+        """Return the rows (B, S, D) of each row's embedding table."""
+        rows = block.ops.rows
+        return block.ops.concatenated(
+            [one.look_up(block, rows(tokens, at)) for at, one in self._parts]
+        )
+
     def embed(self, block: Block[A], x: A) -> A:
         """Return the embeddings (B, S, D)."""
         rows = block.ops.rows

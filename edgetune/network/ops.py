@@ -73,8 +73,11 @@ class Ops(Protocol[A]):
 
     # what is frozen
 
-    def embedding(self, tokens: A, scale: float) -> A:
-        """Return the embeddings (B, S, D) of tokens (B, S), times ``scale`` as it is stored."""
+    def embedding(self, tokens: A, scale: float, table: A | None = None) -> A:
+        """Return the embeddings (B, S, D) of tokens (B, S), times ``scale`` as it is stored.
+
+        They come from a trained ``table`` (V, D) where there is one.
+        """
 
     def position_embedding(self) -> A:
         """Return the learned embeddings (B, S, D) of the tokens' positions."""

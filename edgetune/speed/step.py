@@ -35,6 +35,9 @@ ATTENTION_PASSES = 3.5
 EXPERT_MOVES = 5
 """Numbers moved for each of a token's states that an expert reads and makes."""
 
+LOGITS_AND_STATES = 4
+"""Operations a weight of the head and a token: two products, that of a trained head not counted."""
+
 LOGIT_PASSES = 10
 """Times that the loss reads or writes the logits."""
 
@@ -165,6 +168,10 @@ class TimeModel:
         self.objective = objective
         self.rates = rates
         self.trained = method.parameters(shape)
+        outside = {shape.embedding_tensor, shape.head_tensor}
+        tables = (x.size for x in method.tensors(shape) if x.trained and x.name in outside)
+        self.inside = self.trained - sum(tables)
+        self.learns_head = method.trained_head(shape) is not None
         self.first = method.first_layer(shape)
         self._blocks = cache(partial(blocks_bytes, shape))
         self._operations = Operations(shape, method)
@@ -202,7 +209,9 @@ class TimeModel:
         They are the base's, and where an objective asks for mismatched answers, those of policy and
         base over them: as many tokens again.
         """
-        return self.head(choice) / 2 + (_passes(objective) - 1) * self.evaluation(choice)
+        return self._head(choice, LOGITS_AND_STATES) / 2 + (
+            _passes(objective) - 1
+        ) * self.evaluation(choice)
 
     def update(self, choice: Choice) -> float:
         """Return the seconds of the optimizer's update."""
@@ -218,7 +227,7 @@ class TimeModel:
         """Return the seconds of one pass without gradients over a micro-batch, with its loss."""
         passes = ((count, self._pass(choice, work)) for work, count in self._counted().items())
         blocks = sum(count * block.run(block.forward) for count, block in passes)
-        work = blocks + self.head(choice) / 2
+        work = blocks + self._head(choice, LOGITS_AND_STATES) / 2
         return self._with_issuing(choice, work, self._operations.evaluation(choice))
 
     def _with_issuing(self, choice: Choice, work: float, operations: float) -> float:
@@ -253,7 +262,7 @@ class TimeModel:
     def _pass(self, choice: Choice, work: Work) -> Pass:
         rates, tokens = self.rates, choice.tokens
         product, width = rates.product(choice.compute_dtype), BYTES[choice.compute_dtype]
-        low_rank = self.trained / max(1, self.shape.layers - self.first)
+        low_rank = self.inside / max(1, self.shape.layers - self.first)
         used = work.used(tokens)
         read = choice.tiles * used * width / rates.pointwise
         frozen = max(2 * tokens * work.active / product, read)
@@ -304,10 +313,14 @@ class TimeModel:
         return block / self._bandwidth(choice.placement)
 
     def head(self, choice: Choice) -> float:
-        """Return the seconds of the loss: logits, their gradient and that of the states."""
+        """Return the seconds of the loss: logits, their gradient, those of states and trained head."""
+        return self._head(choice, LOGITS_AND_STATES + 2 * self.learns_head)
+
+    def _head(self, choice: Choice, operations: int) -> float:
+        """Return the seconds of the loss, with so many operations a weight and token in products."""
         rates, tokens, shape = self.rates, choice.tokens, self.shape
         matrix = shape.vocabulary * shape.hidden_size
-        products = 4 * tokens * matrix / rates.product(choice.compute_dtype)
+        products = operations * tokens * matrix / rates.product(choice.compute_dtype)
         logits = 4 * tokens * shape.vocabulary * LOGIT_PASSES / rates.pointwise
         chunks = ceil(tokens / choice.loss_chunk)
         if choice.quantization == FILE_FORMAT:

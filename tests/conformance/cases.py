@@ -113,6 +113,10 @@ def _norm(s: ModelShape) -> int:
     return _norms(s) + s.final_norm.size * len(s.final_norm.parts)
 
 
+def _whole(s: ModelShape) -> int:
+    return s.vocabulary * s.hidden_size * (1 if s.tied else 2)
+
+
 CASES = (
     Case(name="lora", kind="lora", settings={"rank": 4, "dropout": 0.1}, parameters=_low_rank(4)),
     Case(
@@ -132,6 +136,10 @@ CASES = (
         parameters=_low_rank(4),
     ),
     Case(name="dora", kind="dora", settings={"rank": 4}, parameters=_dora(4)),
+    Case(
+        name="lora-whole", kind="lora", parameters=lambda s: _low_rank(4)(s) + _whole(s) + _norm(s),
+        settings={"rank": 4, "dropout": 0.1, "modules_to_save": ("embeddings", "head", "norms")},
+    ),
     Case(name="dylora", kind="dylora", settings={"rank": 4}, parameters=_low_rank(4)),
     Case(
         name="lora-fa", kind="lora-fa", settings={"rank": 4, "dropout": 0.1},

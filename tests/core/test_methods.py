@@ -166,6 +166,37 @@ def test_dylora_is_cut_to_a_rank_and_scaled_as_it_was_trained() -> None:
         truncated(adapter, 2, Lora(rank=4))
 
 
+def test_modules_are_named_by_three_words() -> None:
+    for words, found in (("lm_head",), "no module"), (("norms", "norms"), "there twice"):
+        with pytest.raises(UsageError, match=found):
+            build("lora", {"modules_to_save": words})
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "dylora", "lora-fa"])
+def test_modules_that_cannot_be_trained_beside_an_update_are_refused(kind: str) -> None:
+    every, size = {"context": 8, "quantization": "none"}, 50 * 8
+    whole = build(kind, {"modules_to_save": ("embeddings", "head")})
+    assert whole.refusals(SHAPE, **every) == []
+    assert whole.parameters(SHAPE) - build(kind, {}).parameters(SHAPE) == 2 * size
+    assert whole.on_disk().parameters(SHAPE) >= whole.parameters(SHAPE)
+
+    (reason,) = build(kind, {"modules_to_save": ("norms",), "layers": 1}).refusals(SHAPE, **every)
+    assert "those of all blocks" in reason
+    gemma4 = resolve("gemma-4-e2b").shape
+    (reason,) = build(kind, {"modules_to_save": ("embeddings",)}).refusals(gemma4, **every)
+    assert "table of their own" in reason
+
+
+def test_a_cut_leaves_modules_whole() -> None:
+    trained = DyLora(rank=4, modules_to_save=("head",))
+    tensors = random_tensors(trained.on_disk(), SHAPE)
+    adapter = LoadedAdapter(method=trained.on_disk(), tensors=tensors, base=None)
+    cut = truncated(adapter, 2, trained)
+    assert {n: x.shape for n, x in cut.tensors.items()} == {
+        tensor.name: tensor.shape for tensor in cut.method.tensors(SHAPE)
+    }
+
+
 def test_placeholders_stand_before_every_document() -> None:
     batch = MicroBatch(
         tokens=np.array([[5, 6, 7, 8], [9, 9, 9, 0]], np.int32),

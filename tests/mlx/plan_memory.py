@@ -137,6 +137,8 @@ class Case:
     def __str__(self) -> str:
         """Return the row of the table, up to the figures."""
         method = self.fixed.get("method", "lora")
+        if "modules_to_save" in self.fixed:
+            method += f" + {', '.join(self.fixed['modules_to_save'])}"
         base = self.fixed.get("quantization", "none")
         rows = f"{self.fixed.get('micro_batch', 1)} x {self.context}"
         kept = "all" if self.checkpointed else "none"
@@ -146,6 +148,8 @@ class Case:
         return f"{self.model} | {method} | {base} | {rows} | {kept}"
 
 
+MATRICES = {"modules_to_save": ("embeddings", "head"), "loss_chunk": 64}
+TIED = {"modules_to_save": ("embeddings", "norms")}
 DISK = {"placement": "disk"}
 NARROW = {"compute_dtype": "bfloat16"}
 STEPS = 6
@@ -171,6 +175,11 @@ NAMED = (
     Case(model="tied", context=192, checkpointed=True, fixed={"method": "dora"}),
     Case(model="tied", context=128, fixed={"quantization": "q4"}),
     Case(model="tied", context=128, fixed={"method": "prompt"}),
+    Case(model="untied", context=128, fixed=MATRICES),
+    Case(model="untied", context=192, checkpointed=True, fixed=MATRICES | {"quantization": "q4"}),
+    Case(model="tied", context=128, fixed=TIED),
+    Case(model="tied", context=192, checkpointed=True, fixed=TIED | {"loss_chunk": 64}),
+    Case(model="narrow", context=128, checkpointed=True, fixed=MATRICES | NARROW),
     Case(model="gpt2", context=128),
     Case(model="gpt2", context=64, checkpointed=True, fixed={"micro_batch": 2}),
     Case(model="inclined", context=192),

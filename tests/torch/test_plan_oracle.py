@@ -67,6 +67,25 @@ def test_no_method_needs_more_than_planned(kind: str, dtype: ComputeDtype) -> No
             assert item.over >= 0, _words(item)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [("smollm2-135m", ("embeddings", "norms")), ("pythia-160m", ("embeddings", "head", "norms"))],
+    ids=["tied", "untied"],
+)
+def test_modules_trained_whole_take_what_is_planned(
+    model: str, words: tuple[str, ...], dtype: ComputeDtype
+) -> None:
+    method = build("lora", {"rank": 8, "modules_to_save": words})
+    for head, chunk in (("resident", 64), ("disk", 256)):
+        choice = plain(
+            method=method, quantization="none", compute_dtype=dtype, context=128, micro_batch=2,
+            head=head, loss_chunk=chunk, checkpointing=Checkpointing(layers=2),
+        )  # fmt: skip
+        for item in compare(Case(model, 2, 5000, choice)):
+            assert 0 <= item.over <= WORST, _words(item)
+
+
 @pytest.mark.parametrize(
     ("model", "dtype", "kind"),
     [

@@ -59,6 +59,12 @@ def _lora(adapter: LoadedAdapter) -> Lora:
             f"llama.cpp has no {adapter.method.kind} (it has lora). Export the merged model, if it "
             "can be merged (without --adapter), or the adapter itself (--to peft)."
         )
+    if adapter.method.modules_to_save:
+        raise UsageError(
+            "llama.cpp's adapters have no trained "
+            f"{' and '.join(adapter.method.modules_to_save)}. Export the merged model (without "
+            "--adapter), or the adapter itself (--to peft)."
+        )
     return adapter.method
 
 

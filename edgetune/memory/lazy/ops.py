@@ -79,10 +79,11 @@ class LazyOps:
 
     # what is frozen
 
-    def embedding(self, tokens: Array, scale: float) -> Array:
+    def embedding(self, tokens: Array, scale: float, table: Array | None = None) -> Array:
         """Look embeddings (B, S, D) up."""
         shape = (*tokens.shape, self.shape.hidden_size)
-        x = cast(counted(shape, self.batch.stored), self.batch.width)
+        stored = self.batch.stored if table is None else FLOAT32_BYTES
+        x = cast(counted(shape, stored), self.batch.width)
         return x if scale == 1.0 else times(x)
 
     def position_embedding(self) -> Array:
