@@ -9,6 +9,7 @@ from edgetune.adapters.base import ANYWHERE, AdapterFormat, unsupported
 from edgetune.adapters.modules import adaptable, exact_names, loaded_name, peft_names
 from edgetune.adapters.patterns import Pattern
 from edgetune.errors import ModelError
+from edgetune.escapes import short
 from edgetune.methods.base import Method
 from edgetune.methods.dora import Dora
 from edgetune.methods.lora import Lora, LowRank
@@ -82,6 +83,7 @@ class LoraFormat(AdapterFormat):
         ranks, alphas = Pattern.of(config, "rank_pattern"), Pattern.of(config, "alpha_pattern")
         problems = [*fields.problems, *unsupported(config, _KNOWN, _ALLOWED), *strange]
         problems += [*ranks.problems, *alphas.problems]
+        problems += _named_in_vain(config, whole, shape)
         problems += _apart(whole, fields.flag("ensure_weight_tying", False), shape)
         if problems:
             raise ModelError(f"This LoRA adapter cannot be used:\n  - {listing(problems)}")
@@ -116,6 +118,17 @@ def _modules_to_save(lora: LowRank, shape: ModelShape) -> dict[str, Any]:
         names.append(shape.head)
     paths = list(dict.fromkeys(loaded_name(shape, name) for name in names))
     return {"modules_to_save": paths, **({"ensure_weight_tying": True} if together else {})}
+
+
+def _named_in_vain(
+    config: Mapping[str, object], whole: Collection[str], shape: ModelShape
+) -> Iterator[str]:
+    """Name what ``modules_to_save`` selects and the file has no tensors of."""
+    modules = [loaded_name(shape, name.rpartition(".")[0]) for name in whole]
+    named = config.get("modules_to_save") or []
+    for name in named if isinstance(named, list) else [named]:
+        if not isinstance(name, str) or not any(module.endswith(name) for module in modules):
+            yield f"modules_to_save is {short(named)}: {short(name)} is not in the file"
 
 
 def _apart(whole: Mapping[str, str], ensured: bool, shape: ModelShape) -> Iterator[str]:

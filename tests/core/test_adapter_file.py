@@ -147,7 +147,6 @@ def test_names_select_the_same_modules_here(data: st.DataObject) -> None:
     [
         ("target_parameters", ["mlp.experts"]),
         ("trainable_token_indices", [1]),
-        ("modules_to_save", ["lm_head"]),
         ("bias", "lora_only"),
         ("init_lora_weights", "pissa"),
         ("task_type", "SEQ_CLS"),
@@ -161,6 +160,12 @@ def test_a_field_that_asks_for_more_is_refused(tmp_path: Path, name: str, value:
     with pytest.raises(ModelError) as refusal:
         load_adapter(tmp_path, LLAMA)
     assert f"{name} is {value!r}: not supported" in str(refusal.value)
+
+
+def test_modules_whose_tensors_are_missing_are_told(tmp_path: Path) -> None:
+    _save(tmp_path, modules_to_save=["lm_head"])
+    with pytest.raises(ModelError, match=r"modules_to_save is \['lm_head'\]: 'lm_head' is not in"):
+        load_adapter(tmp_path, LLAMA)
 
 
 @pytest.mark.parametrize(
