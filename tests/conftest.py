@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -20,6 +21,10 @@ from edgetune.speed.measured import (
 
 # Idle OpenMP threads sleep instead of spin, as the backend has it; read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Without a card its kernels are interpreted; read when Triton is imported.
+if not any(Path(name).exists() for name in ("/dev/nvidiactl", "/dev/dxg")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Test processes beside each other share the processor.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):

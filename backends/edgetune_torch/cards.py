@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from edgetune.settings.spec import Decision
+from edgetune_torch import kernels
 
 
 def usable_card() -> Decision[bool]:
@@ -20,4 +21,24 @@ def usable_card() -> Decision[bool]:
     except (RuntimeError, AssertionError) as error:
         first = str(error).strip().splitlines()[0].removesuffix(".")
         return Decision(False, f"{first}. `edgetune doctor` says what to type.")
+    if fault := _kernel_fault(torch.device("cuda", torch.cuda.current_device())):
+        return Decision(False, fault)
     return Decision(True, f"torch {torch.__version__} sees {torch.cuda.get_device_name()}")
+
+
+def _kernel_fault(device: torch.device) -> str | None:
+    """Return why our kernels do not run on a card that plans take them to serve; what to type."""
+    if not kernels.served(device):
+        return None
+    from edgetune_torch.kernels.gated import gated_activation
+
+    x = torch.ones(1, 2, device=device)
+    try:
+        gated_activation(x, x, "silu").sum().item()
+    except Exception as error:  # noqa: BLE001  # of Triton, the compiler of the host or the driver
+        first = (str(error).strip() or repr(error)).splitlines()[0].removesuffix(".")
+        return (
+            f"Triton does not compile here: {first}. Type: sudo apt install gcc python3-dev, or "
+            "go without it: pip uninstall triton"
+        )
+    return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from edgetune.data.batch import full_batch
 from edgetune.errors import UsageError
 from edgetune.run_spec import RunSpec
 from edgetune.shape import ModelShape
-from edgetune_torch.fake import fake_engine, fake_method, warm_up
+from edgetune_torch.fake import CPU, fake_engine, fake_method, warm_up
 from edgetune_torch.gradients import Gradients
 from edgetune_torch.optimizer import AdamW
 
@@ -29,9 +30,10 @@ from edgetune_torch.optimizer import AdamW
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of every storage from its first appearance to its end."""
 
-    def __init__(self) -> None:
-        """Count from nothing."""
+    def __init__(self, device: torch.device = CPU) -> None:
+        """Count from nothing; for a card, that is ``meta``, its own memory alone."""
         super().__init__()  # type: ignore[no-untyped-call]
+        self.card = device.type == "meta"
         self.live = 0
         self.peak = 0
         self._seen: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
@@ -49,7 +51,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is torch.ops.aten._local_scalar_dense.default:
             return 1.0
         if func is torch.ops.aten.nonzero.default:  # every token is under loss
-            out = torch.empty(args[0].numel(), args[0].dim(), dtype=torch.long)
+            found = args[0]
+            out = torch.empty(found.numel(), found.dim(), dtype=torch.long, device=found.device)
         elif func is torch.ops.aten.bincount.default:  # all tokens choose the same experts
             with unset_fake_temporarily():
                 counts = torch.zeros(args[2], dtype=torch.long)
@@ -58,7 +61,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
+            if isinstance(leaf, Tensor) and not (self.card and leaf.device.type == "cpu"):
                 self._count(leaf.untyped_storage())
         return out
 
@@ -92,17 +95,19 @@ def live_peaks(
     live: LiveBytes | None = None,
     *,
     shared: tuple[int, ...] = (),
+    device: torch.device = CPU,
 ) -> dict[str, int]:
     """Return the peaks of training and of evaluation; ``documents`` are the lengths in a row.
 
-    ``shared`` are the tokens that each of them goes on from.
+    ``shared`` are the tokens that each of them goes on from. The device ``meta`` stands for a card.
     Gradients and the optimizer's state are there from the first step on, and a second
     micro-batch finds what the first one found, so that one is enough.
     """
     warm_up(choice.quantization)
-    live = live or LiveBytes()
-    with FakeTensorMode(allow_non_fake_inputs=True), live:
-        engine, method = fake_engine(shape, choice), fake_method(shape, choice)
+    live = live or LiveBytes(device)
+    mode = nullcontext() if device.type == "meta" else FakeTensorMode(allow_non_fake_inputs=True)
+    with mode, live:
+        engine, method = fake_engine(shape, choice, device), fake_method(shape, choice, device)
         batch = full_batch(choice.micro_batch, choice.context, shape.vocabulary, documents, shared)
         gradients = Gradients(method.trained)
         optimizer = AdamW(choice.optimizer, method.trained, method.rates, 0.0)

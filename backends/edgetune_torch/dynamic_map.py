@@ -30,22 +30,22 @@ def dynamic_map(signed: bool = True) -> Tensor:
 
 
 @cache
-def _table(signed: bool, device: torch.device) -> Tensor:
+def table_on(signed: bool, device: torch.device) -> Tensor:
     """Return the values on a device; a copy at every use would stop a card each time."""
     return dynamic_map(signed).to(device)
 
 
 @cache
-def _borders(signed: bool, device: torch.device) -> Tensor:
+def borders_on(signed: bool, device: torch.device) -> Tensor:
     """Return the middles between neighbouring values."""
-    table = _table(signed, device)
+    table = table_on(signed, device)
     return (table[1:] + table[:-1]) / 2
 
 
 def load_tables(device: torch.device) -> None:
     """Make all tables on a device; what is computed with them allocates nothing then."""
     for signed in (True, False):
-        _borders(signed, device)
+        borders_on(signed, device)
 
 
 def encode_blocks(
@@ -74,7 +74,7 @@ def encode_into(
     blocks = values.view(-1, block)
     torch.amax(torch.abs(values, out=spare).view(-1, block), dim=1, out=scales)
     blocks.div_(torch.clamp(scales, min=1e-38, out=spare[: len(scales)])[:, None])
-    torch.bucketize(values, _borders(signed, values.device), out_int32=True, out=index)
+    torch.bucketize(values, borders_on(signed, values.device), out_int32=True, out=index)
     codes.copy_(index[: len(codes)])
 
 
@@ -95,6 +95,6 @@ def decode_into(
     """
     index[: len(codes)].copy_(codes)
     index[len(codes) :].zero_()
-    torch.index_select(_table(signed, codes.device), 0, index, out=values)
+    torch.index_select(table_on(signed, codes.device), 0, index, out=values)
     values[len(codes) :].zero_()
     values.view(-1, block).mul_(scales[:, None])

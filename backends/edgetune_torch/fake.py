@@ -1,6 +1,7 @@
 """An opened model whose tensors have shapes but no values, for dry runs.
 
-Everything that would be read from a file is empty; everything else is the engine's own.
+Everything that would be read from a file is empty; everything else is the engine's own. On the device
+``meta`` it is what a card computes, whether or not there is one.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from edgetune_torch.vocabulary import (
 )
 from edgetune_torch.weights import Blocks, BlockWeights, ResidentBlocks
 from edgetune_torch.workspace import Workspace
+
+CPU = torch.device("cpu")
 
 
 class FakeSource:
@@ -89,15 +92,16 @@ class FakeHead(HeadRows):
     streamed = True
 
     def __init__(self, shape: tuple[int, int], form: RowFormat, workspace: Workspace) -> None:
-        """Allocate the buffers; the rows themselves are nowhere."""
+        """Allocate the buffers, which are a host's; the rows themselves are nowhere."""
         super().__init__(shape, workspace)
         self.form = form
-        self._buffers = [form.empty(self.height) for _ in range(2)]
+        with CPU:
+            self._buffers = [form.empty(self.height) for _ in range(2)]
 
     def slices(self, dtype: torch.dtype) -> Iterator[Slice]:
         """Yield all rows, whose values nobody needs."""
         for span in self._spans():
-            rows = self._buffers[0][: span.stop - span.start]
+            rows = self._buffers[0][: span.stop - span.start].to(self.workspace.device)
             yield span, self.form.multiplied(rows, dtype, self.workspace)
 
     @property
@@ -109,8 +113,9 @@ class FakeHead(HeadRows):
 class PassingCheckpoints(Checkpoints):
     """Checkpoints that leave the device and come back as new tensors."""
 
-    def __init__(self) -> None:
-        """Keep nothing yet."""
+    def __init__(self, device: torch.device) -> None:
+        """Keep nothing yet of what is on a device."""
+        self.device = device
         self._kept: list[tuple[torch.Size, torch.dtype]] = []
 
     def put(self, x: Tensor) -> None:
@@ -120,7 +125,7 @@ class PassingCheckpoints(Checkpoints):
     def take(self) -> Tensor:
         """Return an empty tensor like the newest."""
         shape, dtype = self._kept.pop()
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device=self.device)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -142,9 +147,14 @@ def warm_up(quantization: str) -> None:
     store(torch.zeros(64, 64), quantization).dense(torch.float32)
 
 
-def fake_engine(shape: ModelShape, choice: Choice) -> Engine:
-    """Return the engine for a choice."""
-    dtype, workspace = DTYPES_STORED[shape.dtype], Workspace(torch.device("cpu"))
+def fake_engine(shape: ModelShape, choice: Choice, device: torch.device = CPU) -> Engine:
+    """Return the engine for a choice, on a device."""
+    with device:
+        return _engine(shape, choice, Workspace(device))
+
+
+def _engine(shape: ModelShape, choice: Choice, workspace: Workspace) -> Engine:
+    dtype = DTYPES_STORED[shape.dtype]
     form = _form(shape, shape.formats.embedding if shape.formats else None, workspace)
     embedding = form.empty(shape.vocabulary)
     resident = choice.embedding == "resident"
@@ -185,17 +195,19 @@ def fake_engine(shape: ModelShape, choice: Choice) -> Engine:
         chunk=choice.loss_chunk,
         checkpoints=KeptCheckpoints()
         if choice.checkpointing.offload == "none"
-        else PassingCheckpoints(),
+        else PassingCheckpoints(workspace.device),
     )
 
 
 DTYPES_STORED = {"float16": torch.float16, **DTYPES}
 
 
-def fake_method(shape: ModelShape, choice: Choice) -> Adapted[Tensor]:
+def fake_method(shape: ModelShape, choice: Choice, device: torch.device = CPU) -> Adapted[Tensor]:
     """Return the method with empty tensors."""
     parameters = {
-        tensor.name: Parameter(torch.empty(tensor.shape), requires_grad=tensor.trained)
+        tensor.name: Parameter(
+            torch.empty(tensor.shape, device=device), requires_grad=tensor.trained
+        )
         for tensor in choice.method.tensors(shape)
     }
     return Adapted(choice.method, shape, parameters)

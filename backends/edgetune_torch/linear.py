@@ -124,8 +124,8 @@ class LoraLinear(torch.autograd.Function):
             kept = mask(ctx.dropout, ctx.shape, grad.device).flatten(0, -2)
         for span in rows.spans():
             wide = rows.upcast(grad, span, "outputs")
-            low_grad = (wide @ wide_b).mul_(ctx.scale)  # (T, R)
-            b_grad += (wide.T @ low[span]).mul_(ctx.scale)
+            low_grad = _scaled(wide, wide_b, ctx.scale)  # (T, R)
+            b_grad += _scaled(wide.T, low[span], ctx.scale)
             if flat is not None and a_grad is not None:
                 inputs = _dropped(rows.upcast(flat, span, "inputs"), kept, span, ctx.dropout)
                 a_grad += low_grad.T @ inputs
@@ -231,6 +231,13 @@ class _Rows:
         """Round a finished piece into ``out``."""
         if out.dtype != self.dtype:
             out[span].copy_(part)
+
+
+def _scaled(x: Tensor, y: Tensor, scale: float) -> Tensor:
+    """Return ``scale * x y``; a card does it in one kernel."""
+    if x.device.type == "cpu":
+        return (x @ y).mul_(scale)
+    return x.new_empty(len(x), y.shape[1]).addmm_(x, y, beta=0, alpha=scale)
 
 
 def _dropped(x: Tensor, kept: Tensor | None, span: slice, dropout: Dropout | None) -> Tensor:

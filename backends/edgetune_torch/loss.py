@@ -4,7 +4,8 @@ N loss tokens, D hidden size, V vocabulary, C tokens of a chunk, W rows of a sli
 The gradient of the hidden states is computed in the forward pass. Logits are made tile by tile,
 (C, W), and their log-sum-exp is kept up from tile to tile. A head on the device keeps the tiles
 of one chunk, (C, V) float32 in all, for the gradient; a streamed head makes each tile twice and
-holds one. Both compute the same numbers from the same tiles, bit for bit.
+holds one. Both compute the same numbers from the same tiles, bit for bit. On a card that our kernels
+serve, a head that is there is multiplied at once instead (:mod:`edgetune_torch.card_loss`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 from edgetune.buckets import chunked
 from edgetune.data.batch import IGNORED
 from edgetune.network.adaptation import Adaptation
+from edgetune_torch import kernels
 from edgetune_torch.precision import product_dtype
 from edgetune_torch.vocabulary import HeadRows, TrainedHead
 
@@ -158,6 +160,10 @@ def loss_and_gradient(
     ``targets`` (C,) holds token ids only; ``scale`` is one number or one for every row, (C,). Rows
     behind the first ``count`` add nothing to the loss, and their gradient is zero.
     """
+    if _at_once(x, head):
+        from edgetune_torch.card_loss import loss_and_gradient as at_once
+
+        return at_once(x, targets, count, head, scale)
     sums, softmax, kept = Sums(), _Softmax(targets), []
     for at, tile, rows in head.tiles(x):
         softmax.add(at, tile)
@@ -212,6 +218,10 @@ def _again(
 
 def loss_only(x: Tensor, targets: Tensor, count: int, head: Head) -> Sums:
     """Return the summed loss of the first rows of a chunk x (C, D) against targets (C,)."""
+    if _at_once(x, head):
+        from edgetune_torch.card_loss import loss_only as at_once
+
+        return at_once(x, targets, count, head)
     sums = Sums()
     _softmax(x, targets, head).add_to(sums, count)
     return sums
@@ -219,7 +229,16 @@ def loss_only(x: Tensor, targets: Tensor, count: int, head: Head) -> Sums:
 
 def token_losses(x: Tensor, targets: Tensor, head: Head) -> Tensor:
     """Return the loss of every row of a chunk x (C, D) against targets (C,), float32 (C,)."""
+    if _at_once(x, head):
+        from edgetune_torch.card_loss import token_losses as at_once
+
+        return at_once(x, targets, head)
     return _softmax(x, targets, head).losses
+
+
+def _at_once(x: Tensor, head: Head) -> bool:
+    """Return whether a kernel goes over whole rows of logits, and not over tiles of them."""
+    return kernels.served(x.device) and not head.rows.streamed
 
 
 def _softmax(x: Tensor, targets: Tensor, head: Head) -> _Softmax:

@@ -31,7 +31,8 @@ def unpack(codes: Tensor, scales: Tensor, out: Tensor) -> bool:
     All are contiguous and on the processor; scales are float32. False, and nothing done, if there
     is no library for ``out``'s type.
     """
-    function = _function(out.dtype) if type(codes) is Tensor else None  # not a fake one
+    here = type(codes) is Tensor and codes.device.type == "cpu"  # not a fake one
+    function = _function(out.dtype) if here else None
     if function is None:
         return False
     _call(function, codes, scales, out)

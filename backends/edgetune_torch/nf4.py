@@ -4,14 +4,15 @@ A matrix is read row by row as blocks of 64 weights. A block's scale is its larg
 a weight's code is the nearest of 16 quantiles of the normal distribution to ``w / scale``; two
 codes share a byte, the first in the high bits. The scales minus their mean (``offset``) are
 stored in 8 bits of the dynamic map in groups of 256, with one float32 scale a group: 4.127 bits
-a weight in all. The bytes are those that bitsandbytes makes; bitsandbytes itself is used on CUDA
-alone, because importing it costs 115 MB and its ``Linear4bit`` repacks its weight in the first
-evaluation on a CPU with AVX512-BF16 and then trains nothing (0.50).
+a weight in all. The bytes are those that bitsandbytes makes; bitsandbytes itself is used on cards
+alone that our kernel does not serve, because importing it costs 115 MB and its ``Linear4bit`` repacks
+its weight in the first evaluation on a CPU with AVX512-BF16 and then trains nothing (0.50).
 """
 
 from __future__ import annotations
 
 from functools import cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch import Tensor
 from edgetune.tensors.packed.kinds import NF4 as QUANTILES
 from edgetune.tensors.packed.kinds import NF4_BLOCK as BLOCK
 from edgetune.tensors.packed.kinds import NF4_GROUP as GROUP
+from edgetune_torch import kernels
 from edgetune_torch.dynamic_map import decode_blocks, encode_blocks
 from edgetune_torch.matrices import Part, WritableMatrix
 from edgetune_torch.native import unpack
@@ -66,8 +68,11 @@ class Nf4Matrix(WritableMatrix):
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """Return the values in ``dtype``, computed in float32."""
-        if self.parts["codes"].is_cuda:
-            return self._dense_cuda(dtype)
+        device = self.parts["codes"].device
+        if kernels.served(device):
+            return self._dense_by_kernel(dtype)
+        if device.type == "cuda" and _has_bitsandbytes():
+            return self._dense_by_bitsandbytes(dtype)
         size = self.shape[0] * self.shape[1]
         codes, scales = self.parts["codes"], self._scales()
         out = self.workspace.take("matrix", (codes.numel() * 2,), dtype)
@@ -81,7 +86,14 @@ class Nf4Matrix(WritableMatrix):
         scales = decode_blocks(parts["scales"], parts["group_scales"], GROUP)
         return scales.add_(parts["offset"])
 
-    def _dense_cuda(self, dtype: torch.dtype) -> Tensor:
+    def _dense_by_kernel(self, dtype: torch.dtype) -> Tensor:
+        from edgetune_torch.kernels.nf4 import unpack as unpack_on_card
+
+        out = self.workspace.take("matrix", self.shape, dtype)
+        unpack_on_card(self.parts, out)
+        return out
+
+    def _dense_by_bitsandbytes(self, dtype: torch.dtype) -> Tensor:
         import bitsandbytes  # noqa: F401  # registers the operation
 
         size = self.shape[0] * self.shape[1]
@@ -103,7 +115,9 @@ def unpack_by_text(
         values = part if direct else workspace.take("values", part.shape, torch.float32)
         indices = workspace.take("indices", some.shape, torch.int32)
         # a pair of float32 moves as one float64
-        torch.index_select(_pairs(), 0, indices.copy_(some), out=values.view(torch.float64))
+        torch.index_select(
+            _pairs(codes.device), 0, indices.copy_(some), out=values.view(torch.float64)
+        )
         values.view(-1, BLOCK).mul_(blocks[: len(values) // BLOCK, None])
         if not direct:
             part.copy_(values)
@@ -136,8 +150,13 @@ def _borders() -> tuple[Tensor, Tensor]:
 
 
 @cache
-def _pairs() -> Tensor:
+def _has_bitsandbytes() -> bool:
+    return find_spec("bitsandbytes") is not None
+
+
+@cache
+def _pairs(device: torch.device) -> Tensor:
     """Return, for every byte, its two float32 values seen as one float64 (256,)."""
     quantiles, byte = torch.tensor(QUANTILES), torch.arange(256)
     pairs = torch.stack((quantiles[byte >> 4], quantiles[byte & 15]), dim=1)
-    return pairs.contiguous().view(torch.float64).view(-1)
+    return pairs.contiguous().view(torch.float64).view(-1).to(device)

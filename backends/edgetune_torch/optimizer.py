@@ -20,6 +20,7 @@ from torch import Tensor
 
 from edgetune.errors import ModelError, UsageError
 from edgetune.settings.spec import ADAMW, OptimizerName
+from edgetune_torch import kernels
 from edgetune_torch.commit import Commit
 from edgetune_torch.dynamic_map import load_tables
 from edgetune_torch.moments import (
@@ -89,13 +90,23 @@ class AdamW:
         """
         self.prepare()
         order = sorted(self.parameters, key=lambda key: -self.parameters[key].numel())
-        buffers = UpdateBuffers.of(self.name, self.parameters[order[0]])
         updates = [
             self._of(key, Factors.of(learning_rate * self.rates[key], self.weight_decay, number))
             for key in order
             if self.parameters[key].grad is not None
         ]
-        return partial(self._take, updates, buffers)
+        if kernels.served(self.parameters[order[0]].device):
+            from edgetune_torch.kernels.adamw import prepared
+
+            return partial(self._launch, prepared(updates))
+        return partial(self._take, updates, UpdateBuffers.of(self.name, self.parameters[order[0]]))
+
+    @torch.no_grad()
+    def _launch(self, launches: Sequence[Callable[[], None]]) -> None:
+        for launch in launches:
+            launch()
+            self.torn = True
+        self.torn = False
 
     @torch.no_grad()
     def _take(self, updates: Sequence[TensorUpdate], buffers: UpdateBuffers) -> None:

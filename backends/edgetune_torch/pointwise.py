@@ -1,7 +1,8 @@
 """Norms, rotation and activations: element by element, with their backward written out.
 
 Each saves its inputs only (they are needed elsewhere anyway) and recomputes the rest. A weight
-gets a gradient only if it is trained.
+gets a gradient only if it is trained. On cards that they serve, :mod:`edgetune_torch.kernels` does the
+same.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgetune.shape import NormKind
+from edgetune_torch import kernels
 
 
 class RmsNorm(torch.autograd.Function):
@@ -47,6 +49,10 @@ class RmsNorm(torch.autograd.Function):
 
 def norm(x: Tensor, kind: NormKind, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """Return x normalised over its last axis, or groups of it, as the model's norms do."""
+    if kind.kind == "rms" and kind.groups == 1 and kernels.served(x.device):
+        from edgetune_torch.kernels.norm import rms_norm
+
+        return rms_norm(x, weight, kind.offset, kind.eps)
     wide = None if weight is None else weight.float()
     if wide is not None and kind.offset:
         wide = wide + kind.offset
@@ -104,6 +110,11 @@ class GatedActivation(torch.autograd.Function):
 
 def gated_activation(gate: Tensor, up: Tensor, name: str) -> Tensor:
     """Return ``activation(gate) * up``."""
+    if kernels.served(gate.device):
+        from edgetune_torch.kernels import gated
+
+        if name in gated.NAMES:
+            return gated.gated_activation(gate, up, name)
     y: Tensor = GatedActivation.apply(gate, up, name)  # type: ignore[no-untyped-call]
     return y
 
@@ -136,6 +147,10 @@ def rotate(
     ``cos`` and ``sin`` are (B, 1, S, d), d <= h; channel i pairs with i + d/2, or 2i with 2i + 1
     if ``interleaved``.
     """
+    if kernels.served(x.device):
+        from edgetune_torch.kernels import rotary
+
+        return rotary.rotate(x, cos, sin, interleaved=interleaved)
     size = cos.shape[-1]
     first = x.shape[-1] - size if trailing else size
     parts = x[..., :first], x[..., first:]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from edgetune.model import StoredTensor
+from edgetune_torch import kernels
 from edgetune_torch.int8 import Int8Matrix
 from edgetune_torch.pages import Extent, Files, bytes_of
 from edgetune_torch.row_formats import PlainRows, RowFormat
@@ -140,7 +141,10 @@ class ResidentHead(HeadRows):
         self.shared = shared
 
     def slices(self, dtype: torch.dtype) -> Iterator[Slice]:
-        """Yield all rows."""
+        """Yield all rows: at once where nothing is to be unpacked and a kernel wants them so."""
+        if self.form == PlainRows(self.hidden, dtype) and kernels.served(self.weight.device):
+            yield slice(0, self.vocabulary), self.weight
+            return
         for span in self._spans():
             yield span, self.form.multiplied(self.weight[span], dtype, self.workspace)
 

@@ -17,6 +17,9 @@ PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """What a backend computes with, by the names of distributions."""
 
+BFLOAT16_FROM: Final = (8, 0)
+"""The least compute capability of cards that multiply bfloat16."""
+
 CARD: Final = "cuda"
 """The kind of devices that are cards, which do not share a processor or its memory."""
 
@@ -78,16 +81,23 @@ class Device:
     """Where the numbers come from."""
     uuid: str | None = None
     """The driver's identity of a card: frameworks may number the cards in another order."""
+    compute_capability: tuple[int, int] | None = None
+    """What an NVIDIA card can do, as its vendor numbers it; ``None`` where it is not known."""
+    kernels: bool = False
+    """Whether the backend's own kernels compute on it."""
     fault: Fault | None = None
     """Why a run cannot use it as things are; ``None`` where nothing speaks against it."""
     passed_over: tuple[Fault, ...] = ()
     """Why better devices of this machine were not taken, where they would have been."""
 
     @property
-    def attends_16bit(self) -> bool:
-        """Whether there is fused attention in 16 bits: not on cards that are no faster in them."""
-        known = self.rate_32bit > 0
-        return not (self.kind == CARD and known and self.rate_16bit <= self.rate_32bit)
+    def has_bfloat16(self) -> bool:
+        """Whether it computes in bfloat16: not cards before Ampere, which widen it at every step."""
+        if self.kind != CARD:
+            return True
+        if self.compute_capability is not None:
+            return self.compute_capability >= BFLOAT16_FROM
+        return not 0 < self.rate_16bit <= self.rate_32bit
 
 
 def card_name(number: int) -> str:

@@ -26,6 +26,7 @@ class Card:
     link_generation: int
     link_lanes: int
     memory_bandwidth: float = 0.0
+    compute_capability: tuple[int, int] | None = None
 
 
 def link_bandwidth(generation: int, lanes: int) -> float:
@@ -59,3 +60,18 @@ def _named(cards: Sequence[Card], entry: str) -> Card | None:
     if not entry.startswith(("GPU-", "MIG-")):
         return None
     return next((card for card in cards if card.uuid.startswith(entry)), None)
+
+
+_KERNELS_FROM: Final = (8, 0)
+"""The least compute capability that the backend's own kernels are compiled for (Triton's)."""
+
+
+def as_capability(told: str) -> tuple[int, int] | None:
+    """Return a compute capability that is written ``8.6``; ``None`` for anything else."""
+    major, _, minor = told.partition(".")
+    return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None
+
+
+def has_kernels(capability: tuple[int, int]) -> bool:
+    """Return whether the backend's own kernels run on cards of a compute capability."""
+    return capability >= _KERNELS_FROM

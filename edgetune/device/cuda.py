@@ -8,6 +8,7 @@ from edgetune.device.base import DISK_BANDWIDTH, Device, Reading, keep_margin
 from edgetune.device.card import Card, link_bandwidth, visible
 from edgetune.device.cpu import HostMemory, host_memory
 from edgetune.device.faults import card_fault
+from edgetune.device.kernels import kernel_absence
 from edgetune.device.nvml import nvml_cards
 from edgetune.device.profiles import figures
 from edgetune.device.smi import smi_cards
@@ -46,6 +47,7 @@ def _device(card: Card, system: System, host: HostMemory, notes: tuple[str, ...]
     if not card.total_bytes:
         return _integrated(system, card.name, uuid=card.uuid)
     known = figures(card.name, card.total_bytes)
+    capability = card.compute_capability or known.compute_capability
     return Device(
         name=card.name,
         backend="torch",
@@ -64,6 +66,8 @@ def _device(card: Card, system: System, host: HostMemory, notes: tuple[str, ...]
         notes=(*_card_notes(card), *known.notes, *notes, *host.notes),
         because=f"memory and link from the NVIDIA driver; {known.because}",
         uuid=card.uuid,
+        compute_capability=capability,
+        kernels=kernel_absence(system, capability) is None,
         fault=card_fault(system, card.name),
     )
 
@@ -89,6 +93,8 @@ def _integrated(system: System, name: str, *, uuid: str | None = None) -> Device
         notes=("integrated: shares the host's memory", *known.notes, *host.notes),
         because=f"memory from the operating system; {known.because}",
         uuid=uuid,
+        compute_capability=known.compute_capability,
+        kernels=kernel_absence(system, known.compute_capability) is None,
         fault=card_fault(system, name),
     )
 

@@ -89,6 +89,7 @@ class _Driver:
             link_lanes=self._number("nvmlDeviceGetMaxPcieLinkWidth", parent),
             # An instance has a share of its card's bandwidth that the driver does not tell.
             memory_bandwidth=self._bandwidth(handle) if handle is parent else 0.0,
+            compute_capability=self._capability(parent),
         )
 
     def _divided(self, handle: ctypes.c_void_p) -> bool:
@@ -101,6 +102,12 @@ class _Driver:
         """Return bytes/s: the driver's memory clock counts half of the transfers."""
         clock = self._number("nvmlDeviceGetMaxClockInfo", handle, _MEMORY_CLOCK)
         return 2e6 * clock * self._number("nvmlDeviceGetMemoryBusWidth", handle) / 8
+
+    def _capability(self, handle: ctypes.c_void_p) -> tuple[int, int] | None:
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        got = "nvmlDeviceGetCudaComputeCapability"
+        told = self._asked(got, handle, ctypes.byref(major), ctypes.byref(minor))
+        return (major.value, minor.value) if told else None
 
     def _number(self, function: str, handle: ctypes.c_void_p, *arguments: int) -> int:
         number = ctypes.c_uint()

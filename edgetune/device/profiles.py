@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from edgetune.device.base import Device
+from edgetune.device.card import as_capability, has_kernels
 from edgetune.profile import names, read_yaml
 
 _SIZE: Final = re.compile(r"-(\d+)gb$")
@@ -29,6 +30,7 @@ class Figures:
     memory_bandwidth: float = 0.0
     rate_16bit: float = 0.0
     rate_32bit: float = 0.0
+    compute_capability: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
     because: str = "published figures unknown: no profile has this name"
 
@@ -58,6 +60,7 @@ def figures(name: str, total_bytes: int) -> Figures:
         memory_bandwidth=device.memory_bandwidth,
         rate_16bit=device.rate_16bit,
         rate_32bit=device.rate_32bit,
+        compute_capability=device.compute_capability,
         notes=device.notes,
         because=f"published figures from the profile {nearest}",
     )
@@ -80,6 +83,8 @@ def _size(name: str) -> int:
 def _device(name: str, content: Mapping[str, Any]) -> Device:
     usable = int(content["total_bytes"] * content["usable_share"])
     unified = content["unified"]
+    told = content.get("compute_capability")
+    capability = None if told is None else as_capability(told)
     return Device(
         name=content["name"],
         backend=content["backend"],
@@ -93,6 +98,8 @@ def _device(name: str, content: Mapping[str, Any]) -> Device:
         rate_16bit=content["rate_16bit"],
         rate_32bit=content["rate_32bit"],
         multiplies_16bit=content.get("multiplies_16bit", True),
+        compute_capability=capability,
+        kernels=capability is not None and has_kernels(capability),
         host_free_bytes=usable if unified else _HOST_BYTES,
         unified=unified,
         here=False,

@@ -32,6 +32,8 @@ class Platform:
     """False: a processor, on which torch widens 16-bit activations to multiply them."""
     attends_16bit: bool = True
     """False: a card before Ampere, for which torch has no fused attention in bfloat16."""
+    kernels: bool = False
+    """Whether the backend's own kernels compute on it: a card's."""
 
     @property
     def costs(self) -> Costs:
@@ -74,6 +76,8 @@ class BatchShape:
     """Whether documents go on from the beginning of others."""
     fuses: bool = True
     """Whether there is a kernel for attention that keeps no scores."""
+    kernels: bool = False
+    """As :attr:`Platform.kernels`: what is pointwise holds nothing beside its inputs and outputs."""
     tile: int = 0
     """Positions of a tile of a block that is computed tile by tile; 0: it is computed whole."""
 
@@ -137,7 +141,8 @@ def batch_shape_of(
         unpacking=_unpacking(choice, shape, costs) if unpacks else 0.0,
         documents=sharing,
         forked=forked,
-        fuses=platform.attends_16bit or not narrow,
+        fuses=platform.attends_16bit or choice.compute_dtype != "bfloat16",
+        kernels=platform.kernels,
         tile=choice.tile if choice.tile < context and not costs.lazy else 0,
     )
 

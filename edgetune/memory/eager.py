@@ -106,7 +106,8 @@ class EagerOps(Scanning):
         gain = self.gain(stored if weight is None else weight, kind)
         if kind.kind == "rms":
             grouped = x.view(*x.shape[:-1], kind.groups, norm.size // kind.groups)
-            return self.rms_norm(x if kind.groups == 1 else grouped, gain).view(*x.shape)
+            whole = kind.groups == 1
+            return self.rms_norm(x if whole else grouped, gain, whole=whole).view(*x.shape)
         wide = self.as_width(stored if bias is None else bias, FLOAT32_BYTES) if norm.bias else None
         return self.layer_norm(x, gain, wide)
 
@@ -371,8 +372,7 @@ class EagerOps(Scanning):
 
     def gated(self, gate: Sized, up: Sized, name: str) -> Sized:
         """Combine a gate and what it lets through."""
-        del name
-        return self.gate(gate, up)
+        return self.gate(gate, up, name)
 
     def add(self, x: Sized, y: Sized) -> Sized:
         """Return ``x + y``."""

@@ -16,14 +16,22 @@ from edgetune.memory.sized import Gradient, Sized, Strewn, like
 from edgetune.shape import NormKind, Rotary
 from edgetune.storage import FLOAT32_BYTES
 
+NORM_PARTS = 256
+"""Sums of rows that a card's kernel makes of the gradient of a norm's weight, at most."""
+
+KERNELS = frozenset({"silu", "gelu", "gelu_tanh", "sigmoid"})
+"""Gated activations that a card has a kernel for."""
+
 
 class Fused(Elementary):
     """Norms, rotations, gates and products with frozen matrices."""
 
     # norms
 
-    def rms_norm(self, x: Sized, gain: Sized | None) -> Sized:
+    def rms_norm(self, x: Sized, gain: Sized | None, *, whole: bool = True) -> Sized:
         """Return x normalised over its last axis, for a gain in float32, or none."""
+        if self.batch.kernels and whole:
+            return self._normed_by_kernel(x, gain)
         ledger, numbers = self.ledger, x.numbers
         wide, statistic = FLOAT32_BYTES * numbers, FLOAT32_BYTES * numbers // x.shape[-1]
         inputs = (x,) if gain is None else (x, gain)
@@ -43,6 +51,21 @@ class Fused(Elementary):
             return (like(grads[0], self.new(size)), own)[:count]
 
         return self.tape.made(x.shape, x.width, inputs, back, storage=storage, saved=inputs)
+
+    def _normed_by_kernel(self, x: Sized, gain: Sized | None) -> Sized:
+        """Return the same of a kernel: the gain of any type, sums of rows for that of a trained one."""
+        inputs = (x,) if gain is None else (x, gain)
+        size, own = x.nbytes, gain.nbytes if gain is not None and gain.needs else 0
+        parts = min(NORM_PARTS, x.numbers // x.shape[-1]) * own
+
+        def back(grads: list[Gradient]) -> Sequence[Gradient]:
+            made = like(grads[0], self.new(size))
+            if not own:
+                return (made, None)[: len(inputs)]
+            self.ledger.transient(parts, own)
+            return made, self.new(own)
+
+        return self.tape.made(x.shape, x.width, inputs, back, saved=inputs)
 
     def layer_norm(self, x: Sized, gain: Sized | None, bias: Sized | None) -> Sized:
         """Return x normalised over its last axis, in float32 and cast back; gain and bias if any."""
@@ -68,6 +91,8 @@ class Fused(Elementary):
 
     def gain(self, weight: Sized, kind: NormKind) -> Sized:
         """Return a norm's weight as it multiplies, in float32."""
+        if self.batch.kernels and kind.kind == "rms" and kind.groups == 1:
+            return weight
         wide = self.as_width(weight, FLOAT32_BYTES)
         if not kind.offset:
             return wide
@@ -80,6 +105,11 @@ class Fused(Elementary):
         ledger, size = self.ledger, x.nbytes
         part = size // x.shape[-1] * rotary.dimensions
         whole = rotary.dimensions == x.shape[-1]
+        if self.batch.kernels:
+            return self.tape.made(
+                x.shape, x.width, (x,), lambda grads: (like(grads[0], self.new(size)),),
+                heads_apart=x.heads_apart,
+            )  # fmt: skip
         ledger.transient(3 * part)
         if not whole:
             ledger.transient(part, size)
@@ -104,12 +134,13 @@ class Fused(Elementary):
 
     # element by element
 
-    def gate(self, gate: Sized, up: Sized) -> Sized:
+    def gate(self, gate: Sized, up: Sized, name: str) -> Sized:
         """Return ``activation(gate) * up``; the activation is made again on the way back."""
         one, ledger = up.nbytes, self.ledger
+        beside = 0 if self.batch.kernels and name in KERNELS else 3 * one
 
         def back(_: list[Gradient]) -> Sequence[Gradient]:
-            ledger.transient(3 * one)
+            ledger.transient(beside)
             return self.new(one), self.new(one)
 
         return self.tape.made(up.shape, up.width, (gate, up), back, saved=(gate, up))

@@ -19,6 +19,9 @@ SCORED_BYTES = 48
 """Bytes a loss token while the losses of tokens become scores of documents and weights again."""
 
 CARD_SLICE = 4096
+LOSS_BYTES = 9
+"""Bytes a loss token of what a kernel says of it: loss, factor, hit."""
+
 INDEX = 8
 """Bytes of a position."""
 
@@ -122,6 +125,8 @@ def _chunk(
             quantized, rows = False, replace(rows, recast=rows.width != FLOAT32_BYTES)
         return _whole_chunk(shape, rows, tokens, quantized=quantized, gradient=gradient)
     height = min(HEAD_SLICE if rows.keeps_scratch else CARD_SLICE, shape.vocabulary)
+    if rows.kernels and head != "disk":
+        return _at_once(shape, rows, tokens, height, head, gradient=gradient)
     tile = FLOAT32_BYTES * tokens * height
     kept = FLOAT32_BYTES * tokens * shape.vocabulary if gradient and head != "disk" else tile
     wide = tokens * shape.hidden_size * rows.product if rows.upcast else 0
@@ -136,6 +141,25 @@ def _chunk(
     if gradient and shape.logit_softcap is not None:
         back += 3 * tile
     return wide + statistics + max(going, back if gradient else 0)
+
+
+def _at_once(
+    shape: ModelShape, rows: BatchShape, tokens: int, height: int, head: str, *, gradient: bool
+) -> int:
+    """Return the peak where a card's kernel goes over all logits of the chunk and overwrites them.
+
+    A head that is not multiplied as it lies is unpacked in slices, whose gradients are summed.
+    """
+    slices = _slices(shape, rows, height, head)
+    logits, states = tokens * shape.vocabulary * rows.product, tokens * shape.hidden_size
+    going = tokens * LOSS_BYTES + logits
+    if not gradient:
+        return going + slices
+    summed = states * (FLOAT32_BYTES + rows.product) if slices else 0
+    if head == TRAINED and rows.product != FLOAT32_BYTES:
+        learnt = height * shape.hidden_size * rows.product
+        summed = max(summed, states * FLOAT32_BYTES + learnt)
+    return going + slices + max(summed, states * rows.product)
 
 
 def _slices(shape: ModelShape, rows: BatchShape, height: int, head: str) -> int:

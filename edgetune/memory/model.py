@@ -84,7 +84,9 @@ class MemoryModel:
         self._loss = cache(partial(loss_bytes, shape))
         self._evaluated = cache(partial(evaluation_bytes, shape))
         self._state = cache(partial(state_bytes, self.sizes))
-        self._update = cache(partial(update_bytes, self.sizes, costs=self.costs))
+        self._update = cache(
+            partial(update_bytes, self.sizes, costs=self.costs, kernels=platform.kernels)
+        )
         self._step = cache(self._make_step)
         self._passes = cache(self._make_passes)
 

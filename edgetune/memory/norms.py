@@ -14,6 +14,9 @@ def norm_forward(ledger: Ledger, kind: NormKind, size: int, rows: BatchShape, co
     Returns the bytes that stay besides for the backward pass: the widened gain, of a layer norm
     also the statistics and a widened input.
     """
+    if rows.kernels and kind.kind == "rms":
+        ledger.alloc(rows.activation_bytes(columns))
+        return 0
     weight_bytes = 0 if rows.stored == FLOAT32_BYTES and not kind.offset else FLOAT32_BYTES * size
     ledger.alloc(weight_bytes)
     if kind.offset and rows.stored != FLOAT32_BYTES:
@@ -48,6 +51,8 @@ def norm_backward(ledger: Ledger, kind: NormKind, size: int, rows: BatchShape, c
     """Go back through a norm; return the bytes of the input's gradient, which stay."""
     wide, out = FLOAT32_BYTES * rows.tokens * columns, rows.activation_bytes(columns)
     statistic = wide // size
+    if rows.kernels and kind.kind == "rms":
+        return ledger.alloc(out)
     if kind.kind == "layer":
         ledger.transient(0 if rows.width == FLOAT32_BYTES else 2 * wide)
     elif rows.width == FLOAT32_BYTES:

@@ -19,12 +19,20 @@ def state_bytes(sizes: Sequence[int], optimizer: str) -> int:
     return sum(2 * _average(size, optimizer) for size in sizes)
 
 
-def update_bytes(sizes: Sequence[int], optimizer: str, costs: Costs) -> int:
-    """Return the bytes that an update holds, for its largest tensor.
+ENTRY = 72
+"""Bytes of a tensor in the tables of a card's kernel: eight addresses and sizes, two factors."""
+
+
+def update_bytes(
+    sizes: Sequence[int], optimizer: str, costs: Costs, *, kernels: bool = False
+) -> int:
+    """Return the bytes that an update holds, for its largest tensor; with ``kernels`` tables alone.
 
     Both averages, the weights and a deviation of each element; with averages in 8 bits a table's
     index besides, the new codes, and a scale a block.
     """
+    if kernels:
+        return ENTRY * len(sizes)
     largest = max(sizes)
     if costs.updated_at_once is None:
         return costs.update_arrays * FLOAT32_BYTES * largest

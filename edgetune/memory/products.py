@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.ledger import Ledger
+from edgetune.memory.scratch import UNPACKED
 from edgetune.storage import FLOAT32_BYTES
 
 
@@ -29,6 +30,17 @@ class Product:
 
 
 def unpack(ledger: Ledger, product: Product, rows: BatchShape) -> None:
-    """Hold what unpacking 4-bit weights needs beside scratch: scales, twice while decoded."""
-    if product.quantized and rows.keeps_scratch:
-        ledger.transient(3 * FLOAT32_BYTES * -(-product.inputs * product.outputs // 64))
+    """Hold what unpacking 4-bit weights needs beside scratch: scales, twice while decoded.
+
+    On a card without a kernel for it they are there beside the dense weights, too, and beside a
+    piece of values and of indices.
+    """
+    if not product.quantized or rows.kernels:
+        return
+    numbers = product.inputs * product.outputs
+    scales = FLOAT32_BYTES * -(-numbers // 64)
+    if rows.keeps_scratch:
+        ledger.transient(3 * scales)
+        return
+    piece = 3 * FLOAT32_BYTES * min(UNPACKED, numbers // 2)
+    ledger.transient(max(3 * scales, scales + product.dense(rows) + piece))

@@ -59,5 +59,6 @@ def platform_of(device: Device) -> Platform:
     return Platform(
         kind=device.kind,
         multiplies_16bit=device.multiplies_16bit,
-        attends_16bit=device.attends_16bit,
+        attends_16bit=device.has_bfloat16,
+        kernels=device.kernels,
     )

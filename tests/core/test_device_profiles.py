@@ -33,7 +33,7 @@ def test_there_are_profiles_for_the_machines_people_own() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_profile_holds_each_field_and_no_other(name: str) -> None:
     content = read_yaml("devices", name)
-    own = {"multiplies_16bit"} if content["kind"] == "cpu" else set()
+    own = {"cpu": {"multiplies_16bit"}, "cuda": {"compute_capability"}}.get(content["kind"], set())
     assert set(content) - {"notes"} == set(REQUIRED) | own
     assert isinstance(content.get("multiplies_16bit", True), bool)
     for field, kind in REQUIRED.items():
