@@ -107,6 +107,7 @@ def train(
         EdgetuneError: as ``edgetune train`` says.
     """
     from edgetune.workflows.judging import After
+    from edgetune.workflows.method_search import chosen, keep
     from edgetune.workflows.training import start_run
 
     folder = Path(output)
@@ -117,7 +118,9 @@ def train(
         if not planned.here:
             raise UsageError(f"{device} is another machine's profile, to plan for.")
         own = request.data is not None and request.data.parent == scratch
+        planned, races = chosen(planned, folder, lambda _: None, stop, strict=strict)
         with closing(start_run(_kept_at(planned, folder) if own else planned, folder)) as run:
+            keep(races, run.folder)
             if own and request.data is not None:
                 (folder / ROWS).write_bytes(request.data.read_bytes())
             after = After(verdict=verdict, samples=samples)
@@ -148,7 +151,7 @@ def resume(
     from edgetune.workflows.resuming import resume_run
 
     rows = None if data is None else Path(data)
-    with closing(resume_run(Path(folder), rows, _bytes(memory))) as run:
+    with closing(resume_run(Path(folder), rows, size_of(memory))) as run:
         after = After(verdict=verdict, samples=samples)
         _follow(run.events(stop, strict=strict, after=after), on_event)
     return load_run(folder)
@@ -173,7 +176,7 @@ def load_run(
     True
     """
     base = None if model is None else os.fspath(model)
-    return LoadedRun(os.fspath(ref), Over(model=base, device=device, memory=_bytes(memory)))
+    return LoadedRun(os.fspath(ref), Over(model=base, device=device, memory=size_of(memory)))
 
 
 def export(
@@ -258,7 +261,7 @@ class LoadedRun:
 
         opened = self._open()
         with ScratchFolder() as scratch:
-            dataset = dataset_of(opened, _file_of(data, scratch))
+            dataset = dataset_of(opened, rows_file(data, scratch))
         labels, _ = labels_of((opened,), dataset)
         each = {"tuned": opened, "base": opened.base()}
         scores, examples = score_each(
@@ -319,9 +322,9 @@ def _request(
     fixed = Fixed.named(settings)
     return PlanRequest(
         model=os.fspath(model),
-        data=None if data is None else _file_of(data, scratch),
+        data=None if data is None else rows_file(data, scratch),
         device=device,
-        memory=_bytes(memory),
+        memory=size_of(memory),
         choice=fixed.choice,
         training=fixed.training,
         measure=measure,
@@ -329,7 +332,7 @@ def _request(
     )
 
 
-def _file_of(data: Rows, scratch: Path) -> Path:
+def rows_file(data: Rows, scratch: Path) -> Path:
     """Return the file of some rows; objects are written into ``scratch``."""
     if isinstance(data, str | os.PathLike):
         return Path(data)
@@ -353,7 +356,8 @@ def _kept_at(planned: PreparedPlan, folder: Path) -> PreparedPlan:
     return replace(planned, plan=replace(planned.plan, data=replace(facts, path=path)))
 
 
-def _bytes(size: int | str | None) -> int | None:
+def size_of(size: int | str | None) -> int | None:
+    """Return bytes that may be given as text such as ``"6GB"``."""
     return parse_bytes(size) if isinstance(size, str) else size
 
 

@@ -26,7 +26,7 @@ from edgetune.expert_shape import Experts, RoutingTensor
 from edgetune.mixer import Attention, Mixer, MixerTensor
 
 LinearRole = Literal[
-    "q", "k", "v", "qkv", "o", "q_a", "q_b", "kv_a", "kv_b",
+    "q", "k", "v", "qkv", "o",
     "conv_in", "conv_out",
     "delta_qkv", "delta_z", "delta_b", "delta_a", "delta_out",
     "scan_in", "scan_out",
@@ -35,18 +35,15 @@ LinearRole = Literal[
 ]  # fmt: skip
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
 NormRole = Literal[
-    "attention_input", "attention_output", "mlp_input", "mlp_output", "q", "k", "v", "delta",
-    "scan", "per_layer", "router", "experts_input", "experts_output", "shared_output", "q_a",
-    "kv_a",
+    "attention_input", "attention_output", "mlp_input", "mlp_output", "q", "k", "v", "delta", "scan",
+    "per_layer",
 ]  # fmt: skip
 TensorKind = Literal[
     "embedding", "position", "linear", "bias", "norm", "mixer", "head", "router", "table",
     "projection",
 ]  # fmt: skip
 
-ATTENTION_ROLES: frozenset[str] = frozenset(
-    {"q", "k", "v", "qkv", "o", "q_a", "q_b", "kv_a", "kv_b"}
-)
+ATTENTION_ROLES: frozenset[str] = frozenset({"q", "k", "v", "qkv", "o"})
 MIXER_ROLES: frozenset[str] = frozenset(
     {"conv_in", "conv_out", "delta_qkv", "delta_z", "delta_b", "delta_a", "delta_out",
      "scan_in", "scan_out"}

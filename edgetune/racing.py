@@ -1,4 +1,4 @@
-"""Which learning rates are raced before a run, and which of them wins.
+"""Which learning rates or methods are raced before a run, and which of them wins.
 
 Each is tried from the same start on the same rows for a tenth of the steps, and judged by two
 figures: the validation loss, and the perplexity on a neutral text, which tells how far the model
@@ -16,7 +16,7 @@ the square root of how many times longer the run is, which errs on the mild side
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, inf, sqrt
 from typing import Final
@@ -52,9 +52,11 @@ MUCH: Final = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Race:
-    """What a learning rate came to; without figures it ``because`` of something has none."""
+    """What a learning rate or a method came to; without figures ``because`` says why."""
 
     rate: float
+    method: str = ""
+    """The method that was raced, where methods are."""
     raced_at: float = 0.0
     """The rate that stood for it in the race, which is shorter than the run."""
     loss: float | None = None
@@ -83,7 +85,7 @@ class Lengths:
         return _rounded(rate * self.stretch)
 
 
-def lengths(steps: int) -> Lengths:
+def lengths(steps: int, what: str = "lr") -> Lengths:
     """Return how a run of so many steps is raced for.
 
     Raises:
@@ -97,8 +99,9 @@ def lengths(steps: int) -> Lengths:
     races = min(MOST, int(COST * steps / each))
     if races < 2:
         raise UsageError(
-            f"--search lr races rates for a tenth of the steps, at least {FEWEST}, and a run of "
-            f"{steps} steps is too short for that. Train longer, or give a --learning-rate."
+            f"--search {what} races for a tenth of the steps, at least {FEWEST}, and a run of "
+            f"{steps} steps is too short for that. Train longer, or give a "
+            f"--{'learning-rate' if what == 'lr' else 'method'}."
         )
     return Lengths(steps=each, races=races, stretch=sqrt(steps / each))
 
@@ -129,10 +132,19 @@ def winner(raced: Sequence[Race], default: float) -> Race | None:
 
     None if none has figures.
     """
+    return _winner(raced, lambda one: one.rate == default)
+
+
+def best_method(raced: Sequence[Race], usual: str) -> Race | None:
+    """Return the race of the method that wins by the same rule, ``usual`` being the default."""
+    return _winner(raced, lambda one: one.method == usual)
+
+
+def _winner(raced: Sequence[Race], is_usual: Callable[[Race], bool]) -> Race | None:
     whole = sorted((one for one in raced if one.is_whole), key=_loss)
     if not whole:
         return None
-    usual = next((one for one in whole if one.rate == default), min(whole, key=_perplexity))
+    usual = next((one for one in whole if is_usual(one)), min(whole, key=_perplexity))
     mild = [one for one in whole if _perplexity(one) <= WILD * _perplexity(usual)]
     lowest = whole[0]
     if mild and _is_near(mild[0], lowest, MUCH):
@@ -154,10 +166,28 @@ def because(raced: Sequence[Race], default: float) -> str:
             f"learning rate {default:g}: the usual one, as none that was raced kept a finite loss"
         )
     others = ", ".join(f"{one.rate:g}" for one in raced if one.rate != best.rate)
+    return f"learning rate {best.rate:g}: raced against {others}, {_how(raced, best)}"
+
+
+def why_method(raced: Sequence[Race], usual: str) -> str:
+    """Return a sentence on why a method won."""
+    best = best_method(raced, usual)
+    if best is None:
+        return f"method {usual}: the usual one, as none that was raced kept a finite loss"
+    others = ", ".join(
+        one.method + (f" ({one.loss:.4f}, {one.perplexity:,.1f})" if one.is_whole else "")
+        for one in raced
+        if one.method != best.method
+    )
+    return f"method {best.method}: raced against {others}, {_how(raced, best)}"
+
+
+def _how(raced: Sequence[Race], best: Race) -> str:
+    """Return what is better about a winner."""
     figures = f"validation loss {best.loss:.4f}, neutral perplexity {best.perplexity:,.1f}"
     lower = any(one.is_whole and _loss(one) < _loss(best) for one in raced)
     how = "close to the lowest loss with less drift" if lower else "the lowest loss"
-    return f"learning rate {best.rate:g}: raced against {others}, {how} ({figures})"
+    return f"{how} ({figures})"
 
 
 def _loss(race: Race) -> float:

@@ -12,13 +12,11 @@ from transformers import PreTrainedModel
 
 from edgetune.shape import ModelShape
 
-STORED_BUFFERS = ("layer_scalar", "e_score_correction_bias")
-
 
 def stored_parameters(shape: ModelShape, model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Return every parameter by its stored name, experts one by one."""
     parameters = dict(model.named_parameters())
-    parameters |= {n: x for n, x in model.named_buffers() if n.endswith(STORED_BUFFERS)}
+    parameters |= {n: x for n, x in model.named_buffers() if n.endswith("layer_scalar")}
     # transformers 5 calls GPT-NeoX's head lm_head in memory and embed_out in the checkpoint.
     if shape.family == "gpt_neox" and "lm_head.weight" in parameters:
         parameters["embed_out.weight"] = parameters.pop("lm_head.weight")
@@ -30,12 +28,11 @@ def unfused(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     sparse = shape.family in {"mixtral", "granitemoe", "granitemoehybrid"}
     mixture = "block_sparse_moe" if sparse else "mlp"
-    beside = shape.family == "gemma4_text"
     experts = {shape.block(layer): block.experts for layer, block in enumerate(shape.blocks)}
     for name, tensor in parameters.items():
         prefix, found, part = name.rpartition(f"{mixture}.experts.")
-        if shape.family == "mixtral" or beside:
-            prefix, found, part = name.rpartition("experts." if beside else "mlp.experts.")
+        if shape.family == "mixtral":
+            prefix, found, part = name.rpartition("mlp.experts.")
         rule = experts.get(prefix)
         if not found or rule is None:
             name = name.replace(".mlp.gate.", f".{mixture}.gate.")  # noqa: PLW2901

@@ -20,7 +20,6 @@ from edgetune_mlx import (
     gated_delta,
     linear,
     pointwise,
-    routing,
     state_space,
     trained,
 )
@@ -106,7 +105,8 @@ class MlxOps:
 
     def route(self, x: mx.array, rule: Experts) -> tuple[mx.array, mx.array]:
         """Choose experts for the tokens of x."""
-        return routing.route(x, routing.Router(rule, self.block.routing))
+        routing = self.block.routing
+        return experts.route(x, routing["router"], routing.get("router_bias"), rule)
 
     def experts(
         self, x: mx.array, weights: mx.array, chosen: mx.array, rule: Experts, activation: str
@@ -128,18 +128,6 @@ class MlxOps:
     def rotate(self, x: mx.array, rotary: Rotary) -> mx.array:
         """Rotate x (B, heads, S, h)."""
         return self.layout.rotate(x, rotary)
-
-    def with_shared(self, k: mx.array, shared: mx.array) -> mx.array:
-        """Put what all heads share behind the channels of each."""
-        every = mx.broadcast_to(shared, (*k.shape[:3], shared.shape[3]))
-        return mx.concatenate([k, every], axis=-1)
-
-    def channels(self, x: mx.array, size: int) -> mx.array:
-        """Put zeros behind channels, or leave the last ones out."""
-        missing = size - x.shape[-1]
-        if missing <= 0:
-            return x[..., :size]
-        return mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
 
     def keys(self, k: mx.array, v: mx.array) -> Keys:  # noqa: ARG002
         """Return the documents of each row."""

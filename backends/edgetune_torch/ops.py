@@ -19,10 +19,8 @@ from edgetune_torch import (
     convolution,
     experts,
     gated_delta,
-    latent,
     linear,
     pointwise,
-    routing,
     state_space,
     trained,
 )
@@ -107,7 +105,8 @@ class TorchOps:
 
     def route(self, x: Tensor, rule: Experts) -> tuple[Tensor, Tensor]:
         """Choose experts for the tokens of x."""
-        return routing.route(x, routing.Router(rule, self.block.routing))
+        routing = self.block.routing
+        return experts.route(x, routing["router"], routing.get("router_bias"), rule)
 
     def experts(
         self, x: Tensor, weights: Tensor, chosen: Tensor, rule: Experts, activation: str
@@ -124,19 +123,7 @@ class TorchOps:
 
     def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
         """Rotate x (B, heads, S, h)."""
-        return pointwise.rotate(
-            x, *self.layout.cos_sin(rotary), interleaved=rotary.interleaved,
-            trailing=rotary.trailing,
-        )  # fmt: skip
-
-    def with_shared(self, k: Tensor, shared: Tensor) -> Tensor:
-        """Put what all heads share behind the channels of each."""
-        return latent.with_shared(k, shared)
-
-    def channels(self, x: Tensor, size: int) -> Tensor:
-        """Put zeros behind channels, or leave the last ones out: a copy either way."""
-        missing = size - x.shape[-1]
-        return torch.nn.functional.pad(x, (0, missing)) if missing else x
+        return pointwise.rotate(x, *self.layout.cos_sin(rotary), interleaved=rotary.interleaved)
 
     def keys(self, k: Tensor, v: Tensor) -> Keys:
         """Return the documents of each row; leave keys and values for the tiles to come."""

@@ -140,7 +140,8 @@ def _whole(plan: Plan) -> Iterable[str]:
     """Yield how long the whole run takes, where its rows are known."""
     if run := plan.time.run:
         parts = {"opening": run.opening, "steps": run.steps, "evaluation": run.evaluations}
-        parts |= {"races of rates at most": run.search} if run.search else {}
+        races = f"races of {'methods' if plan.training.search == 'method' else 'rates'} at most"
+        parts |= {races: run.search} if run.search else {}
         text = ", ".join(f"{name} {format_seconds(value)}" for name, value in parts.items())
         yield from _wrapped("       ", f"about {format_seconds(run.total)} in all: {text}")
 

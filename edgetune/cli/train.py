@@ -40,6 +40,7 @@ from edgetune.report.writing import NAME as REPORT
 from edgetune.runs import RunFolder
 from edgetune.workflows.continuing import Beginning, read_beginning
 from edgetune.workflows.judging import After
+from edgetune.workflows.method_search import chosen, keep
 from edgetune.workflows.notifying import NO_NOTIFIER, notified, notifier
 from edgetune.workflows.planning import (
     PlanRequest,
@@ -177,13 +178,27 @@ def command(
                 say(plan_line(planned.plan))
             else:
                 _show(planned, say)
+            folder = output or _fresh_name(planned)
+            planned, races = _chosen(planned, folder, again, stages)
             stages.begin("Loading the model")
-            run = start_run(planned, output or _fresh_name(planned), beginning, world)
+            run = start_run(planned, folder, beginning, world)
+            keep(races, run.folder)
             _train(run, again, stages)
         elif as_json:
             out_json(planned.plan.to_json())
         else:
             _show(planned, out)
+
+
+def _chosen(
+    planned: PreparedPlan, folder: Path, again: Again, stages: Stages
+) -> tuple[PreparedPlan, dict[str, Any] | None]:
+    """Return the plan of the method that wins its races, where methods are raced."""
+    if not planned.candidates:
+        return planned, None
+    stages.begin("Racing methods")
+    with this_process().interrupts.patiently(lambda: None) as stop:
+        return chosen(planned, folder, say, stop, pause=again.pause, strict=again.strict)
 
 
 def _resume(folder: Path, again: Again, world: World, place: Place | None) -> None:

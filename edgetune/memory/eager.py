@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from edgetune.memory import mixtures, routing
+from edgetune.memory import mixtures
 from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.ledger import Ledger
 from edgetune.memory.products import Product, unpack
@@ -131,7 +131,7 @@ class EagerOps(Scanning):
 
     def route(self, x: Sized, rule: Experts) -> tuple[Sized, Sized]:
         """Choose experts."""
-        return routing.route(self, x, rule)
+        return mixtures.route(self, x, rule)
 
     def shared(self, x: Sized, y: Sized) -> Sized:
         """Multiply by a share a token."""
@@ -150,22 +150,6 @@ class EagerOps(Scanning):
     def rotate(self, x: Sized, rotary: Rotary) -> Sized:
         """Rotate x (B, heads, S, h)."""
         return self.rotated(x, rotary)
-
-    def with_shared(self, k: Sized, shared: Sized) -> Sized:
-        """Put what all heads share behind the channels of each."""
-        sizes, wanted = (k.nbytes, shared.nbytes), (k.needs, shared.needs)
-        return self.tape.made(
-            (*k.shape[:3], k.shape[3] + shared.shape[3]), k.width, (k, shared),
-            lambda _: self._each(sizes, wanted), heads_apart=True,
-        )  # fmt: skip
-
-    def channels(self, x: Sized, size: int) -> Sized:
-        """Put zeros behind channels, or leave the last ones out."""
-        if size == x.shape[-1]:
-            return x
-        before = x.nbytes
-        shape = (*x.shape[:-1], size)
-        return self.tape.made(shape, x.width, (x,), lambda _: (self.new(before),))
 
     def keys(self, k: Sized, v: Sized) -> int:
         """Return how many documents the fullest row holds."""

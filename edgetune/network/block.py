@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Generic
 
-from edgetune.network import latent
 from edgetune.network.adaptation import BASE, Adaptation
 from edgetune.network.experts import beside, mixture
 from edgetune.network.mixers import convolved, corrected, scanned
@@ -17,7 +16,6 @@ from edgetune.shape import (
     Attention,
     BlockShape,
     GatedDelta,
-    Latent,
     Linear,
     ModelShape,
     Norm,
@@ -61,8 +59,6 @@ class Block(Generic[A]):
         They have no positions.
         """
         block = replace(self, method=BASE)
-        if self.own.attention is not None and self.own.attention.latent is not None:
-            return latent.keys_values(block, x, self.own.attention.latent, None)
         k, v = block._unrotated_keys_values(x)
         return block.norm("k", k) if self.own.normed_after_rotation else k, v
 
@@ -86,7 +82,7 @@ class Block(Generic[A]):
             return self._parallel(x)
         attended = self._first_half(self.norm("attention_input", x))
         x = self.ops.add(x, self._scaled(attended))
-        x = self.ops.add(x, self._scaled(self._mlp(self.norm("mlp_input", x), x)))
+        x = self.ops.add(x, self._scaled(self._mlp(self.norm("mlp_input", x))))
         if self.own.per_layer:
             x = self.ops.add(x, self._per_layer(x))
         return x if self.own.scalar is None else self.ops.layer_scaled(x)
@@ -97,11 +93,11 @@ class Block(Generic[A]):
         if "mlp_input" not in self.own.norm_by_role:
             attended = self._first_half(read)
             both = self.ops.add(x, attended)
-            return self.ops.add(both, self._mlp(read, x))
+            return self.ops.add(both, self._mlp(read))
         attended = self._first_half(read)
         del read
         both = self.ops.add(x, attended)
-        return self.ops.add(both, self._mlp(self.norm("mlp_input", x), x))
+        return self.ops.add(both, self._mlp(self.norm("mlp_input", x)))
 
     def leave_keys(self, x: A) -> None:
         """Leave the keys and values of a tile's tokens where later tiles find them.
@@ -110,11 +106,7 @@ class Block(Generic[A]):
         """
         rule = self.own.attention
         assert rule is not None
-        x = self.norm("attention_input", x)
-        if rule.latent is not None:
-            self.ops.keys(*latent.keys_values(self, x, rule.latent, rule.rotary))
-            return
-        k, v = self._unrotated_keys_values(x)
+        k, v = self._unrotated_keys_values(self.norm("attention_input", x))
         self.ops.keys(self._rotated("k", k, rule.rotary), v)
 
     def embedded(self, tokens: A) -> A:
@@ -146,8 +138,6 @@ class Block(Generic[A]):
         ops = self.ops
         if rule.source is not None:
             return self._attention_to_lent(x, rule, rule.source)
-        if rule.latent is not None:
-            return self._attention_to_latents(x, rule, rule.latent)
         q, k, v, gate = self._queries_keys_values(x)
         q = self._rotated("q", q, rule.query_rotary or rule.rotary)
         k = self._rotated("k", k, rule.rotary)
@@ -166,14 +156,6 @@ class Block(Generic[A]):
         k, v = ops.lent(source)
         out = self._attend(Attended(q=q, k=k, v=v, rule=rule, keys=ops.keys(k, v)))
         return self.project("o", ops.from_heads(out))
-
-    def _attention_to_latents(self, x: A, rule: Attention, own: Latent) -> A:
-        """Return what attention adds to the stream whose keys and values are made of latents."""
-        ops = self.ops
-        q = self._rotated("q", latent.queries(self, x), rule.rotary)
-        k, v = latent.keys_values(self, x, own, rule.rotary)
-        out = self._attend(Attended(q=q, k=k, v=v, rule=rule, keys=ops.keys(k, v)))
-        return self.project("o", latent.output(self, out, own))
 
     def _attend(self, attended: Attended[A]) -> A:
         """Return the output (B, H, S, h) of attention, also to what is cached of each row."""
@@ -244,13 +226,12 @@ class Block(Generic[A]):
             x = self.norm(role, x)
         return self.ops.heads_first(x)
 
-    def _mlp(self, x: A, stream: A) -> A:
-        """Return what the MLP, or experts, add to the stream of its normalised values x."""
+    def _mlp(self, x: A) -> A:
         rule, out = self.own.experts, None
         if "down" in self.own.linear_by_role:
-            out = self.norm("shared_output", self.project("down", self._inner(x)))
+            out = self.project("down", self._inner(x))
         if rule is not None:
-            chosen = mixture(self, rule, x, stream)
+            chosen = mixture(self.ops, rule, self.own.activation, x)
             out = chosen if out is None else beside(self.ops, rule, x, out, chosen)
             del chosen
         assert out is not None

@@ -74,7 +74,7 @@ def sections(report: Report) -> tuple[Section, ...]:
     found = (
         ("learned", "Learned and forgotten", _verdict(report)),
         ("loss", "Loss", _loss(report)),
-        ("rates", "Learning rates raced", _rates(report)),
+        ("rates", _RACED[_of_methods(report)], _rates(report)),
         ("samples", "Before and after", _samples(report)),
         ("course", "Learning rate and speed", _course(report)),
         ("memory", "Memory, planned and measured", _memory(report)),
@@ -138,16 +138,21 @@ def _loss(report: Report) -> str:
     return html
 
 
+_RACED = ("Learning rates raced", "Methods raced")
+"""The title of the races, by whether they were of methods."""
+
+
 def _rates(report: Report) -> str:
-    """Return what learning rates came to that were raced before the run."""
+    """Return what learning rates or methods came to that were raced before the run."""
     raced = [one for one in items(report.search, "races")[:20] if isinstance(one, dict)]
     if not raced:
         return ""
-    chosen, steps = figure(report.search, "chosen"), figure(report.search, "steps")
+    steps, methods = figure(report.search, "steps"), _of_methods(report)
+    chosen = value(report.search, "chosen") if methods else figure(report.search, "chosen")
     why = text(value(report.search, "because") or "", 600)
     rows = [_raced(one, chosen) for one in sorted(raced, key=lambda one: figure(one, "rate") or 0)]
     header = (
-        "Learning rate",
+        "Method" if methods else "Learning rate",
         "Raced at",
         "Validation loss",
         "Neutral perplexity",
@@ -158,14 +163,21 @@ def _rates(report: Report) -> str:
     return (f'<p class="lead">{why}</p>' if why else "") + table(rows, header, caption)
 
 
-def _raced(race: Plain, chosen: float | None) -> tuple[str, ...]:
+def _of_methods(report: Report) -> bool:
+    """Return whether methods were raced, not rates."""
+    return any(isinstance(one, dict) and one.get("method") for one in items(report.search, "races"))
+
+
+def _raced(race: Plain, chosen: object) -> tuple[str, ...]:
     rate, at, loss, perplexity = (
         figure(race, name) for name in ("rate", "raced_at", "loss", "perplexity")
     )
     seconds = figure(race, "seconds")
-    said = "chosen" if rate is not None and rate == chosen else text(race.get("because") or "", 200)
+    method = text(race.get("method") or "", 40)
+    won = (method or rate) == chosen and chosen is not None
+    said = "chosen" if won else text(race.get("because") or "", 200)
     return (
-        DASH if rate is None else f"{rate:g}",
+        method or (DASH if rate is None else f"{rate:g}"),
         DASH if at is None else f"{at:g}",
         DASH if loss is None else f"{loss:.4f}",
         DASH if perplexity is None else f"{perplexity:,.1f}",

@@ -23,7 +23,14 @@ LATER: Final = frozenset(
 )
 """Settings that older plans lack: they count where they are given, so that old runs can go on."""
 
-LATER_CHOICES: Final[Mapping[str, Any]] = {"tile": 0}
+RESULTLESS: Final = frozenset({"save_every", "keep", "search", "search_methods", "search_size"})
+"""Settings of a training that do not decide its result: what was found by a search has its own."""
+
+LATER_CHOICES: Final[Mapping[str, Any]] = {
+    "tile": 0,
+    "modules_to_save": [],
+    "modules_rate": 0.1,
+}
 """Knobs of a choice that older plans lack, and what they were then: they count where they differ."""
 
 RANDOM: Final = "every draw is a function of (seed, step, name); no generator has a state"
@@ -104,7 +111,7 @@ def plan_hash(plan: Plan) -> str:
     training = {
         name: value
         for name, value in asdict(plan.training).items()
-        if name not in {"save_every", "keep", "search"} and not (name in LATER and value is None)
+        if name not in RESULTLESS and not (name in LATER and value is None)
     }
     choice = {
         name: value

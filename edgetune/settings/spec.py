@@ -27,7 +27,7 @@ OptimizerName = Literal["adamw", "adamw-8bit", "paged-adamw-8bit"]
 LossOn = Literal["assistant", "completion", "all"]
 LongRows = Literal["refuse", "split", "cut", "drop"]
 ComputeDtype = Literal["float32", "bfloat16"]
-SearchName = Literal["lr"]
+SearchName = Literal["lr", "method"]
 ObjectiveName = Literal["sft", "dpo", "ipo", "kto", "orpo", "simpo"]
 MOST_PARTS = 1024
 """Of a step's gradients; one process holds a sum for every doubling of their number."""
@@ -169,7 +169,14 @@ class Training:
         None, "Peak learning rate (default: by the model's width).", interval=Interval(above=0)
     )
     search: SearchName | None = knob(
-        None, "lr: race a few learning rates first and keep the best by loss and drift."
+        None, "Race a few learning rates (lr) or methods (method) first; loss and drift decide."
+    )
+    search_methods: tuple[str, ...] = knob(
+        ("lora", "adapter", "full", "bitfit"),
+        "Methods that --search method races, as far as memory, time and --search-size allow.",
+    )
+    search_size: float | None = knob(
+        None, "Largest adapter file of a raced method, in MB.", interval=Interval(above=0)
     )
     epochs: float = knob(
         3.0, "Passes over the training rows (default: by their number).", interval=Interval(above=0)

@@ -57,8 +57,10 @@ def run_estimate(time: TimeModel, choice: Choice, work: Work) -> RunEstimate:
     state = time.trained * (FLOAT32_BYTES + OPTIMIZER_BYTES[choice.optimizer])
     save = SAVE + state / (FLUSHED * rates.disk)
     raced = sum(each.count * time.validation(each.of(choice)) for each in work.raced)
+    loading = _loading(shape, choice, rates)
     return RunEstimate(
-        opening=rates.opening + _loading(shape, choice, rates),
+        opening=rates.opening + loading,
+        loading=loading,
         pilot=time.seconds(choice) + evaluation + save,
         steps=epoch * work.steps / max(1, work.steps_per_epoch),
         evaluations=work.evaluations * evaluation,

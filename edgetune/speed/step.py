@@ -53,7 +53,9 @@ class RunEstimate:
     evaluations: float
     saves: float
     search: float = 0.0
-    """Races of learning rates before the run, at most."""
+    """Races of learning rates or methods before the run, at most."""
+    loading: float = 0.0
+    """Of the opening, what each further session of the process takes again."""
 
     @property
     def total(self) -> float:
@@ -121,7 +123,7 @@ class Work:
             if experts is None
             else experts.chosen * (4 * experts.size + EXPERT_MOVES * hidden)
         )
-        made = (x for x in block.linears if x.role in {"k", "v", "qkv", "kv_a", "kv_b"})
+        made = (x for x in block.linears if x.role in {"k", "v", "qkv"})
         keys = sum(x.inputs * x.outputs for x in made)
         return cls(block.linear_parameters, active, block.queries, moved, experts, products, keys)
 

@@ -102,7 +102,7 @@ def work_of(plan: Plan, dataset: Dataset) -> Work:
         epoch=rectangles(batches.rectangles),
         evaluation=rectangles(evaluation),
     )
-    return work if plan.training.search is None else _with_races(work, choice)
+    return _with_races(work, choice) if plan.training.search == "lr" else work
 
 
 def _with_races(work: Work, choice: Choice) -> Work:

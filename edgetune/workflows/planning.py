@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetune.device import Device, read_device
-from edgetune.device.base import CARD
 from edgetune.errors import ModelError, UsageError
 from edgetune.files import is_utf8
 from edgetune.model import ModelSource, resolve
@@ -20,13 +19,13 @@ from edgetune.racing import lengths
 from edgetune.schedule import schedule_of
 from edgetune.settings.spec import Training, values
 from edgetune.speed import Measurements, Rates, TimeModel, Work, rates_of, run_estimate
-from edgetune.speed.ranks import gradient_bytes, least_bandwidth, speed_up
-from edgetune.units import format_bytes
 from edgetune.workflows.measured import measured, measured_once
+from edgetune.workflows.rank_plans import own_memory, shared
 from edgetune.world import Place
 
 if TYPE_CHECKING:
     from edgetune.data import Dataset, Report, Tokenizer
+    from edgetune.workflows.method_search import Candidate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +66,8 @@ class PreparedPlan:
     here: bool
     dataset: Dataset | None = None
     tokenizer: Tokenizer | None = None
+    candidates: tuple[Candidate, ...] = ()
+    """Methods that are raced before the run, with their plans."""
 
 
 def plan_for(
@@ -81,22 +82,24 @@ def plan_for(
     Raises:
         EdgetuneError: if the model, the data or the device cannot be had, or nothing fits.
     """
-    searches = request.training.get("search") is not None
-    if searches and "learning_rate" in request.given:
+    searches = request.training.get("search")
+    if searches is not None and "learning_rate" in request.given:
         raise UsageError(
-            "--search lr chooses the learning rate, and --learning-rate fixes it. Leave one out."
+            f"--search {searches} races with rates of its own, and --learning-rate fixes one. Leave "
+            "one out."
         )
-    if searches and request.place is not None:
+    if searches is not None and request.place is not None:
+        won = "--learning-rate" if searches == "lr" else "--method"
         raise UsageError(
-            "--search lr races rates in one process, and this is one of several. Search first, and "
-            "give the run of several the --learning-rate that won."
+            f"--search {searches} races in one process, and this is one of several. Search first, "
+            f"and give the run of several the {won} that won."
         )
     source = resolve(request.model)
     device = read_device(request.device)
     if request.run and device.fault is not None:
         raise UsageError(f"{device.fault}\nOr give another --device.")
     ref = lasting_ref(source)
-    memory = own_memory(request, device)
+    memory = own_memory(request.memory, request.place, device)
     ranks = 1 if request.place is None else request.place.world
     if request.data is None:
         found = _found(request, device, say)
@@ -106,88 +109,65 @@ def plan_for(
             measured=found, ranks=ranks,
         )  # fmt: skip
         plan = _with_findings(plan, request, source, device)
-        return PreparedPlan(plan=_shared(plan, request), source=source, here=device.here)
-    from edgetune.workflows.job import work_of
-
+        return PreparedPlan(plan=shared(plan, request.place), source=source, here=device.here)
     training = lasting_training(request.training)
     sharing = sharing_for(source.shape, request.choice, training)
     if sharing is not None:
         training["share_prompts"] = sharing.value
     tokenizer, dataset = read_rows(source, request.data, Training(**training), report)
     found = _found(request, device, say)  # only now: bad data is told at once
-    lengths = dataset.lengths
-    plan = make_plan(
-        device, ref, source.shape,
-        fixed=request.choice, training=training, memory=memory,
-        measured=found, ranks=ranks,
-        facts=DataFacts(
-            path=_lasting_path(request.data),
-            rows=len(dataset.train),
-            longest=int(lengths.max()),
-            tokens=int(lengths.sum()),
-            long_rows=dataset.long_rows,
-            validation=len(dataset.validation),
-        ),
-    )  # fmt: skip
-    fitted = dataset.fit(plan.choice.context)
-    plan = _with_findings(_searching(plan, fitted), request, source, device)
-    work = work_of(plan, fitted)
-    plan = timed(_packed(plan, fitted, work), fitted, work, rates_of(device, found))
-    return PreparedPlan(
-        plan=_shared(plan, request),
-        source=source,
-        here=device.here,
-        tokenizer=tokenizer,
-        dataset=fitted,
-    )
+    rows = _Rows(request.data, source, device, found, tokenizer, dataset)
+    asked = replace(request, training=training)
+    prepared = rows.planned(asked)
+    if searches != "method":
+        return prepared
+    from edgetune.workflows.method_search import with_candidates
+
+    return with_candidates(prepared, asked, rows.planned)
 
 
-def own_memory(request: PlanRequest, device: Device) -> int | None:
-    """Return the bytes that this rank may use: its share, where ranks share a machine's memory."""
-    place = request.place
-    if place is None or place.local_world == 1 or device.kind == CARD:
-        return request.memory
-    share = device.usable_bytes // place.local_world
-    return share if request.memory is None else min(request.memory, share)
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Rows that were read, for plans of any method on one model and device."""
 
+    path: Path
+    source: ModelSource
+    device: Device
+    found: Measurements | None
+    tokenizer: Tokenizer
+    dataset: Dataset
 
-def _shared(plan: Plan, request: PlanRequest) -> Plan:
-    """Return a plan that says what its ranks do to its time, and what they send each other."""
-    place = request.place
-    if place is None:
-        return plan
-    sent = gradient_bytes(plan.choice.method.parameters(plan.shape), place.world)
-    times = speed_up(plan.choice.accumulation, place.world)
-    shares = (
-        f"{place.world} ranks, each with its share of the {plan.choice.accumulation} micro-batches "
-        f"of a step: {times:.1f} times as fast as one like this alone, but for the network; each "
-        f"sends {format_bytes(sent)} of gradients per step"
-    )
-    least = least_bandwidth(sent, plan.time.seconds_per_step, times)
-    network = (
-        "a step has too few micro-batches to share: one rank alone is as fast"
-        if least is None
-        else f"one rank alone is faster where the network carries less than {format_bytes(ceil(least))}/s"
-    )
-    alone = (
-        f"the {place.local_world} ranks on this machine share its processor: one process with all "
-        "cores is about as fast"
-    )
-    one_processor = plan.device.kind != CARD and place.local_world > 1
-    reasons = (shares, alone if one_processor else network)
-    # what was measured was measured with the cores that a rank has
-    sharing = place.local_world if one_processor and plan.time.basis != "measured" else 1
-    factor = times / sharing
-    time, run = plan.time, plan.time.run
-    if run is not None:
-        run = replace(run, steps=run.steps / factor, evaluations=run.evaluations / factor)
-    time = replace(
-        time,
-        seconds_per_step=time.seconds_per_step / factor,
-        tokens_per_second=time.tokens_per_second * factor,
-        run=run,
-    )
-    return replace(plan, time=time, reasons=(*plan.reasons, *reasons))
+    def planned(self, request: PlanRequest) -> PreparedPlan:
+        """Return the plan of a request over these rows."""
+        from edgetune.workflows.job import work_of
+
+        source, device, dataset = self.source, self.device, self.dataset
+        lengths = dataset.lengths
+        plan = make_plan(
+            device, lasting_ref(source), source.shape,
+            fixed=request.choice, training=request.training,
+            memory=own_memory(request.memory, request.place, device), measured=self.found,
+            ranks=1 if request.place is None else request.place.world,
+            facts=DataFacts(
+                path=_lasting_path(self.path),
+                rows=len(dataset.train),
+                longest=int(lengths.max()),
+                tokens=int(lengths.sum()),
+                long_rows=dataset.long_rows,
+                validation=len(dataset.validation),
+            ),
+        )  # fmt: skip
+        fitted = dataset.fit(plan.choice.context)
+        plan = _with_findings(_searching(plan, fitted), request, source, device)
+        work = work_of(plan, fitted)
+        plan = timed(_packed(plan, fitted, work), fitted, work, rates_of(device, self.found))
+        return PreparedPlan(
+            plan=shared(plan, request.place),
+            source=source,
+            here=device.here,
+            tokenizer=self.tokenizer,
+            dataset=fitted,
+        )
 
 
 def _with_findings(plan: Plan, request: PlanRequest, source: ModelSource, device: Device) -> Plan:
@@ -208,7 +188,7 @@ def _searching(plan: Plan, dataset: Dataset) -> Plan:
     Raises:
         UsageError: if the run is too short for races, or nothing judges them.
     """
-    if plan.training.search is None:
+    if plan.training.search != "lr":
         return plan
     from edgetune.workflows.job import work_of
 

@@ -24,8 +24,9 @@ from edgetune.speed import save_measurements
 from edgetune.workflows.job import work_of
 from edgetune.workflows.judging import After
 from edgetune.workflows.planning import PlanRequest, plan_for
+from edgetune.workflows.races import judges_of
 from edgetune.workflows.resuming import resume_run
-from edgetune.workflows.searching import START, RateSearch
+from edgetune.workflows.searching import START
 from edgetune.workflows.training import Run, start_run
 
 PLAIN = After(verdict=False, samples=0)
@@ -113,9 +114,9 @@ def test_what_races_are_judged_by_is_a_share_of_the_run(tmp_path: Path) -> None:
     asked = request(QUICK, tmp_path, search="lr", packing=False)
     asked = replace(asked, choice={**asked.choice, "micro_batch": 8, "context": 128})
     with closing(start_run(plan_for(asked), tmp_path / "run")) as run:
-        search = RateSearch(run.job, run.folder, run.session, lambda: False)
         length = lengths(STEPS)
-        judged = sum(batch.tokens.size for batch in search.judged_by(length))
+        judges = judges_of(run.job, length.races)
+        judged = sum(batch.tokens.size for batch in (*judges.neutral, *judges.validation))
         work = work_of(run.job.plan, run.job.dataset)
     trained = sum(each.count * each.rows * each.width for each in work.epoch)
     steps = trained * work.steps / work.steps_per_epoch

@@ -19,7 +19,7 @@ import edgetune
 import edgetune_mlx
 import edgetune_profiles
 import edgetune_torch
-from edgetune import api
+from edgetune import api, api_adapters
 from edgetune.errors import StoppedError, UsageError
 from edgetune.events import Evaluated, Stepped
 
@@ -40,6 +40,11 @@ def short(folder: Path) -> str:
     rows = [{"prompt": "a", "completion": "b"}]
     with edgetune.train("tiny", data=rows, output=folder, steps=2) as run:
         loss: float = run.evaluate(rows).tuned.loss
+        moved: float = edgetune.study("weights", folder).matrices[0].magnitude
+        shared: float = edgetune.study("directions", folder, folder).inputs["q_proj"][0][0]
+        cost: float = edgetune.study("blocks", folder, data=rows).whole
+        both: int = edgetune.combine([folder, folder], folder / "both").rank
+        print(moved, shared, cost, both)
         return run.generate("Hello", max_tokens=3) + str(loss)
 """
 
@@ -63,7 +68,8 @@ def test_no_module_shadows_a_function() -> None:
 
     assert edgetune.plan("llama-7b", device="rtx-4060-laptop", context=512).fits
     for name in set(edgetune.__all__) - {"__version__"}:
-        assert getattr(edgetune, name) is getattr(api, name)
+        own = getattr(api, name, None) or getattr(api_adapters, name)
+        assert getattr(edgetune, name) is own
     assert set(edgetune.__all__) <= set(dir(edgetune))
 
 
@@ -74,9 +80,28 @@ def test_the_package_itself_imports_nothing() -> None:
 
 
 def test_the_examples_of_the_docstrings_hold() -> None:
-    results = doctest.testmod(api)
-    assert results.attempted >= 10
-    assert results.failed == 0
+    for module, least in ((api, 10), (api_adapters, 12)):
+        results = doctest.testmod(module)
+        assert results.attempted >= least
+        assert results.failed == 0
+
+
+def test_studies_and_combinations_say_what_they_need(folder: Path, tmp_path: Path) -> None:
+    wrong: tuple[tuple[Any, str], ...] = (
+        (lambda study, _: study("blocks", folder), "needs rows: data="),
+        (lambda study, _: study("directions", folder), "needs a second adapter"),
+        (lambda study, _: study("layers", folder), "There are: blocks, directions, weights"),
+        (lambda _, combine: combine([folder], tmp_path / "x", how="sum"), "There are: linear"),
+        (lambda _, combine: combine(folder, tmp_path / "x"), "takes a list of adapters"),
+    )
+    for call, message in wrong:
+        with pytest.raises(UsageError, match=message):
+            call(edgetune.study, edgetune.combine)
+    told: list[tuple[int, int]] = []
+    edgetune.study(
+        "blocks", folder, data=ROWS[:2], spans=2, tell=lambda done, of: told.append((done, of))
+    )
+    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
 def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

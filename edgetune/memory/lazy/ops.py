@@ -17,7 +17,6 @@ from edgetune.memory.lazy import (
     gated_delta,
     linear,
     pointwise,
-    routing,
     state_space,
 )
 from edgetune.memory.lazy.arrays import counted, gathered, matmul
@@ -36,12 +35,10 @@ from edgetune.memory.lazy.elementwise import (
 from edgetune.memory.lazy.gradients import recomputed
 from edgetune.memory.lazy.graph import Array, given
 from edgetune.memory.lazy.views import (
-    broadcast,
     concatenate,
     cut,
     expand,
     flatten,
-    pad,
     reshape,
     split,
     squeeze,
@@ -139,8 +136,9 @@ class LazyOps:
 
     def route(self, x: Array, rule: Experts) -> tuple[Array, Array]:
         """Choose experts."""
-        tensors = {str(each.role): self.frozen.tensor(each.shape) for each in rule.tensors}
-        return routing.route(x, routing.Router(rule, tensors))
+        router = self.frozen.tensor((rule.number, rule.hidden))
+        bias = self.frozen.vector(rule.number) if rule.biased else None
+        return experts.route(x, router, bias, rule)
 
     def experts(
         self, x: Array, weights: Array, chosen: Array, rule: Experts, activation: str
@@ -166,15 +164,6 @@ class LazyOps:
     def rotate(self, x: Array, rotary: Rotary) -> Array:
         """Rotate x (B, heads, S, h)."""
         return pointwise.rotate(x, rotary, self.batch.documents)
-
-    def with_shared(self, k: Array, shared: Array) -> Array:
-        """Put what all heads share behind the channels of each."""
-        return concatenate([k, broadcast(shared, (*k.shape[:3], shared.shape[3]))], -1)
-
-    def channels(self, x: Array, size: int) -> Array:
-        """Put zeros behind channels, or leave the last ones out."""
-        missing = size - x.shape[-1]
-        return cut(x, -1, 0, size) if missing <= 0 else pad(x, len(x.shape) - 1, missing)
 
     def keys(self, k: Array, v: Array) -> Keys:
         """Return whether rows hold several documents."""

@@ -1,0 +1,160 @@
+"""What Python code calls on adapters that are trained: combine them, and study them.
+
+Everything here is also at the top: ``edgetune.combine(...)``. Arguments are named as the flags of
+``edgetune combine`` and ``edgetune study``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, overload
+
+from edgetune.api import PathLike, Rows, rows_file, size_of
+from edgetune.combining import HOW, How
+from edgetune.errors import UsageError
+from edgetune.owned import ScratchFolder
+from edgetune.workflows.over import Over
+
+if TYPE_CHECKING:
+    from edgetune.workflows.combining import Combination
+    from edgetune.workflows.studying import Ablation, Movement, SharedDirections
+
+SPANS = 6
+"""Parts that the blocks of an adapter are divided into."""
+
+
+def combine(
+    refs: Sequence[PathLike],
+    output: PathLike,
+    *,
+    how: How = "cat",
+    weights: Sequence[float] | None = None,
+    density: float | None = None,
+    rank: int | None = None,
+    seed: int | None = None,
+    data: Rows | None = None,
+    evaluations: int | None = None,
+    model: PathLike | None = None,
+    device: str = "auto",
+    memory: int | str | None = None,
+) -> Combination:
+    """Write one LoRA adapter made of several over the same base to a new folder.
+
+    ``refs`` are folders of runs or adapters. What is None is the way's own choice; ``data``,
+    ``evaluations``, ``device`` and ``memory`` are for ``lorahub``, which finds the weights on rows.
+
+    >>> import edgetune, tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> def trained(name, step):
+    ...     rows = [{"prompt": f"{n} and {step} is", "completion": str(n + step)} for n in range(24)]
+    ...     place = f"{folder.name}/{name}"
+    ...     return edgetune.train("tiny", data=rows, output=place, steps=2, rank=2).folder
+    >>> both = [trained("one", 1), trained("two", 2)]
+    >>> found = edgetune.combine(both, folder.name + "/both", how="svd", rank=3)
+    >>> found.rank, found.weights
+    (3, (0.5, 0.5))
+    >>> folder.cleanup()
+
+    Raises:
+        UsageError: if they are not LoRA over one base, or arguments do not suit the way.
+        ModelError: if an adapter or the base is missing or damaged.
+    """
+    from edgetune.workflows.combining import CombineRequest
+    from edgetune.workflows.combining import combine as combined
+
+    if how not in HOW:
+        raise UsageError(f"There is no way {how!r} to combine. There are: {', '.join(HOW)}.")
+    if isinstance(refs, str | os.PathLike):
+        raise UsageError(f"combine takes a list of adapters; found one: {os.fspath(refs)}.")
+    with ScratchFolder() as scratch:
+        return combined(
+            CombineRequest(
+                names=tuple(os.fspath(ref) for ref in refs),
+                output=Path(output),
+                how=how,
+                weights=None if weights is None else tuple(map(float, weights)),
+                density=density,
+                rank=rank,
+                seed=seed,
+                data=None if data is None else rows_file(data, scratch),
+                evaluations=evaluations,
+                over=_over(model, device, memory),
+            )
+        )
+
+
+@overload
+def study(
+    what: Literal["blocks"], ref: PathLike, *, data: Rows, spans: int = ...,
+    tell: Callable[[int, int], None] | None = ..., model: PathLike | None = ...,
+    device: str = ..., memory: int | str | None = ...,
+) -> Ablation: ...  # fmt: skip
+@overload
+def study(
+    what: Literal["directions"], ref: PathLike, other: PathLike, *, model: PathLike | None = ...
+) -> SharedDirections: ...
+@overload
+def study(what: Literal["weights"], ref: PathLike, *, model: PathLike | None = ...) -> Movement: ...
+def study(
+    what: Literal["blocks", "directions", "weights"],
+    ref: PathLike,
+    other: PathLike | None = None,
+    *,
+    data: Rows | None = None,
+    spans: int = SPANS,
+    tell: Callable[[int, int], None] | None = None,
+    model: PathLike | None = None,
+    device: str = "auto",
+    memory: int | str | None = None,
+) -> Ablation | SharedDirections | Movement:
+    """Return what a study of one or two trained adapters found; nothing is trained.
+
+    ``blocks`` leaves the adapter out of every span of blocks and predicts the rows of ``data``;
+    ``tell`` is told how many of how many losses are there. ``directions`` compares those of two
+    low-rank adapters, ``weights`` says how far matrices were lengthened and rotated.
+
+    >>> import edgetune, tempfile
+    >>> rows = [{"prompt": f"{n} and one is", "completion": str(n + 1)} for n in range(24)]
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> run = edgetune.train("tiny", data=rows, output=folder.name + "/run", steps=2, rank=2)
+    >>> found = edgetune.study("blocks", run.folder, data=rows[:4], spans=2)
+    >>> found.rows, len(found.without), found.whole < found.base
+    (4, 2, True)
+    >>> shared = edgetune.study("directions", run.folder, run.folder)
+    >>> all(table[-1][-1] > 0.99 for table in shared.inputs.values())
+    True
+    >>> len(edgetune.study("weights", run.folder).matrices) > 0
+    True
+    >>> folder.cleanup()
+
+    Raises:
+        UsageError: if there is no such study, an argument is missing, or the method cannot be studied.
+        ModelError: if an adapter or its base is missing or damaged.
+    """
+    from edgetune.workflows.studying import ablation, movement, shared_directions
+
+    over, name = _over(model, device, memory), os.fspath(ref)
+    match what:
+        case "blocks" if data is not None:
+            with ScratchFolder() as scratch:
+                rows = rows_file(data, scratch)
+                return ablation(name, rows, over, spans=spans, tell=tell or _silent)
+        case "directions" if other is not None:
+            return shared_directions(name, os.fspath(other), over)
+        case "weights":
+            return movement(name, over)
+        case "blocks" | "directions":
+            missing = "rows: data=" if what == "blocks" else "a second adapter"
+            raise UsageError(f"A study of {what} needs {missing}.")
+    raise UsageError(f"There is no study {what!r}. There are: blocks, directions, weights.")
+
+
+def _over(model: PathLike | None, device: str, memory: int | str | None) -> Over:
+    base = None if model is None else os.fspath(model)
+    return Over(model=base, device=device, memory=size_of(memory))
+
+
+def _silent(done: int, of: int) -> None:
+    """Say nothing of how far a study is."""

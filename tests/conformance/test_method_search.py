@@ -1,0 +1,132 @@
+"""Methods raced before a run: the run is what it is with the winner; what does not fit is not raced."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from measurements import plain_measurements
+
+from conformance.test_searching import QUICK, SLOW, ended, files, request
+from edgetune.cli.plan_text import plan_text
+from edgetune.errors import StoppedError, UsageError
+from edgetune.report import Report, render
+from edgetune.settings.spec import values
+from edgetune.speed import save_measurements
+from edgetune.workflows.method_search import chosen, keep, kept_at
+from edgetune.workflows.planning import PreparedPlan, plan_for
+from edgetune.workflows.training import start_run
+
+METHODS = ("lora", "bitfit")
+"""Races for a run of 14 steps: there are no more."""
+EACH = 3
+
+
+def planned(name: str, folder: Path, **training: Any) -> PreparedPlan:
+    settings = {"search": "method", "search_methods": METHODS, **training}
+    return plan_for(request(name, folder, **settings))
+
+
+def run_of(prepared: PreparedPlan, record: Mapping[str, Any] | None, folder: Path) -> None:
+    run = start_run(prepared, folder)
+    keep(record, run.folder)
+    ended(run)
+
+
+@pytest.mark.parametrize("name", [QUICK, *(pytest.param(x, marks=pytest.mark.long) for x in SLOW)])
+def test_the_run_is_that_of_the_method_that_wins(name: str, tmp_path: Path) -> None:
+    searched, plain, said = tmp_path / "searched", tmp_path / "plain", []
+    prepared, record = chosen(planned(name, tmp_path), searched, said.append)
+    assert record is not None
+    assert [race["method"] for race in record["races"]] == list(METHODS)
+    losses = [race["loss"] for race in record["races"]]
+    assert len(set(losses)) == len(METHODS)
+    assert len(said) == len(METHODS) + 1
+    run_of(prepared, record, searched)
+    assert not kept_at(searched).exists()
+
+    winner = prepared.plan.choice.method.kind
+    assert record["chosen"] == winner
+    assert losses[METHODS.index(winner)] <= 1.34 * min(losses), "drift decides among the nearest"
+    assert record["because"] in prepared.plan.reasons
+    asked = request(name, tmp_path)
+    choice = prepared.plan.choice
+    settings = values(choice) | values(choice.method) | {"method": winner}
+    asked = replace(asked, choice=settings)
+    run_of(plan_for(asked), None, plain)
+    assert files(searched) == files(plain)
+    html = render(Report.of(searched))
+    assert "Methods raced" in html
+    assert '<th scope="row">bitfit</th>' in html
+
+
+def test_races_that_ended_are_not_raced_again(tmp_path: Path) -> None:
+    folder, prepared = tmp_path / "run", planned(QUICK, tmp_path)
+    answers = iter([False] * (EACH + 1) + [True] * 9)
+    with pytest.raises(StoppedError, match="while bitfit was raced; races that ended are kept"):
+        chosen(prepared, folder, lambda _: None, lambda: next(answers))
+    (first,) = json.loads(kept_at(folder).read_text())["races"]
+    said: list[str] = []
+    _, record = chosen(prepared, folder, said.append)
+    assert record is not None
+    assert record["races"][0] == first
+    assert [text.split(":")[0] for text in said[:2]] == ["Raced bitfit", "Chosen"]
+
+    other = planned(QUICK, tmp_path, steps=28)
+    _, record = chosen(other, folder, said.append)
+    assert record is not None
+    assert record["races"][0] != first, "another run races anew"
+
+
+def test_what_is_too_large_or_cannot_be_is_not_raced(tmp_path: Path) -> None:
+    asked = request(QUICK, tmp_path, search="method", search_size=0.2)
+    asked = replace(asked, choice={"micro_batch": 2, "accumulation": 1, "quantization": "nf4"})
+    prepared = plan_for(
+        replace(
+            asked, training={**asked.training, "search_methods": ("bitfit", "ia3", "lora", "full")}
+        )
+    )
+    assert [one.kind for one in prepared.candidates] == ["bitfit", "ia3"]
+    reasons = "\n".join(prepared.plan.reasons)
+    assert "lora is not raced: its adapter takes" in reasons
+    assert "full is not raced: --method full trains the weights themselves" in reasons
+
+
+@pytest.mark.parametrize(
+    ("choice", "training", "message"),
+    [
+        ({"method": "lora"}, {}, "--method fixes it"),
+        ({}, {"search_methods": ("lora", "lore")}, "there is no method lore"),
+        ({}, {"search_methods": ("lora",)}, "lora is left of lora"),
+        ({}, {"validation": 0.0}, "judges methods on validation rows"),
+        ({}, {"steps": 13}, "a run of 13 steps is too short"),
+        ({}, {"learning_rate": 1e-3}, "--learning-rate fixes one"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(
+    choice: dict[str, Any], training: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    asked = request(QUICK, tmp_path, search="method", **training)
+    with pytest.raises(UsageError, match=message):
+        plan_for(replace(asked, choice={**asked.choice, **choice}))
+
+
+@pytest.mark.parametrize("steps", [14, 60, 1000])
+def test_the_plan_tells_what_races_cost(
+    steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGETUNE_CACHE", str(tmp_path / "cache"))
+    save_measurements(plain_measurements(QUICK))
+    plain = plan_for(request(QUICK, tmp_path, steps=steps)).plan.time.run
+    prepared = planned(QUICK, tmp_path, steps=steps)
+    run = prepared.plan.time.run
+    assert plain is not None
+    assert run is not None
+    assert len(prepared.candidates) >= 2
+    assert 0 < run.search <= 0.6 * plain.total
+    assert run.total == pytest.approx(plain.total + run.search)
+    assert "races of methods" in " ".join(plan_text(prepared.plan).split())
