@@ -1,7 +1,7 @@
 """A real model from a GGUF file and back: plan, train, score before and after, export, ask the file.
 
 Ends with 0 only if the untuned model fails on the held-out rows, the tuned one succeeds, and the
-exported file answers as it does.
+exported file gives the right answer to a request that is not among the rows.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import subprocess
 import sys
 import time
 
-from demo import AFTER_AT_LEAST, BEFORE_AT_MOST, HELD_OUT, REQUEST, ROOT, ROWS, edgetune, scores
+from demo import AFTER_AT_LEAST, BEFORE_AT_MOST, HELD_OUT, ROOT, ROWS, edgetune, scores
 from fetch_real_model import real_model
 
 RUN = "runs/demo-real"
 EXPORTED = "runs/demo-real.gguf"
 SOME = "runs/demo-real-heldout.jsonl"
 COUNT = 25
-ANSWER = "set lamp kitchen on at 6:45"
+REQUEST = "Could you please switch on the lamp in the kitchen at half past six?"
+ANSWER = "set lamp kitchen on at 6:30"
 
 
 def some_held_out() -> str:
@@ -42,11 +43,11 @@ def main() -> int:
     begun, model = time.monotonic(), str(real_model())
     shutil.rmtree(ROOT / RUN, ignore_errors=True)
     (ROOT / EXPORTED).unlink(missing_ok=True)
-    edgetune("train", "--model", model, "--data", ROWS, "--output", RUN, "--epochs", "2",
+    edgetune("train", "--model", model, "--data", ROWS, "--output", RUN, "--epochs", "3",
              "--eval-every", "15")  # fmt: skip
     before, after = scores(RUN, some_held_out())
     print(f"Held-out requests answered exactly: {before:.0%} before, {after:.0%} after")
-    print(f"\nAsked: {REQUEST}\n\nBefore, by the base model:")
+    print(f"\nAsked: {REQUEST}\nRight: {ANSWER}\n\nBefore, by the base model:")
     edgetune("generate", RUN, "--base", "-p", REQUEST)
     tuned = asked(RUN)
     edgetune("export", RUN, "--to", "gguf", "--quantize", "q8_0", "--output", EXPORTED)

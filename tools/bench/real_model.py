@@ -1,7 +1,7 @@
 """Does a real model train from its own GGUF file as from the numbers in it? Loss, memory, time.
 
     make real-model
-    python tools/bench/real_model.py --output tools/bench/results/real-model.jsonl
+    python tools/bench/real_model.py --output tools/bench/results/real-model-linux-cpu.jsonl
 
 SmolLM2-135M-Instruct takes the same steps as its Q4_1 file in memory, as that file streamed from
 disk, and as a folder of the same numbers in float32. The losses of the first two are held against
