@@ -35,8 +35,8 @@ LinearRole = Literal[
 ]  # fmt: skip
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
 NormRole = Literal[
-    "attention_input", "attention_output", "mlp_input", "mlp_output", "q", "k", "v", "delta", "scan",
-    "per_layer",
+    "attention_input", "attention_output", "mlp_input", "mlp_output", "q", "k", "v", "delta",
+    "scan", "per_layer", "router", "experts_input", "experts_output", "shared_output",
 ]  # fmt: skip
 TensorKind = Literal[
     "embedding", "position", "linear", "bias", "norm", "mixer", "head", "router", "table",

@@ -21,13 +21,14 @@ USUAL_SHARES: Final = 2
 """Rows computed at a time as a multiple of an expert's share, if all were chosen equally often."""
 
 ExpertRole = Literal["gate", "up", "gate_up", "down"]
+RoutingRole = Literal["router", "router_bias", "router_scale", "expert_scale", "shared_gate"]
 
 
 @dataclass(frozen=True, slots=True)
 class RoutingTensor:
     """A small tensor that says where tokens go; ``name`` is inside the block."""
 
-    role: Literal["router", "router_bias", "shared_gate"]
+    role: RoutingRole
     name: str
     shape: tuple[int, ...]
 
@@ -84,6 +85,13 @@ class Experts:
     fused: tuple[Fused, ...] = ()
     """Tensors of the files that have all experts at once, if they do."""
 
+    apart: bool = False
+    """Router and experts read the stream, through norms of their own if the block has such (Gemma
+    4), not what the MLP for all tokens reads."""
+    router_scale: str | None = None
+    """Name of a tensor (D,): by it, and by 1 / sqrt(D), is multiplied what the router reads."""
+    expert_scale: str | None = None
+    """Name of a tensor (E,): by its expert's number is each weight multiplied at last."""
     shared_gate: str | None = None
     """Module of the score by whose sigmoid what an MLP for all tokens makes is multiplied.
 
@@ -96,6 +104,10 @@ class Experts:
         found = [router]
         if self.biased:
             found.append(RoutingTensor("router_bias", f"{self.router}.bias", (self.number,)))
+        if self.router_scale is not None:
+            found.append(RoutingTensor("router_scale", self.router_scale, (self.hidden,)))
+        if self.expert_scale is not None:
+            found.append(RoutingTensor("expert_scale", self.expert_scale, (self.number,)))
         if self.shared_gate is not None:
             shape = (1, self.hidden)
             found.append(RoutingTensor("shared_gate", f"{self.shared_gate}.weight", shape))

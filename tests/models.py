@@ -145,11 +145,20 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "olmo": SMALL,
     "persimmon": SMALL | {"rope_parameters": {
         "rope_type": "default", "rope_theta": 25000.0, "partial_rotary_factor": 0.5}},
+    "gemma4_moe": SMALL | WINDOWS | {
+        "vocab_size_per_layer_input": 97, "hidden_size_per_layer_input": 0, "global_head_dim": 16,
+        "num_global_key_value_heads": 1, "attention_k_eq_v": True, "enable_moe_block": True,
+        "num_experts": 5, "top_k_experts": 2, "moe_intermediate_size": 24,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"]},
 }  # fmt: skip
 
+MODEL_TYPES = {"gemma4_moe": "gemma4_text"}
+"""What the configs of families call themselves that are a variant of another one."""
+
 MIXTURES = frozenset(
-    {"gpt_oss", "granitemoe", "mixtral", "olmoe", "qwen2_moe", "qwen3_5_moe_text", "qwen3_moe"}
-)
+    {"gemma4_moe", "gpt_oss", "granitemoe", "mixtral", "olmoe", "qwen2_moe", "qwen3_5_moe_text",
+     "qwen3_moe"}
+)  # fmt: skip
 """Families whose MLPs are experts, which are not adapted."""
 
 WRAPPERS = {
@@ -214,13 +223,13 @@ def make_model(
     if "num_kv_shared_layers" in settings:  # which must leave one of each type
         shared = min(settings["num_kv_shared_layers"], settings["num_hidden_layers"] - 2)
         settings["num_kv_shared_layers"] = max(0, shared)
-    config = AutoConfig.for_model(family, **settings)
+    config = AutoConfig.for_model(MODEL_TYPES.get(family, family), **settings)
     torch.manual_seed(0)
     auto = AutoModelForImageTextToText if family in WRAPPERS else AutoModelForCausalLM
     model = auto.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name or name.endswith(("bias", "sinks")) or "ln_" in name:
+            if "norm" in name or name.endswith(("bias", "sinks", "scale")) or "ln_" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
             if name.endswith("A_log"):  # so that a state is not gone after a token
                 parameter.sub_(3)

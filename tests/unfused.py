@@ -28,11 +28,12 @@ def unfused(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     sparse = shape.family in {"mixtral", "granitemoe", "granitemoehybrid"}
     mixture = "block_sparse_moe" if sparse else "mlp"
+    beside = shape.family == "gemma4_text"
     experts = {shape.block(layer): block.experts for layer, block in enumerate(shape.blocks)}
     for name, tensor in parameters.items():
         prefix, found, part = name.rpartition(f"{mixture}.experts.")
-        if shape.family == "mixtral":
-            prefix, found, part = name.rpartition("mlp.experts.")
+        if shape.family == "mixtral" or beside:
+            prefix, found, part = name.rpartition("experts." if beside else "mlp.experts.")
         rule = experts.get(prefix)
         if not found or rule is None:
             name = name.replace(".mlp.gate.", f".{mixture}.gate.")  # noqa: PLW2901

@@ -1,4 +1,4 @@
-"""A mixture of experts: routing, and each expert's MLP over the tokens that chose it.
+"""A mixture of experts: each expert's MLP over the tokens that chose it.
 
 T tokens, D hidden size, E experts, k of them for a token, F width of an expert. All T k choices
 are sorted by expert, so that a product has the same number of rows whatever was chosen, and one
@@ -22,18 +22,6 @@ from edgetune_mlx.matrices import Gather, Matrix
 from edgetune_mlx.pointwise import clamped, gated_activation
 
 
-def route(
-    x: mx.array, router: mx.array, bias: mx.array | None, rule: Experts
-) -> tuple[mx.array, mx.array]:
-    """Return weights (T, k) in float32 and the experts (T, k) of the tokens of x (B, S, D)."""
-    scores = x.reshape(-1, x.shape[-1]).astype(mx.float32) @ router.astype(mx.float32).T
-    scores = scores if bias is None else scores + bias.astype(mx.float32)
-    chosen = _highest(mx.stop_gradient(scores), rule.chosen)
-    if rule.normalised:
-        return mx.softmax(mx.take_along_axis(scores, chosen, axis=-1), axis=-1), chosen
-    return mx.take_along_axis(mx.softmax(scores, axis=-1), chosen, axis=-1), chosen
-
-
 def shared(x: mx.array, y: mx.array, gate: mx.array) -> mx.array:
     """Return y (B, S, D) times the sigmoid of a score of x (B, S, D)."""
     return recomputed(_shared)(x, y, mx.stop_gradient(gate))
@@ -42,16 +30,6 @@ def shared(x: mx.array, y: mx.array, gate: mx.array) -> mx.array:
 def _shared(x: mx.array, y: mx.array, gate: mx.array) -> mx.array:
     share = mx.sigmoid(x.astype(mx.float32) @ gate.astype(mx.float32).T)
     return y * share.astype(y.dtype)
-
-
-def _highest(scores: mx.array, count: int) -> mx.array:
-    """Return the places (T, count) of the highest scores, of equal ones the first."""
-    numbers, found = mx.arange(scores.shape[-1]), []
-    for _ in range(count):
-        best = mx.argmax(scores, axis=-1, keepdims=True)
-        scores = mx.where(numbers == best, -mx.inf, scores)
-        found.append(best)
-    return mx.concatenate(found, axis=-1)
 
 
 @dataclass(frozen=True, slots=True)

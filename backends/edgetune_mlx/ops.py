@@ -20,6 +20,7 @@ from edgetune_mlx import (
     gated_delta,
     linear,
     pointwise,
+    routing,
     state_space,
     trained,
 )
@@ -105,8 +106,7 @@ class MlxOps:
 
     def route(self, x: mx.array, rule: Experts) -> tuple[mx.array, mx.array]:
         """Choose experts for the tokens of x."""
-        routing = self.block.routing
-        return experts.route(x, routing["router"], routing.get("router_bias"), rule)
+        return routing.route(x, routing.Router(rule, self.block.routing))
 
     def experts(
         self, x: mx.array, weights: mx.array, chosen: mx.array, rule: Experts, activation: str

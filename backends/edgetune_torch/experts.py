@@ -1,4 +1,4 @@
-"""A mixture of experts: routing, and each expert's MLP over the tokens that chose it.
+"""A mixture of experts: each expert's MLP over the tokens that chose it.
 
 T tokens, D hidden size, E experts, k of them for a token, F width of an expert, n rows at a time.
 Tokens are sorted by expert. An expert computes a piece of its rows at a time
@@ -22,52 +22,6 @@ from edgetune_torch import clamped
 from edgetune_torch.linear import multiplied, multiplied_back
 from edgetune_torch.matrices import Matrix
 from edgetune_torch.pointwise import activation as activated
-
-
-class Routing(torch.autograd.Function):
-    """The experts of each token and their weights; saves both, or all probabilities (T, E)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, router: Tensor, bias: Tensor | None, rule: Experts
-    ) -> tuple[Tensor, Tensor]:
-        """Return weights (T, k) in float32 and the numbers (T, k) of the experts."""
-        scores = x.flatten(0, -2).float() @ router.float().T
-        if bias is not None:
-            scores += bias
-        found = scores.sort(dim=-1, descending=True, stable=True).indices
-        chosen = found[:, : rule.chosen].contiguous()
-        del found
-        if rule.normalised:
-            kept = weights = scores.gather(1, chosen).softmax(-1)
-        else:
-            kept = scores.softmax(-1)
-            weights = kept.gather(1, chosen)
-        ctx.save_for_backward(kept, chosen)
-        ctx.router, ctx.rule, ctx.like = router, rule, (x.shape, x.dtype)
-        ctx.mark_non_differentiable(chosen)
-        return weights, chosen
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        """Return the gradient of x."""
-        kept, chosen = ctx.saved_tensors
-        weights = kept if ctx.rule.normalised else kept.gather(1, chosen)
-        scaled = grads[0] * weights
-        total = scaled.sum(-1, keepdim=True)
-        if ctx.rule.normalised:
-            scores = torch.zeros(len(chosen), ctx.rule.number, device=scaled.device)
-            scores.scatter_(1, chosen, scaled.addcmul_(weights, total, value=-1))
-        else:
-            scores = (kept * total).neg_().scatter_add_(1, chosen, scaled)
-        shape, dtype = ctx.like
-        return (scores @ ctx.router.float()).to(dtype).view(shape), None, None, None
-
-
-def route(x: Tensor, router: Tensor, bias: Tensor | None, rule: Experts) -> tuple[Tensor, Tensor]:
-    """Return weights (T, k) in float32 and the experts (T, k) of the tokens of x (B, S, D)."""
-    weights, chosen = Routing.apply(x, router, bias, rule)  # type: ignore[no-untyped-call]
-    return weights, chosen
 
 
 class Shared(torch.autograd.Function):

@@ -21,6 +21,7 @@ from edgetune_torch import (
     gated_delta,
     linear,
     pointwise,
+    routing,
     state_space,
     trained,
 )
@@ -105,8 +106,7 @@ class TorchOps:
 
     def route(self, x: Tensor, rule: Experts) -> tuple[Tensor, Tensor]:
         """Choose experts for the tokens of x."""
-        routing = self.block.routing
-        return experts.route(x, routing["router"], routing.get("router_bias"), rule)
+        return routing.route(x, routing.Router(rule, self.block.routing))
 
     def experts(
         self, x: Tensor, weights: Tensor, chosen: Tensor, rule: Experts, activation: str

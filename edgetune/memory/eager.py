@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from edgetune.memory import mixtures
+from edgetune.memory import mixtures, routing
 from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.ledger import Ledger
 from edgetune.memory.products import Product, unpack
@@ -131,7 +131,7 @@ class EagerOps(Scanning):
 
     def route(self, x: Sized, rule: Experts) -> tuple[Sized, Sized]:
         """Choose experts."""
-        return mixtures.route(self, x, rule)
+        return routing.route(self, x, rule)
 
     def shared(self, x: Sized, y: Sized) -> Sized:
         """Multiply by a share a token."""

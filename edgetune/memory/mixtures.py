@@ -11,46 +11,10 @@ from collections.abc import Sequence
 
 from edgetune.memory.elementary import Elementary
 from edgetune.memory.products import Product, unpack
+from edgetune.memory.routing import INDEX
 from edgetune.memory.sized import Gradient, Sized
 from edgetune.shape import BlockShape, Experts
 from edgetune.storage import FLOAT32_BYTES
-
-INDEX = 8
-"""Bytes of a token's or an expert's number."""
-
-
-def route(ops: Elementary, x: Sized, rule: Experts) -> tuple[Sized, Sized]:
-    """Return weights (T, k) and chosen experts (T, k); probabilities are saved, or weights."""
-    ledger, batch = ops.ledger, ops.batch
-    tokens, narrow = x.numbers // rule.hidden, x.width != FLOAT32_BYTES
-    each, some = FLOAT32_BYTES * tokens * rule.number, FLOAT32_BYTES * tokens * rule.chosen
-    wide = FLOAT32_BYTES * x.numbers
-    router = FLOAT32_BYTES * rule.number * rule.hidden if batch.stored != FLOAT32_BYTES else 0
-    ledger.transient(wide if narrow else 0, router, each)
-    scores = ledger.alloc(each)
-    ledger.transient(each, each // FLOAT32_BYTES * INDEX)
-    ledger.transient(each // FLOAT32_BYTES * INDEX, some // FLOAT32_BYTES * INDEX)
-    shape = (tokens, rule.chosen)
-    chosen = ops.tape.made(shape, INDEX, (), _nothing)
-    if rule.normalised:
-        ledger.transient(2 * some)
-        saved = storage = ops.new(some)
-    else:
-        saved, storage = ops.new(each), ops.new(some)
-    ledger.free(scores)
-    size = x.nbytes
-
-    def back(_: list[Gradient]) -> Sequence[Gradient]:
-        held = ledger.alloc((1 if rule.normalised else 2) * some + some // rule.chosen + each)
-        ledger.transient(router, wide)
-        ledger.transient(wide, size if narrow else 0)
-        ledger.free(held)
-        return (ops.new(size),)
-
-    weights = ops.tape.made(
-        shape, FLOAT32_BYTES, (x,), back, storage=storage, saved=(saved, chosen)
-    )
-    return weights, chosen
 
 
 def shared(ops: Elementary, x: Sized, y: Sized) -> Sized:
@@ -213,7 +177,3 @@ class _Pieces:
     def _numbers(self, rows: int) -> int:
         """Return the bytes of the numbers of rows, those of the piece before included."""
         return 3 * INDEX * rows
-
-
-def _nothing(_: list[Gradient]) -> Sequence[Gradient]:
-    return ()

@@ -33,13 +33,21 @@ EXPERTS: Final[Mapping[str, str]] = {
 }  # fmt: skip
 """Matrices of all experts of a block, one after the other."""
 
-ROUTING: Final[Mapping[str, str]] = {"router": "ffn_gate_inp", "shared_gate": "ffn_gate_inp_shexp"}
+ROUTING: Final[Mapping[str, str]] = {
+    "router": "ffn_gate_inp.weight",
+    "router_scale": "ffn_gate_inp.scale",
+    "expert_scale": "ffn_down_exps.scale",
+    "shared_gate": "ffn_gate_inp_shexp.weight",
+}
 
 NORMS: Final[Mapping[str, str]] = {
     "attention_input": "attn_norm",
     "attention_output": "post_attention_norm",
     "mlp_input": "ffn_norm",
     "mlp_output": "post_ffw_norm",
+    "shared_output": "post_ffw_norm_1",
+    "experts_input": "pre_ffw_norm_2",
+    "experts_output": "post_ffw_norm_2",
     "q": "attn_q_norm",
     "k": "attn_k_norm",
     "delta": "ssm_norm",
@@ -66,8 +74,12 @@ BESIDES: Final = frozenset({ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS})
 
 
 def linear_name(block: BlockShape, linear: Linear) -> str:
-    """Return what a projection is called in its block: an MLP beside experts has names of its own."""
-    beside = block.experts is not None and linear.role in MLP_ROLES
+    """Return what a projection is called in its block.
+
+    An MLP beside experts that read the same has names of its own.
+    """
+    rule = block.experts
+    beside = rule is not None and not rule.apart and linear.role in MLP_ROLES
     return f"{LINEARS[linear.role]}{'_shexp' if beside else ''}"
 
 
@@ -100,7 +112,7 @@ def _blocks(shape: ModelShape) -> Iterator[tuple[str, str]]:
             yield f"{ours}{linear.module}.weight", f"{prefix}{EXPERTS[linear.role]}.weight"
         for tensor in shape.blocks[layer].routing_tensors:
             if tensor.role in ROUTING:
-                yield f"{ours}{tensor.name}", f"{prefix}{ROUTING[tensor.role]}.weight"
+                yield f"{ours}{tensor.name}", f"{prefix}{ROUTING[tensor.role]}"
         for norm in shape.blocks[layer].norms:
             for part in ("weight", "bias") if norm.bias else ("weight",):
                 yield f"{ours}{norm.module}.{part}", f"{prefix}{NORMS[norm.role]}.{part}"

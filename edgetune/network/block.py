@@ -82,7 +82,7 @@ class Block(Generic[A]):
             return self._parallel(x)
         attended = self._first_half(self.norm("attention_input", x))
         x = self.ops.add(x, self._scaled(attended))
-        x = self.ops.add(x, self._scaled(self._mlp(self.norm("mlp_input", x))))
+        x = self.ops.add(x, self._scaled(self._mlp(self.norm("mlp_input", x), x)))
         if self.own.per_layer:
             x = self.ops.add(x, self._per_layer(x))
         return x if self.own.scalar is None else self.ops.layer_scaled(x)
@@ -93,11 +93,11 @@ class Block(Generic[A]):
         if "mlp_input" not in self.own.norm_by_role:
             attended = self._first_half(read)
             both = self.ops.add(x, attended)
-            return self.ops.add(both, self._mlp(read))
+            return self.ops.add(both, self._mlp(read, x))
         attended = self._first_half(read)
         del read
         both = self.ops.add(x, attended)
-        return self.ops.add(both, self._mlp(self.norm("mlp_input", x)))
+        return self.ops.add(both, self._mlp(self.norm("mlp_input", x), x))
 
     def leave_keys(self, x: A) -> None:
         """Leave the keys and values of a tile's tokens where later tiles find them.
@@ -226,12 +226,13 @@ class Block(Generic[A]):
             x = self.norm(role, x)
         return self.ops.heads_first(x)
 
-    def _mlp(self, x: A) -> A:
+    def _mlp(self, x: A, stream: A) -> A:
+        """Return what the MLP, or experts, add to the stream of its normalised values x."""
         rule, out = self.own.experts, None
         if "down" in self.own.linear_by_role:
-            out = self.project("down", self._inner(x))
+            out = self.norm("shared_output", self.project("down", self._inner(x)))
         if rule is not None:
-            chosen = mixture(self.ops, rule, self.own.activation, x)
+            chosen = mixture(self, rule, x, stream)
             out = chosen if out is None else beside(self.ops, rule, x, out, chosen)
             del chosen
         assert out is not None

@@ -5,14 +5,26 @@ B rows, S positions, D hidden size.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from edgetune.network.ops import A, Ops
 from edgetune.shape import Experts
 
+if TYPE_CHECKING:
+    from edgetune.network.block import Block
 
-def mixture(ops: Ops[A], rule: Experts, activation: str, x: A) -> A:
-    """Return what the experts make of x (B, S, D): gradients go to x through the weights, too."""
-    weights, chosen = ops.route(x, rule)
-    return ops.experts(x, weights, chosen, rule, activation)
+
+def mixture(block: Block[A], rule: Experts, x: A, stream: A) -> A:
+    """Return what the experts make of x, or of the stream that it was normalised from (B, S, D).
+
+    Gradients go to what the router reads, too.
+    """
+    source = stream if rule.apart else x
+    weights, chosen = block.ops.route(block.norm("router", source), rule)
+    read = block.norm("experts_input", source)
+    out = block.ops.experts(read, weights, chosen, rule, block.own.activation)
+    del read, weights, chosen
+    return block.norm("experts_output", out)
 
 
 def beside(ops: Ops[A], rule: Experts, x: A, shared: A, chosen: A) -> A:

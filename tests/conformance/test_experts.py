@@ -25,9 +25,10 @@ RULE = Experts(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
-    return LocalModel.open(make_model(tmp_path_factory.mktemp("mixture"), "qwen3_moe", layers=2))
+@pytest.fixture(scope="module", params=["qwen3_moe", "gemma4_moe"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
+    folder = tmp_path_factory.mktemp("mixture")
+    return LocalModel.open(make_model(folder, request.param, layers=2))
 
 
 def test_streamed_experts_compute_what_resident_ones_do(bench: Bench, model: LocalModel) -> None:
@@ -38,9 +39,7 @@ def test_streamed_experts_compute_what_resident_ones_do(bench: Bench, model: Loc
     assert found[0] == found[1] == found[2]
 
 
-def test_quantized_experts_are_near_and_learn(
-    bench: Bench, tmp_path: Path, model: LocalModel
-) -> None:
+def test_quantized_experts_are_near_and_learn(bench: Bench, tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"hidden_size": 64, "moe_intermediate_size": 64}
     wide = LocalModel.open(
         make_model(tmp_path, "qwen3_moe", intermediate_size=64, head_dim=16, **sizes)
@@ -108,8 +107,9 @@ def _of_torch(
 ) -> dict[str, np.ndarray]:
     import torch
 
-    from edgetune_torch.experts import FrozenExperts, mixed, route
+    from edgetune_torch.experts import FrozenExperts, mixed
     from edgetune_torch.matrices import store
+    from edgetune_torch.routing import Router, route
 
     stored = {
         f"{role}.{number}": store(torch.from_numpy(one), "none")
@@ -117,7 +117,7 @@ def _of_torch(
         for number, one in enumerate(every)
     }
     given = torch.from_numpy(x).requires_grad_()
-    weights, chosen = route(given, torch.from_numpy(router), None, RULE)
+    weights, chosen = route(given, Router(RULE, {"router": torch.from_numpy(router)}))
     out = mixed(given, weights, chosen, FrozenExperts(RULE, "silu", stored, {}))
     out.backward(torch.from_numpy(grad))
     assert given.grad is not None
@@ -131,20 +131,23 @@ def _of_mlx(
 ) -> dict[str, np.ndarray]:
     import mlx.core as mx
 
-    from edgetune_mlx.experts import FrozenExperts, mixed, route
+    from edgetune_mlx.experts import FrozenExperts, mixed
     from edgetune_mlx.matrices import Matrix, Plain
+    from edgetune_mlx.routing import Router, route
 
     stored = {
         role: Matrix(Plain(), {"values": mx.array(every.reshape(-1, every.shape[-1]))})
         for role, every in matrices.items()
     }
 
+    own = Router(RULE, {"router": mx.array(router)})
+
     def output(given: mx.array) -> mx.array:
-        weights, chosen = route(given, mx.array(router), None, RULE)
+        weights, chosen = route(given, own)
         return mixed(given, weights, FrozenExperts(RULE, "silu", stored, {}, chosen))
 
     (out,), (x_grad,) = mx.vjp(output, [mx.array(x)], [mx.array(grad)])
-    chosen = route(mx.array(x), mx.array(router), None, RULE)[1]
+    chosen = route(mx.array(x), own)[1]
     return {"out": np.array(out), "x": np.array(x_grad), "chosen": np.array(chosen)}
 
 

@@ -30,6 +30,7 @@ THOROUGH = ("llama", "gpt2", "gpt_neox", "gemma2", "phi3", "lfm2", "qwen3_5_text
 REFUSED: dict[str, set[str]] = {
     "gemma4_text": {"prompt", "prefix", "mam", "llama-adapter"},
     "gemma4_unified_text": {"prefix", "mam"},
+    "gemma4_moe": {"prefix", "mam"},
     "olmo": {"norm"},
 }
 """What families have no place for."""

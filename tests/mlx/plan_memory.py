@@ -110,6 +110,12 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "use_double_wide_mlp": True, "sliding_window": 64, "max_position_embeddings": 1024,
         "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
     },
+    "apart": {
+        "model_type": "gemma4_moe", "hidden_size": 192, "intermediate_size": 256,
+        "moe_intermediate_size": 64, "num_experts": 8, "top_k_experts": 3, "num_hidden_layers": 3,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 3000, "head_dim": 32,
+        "global_head_dim": 64, "sliding_window": 64, "max_position_embeddings": 1024,
+    },
     "narrow": {
         "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 3, "head_dim": 32,
         "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 5000,
@@ -120,7 +126,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
 bfloat16. And a GPT-2, a Gemma 2, whose logits are capped, a BLOOM, whose scores fall with the
 distance, a Cohere, both halves of which read one norm, an AFM, which squares, an LFM2, which
 convolves, a Qwen3.5, which corrects a state, a Gemma 4, of which layers lend keys, a gpt-oss, whose attention has sinks, and mixtures of
-experts, one of them beside an MLP for all tokens."""
+experts, one of them beside an MLP for all tokens, one (Gemma 4's) with norms of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +213,8 @@ NAMED = (
     Case(model="correcting", context=192, checkpointed=True),
     Case(model="lending", context=128, checkpointed=True),
     Case(model="lending", context=320, checkpointed=True),
+    Case(model="apart", context=128),
+    Case(model="apart", context=192, checkpointed=True),
     Case(model="untied", context=128, fixed={"quantization": "mxfp4"}),
     Case(model="narrow", context=128),
     Case(model="narrow", context=64, checkpointed=True, fixed={"quantization": "q8"}),

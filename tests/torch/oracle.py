@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 from mixed_shapes import mixed
 from models import FAMILIES as SMALL_FAMILIES
-from models import MIXTURES, SMALL
+from models import MIXTURES, MODEL_TYPES, SMALL
 from products import products
 
 from edgetune.backend import GenerateOptions, Session
@@ -48,6 +48,11 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
         "global_head_dim": 128,
         "num_global_key_value_heads": 1,
         "layer_types": [_SLIDING, _FULL] * 2,
+    },
+    "gemma4_moe": {
+        "global_head_dim": 128,
+        "layer_types": [_SLIDING, _FULL] * 2,
+        "moe_intermediate_size": 320,
     },
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2, "block_multiple_of": 256},
     "qwen3_5_text": {
@@ -163,7 +168,8 @@ def cases(count: int, seed: int = 0) -> Iterator[Case]:
 
 def _family(name: str, **own: Any) -> ModelShape:
     switches = {k: v for k, v in SMALL_FAMILIES[name].items() if k not in SMALL}
-    return shape_of({"model_type": name, **switches, **SIZES, **OWN_SIZES.get(name, {}), **own})
+    fields = {"model_type": MODEL_TYPES.get(name, name), **switches, **SIZES}
+    return shape_of({**fields, **OWN_SIZES.get(name, {}), **own})
 
 
 def compare(case: Case) -> list[Compared]:
@@ -273,6 +279,7 @@ def _choice(draw: random.Random, model: str, layers: int) -> Choice:
 REFUSED = {
     "gemma4_text": {"prompt", "prefix", "mam", "llama-adapter"},
     "gemma4_unified_text": {"prefix", "mam"},
+    "gemma4_moe": {"prefix", "mam"},
 }
 """Methods that have no place in a family."""
 

@@ -88,6 +88,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         GEMMA4 | {"tie_word_embeddings": False, "num_kv_shared_layers": 0},
     ),
     "gemma4, 12B": ("gemma4_unified_text", {"sliding_window": 64, "global_head_dim": 64}),
+    "gemma4, mixture": (
+        "gemma4_moe",
+        {"sliding_window": 64, "global_head_dim": 64, "moe_intermediate_size": 96},
+    ),
     "lfm2": ("lfm2", {"num_hidden_layers": 3}),
     "qwen3.5": ("qwen3_5_text", QWEN35),
     "phi3": ("phi3", NO_WINDOW),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from models import FAMILIES, make_model, make_wrapper
+from models import FAMILIES, MODEL_TYPES, make_model, make_wrapper
 from opened import open_decoder
 from transformers import AutoModelForCausalLM
 
@@ -109,7 +109,7 @@ def _tied(family: str) -> bool:
     """Return what is not the family's default, as far as a config can say it."""
     from transformers import AutoConfig
 
-    config = AutoConfig.for_model(family, **FAMILIES[family])
+    config = AutoConfig.for_model(MODEL_TYPES.get(family, family), **FAMILIES[family])
     return not config.tie_word_embeddings
 
 

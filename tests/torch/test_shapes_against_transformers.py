@@ -174,7 +174,7 @@ def _random_config(family: str, seed: int) -> Config:
         "qwen3_5_moe_text": _qwen3_5_moe,
         "qwen3_5_text": _qwen3_5,
         "gemma4_text": _gemma4,
-        "gemma4_unified_text": lambda draw: _gemma4(draw) | {"attention_k_eq_v": True},
+        "gemma4_unified_text": _gemma4_unified,
     }.get(family, lambda draw: _common(family, draw))
     if family in INSIDE:
         inner = draw.choice(INSIDE[family])
@@ -345,9 +345,18 @@ def _gemma4(draw: random.Random) -> Config:
         "global_head_dim": draw.choice([16, 32]),
         "sliding_window": draw.choice([4, 8]),
     }
+    if draw.random() < 0.5:
+        experts = {"num_experts": draw.choice([3, 5]), "top_k_experts": 2}
+        own |= {"enable_moe_block": True, "moe_intermediate_size": 12, **experts}
     config = {name: x for name, x in config.items() if name != "sliding_window_pattern"}
     config.pop("query_pre_attn_scalar", None)
     return config | own
+
+
+def _gemma4_unified(draw: random.Random) -> Config:
+    mixture = {"enable_moe_block", "moe_intermediate_size", "num_experts", "top_k_experts"}
+    plain = {name: x for name, x in _gemma4(draw).items() if name not in mixture}
+    return plain | {"attention_k_eq_v": True}
 
 
 def _lfm2(draw: random.Random) -> Config:

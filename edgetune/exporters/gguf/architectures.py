@@ -34,6 +34,8 @@ class Routed:
     """The weights of the chosen experts add up to one."""
     shared: bool = False
     """An MLP for all tokens stands beside them, behind a gate of its own."""
+    apart: bool = False
+    """They read the stream through a norm of their own, beside an MLP; models can do without."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +127,9 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     "gemma3_text": Architecture(
         name="gemma3", activations=GELU, window_pattern=6, wide_scales=frozenset({62})
     ),
-    "gemma4_text": Architecture(name="gemma4", activations=GELU, by_layer=True),
+    "gemma4_text": Architecture(
+        name="gemma4", activations=GELU, by_layer=True, routed=Routed(normalised=True, apart=True)
+    ),
     "gemma4_unified_text": Architecture(name="gemma4", activations=GELU, by_layer=True),
     "phi3": Architecture(name="phi3"),
     "gpt2": Architecture(name="gpt2", activations=GELU, biases=_ALL),
@@ -267,14 +271,15 @@ def _differences(shape: ModelShape, architecture: Architecture) -> list[str]:
 def _routing_differences(block: BlockShape, routed: Routed | None) -> list[str]:
     rule = block.experts
     if rule is None or routed is None:
-        alike = rule is None and routed is None
+        alike = rule is None and (routed is None or routed.apart)
         return [] if alike else ["its MLPs are experts in some blocks, or in none"]
     problems = []
     if rule.normalised != routed.normalised:
         problems.append(
             f"the weights of its experts do {'not ' * (not rule.normalised)}add up to 1"
         )
-    if (rule.shared_gate is not None) != routed.shared or block.shared != routed.shared:
+    beside = routed.shared or routed.apart
+    if (rule.shared_gate is not None) != routed.shared or block.shared != beside:
         problems.append("its MLP for all tokens is there otherwise")
     return problems
 

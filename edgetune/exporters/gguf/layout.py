@@ -161,7 +161,7 @@ class _Layout:
         for tensor in block.routing_tensors:
             rows = self._source(f"{prefix}{tensor.name}")
             rows = Flat(rows) if tensor.role == "shared_gate" else rows
-            yield f"{target}{gguf_names.ROUTING[tensor.role]}.weight", rows
+            yield f"{target}{gguf_names.ROUTING[tensor.role]}", rows
         by_role: dict[str, list[Rows]] = {}
         for linear in block.expert_linears:
             rows = self._source(f"{prefix}{linear.module}.weight")

@@ -71,7 +71,7 @@ def _sizes(shape: ModelShape, architecture: Architecture) -> Iterator[tuple[str,
         yield "expert_count", Value("uint32", block.experts.number)
         yield "expert_used_count", Value("uint32", block.experts.chosen)
         yield "expert_feed_forward_length", Value("uint32", block.experts.size)
-    if block.shared:
+    if block.shared and not (block.experts and block.experts.apart):
         yield "expert_shared_feed_forward_length", Value("uint32", block.ffn_size)
     if architecture.parallel:
         yield "use_parallel_residual", Value("bool", shape.blocks[0].parallel)

@@ -10,14 +10,13 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from math import prod
 
-from edgetune.memory.lazy.arrays import counted, gathered, matmul, reduced, softmax, sorted_places
-from edgetune.memory.lazy.elementwise import add, cast, compared, multiply, sigmoid, times, where
+from edgetune.memory.lazy.arrays import gathered, matmul, sorted_places
+from edgetune.memory.lazy.elementwise import add, cast, multiply, sigmoid, times
 from edgetune.memory.lazy.gradients import custom, recomputed, vjp
 from edgetune.memory.lazy.graph import Array, Grads, Operation, Wanted
 from edgetune.memory.lazy.matrices import Matrix
 from edgetune.memory.lazy.pointwise import clamped, gated_activation
 from edgetune.memory.lazy.views import (
-    concatenate,
     cut,
     depends,
     expand,
@@ -31,27 +30,6 @@ from edgetune.memory.lazy.views import (
 )
 from edgetune.shape import Experts
 from edgetune.storage import FLOAT32_BYTES
-
-
-def route(x: Array, router: Array, bias: Array | None, rule: Experts) -> tuple[Array, Array]:
-    """Return weights (T, k) in float32 and the experts (T, k) of the tokens of x (B, S, D)."""
-    flat = cast(reshape(x, (prod(x.shape[:-1]), x.shape[-1])), FLOAT32_BYTES)
-    scores = matmul(flat, swapaxes(cast(router, FLOAT32_BYTES), 0, 1))
-    scores = scores if bias is None else add(scores, cast(bias, FLOAT32_BYTES))
-    chosen = _highest(stopped(scores), rule.chosen)
-    shape = chosen.shape
-    if rule.normalised:
-        return softmax(gathered(scores, chosen, shape)), chosen
-    return gathered(softmax(scores), chosen, shape), chosen
-
-
-def _highest(scores: Array, count: int) -> Array:
-    numbers, found = counted(scores.shape[-1:]), []
-    for _ in range(count):
-        best = reduced(scores, FLOAT32_BYTES)
-        scores = where(compared(numbers, best), scores)
-        found.append(best)
-    return concatenate(found, -1)
 
 
 def shared(x: Array, y: Array, gate: Array) -> Array:

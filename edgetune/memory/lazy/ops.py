@@ -17,6 +17,7 @@ from edgetune.memory.lazy import (
     gated_delta,
     linear,
     pointwise,
+    routing,
     state_space,
 )
 from edgetune.memory.lazy.arrays import counted, gathered, matmul
@@ -136,9 +137,8 @@ class LazyOps:
 
     def route(self, x: Array, rule: Experts) -> tuple[Array, Array]:
         """Choose experts."""
-        router = self.frozen.tensor((rule.number, rule.hidden))
-        bias = self.frozen.vector(rule.number) if rule.biased else None
-        return experts.route(x, router, bias, rule)
+        tensors = {str(each.role): self.frozen.tensor(each.shape) for each in rule.tensors}
+        return routing.route(x, routing.Router(rule, tensors))
 
     def experts(
         self, x: Array, weights: Array, chosen: Array, rule: Experts, activation: str

@@ -22,18 +22,26 @@ from edgetune.model.families.common import (
     sandwich_norms,
     split_attention,
 )
-from edgetune.shape import Attention, BlockShape, Linear, ModelShape, Norm, PerLayerInputs
+from edgetune.model.families.mixtures import checked_experts
+from edgetune.shape import (
+    Attention,
+    BlockShape,
+    Experts,
+    Fused,
+    Linear,
+    ModelShape,
+    Norm,
+    PerLayerInputs,
+)
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 _THETA: Mapping[str, float] = {FULL: 1e6, SLIDING: 1e4}
 _PROPORTIONAL = {"rope_type": "proportional", "partial_rotary_factor": 0.25}
-_MIXTURE = "the mixture of experts of this family is not supported"
 _OWN_SIZES = frozenset({"head_dim", "num_key_value_heads"})
 
 
 def gemma4_text(fields: Fields) -> ModelShape:
     """Return the shape of a Gemma 4 language model."""
-    fields.refuse("enable_moe_block", _MIXTURE)
     return _shape(fields, "gemma4_text", per_layer=fields.count("hidden_size_per_layer_input", 256))
 
 
@@ -158,6 +166,42 @@ def _sizes_in(fields: Fields, table: object) -> dict[str, int]:
     return {name: size for name, size in found.items() if size is not None}
 
 
+def _experts(fields: Fields, sizes: Sizes) -> Experts:
+    """Return the experts of the mixture (26B-A4B), which stand beside the MLP."""
+    experts = Experts(
+        number=fields.size("num_experts"),
+        chosen=fields.size("top_k_experts"),
+        hidden=sizes.hidden,
+        size=fields.size("moe_intermediate_size"),
+        router="router.proj",
+        projections=(
+            ("gate", "experts.{}.gate_proj"),
+            ("up", "experts.{}.up_proj"),
+            ("down", "experts.{}.down_proj"),
+        ),
+        normalised=True,
+        apart=True,
+        router_scale="router.scale",
+        expert_scale="router.per_expert_scale",
+        fused=(
+            Fused(name="experts.gate_up_proj", roles=("gate", "up")),
+            Fused(name="experts.down_proj", roles=("down",)),
+        ),
+    )
+    return checked_experts(fields, experts, "top_k_experts")
+
+
+def _beside_experts(hidden: int) -> tuple[Norm, ...]:
+    """Return the norms of a block that only mixtures have."""
+    name = "post_feedforward_layernorm"
+    return (
+        Norm(role="router", module="router.norm", size=hidden, plain=True),
+        Norm(role="experts_input", module="pre_feedforward_layernorm_2", size=hidden),
+        Norm(role="shared_output", module=f"{name}_1", size=hidden),
+        Norm(role="experts_output", module=f"{name}_2", size=hidden),
+    )
+
+
 class _Blocks:
     """Makes the blocks of one model."""
 
@@ -168,6 +212,7 @@ class _Blocks:
         self.double = fields.flag("use_double_wide_mlp", False)
         self.activation = fields.activation("hidden_activation", "gelu_pytorch_tanh")
         self.window = fields.size("sliding_window", 512)
+        self.experts = _experts(fields, sizes) if fields.flag("enable_moe_block", False) else None
 
     def block(self, plan: _Plan) -> BlockShape:
         """Return the block of a layer."""
@@ -188,6 +233,7 @@ class _Blocks:
             mixer=self._attention(plan, own),
             linears=self._linears(plan, own),
             norms=self._norms(plan, own),
+            experts=self.experts,
             per_layer=self.per_layer,
             scalar="layer_scalar",
         )
@@ -227,6 +273,7 @@ class _Blocks:
         v = Norm(role="v", module="self_attn.v_norm", size=own.head_dim, plain=True)
         norms = (*sandwich_norms(own), q)
         norms = norms if plan.source is not None else (*norms, k, v)
+        norms = norms if self.experts is None else (*norms, *_beside_experts(own.hidden))
         if not self.per_layer:
             return norms
         module = "post_per_layer_input_norm"

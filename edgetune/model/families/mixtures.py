@@ -182,13 +182,11 @@ def _experts(
     return checked_experts(fields, experts)
 
 
-def checked_experts(fields: Fields, experts: Experts) -> Experts:
+def checked_experts(fields: Fields, experts: Experts, name: str = "num_experts_per_tok") -> Experts:
     """Return experts, of which no token chooses more than there are."""
     if experts.chosen <= experts.number:
         return experts
-    fields.problems.append(
-        f"num_experts_per_tok is {experts.chosen}, but there are {experts.number} experts"
-    )
+    fields.problems.append(f"{name} is {experts.chosen}, but there are {experts.number} experts")
     return replace(experts, chosen=experts.number)
 
 
