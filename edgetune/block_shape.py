@@ -26,7 +26,7 @@ from edgetune.expert_shape import Experts, RoutingTensor
 from edgetune.mixer import Attention, Mixer, MixerTensor
 
 LinearRole = Literal[
-    "q", "k", "v", "qkv", "o",
+    "q", "k", "v", "qkv", "o", "q_a", "q_b", "kv_a", "kv_b",
     "conv_in", "conv_out",
     "delta_qkv", "delta_z", "delta_b", "delta_a", "delta_out",
     "scan_in", "scan_out",
@@ -36,14 +36,17 @@ LinearRole = Literal[
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
 NormRole = Literal[
     "attention_input", "attention_output", "mlp_input", "mlp_output", "q", "k", "v", "delta",
-    "scan", "per_layer", "router", "experts_input", "experts_output", "shared_output",
+    "scan", "per_layer", "router", "experts_input", "experts_output", "shared_output", "q_a",
+    "kv_a",
 ]  # fmt: skip
 TensorKind = Literal[
     "embedding", "position", "linear", "bias", "norm", "mixer", "head", "router", "table",
     "projection",
 ]  # fmt: skip
 
-ATTENTION_ROLES: frozenset[str] = frozenset({"q", "k", "v", "qkv", "o"})
+ATTENTION_ROLES: frozenset[str] = frozenset(
+    {"q", "k", "v", "qkv", "o", "q_a", "q_b", "kv_a", "kv_b"}
+)
 MIXER_ROLES: frozenset[str] = frozenset(
     {"conv_in", "conv_out", "delta_qkv", "delta_z", "delta_b", "delta_a", "delta_out",
      "scan_in", "scan_out"}

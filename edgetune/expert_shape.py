@@ -4,6 +4,10 @@
     chosen = the experts with the highest scores, the lower index first where they are equal
     output = sum of weight * expert(x) over the chosen ones
 
+Weights are a softmax of scores, or their sigmoids; to these a correction can be added before
+experts are chosen by them (DeepSeek-V3, section 2.1.2). Experts can stand in groups, of which the
+best are chosen first: by their best expert, or where there are sigmoids by their two best ones.
+
 The loss that balances the use of experts in pretraining is not part of it.
 """
 
@@ -21,7 +25,9 @@ USUAL_SHARES: Final = 2
 """Rows computed at a time as a multiple of an expert's share, if all were chosen equally often."""
 
 ExpertRole = Literal["gate", "up", "gate_up", "down"]
-RoutingRole = Literal["router", "router_bias", "router_scale", "expert_scale", "shared_gate"]
+RoutingRole = Literal[
+    "router", "router_bias", "router_scale", "router_correction", "expert_scale", "shared_gate"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,16 @@ class Experts:
     """Module of the router inside the block."""
     projections: tuple[tuple[ExpertRole, str], ...]
     normalised: bool
-    """Weights are the softmax over the chosen scores: they add up to one. Otherwise over all."""
+    """Weights add up to one: they are the softmax over the chosen scores, not over all, or sigmoids
+    divided by their sum."""
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    factor: float = 1.0
+    """By it are weights multiplied at last."""
+    correction: str | None = None
+    """Name of a tensor (E,) that is added to sigmoids by which experts are chosen, not to weights."""
+    groups: int = 1
+    chosen_groups: int = 1
+    """Groups that a token's experts come from."""
     biased: bool = False
     """Whether the router and all projections have biases."""
     transposed: bool = False
@@ -106,12 +121,19 @@ class Experts:
             found.append(RoutingTensor("router_bias", f"{self.router}.bias", (self.number,)))
         if self.router_scale is not None:
             found.append(RoutingTensor("router_scale", self.router_scale, (self.hidden,)))
+        if self.correction is not None:
+            found.append(RoutingTensor("router_correction", self.correction, (self.number,)))
         if self.expert_scale is not None:
             found.append(RoutingTensor("expert_scale", self.expert_scale, (self.number,)))
         if self.shared_gate is not None:
             shape = (1, self.hidden)
             found.append(RoutingTensor("shared_gate", f"{self.shared_gate}.weight", shape))
         return tuple(found)
+
+    @property
+    def best_of_group(self) -> int:
+        """How many of a group's experts it is chosen by."""
+        return 2 if self.score == "sigmoid" else 1
 
     def rows(self, tokens: int) -> int:
         """Return how many of an expert's rows are computed at a time, at most.

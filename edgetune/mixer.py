@@ -44,6 +44,25 @@ class Rotary:
     """What rotates is multiplied by ``1 + growth * log(1 + position // original_context)``."""
     turning: int = 0
     """Of ``dimensions`` the ones that turn at all, where the slow ones are left out (Gemma 4)."""
+    trailing: bool = False
+    """The last channels of a head rotate, not the leading ones (DeepSeek)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latent:
+    """What keys and values are made of in multi-head latent attention (DeepSeek-V2, section 2.1).
+
+    ``kv_a`` makes a latent of each token and the part of its keys that rotates, which all heads
+    share; of the latent, normalised, ``kv_b`` makes by head the other part of keys, and values.
+    Queries can be made in two steps in the same way, through ``q_a`` and ``q_b``.
+    """
+
+    rank: int
+    """Numbers of a latent."""
+    rotated: int
+    """Channels of a key that all heads share: its last ones."""
+    value_dim: int
+    """Channels of a value: at most those of a key. Attention is computed with zeros behind them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +88,8 @@ class Attention:
     """The layer whose keys and values it reads, if it makes none of its own (Gemma 4)."""
     lends: bool = False
     """Whether later layers read the keys and values that it makes."""
+    latent: Latent | None = None
+    """How keys and values are made, if not by a projection of their own each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

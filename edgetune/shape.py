@@ -31,6 +31,7 @@ from edgetune.expert_shape import Clamp, Experts, Fused
 from edgetune.mixer import (
     Attention,
     GatedDelta,
+    Latent,
     Mixer,
     MixerRole,
     MixerTensor,
@@ -52,6 +53,7 @@ __all__ = [
     "FileFormats",
     "Fused",
     "GatedDelta",
+    "Latent",
     "Linear",
     "LinearRole",
     "Mixer",
@@ -154,6 +156,9 @@ class ModelShape:
     residual_scale: float = 1.0
     per_layer: PerLayerInputs | None = None
     """Where the numbers that blocks read besides the stream come from, if they do."""
+    ahead: int = 0
+    """Layers in the files behind the last one, which guess several tokens ahead: they are neither
+    read nor trained."""
     inside: str | None = None
     """Module that holds the decoder in the class that its folder loads as, where that is a wrapper
     (an image-and-text model); the names here are those of the decoder alone."""

@@ -39,6 +39,11 @@ GPT2 = {
     "vocab_size": 97, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128,
     "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
+LATENTS = {name: x for name, x in SMALL.items() if name != "head_dim"} | {
+    "num_key_value_heads": 4, "kv_lora_rank": 12, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4,
+    "v_head_dim": 6, "moe_intermediate_size": 24, "n_routed_experts": 6, "num_experts_per_tok": 3,
+    "n_shared_experts": 2, "routed_scaling_factor": 1.5,
+}  # fmt: skip
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": SMALL,
     "mistral": SMALL | WINDOWS,
@@ -150,14 +155,25 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_global_key_value_heads": 1, "attention_k_eq_v": True, "enable_moe_block": True,
         "num_experts": 5, "top_k_experts": 2, "moe_intermediate_size": 24,
         "layer_types": ["sliding_attention", "full_attention", "full_attention"]},
+    "deepseek_v2": LATENTS | {
+        "q_lora_rank": None, "first_k_dense_replace": 1, "n_group": 3, "topk_group": 2,
+        "topk_method": "group_limited_greedy", "routed_scaling_factor": 2.0, "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "mscale": 0.707,
+            "mscale_all_dim": 0.5, "original_max_position_embeddings": 8}},
+    "deepseek_v3": LATENTS | {
+        "q_lora_rank": 10, "first_k_dense_replace": 1, "n_group": 3, "topk_group": 2,
+        "norm_topk_prob": True, "num_nextn_predict_layers": 0},
+    "glm4_moe_lite": LATENTS | {
+        "q_lora_rank": 10, "n_group": 1, "topk_group": 1, "norm_topk_prob": False,
+        "v_head_dim": 8, "rms_norm_eps": 1e-4},
 }  # fmt: skip
 
 MODEL_TYPES = {"gemma4_moe": "gemma4_text"}
 """What the configs of families call themselves that are a variant of another one."""
 
 MIXTURES = frozenset(
-    {"gemma4_moe", "gpt_oss", "granitemoe", "mixtral", "olmoe", "qwen2_moe", "qwen3_5_moe_text",
-     "qwen3_moe"}
+    {"deepseek_v2", "deepseek_v3", "gemma4_moe", "glm4_moe_lite", "gpt_oss", "granitemoe",
+     "mixtral", "olmoe", "qwen2_moe", "qwen3_5_moe_text", "qwen3_moe"}
 )  # fmt: skip
 """Families whose MLPs are experts, which are not adapted."""
 
@@ -236,6 +252,8 @@ def make_model(
             if family.startswith("gemma4") and name.endswith("q_norm.weight"):
                 parameter.mul_(0.3)  # which is all that scales the scores of this family
         for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.add_(torch.randn_like(buffer) * 0.3)
             if name.endswith("layer_scalar"):
                 buffer.mul_(0.7 + 0.5 * torch.rand_like(buffer))
     model.to(dtype).save_pretrained(folder)

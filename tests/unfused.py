@@ -12,11 +12,13 @@ from transformers import PreTrainedModel
 
 from edgetune.shape import ModelShape
 
+STORED_BUFFERS = ("layer_scalar", "e_score_correction_bias")
+
 
 def stored_parameters(shape: ModelShape, model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Return every parameter by its stored name, experts one by one."""
     parameters = dict(model.named_parameters())
-    parameters |= {n: x for n, x in model.named_buffers() if n.endswith("layer_scalar")}
+    parameters |= {n: x for n, x in model.named_buffers() if n.endswith(STORED_BUFFERS)}
     # transformers 5 calls GPT-NeoX's head lm_head in memory and embed_out in the checkpoint.
     if shape.family == "gpt_neox" and "lm_head.weight" in parameters:
         parameters["embed_out.weight"] = parameters.pop("lm_head.weight")

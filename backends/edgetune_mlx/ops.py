@@ -129,6 +129,18 @@ class MlxOps:
         """Rotate x (B, heads, S, h)."""
         return self.layout.rotate(x, rotary)
 
+    def with_shared(self, k: mx.array, shared: mx.array) -> mx.array:
+        """Put what all heads share behind the channels of each."""
+        every = mx.broadcast_to(shared, (*k.shape[:3], shared.shape[3]))
+        return mx.concatenate([k, every], axis=-1)
+
+    def channels(self, x: mx.array, size: int) -> mx.array:
+        """Put zeros behind channels, or leave the last ones out."""
+        missing = size - x.shape[-1]
+        if missing <= 0:
+            return x[..., :size]
+        return mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
+
     def keys(self, k: mx.array, v: mx.array) -> Keys:  # noqa: ARG002
         """Return the documents of each row."""
         return self.layout.keys

@@ -136,7 +136,7 @@ def _share(x: mx.array, name: str) -> mx.array:
 def rotate(
     x: mx.array, frequencies: mx.array, rotary: Rotary, positions: mx.array | int
 ) -> mx.array:
-    """Return x (B, heads, S, h) with its leading channels rotated by position.
+    """Return x (B, heads, S, h) with its leading channels rotated by position, or its last ones.
 
     ``frequencies`` (d/2,) are angles per position; channel i pairs with i + d/2, or 2i with
     2i + 1 if they are interleaved. ``positions``
@@ -144,6 +144,10 @@ def rotate(
     be (B, 1, S, d/2) then.
     """
     size, factor = rotary.dimensions, rotary.attention_factor
+    if rotary.trailing and size < x.shape[-1]:
+        first = x.shape[-1] - size
+        turned = rotate(x[..., first:], frequencies, rotary, positions)
+        return mx.concatenate([x[..., :first], turned], axis=-1)
     if not isinstance(positions, int):
         at = positions[:, None, :, None]
         return _rotated(x, at * frequencies, rotary, _factor(rotary, at))

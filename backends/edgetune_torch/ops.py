@@ -19,6 +19,7 @@ from edgetune_torch import (
     convolution,
     experts,
     gated_delta,
+    latent,
     linear,
     pointwise,
     routing,
@@ -123,7 +124,19 @@ class TorchOps:
 
     def rotate(self, x: Tensor, rotary: Rotary) -> Tensor:
         """Rotate x (B, heads, S, h)."""
-        return pointwise.rotate(x, *self.layout.cos_sin(rotary), interleaved=rotary.interleaved)
+        return pointwise.rotate(
+            x, *self.layout.cos_sin(rotary), interleaved=rotary.interleaved,
+            trailing=rotary.trailing,
+        )  # fmt: skip
+
+    def with_shared(self, k: Tensor, shared: Tensor) -> Tensor:
+        """Put what all heads share behind the channels of each."""
+        return latent.with_shared(k, shared)
+
+    def channels(self, x: Tensor, size: int) -> Tensor:
+        """Put zeros behind channels, or leave the last ones out: a copy either way."""
+        missing = size - x.shape[-1]
+        return torch.nn.functional.pad(x, (0, missing)) if missing else x
 
     def keys(self, k: Tensor, v: Tensor) -> Keys:
         """Return the documents of each row; leave keys and values for the tiles to come."""

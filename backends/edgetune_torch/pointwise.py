@@ -139,8 +139,10 @@ def activation(x: Tensor, name: str) -> Tensor:
             raise ValueError(f"the model's shape should have refused the activation {other!r}")
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
-    """Return x (B, heads, S, h) with its leading channels rotated by position.
+def rotate(
+    x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool, trailing: bool = False
+) -> Tensor:
+    """Return x (B, heads, S, h) with its leading channels rotated by position, or its last ones.
 
     ``cos`` and ``sin`` are (B, 1, S, d), d <= h; channel i pairs with i + d/2, or 2i with 2i + 1
     if ``interleaved``.
@@ -150,9 +152,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
 
         return rotary.rotate(x, cos, sin, interleaved=interleaved)
     size = cos.shape[-1]
-    part, pass_through = x[..., :size], x[..., size:]
+    first = x.shape[-1] - size if trailing else size
+    parts = x[..., :first], x[..., first:]
+    part, pass_through = parts[::-1] if trailing else parts
     rotated = part * cos + _turned(part, interleaved=interleaved) * sin
-    return torch.cat((rotated, pass_through), dim=-1) if pass_through.shape[-1] else rotated
+    if not pass_through.shape[-1]:
+        return rotated
+    whole = (pass_through, rotated) if trailing else (rotated, pass_through)
+    return torch.cat(whole, dim=-1)
 
 
 def _turned(x: Tensor, *, interleaved: bool) -> Tensor:

@@ -16,6 +16,9 @@ _WHOLE: Final = (
 )
 """Said where names are those of a wrapper: of Qwen3.5's, transformers 5 makes both."""
 
+_MISTAKEN: Final = frozenset({"deepseek_v2", "deepseek_v3", "glm4_moe_lite", "qwen3_moe"})
+"""Families whose MLPs in dense layers, or beside experts, have the names of experts to PEFT 0.21."""
+
 
 def export_peft(request: ExportRequest) -> Exported:
     """Write the adapter in float32 with its own base, or the model's name if none is known.
@@ -29,11 +32,11 @@ def export_peft(request: ExportRequest) -> Exported:
             "Leave them out, or use --to hf."
         )
     adapter, model = request.adapter, request.model
-    if model.shape.family == "qwen3_moe" and any(".mlp." in name for name in adapter.tensors):
+    if model.shape.family in _MISTAKEN and any(".mlp." in name for name in adapter.tensors):
         raise UsageError(
-            "PEFT takes the MLPs of a Qwen3 mixture's dense layers for experts, and would load this "
-            "adapter into other layers. Adapt attention alone (--targets attention), or merge it "
-            "(--to hf)."
+            f"PEFT takes the MLPs of {model.shape.family} models that all tokens go through for "
+            "experts, and would load this adapter into other modules. Adapt attention alone "
+            "(--targets attention), or merge it (--to hf)."
         )
     tensors = [tensor.size for tensor in adapter.method.tensors(model.shape)]
     needed = needed_bytes(4 * size for size in tensors)

@@ -151,6 +151,22 @@ class EagerOps(Scanning):
         """Rotate x (B, heads, S, h)."""
         return self.rotated(x, rotary)
 
+    def with_shared(self, k: Sized, shared: Sized) -> Sized:
+        """Put what all heads share behind the channels of each."""
+        sizes, wanted = (k.nbytes, shared.nbytes), (k.needs, shared.needs)
+        return self.tape.made(
+            (*k.shape[:3], k.shape[3] + shared.shape[3]), k.width, (k, shared),
+            lambda _: self._each(sizes, wanted), heads_apart=True,
+        )  # fmt: skip
+
+    def channels(self, x: Sized, size: int) -> Sized:
+        """Put zeros behind channels, or leave the last ones out."""
+        if size == x.shape[-1]:
+            return x
+        before = x.nbytes
+        shape = (*x.shape[:-1], size)
+        return self.tape.made(shape, x.width, (x,), lambda _: (self.new(before),))
+
     def keys(self, k: Sized, v: Sized) -> int:
         """Return how many documents the fullest row holds."""
         if self.tile is not None and self.tile.graded:

@@ -92,6 +92,5 @@ class LlamaAdapter(Method):
 
 def attention_name(shape: ModelShape, layer: int) -> str:
     """Return the module path of a block's attention."""
-    roles = shape.blocks[layer].linear_by_role
-    first = roles["qkv"] if "qkv" in roles else roles["q"]
-    return f"{shape.block(layer)}{first.module.rsplit('.', 1)[0]}"
+    output = shape.blocks[layer].linear_by_role["o"]
+    return f"{shape.block(layer)}{output.module.rsplit('.', 1)[0]}"

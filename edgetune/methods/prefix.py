@@ -98,6 +98,11 @@ class Prefix(Method):
                 f"Layers of this {shape.family} model read the keys and values of others, and have "
                 f"no place for a prefix of their own. {_INSTEAD}"
             )
+        elif any(rule.latent is not None for rule in shape.attention):
+            reasons.append(
+                f"The keys and values of this {shape.family} model are made of latents, which PEFT "
+                f"keeps in their place: a prefix of keys and values cannot be told to it. {_INSTEAD}"
+            )
         elif len(heads) > 1:
             reasons.append(
                 f"The layers of this {shape.family} model have keys of different sizes, and PEFT's "

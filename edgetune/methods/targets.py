@@ -13,8 +13,8 @@ GROUPS = {
     "all-linear": ATTENTION_ROLES | MIXER_ROLES | MLP_ROLES,
     "attention": ATTENTION_ROLES,
     "mlp": MLP_ROLES,
-    "q+v": frozenset({"q", "v", "qkv"}),
-    "keys-values": frozenset({"k", "v", "qkv"}),
+    "q+v": frozenset({"q", "v", "qkv", "q_b", "kv_b"}),
+    "keys-values": frozenset({"k", "v", "qkv", "kv_b"}),
     "mlp-output": frozenset({"down"}),
 }
 

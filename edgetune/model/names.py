@@ -43,10 +43,11 @@ def is_extra(shape: ModelShape, name: str) -> bool:
     """Return whether a stored tensor is known to be needless."""
     found = _EXTRA.search(name) or _EYES.search(name)
     unread = _unread(shape)
+    ahead = tuple(shape.block(shape.layers + layer) for layer in range(shape.ahead))
     return (
         found is not None
         or bool(tied_heads(shape, [name]))
-        or any(other in unread for other in candidates(shape, name))
+        or any(other in unread or other.startswith(ahead) for other in candidates(shape, name))
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Generic
 
+from edgetune.network import latent
 from edgetune.network.adaptation import BASE, Adaptation
 from edgetune.network.experts import beside, mixture
 from edgetune.network.mixers import convolved, corrected, scanned
@@ -16,6 +17,7 @@ from edgetune.shape import (
     Attention,
     BlockShape,
     GatedDelta,
+    Latent,
     Linear,
     ModelShape,
     Norm,
@@ -59,6 +61,8 @@ class Block(Generic[A]):
         They have no positions.
         """
         block = replace(self, method=BASE)
+        if self.own.attention is not None and self.own.attention.latent is not None:
+            return latent.keys_values(block, x, self.own.attention.latent, None)
         k, v = block._unrotated_keys_values(x)
         return block.norm("k", k) if self.own.normed_after_rotation else k, v
 
@@ -106,7 +110,11 @@ class Block(Generic[A]):
         """
         rule = self.own.attention
         assert rule is not None
-        k, v = self._unrotated_keys_values(self.norm("attention_input", x))
+        x = self.norm("attention_input", x)
+        if rule.latent is not None:
+            self.ops.keys(*latent.keys_values(self, x, rule.latent, rule.rotary))
+            return
+        k, v = self._unrotated_keys_values(x)
         self.ops.keys(self._rotated("k", k, rule.rotary), v)
 
     def embedded(self, tokens: A) -> A:
@@ -138,6 +146,8 @@ class Block(Generic[A]):
         ops = self.ops
         if rule.source is not None:
             return self._attention_to_lent(x, rule, rule.source)
+        if rule.latent is not None:
+            return self._attention_to_latents(x, rule, rule.latent)
         q, k, v, gate = self._queries_keys_values(x)
         q = self._rotated("q", q, rule.query_rotary or rule.rotary)
         k = self._rotated("k", k, rule.rotary)
@@ -156,6 +166,14 @@ class Block(Generic[A]):
         k, v = ops.lent(source)
         out = self._attend(Attended(q=q, k=k, v=v, rule=rule, keys=ops.keys(k, v)))
         return self.project("o", ops.from_heads(out))
+
+    def _attention_to_latents(self, x: A, rule: Attention, own: Latent) -> A:
+        """Return what attention adds to the stream whose keys and values are made of latents."""
+        ops = self.ops
+        q = self._rotated("q", latent.queries(self, x), rule.rotary)
+        k, v = latent.keys_values(self, x, own, rule.rotary)
+        out = self._attend(Attended(q=q, k=k, v=v, rule=rule, keys=ops.keys(k, v)))
+        return self.project("o", latent.output(self, out, own))
 
     def _attend(self, attended: Attended[A]) -> A:
         """Return the output (B, H, S, h) of attention, also to what is cached of each row."""

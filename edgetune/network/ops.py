@@ -122,6 +122,12 @@ class Ops(Protocol[A]):
     def rotate(self, x: A, rotary: Rotary) -> A:
         """Return x (B, heads, S, h) rotated by position."""
 
+    def with_shared(self, k: A, shared: A) -> A:
+        """Return k (B, H, S, n) with shared (B, 1, S, r) behind every head's: (B, H, S, n + r)."""
+
+    def channels(self, x: A, size: int) -> A:
+        """Return x (..., n) with zeros behind its channels, or without the last: (..., size)."""
+
     def keys(self, k: A, v: A) -> Any:
         """Return which keys the queries of this pass see, whose own are k and v (B, G, S, h).
 

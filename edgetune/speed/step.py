@@ -123,7 +123,7 @@ class Work:
             if experts is None
             else experts.chosen * (4 * experts.size + EXPERT_MOVES * hidden)
         )
-        made = (x for x in block.linears if x.role in {"k", "v", "qkv"})
+        made = (x for x in block.linears if x.role in {"k", "v", "qkv", "kv_a", "kv_b"})
         keys = sum(x.inputs * x.outputs for x in made)
         return cls(block.linear_parameters, active, block.queries, moved, experts, products, keys)
 

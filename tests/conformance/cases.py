@@ -94,7 +94,7 @@ def _biases(shape: ModelShape) -> int:
 
 
 def _ia3(s: ModelShape) -> int:
-    outputs = sum(d for _, d in _linears(s, "k", "v", "qkv"))
+    outputs = sum(d for _, d in _linears(s, "k", "v", "qkv", "kv_b"))
     return outputs + sum(k for k, _ in _linears(s, "down"))
 
 
@@ -125,7 +125,7 @@ CASES = (
     ),
     Case(
         name="lora-q+v", rate=0.1, kind="lora", settings={"rank": 4, "targets": ("q+v",)},
-        parameters=_low_rank(4, "q", "v", "qkv"),
+        parameters=_low_rank(4, "q", "v", "qkv", "q_b", "kv_b"),
     ),
     Case(
         name="lora-groups", kind="lora", settings={"rank": 4, "attention_group": 4},

@@ -31,6 +31,9 @@ REFUSED: dict[str, set[str]] = {
     "gemma4_text": {"prompt", "prefix", "mam", "llama-adapter"},
     "gemma4_unified_text": {"prefix", "mam"},
     "gemma4_moe": {"prefix", "mam"},
+    "deepseek_v2": {"prefix", "mam"},
+    "deepseek_v3": {"prefix", "mam"},
+    "glm4_moe_lite": {"prefix", "mam"},
     "olmo": {"norm"},
 }
 """What families have no place for."""

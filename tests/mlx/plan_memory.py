@@ -116,6 +116,14 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 3000, "head_dim": 32,
         "global_head_dim": 64, "sliding_window": 64, "max_position_embeddings": 1024,
     },
+    "latent": {
+        "model_type": "deepseek_v3", "hidden_size": 192, "intermediate_size": 384,
+        "moe_intermediate_size": 64, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4,
+        "topk_group": 2, "n_shared_experts": 1, "first_k_dense_replace": 1, "num_hidden_layers": 3,
+        "num_attention_heads": 6, "num_key_value_heads": 6, "q_lora_rank": 48, "kv_lora_rank": 64,
+        "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32, "vocab_size": 3000,
+        "max_position_embeddings": 1024,
+    },
     "narrow": {
         "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 3, "head_dim": 32,
         "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 5000,
@@ -126,7 +134,8 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
 bfloat16. And a GPT-2, a Gemma 2, whose logits are capped, a BLOOM, whose scores fall with the
 distance, a Cohere, both halves of which read one norm, an AFM, which squares, an LFM2, which
 convolves, a Qwen3.5, which corrects a state, a Gemma 4, of which layers lend keys, a gpt-oss, whose attention has sinks, and mixtures of
-experts, one of them beside an MLP for all tokens, one (Gemma 4's) with norms of its own."""
+experts, one of them beside an MLP for all tokens, one (Gemma 4's) with norms of its own, one
+(DeepSeek's) behind attention to latents."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +222,8 @@ NAMED = (
     Case(model="correcting", context=192, checkpointed=True),
     Case(model="lending", context=128, checkpointed=True),
     Case(model="lending", context=320, checkpointed=True),
+    Case(model="latent", context=128),
+    Case(model="latent", context=320, checkpointed=True),
     Case(model="apart", context=128),
     Case(model="apart", context=192, checkpointed=True),
     Case(model="untied", context=128, fixed={"quantization": "mxfp4"}),

@@ -31,6 +31,10 @@ PUBLISHED = frozenset(
 """Families whose published models are drawn."""
 _GPT = {"n_embd": 576, "n_head": 9, "n_layer": 4}
 _SLIDING, _FULL = "sliding_attention", "full_attention"
+_LATENTS = {
+    "num_key_value_heads": 9, "kv_lora_rank": 128, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32,
+    "v_head_dim": 64, "moe_intermediate_size": 160,
+}  # fmt: skip
 LENDING: dict[int, dict[str, Any]] = {
     1: {"layer_types": [_FULL], "num_kv_shared_layers": 0},
     2: {"layer_types": [_FULL, _FULL], "num_kv_shared_layers": 1},
@@ -54,6 +58,9 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
         "layer_types": [_SLIDING, _FULL] * 2,
         "moe_intermediate_size": 320,
     },
+    "deepseek_v2": _LATENTS,
+    "deepseek_v3": _LATENTS | {"q_lora_rank": 96},
+    "glm4_moe_lite": _LATENTS | {"q_lora_rank": 96, "v_head_dim": 96},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2, "block_multiple_of": 256},
     "qwen3_5_text": {
         "layer_types": ["linear_attention", "full_attention"] * 2,
@@ -280,6 +287,9 @@ REFUSED = {
     "gemma4_text": {"prompt", "prefix", "mam", "llama-adapter"},
     "gemma4_unified_text": {"prefix", "mam"},
     "gemma4_moe": {"prefix", "mam"},
+    "deepseek_v2": {"prefix", "mam"},
+    "deepseek_v3": {"prefix", "mam"},
+    "glm4_moe_lite": {"prefix", "mam"},
 }
 """Methods that have no place in a family."""
 

@@ -32,6 +32,12 @@ ODD: dict[str, Any] = {
     "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 101,
 }  # fmt: skip
 _GPT = {"n_embd": 24, "n_head": 3, "n_inner": 40, "vocab_size": 101}
+_LATENTS = {
+    "hidden_size": 48, "intermediate_size": 40, "num_attention_heads": 3,
+    "num_key_value_heads": 3, "vocab_size": 101,
+    "qk_nope_head_dim": 10, "qk_rope_head_dim": 6, "v_head_dim": 10, "kv_lora_rank": 14,
+    "attention_bias": True,
+}  # fmt: skip
 ODD_OF: dict[str, dict[str, Any]] = {
     "gpt2": _GPT,
     "gptj": _GPT | {"rotary_dim": 6},
@@ -41,6 +47,9 @@ ODD_OF: dict[str, dict[str, Any]] = {
         "hidden_size": 48, "num_attention_heads": 3, "ffn_hidden_size": 40, "vocab_size": 101,
         "new_decoder_architecture": False, "bias": True},
     "bloom": {"hidden_size": 40, "n_head": 5, "vocab_size": 101},
+    "deepseek_v2": _LATENTS | {"q_lora_rank": 10, "topk_method": "greedy"},
+    "deepseek_v3": _LATENTS | {"q_lora_rank": None, "n_group": 1, "topk_group": 1},
+    "glm4_moe_lite": _LATENTS | {"q_lora_rank": None, "rope_interleave": False},
     "mpt": {"d_model": 40, "n_heads": 5, "vocab_size": 101},
     "granitemoehybrid": ODD | {
         "mamba_n_groups": 1, "mamba_n_heads": 3, "position_embedding_type": "rope",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.nn import Parameter
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from edgetune.adapters import LoadedAdapter, load_adapter, save_adapter
-from edgetune.errors import CheckFailedError
+from edgetune.errors import CheckFailedError, UsageError
 from edgetune.exporters import ExportRequest, export
 from edgetune.exporters.check import compare, require
 from edgetune.methods.adapted import Adapted
@@ -102,6 +103,24 @@ def test_peft_computes_what_we_compute(
     _assert_close(_ours(model, adapter), _theirs(theirs))
     with pytest.raises(AssertionError):
         _assert_close(_ours(model, adapter), _theirs(_base(model)))
+
+
+@pytest.mark.parametrize("family", ["gemma4_moe", "deepseek_v2", "glm4_moe_lite"])
+def test_peft_computes_what_we_compute_beside_experts(family: str, tmp_path: Path) -> None:
+    model = LocalModel.open(make_model(tmp_path / "base", family))
+    everything = random_adapter(Lora(rank=4), model.shape)
+    attention = random_adapter(Lora(rank=4, targets=("attention",)), model.shape)
+    loaded = everything if family == "gemma4_moe" else attention
+    request = ExportRequest(adapter=everything, model=model, output=tmp_path / "everything")
+    if loaded is attention:
+        with pytest.raises(UsageError, match="for experts, and would load this"):
+            export("peft", request)
+    export("peft", replace(request, adapter=loaded, output=tmp_path / "adapter"))
+    theirs = peft.PeftModel.from_pretrained(_base(model), tmp_path / "adapter")
+
+    _assert_close(_ours(model, loaded), _theirs(theirs))
+    with pytest.raises(AssertionError):
+        _assert_close(_ours(model, loaded), _theirs(_base(model)))
 
 
 @pytest.mark.parametrize(

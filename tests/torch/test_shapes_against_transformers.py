@@ -17,7 +17,7 @@ from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,
 )
-from unfused import stored_parameters, unfused
+from unfused import STORED_BUFFERS, stored_parameters, unfused
 
 from edgetune.model import LocalModel
 from edgetune.model.families import shape_of, supported
@@ -113,8 +113,8 @@ def _assert_same_tensors(shape: ModelShape, model: PreTrainedModel) -> None:
 
     assert found == expected
     assert len(list(shape.tensors())) == len(found)
-    scalars = sum(n.endswith("layer_scalar") for n in stored)
-    assert shape.parameters == sum(p.numel() for p in model.parameters()) + scalars
+    beside = sum(x.numel() for n, x in stored.items() if n.endswith(STORED_BUFFERS))
+    assert shape.parameters == sum(p.numel() for p in model.parameters()) + beside
 
 
 def _assert_same_attention(shape: ModelShape, model: PreTrainedModel) -> None:
@@ -145,7 +145,7 @@ def _assert_same_norms(shape: ModelShape, model: PreTrainedModel) -> None:
         fixed = 1e-5 if norm.plain else None  # OLMo's norms have no weights, and no field for it
         eps = getattr(module, "variance_epsilon", getattr(module, "eps", fixed))
 
-        assert shape.norm.eps == eps
+        assert (norm.kind or shape.norm).eps == eps
         assert (shape.norm.kind == "layer") == ("LayerNorm" in type(module).__name__)
 
 
@@ -168,6 +168,9 @@ def _random_config(family: str, seed: int) -> Config:
         "falcon": _falcon,
         "granitemoehybrid": _granite4,
         "helium": _helium,
+        "deepseek_v2": _deepseek_v2,
+        "deepseek_v3": _deepseek_v3,
+        "glm4_moe_lite": _glm4_moe_lite,
         "lfm2": _lfm2,
         "hunyuan_v1_dense": _with_head_size("hunyuan_v1_dense"),
         "ministral": _with_head_size("ministral"),
@@ -357,6 +360,55 @@ def _gemma4_unified(draw: random.Random) -> Config:
     mixture = {"enable_moe_block", "moe_intermediate_size", "num_experts", "top_k_experts"}
     plain = {name: x for name, x in _gemma4(draw).items() if name not in mixture}
     return plain | {"attention_k_eq_v": True}
+
+
+def _latents(draw: random.Random) -> Config:
+    heads = draw.choice([1, 2, 4])
+    sizes = {
+        "hidden_size": 8 * heads,
+        "intermediate_size": draw.choice([24, 40]),
+        "moe_intermediate_size": draw.choice([12, 16]),
+        "num_hidden_layers": draw.choice([1, 2, 5]),
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "qk_nope_head_dim": draw.choice([128, 192]),
+        "v_head_dim": draw.choice([6, 100]),
+        "vocab_size": draw.choice([17, 64]),
+        "max_position_embeddings": draw.choice([64, 256]),
+        "pad_token_id": 0,
+        "n_routed_experts": draw.choice([8, 16]),
+        "num_experts_per_tok": 2,
+    }
+    switches = {
+        "tie_word_embeddings": draw.random() < 0.5,
+        "attention_bias": draw.random() < 0.5,
+        "rms_norm_eps": draw.choice([1e-5, 1e-6]),
+        "kv_lora_rank": draw.choice([12, 16]),
+        "q_lora_rank": draw.choice([None, 10]),
+        "qk_rope_head_dim": 4,
+        "n_shared_experts": draw.choice([1, 2]),
+        "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 40.0, "mscale": 1.0,
+            "mscale_all_dim": draw.choice([0.7, 1.0]), "original_max_position_embeddings": 32,
+        },
+    }  # fmt: skip
+    return sizes | _sometimes(draw, switches)
+
+
+def _deepseek_v2(draw: random.Random) -> Config:
+    grouped = {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}
+    return (
+        _latents(draw) | draw.choice([{}, grouped]) | {"first_k_dense_replace": draw.choice([0, 1])}
+    )
+
+
+def _deepseek_v3(draw: random.Random) -> Config:
+    own = {"first_k_dense_replace": draw.choice([0, 1]), "n_group": draw.choice([1, 4])}
+    return _latents(draw) | own | {"topk_group": 1} | _sometimes(draw, {"norm_topk_prob": False})
+
+
+def _glm4_moe_lite(draw: random.Random) -> Config:
+    return _latents(draw)
 
 
 def _lfm2(draw: random.Random) -> Config:

@@ -191,6 +191,10 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
 
 
 NOT_WRITTEN: Final[Mapping[str, str]] = {
+    **dict.fromkeys(
+        ("deepseek_v2", "deepseek_v3", "glm4_moe_lite"),
+        "multi-head latent attention is not laid out for llama.cpp yet",
+    ),
     "gpt_oss": "llama.cpp rounds the bounds of its rotation (YaRN), which the model does not",
     "granitemoehybrid": "Granite 4's layers are not laid out for llama.cpp yet",
     "qwen3_5_moe_text": "experts beside Gated DeltaNet are not laid out for llama.cpp yet",

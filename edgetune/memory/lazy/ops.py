@@ -36,10 +36,12 @@ from edgetune.memory.lazy.elementwise import (
 from edgetune.memory.lazy.gradients import recomputed
 from edgetune.memory.lazy.graph import Array, given
 from edgetune.memory.lazy.views import (
+    broadcast,
     concatenate,
     cut,
     expand,
     flatten,
+    pad,
     reshape,
     split,
     squeeze,
@@ -164,6 +166,15 @@ class LazyOps:
     def rotate(self, x: Array, rotary: Rotary) -> Array:
         """Rotate x (B, heads, S, h)."""
         return pointwise.rotate(x, rotary, self.batch.documents)
+
+    def with_shared(self, k: Array, shared: Array) -> Array:
+        """Put what all heads share behind the channels of each."""
+        return concatenate([k, broadcast(shared, (*k.shape[:3], shared.shape[3]))], -1)
+
+    def channels(self, x: Array, size: int) -> Array:
+        """Put zeros behind channels, or leave the last ones out."""
+        missing = size - x.shape[-1]
+        return cut(x, -1, 0, size) if missing <= 0 else pad(x, len(x.shape) - 1, missing)
 
     def keys(self, k: Array, v: Array) -> Keys:
         """Return whether rows hold several documents."""

@@ -170,8 +170,12 @@ def _clamped_back(gate_up: Array, grad: Array) -> Array:
 
 
 def rotate(x: Array, rotary: Rotary, documents: int) -> Array:
-    """Return x (B, heads, S, h) with its leading channels rotated by position."""
+    """Return x (B, heads, S, h) with some of its channels rotated by position."""
     size = rotary.dimensions
+    if rotary.trailing and size < x.shape[-1]:
+        first = x.shape[-1] - size
+        turned = rotate(cut(x, -1, first, x.shape[-1]), rotary, documents)
+        return concatenate([cut(x, -1, 0, first), turned], -1)
     if documents > 1 or rotary.growth:
         return _rotated(x, rotary, counted((x.shape[0], 1, x.shape[2], size // 2)))
     if rotary.attention_factor != 1.0:

@@ -261,14 +261,14 @@ def concatenate(parts: Sequence[Array], axis: int) -> Array:
     return Array(shape, width, operation)
 
 
-def pad(x: Array, axis: int, before: int) -> Array:
-    """Return x with zeros before it."""
-    if not before:
+def pad(x: Array, axis: int, count: int) -> Array:
+    """Return x with zeros before it or behind it."""
+    if not count:
         return x
-    shape = (*x.shape[:axis], x.shape[axis] + before, *x.shape[axis + 1 :])
+    shape = (*x.shape[:axis], x.shape[axis] + count, *x.shape[axis + 1 :])
 
     def back(_: Operation, grads: Grads, __: Wanted) -> Grads:
-        return [cut(one(grads), axis, before, shape[axis])]
+        return [cut(one(grads), axis, count, shape[axis])]
 
     return Array(shape, x.width, Operation((x,), back=back, nbytes=prod(shape) * x.width, tasks=3))
 

@@ -8,8 +8,8 @@ from typing import Final
 _TYPES: Final[Mapping[str, str]] = {
     "a mixture of experts": """
         afmoe aria aria_text axk1 axk2 bailing_hybrid beam cohere2_moe dbrx deepseek_ocr2
-        deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4 doge dots1 dots3_note dots3_note_text
-        ernie4_5_moe ernie4_5_vl_moe exaone_moe flex_olmo flint glm4_moe glm4_moe_lite glm4v_moe
+        deepseek_v32 deepseek_v4 doge dots1 dots3_note dots3_note_text
+        ernie4_5_moe ernie4_5_vl_moe exaone_moe flex_olmo flint glm4_moe glm4v_moe
         glm5_next glm_moe_dsa granitemoe_swa granitemoeshared hunyuan_v1_moe
         hy_v3 hy_v4 inkling2 inkling2_text inkling_mm_model inkling_text jetmoe kimi_k25 kolibri1
         laguna lfm2_moe llama4 llama4_text longcat_flash mellum mimo_v2_flash minimax minimax_m2
