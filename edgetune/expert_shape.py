@@ -7,6 +7,7 @@
 Weights are a softmax of scores, or their sigmoids; to these a correction can be added before
 experts are chosen by them (DeepSeek-V3, section 2.1.2). Experts can stand in groups, of which the
 best are chosen first: by their best expert, or where there are sigmoids by their two best ones.
+PhiMoE's experts are chosen one by one, and each is weighed against those that are left.
 
 The loss that balances the use of experts in pretraining is not part of it.
 """
@@ -83,7 +84,10 @@ class Experts:
     normalised: bool
     """Weights add up to one: they are the softmax over the chosen scores, not over all, or sigmoids
     divided by their sum."""
-    score: Literal["softmax", "sigmoid"] = "softmax"
+    score: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
+    jitter: float = 0.0
+    """How far below an expert's own the scores are that count in its softmax (PhiMoE): by twice as
+    large a share of the larger of both at most."""
     factor: float = 1.0
     """By it are weights multiplied at last."""
     correction: str | None = None

@@ -166,6 +166,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "glm4_moe_lite": LATENTS | {
         "q_lora_rank": 10, "n_group": 1, "topk_group": 1, "norm_topk_prob": False,
         "v_head_dim": 8, "rms_norm_eps": 1e-4},
+    "phimoe": SMALL | {
+        "num_local_experts": 5, "intermediate_size": 24, "router_jitter_noise": 0.2,
+        "attention_bias": True, "lm_head_bias": True, "rope_parameters": LONGROPE | {
+            "original_max_position_embeddings": 64, "short_mscale": 1.2, "long_mscale": 1.2}},
 }  # fmt: skip
 
 MODEL_TYPES = {"gemma4_moe": "gemma4_text"}
@@ -173,7 +177,7 @@ MODEL_TYPES = {"gemma4_moe": "gemma4_text"}
 
 MIXTURES = frozenset(
     {"deepseek_v2", "deepseek_v3", "gemma4_moe", "glm4_moe_lite", "gpt_oss", "granitemoe",
-     "mixtral", "olmoe", "qwen2_moe", "qwen3_5_moe_text", "qwen3_moe"}
+     "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_5_moe_text", "qwen3_moe"}
 )  # fmt: skip
 """Families whose MLPs are experts, which are not adapted."""
 

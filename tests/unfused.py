@@ -28,17 +28,18 @@ def stored_parameters(shape: ModelShape, model: PreTrainedModel) -> dict[str, to
 def unfused(
     shape: ModelShape, parameters: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    sparse = shape.family in {"mixtral", "granitemoe", "granitemoehybrid"}
+    sparse = shape.family in {"mixtral", "granitemoe", "granitemoehybrid", "phimoe"}
     mixture = "block_sparse_moe" if sparse else "mlp"
     beside = shape.family == "gemma4_text"
     experts = {shape.block(layer): block.experts for layer, block in enumerate(shape.blocks)}
     for name, tensor in parameters.items():
         prefix, found, part = name.rpartition(f"{mixture}.experts.")
-        if shape.family == "mixtral" or beside:
+        if shape.family in {"mixtral", "phimoe"} or beside:
             prefix, found, part = name.rpartition("experts." if beside else "mlp.experts.")
         rule = experts.get(prefix)
         if not found or rule is None:
-            name = name.replace(".mlp.gate.", f".{mixture}.gate.")  # noqa: PLW2901
+            gates = ".mlp.router." if shape.family == "phimoe" else ".mlp.gate."
+            name = name.replace(gates, f".{mixture}.gate.")  # noqa: PLW2901
             yield name.replace("moe.router.weight", "moe.router.layer.weight"), tensor
             continue
         modules = dict(rule.projections)

@@ -53,6 +53,8 @@ class Router:
 def route(x: mx.array, own: Router) -> tuple[mx.array, mx.array]:
     """Return weights (T, k) in float32 and the experts (T, k) of the tokens of x (B, S, D)."""
     scores, rule = own.scores(x), own.rule
+    if rule.score == "sparsemixer":
+        return _one_by_one(scores, rule)
     chosen = own.chosen(mx.stop_gradient(scores))
     if rule.score == "sigmoid":
         weights = mx.take_along_axis(scores, chosen, axis=-1)
@@ -63,6 +65,25 @@ def route(x: mx.array, own: Router) -> tuple[mx.array, mx.array]:
     else:
         weights = mx.take_along_axis(mx.softmax(scores, axis=-1), chosen, axis=-1)
     return own.rescaled(weights, chosen), chosen
+
+
+def _one_by_one(scores: mx.array, rule: Experts) -> tuple[mx.array, mx.array]:
+    """Return the weights (T, k) of PhiMoE's experts and their numbers (T, k).
+
+    Each expert has a softmax of its own: over the scores near its own among those of experts that
+    are not chosen yet.
+    """
+    plain, left, numbers = mx.stop_gradient(scores), scores, mx.arange(rule.number)
+    weights, chosen = [], []
+    for _ in range(rule.chosen):
+        best = mx.argmax(mx.stop_gradient(left), axis=-1, keepdims=True)
+        top = mx.take_along_axis(plain, best, axis=-1)
+        far = (top - plain) / mx.maximum(mx.abs(plain), top) > 2 * rule.jitter
+        shares = mx.softmax(mx.where(far, -mx.inf, left), axis=-1)
+        weights.append(mx.take_along_axis(shares, best, axis=-1))
+        chosen.append(best)
+        left = mx.where(numbers == best, -mx.inf, left)
+    return mx.concatenate(weights, axis=-1), mx.concatenate(chosen, axis=-1)
 
 
 def _of_best_groups(scores: mx.array, rule: Experts) -> mx.array:

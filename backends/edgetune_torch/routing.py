@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from edgetune.shape import Experts
+from edgetune_torch.sparsemixer import chosen_one_by_one, scores_back
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +56,27 @@ class Router:
 class Routing(torch.autograd.Function):
     """The experts of each token and their weights.
 
-    Saves the numbers of the experts, and their weights or sigmoids, or all probabilities (T, E).
+    Saves the numbers of the experts, and their weights or sigmoids, or all probabilities or scores
+    (T, E).
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, own: Router) -> tuple[Tensor, Tensor]:
         """Return weights (T, k) in float32 and the numbers (T, k) of the experts."""
         scores, rule = own.scores(x), own.rule
-        chosen = own.chosen(scores)
-        if rule.score == "sigmoid":
-            kept = weights = scores.gather(1, chosen)
+        if rule.score == "sparsemixer":
+            each = [(best, p.gather(1, best)) for best, p in chosen_one_by_one(scores, rule)]
+            chosen, weights = (torch.cat(parts, 1) for parts in zip(*each, strict=True))
+            kept = scores
+        elif rule.score == "sigmoid":
+            chosen = own.chosen(scores)
+            kept = scores.gather(1, chosen)
             weights = kept / _total(kept) if rule.normalised else kept
         elif rule.normalised:
+            chosen = own.chosen(scores)
             kept = weights = scores.gather(1, chosen).softmax(-1)
         else:
+            chosen = own.chosen(scores)
             kept = scores.softmax(-1)
             weights = kept.gather(1, chosen)
         ctx.save_for_backward(kept, chosen)
@@ -81,7 +89,9 @@ class Routing(torch.autograd.Function):
         """Return the gradient of x."""
         kept, chosen = ctx.saved_tensors
         grad, rule = ctx.own.rescaled(grads[0], chosen), ctx.own.rule
-        if rule.score == "sigmoid":
+        if rule.score == "sparsemixer":
+            scores = scores_back(kept, grad, rule)
+        elif rule.score == "sigmoid":
             scores = _spread(_sigmoid_back(kept, grad, rule), chosen, rule)
         else:
             scores = _softmax_back(kept, grad, chosen, rule)

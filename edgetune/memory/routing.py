@@ -21,10 +21,15 @@ def route(ops: Elementary, x: Sized, rule: Experts) -> tuple[Sized, Sized]:
     ledger, router = ops.ledger, _Router(ops, x, rule)
     size, narrow = x.nbytes, x.width != FLOAT32_BYTES
     scores = router.scores()
-    router.choose()
-    chosen = ops.tape.made(router.shape, INDEX, (), _nothing)
-    saved, storage = router.weights()
-    ledger.free(scores)
+    if rule.score == "sparsemixer":
+        chosen, storage = router.one_by_one()
+        ledger.free(scores)
+        saved = ops.new(scores)
+    else:
+        router.choose()
+        chosen = ops.tape.made(router.shape, INDEX, (), _nothing)
+        saved, storage = router.weights()
+        ledger.free(scores)
 
     def back(_: list[Gradient]) -> Sequence[Gradient]:
         held = router.scores_back()
@@ -92,6 +97,27 @@ class _Router:
         ledger.transient(_numbers(self.each), _numbers(self.some))
         ledger.free(held)
 
+    def one_by_one(self) -> tuple[Sized, Storage]:
+        """Choose and weigh one expert after the other; return their numbers and weights."""
+        one, chosen = self._one(1), self.rule.chosen
+        parts = self.ledger.alloc(chosen * (one + _numbers(one)))
+        self._one_of_them()
+        chosen_numbers = self.ops.tape.made(self.shape, INDEX, (), _nothing)
+        weights = self.ops.new(self.some)
+        self.ledger.free(parts)
+        return chosen_numbers, weights
+
+    def _one_of_them(self) -> None:
+        """Choose one expert among those that are left, and make its probabilities."""
+        each, one = self.each, self._one(1)
+        left = self.ledger.alloc(each)
+        self.ledger.transient(each, _numbers(each))
+        held = self.ledger.alloc(2 * one)
+        self.ledger.transient(3 * each)
+        far = each // FLOAT32_BYTES
+        self.ledger.transient(far, 2 * each)
+        self.ledger.free(left + held)
+
     def weights(self) -> tuple[Storage, Storage]:
         """Make weights (T, k); return what is saved and them."""
         rule, ops, some = self.rule, self.ops, self.some
@@ -114,6 +140,10 @@ class _Router:
         if rule.expert_scale is not None or rule.factor != 1.0:
             held = self.ledger.alloc(some)
             self.ledger.transient(2 * some)
+        if rule.score == "sparsemixer":
+            total = self.ledger.alloc(self.each)
+            self._one_of_them()
+            return held + total
         if rule.score == "sigmoid":
             self.ledger.transient(3 * some, 2 * one)
             return held + self.ledger.alloc(some + self.each)

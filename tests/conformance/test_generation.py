@@ -25,6 +25,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], float]] = {
     "convolutions": ("lfm2", {}, 1.0),
     "states": ("qwen3_5_text", {}, 1.0),
     "scans": ("granitemoehybrid", {}, 1.0),
+    "latents": ("deepseek_v3", {}, 1.0),
     "lent keys": ("gemma4_text", {}, 1.0),
     "longrope": ("llama", {"rope_parameters": LONGROPE}, 0.4),
 }

@@ -12,6 +12,7 @@ from model_folders import TINY
 from edgetune.errors import ModelError
 from edgetune.model import shape_of
 from edgetune.model.families import supported
+from edgetune.model.names import is_extra
 from edgetune.profile import model_profile
 from edgetune.shape import ModelShape, StateSpace
 
@@ -289,6 +290,59 @@ def test_steps_without_an_upper_limit_are_read_as_they_are_written() -> None:
         mixer = shape.blocks[0].mixer
         assert isinstance(mixer, StateSpace)
         assert (mixer.least_step, mixer.most_step) == (0.5, float("inf"))
+
+
+DEEPSEEK = TINY | {
+    "model_type": "deepseek_v3", "num_hidden_layers": 4, "hidden_size": 8,
+    "num_attention_heads": 2, "num_key_value_heads": 2, "n_group": 4, "n_routed_experts": 16,
+}  # fmt: skip
+
+
+def test_the_first_layers_of_a_deepseek_model_are_dense() -> None:
+    shape = shape_of(DEEPSEEK | {"num_nextn_predict_layers": 1})
+
+    assert [block.experts is None for block in shape.blocks] == [True, True, True, False]
+    assert shape.blocks[3].shared
+    assert is_extra(shape, "model.layers.4.eh_proj.weight")
+    assert not is_extra(shape, "model.layers.5.eh_proj.weight")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_key_value_heads": 1}, "num_key_value_heads is not num_attention_heads"),
+        ({"v_head_dim": 200}, "v_head_dim is 200, more than the 192 channels of a key"),
+        ({"n_group": 3}, "n_group is 3 and topk_group 4: 16 experts cannot be chosen so"),
+        ({"topk_group": 1}, "num_experts_per_tok is 8, but 1 of 4 groups have 4 of 16 experts"),
+        ({"num_experts_per_tok": 17}, "num_experts_per_tok is 17, but there are 16 experts"),
+        ({"n_group": 16, "topk_group": 8}, "n_group leaves groups of one expert"),
+        ({"moe_layer_freq": 2}, "moe_layer_freq is not 1"),
+        ({"model_type": "deepseek_v2", "norm_topk_prob": True}, "norm_topk_prob is True"),
+        ({"model_type": "deepseek_v2", "topk_method": "noaux_tc"}, "topk_method is 'noaux_tc'"),
+        ({"model_type": "glm4_moe_lite", "first_k_dense_replace": 2}, "first_k_dense_replace"),
+        ({"model_type": "glm4_moe_lite", "mlp_layer_types": ["moe"] * 4}, "unsupported types"),
+    ],
+)
+def test_latents_and_groups_are_refused_for_what_cannot_be_computed(
+    changes: dict[str, object], words: str
+) -> None:
+    assert shape_of(DEEPSEEK).attention[0].latent is not None
+    with pytest.raises(ModelError, match=words):
+        shape_of(DEEPSEEK | changes)
+
+
+def test_phi_3_5_moe_has_the_published_number_of_parameters() -> None:
+    config = {
+        "model_type": "phimoe", "hidden_size": 4096, "intermediate_size": 6400,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "vocab_size": 32064, "num_local_experts": 16, "attention_bias": True, "lm_head_bias": True,
+    }  # fmt: skip
+    assert shape_of(config).parameters == 41_873_153_344
+    scaled = {"short_mscale": 1.2, "long_mscale": 1.3, "rope_type": "longrope"}
+    with pytest.raises(ModelError, match="only longrope with one factor for all lengths"):
+        shape_of(config | {"rope_scaling": scaled})
+    with pytest.raises(ModelError, match="num_experts_per_tok is 3: SparseMixer chooses 2"):
+        shape_of(config | {"num_experts_per_tok": 3})
 
 
 STRANGE = (

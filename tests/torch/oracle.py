@@ -93,6 +93,7 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     "mixtral": {"intermediate_size": 640},
     "granitemoe": {"intermediate_size": 640},
     "olmoe": {"intermediate_size": 200},
+    "phimoe": {"intermediate_size": 320},
     "qwen2_moe": {"moe_intermediate_size": 320, "shared_expert_intermediate_size": 640},
     "qwen3_moe": {"moe_intermediate_size": 320},
     "granitemoehybrid": {

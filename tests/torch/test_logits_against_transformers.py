@@ -49,6 +49,7 @@ ODD_OF: dict[str, dict[str, Any]] = {
     "bloom": {"hidden_size": 40, "n_head": 5, "vocab_size": 101},
     "deepseek_v2": _LATENTS | {"q_lora_rank": 10, "topk_method": "greedy"},
     "deepseek_v3": _LATENTS | {"q_lora_rank": None, "n_group": 1, "topk_group": 1},
+    "phimoe": ODD | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
     "glm4_moe_lite": _LATENTS | {"q_lora_rank": None, "rope_interleave": False},
     "mpt": {"d_model": 40, "n_heads": 5, "vocab_size": 101},
     "granitemoehybrid": ODD | {

@@ -105,12 +105,12 @@ def test_peft_computes_what_we_compute(
         _assert_close(_ours(model, adapter), _theirs(_base(model)))
 
 
-@pytest.mark.parametrize("family", ["gemma4_moe", "deepseek_v2", "glm4_moe_lite"])
+@pytest.mark.parametrize("family", ["gemma4_moe", "phimoe", "deepseek_v2", "glm4_moe_lite"])
 def test_peft_computes_what_we_compute_beside_experts(family: str, tmp_path: Path) -> None:
     model = LocalModel.open(make_model(tmp_path / "base", family))
     everything = random_adapter(Lora(rank=4), model.shape)
     attention = random_adapter(Lora(rank=4, targets=("attention",)), model.shape)
-    loaded = everything if family == "gemma4_moe" else attention
+    loaded = everything if family in {"gemma4_moe", "phimoe"} else attention
     request = ExportRequest(adapter=everything, model=model, output=tmp_path / "everything")
     if loaded is attention:
         with pytest.raises(UsageError, match="for experts, and would load this"):

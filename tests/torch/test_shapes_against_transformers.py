@@ -265,6 +265,7 @@ def _switches(family: str, draw: random.Random, head_dim: int) -> Config:
             | eps
             | {"num_local_experts": draw.choice([4, 6]), "attention_bias": True},
             "mixtral": wide | eps | {"num_local_experts": 3, "sliding_window": None},
+            "phimoe": biased | eps | {"num_local_experts": 3, "lm_head_bias": draw.random() < 0.5},
             "olmoe": biased | eps | {"num_experts": draw.choice([9, 12])},
             "qwen2_moe": eps
             | {

@@ -21,9 +21,11 @@ from edgetune.model import LocalModel
 from edgetune_torch.generate import new_cache, read
 from edgetune_torch.linear import mask
 
-FAMILIES = ("llama", "qwen3", "gemma2", "phi3", "gpt2", "bloom", "gpt_oss", "falcon")
+FAMILIES = (
+    "llama", "qwen3", "gemma2", "phi3", "gpt2", "bloom", "gpt_oss", "falcon", "deepseek_v3",
+)  # fmt: skip
 """With norms of heads, windows and caps, joined projections, biases, slopes, sinks and experts,
-parallel halves."""
+parallel halves, latents."""
 MIXED = ("lfm2", "qwen3_5_text", "gemma4_text", "granitemoehybrid")
 """Whose blocks are not all tiled: other mixers, keys that are lent."""
 EXACT, CLOSE = 1e-6, 4e-6

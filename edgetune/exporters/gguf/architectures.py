@@ -195,6 +195,7 @@ NOT_WRITTEN: Final[Mapping[str, str]] = {
         ("deepseek_v2", "deepseek_v3", "glm4_moe_lite"),
         "multi-head latent attention is not laid out for llama.cpp yet",
     ),
+    "phimoe": "llama.cpp weighs its experts by one softmax, the model each by its own",
     "gpt_oss": "llama.cpp rounds the bounds of its rotation (YaRN), which the model does not",
     "granitemoehybrid": "Granite 4's layers are not laid out for llama.cpp yet",
     "qwen3_5_moe_text": "experts beside Gated DeltaNet are not laid out for llama.cpp yet",

@@ -16,9 +16,11 @@ from edgetune.memory.lazy.elementwise import (
     cast,
     compared,
     divide,
+    mapped,
     multiply,
     plus,
     sigmoid,
+    subtract,
     times,
     where,
 )
@@ -77,6 +79,8 @@ class Router:
 def route(x: Array, own: Router) -> tuple[Array, Array]:
     """Return weights (T, k) in float32 and the experts (T, k) of the tokens of x (B, S, D)."""
     scores, rule = own.scores(x), own.rule
+    if rule.score == "sparsemixer":
+        return _one_by_one(scores, rule)
     chosen = own.chosen(stopped(scores))
     if rule.score == "sigmoid":
         weights = gathered(scores, chosen, chosen.shape)
@@ -87,6 +91,20 @@ def route(x: Array, own: Router) -> tuple[Array, Array]:
     else:
         weights = gathered(softmax(scores), chosen, chosen.shape)
     return own.rescaled(weights, chosen), chosen
+
+
+def _one_by_one(scores: Array, rule: Experts) -> tuple[Array, Array]:
+    plain, left, numbers = stopped(scores), scores, counted((rule.number,))
+    weights, chosen = [], []
+    for _ in range(rule.chosen):
+        best = reduced(stopped(left), FLOAT32_BYTES)
+        top = gathered(plain, best, best.shape)
+        far = compared(divide(subtract(top, plain), multiply(mapped(plain), top)))
+        shares = softmax(where(far, left))
+        weights.append(gathered(shares, best, best.shape))
+        chosen.append(best)
+        left = where(compared(numbers, best), left)
+    return concatenate(weights, -1), concatenate(chosen, -1)
 
 
 def _of_best_groups(scores: Array, rule: Experts) -> Array:

@@ -65,6 +65,7 @@ _FAMILIES: Final[Mapping[str, str]] = {
     "persimmon": "persimmon",
     "phi": "gptj",
     "phi3": "phi3",
+    "phimoe": "phimoe",
     "qwen2": "qwen",
     "qwen2_moe": "mixtures",
     "qwen3": "qwen",

@@ -13,7 +13,7 @@ _TYPES: Final[Mapping[str, str]] = {
         glm5_next glm_moe_dsa granitemoe_swa granitemoeshared hunyuan_v1_moe
         hy_v3 hy_v4 inkling2 inkling2_text inkling_mm_model inkling_text jetmoe kimi_k25 kolibri1
         laguna lfm2_moe llama4 llama4_text longcat_flash mellum mimo_v2_flash minimax minimax_m2
-        minimax_m3_vl minimax_m3_vl_text mistral4 mistral_large4 nllb-moe phimoe
+        minimax_m3_vl minimax_m3_vl_text mistral4 mistral_large4 nllb-moe
         qwen3_next qwen3_vl_moe qwen4_exp
         qwen4_exp_text solar_open step3p5 step3p7 switch_transformers unlimited_ocr zaya
     """,
