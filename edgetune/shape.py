@@ -221,6 +221,10 @@ class ModelShape:
         found = {rule.source for rule in self.attention if rule.source is not None}
         return tuple(sorted(found))
 
+    def last_reader(self, layer: int) -> int:
+        """Return the last layer that reads the keys and values which a layer lends."""
+        return max(x for x in range(self.layers) if self.source(x) == layer)
+
     def source(self, layer: int) -> int | None:
         """Return the layer whose keys and values a layer reads; None if it has its own, or none."""
         rule = self.blocks[layer].attention

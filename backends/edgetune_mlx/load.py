@@ -34,6 +34,7 @@ from edgetune_mlx.precision import DTYPES
 _BITS: Final = {"float32": np.uint32, "float16": np.uint16, "bfloat16": np.uint16}
 """numpy has no bfloat16: tensors are read as integers of the same width."""
 
+_INTEGERS: Final = {"float32": mx.uint32, "float16": mx.uint16, "bfloat16": mx.uint16}
 
 ELSEWHERE: Final = "set TMPDIR to a folder elsewhere"
 
@@ -187,8 +188,11 @@ def read_tensor(stored: StoredTensor) -> mx.array:
             f"{stored.file} holds a tensor of type {stored.dtype}; "
             f"supported: {', '.join(DTYPES)}. Use a checkpoint that is not quantized."
         )
-    values = np.empty(stored.shape, _BITS[stored.dtype])
-    buffer = values.reshape(-1).view(np.uint8).data
+    values = mx.zeros(stored.shape, _INTEGERS[stored.dtype])
+    mx.eval(values)
+    # its own memory: numbers read elsewhere first would be there twice
+    numbers = np.array(values, copy=False).reshape(-1).view(np.uint8)
+    buffer = numbers.data
     with stored.file.open("rb", buffering=0) as file:
         file.seek(stored.start)
         while buffer:
@@ -196,8 +200,8 @@ def read_tensor(stored: StoredTensor) -> mx.array:
             if not count:
                 raise ModelError(f"{stored.file} ends early: it is damaged; copy it again.")
             buffer = buffer[count:]
-    require_finite(stored, values.reshape(-1).view(np.uint8).data)
-    return mx.array(values).view(DTYPES[stored.dtype])
+    require_finite(stored, numbers.data)
+    return values.view(DTYPES[stored.dtype])
 
 
 def _kept(stored: StoredTensor, packing: Packing) -> dict[str, mx.array] | None:

@@ -41,7 +41,8 @@ class RmsNorm(torch.autograd.Function):
         unit = wide * inverse
         grad = grads[0].float()
         trained = ctx.needs_input_grad[1]
-        weight_grad = (grad * unit).flatten(0, -1 - weight.dim()).sum(0) if trained else None
+        rows = tuple(range(grad.dim() - weight.dim())) if trained else ()
+        weight_grad = (grad * unit).sum(rows) if trained else None
         grad = grad.clone() if weight is None else grad * weight
         grad -= unit * (grad * unit).mean(-1, keepdim=True)
         return grad.mul_(inverse).to(x.dtype), weight_grad, None

@@ -72,46 +72,45 @@ class Attending(Fused):
         window, positions = rule.window, q.shape[2]
         last = (positions - 1) // QUERY_CHUNK * QUERY_CHUNK
         sees_all = window is None or last < window
-        q, v = self._strewing(q, "heads"), self._strewing(v, "heads")
-        k = self._strewing(k, "channels" if sees_all and k.shape[0] > 1 else "heads")
+        keys_first: Order = "channels" if sees_all and k.shape[0] > 1 else "heads"
         if self.batch.forked:
-            k, v = self._behind_others(k), self._behind_others(v)
+            k, v = self._behind_others(k, keys_first), self._behind_others(v, "heads")
         outputs = []
         for start in range(0, positions, QUERY_CHUNK):
             stop = min(start + QUERY_CHUNK, positions)
             first = 0 if window is None else max(0, start - window + 1)
             seen = (self._positions(x, stop - first) for x in (k, v))
-            outputs.append(self._chunk(self._positions(q, stop - start), *seen, rule=rule))
+            queries = self._positions(q, stop - start)
+            outputs.append(self._chunk(queries, *seen, rule=rule, keys_first=keys_first))
         return self.joined(outputs, q.shape, heads_apart=True)
 
     def _positions(self, x: Sized, count: int) -> Sized:
         rows, heads, positions, size = x.shape
         if count == positions:
             return x
-        return self.sliced(x, (rows, heads, count, size), heads_apart=x.heads_apart)
+        part = x.part((rows, heads, count, size), heads_apart=x.heads_apart)
+        likeness = replace(x, storage=None)
+        if x.needs:
+            self.tape.record(
+                (x,), (part,), (), lambda _: (strewn(likeness, self.new(likeness.nbytes)),)
+            )
+        return part
 
-    def _behind_others(self, x: Sized) -> Sized:
+    def _behind_others(self, x: Sized, first: Order) -> Sized:
         """Return keys or values as documents see them that go on from others: copies beside x."""
-        size = x.nbytes
+        likeness, size = replace(x, storage=None), x.nbytes
         return self.tape.made(
-            x.shape, x.width, (x,), lambda _: (self.new(size),), saved=(x,),
-            heads_apart=x.heads_apart,
+            x.shape, x.width, (x,), lambda _: (strewn(likeness, self.new(size), first),),
+            saved=(x,), heads_apart=x.heads_apart,
         )  # fmt: skip
 
-    def _strewing(self, x: Sized, first: Order) -> Sized:
-        """Return x, whose gradient will be in another order."""
-        if not x.needs or (first == "heads" and x.shape[1] == 1):
-            return x
-        out = x.part(x.shape, heads_apart=x.heads_apart)
-        self.tape.record((x,), (out,), (), lambda grads: (strewn(grads[0], first),))
-        return out
-
-    def _chunk(self, q: Sized, k: Sized, v: Sized, *, rule: Attention) -> Sized:
+    def _chunk(self, q: Sized, k: Sized, v: Sized, *, rule: Attention, keys_first: Order) -> Sized:
         """Attend some queries; saves its inputs alone."""
         ledger, batch, inputs = self.ledger, self.batch, (q, k, v)
         likenesses = tuple(replace(x, storage=None) for x in inputs)
         wide, narrow = q.numbers * batch.attended, q.width != batch.attended
         apart = q.shape[0] > 1 and not q.heads_apart
+        orders: tuple[Order, ...] = ("heads", keys_first, "heads")
 
         def back(grads: list[Gradient]) -> Sequence[Gradient]:
             grad = self.new(wide) if narrow else grads[0]
@@ -122,7 +121,8 @@ class Attending(Fused):
             given = {last: grad}
             del grad
             found = again.tape.backward(given)
-            return [found.get(x.key) for x in likenesses]
+            each = zip(likenesses, orders, strict=True)
+            return [strewn(x, found.get(x.key), first) for x, first in each]
 
         q, k, v = (replace(x, needs=False) for x in inputs)
         storage = Attending(ledger, batch).explicit(q, k, v, rule=rule, ends=True).storage
@@ -188,10 +188,10 @@ class Attending(Fused):
         rows, heads, positions, size = x.shape
         length = positions + documents * before.shape[2]
         many, one = rows * before.nbytes, before.nbytes
-        wanted = (x.needs, before.needs)
+        wanted, likeness = (x.needs, before.needs), replace(x, storage=None)
 
         def back(grads: list[Gradient]) -> Sequence[Gradient]:
-            grad = strewn(grads[0], "rows") if rows > 1 else grads[0]
+            grad = strewn(likeness, grads[0], "rows") if rows > 1 else grads[0]
             if not wanted[1]:
                 return grad, None
             self.ledger.transient(many if documents > 1 else 0, one)
@@ -203,9 +203,10 @@ class Attending(Fused):
     def attention_to_all(self, q: Sized, k: Sized, v: Sized, scale: float) -> Sized:
         """Return the output (B, H, S, h) of attention to keys (1, G, P, h) that all queries see."""
         rows, heads, _, size = q.shape
-        length = k.shape[2]
+        length, groups = k.shape[2], k.shape[1]
+        spread = groups > 1 and (rows > 1 or heads > groups)
         grouped = q if q.heads_apart or rows == 1 else self.copied(q)
-        keys = self.spread(k, (rows, heads, length, size), copied=k.shape[1] > 1)
+        keys = self.spread(k, (rows, heads, length, size), copied=spread)
         scores = self.matmul(grouped, keys, length)
         del keys
         scores = self.scaled(scores, scale)
@@ -213,7 +214,7 @@ class Attending(Fused):
         weights = self.pointwise(wide, saves_output=True)
         del wide
         weights = self.as_width(weights, q.width)
-        values = self.spread(v, (rows, heads, length, size), copied=k.shape[1] > 1)
+        values = self.spread(v, (rows, heads, length, size), copied=spread)
         out = self.matmul(weights, values, size)
         del values
         return self._copied_on_the_way_back(out) if rows > 1 else out
@@ -230,6 +231,8 @@ def _plain(rule: Attention) -> bool:
     return rule.softcap is None and not rule.slopes and rule.sinks is None
 
 
-def strewn(grad: Gradient, first: Order) -> Gradient:
-    """Return a gradient, which is in another order."""
-    return grad if isinstance(grad, Strewn) else Strewn(grad, first)
+def strewn(x: Sized, grad: Gradient, first: Order = "heads") -> Gradient:
+    """Return a gradient of x (B, heads, S, h), which is in another order unless it has one head."""
+    if isinstance(grad, Strewn) or (first == "heads" and x.shape[1] == 1):
+        return grad
+    return Strewn(grad, first)

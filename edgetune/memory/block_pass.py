@@ -69,7 +69,9 @@ class BlockKind:
     ``alike`` is the model's first layer with such a block.
 
     ``goes_on``: whether the gradient of the block's input is wanted; ``to_lender``: whether those
-    of keys and values are that it reads of another block.
+    of keys and values are that it reads of another block, and ``gives_first``: whether it is the
+    first, on the way back, to give some. ``adds``: whether a later block has given gradients of
+    tensors that all blocks share.
     """
 
     layer: int = field(compare=False)
@@ -78,6 +80,8 @@ class BlockKind:
     sizes: tuple[tuple[str, tuple[int, ...], bool], ...]
     goes_on: bool
     to_lender: bool
+    gives_first: bool
+    adds: bool
 
 
 def kinds(method: Method, shape: ModelShape, tensors: Sequence[AdapterTensor]) -> list[BlockKind]:
@@ -90,7 +94,14 @@ def kinds(method: Method, shape: ModelShape, tensors: Sequence[AdapterTensor]) -
         goes_on = method.trains_input or layer > first
         source = shape.source(layer)
         to_lender = source is not None and source >= first
-        found.append(BlockKind(layer, tuple(own), shape.alike[layer], sizes, goes_on, to_lender))
+        gives_first = source is not None and shape.last_reader(source) == layer
+        shared = any(each.trained and method.everywhere(each.name) for each in own)
+        adds = shared and layer < shape.layers - 1
+        found.append(
+            BlockKind(
+                layer, tuple(own), shape.alike[layer], sizes, goes_on, to_lender, gives_first, adds
+            )
+        )
     return found
 
 
@@ -168,7 +179,7 @@ class Passes:
         ops, out, own = self.run(kind, graded, grad=True, training=True)
         kept, forward = graded.live, graded.peak
         graded.peak = kept
-        leaves = (*own.tensors.values(), *ops.borrowed)
+        leaves = (*own.tensors.values(), *(() if kind.gives_first else ops.borrowed))
         ends = [out, *(each for each in ops.lending if each.needs)]
         del ops.lending
         left = ops.tape.backward(

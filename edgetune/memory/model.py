@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import accumulate
 
@@ -13,9 +13,10 @@ from edgetune.memory.estimate import MemoryEstimate, Parts, Phases
 from edgetune.memory.head import TRAINED, evaluation_bytes, loss_bytes
 from edgetune.memory.lazy.passes import LazyMethod, LazyPasses
 from edgetune.memory.lazy.weights import alike
+from edgetune.memory.loading import Loading
 from edgetune.memory.optimizer import state_bytes, update_bytes
 from edgetune.memory.scratch import scratch_bytes
-from edgetune.memory.step import SLOTS, StepModel
+from edgetune.memory.step import StepModel
 from edgetune.memory.weights import load_bytes, read_bytes, weight_bytes
 from edgetune.methods.base import Method
 from edgetune.objectives import Objective
@@ -69,6 +70,7 @@ class MemoryModel:
         self.of_head = FLOAT32_BYTES * sum(x.size for x in at_end)
         at_input = [x for x in trained if method.at_input(shape, x.name) and x.name != self.head]
         self.of_input = FLOAT32_BYTES * sum(x.size for x in at_input)
+        self.of_all = FLOAT32_BYTES * sum(x.size for x in trained if method.everywhere(x.name))
         self.kinds = kinds(method, shape, tensors)
         self._own = SizedMethod(method, shape, {})
         self._lazy = LazyMethod(method, shape, {})
@@ -76,8 +78,7 @@ class MemoryModel:
         self.adapter = FLOAT32_BYTES * sum(tensor.size for tensor in tensors) + lasting
         self.runtime = self.costs.runtime(shape.vocabulary)
         self._weights = cache(partial(weight_bytes, shape, lazy=self.costs.lazy))
-        self._read = cache(partial(read_bytes, shape, lazy=self.costs.lazy))
-        self._load = cache(partial(load_bytes, shape))
+        self._load = cache(self._make_load)
         self._scratch = cache(
             partial(scratch_bytes, shape, frozen=frozen, trained_head=self.head is not None)
         )
@@ -89,6 +90,7 @@ class MemoryModel:
         )
         self._step = cache(self._make_step)
         self._passes = cache(self._make_passes)
+        self._graphs = cache(self._make_graphs)
 
     def between_steps(self, choice: Choice) -> int:
         """Return the bytes between steps: weights, adapter, optimizer, runtime, gradients if kept."""
@@ -117,7 +119,6 @@ class MemoryModel:
         kept = choice.checkpointing
         update = self._update(choice.optimizer)
         moment = step.peak(kept.layers, offload=kept.offload, loss=loss, update=update)
-        read = self._read(choice.quantization, choice.placement)
         multiplied = rows.of_tile() if self._in_tiles(rows, kept.layers) else rows
         scratch = self._scratch(multiplied, choice.quantization, choice.head)
         places = (choice.quantization, choice.placement, choice.embedding, choice.head)
@@ -134,7 +135,7 @@ class MemoryModel:
         )
         return _estimate(
             parts,
-            load=self._load(choice.quantization) + read - kernels,  # none is made yet
+            load=self._load(places) - kernels,  # none is made yet
             evaluation=scratch
             + step.evaluation(
                 max(
@@ -145,37 +146,59 @@ class MemoryModel:
             compares=objective is not None and objective.needs_reference,
         )
 
+    def _make_load(self, places: tuple[str, str, str, str]) -> int:
+        """Return the peak of the tensors while they are loaded: the adapter's come last."""
+        quantization, placement, *_ = places
+        there = self._weights(*places) + self.adapter
+        if not self.costs.lazy or quantization == FILE_FORMAT:
+            read = read_bytes(self.shape, quantization, placement, lazy=self.costs.lazy)
+            return there + load_bytes(self.shape, quantization) + read
+        streamed, unpacks = placement != "resident", self.platform.unpacks
+        return max(
+            there, Loading.peak(self.shape, quantization, streamed=streamed, unpacks=unpacks)
+        )
+
     def _make_step(
         self, rows: BatchShape, quantization: str, placement: str, *, summed: bool
     ) -> StepModel:
         shape, streamed = self.shape, placement != "resident"
         if self.costs.lazy:
             rows, quantization = alike(rows, quantization, streamed=streamed)
-        found = self._passes(rows, quantization, streamed=streamed)
+        found = self._passes(rows, quantization, streamed=streamed, summed=summed)
         blocks = [found(kind) for kind in self.kinds]
+        lent = [
+            2 * rows.activation_bytes(block.keys) if layer in shape.lenders else 0
+            for layer, block in enumerate(shape.blocks)
+        ]
         return StepModel(
             blocks,
             first=self.first,
             input_bytes=rows.activation_bytes(shape.hidden_size),
             place=place_bytes(shape, rows),
             grown=self._grown(whole=summed or not self.costs.lazy),
-            lent=[
-                2 * rows.activation_bytes(block.keys) if layer in shape.lenders else 0
-                for layer, block in enumerate(shape.blocks)
-            ],
+            lent=lent,
+            came_back=[self._came_back(lent, layer) for layer in range(shape.layers)],
             gradients=FLOAT32_BYTES * sum(self.sizes) * (1 + self.sums_held),
             tables=table_bytes(shape, rows),
             tiled=rows.tile > 0 and all(block.splits or not block.heads for block in shape.kinds),
-            late=SLOTS if rows.lazy else 0,
         )
 
     def _make_passes(
-        self, rows: BatchShape, quantization: str, *, streamed: bool
+        self, rows: BatchShape, quantization: str, *, streamed: bool, summed: bool
     ) -> Callable[[BlockKind], BlockPass]:
         shape = self.shape
         if self.costs.lazy:
-            return cache(LazyPasses(self._lazy, shape, rows, quantization, streamed=streamed).of)
+            passes = self._graphs(rows, quantization, streamed=streamed)
+            return cache(partial(passes.of, summed=summed))
         return cache(Passes(self._own, shape, rows, quantized=quantization == "nf4").of)
+
+    def _make_graphs(self, rows: BatchShape, quantization: str, *, streamed: bool) -> LazyPasses:
+        return LazyPasses(self._lazy, self.shape, rows, quantization, streamed=streamed)
+
+    def _came_back(self, lent: Sequence[int], layer: int) -> int:
+        """Return the bytes of the gradients of lent keys and values when a layer goes back."""
+        wanted = (x for x in self.shape.lenders if self.first <= x <= layer)
+        return sum(lent[x] for x in wanted if self.shape.last_reader(x) > layer)
 
     def _in_tiles(self, rows: BatchShape, checkpointed: int) -> bool:
         """Whether frozen projections never meet more rows than a tile has: no block keeps what it saves."""
@@ -196,13 +219,14 @@ class MemoryModel:
         """Return the bytes of the gradients that are there when each block goes back, and at last.
 
         ``whole``: all have their place from the first micro-batch on. On MLX a block's own are new
-        arrays, which are counted with its pass; those of the input come last of all.
+        arrays, which are counted with its pass; those of the input come last of all. The last
+        block is the first to give some of what all blocks share.
         """
-        every = FLOAT32_BYTES * sum(self.sizes)
         if whole:
+            every = FLOAT32_BYTES * sum(self.sizes)
             return [every * (1 + self.sums_held)] * (self.shape.layers + 1)
-        shared = every - sum(self.by_block) - self.of_input
-        after = [shared + given for given in accumulate(reversed(self.by_block[1:]), initial=0)]
+        last, *others = accumulate(reversed(self.by_block[1:]), initial=self.of_head)
+        after = [last, *(self.of_all + given for given in others)]
         return [*reversed(after), self.of_head]
 
 
@@ -222,13 +246,14 @@ def table_bytes(shape: ModelShape, rows: BatchShape) -> int:
 def _estimate(parts: Parts, load: int, evaluation: int, *, compares: bool) -> MemoryEstimate:
     """Return the peak of every phase; gradients and state are there from the first step on.
 
+    ``load`` is that of all tensors until then.
     A step that ``compares`` with the base evaluates it first.
     """
     between_steps = (
         parts.weights + parts.adapter + parts.gradients + parts.optimizer + parts.runtime
     )
     phases = Phases(
-        load=parts.weights + load + parts.runtime + parts.adapter,
+        load=load + parts.runtime,
         train=max(parts.total, between_steps + evaluation) if compares else parts.total,
         evaluate=between_steps + evaluation,
         save=between_steps

@@ -46,23 +46,24 @@ class StepModel:
         place: int,
         grown: Sequence[int],
         lent: Sequence[int],
+        came_back: Sequence[int],
         gradients: int,
         tables: int = 0,
         tiled: bool = False,
-        late: int = 0,
     ) -> None:
         """Sum over the blocks once, so that a number of checkpointed ones is looked up.
 
         ``first`` is the first adapted block, ``input_bytes`` those of a block's input, ``place``
         what lives through a whole pass, ``grown`` the bytes of the gradients that are there when
         each block goes back, and before any has; ``gradients`` are those of all. ``lent`` are
-        those of the keys and values that a block makes for later ones, too. ``tables`` of the
-        rotation live as long, unless all blocks that attend are ``tiled``. ``late`` inputs on
-        their way to disk or back are there whatever is computed.
+        those of the keys and values that a block makes for later ones, too, ``came_back`` those of
+        the gradients that later blocks gave them when each block goes back. ``tables`` of the
+        rotation live as long, unless all blocks that attend are ``tiled``.
         """
         self.blocks, self.first, self.input_bytes, self.place = blocks, first, input_bytes, place
         self.grown, self.gradients = grown, gradients
-        self.tables, self.tiled, self.late = tables, tiled, late
+        self.tables, self.tiled = tables, tiled
+        self.came_back = came_back
         self._kept = list(accumulate((block.kept for block in blocks), initial=0))
         self._lent = list(accumulate(lent, initial=0))
         self._alike: dict[BlockPass, list[int]] = {}
@@ -97,18 +98,14 @@ class StepModel:
             block, inputs = self.blocks[layer], place + self._inputs(layer + 1, offload)
             inputs += self._lent[layer]
             yield Moment(inputs, 0, block.plain, none)
-            inputs += self._came_back(layer)
+            inputs += self.came_back[layer]
             yield Moment(inputs, 0, self.input_bytes + block.again, self.grown[layer])
         for layer in self._extremes(cut, last):
             block = self.blocks[layer]
             inputs = held + self._kept[layer] - self._kept[cut] + self.input_bytes
             yield Moment(inputs, 0, block.forward, none)
-            inputs += self._came_back(layer)
+            inputs += self.came_back[layer]
             yield Moment(inputs, 0, self.input_bytes + block.backward, self.grown[layer])
-
-    def _came_back(self, layer: int) -> int:
-        """Return the bytes of gradients that later blocks gave keys and values made up to here."""
-        return self._lent[layer + 1] - self._lent[self.first]
 
     def _inputs(self, stop: int, offload: Offload, computed: int = 1) -> int:
         """Return the bytes of the inputs that the checkpointed blocks before ``stop`` hold.
@@ -116,7 +113,7 @@ class StepModel:
         ``computed`` says how many of these blocks are computed now.
         """
         kept = stop - self.first
-        there = {"none": kept, "host": SLOTS, "disk": max(computed, self.late)}[offload]
+        there = {"none": kept, "host": SLOTS, "disk": computed}[offload]
         return self.input_bytes * min(kept, there)
 
     def _whole(self, cut: int) -> bool:

@@ -31,12 +31,13 @@ STATISTICS = 4
 
 @dataclass(slots=True)
 class SizedTile:
-    """The tile that is computed, which comes last of ``positions``.
+    """The tile that is computed, ``start`` positions of a row of ``positions`` before it.
 
     ``own`` are its keys and values, which a pass with gradients keeps.
     """
 
     positions: int
+    start: int
     graded: bool
     own: tuple[Sized, Sized] | None = None
 
@@ -116,7 +117,7 @@ class _Piece:
         _, heads, positions, size = q.shape
         kernel = _fused(batch, rule, tile.positions + front, size)
         count = positions if kernel else min(positions, SCORED_QUERIES)
-        past = max(tile.positions - count, front)
+        past = max(tile.start, positions - count, front)
         if rule.window is not None:
             past = min(past, max(rule.window - 1, front))
         later = min(past, KEYS if kernel else SCORED_KEYS)

@@ -1,7 +1,7 @@
-"""The passes of a block that is computed tile by tile, run over the sizes of its largest tile.
+"""The passes of a block that is computed tile by tile, run over the sizes of its largest tiles.
 
-All tiles but the last, which may be shorter, are alike but for how many keys they see; what that
-adds comes in pieces of one size. One tile therefore stands for all.
+All tiles but the last, which may be shorter, are alike but for how many keys they see, so the last
+of them stands for all. A shorter one behind it sees more keys with fewer queries.
 
 B rows, S positions, N of a tile, D hidden size, G key/value heads, h channels of a head.
 """
@@ -9,7 +9,7 @@ B rows, S positions, N of a tile, D hidden size, G key/value heads, h channels o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.eager import EagerOps
@@ -37,14 +37,7 @@ class TiledPass:
 
     def forward(self, *, training: bool) -> int:
         """Return the peak of a pass without gradients, over the block's input."""
-        ledger = Ledger()
-        kept = [
-            Storage(ledger, self._keys(self.rows.width)),
-            Storage(ledger, self._states(self.rows)),
-        ]
-        self._tile(ledger, self.method(False, training), [], graded=False)
-        kept.clear()
-        return ledger.peak
+        return max(self._forward(tile, training=training) for tile in self._tiles())
 
     def again(self, *, goes_on: bool) -> int:
         """Return the peak of computing the block again and of its way back.
@@ -52,15 +45,35 @@ class TiledPass:
         It is over the block's input and the gradient of its output, whose place that of the input
         takes.
         """
+        return max(self._again(tile, goes_on=goes_on) for tile in self._tiles())
+
+    def _tiles(self) -> list[range]:
+        """Return the positions of the last tile of full size, and of a shorter one behind it."""
+        size, positions = self.rows.tile, self.rows.context
+        end = positions // size * size
+        last = [range(end, positions)] if end < positions else []
+        return [range(end - size, end), *last]
+
+    def _forward(self, tile: range, *, training: bool) -> int:
+        ledger = Ledger()
+        kept = [
+            Storage(ledger, self._keys(self.rows.width)),
+            Storage(ledger, self._states(self.rows)),
+        ]
+        self._tile(tile, ledger, self.method(False, training), [], graded=False)
+        kept.clear()
+        return ledger.peak
+
+    def _again(self, positions: range, *, goes_on: bool) -> int:
         ledger = Ledger()
         held = [
             Storage(ledger, self._keys(self.rows.width)),
             Storage(ledger, self._keys(FLOAT32_BYTES)),
         ]
         method = self.method(True, True)
-        ops, out, tile = self._tile(ledger, method, held, needs=goes_on)
+        ops, out, tile = self._tile(positions, ledger, method, held, needs=goes_on)
         assert tile.own is not None
-        held.append(self._copied(ledger))  # the gradient of the tile's output
+        held.append(self._copied(ledger, ops.batch))  # the gradient of the tile's output
         grads: dict[int, Gradient] = {out.key: None}
         for own in tile.own:
             if own.needs:
@@ -74,23 +87,24 @@ class TiledPass:
         return ledger.peak
 
     def _tile(
-        self, ledger: Ledger, method: Adapted[Sized], held: list[Storage], *,
+        self, positions: range, ledger: Ledger, method: Adapted[Sized], held: list[Storage], *,
         graded: bool = True, needs: bool = False,
     ) -> tuple[EagerOps, Sized, SizedTile]:  # fmt: skip
         """Run the block's text over one tile; return operations, output, and the tile.
 
         What lives with the tile joins ``held``.
         """
-        rows, tile = self.rows.of_tile(), SizedTile(self.rows.context, graded)
+        rows = replace(self.rows, context=len(positions), tile=0)
+        tile = SizedTile(self.rows.context, positions.start, graded)
         ops = EagerOps(self.shape, rows, ledger, self.layer, quantized=self.quantized, tile=tile)
         size = (rows.batch, rows.context, self.shape.hidden_size)
-        held += [self._tables(ledger, rows), self._copied(ledger)]
+        held += [self._tables(ledger, rows), self._copied(ledger, rows)]
         entry = outside(size, rows.width, needs=needs)
         return ops, Block(ops, self.shape, self.layer, method).output(entry), tile
 
-    def _copied(self, ledger: Ledger) -> Storage:
+    def _copied(self, ledger: Ledger, rows: BatchShape) -> Storage:
         """Return a tile of hidden states, which is a copy where there are several rows."""
-        return Storage(ledger, self._states(self.rows.of_tile()) if self.rows.batch > 1 else 0)
+        return Storage(ledger, self._states(rows) if rows.batch > 1 else 0)
 
     def _tables(self, ledger: Ledger, rows: BatchShape) -> Storage:
         """Return the tables of the rotation of a tile's positions."""

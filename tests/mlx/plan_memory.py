@@ -158,6 +158,7 @@ class Case:
         rows = f"{self.fixed.get('micro_batch', 1)} x {self.context}"
         kept = "all" if self.checkpointed else "none"
         kept += ", streamed" if self.fixed.get("placement") == "disk" else ""
+        kept += ", offloaded" if "checkpointing" in self.fixed else ""
         kept += ", pairs" if self.pairs else ""
         kept += ", bfloat16" if "compute_dtype" in self.fixed else ""
         return f"{self.model} | {method} | {base} | {rows} | {kept}"
@@ -166,6 +167,7 @@ class Case:
 MATRICES = {"modules_to_save": ("embeddings", "head"), "loss_chunk": 64}
 TIED = {"modules_to_save": ("embeddings", "norms")}
 DISK = {"placement": "disk"}
+OFFLOADED = {"checkpointing": Checkpointing(layers=4, offload="disk")}
 NARROW = {"compute_dtype": "bfloat16"}
 STEPS = 6
 
@@ -184,6 +186,7 @@ NAMED = (
     Case(model="untied", context=320, fixed={"method": "lora-fa"}),
     Case(model="untied", context=320, fixed={"method": "vera"}),
     Case(model="tied", context=192, checkpointed=True, fixed={"method": "vera"}),
+    Case(model="untied", context=320, fixed={"method": "prefix"}),
     Case(model="capped", context=64, checkpointed=True),
     Case(model="untied", context=128, checkpointed=True, fixed={"method": "mam"}),
     Case(model="tied", context=96, fixed={"micro_batch": 2}),
@@ -234,6 +237,7 @@ NAMED = (
     Case(model="untied", context=128, checkpointed=True, fixed=DISK | {"micro_batch": 2}),
     Case(model="tied", context=64, checkpointed=True, fixed=DISK),
     Case(model="gpt2", context=128, checkpointed=True, fixed=DISK | {"quantization": "q4"}),
+    Case(model="untied", context=128, checkpointed=True, fixed=OFFLOADED),
 )
 
 REST = tuple(
@@ -272,6 +276,18 @@ def opened(case: Case, folder: Path) -> tuple[LocalModel, Plan]:
     training = {"objective": "dpo"} if case.pairs else {}
     plan = make_plan(device, model.ref, model.shape, fixed=fixed | case.fixed, training=training)
     return model, plan
+
+
+def measure_opening(case: Case, folder: Path) -> Measured:
+    """Open a model, and take no step."""
+    model, plan = opened(case, folder)
+    gc.collect()
+    mx.clear_cache()
+    held = mx.get_active_memory()
+    session = load_backend("mlx").open(plan.spec, model)
+    peak = session.memory().peak_bytes - held
+    session.close()
+    return Measured(plan.memory.phases.load - plan.memory.parts.runtime, peak)
 
 
 def measure(case: Case, folder: Path) -> Measured:

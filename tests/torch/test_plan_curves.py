@@ -11,6 +11,7 @@ from curves import counted, planned
 from oracle import LARGE, MODELS, Case, plain
 
 from edgetune.methods import METHODS, build
+from edgetune.settings.spec import ComputeDtype
 
 UNDER, OVER = 0.003, 0.02
 """Shares of a block's largest moment: by which the largest may be under or over."""
@@ -57,6 +58,22 @@ def compare(case: Case, layer: int, *of: bool) -> float:
 def test_a_block_takes_at_every_moment_what_is_planned(place: int) -> None:
     case, *ways = list(drawn(len(MODELS)))[place]
     assert compare(case, *ways) >= -UNDER
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "dtype", "context"),
+    [
+        ("gpt_neo", "llama-adapter", "bfloat16", 512),  # prompts beside chunks of a window
+        ("qwen3-0.6b", "full", "bfloat16", 300),  # a norm of heads, whose weight is trained
+    ],
+)
+def test_gradients_that_meet_are_counted_where_they_meet(
+    model: str, kind: str, dtype: ComputeDtype, context: int
+) -> None:
+    choice = plain(method=build(kind, {}), compute_dtype=dtype, context=context)
+    ways = {"multiplies_16bit": False, "goes_on": True}
+    case = Case(model, 2, 512, choice)
+    assert planned(case, 1, **ways) == counted(case, 1, **ways)
 
 
 @pytest.mark.long

@@ -19,8 +19,8 @@ from edgetune.settings.spec import Checkpointing, ComputeDtype
 from edgetune_torch.dry_run import live_peaks
 
 DRAWN, LONG = 40, 400
-WORST, IN_TILES, USUAL = 0.04, 0.05, 0.015
-"""Shares by which plans may be over: at most, at most of one tiled block of several documents, and usually."""
+WORST, USUAL = 0.02, 0.003
+"""Shares by which plans may be over: at most, and usually."""
 FORKED = (((32, 224), (0, 16)), ((228, 28), (0, 200)), ((80, 48, 80, 48), (0, 40, 0, 40)))
 """Lengths of the documents of a row, and what each goes on from."""
 SHORTEST = 128.0
@@ -45,9 +45,7 @@ def test_the_closed_form_is_never_under_and_hardly_over(drawn: int) -> None:
     assert len(found) >= 2 * drawn
     assert {item.multiplies_16bit for item in found} == {True, False}
     under = [_words(item) for item in found if item.over < 0]
-    far = [
-        _words(item) for item in found if item.over > (IN_TILES if item.case.choice.tile else WORST)
-    ]
+    far = [_words(item) for item in found if item.over > WORST]
     assert not under, "\n".join(under)
     assert not far, "\n".join(far)
     assert median(item.over for item in found) <= USUAL

@@ -6,14 +6,14 @@ last (``backends/edgetune_mlx/engine.py``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.block_pass import BlockKind, BlockPass
 from edgetune.memory.lazy.evaluation import AHEAD, Evaluation
 from edgetune.memory.lazy.gradients import vjp
-from edgetune.memory.lazy.graph import Array, given
+from edgetune.memory.lazy.graph import Array, Operation, given
 from edgetune.memory.lazy.ops import LazyOps
 from edgetune.memory.lazy.weights import FrozenBlock, frozen_block
 from edgetune.memory.ledger import Ledger
@@ -55,15 +55,19 @@ class Graph:
     """
 
     outputs: Outputs
-    trained: list[Array]
+    trained: dict[str, Array]
     read: list[Array]
     plain: int
     inference: int
 
-    def asked(self, kind: BlockKind) -> list[Array]:
-        """Return the gradients that are wanted."""
+    def asked(self, kind: BlockKind, added: Callable[[str], bool]) -> list[Array]:
+        """Return the gradients that are wanted; some of the trained are ``added`` to what is there."""
         entry, *lent = self.read
-        return [*self.trained, *[entry] * kind.goes_on, *(lent if kind.to_lender else ())]
+        own = [
+            _into_sum(grad) if added(name) else grad
+            for name, grad in reversed(self.trained.items())
+        ]
+        return [*own, *[entry] * kind.goes_on, *(lent if kind.to_lender else ())]
 
 
 class LazyPasses:
@@ -79,10 +83,13 @@ class LazyPasses:
         self._entry = (rows.batch, rows.context, shape.hidden_size)
         self._graphs: dict[BlockKind, Graph] = {}
 
-    def of(self, kind: BlockKind) -> BlockPass:
-        """Return the bytes of a block's passes."""
-        graph = self._graph(kind)
-        asked = graph.asked(kind)
+    def of(self, kind: BlockKind, *, summed: bool = False) -> BlockPass:
+        """Return the bytes of a block's passes.
+
+        ``summed``: gradients of another micro-batch are there, to which this one's are added.
+        """
+        graph, everywhere = self._graph(kind), self.own.spec.everywhere
+        asked = graph.asked(kind, lambda name: summed or (kind.adds and everywhere(name)))
         kept, forward, backward = self._in_one_graph(graph.outputs, asked)
         return BlockPass(
             kept=kept, forward=forward, plain=graph.plain, inference=graph.inference,
@@ -129,9 +136,9 @@ class LazyPasses:
     def _graph(self, kind: BlockKind) -> Graph:
         """Return the graph of a block and of all its gradients.
 
-        Blocks that differ in which gradients are wanted of what they read share it.
+        Blocks that differ in which gradients are wanted, and where these go, share it.
         """
-        whole = replace(kind, goes_on=True, to_lender=True)
+        whole = replace(kind, goes_on=True, to_lender=True, gives_first=False, adds=False)
         if whole not in self._graphs:
             self._graphs[whole] = self._made(kind)
         return self._graphs[whole]
@@ -154,7 +161,8 @@ class LazyPasses:
         if self.own.spec.draws:  # in an evaluation nothing is drawn
             inference = self._plain(self._output(kind, read, tensors, training=False))
         of_read, of_trained = found[: len(read)], found[len(read) :]
-        return Graph(made[0], of_trained[::-1], of_read, plain, inference)
+        own = dict(zip(trained, of_trained, strict=True))
+        return Graph(made[0], own, of_read, plain, inference)
 
     def _output(
         self, kind: BlockKind, read: Sequence[Array], tensors: Mapping[str, Array],
@@ -184,3 +192,9 @@ class LazyPasses:
 
     def _tensors(self, kind: BlockKind) -> dict[str, Array]:
         return {each.name: given(each.shape, FLOAT32_BYTES) for each in kind.tensors}
+
+
+def _into_sum(grad: Array) -> Array:
+    """Return the sum of a gradient and what there is of it, whose place it takes."""
+    there = given(grad.shape, grad.width)
+    return Array(grad.shape, grad.width, Operation((there, grad), views=(0,)))
