@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,12 @@ SHARD_BYTES = 2_000_000_000
 DEVIATION = 0.02
 
 
-def write_model(name: str, folder: Path, changes: dict[str, Any]) -> Path:
+def write_model(
+    name: str,
+    folder: Path,
+    changes: dict[str, Any],
+    write: Callable[[Path, Sequence[Outgoing]], object] = write_safetensors,
+) -> Path:
     """Write the model of a profile with some fields of its config changed; return its folder."""
     config = {**model_profile(name).config, **changes, "torch_dtype": "bfloat16"}
     shape = shape_of(config)
@@ -43,7 +48,7 @@ def write_model(name: str, folder: Path, changes: dict[str, Any]) -> Path:
     index: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        write_safetensors(folder / file, [_outgoing(tensor) for tensor in shard])
+        write(folder / file, [_outgoing(tensor) for tensor in shard])
         index |= {tensor.name: file for tensor in shard}
     total = 2 * sum(tensor.size for shard in shards for tensor in shard)
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": index})
@@ -70,11 +75,15 @@ def _shards(shape: ModelShape) -> Iterator[list[TensorShape]]:
 
 def _outgoing(tensor: TensorShape) -> Outgoing:
     return Outgoing(
-        name=tensor.name, dtype="bfloat16", shape=tensor.shape, chunks=partial(_values, tensor)
+        name=tensor.name,
+        dtype="bfloat16",
+        shape=tensor.shape,
+        chunks=partial(tensor_values, tensor),
     )
 
 
-def _values(tensor: TensorShape) -> Iterator[NDArray[Any]]:
+def tensor_values(tensor: TensorShape) -> Iterator[NDArray[Any]]:
+    """Yield the numbers of a tensor in pieces."""
     if tensor.kind == "norm" and tensor.name.endswith("weight"):
         yield np.ones(tensor.shape, ml_dtypes.bfloat16)
         return
