@@ -23,7 +23,7 @@ from math import prod
 from typing import Literal
 
 from edgetune.expert_shape import Experts, RoutingTensor
-from edgetune.mixer import Attention, Mixer, MixerTensor
+from edgetune.mixer import Attention, Mixer, MixerTensor, Recurrent, StateSpace
 
 LinearRole = Literal[
     "q", "k", "v", "qkv", "o", "q_a", "q_b", "kv_a", "kv_b",
@@ -66,6 +66,10 @@ class Linear:
     inputs: int
     outputs: int
     bias: bool = False
+    scale: float = 1.0
+    """What its output is multiplied by."""
+    grouped: bool = True
+    """Whether groups of targets have it: PEFT takes no adapter of some projections."""
     transposed: bool = False
     """Stored ``(inputs, outputs)``, as GPT-2's Conv1D does, instead of ``(outputs, inputs)``."""
     expert: int | None = None
@@ -139,6 +143,8 @@ class BlockShape:
     mixer: Mixer
     linears: tuple[Linear, ...]
     norms: tuple[Norm, ...]
+    beside: StateSpace | None = None
+    """A mixer that reads the same as attention does; what both make is added (Falcon-H1)."""
     parallel: bool = False
     interleaved_qkv: bool = False
     """The fused projection holds q, k and v head by head (GPT-NeoX), not one after another: for
@@ -194,24 +200,29 @@ class BlockShape:
     def splits(self) -> bool:
         """Whether it can be computed tile by tile: it attends, to keys that are its own alone."""
         rule = self.attention
-        return rule is not None and rule.source is None and not rule.lends
+        alone = rule is not None and rule.source is None and not rule.lends
+        return alone and self.beside is None
+
+    @property
+    def recurrent(self) -> Recurrent | None:
+        """The mixer that carries a state from token to token, if there is one."""
+        return self.beside if isinstance(self.mixer, Attention) else self.mixer
 
     @property
     def mixer_tensors(self) -> tuple[MixerTensor, ...]:
         """The tensors that are neither projections nor norms: those of the mixer, the scalar."""
-        scalar = self.scalar
-        last = () if scalar is None else (MixerTensor(role="scalar", name=scalar, shape=(1,)),)
-        if not isinstance(self.mixer, Attention):
-            return (*self.mixer.tensors, *last)
-        name = self.mixer.sinks
-        if name is None:
-            return last
-        return (MixerTensor(role="sinks", name=name, shape=(self.heads,)), *last)
+        scalar, rule = self.scalar, self.attention
+        found = [] if self.recurrent is None else list(self.recurrent.tensors)
+        if rule is not None and rule.sinks is not None:
+            found.append(MixerTensor(role="sinks", name=rule.sinks, shape=(self.heads,)))
+        if scalar is not None:
+            found.append(MixerTensor(role="scalar", name=scalar, shape=(1,)))
+        return tuple(found)
 
     @property
     def carried(self) -> int:
         """Float32 numbers that a row in generation keeps beside keys and values."""
-        return 0 if isinstance(self.mixer, Attention) else self.mixer.carried
+        return 0 if self.recurrent is None else self.recurrent.carried
 
     @cached_property
     def queries(self) -> int:

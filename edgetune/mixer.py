@@ -210,6 +210,10 @@ class StateSpace:
     """Whether the convolution has one."""
     least_step: float = 0.0
     most_step: float = inf
+    multipliers: tuple[float, ...] = ()
+    """Of what ``in`` makes: gate, values, keys, queries and steps; empty: none (Falcon-H1)."""
+    normed_first: bool = False
+    """What is read is normalised before the gate multiplies it, not behind."""
 
     @property
     def keys(self) -> int:
@@ -225,6 +229,12 @@ class StateSpace:
     def channels(self) -> int:
         """Channels that are convolved."""
         return 2 * self.keys + self.values
+
+    @property
+    def channel_multipliers(self) -> tuple[tuple[float, int], ...]:
+        """What is convolved, in its order: multipliers, and of how many channels they are."""
+        values, keys, queries = self.multipliers[1:4] or (1.0, 1.0, 1.0)
+        return (values, self.values), (keys, self.keys), (queries, self.keys)
 
     @property
     def parts(self) -> tuple[int, int, int]:

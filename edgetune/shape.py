@@ -251,7 +251,7 @@ class ModelShape:
 
         They can where attention alone looks back, and no token's rotation depends on what follows.
         """
-        alone = all(kind.attention is not None for kind in self.kinds)
+        alone = all(kind.recurrent is None for kind in self.kinds)
         return alone and not self.rotates_by_length
 
     @cached_property

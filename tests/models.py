@@ -106,6 +106,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
         "num_kv_heads": 2, "new_decoder_architecture": True, "initializer_range": 0.2,
         "bos_token_id": 1, "eos_token_id": 2},
+    "falcon_h1": SMALL | {
+        "mamba_d_ssm": 48, "mamba_n_heads": 4, "mamba_n_groups": 2, "mamba_d_state": 8,
+        "mamba_rms_norm": True, "mamba_norm_before_gate": False, "embedding_multiplier": 2.5,
+        "lm_head_multiplier": 0.5, "mlp_multipliers": [0.7, 0.6], "key_multiplier": 0.4,
+        "attention_in_multiplier": 0.9, "attention_out_multiplier": 0.8, "ssm_in_multiplier": 1.2,
+        "ssm_out_multiplier": 0.5, "ssm_multipliers": [0.8, 0.7, 0.6, 0.9, 0.5]},
     "bloom": {
         "vocab_size": 97, "hidden_size": 48, "n_layer": 3, "n_head": 6,
         "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2},

@@ -238,7 +238,7 @@ class MlxOps:
         a_log: mx.array | None = None, dt_bias: mx.array | None = None,
     ) -> mx.array:  # fmt: skip
         """Correct a state within documents, or on from what is cached."""
-        mixer, frozen = self.shape.blocks[self.layer].mixer, self.block.mixer
+        mixer, frozen = self.shape.blocks[self.layer].recurrent, self.block.mixer
         assert isinstance(mixer, GatedDelta)
         trained = {"conv": conv, "a_log": a_log, "dt_bias": dt_bias}
         own = [frozen[role] if copy is None else copy for role, copy in trained.items()]
@@ -252,7 +252,7 @@ class MlxOps:
     ) -> mx.array:
         """Scan within documents, or on from what is cached."""
         block = self.shape.blocks[self.layer]
-        mixer, tensors = block.mixer, self.block.mixer | dict(trained)
+        mixer, tensors = block.recurrent, self.block.mixer | dict(trained)
         assert isinstance(mixer, StateSpace)
         own = [tensors[tensor.role] for tensor in mixer.tensors]
         if not self.layout.caches:

@@ -49,12 +49,15 @@ def _rule(
     """Return what is read (B, T, H V) of a window (B, taps - 1 + T, C), and the state behind it."""
     kept, (rows, count, _) = mixer.taps - 1, steps.shape
     *bias, a_log, dt_bias, skip = own
+    steps = steps.astype(mx.float32)
+    if mixer.multipliers:
+        conv, steps = conv.astype(mx.float32) * _channels(mixer), steps * mixer.multipliers[-1]
     y = convolved(window.astype(mx.float32), conv, bias[0] if bias else None, numbers)[:, kept:]
     y = y * mx.sigmoid(y)
     values, k, q = mx.split(y, [mixer.values, mixer.values + mixer.keys], axis=-1)
     q, k = (_by_group(each, mixer) for each in (q, k))  # (B, G, 1, T, K)
     values = values.reshape(rows, count, mixer.groups, -1, mixer.value_dim).transpose(0, 2, 3, 1, 4)
-    step = _by_head(_limited(steps.astype(mx.float32) + dt_bias.astype(mx.float32), mixer), mixer)
+    step = _by_head(_limited(steps + dt_bias.astype(mx.float32), mixer), mixer)
     speed = -mx.exp(a_log.astype(mx.float32)).reshape(mixer.groups, -1, 1, 1)
     decay = mx.cumsum(step * speed, axis=3)
     pairs, start, end, through = decays(
@@ -66,6 +69,12 @@ def _rule(
     behind = through * state + k.swapaxes(-1, -2) @ (new * end)
     out = out.transpose(0, 3, 1, 2, 4).reshape(rows, count, mixer.values)
     return out.astype(window.dtype), behind
+
+
+def _channels(mixer: StateSpace) -> mx.array:
+    """Return what each channel is multiplied by before it is convolved (C, 1, 1)."""
+    parts = [mx.full((count, 1, 1), factor) for factor, count in mixer.channel_multipliers]
+    return mx.concatenate(parts)
 
 
 def _limited(x: mx.array, mixer: StateSpace) -> mx.array:

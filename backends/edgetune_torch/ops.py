@@ -245,7 +245,7 @@ class TorchOps:
         a_log: Tensor | None = None, dt_bias: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Correct a state within documents, or on from what is cached."""
-        mixer, frozen = self.shape.blocks[self.layer].mixer, self.block.mixer
+        mixer, frozen = self.shape.blocks[self.layer].recurrent, self.block.mixer
         assert isinstance(mixer, GatedDelta)
         own = Parameters(
             conv=frozen["conv"] if conv is None else conv,
@@ -259,7 +259,7 @@ class TorchOps:
 
     def state_space(self, x: Tensor, steps: Tensor, trained: Mapping[MixerRole, Tensor]) -> Tensor:
         """Scan within documents, or on from what is cached."""
-        mixer = self.shape.blocks[self.layer].mixer
+        mixer = self.shape.blocks[self.layer].recurrent
         assert isinstance(mixer, StateSpace)
         own = state_space.Parameters.of(self.block.mixer | dict(trained))
         if not self.layout.caches:

@@ -82,7 +82,7 @@ class Scan(torch.autograd.Function):
         found, state_grad = Found.of(x, steps, own), torch.zeros_like(states[0])
         for span in reversed(spans):
             state_grad = span.go_back(grads[0], states.pop(), state_grad, found)
-        return found.of_inputs(ctx.needs_input_grad)
+        return found.of_inputs(ctx.needs_input_grad, spans[0].of.channels)
 
 
 @dataclass(slots=True)
@@ -108,9 +108,15 @@ class Found:
             torch.zeros_like(x, dtype=wide), torch.empty_like(steps), taps, channels, *heads
         )  # fmt: skip
 
-    def of_inputs(self, wanted: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-        """Return the gradients in the order of the inputs, those that are wanted."""
-        x, conv = self.x.to(self.steps.dtype), self.taps.T[:, None]
+    def of_inputs(
+        self, wanted: tuple[bool, ...], channels: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        """Return the gradients in the order of the inputs, those that are wanted.
+
+        ``channels`` (C) are what the taps were multiplied by.
+        """
+        taps = self.taps if channels is None else self.taps.mul_(channels)
+        x, conv = self.x.to(self.steps.dtype), taps.T[:, None]
         found = (x, self.steps, conv, self.conv_bias, self.a_log, self.dt_bias, self.skip)
         given = (each if want else None for each, want in zip(found, wanted, strict=False))
         return (*given, None, None)
@@ -147,6 +153,12 @@ def state_space_after(
     return out, (whole[:, whole.shape[1] - kept :].clone(), state)
 
 
+def _channels(mixer: StateSpace, taps: Tensor) -> Tensor:
+    """Return what each channel is multiplied by before it is convolved (C)."""
+    parts = [taps.new_full((count,), factor) for factor, count in mixer.channel_multipliers]
+    return torch.cat(parts)
+
+
 def _empty_state(x: Tensor, mixer: StateSpace) -> Tensor:
     """Return the state (B, G, K, R, V) of the beginning."""
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -163,11 +175,15 @@ class Spans:
     ) -> None:  # fmt: skip
         """Begin with x at ``skipped``, where steps begin."""
         self.steps, self.own, self.mixer = steps, own, mixer
-        self.taps = taps_of(own.conv)
-        self.dtype = self.taps.dtype
+        taps = taps_of(own.conv)
+        self.dtype = taps.dtype
+        self.channels = _channels(mixer, taps) if mixer.multipliers else None
+        if self.channels is not None:  # which a convolution goes with
+            taps = taps * self.channels
+        self.factor = mixer.multipliers[-1] if mixer.multipliers else 1.0
         filled = -(-steps.shape[1] // PIECE) * PIECE
         self.documents = document_numbers(documents, x, filled)
-        self.convolution = PieceConvolution(x, self.taps, self.documents, skipped)
+        self.convolution = PieceConvolution(x, taps, self.documents, skipped)
 
     def __iter__(self) -> Iterator[Span]:
         """Yield the spans."""
@@ -259,7 +275,7 @@ class Span:
 
     def _raw_steps(self) -> Tensor:
         own = self.of.steps[:, self.start : self.stop].to(self.of.dtype)
-        return own + self.of.own.dt_bias
+        return torch.add(self.of.own.dt_bias, own, alpha=self.of.factor)
 
     def _speed(self) -> Tensor:
         """Return minus the exponential of ``A_log`` for each head (H)."""
@@ -327,7 +343,7 @@ class Span:
         within = (free >= mixer.least_step) & (free <= mixer.most_step)
         grad = grad.add_(rates)[:, :count].mul_(within).mul_(raw.sigmoid_())
         found.dt_bias += grad.sum((0, 1))
-        found.steps[:, self.start : self.stop].copy_(grad)
+        found.steps[:, self.start : self.stop].copy_(grad.mul_(self.of.factor))
 
     def _values(self, y: Tensor) -> Tensor:
         """Return the values (B, P, T, G, R, V) in y (B, N, C)."""

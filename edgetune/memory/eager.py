@@ -276,14 +276,14 @@ class EagerOps(Scanning):
         a_log: Sized | None = None, dt_bias: Sized | None = None,
     ) -> Sized:  # fmt: skip
         """Let the delta rule correct a state within documents."""
-        mixer, trained = self.own.mixer, {"conv": conv, "a_log": a_log, "dt_bias": dt_bias}
+        mixer, trained = self.own.recurrent, {"conv": conv, "a_log": a_log, "dt_bias": dt_bias}
         assert isinstance(mixer, GatedDelta)
         own = [trained[role] or frozen for role, frozen in self._mixer_tensors().items()]
         return self.delta_rule((x, b, a, *own), mixer)
 
     def state_space(self, x: Sized, steps: Sized, trained: Mapping[MixerRole, Sized]) -> Sized:
         """Scan within documents."""
-        mixer, tensors = self.own.mixer, {**self._mixer_tensors(), **trained}
+        mixer, tensors = self.own.recurrent, {**self._mixer_tensors(), **trained}
         assert isinstance(mixer, StateSpace)
         own = [tensors[tensor.role] for tensor in mixer.tensors]
         return self.scan((x, steps, *own), mixer)

@@ -93,6 +93,7 @@ class Scanning(DeltaRule):
         rest = Arrays.of(mixer, rows, (positions - 1) % SPAN + 1, documents=several)
         standing = NUMBER * rows * ceil(positions / PIECE) * PIECE if several else 0
         standing += 0 if inputs[2].width == FLOAT32_BYTES else FLOAT32_BYTES * inputs[2].numbers
+        standing += FLOAT32_BYTES * (inputs[2].numbers + mixer.channels) if mixer.multipliers else 0
         wanted, sizes = [each.needs for each in inputs], [each.nbytes for each in inputs]
         own = [FLOAT32_BYTES * each.numbers for each in inputs[2:]]
         narrow, width = x.width != FLOAT32_BYTES, x.width

@@ -160,7 +160,7 @@ class Method(ABC):
 
     def mix(self, block: Block[A], own: Adapted[A], inputs: Sequence[A]) -> A:
         """Return what a mixer without attention makes of what its projections made."""
-        return mix(block.ops, block.own.mixer, inputs, {})
+        return mix(block.ops, block.own.recurrent, inputs, {})
 
     def sublayer(self, block: Block[A], own: Adapted[A], which: Sublayer, x: A, out: A) -> A:
         """Return what one half of the block adds to the stream, of its input and its output."""

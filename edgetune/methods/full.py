@@ -91,7 +91,7 @@ class Full(Method):
             for tensor in block.own.mixer_tensors
             if (copy := own.tensors.get(f"{prefix}{tensor.name}")) is not None
         }
-        return mix(block.ops, block.own.mixer, inputs, copies)
+        return mix(block.ops, block.own.recurrent, inputs, copies)
 
     def merge(
         self, shape: ModelShape, tensors: Mapping[str, NDArray[np.float32]], base: StoredBase

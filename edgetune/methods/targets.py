@@ -114,7 +114,7 @@ def names(shape: ModelShape, patterns: Sequence[str]) -> tuple[str, ...]:
     for pattern in patterns:
         roles = GROUPS.get(pattern)
         linears = shape.all_linears
-        members = [_last(x.module) for x in linears if roles is not None and x.role in roles]
+        members = [_last(x.module) for x in linears if roles and x.role in roles and x.grouped]
         written |= dict.fromkeys(members or [pattern])
     return tuple(written)
 
@@ -122,7 +122,7 @@ def names(shape: ModelShape, patterns: Sequence[str]) -> tuple[str, ...]:
 def matches(pattern: str, target: Target) -> bool:
     """Return whether a pattern of :func:`select` names a projection."""
     if pattern in GROUPS:
-        return target.linear.role in GROUPS[pattern]
+        return target.linear.role in GROUPS[pattern] and target.linear.grouped
     if pattern in (target.module, target.linear.module, _last(target.linear.module)):
         return True
     return _globs(pattern, target.module)

@@ -58,7 +58,7 @@ class Adaptation(Generic[A]):
 
     def mix(self, block: Block[A], inputs: Sequence[A]) -> A:
         """Return what a mixer without attention makes of what its projections made."""
-        return mix(block.ops, block.own.mixer, inputs, {})
+        return mix(block.ops, block.own.recurrent, inputs, {})
 
     def sublayer(self, block: Block[A], which: Sublayer, x: A, out: A) -> A:
         """Return what one half of the block adds to the stream (B, S, D).

@@ -76,7 +76,9 @@ class Block(Generic[A]):
 
     def project(self, role: str, x: A) -> A:
         """Return a projection (..., outputs) of x (..., inputs)."""
-        return self.method.project(self, self.own.linear_by_role[role], x)
+        linear = self.own.linear_by_role[role]
+        y = self.method.project(self, linear, x)
+        return y if linear.scale == 1.0 else self.ops.scaled(y, linear.scale)
 
     # the text
 
@@ -133,6 +135,8 @@ class Block(Generic[A]):
         match self.own.mixer:
             case Attention() as rule:
                 out = self._attention(x, rule)
+                if self.own.beside is not None:
+                    out = self.ops.add(out, scanned(self, x, self.own.beside))
             case ShortConvolution():
                 out = convolved(self, x)
             case GatedDelta() as mixer:

@@ -37,6 +37,10 @@ def scanned(block: Block[A], x: A, mixer: StateSpace) -> A:
     gate, read, steps = ops.split(block.project("scan_in", x), mixer.parts)
     out = block.method.mix(block, [read, steps])
     del read, steps
+    if mixer.multipliers:
+        gate = ops.scaled(gate, mixer.multipliers[0])
+    if mixer.normed_first:
+        out = block.norm("scan", out)
     out = ops.gated(gate, out, "silu")
     del gate
-    return block.project("scan_out", block.norm("scan", out))
+    return block.project("scan_out", out if mixer.normed_first else block.norm("scan", out))

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from edgetune.mixer import Attention, GatedDelta, Mixer, MixerRole, ShortConvolution, StateSpace
+from edgetune.mixer import GatedDelta, MixerRole, Recurrent, ShortConvolution, StateSpace
 from edgetune.network.ops import A, Ops
 
 
-def mix(ops: Ops[A], mixer: Mixer, inputs: Sequence[A], trained: Mapping[MixerRole, A]) -> A:
+def mix(
+    ops: Ops[A], mixer: Recurrent | None, inputs: Sequence[A], trained: Mapping[MixerRole, A]
+) -> A:
     """Return what the output projection of a mixer reads (B, S, ...)."""
     match mixer:
         case ShortConvolution():
@@ -25,5 +27,5 @@ def mix(ops: Ops[A], mixer: Mixer, inputs: Sequence[A], trained: Mapping[MixerRo
         case StateSpace():
             x, steps = inputs
             return ops.state_space(x, steps, trained)
-        case Attention():
+        case None:
             raise TypeError("attention attends: it has a place of its own")

@@ -80,7 +80,7 @@ class Operations:
         self._frozen = _mean(shape, _block)
         self._mixtures = [block.experts for block in shape.blocks if block.experts is not None]
         self._corrected = _mean(shape, lambda block: isinstance(block.mixer, GatedDelta))
-        self._scanned = _mean(shape, lambda block: isinstance(block.mixer, StateSpace))
+        self._scanned = _mean(shape, lambda block: isinstance(block.recurrent, StateSpace))
         self._added = TENSOR_FORWARD * trained + ATTENDED_FORWARD * method.attends
         self._added_backward = TENSOR_BACKWARD * trained + ATTENDED_BACKWARD * method.attends
 
@@ -147,7 +147,8 @@ def _mean(shape: ModelShape, count: Callable[[BlockShape], int]) -> float:
 def _block(block: BlockShape) -> int:
     """Return the operations of a frozen block's forward pass."""
     own = LINEAR * len(block.linears) + NORM * len(block.norms)
-    return BLOCK + own + _mixer(block.mixer)
+    beside = 0 if block.beside is None else _mixer(block.beside)
+    return BLOCK + own + _mixer(block.mixer) + beside
 
 
 def _mixer(mixer: Mixer) -> int:

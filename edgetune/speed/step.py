@@ -17,7 +17,7 @@ from typing import Literal
 from edgetune.choice import Choice
 from edgetune.methods.base import Method
 from edgetune.objectives import Objective
-from edgetune.shape import Attention, BlockShape, Experts, ModelShape
+from edgetune.shape import BlockShape, Experts, ModelShape
 from edgetune.speed.ops import Operations
 from edgetune.speed.rates import Rates
 from edgetune.storage import BYTES, FILE_FORMAT, blocks_bytes, vocabulary_bytes
@@ -114,8 +114,13 @@ class Work:
         written, and what is convolved, once for each tap.
         """
         moved = 14 * hidden + 6 * (block.queries + block.keys)
-        experts, active, mixer, products = block.experts, block.active_parameters, block.mixer, 0
-        if not isinstance(mixer, Attention):
+        experts, active, mixer, products = (
+            block.experts,
+            block.active_parameters,
+            block.recurrent,
+            0,
+        )
+        if mixer is not None:
             moved += 2 * (mixer.taps + 2) * mixer.channels
             products = mixer.products
         moved += (

@@ -39,7 +39,7 @@ class Case:
 def _linears(shape: ModelShape, *roles: str) -> list[tuple[int, int]]:
     """Return the inputs and outputs of the projections of all blocks that groups of targets have."""
     every = (linear for block in shape.blocks for linear in block.linears)
-    every = (linear for linear in every if linear.role not in PER_LAYER_ROLES)
+    every = (x for x in every if x.role not in PER_LAYER_ROLES and x.grouped)
     return [(x.inputs, x.outputs) for x in every if not roles or x.role in roles]
 
 

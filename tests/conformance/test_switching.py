@@ -23,7 +23,7 @@ from edgetune.settings.spec import Checkpointing
 
 LORA = CASES[0]
 FULL = next(case for case in CASES if case.kind == "full")
-CARRYING = ("lfm2", "qwen3_5_text", "gemma4_text", "granitemoehybrid")
+CARRYING = ("lfm2", "qwen3_5_text", "gemma4_text", "granitemoehybrid", "falcon_h1")
 """Families of which some layers carry a state from token to token, or read what others cached."""
 NAMES = (DEFAULT_ADAPTER, None, "other", "other", DEFAULT_ADAPTER)
 """The adapters of the rows of a mixed batch: neighbours alike and not."""

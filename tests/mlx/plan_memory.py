@@ -102,6 +102,13 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "max_position_embeddings": 1024, "mamba_n_heads": 6, "mamba_n_groups": 2,
         "mamba_d_state": 32, "layer_types": ["mamba"] * 2 + ["attention", "mamba"],
     },
+    "flanked": {
+        "model_type": "falcon_h1", "hidden_size": 192, "intermediate_size": 384,
+        "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2,
+        "vocab_size": 3000, "max_position_embeddings": 1024, "mamba_d_ssm": 256,
+        "mamba_n_heads": 8, "mamba_d_state": 32, "key_multiplier": 0.4,
+        "ssm_multipliers": [0.8, 0.7, 0.6, 0.9, 0.5], "mlp_multipliers": [0.7, 0.6],
+    },
     "lending": {
         "model_type": "gemma4_text", "hidden_size": 192, "intermediate_size": 384,
         "num_hidden_layers": 5, "num_attention_heads": 6, "num_key_value_heads": 2,
@@ -222,6 +229,7 @@ NAMED = (
     Case(model="correcting", context=128),
     Case(model="scanning", context=128),
     Case(model="scanning", context=192, checkpointed=True),
+    Case(model="flanked", context=192, checkpointed=True),
     Case(model="correcting", context=192, checkpointed=True),
     Case(model="lending", context=128, checkpointed=True),
     Case(model="lending", context=320, checkpointed=True),

@@ -96,6 +96,12 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     "phimoe": {"intermediate_size": 320},
     "qwen2_moe": {"moe_intermediate_size": 320, "shared_expert_intermediate_size": 640},
     "qwen3_moe": {"moe_intermediate_size": 320},
+    "falcon_h1": {
+        "mamba_d_ssm": 1152,
+        "mamba_n_heads": 18,
+        "mamba_n_groups": 1,
+        "mamba_d_state": 64,
+    },
     "granitemoehybrid": {
         "layer_types": ["mamba", "attention"] * 2,
         "shared_intermediate_size": 1536,

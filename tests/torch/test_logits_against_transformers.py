@@ -52,6 +52,9 @@ ODD_OF: dict[str, dict[str, Any]] = {
     "phimoe": ODD | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
     "glm4_moe_lite": _LATENTS | {"q_lora_rank": None, "rope_interleave": False},
     "mpt": {"d_model": 40, "n_heads": 5, "vocab_size": 101},
+    "falcon_h1": ODD | {
+        "mamba_d_ssm": 60, "mamba_n_heads": 3, "mamba_n_groups": 1, "projectors_bias": True,
+        "mamba_norm_before_gate": True},
     "granitemoehybrid": ODD | {
         "mamba_n_groups": 1, "mamba_n_heads": 3, "position_embedding_type": "rope",
         "num_local_experts": 3, "num_experts_per_tok": 2},

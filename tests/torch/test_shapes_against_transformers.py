@@ -166,6 +166,7 @@ def _random_config(family: str, seed: int) -> Config:
         "mpt": _mpt,
         "opt": _opt,
         "falcon": _falcon,
+        "falcon_h1": _falcon_h1,
         "granitemoehybrid": _granite4,
         "helium": _helium,
         "deepseek_v2": _deepseek_v2,
@@ -324,6 +325,23 @@ def _granite4(draw: random.Random) -> Config:
         "mamba_d_conv": draw.choice([2, 4]),
         "mamba_conv_bias": draw.random() < 0.5,
         "mamba_proj_bias": draw.random() < 0.5,
+    }
+
+
+def _falcon_h1(draw: random.Random) -> Config:
+    config = _common("llama", draw)
+    groups = draw.choice([1, 2])
+    heads = groups * draw.choice([1, 2])
+    return config | {
+        "mamba_d_ssm": draw.choice([heads * 8, heads * 12]),
+        "mamba_n_heads": heads,
+        "mamba_n_groups": groups,
+        "mamba_d_state": draw.choice([4, 16]),
+        "mamba_conv_bias": draw.random() < 0.5,
+        "mamba_proj_bias": draw.random() < 0.5,
+        "mamba_rms_norm": draw.random() < 0.5,
+        "projectors_bias": draw.random() < 0.5,
+        "rms_norm_eps": 1e-6,
     }
 
 

@@ -197,6 +197,7 @@ NOT_WRITTEN: Final[Mapping[str, str]] = {
     ),
     "phimoe": "llama.cpp weighs its experts by one softmax, the model each by its own",
     "gpt_oss": "llama.cpp rounds the bounds of its rotation (YaRN), which the model does not",
+    "falcon_h1": "Mamba-2 beside attention is not laid out for llama.cpp yet",
     "granitemoehybrid": "Granite 4's layers are not laid out for llama.cpp yet",
     "qwen3_5_moe_text": "experts beside Gated DeltaNet are not laid out for llama.cpp yet",
 }

@@ -272,14 +272,14 @@ class LazyOps:
         a_log: Array | None = None, dt_bias: Array | None = None,
     ) -> Array:  # fmt: skip
         """Let the delta rule correct a state within documents."""
-        mixer, trained = self.own.mixer, {"conv": conv, "a_log": a_log, "dt_bias": dt_bias}
+        mixer, trained = self.own.recurrent, {"conv": conv, "a_log": a_log, "dt_bias": dt_bias}
         assert isinstance(mixer, GatedDelta)
         own = [trained[role] or frozen for role, frozen in self._mixer_tensors().items()]
         return gated_delta.gated_delta(x, b, a, own, mixer, documents=self.batch.documents > 1)
 
     def state_space(self, x: Array, steps: Array, trained: Mapping[MixerRole, Array]) -> Array:
         """Scan within documents."""
-        mixer, tensors = self.own.mixer, {**self._mixer_tensors(), **trained}
+        mixer, tensors = self.own.recurrent, {**self._mixer_tensors(), **trained}
         assert isinstance(mixer, StateSpace)
         own = [tensors[tensor.role] for tensor in mixer.tensors]
         return state_space.state_space(x, steps, own, mixer, documents=self.batch.documents > 1)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from math import inf
 
-from edgetune.memory.lazy.arrays import matmul, summed_along
+from edgetune.memory.lazy.arrays import counted, matmul, summed_along
 from edgetune.memory.lazy.convolution import convolved
 from edgetune.memory.lazy.elementwise import (
     add,
@@ -44,7 +44,10 @@ def _rule(
 ) -> tuple[Array, Array]:  # fmt: skip
     kept, (rows, count, _) = mixer.taps - 1, steps.shape
     *bias, a_log, dt_bias, skip = own
-    wide = cast(window, FLOAT32_BYTES)
+    wide, steps = cast(window, FLOAT32_BYTES), cast(steps, FLOAT32_BYTES)
+    if mixer.multipliers:
+        each = counted((mixer.channels, 1, 1))
+        conv, steps = multiply(cast(conv, FLOAT32_BYTES), each), times(steps)
     y = convolved(wide, conv, bias[0] if bias else None, documents=documents)
     y = cut(y, 1, kept, y.shape[1])
     y = multiply(y, sigmoid(y))
@@ -53,7 +56,7 @@ def _rule(
     shared = mixer.heads // mixer.groups
     values = reshape(values, (rows, count, mixer.groups, shared, mixer.value_dim))
     values = transpose(values, (0, 2, 3, 1, 4))
-    raw = add(cast(steps, FLOAT32_BYTES), cast(dt_bias, FLOAT32_BYTES))
+    raw = add(steps, cast(dt_bias, FLOAT32_BYTES))
     step = _by_head(_limited(raw, mixer), mixer)
     of_heads = (mixer.groups, shared, 1, 1)
     speed = reshape(negative(exp(cast(a_log, FLOAT32_BYTES))), of_heads)

@@ -30,6 +30,7 @@ _FAMILIES: Final[Mapping[str, str]] = {
     "ernie4_5": "near_llama",
     "exaone4": "exaone4",
     "falcon": "falcon",
+    "falcon_h1": "falcon_h1",
     "gemma": "gemma",
     "gemma2": "gemma",
     "gemma3_text": "gemma",
