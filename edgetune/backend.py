@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edgetune.data.answers import Compared, Losses, Scoring
 from edgetune.data.batch import MicroBatch
 from edgetune.device import Device
-from edgetune.device.base import DeviceKind
+from edgetune.device.base import DeviceIdentity
 from edgetune.errors import OutOfMemoryError, UsageError
 from edgetune.methods.base import Method
 from edgetune.model import LocalModel
@@ -306,8 +306,11 @@ class Session(Protocol):
 class Backend(Protocol):
     """One way to compute, found under the entry-point group ``edgetune.backends``."""
 
-    def usable(self, kind: DeviceKind) -> Decision[bool]:
-        """Say whether this backend can compute here on a kind of device, and why; never raise."""
+    def usable(self, device: DeviceIdentity) -> Decision[bool]:
+        """Say whether this backend can compute here on a device, and why; never raise.
+
+        If it cannot, the reason ends with what to do.
+        """
 
     def join(self, place: Place, timeout: float, device: Device) -> World:
         """Meet the other ranks of a world, each of which waits ``timeout`` seconds for another.

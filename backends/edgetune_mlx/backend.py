@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from edgetune.device import Device
-from edgetune.device.base import DeviceKind
+from edgetune.device.base import DeviceIdentity
 from edgetune.errors import UsageError
 from edgetune.model import LocalModel
 from edgetune.run_spec import RunSpec
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 class MlxBackend:
     """Apple silicon; on Linux the processor, for tests."""
 
-    def usable(self, kind: DeviceKind) -> Decision[bool]:
-        """Say whether MLX can compute here on a kind of device."""
-        if kind != "mlx":
-            return Decision(False, f"MLX does not compute on {kind}.")
+    def usable(self, device: DeviceIdentity) -> Decision[bool]:
+        """Say whether MLX can compute here on a device."""
+        if device.kind != "mlx":
+            return Decision(False, f"MLX does not compute on {device.kind}.")
         if find_spec("mlx") is None:
             return Decision(False, "mlx is not installed. Type: pip install mlx mlx-lm")
         try:

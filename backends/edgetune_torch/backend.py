@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgetune.before_torch import set_environment
 from edgetune.device import Device
-from edgetune.device.base import DeviceKind
+from edgetune.device.base import DeviceIdentity
 from edgetune.model import LocalModel
 from edgetune.run_spec import RunSpec
 from edgetune.settings.spec import Decision
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 class TorchBackend:
     """CUDA where there is a card, else CPU."""
 
-    def usable(self, kind: DeviceKind) -> Decision[bool]:
-        """Say whether torch can compute here on a kind of device, after computing something."""
-        if kind not in {"cpu", "cuda"}:
-            return Decision(False, f"torch does not compute on {kind} here.")
+    def usable(self, device: DeviceIdentity) -> Decision[bool]:
+        """Say whether torch can compute here on a device, after computing something on it."""
+        if device.kind not in {"cpu", "cuda"}:
+            return Decision(False, f"torch does not compute on {device.kind} here.")
         if find_spec("torch") is None:
             return Decision(False, "torch is not installed. Type: pip install torch")
         set_environment()
@@ -34,11 +34,11 @@ class TorchBackend:
             import torch
         except (ImportError, OSError) as error:
             return Decision(False, f"torch is installed and does not load: {error}.")
-        if kind == "cpu":
+        if device.kind == "cpu":
             return Decision(True, f"torch {torch.__version__} on CPU")
         from edgetune_torch.cards import usable_card
 
-        return usable_card()
+        return usable_card(device.uuid)
 
     def join(self, place: Place, timeout: float, device: Device) -> World:
         """Meet the other ranks over torch.distributed."""

@@ -8,8 +8,17 @@ from edgetune.settings.spec import Decision
 from edgetune_torch import kernels
 
 
-def usable_card() -> Decision[bool]:
-    """Say whether torch computes on the card that it takes, and why not."""
+def card_number(uuid: str | None) -> int:
+    """Return torch's number of a card; that of the current one if none has this name."""
+    for number in range(torch.cuda.device_count()):
+        # without the "GPU-" that the driver's tools put before it
+        if uuid and uuid.endswith(str(torch.cuda.get_device_properties(number).uuid)):
+            return number
+    return torch.cuda.current_device()
+
+
+def usable_card(uuid: str | None = None) -> Decision[bool]:
+    """Say whether torch computes on a card, and why not; without a name, on the current one."""
     if torch.version.cuda is None:
         return Decision(
             False,
@@ -17,13 +26,14 @@ def usable_card() -> Decision[bool]:
             "to type.",
         )
     try:
-        (torch.ones(2, device="cuda") + 1).sum().item()
+        device = torch.device("cuda", card_number(uuid))
+        (torch.ones(2, device=device) + 1).sum().item()
     except (RuntimeError, AssertionError) as error:
         first = str(error).strip().splitlines()[0].removesuffix(".")
         return Decision(False, f"{first}. `edgetune doctor` says what to type.")
-    if fault := _kernel_fault(torch.device("cuda", torch.cuda.current_device())):
+    if fault := _kernel_fault(device):
         return Decision(False, fault)
-    return Decision(True, f"torch {torch.__version__} sees {torch.cuda.get_device_name()}")
+    return Decision(True, f"torch {torch.__version__} sees {torch.cuda.get_device_name(device)}")
 
 
 def _kernel_fault(device: torch.device) -> str | None:

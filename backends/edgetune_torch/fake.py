@@ -154,7 +154,7 @@ def fake_engine(shape: ModelShape, choice: Choice, device: torch.device = CPU) -
 
 
 def _engine(shape: ModelShape, choice: Choice, workspace: Workspace) -> Engine:
-    dtype = DTYPES_STORED[shape.dtype]
+    dtype = DTYPES[shape.dtype]
     form = _form(shape, shape.formats.embedding if shape.formats else None, workspace)
     embedding = form.empty(shape.vocabulary)
     resident = choice.embedding == "resident"
@@ -197,9 +197,6 @@ def _engine(shape: ModelShape, choice: Choice, workspace: Workspace) -> Engine:
         if choice.checkpointing.offload == "none"
         else PassingCheckpoints(workspace.device),
     )
-
-
-DTYPES_STORED = {"float16": torch.float16, **DTYPES}
 
 
 def fake_method(shape: ModelShape, choice: Choice, device: torch.device = CPU) -> Adapted[Tensor]:
@@ -256,17 +253,17 @@ def _form(shape: ModelShape, kind: str | None, workspace: Workspace) -> RowForma
     """Return how rows of embedding or head are stored; ``kind`` is their type in a GGUF file."""
     if kind in QUANTIZED:
         return BlockRows.of(shape.hidden_size, kind, workspace)
-    return PlainRows(shape.hidden_size, DTYPES_STORED[FLOATS[kind] if kind else shape.dtype])
+    return PlainRows(shape.hidden_size, DTYPES[FLOATS[kind] if kind else shape.dtype])
 
 
 def _stored(shape: ModelShape, layer: int) -> tuple[StoredAs, ...]:
     if shape.formats is None:
-        dtype = DTYPES_STORED[shape.dtype]
+        dtype = DTYPES[shape.dtype]
         return tuple(StoredAs(dtype, linear.transposed) for linear in shape.blocks[layer].matrices)
     return tuple(
         StoredAs(torch.float32, blocks=kind)
         if kind in QUANTIZED
-        else StoredAs(DTYPES_STORED[FLOATS[kind]])
+        else StoredAs(DTYPES[FLOATS[kind]])
         for kind in shape.formats.matrices[layer]
     )
 

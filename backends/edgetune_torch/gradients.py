@@ -50,10 +50,15 @@ class Gradients:
         """Add what was set aside."""
         self.flat += held
 
-    def clip(self, longest: float) -> float:
-        """Scale all gradients down to a global norm of ``longest``; return their norm before."""
+    def clip(self, longest: float, scale: float = 1.0) -> float:
+        """Scale all gradients down to a global norm of ``longest``; return their norm before.
+
+        They are ``scale`` times what they should be, and are not any more afterwards.
+        """
         norm = global_norm(self.flat)
-        self.flat *= torch.clamp(longest / (norm + 1e-6), max=1.0)
+        norm = norm if scale == 1.0 else norm / scale
+        factor = torch.clamp(longest / (norm + 1e-6), max=1.0)
+        self.flat *= factor if scale == 1.0 else factor / scale
         return float(norm)
 
     def begin(self) -> None:

@@ -26,16 +26,17 @@ def measure(device: Device) -> Measurements:
     limit_heap()  # as in a session: what is allocated anew has pages to be made
     place = torch.device("cuda" if device.kind == "cuda" else "cpu")
     matrix = torch.randn(SIDE, SIDE, device=place)
-    stored = matrix.bfloat16()
+    narrow = torch.bfloat16 if device.has_bfloat16 else torch.float16
+    stored = matrix.to(narrow)
     packed = store(stored, "nf4")
-    dense = product_dtype(torch.bfloat16, place)
+    dense = product_dtype(narrow, place)
     return Measurements(
         device=device.name,
         versions=versions_of("torch"),
         product_32bit=_product(matrix),
         product_16bit=_product(stored.to(dense)),
         attention_32bit=_attention(torch.float32, place),
-        attention_16bit=_attention(torch.bfloat16, place),
+        attention_16bit=_attention(narrow, place),
         pointwise=_pointwise(stored),
         convert=matrix.numel() / _seconds(lambda: stored.to(torch.float32), place),
         dequantize=matrix.numel() / _seconds(lambda: packed.dense(dense), place),

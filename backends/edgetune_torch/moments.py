@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgetune.errors import ModelError
+from edgetune.settings.spec import PAGED
 from edgetune_torch.dynamic_map import decode_into, encode_into
 
 BLOCK = 256
@@ -133,7 +134,7 @@ def make_moment(name: str, size: int, device: torch.device, *, signed: bool) -> 
     """Return a moving average as the optimizer ``name`` keeps it."""
     if not in_bytes(name, size):
         return WideMoment(size, device)
-    return ByteMoment(size, device, signed=signed, paged=name.startswith("paged"))
+    return ByteMoment(size, device, signed=signed, paged=name == PAGED)
 
 
 def chunk_of(device: torch.device) -> int:

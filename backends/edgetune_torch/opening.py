@@ -14,6 +14,7 @@ from edgetune.model import LocalModel
 from edgetune.run_spec import RunSpec
 from edgetune.settings.spec import Offload
 from edgetune.world import ALONE, World
+from edgetune_torch.cards import card_number
 from edgetune_torch.checkpoints import make_checkpoints
 from edgetune_torch.decoder import Decoder
 from edgetune_torch.engine import Engine
@@ -27,7 +28,7 @@ from edgetune_torch.out_of_memory import out_of_memory
 from edgetune_torch.session import TorchSession
 from edgetune_torch.tensors import LoadedBase, new_parameters
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def open_session(spec: RunSpec, model: LocalModel, world: World = ALONE) -> TorchSession:
@@ -81,15 +82,6 @@ def _place(spec: RunSpec) -> torch.device:
     device = torch.device("cuda", card_number(spec.uuid))
     torch.cuda.set_device(device)
     return device
-
-
-def card_number(uuid: str | None) -> int:
-    """Return torch's number of a card; that of the current one if none has this name."""
-    for number in range(torch.cuda.device_count()):
-        # without the "GPU-" that the driver's tools put before it
-        if uuid and uuid.endswith(str(torch.cuda.get_device_properties(number).uuid)):
-            return number
-    return torch.cuda.current_device()
 
 
 def open_engine(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgetune.errors import ModelError, UsageError
-from edgetune.settings.spec import ADAMW, OptimizerName
+from edgetune.settings.spec import ADAMW, PAGED, OptimizerName
 from edgetune_torch import kernels
 from edgetune_torch.commit import Commit
 from edgetune_torch.dynamic_map import load_tables
@@ -53,7 +53,7 @@ class AdamW:
             UsageError: if the state is to be paged and there is no card to page from.
         """
         device = next(iter(parameters.values())).device
-        if name.startswith("paged") and device.type != "cuda":
+        if name == PAGED and device.type != "cuda":
             raise UsageError(
                 "--optimizer paged-adamw-8bit keeps its state outside of a card's memory, and "
                 "there is no card: adamw-8bit is the same in place."
@@ -120,6 +120,7 @@ class AdamW:
 
     def state(self) -> dict[str, NDArray[np.generic]]:
         """Return the state as ``<tensor name>.<part>``; nothing before the first step."""
+        self._settle()
         return state_of(self._moments)
 
     def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
@@ -128,6 +129,7 @@ class AdamW:
         Raises:
             ModelError: naming everything that does not fit; nothing has changed then.
         """
+        self._settle()
         before = self._moments
         if not state:
             self._moments = {}
@@ -139,6 +141,12 @@ class AdamW:
                 self._moments = before
                 raise
         self.torn = False
+
+    def _settle(self) -> None:
+        """Wait until a card has written what is in the host's memory."""
+        device = next(iter(self.parameters.values())).device
+        if self.name == PAGED and device.type == "cuda":
+            torch.cuda.synchronize(device)
 
     def _of(self, key: str, factors: Factors) -> TensorUpdate:
         parameter = self.parameters[key]

@@ -17,9 +17,9 @@ from edgetune.device.system import this_system
 
 def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """Return the format in which tensors of ``dtype`` are multiplied on ``device``."""
-    if dtype == torch.float32 or device.type != "cpu" or cpu_multiplies_bf16():
+    if dtype == torch.float32 or device.type != "cpu":
         return dtype
-    return torch.float32
+    return dtype if dtype == torch.bfloat16 and cpu_multiplies_bf16() else torch.float32
 
 
 def attention_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from math import isfinite
 from typing import Any
 from weakref import WeakValueDictionary
@@ -42,6 +43,7 @@ from edgetune_torch.exchange import Exchange, pieces_of
 from edgetune_torch.generate import new_cache, read
 from edgetune_torch.gradients import Gradients
 from edgetune_torch.loss import Sums
+from edgetune_torch.loss_scale import LossScale
 from edgetune_torch.malloc import trim
 from edgetune_torch.memory import MemoryWatch
 from edgetune_torch.optimizer import AdamW
@@ -78,6 +80,7 @@ class TorchSession:
         self.method = method
         self.objective = objective_of(spec.training)
         self.steps = 0
+        self.loss_scale = LossScale(engine.decoder.dtype)
         self._watch = watch
         self._held = held
         self._gradients: Gradients | None = None
@@ -99,29 +102,27 @@ class TorchSession:
         self, micro_batches: Sequence[MicroBatch], *, loss_tokens: int, learning_rate: float
     ) -> StepResult:
         """Take one optimizer step; see :class:`edgetune.backend.Session`."""
-        number, world = self.steps + 1, self._world
+        world, scale = self._world, copy(self.loss_scale)
         self._reading.clear()
         with self._within_memory():
             try:
                 with together(world), out_of_memory():
                     gradients = self._prepared()
-                    gradients.begin()
-                with together(world), out_of_memory():
-                    scoring = self._scoring()
-                    with self._exchanged(gradients) as done:
-                        own = self._accumulate(
-                            micro_batches, gradients, 1.0 / loss_tokens, scoring, done
-                        )
-                        update = self.optimizer.update(learning_rate, number)
+                given = micro_batches, gradients, loss_tokens, learning_rate
+                result, update = self._attempt(*given)
+                while _overflowed(result) and self.loss_scale.halve():
+                    gradients.end()
+                    result, update = self._attempt(*given)
                 with alike(world), out_of_memory():
-                    loss, metrics = step_sums(world, own, loss_tokens, scoring)
-                    norm = gradients.clip(self.spec.training.max_grad_norm)
-                    if not (isfinite(loss) and isfinite(norm)):
-                        raise DivergedError(f"loss {loss:.4g}, gradient norm {norm:.4g}")
-                    result = StepResult(loss=loss, grad_norm=norm, metrics=metrics)
+                    if not (isfinite(result.loss) and isfinite(result.grad_norm)):
+                        raise DivergedError(
+                            f"loss {result.loss:.4g}, gradient norm {result.grad_norm:.4g}"
+                        )
                     update()
-                self.steps = number
+                self.loss_scale.went_well()
+                self.steps += 1
             except BaseException:
+                self.loss_scale = scale
                 self.engine.checkpoints.clear()  # a step with fewer rows needs their memory
                 raise
             finally:
@@ -208,6 +209,7 @@ class TorchSession:
         with self._within_memory():
             return {
                 STEP: np.array(self.steps, np.int64),
+                **self.loss_scale.state(),
                 **(self.optimizer.state() if self.steps else {}),
                 **unsaved_tensors(self.method),
             }
@@ -223,6 +225,7 @@ class TorchSession:
                 if optimizer is not None:
                     self.optimizer.torn = True  # until the optimizer's state fits, too
                     self.steps = int(state.pop(STEP))
+                    self.loss_scale.take(state)
                     self.optimizer.restore(state)
         except DeviceOutOfMemoryError:
             self.optimizer.torn = True
@@ -261,11 +264,31 @@ class TorchSession:
         self.optimizer.prepare()
         return self._gradients
 
+    def _attempt(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        gradients: Gradients,
+        loss_tokens: int,
+        learning_rate: float,
+    ) -> tuple[StepResult, Callable[[], None]]:
+        """Compute clipped gradients; return what to say of them, and what updates by them."""
+        world = self._world
+        with together(world), out_of_memory():
+            gradients.begin()
+            scoring = self._scoring()
+            with self._exchanged(gradients) as done:
+                own = self._accumulate(micro_batches, gradients, loss_tokens, scoring, done)
+                update = self.optimizer.update(learning_rate, self.steps + 1)
+        with alike(world), out_of_memory():
+            loss, metrics = step_sums(world, own, loss_tokens, scoring)
+            norm = gradients.clip(self.spec.training.max_grad_norm, self.loss_scale.value)
+        return StepResult(loss=loss, grad_norm=norm, metrics=metrics), update
+
     def _accumulate(
         self,
         micro_batches: Sequence[MicroBatch],
         gradients: Gradients,
-        scale: float,
+        loss_tokens: int,
         scoring: Scoring | None,
         done: Callable[[int], None] | None,
     ) -> float:
@@ -274,6 +297,7 @@ class TorchSession:
             still = self.method.drawing(None)
             micro_batches = scoring.begin(micro_batches, lambda b: self.engine.losses(b, still))
 
+        scale = self.loss_scale.value / loss_tokens
         drawing = self.method.drawing(f"{self.spec.training.seed}:{self.steps}")
 
         def accumulate(batch: MicroBatch) -> float:
@@ -323,6 +347,10 @@ class TorchSession:
             return BASE
         method = self.method if adapter == DEFAULT_ADAPTER else self._attached.named(adapter)
         return method.drawing(None)
+
+
+def _overflowed(result: StepResult) -> bool:
+    return isfinite(result.loss) and not isfinite(result.grad_norm)
 
 
 def _result(sums: Sums, batch: MicroBatch) -> EvalResult:

@@ -8,7 +8,7 @@ from edgetune.backend import backend_names, load_backend
 from edgetune.cli.options import common_options, device_option
 from edgetune.cli.show import out, out_json, table
 from edgetune.device import Device, read_device, read_machine
-from edgetune.device.base import WITHOUT_CARD
+from edgetune.device.base import WITHOUT_CARD, DeviceIdentity
 from edgetune.device.profiles import profile_device
 from edgetune.errors import UsageError
 from edgetune.profile import names
@@ -34,7 +34,8 @@ def command(everything: bool, measure: bool, device: str, as_json: bool) -> None
     machine = read_machine()
     profiles = {name: profile_device(name) for name in names("devices")} if everything else {}
     usable = {
-        name: load_backend(name).usable(WITHOUT_CARD.get(name, "cpu")) for name in backend_names()
+        name: load_backend(name).usable(DeviceIdentity(WITHOUT_CARD.get(name, "cpu")))
+        for name in backend_names()
     }
     if as_json:
         out_json(

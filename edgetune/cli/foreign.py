@@ -129,7 +129,8 @@ REFUSED: Final[Mapping[str, str]] = {
     "resume-from-checkpoint": "Resume a run by its folder: --resume --output RUN.",
     "resume-adapter-file": "Go on from an adapter: --from ADAPTER; with a run: --resume --output RUN.",
     "overwrite-output-dir": "Nothing is overwritten: give another --output, or delete the folder.",
-    "fp16": "Computing is in bfloat16 or float32, which need no loss scaling: --compute-dtype.",
+    "fp16": "Cards without bfloat16 compute in float16 unasked, with loss scaling; all others in "
+    "bfloat16 or float32, which need none: --compute-dtype.",
     "torch-dtype": "The computation's format is --compute-dtype, the weights' --quantization.",
     "dtype": "The computation's format is --compute-dtype, the weights' --quantization.",
     "trust-remote-code": "No code of a model's folder is ever run. Leave it out.",

@@ -46,6 +46,14 @@ class Fault:
         return f"{self.what} cannot be used: {self.because}. {self.do}"
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceIdentity:
+    """By what a backend finds a device: its kind, and of a card the driver's own name for it."""
+
+    kind: DeviceKind
+    uuid: str | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
     """One device that a run can be planned for. A bandwidth or rate of 0 means not known."""
@@ -89,6 +97,11 @@ class Device:
     """Why a run cannot use it as things are; ``None`` where nothing speaks against it."""
     passed_over: tuple[Fault, ...] = ()
     """Why better devices of this machine were not taken, where they would have been."""
+
+    @property
+    def identity(self) -> DeviceIdentity:
+        """By what its backend finds it."""
+        return DeviceIdentity(self.kind, self.uuid)
 
     @property
     def has_bfloat16(self) -> bool:

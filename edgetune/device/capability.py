@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from edgetune.device.base import Device
 from edgetune.settings.spec import (
+    PAGED,
     ComputeDtype,
     EmbeddingPlace,
     HeadPlace,
@@ -57,7 +58,7 @@ CUDA = Capability(
     quantizations=("none", "int8", "nf4"),
     placements=("resident", "host", "disk"),
     offloads=("none", "host", "disk"),
-    optimizers=("adamw", "adamw-8bit"),
+    optimizers=("adamw", "adamw-8bit", PAGED),
     compute_dtypes=("bfloat16",),
     embeddings=("resident", "disk"),
     heads=("resident", "disk"),
@@ -90,10 +91,17 @@ MLX = Capability(
 def capability_of(device: Device) -> Capability:
     """Return what can be chosen on a device."""
     match device.kind:
-        case "cuda" if device.unified:  # the host's memory is the card's
-            return replace(CUDA, placements=("resident", "disk"), offloads=("none", "disk"))
         case "cuda":
-            return CUDA
+            card = CUDA if device.has_bfloat16 else replace(CUDA, compute_dtypes=("float16",))
+            if not device.unified:
+                return card
+            # the host's memory is the card's
+            return replace(
+                card,
+                placements=("resident", "disk"),
+                offloads=("none", "disk"),
+                optimizers=tuple(name for name in card.optimizers if name != PAGED),
+            )
         case "mlx" if not device.multiplies_16bit:  # MLX on a processor
             return replace(MLX, compute_dtypes=("float32", "bfloat16"))
         case "mlx":

@@ -62,7 +62,7 @@ def _named(cards: Sequence[Card], entry: str) -> Card | None:
     return next((card for card in cards if card.uuid.startswith(entry)), None)
 
 
-_KERNELS_FROM: Final = (8, 0)
+_KERNELS_FROM: Final = (7, 5)
 """The least compute capability that the backend's own kernels are compiled for (Triton's)."""
 
 

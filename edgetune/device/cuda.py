@@ -8,7 +8,7 @@ from edgetune.device.base import DISK_BANDWIDTH, Device, Reading, keep_margin
 from edgetune.device.card import Card, link_bandwidth, visible
 from edgetune.device.cpu import HostMemory, host_memory
 from edgetune.device.faults import card_fault
-from edgetune.device.kernels import kernel_absence
+from edgetune.device.kernels import kernel_absence, kernel_notes
 from edgetune.device.nvml import nvml_cards
 from edgetune.device.profiles import figures
 from edgetune.device.smi import smi_cards
@@ -63,7 +63,13 @@ def _device(card: Card, system: System, host: HostMemory, notes: tuple[str, ...]
         host_free_bytes=host.usable,
         unified=False,
         here=True,
-        notes=(*_card_notes(card), *known.notes, *notes, *host.notes),
+        notes=(
+            *_card_notes(card),
+            *known.notes,
+            *kernel_notes(system, capability),
+            *notes,
+            *host.notes,
+        ),
         because=f"memory and link from the NVIDIA driver; {known.because}",
         uuid=card.uuid,
         compute_capability=capability,
@@ -90,7 +96,12 @@ def _integrated(system: System, name: str, *, uuid: str | None = None) -> Device
         host_free_bytes=host.usable,
         unified=True,
         here=True,
-        notes=("integrated: shares the host's memory", *known.notes, *host.notes),
+        notes=(
+            "integrated: shares the host's memory",
+            *known.notes,
+            *kernel_notes(system, known.compute_capability),
+            *host.notes,
+        ),
         because=f"memory from the operating system; {known.because}",
         uuid=uuid,
         compute_capability=known.compute_capability,

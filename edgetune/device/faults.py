@@ -83,7 +83,7 @@ def card_fault(system: System, name: str) -> Fault | None:
             because=because,
             do=_FROM_PYTORCH if system.platform == "win32" else _PLAIN_PIP,
         )
-    return _old_fault(system, name, build, build.cuda) or _bitsandbytes_fault(system, name)
+    return _old_fault(system, name, build, build.cuda)
 
 
 def _old_fault(system: System, name: str, build: TorchBuild, cuda: str) -> Fault | None:
@@ -107,16 +107,6 @@ def _old_fault(system: System, name: str, build: TorchBuild, cuda: str) -> Fault
             do="Install a torch built for CUDA 12.6: https://pytorch.org/get-started/previous-versions",
         )
     return None
-
-
-def _bitsandbytes_fault(system: System, name: str) -> Fault | None:
-    if system.has_module("bitsandbytes"):
-        return None
-    return Fault(
-        what=name,
-        because="bitsandbytes is not installed, which 4-bit weights on a card need",
-        do="Type: pip install bitsandbytes",
-    )
 
 
 def driver_version(system: System) -> str | None:

@@ -23,3 +23,16 @@ def kernel_absence(system: System, capability: tuple[int, int] | None) -> str | 
     if "CC" not in system.environment and not any(map(system.run, _COMPILERS)):
         return "Triton finds no C compiler. Type: sudo apt install gcc python3-dev"
     return None
+
+
+def kernel_notes(system: System, capability: tuple[int, int] | None) -> tuple[str, ...]:
+    """Return what a card could do faster with what is missing, and what to type."""
+    absence = kernel_absence(system, capability)
+    if absence is None or not system.has_module("torch"):
+        return ()
+    young = capability is not None and has_kernels(capability)
+    notes = (f"edgetune's own kernels do not run: {absence}",) if young else ()
+    if system.has_module("bitsandbytes"):
+        return notes
+    slow = "4-bit weights are unpacked by torch's operations, which is slow"
+    return (*notes, f"{slow}. Type: pip install bitsandbytes")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgetune.memory.costs import Costs
+from edgetune.settings.spec import PAGED
 from edgetune.storage import FLOAT32_BYTES
 
 SMALLEST = 4096
@@ -46,6 +47,6 @@ def update_bytes(
 def _average(size: int, optimizer: str) -> int:
     if optimizer == "adamw" or size < SMALLEST:
         return FLOAT32_BYTES * size
-    if optimizer.startswith("paged"):
+    if optimizer == PAGED:
         return 0
     return size + FLOAT32_BYTES * -(-size // BLOCK)

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgetune.choice import Choice
 from edgetune.device import Device
-from edgetune.device.base import BackendName, DeviceKind
+from edgetune.device.base import BackendName, DeviceIdentity, DeviceKind
 from edgetune.files import write_text
 from edgetune.memory import MemoryEstimate
 from edgetune.objectives import Objective, objective_of
@@ -38,6 +38,11 @@ class DeviceSummary:
     """Of a card, where a machine may have several."""
     multiplies_16bit: bool = True
     """Whether products of 16-bit numbers are computed without widening them."""
+
+    @property
+    def identity(self) -> DeviceIdentity:
+        """By what its backend finds it again."""
+        return DeviceIdentity(self.kind, self.uuid)
 
     @classmethod
     def of(cls, device: Device, budget: int, limit: int | None) -> DeviceSummary:

@@ -10,7 +10,7 @@ from edgetune.planning.ladder import Rung
 from edgetune.planning.problem import SearchProblem
 from edgetune.planning.search import Found, Search
 from edgetune.planning.space import inputs_bytes
-from edgetune.settings.spec import Checkpointing
+from edgetune.settings.spec import PAGED, Checkpointing
 from edgetune.storage import FILE_FORMAT, file_kinds
 from edgetune.units import format_seconds, precise_bytes
 
@@ -90,6 +90,8 @@ def _published(found: Found, problem: SearchProblem) -> Iterator[str]:
 
 def _number_format(found: Found, problem: SearchProblem) -> Iterator[str]:
     choice = found.choice
+    if choice.compute_dtype == "float16":
+        yield "computing in float16, with loss scaling: this card has no bfloat16"
     if problem.device.kind != "cpu" or "compute_dtype" in problem.fixed:
         return
     if choice.compute_dtype == problem.capability.compute_dtypes[0]:
@@ -205,7 +207,9 @@ def _rows(found: Found, problem: SearchProblem) -> Iterator[str]:
 
 
 def _optimizer(found: Found, problem: SearchProblem) -> Iterator[str]:
-    if found.choice.optimizer != "adamw" and "optimizer" not in problem.fixed:
+    if found.choice.optimizer == PAGED and "optimizer" not in problem.fixed:
+        yield f"{PAGED}: the optimizer's state stays in the host's memory, which the update reads"
+    elif found.choice.optimizer != "adamw" and "optimizer" not in problem.fixed:
         yield f"{found.choice.optimizer}: the optimizer's state takes a quarter of the memory"
 
 

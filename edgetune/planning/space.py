@@ -6,17 +6,29 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache, cached_property, partial
 from itertools import product
+from math import ceil
 
 from edgetune.choice import Choice
+from edgetune.methods.base import Method
 from edgetune.planning.defaults import ROWS
 from edgetune.planning.ladder import Rung
 from edgetune.planning.problem import SearchProblem
-from edgetune.settings.spec import Checkpointing, EmbeddingPlace, HeadPlace, Offload
+from edgetune.settings.spec import (
+    PAGED,
+    Checkpointing,
+    EmbeddingPlace,
+    HeadPlace,
+    Offload,
+    OptimizerName,
+)
 from edgetune.shape import ModelShape
-from edgetune.storage import BYTES, blocks_bytes
+from edgetune.storage import BYTES, OPTIMIZER_BYTES, blocks_bytes
 
 CHUNKS = (2048, 1024, 512, 256, 128, 64, 32)
 """Loss tokens at once: more read the head fewer times, fewer hold fewer logits."""
+
+WORTH_PAGES = 0.02
+"""Share of the budget from which on the optimizer's state may be left to the host's memory."""
 
 
 class Space:
@@ -26,6 +38,7 @@ class Space:
         """Keep what the user fixed."""
         self.problem = problem
         self._blocks = cache(partial(blocks_bytes, problem.shape))
+        self._state = cache(self._state_bytes)
 
     @property
     def chunks(self) -> tuple[int, ...]:
@@ -34,12 +47,12 @@ class Space:
 
     def starts(self, rung: Rung) -> Iterator[Choice]:
         """Yield the choices of a rung, with all that may be checkpointed and the least chunk."""
-        problem, offered = self.problem, self.problem.capability
+        problem = self.problem
         for tile, placement, (embedding, head), optimizer, offload, (rows, times) in product(
             self._tiles(rung.context),
             rung.placements,
             self.vocabulary,
-            problem.options("optimizer", offered.optimizers),
+            self._optimizers(rung.method),
             self._offloads,
             self.rows,
         ):
@@ -114,6 +127,13 @@ class Space:
             pairs.remove(("disk", "resident"))
         return pairs
 
+    def _optimizers(self, method: Method) -> tuple[OptimizerName, ...]:
+        """Return the optimizers that may be chosen, paged ones where their state is worth a copy."""
+        found = self.problem.options("optimizer", self.problem.capability.optimizers)
+        if len(found) == 1 or self._state(method) >= WORTH_PAGES * self.problem.budget:
+            return found
+        return tuple(name for name in found if name != PAGED)
+
     @property
     def _offloads(self) -> tuple[Offload, ...]:
         kept = self.problem.fixed.get("checkpointing")
@@ -133,10 +153,15 @@ class Space:
         return offered.keeps_blocks and (choice.placement == "resident" or offered.keeps_streamed)
 
     def _host_bytes(self, choice: Choice) -> int:
-        """Return what streaming and offloading keep in the host's memory."""
+        """Return what streaming, offloading and paging keep in the host's memory."""
         weights = self._blocks(choice.quantization) * (choice.placement == "host")
         on_host = choice.checkpointing.offload == "host"
-        return weights + (inputs_bytes(choice, self.problem.shape) if on_host else 0)
+        inputs = inputs_bytes(choice, self.problem.shape) if on_host else 0
+        return weights + inputs + (self._state(choice.method) if choice.optimizer == PAGED else 0)
+
+    def _state_bytes(self, method: Method) -> int:
+        """Return the bytes of a method's averages in 8 bits."""
+        return ceil(OPTIMIZER_BYTES[PAGED] * method.parameters(self.problem.shape))
 
 
 def inputs_bytes(choice: Choice, shape: ModelShape) -> int:

@@ -24,9 +24,12 @@ Offload = Literal["none", "host", "disk"]
 EmbeddingPlace = Literal["resident", "disk"]
 HeadPlace = Literal["resident", "int8", "disk"]
 OptimizerName = Literal["adamw", "adamw-8bit", "paged-adamw-8bit"]
+PAGED: OptimizerName = "paged-adamw-8bit"
+"""The optimizer whose averages stay in the host's memory."""
+
 LossOn = Literal["assistant", "completion", "all"]
 LongRows = Literal["refuse", "split", "cut", "drop"]
-ComputeDtype = Literal["float32", "bfloat16"]
+ComputeDtype = Literal["float32", "bfloat16", "float16"]
 SearchName = Literal["lr", "method"]
 ObjectiveName = Literal["sft", "dpo", "ipo", "kto", "orpo", "simpo"]
 MOST_PARTS = 1024

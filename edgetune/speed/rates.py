@@ -64,11 +64,11 @@ class Rates:
 
     def product(self, compute_dtype: str) -> float:
         """Return the rate of matrix products in a number format."""
-        return self.product_16bit if compute_dtype == "bfloat16" else self.product_32bit
+        return self.product_32bit if compute_dtype == "float32" else self.product_16bit
 
     def attention(self, compute_dtype: str) -> float:
         """Return the rate of attention in a number format."""
-        return self.attention_16bit if compute_dtype == "bfloat16" else self.attention_32bit
+        return self.attention_32bit if compute_dtype == "float32" else self.attention_16bit
 
     def block_factor(self, choice: Choice) -> float:
         """Return what a block's element-by-element work is multiplied by."""

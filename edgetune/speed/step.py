@@ -17,13 +17,20 @@ from typing import Literal
 from edgetune.choice import Choice
 from edgetune.methods.base import Method
 from edgetune.objectives import Objective
+from edgetune.settings.spec import PAGED
 from edgetune.shape import BlockShape, Experts, ModelShape
 from edgetune.speed.ops import Operations
 from edgetune.speed.rates import Rates
-from edgetune.storage import BYTES, FILE_FORMAT, blocks_bytes, vocabulary_bytes
+from edgetune.storage import (
+    BYTES,
+    FILE_FORMAT,
+    OPTIMIZER_BYTES,
+    blocks_bytes,
+    vocabulary_bytes,
+)
 
-OPTIMIZER_COST = {"adamw": 1.0, "adamw-8bit": 1.5, "paged-adamw-8bit": 1.6}
-"""Time of an update against plain AdamW's."""
+OPTIMIZER_COST = {"adamw": 1.0, "adamw-8bit": 1.5, PAGED: 1.5}
+"""Time of an update against plain AdamW's, copies not counted."""
 
 DEQUANTIZE_COST = {"int8": 0.5, "q8": 0.5, "nf4": 1.0, "q4": 1.0, "mxfp4": 1.0, "nvfp4": 1.0,
                    "gguf": 2.0}  # fmt: skip
@@ -223,6 +230,8 @@ class TimeModel:
     def update(self, choice: Choice) -> float:
         """Return the seconds of the optimizer's update."""
         work = OPTIMIZER_COST[choice.optimizer] * self.trained / self.rates.optimizer
+        if choice.optimizer == PAGED:  # read from the host's memory and written there
+            work += 2 * OPTIMIZER_BYTES[PAGED] * self.trained / self.rates.link
         return self._with_issuing(choice, work, self._operations.update(choice))
 
     def validation(self, choice: Choice) -> float:

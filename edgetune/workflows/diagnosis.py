@@ -107,7 +107,7 @@ def _checked(device: Device) -> Checked:
 
 
 def _tried(device: Device) -> Decision[bool]:
-    return load_backend(device.backend).usable(device.kind)
+    return load_backend(device.backend).usable(device.identity)
 
 
 def _packages() -> tuple[str, ...]:

@@ -78,7 +78,7 @@ def _usable(device: Device) -> Decision[bool]:
 
     if not device.here:
         return Decision(value=False, because="it is a profile, not a device of this machine")
-    return load_backend(device.backend).usable(device.kind)
+    return load_backend(device.backend).usable(device.identity)
 
 
 def _reason(error: Exception) -> str:

@@ -41,7 +41,7 @@ def open_session(plan: Plan, model: LocalModel, world: World = ALONE) -> Session
         UsageError: if the backend cannot be used here, with its reason.
     """
     backend = load_backend(plan.device.backend)
-    usable = backend.usable(plan.device.kind)
+    usable = backend.usable(plan.device.identity)
     if not usable.value:
         raise UsageError(f"{plan.device.name} cannot be used: {usable.because}")
     return backend.open(plan.spec, model, world)

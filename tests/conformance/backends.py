@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from edgetune.backend import Backend, load_backend
+from edgetune.device.base import DeviceIdentity
 from edgetune.errors import EdgetuneError
 from edgetune.settings.spec import Checkpointing
 
@@ -70,7 +71,7 @@ def _opened(name: str) -> Backend:
         backend = load_backend(name)
     except EdgetuneError as error:
         pytest.exit(f"{SETTING} asks for {name}: {error}", returncode=4)
-    usable = backend.usable("mlx" if name == "mlx" else "cpu")
+    usable = backend.usable(DeviceIdentity("mlx" if name == "mlx" else "cpu"))
     if not usable.value:
         pytest.exit(f"{SETTING} asks for {name}: {usable.because}", returncode=4)
     return backend

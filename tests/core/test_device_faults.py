@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +47,21 @@ def machine(
     cards: str = "",
     driver: str = "",
     files: dict[str, str] | None = None,
-    bitsandbytes: bool = True,
+    packages: Sequence[str] = ("bitsandbytes", "triton"),
+    compiler: bool = True,
     **facts: Any,
 ) -> Any:
     """Return a machine with a build of torch, None for none, and what its tools say."""
     modules = {} if torch is None else {"torch": SITE}
-    if bitsandbytes:
-        modules["bitsandbytes"] = "/site/bitsandbytes"
+    modules |= {name: f"/site/{name}" for name in packages}
+    said = {SMI: cards, DRIVER: driver, "gcc --version": "gcc 12.2.0" if compiler else ""}
     return recorded_system(
         {
             "total_bytes": 16 * GIB,
             "available_bytes": 12 * GIB,
             "modules": modules,
             "files": {f"{SITE}/version.py": torch or "", **(files or {})},
-            "commands": {name: text for name, text in {SMI: cards, DRIVER: driver}.items() if text},
+            "commands": {name: text for name, text in said.items() if text},
             **facts,
         }
     )
@@ -102,11 +104,9 @@ def test_this_machines_torch_says_what_torch_says() -> None:
          "its driver 470.256.02 is too old", "Update the NVIDIA driver"),
         (machine(CU130, cards=GTX, driver="580.82.07, 6.1\n"),
          "needs compute capability 7.5, the card has 6.1", "built for CUDA 12.6"),
-        (machine(CU128, cards=RTX, driver="550.54.14, 8.9\n", bitsandbytes=False),
-         "bitsandbytes is not installed", "pip install bitsandbytes"),
     ],
     ids=["cpu", "cpu on Windows", "rocm", "no torch", "old driver 12", "old driver 13",
-         "old driver in /proc", "old card", "no bitsandbytes"],
+         "old driver in /proc", "old card"],
 )  # fmt: skip
 def test_a_card_that_torch_cannot_use(system: Any, because: str, do: str) -> None:
     card = read_device("cuda", system)
@@ -125,6 +125,28 @@ def test_a_card_that_torch_cannot_use(system: Any, because: str, do: str) -> Non
 )  # fmt: skip
 def test_a_card_against_which_nothing_speaks(build: str, driver: str) -> None:
     assert read_device("cuda", machine(build, cards=RTX, driver=driver)).fault is None
+
+
+@pytest.mark.parametrize(
+    ("missing", "served", "told"),
+    [
+        ({}, True, ()),
+        ({"packages": ("bitsandbytes",)}, False, ("pip install triton",)),
+        ({"compiler": False}, False, ("sudo apt install gcc python3-dev",)),
+        ({"packages": ("triton",)}, True, ()),
+        ({"packages": ()}, False, ("pip install triton", "pip install bitsandbytes")),
+        ({"compiler": False, "environment": {"CC": "/opt/cc"}}, True, ()),
+    ],
+)
+def test_kernels_are_there_or_what_to_type_is(
+    missing: dict[str, Any], served: bool, told: Sequence[str]
+) -> None:
+    card = read_device("cuda", machine(CU128, cards=RTX, driver="550.54.14, 8.9\n", **missing))
+
+    assert card.fault is None
+    assert card.kernels is served
+    typed = [note.partition("Type: ")[2] for note in card.notes if "Type: " in note]
+    assert typed == list(told)
 
 
 def test_the_driver_is_read_wherever_it_says_its_version() -> None:

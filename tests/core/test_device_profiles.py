@@ -4,6 +4,7 @@ import pytest
 
 from edgetune.device import read_device
 from edgetune.device.apple import recommended_working_set
+from edgetune.device.capability import capability_of
 from edgetune.device.profiles import figures
 from edgetune.errors import UsageError
 from edgetune.profile import names, read_yaml
@@ -57,11 +58,15 @@ def test_a_profile_is_sane(name: str) -> None:
     assert device.link_bandwidth is None or 1e10 <= device.link_bandwidth <= 6e10
 
 
-def test_cards_without_bfloat16_are_not_thought_fast() -> None:
-    turing = [name for name in NAMES if "no bfloat16" in str(read_yaml("devices", name))]
+def test_cards_without_bfloat16_compute_in_float16() -> None:
+    turing = [name for name in NAMES if read_device(name).compute_capability == (7, 5)]
     assert {"t4", "rtx-2060", "rtx-2080-ti"} <= set(turing)
     for name in turing:
-        assert read_device(name).rate_16bit == read_device(name).rate_32bit
+        device = read_device(name)
+        assert capability_of(device).compute_dtypes == ("float16",)
+        assert "no bfloat16" in " ".join(device.notes)
+        assert device.rate_16bit > 3 * device.rate_32bit
+    assert capability_of(read_device("rtx-3060")).compute_dtypes == ("bfloat16",)
 
 
 def test_a_name_may_be_written_in_capitals() -> None:

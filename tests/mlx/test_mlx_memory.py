@@ -14,6 +14,7 @@ from mlx_sessions import one_document, open_session, plan_of
 from models import make_model
 
 from edgetune.backend import DeviceOutOfMemoryError, Session, load_backend
+from edgetune.device.base import DeviceIdentity
 from edgetune.device.footprint import anonymous_bytes
 from edgetune.model import LocalModel
 
@@ -103,7 +104,7 @@ def test_the_whole_process_is_held_to_the_limit(folder: Path) -> None:
 
 
 def test_the_backend_is_usable_and_says_on_what() -> None:
-    usable = load_backend("mlx").usable("mlx")
+    usable = load_backend("mlx").usable(DeviceIdentity("mlx"))
 
     assert usable.value
     assert "on Metal" in usable.because or "on CPU, for tests" in usable.because

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from edgetune_torch.opening import card_number
+from edgetune_torch.cards import card_number
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from rows import Cli
 import edgetune.workflows.diagnosis
 from edgetune.backend import load_backend
 from edgetune.device import Reading, read_machine
-from edgetune.device.base import Fault
+from edgetune.device.base import DeviceIdentity, Fault
 from edgetune.errors import UsageError
 from edgetune.model import open_model
 from edgetune.workflows.opening import open_session
@@ -68,7 +68,7 @@ def test_a_machine_on_which_nothing_runs(cli: Cli, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.skipif(not WITHOUT_CUDA, reason="this torch is built for CUDA")
 def test_a_card_that_this_torch_cannot_use_is_an_error_and_no_failed_assertion(cli: Cli) -> None:
-    usable = load_backend("torch").usable("cuda")
+    usable = load_backend("torch").usable(DeviceIdentity("cuda"))
     assert not usable.value
     assert "is built without CUDA" in usable.because
 
@@ -78,9 +78,9 @@ def test_a_card_that_this_torch_cannot_use_is_an_error_and_no_failed_assertion(c
 
 
 def test_backends_speak_of_devices() -> None:
-    assert load_backend("torch").usable("cpu").value
-    assert not load_backend("torch").usable("mlx").value
-    assert not load_backend("mlx").usable("cuda").value
+    assert load_backend("torch").usable(DeviceIdentity("cpu")).value
+    assert not load_backend("torch").usable(DeviceIdentity("mlx")).value
+    assert not load_backend("mlx").usable(DeviceIdentity("cuda")).value
 
 
 def test_a_device_that_is_not_here(cli: Cli) -> None:

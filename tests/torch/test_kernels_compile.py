@@ -19,7 +19,10 @@ LAUNCHES = 20
     "capability",
     [
         "8.6",
-        *(pytest.param(each, marks=pytest.mark.long) for each in ("8.0", "8.9", "9.0", "12.0")),
+        *(
+            pytest.param(each, marks=pytest.mark.long)
+            for each in ("7.5", "8.0", "8.9", "9.0", "12.0")
+        ),
     ],
 )
 def test_kernels_compile(capability: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
     python tools/bench/cuda.py MODEL [--trl FOLDER] [--output FILE]
 
-Runs ``tests/cuda``, then measures what lies outside torch's allocator, the error of the planned
+Runs ``tests/cuda`` and the kernels' tests, then measures what lies outside torch's allocator, the error of the planned
 peak over several choices, and the time of a step against the peers at caps of 4 to 24 GB. Each
 measurement is one JSON line.
 """
@@ -47,8 +47,9 @@ print(json.dumps({
 
 
 def tests() -> dict[str, Any]:
-    """Run the tests for cards."""
-    command = [sys.executable, "-m", "pytest", "-q", "tests/cuda"]
+    """Run the tests for cards, and those of the kernels, which are interpreted elsewhere."""
+    kernels = "tests/torch/test_kernels.py"
+    command = [sys.executable, "-m", "pytest", "-q", "tests/cuda", kernels]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return {"question": "tests", "code": done.returncode, "said": done.stdout.splitlines()[-1:]}
 
