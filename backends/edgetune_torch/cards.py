@@ -44,7 +44,8 @@ def _kernel_fault(device: torch.device) -> str | None:
 
     x = torch.ones(1, 2, device=device)
     try:
-        gated_activation(x, x, "silu").sum().item()
+        with torch.cuda.device(device):
+            gated_activation(x, x, "silu").sum().item()
     except Exception as error:  # noqa: BLE001  # of Triton, the compiler of the host or the driver
         first = (str(error).strip() or repr(error)).splitlines()[0].removesuffix(".")
         return (

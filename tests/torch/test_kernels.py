@@ -203,12 +203,14 @@ def test_updates(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (one, plain), (other, launched) = sides
     for key in SIZES:
         moved = (one[key] - start[key]).detach()
-        assert_near((other[key] - start[key]).detach(), moved, 1e-4 if name == "adamw" else 1e-2)
+        assert_near((other[key] - start[key]).detach(), moved, 2e-5 if name == "adamw" else 1e-2)
     states = plain.state(), launched.state()
     assert states[0].keys() == states[1].keys()
     for key, kept in states[0].items():
         different = (kept != states[1][key]).mean() if kept.dtype.kind == "u" else 0.0
         assert different < 1e-3, key  # ties between two codes
+        if kept.dtype.kind == "f" and key.endswith("_sq"):  # sums of what is positive
+            np.testing.assert_allclose(states[1][key], kept, rtol=2e-6)
     launched.restore(states[0])
     assert all((launched.state()[key] == kept).all() for key, kept in states[0].items())
 

@@ -37,10 +37,13 @@ def _owners(table, number, tensors, steps: tl.constexpr):
 
 
 @triton.jit
-def _moved(mean, square, weight, grad, correction, decay, share, beta1, beta2, eps):
-    """Return averages and weights after a step, rounded as the text rounds them."""
-    mean = mean + (grad - mean) * (1.0 - beta1)
-    square = square * beta2 + (grad * grad) * (1.0 - beta2)
+def _moved(mean, square, weight, grad, correction, decay, share, new1, beta2, new2, eps):
+    """Return averages and weights after a step, rounded as the text rounds them.
+
+    ``new1`` and ``new2`` are what beta1 and beta2 leave to the gradient.
+    """
+    mean = mean + (grad - mean) * new1
+    square = square * beta2 + (grad * grad) * new2
     deviation = tl.div_rn(tl.sqrt_rn(square), correction) + eps
     return mean, square, weight * decay - share * tl.div_rn(mean, deviation)
 
@@ -59,8 +62,8 @@ def _encoded(values, borders):
 
 @triton.jit
 def _update(
-    table, factors, signed_map, signed_borders, map_, borders, blocks, tensors, correction, beta1,
-    beta2, eps, narrow: tl.constexpr, steps: tl.constexpr, count: tl.constexpr, block: tl.constexpr,
+    table, factors, signed_map, signed_borders, map_, borders, blocks, tensors, correction, new1,
+    beta2, new2, eps, narrow: tl.constexpr, steps: tl.constexpr, count: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     number = tl.program_id(0).to(tl.int64) * count + tl.arange(0, count)
     known = number < blocks
@@ -85,7 +88,7 @@ def _update(
         square = square * tl.load(second_scales, mask=known, other=0.0)[:, None]
         mean, square = tl.where(inside, mean, 0.0), tl.where(inside, square, 0.0)
         mean, square, weight = _moved(
-            mean, square, weight, grad, correction, decay, share, beta1, beta2, eps
+            mean, square, weight, grad, correction, decay, share, new1, beta2, new2, eps
         )
         scale, code = _encoded(mean, signed_borders)
         tl.store(first, code, mask=inside)
@@ -99,7 +102,7 @@ def _update(
         mean = tl.load(first, mask=inside, other=0.0)
         square = tl.load(second, mask=inside, other=0.0)
         mean, square, weight = _moved(
-            mean, square, weight, grad, correction, decay, share, beta1, beta2, eps
+            mean, square, weight, grad, correction, decay, share, new1, beta2, new2, eps
         )
         tl.store(first, mean, mask=inside)
         tl.store(second, square, mask=inside)
@@ -143,7 +146,7 @@ def _prepared(updates: Sequence[Any]) -> Callable[[int | None], None]:
         count = begins if blocks is None else blocks
         kernels.launch(
             _update, (max(1, -(-count // COUNT)),), table, factors, *maps, count, len(rows),
-            correction, ADAMW.beta1, ADAMW.beta2, ADAMW.eps, narrow=narrow, steps=steps,
+            correction, 1 - ADAMW.beta1, ADAMW.beta2, 1 - ADAMW.beta2, ADAMW.eps, narrow=narrow, steps=steps,
             count=COUNT, block=BLOCK,
         )  # fmt: skip
 
