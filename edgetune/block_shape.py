@@ -20,25 +20,35 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Literal
+from typing import Literal, get_args
 
 from edgetune.expert_shape import Experts, RoutingTensor
-from edgetune.mixer import Attention, Mixer, MixerTensor, Recurrent, StateSpace
+from edgetune.mixer import (
+    Attention,
+    Mixer,
+    MixerLinearRole,
+    MixerNormRole,
+    MixerTensor,
+    Recurrent,
+    StateSpace,
+)
 
-LinearRole = Literal[
-    "q", "k", "v", "qkv", "o", "q_a", "q_b", "kv_a", "kv_b",
-    "conv_in", "conv_out",
-    "delta_qkv", "delta_z", "delta_b", "delta_a", "delta_out",
-    "scan_in", "scan_out",
-    "gate", "up", "gate_up", "down",
-    "per_layer_gate", "per_layer_out",
-]  # fmt: skip
+LinearRole = (
+    Literal[
+        "q", "k", "v", "qkv", "o", "q_a", "q_b", "kv_a", "kv_b",
+        "gate", "up", "gate_up", "down",
+        "per_layer_gate", "per_layer_out",
+    ]
+    | MixerLinearRole
+)  # fmt: skip
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
-NormRole = Literal[
-    "attention_input", "attention_output", "mlp_input", "mlp_output", "q", "k", "v", "delta",
-    "scan", "per_layer", "router", "experts_input", "experts_output", "shared_output", "q_a",
-    "kv_a",
-]  # fmt: skip
+NormRole = (
+    Literal[
+        "attention_input", "attention_output", "mlp_input", "mlp_output", "q", "k", "v",
+        "per_layer", "router", "experts_input", "experts_output", "shared_output", "q_a", "kv_a",
+    ]
+    | MixerNormRole
+)  # fmt: skip
 TensorKind = Literal[
     "embedding", "position", "linear", "bias", "norm", "mixer", "head", "router", "table",
     "projection",
@@ -47,10 +57,7 @@ TensorKind = Literal[
 ATTENTION_ROLES: frozenset[str] = frozenset(
     {"q", "k", "v", "qkv", "o", "q_a", "q_b", "kv_a", "kv_b"}
 )
-MIXER_ROLES: frozenset[str] = frozenset(
-    {"conv_in", "conv_out", "delta_qkv", "delta_z", "delta_b", "delta_a", "delta_out",
-     "scan_in", "scan_out"}
-)  # fmt: skip
+MIXER_ROLES: frozenset[str] = frozenset(get_args(MixerLinearRole))
 """Projections of mixers that are not attention."""
 MLP_ROLES: frozenset[str] = frozenset({"gate", "up", "gate_up", "down"})
 PER_LAYER_ROLES: frozenset[str] = frozenset({"per_layer_gate", "per_layer_out"})

@@ -16,7 +16,16 @@ PIECE = 64
 SPAN = 4 * PIECE
 """Tokens whose pieces torch computes beside each other, where only states go from piece to piece."""
 
+MixerLinearRole = Literal[
+    "conv_in", "conv_out",
+    "delta_qkv", "delta_z", "delta_b", "delta_a", "delta_out",
+    "scan_in", "scan_out",
+]  # fmt: skip
+"""Projections of mixers that are not attention."""
+MixerNormRole = Literal["delta", "scan"]
+"""Norms inside mixers that are not attention."""
 MixerRole = Literal["conv", "conv_bias", "a_log", "dt_bias", "skip", "sinks", "scalar"]
+"""Tensors that are neither."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

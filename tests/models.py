@@ -13,7 +13,9 @@ from transformers import (
     PreTrainedModel,
 )
 
+from edgetune.model.families import shape_of
 from edgetune.model.families.wrappers import INSIDE
+from edgetune.shape import BlockShape
 
 SMALL = {
     "vocab_size": 97,
@@ -181,11 +183,31 @@ FAMILIES: dict[str, dict[str, Any]] = {
 MODEL_TYPES = {"gemma4_moe": "gemma4_text"}
 """What the configs of families call themselves that are a variant of another one."""
 
-MIXTURES = frozenset(
-    {"deepseek_v2", "deepseek_v3", "gemma4_moe", "glm4_moe_lite", "gpt_oss", "granitemoe",
-     "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_5_moe_text", "qwen3_moe"}
-)  # fmt: skip
+SHAPES = {
+    family: shape_of({"model_type": MODEL_TYPES.get(family, family)} | own)
+    for family, own in FAMILIES.items()
+}
+
+MIXTURES = frozenset(family for family, shape in SHAPES.items() if shape.has_experts)
 """Families whose MLPs are experts, which are not adapted."""
+
+
+def _kind(block: BlockShape) -> tuple[bool, type, bool]:
+    """Return whether a block attends, what else carries a state, and whether it lends its keys."""
+    rule = block.attention
+    return rule is not None, type(block.recurrent), rule is not None and rule.lends
+
+
+_KINDS = {
+    _kind(block): family for family, shape in reversed(SHAPES.items()) for block in shape.kinds
+}
+"""The first family that has a block of a kind."""
+
+RECURRENT = tuple(family for (_, mixer, _), family in _KINDS.items() if mixer is not type(None))
+"""A family of each mixer that carries a state, in place of attention or beside it."""
+
+CARRYING = (*RECURRENT, _KINDS[True, type(None), True])
+"""Families of which some layers carry a state from token to token, or read what others cached."""
 
 WRAPPERS = {
     "gemma3": {

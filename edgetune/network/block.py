@@ -11,20 +11,9 @@ from typing import Generic
 from edgetune.network import latent
 from edgetune.network.adaptation import BASE, Adaptation
 from edgetune.network.experts import beside, mixture
-from edgetune.network.mixers import convolved, corrected, scanned
+from edgetune.network.mixers import mixer_output
 from edgetune.network.ops import A, Attended, Ops
-from edgetune.shape import (
-    Attention,
-    BlockShape,
-    GatedDelta,
-    Latent,
-    Linear,
-    ModelShape,
-    Norm,
-    Rotary,
-    ShortConvolution,
-    StateSpace,
-)
+from edgetune.shape import Attention, BlockShape, Latent, Linear, ModelShape, Norm, Rotary
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +125,9 @@ class Block(Generic[A]):
             case Attention() as rule:
                 out = self._attention(x, rule)
                 if self.own.beside is not None:
-                    out = self.ops.add(out, scanned(self, x, self.own.beside))
-            case ShortConvolution():
-                out = convolved(self, x)
-            case GatedDelta() as mixer:
-                out = corrected(self, x, mixer)
-            case StateSpace() as mixer:
-                out = scanned(self, x, mixer)
+                    out = self.ops.add(out, mixer_output(self, x, self.own.beside))
+            case mixer:
+                out = mixer_output(self, x, mixer)
         out = self.norm("attention_output", out)
         return self.method.sublayer(self, "attention", x, out)
 

@@ -7,11 +7,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgetune.mixer import GatedDelta, StateSpace
+from edgetune.mixer import GatedDelta, Recurrent, ShortConvolution, StateSpace
 from edgetune.network.ops import A
 
 if TYPE_CHECKING:
     from edgetune.network.block import Block
+
+
+def mixer_output(block: Block[A], x: A, mixer: Recurrent) -> A:
+    """Return what a mixer makes of x (B, S, D), its output projection behind it."""
+    match mixer:
+        case ShortConvolution():
+            return convolved(block, x)
+        case GatedDelta():
+            return corrected(block, x, mixer)
+        case StateSpace():
+            return scanned(block, x, mixer)
 
 
 def convolved(block: Block[A], x: A) -> A:

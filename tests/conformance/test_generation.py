@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from models import LONGROPE, make_model
+from models import CARRYING, LONGROPE, make_model
 
 from conformance.cases import CASES, Case
 from conformance.sessions import ROW, Bench, rows, step
@@ -22,14 +22,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], float]] = {
     "windows and caps": ("gemma2", {"sliding_window": 6}, 1.0),
     "learned positions": ("gpt2", {}, 1.0),
     "slopes": ("bloom", {}, 1.0),
-    "convolutions": ("lfm2", {}, 1.0),
-    "states": ("qwen3_5_text", {}, 1.0),
-    "scans": ("granitemoehybrid", {}, 1.0),
     "latents": ("deepseek_v3", {}, 1.0),
-    "lent keys": ("gemma4_text", {}, 1.0),
+    **{family: (family, {}, 1.0) for family in CARRYING},
     "longrope": ("llama", {"rope_parameters": LONGROPE}, 0.4),
 }
-"""A family of each way to attend, and the least share of a chat's past that is read only once."""
+"""A family of each way to look back, and the least share of a chat's past that is read only once."""
 OPTIONS = GenerateOptions(max_tokens=5)
 
 

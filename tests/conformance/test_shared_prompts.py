@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models import make_model
+from models import RECURRENT, make_model
 from preferences import paired_examples
 
 from conformance.cases import CASES
@@ -86,7 +86,7 @@ def test_an_evaluation_is_the_same(bench: Bench, llama: LocalModel, pairs: Examp
     assert found[1].metrics == pytest.approx(dict(found[0].metrics), rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("family", ["lfm2", "qwen3_5_text"])
+@pytest.mark.parametrize("family", RECURRENT)
 def test_what_goes_on_from_one_token_only_is_refused(
     family: str, bench: Bench, tmp_path: Path, pairs: Examples
 ) -> None:

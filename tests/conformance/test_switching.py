@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from engines import micro_batch
-from models import LONGROPE, make_model
+from models import CARRYING, LONGROPE, make_model
 
 from conformance.cases import CASES, Case
 from conformance.sessions import ROW, Bench, rows, step
@@ -23,8 +23,6 @@ from edgetune.settings.spec import Checkpointing
 
 LORA = CASES[0]
 FULL = next(case for case in CASES if case.kind == "full")
-CARRYING = ("lfm2", "qwen3_5_text", "gemma4_text", "granitemoehybrid", "falcon_h1")
-"""Families of which some layers carry a state from token to token, or read what others cached."""
 NAMES = (DEFAULT_ADAPTER, None, "other", "other", DEFAULT_ADAPTER)
 """The adapters of the rows of a mixed batch: neighbours alike and not."""
 

@@ -205,6 +205,7 @@ def _common(family: str, draw: random.Random) -> Config:
 
 
 def _switches(family: str, draw: random.Random, head_dim: int) -> Config:
+    """Return what a config may say besides; of a family that is not named, what all may say."""
     common = {"tie_word_embeddings": draw.random() < 0.5}
     biased = {"attention_bias": draw.random() < 0.7}
     windowed = {"sliding_window": draw.choice([4, 8, None])}
@@ -218,6 +219,7 @@ def _switches(family: str, draw: random.Random, head_dim: int) -> Config:
     return (
         common
         | {
+            family: {},
             "gemma": wide | biased | eps,
             "gemma2": wide | biased | windowed | eps | {"query_pre_attn_scalar": 24},
             "gemma3_text": wide

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from engines import BATCH, LORA, Opened, micro_batch, opened
-from models import make_model
+from models import CARRYING, make_model
 from reference import Reference, relative_error
 from torch import Tensor
 
@@ -26,8 +26,6 @@ FAMILIES = (
 )  # fmt: skip
 """With norms of heads, windows and caps, joined projections, biases, slopes, sinks and experts,
 parallel halves, latents."""
-MIXED = ("lfm2", "qwen3_5_text", "gemma4_text", "granitemoehybrid")
-"""Whose blocks are not all tiled: other mixers, keys that are lent."""
 EXACT, CLOSE = 1e-6, 4e-6
 """Of losses, and of gradients, which float32 leaves as far from those in float64."""
 TILES = (8, 5)
@@ -63,7 +61,7 @@ def _same(
         assert relative_error(others, grads.double()) < CLOSE, tile
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *MIXED])
+@pytest.mark.parametrize("family", [*FAMILIES, *CARRYING])
 def test_every_family(family: str, tmp_path: Path) -> None:
     _same(LocalModel.open(make_model(tmp_path / "base", family)), LORA)
 

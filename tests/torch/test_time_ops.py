@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import SMALL, make_model
+from models import RECURRENT, SMALL, make_model
 from sessions import session_for
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -45,7 +45,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LocalModel]:
         for family in ("llama", "gemma2", "qwen3", "mixtral")
     } | {
         family: LocalModel.open(make_model(folder / family, family, dtype=torch.bfloat16))
-        for family in ("lfm2", "qwen3_5_text", "granitemoehybrid")
+        for family in RECURRENT
     }
 
 
@@ -56,9 +56,8 @@ CASES = [
     if method != "full" or quantization == "none"
 ] + [
     ("gemma2", "lora", "int8", 2), ("qwen3", "adapter", "nf4", 0), ("gemma2", "norm", "none", 0),
-    ("lfm2", "lora", "none", 0), ("qwen3_5_text", "lora", "none", 2),
-    ("granitemoehybrid", "lora", "none", 2),
     ("mixtral", "lora", "nf4", 4), ("mixtral", "lora", "none", 0),
+    *((family, "lora", "none", 2) for family in RECURRENT),
 ]  # fmt: skip
 
 
