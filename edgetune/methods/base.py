@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgetune.methods.initial import Base, Initial, start
 from edgetune.network.adaptation import Sublayer
 from edgetune.network.block import Block
-from edgetune.network.mixing import mix
+from edgetune.network.mixers import mix
 from edgetune.network.ops import A, Attended
 from edgetune.settings.spec import check_numbers, values
 from edgetune.shape import Linear, ModelShape

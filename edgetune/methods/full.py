@@ -10,7 +10,7 @@ from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.initial import Copy
 from edgetune.methods.targets import last_blocks
 from edgetune.methods.trained import trained_norm
-from edgetune.network.mixing import mix
+from edgetune.network.mixers import mix
 from edgetune.network.ops import A
 from edgetune.settings.spec import Interval, knob
 from edgetune.shape import Linear, ModelShape

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
-from edgetune.network.mixing import mix
+from edgetune.network.mixers import mix
 from edgetune.network.ops import A, Attended
 from edgetune.shape import Linear
 

@@ -5,10 +5,11 @@ B rows, S positions, D hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from edgetune.mixer import GatedDelta, Recurrent, ShortConvolution, StateSpace
-from edgetune.network.ops import A
+from edgetune.mixer import GatedDelta, MixerRole, Recurrent, ShortConvolution, StateSpace
+from edgetune.network.ops import A, Ops
 
 if TYPE_CHECKING:
     from edgetune.network.block import Block
@@ -23,6 +24,29 @@ def mixer_output(block: Block[A], x: A, mixer: Recurrent) -> A:
             return corrected(block, x, mixer)
         case StateSpace():
             return scanned(block, x, mixer)
+
+
+def mix(
+    ops: Ops[A], mixer: Recurrent | None, inputs: Sequence[A], trained: Mapping[MixerRole, A]
+) -> A:
+    """Return what a mixer makes (B, S, ...) of what its projections made.
+
+    Its frozen tensors are in the operations; what is ``trained`` of them stands in for them.
+    """
+    match mixer:
+        case ShortConvolution():
+            (x,) = inputs
+            weight, bias = trained.get("conv"), trained.get("conv_bias")
+            return ops.short_convolution(x, weight, bias)
+        case GatedDelta():
+            x, b, a = inputs
+            get = trained.get
+            return ops.gated_delta(x, b, a, get("conv"), get("a_log"), get("dt_bias"))
+        case StateSpace():
+            x, steps = inputs
+            return ops.state_space(x, steps, trained)
+        case None:
+            raise TypeError("attention attends: it has a place of its own")
 
 
 def convolved(block: Block[A], x: A) -> A:
