@@ -203,8 +203,13 @@ _KINDS = {
 }
 """The first family that has a block of a kind."""
 
-RECURRENT = tuple(family for (_, mixer, _), family in _KINDS.items() if mixer is not type(None))
+_CARRYING = {kind: family for kind, family in _KINDS.items() if kind[1] is not type(None)}
+
+RECURRENT = tuple(_CARRYING.values())
 """A family of each mixer that carries a state, in place of attention or beside it."""
+
+MIXERS = tuple(family for (attends, *_), family in _CARRYING.items() if not attends)
+"""Those in which it is in place of attention."""
 
 CARRYING = (*RECURRENT, _KINDS[True, type(None), True])
 """Families of which some layers carry a state from token to token, or read what others cached."""

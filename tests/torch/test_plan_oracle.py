@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from statistics import median
 
 import pytest
-from models import RECURRENT
+from models import MIXERS
 from oracle import Case, Compared, cases, compare, generation, plain
 from products import products
 
@@ -137,10 +137,14 @@ def test_long_rows_in_tiles_take_what_is_planned() -> None:
 
 
 @pytest.mark.parametrize(
-    ("context", "documents", "dtype"),
-    [(700, (), "bfloat16"), (64, (), "float32"), (300, (200, 100), "float32")],
+    ("family", "context", "documents", "dtype"),
+    [
+        *((family, 700, (), "bfloat16") for family in MIXERS),
+        *((family, 64, (), "float32") for family in MIXERS),
+        *((family, 300, (200, 100), "float32") for family in MIXERS),
+        ("falcon_h1", 300, (), "bfloat16"),
+    ],
 )
-@pytest.mark.parametrize("family", RECURRENT)
 def test_a_block_that_carries_a_state_takes_what_is_planned(
     family: str, context: int, documents: tuple[int, ...], dtype: ComputeDtype
 ) -> None:
