@@ -63,22 +63,7 @@ class Routing(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, own: Router) -> tuple[Tensor, Tensor]:
         """Return weights (T, k) in float32 and the numbers (T, k) of the experts."""
-        scores, rule = own.scores(x), own.rule
-        if rule.score == "sparsemixer":
-            each = [(best, p.gather(1, best)) for best, p in chosen_one_by_one(scores, rule)]
-            chosen, weights = (torch.cat(parts, 1) for parts in zip(*each, strict=True))
-            kept = scores
-        elif rule.score == "sigmoid":
-            chosen = own.chosen(scores)
-            kept = scores.gather(1, chosen)
-            weights = kept / _total(kept) if rule.normalised else kept
-        elif rule.normalised:
-            chosen = own.chosen(scores)
-            kept = weights = scores.gather(1, chosen).softmax(-1)
-        else:
-            chosen = own.chosen(scores)
-            kept = scores.softmax(-1)
-            weights = kept.gather(1, chosen)
+        kept, weights, chosen = _weighed(own.scores(x), own)
         ctx.save_for_backward(kept, chosen)
         ctx.own, ctx.like = own, (x.shape, x.dtype)
         ctx.mark_non_differentiable(chosen)
@@ -103,6 +88,24 @@ def route(x: Tensor, own: Router) -> tuple[Tensor, Tensor]:
     """Return weights (T, k) in float32 and the experts (T, k) of the tokens of x (B, S, D)."""
     weights, chosen = Routing.apply(x, own)  # type: ignore[no-untyped-call]
     return weights, chosen
+
+
+def _weighed(scores: Tensor, own: Router) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what is kept for the way back, weights (T, k) and the numbers (T, k) of experts."""
+    rule = own.rule
+    if rule.score == "sparsemixer":
+        each = [(best, p.gather(1, best)) for best, p in chosen_one_by_one(scores, rule)]
+        chosen, weights = (torch.cat(parts, 1) for parts in zip(*each, strict=True))
+        return scores, weights, chosen
+    chosen = own.chosen(scores)
+    if rule.score == "sigmoid":
+        kept = scores.gather(1, chosen)
+        return kept, kept / _total(kept) if rule.normalised else kept, chosen
+    if rule.normalised:
+        weights = scores.gather(1, chosen).softmax(-1)
+        return weights, weights, chosen
+    kept = scores.softmax(-1)
+    return kept, kept.gather(1, chosen), chosen
 
 
 def _highest(scores: Tensor, count: int) -> Tensor:

@@ -28,7 +28,7 @@ from edgetune.shape import ModelShape
 from edgetune.tensors.writer import Outgoing, write_safetensors
 
 TYPES: Final = frozenset({
-    "cohere", "cohere2", "ernie4_5", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma4",
+    "cohere", "cohere2", "deepseek_v2", "ernie4_5", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma4",
     "gemma4_text", "gemma4_unified", "glm4", "gpt2", "gpt_neox", "granite", "granitemoe", "helium", "hunyuan_v1_dense", "lfm2", "llama", "ministral3",
     "mistral",
     "mixtral", "nemotron", "olmo2", "olmo3", "olmoe", "phi", "phi3", "qwen2", "qwen3", "qwen3_5",

@@ -13,6 +13,10 @@ LINEARS: Final[Mapping[LinearRole, str]] = {
     "v": "attn_v",
     "qkv": "attn_qkv",
     "o": "attn_output",
+    "q_a": "attn_q_a",
+    "q_b": "attn_q_b",
+    "kv_a": "attn_kv_a_mqa",
+    "kv_b": "attn_kv_b",
     "conv_in": "shortconv.in_proj",
     "conv_out": "shortconv.out_proj",
     "delta_qkv": "attn_qkv",
@@ -36,6 +40,7 @@ EXPERTS: Final[Mapping[str, str]] = {
 ROUTING: Final[Mapping[str, str]] = {
     "router": "ffn_gate_inp.weight",
     "router_scale": "ffn_gate_inp.scale",
+    "router_correction": "exp_probs_b.bias",
     "expert_scale": "ffn_down_exps.scale",
     "shared_gate": "ffn_gate_inp_shexp.weight",
 }
@@ -50,6 +55,8 @@ NORMS: Final[Mapping[str, str]] = {
     "experts_output": "post_ffw_norm_2",
     "q": "attn_q_norm",
     "k": "attn_k_norm",
+    "q_a": "attn_q_a_norm",
+    "kv_a": "attn_kv_a_norm",
     "delta": "ssm_norm",
     "per_layer": "post_norm",
 }

@@ -41,7 +41,8 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_tex
 
 READ_BY_MLX_LM = ("cohere", "cohere2", "olmo3", "glm4", "ernie4_5", "hunyuan_v1_dense", "seed_oss",
                   "granite", "nemotron", "helium", "ministral3", "phi", "stablelm", "lfm2", "qwen3_5", "mixtral", "olmoe",
-                  "qwen3_moe", "granitemoe", "gemma4_text", "gemma4_moe", "gemma4", "gemma4_unified")  # fmt: skip
+                  "qwen3_moe", "granitemoe", "gemma4_text", "gemma4_moe", "gemma4", "gemma4_unified",
+                  "deepseek_v2")  # fmt: skip
 """Further families, of which the merged model and the adapter are compared."""
 
 WITHOUT_WINDOW = {"mistral", "phi3", "gemma2"}

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from opened import open_decoder
 
 import edgetune_profiles
+from edgetune.errors import UsageError
 from edgetune.exporters import ExportRequest, export
 from edgetune.exporters.gguf.client import Client
 from edgetune.exporters.gguf.mixture import MIXTURES
@@ -61,6 +62,12 @@ GEMMA4 = {
     "layer_types": ["sliding_attention"] * 2 + ["full_attention"] + ["sliding_attention"] * 2
     + ["full_attention"],
 }  # fmt: skip
+LATENTS = {
+    "kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32,
+    "q_lora_rank": 64, "moe_intermediate_size": 96, "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+MAGNITUDES = {"mscale": 0.7, "mscale_all_dim": 0.7}
+LITE = {"topk_method": "greedy", "q_lora_rank": None, "num_hidden_layers": 27}
 WINDOW = {"sliding_window": 64, "num_hidden_layers": 7}
 QWEN35 = {
     "layer_types": ["linear_attention", "full_attention"] * 2, "num_hidden_layers": 4,
@@ -92,6 +99,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "gemma4_moe",
         {"sliding_window": 64, "global_head_dim": 64, "moe_intermediate_size": 96},
     ),
+    "deepseek_v2": (
+        "deepseek_v2",
+        LATENTS
+        | {"topk_method": "greedy"}
+        | rope("yarn", factor=4.0, original_max_position_embeddings=128, **MAGNITUDES),
+    ),
+    "deepseek_v2, lite": ("deepseek_v2", LATENTS | LITE | rope("default")),
+    "deepseek_v3": ("deepseek_v3", LATENTS),
+    "glm4_moe_lite": ("glm4_moe_lite", LATENTS | {"norm_topk_prob": True}),
     "lfm2": ("lfm2", {"num_hidden_layers": 3}),
     "qwen3.5": ("qwen3_5_text", QWEN35),
     "phi3": ("phi3", NO_WINDOW),
@@ -162,8 +178,10 @@ def _centred(values: NDArray[np.float32]) -> NDArray[np.float32]:
 def test_llama_cpp_computes_what_was_trained(
     tmp_path: Path, family: str, changes: dict[str, Any]
 ) -> None:
-    request = _request(_folder(tmp_path / "base", family, **changes), tmp_path / "m.gguf")
-    export("gguf", request)
+    # in 16 bits the errors of many layers add up
+    quantize = "f32" if changes.get("num_hidden_layers", 0) > 20 else None
+    folder = _folder(tmp_path / "base", family, **changes)
+    export("gguf", _request(folder, tmp_path / "m.gguf", quantize=quantize))
     export("hf", _request(tmp_path / "base", tmp_path / "hf"))
     tokens = np.random.default_rng(1).integers(4, 1024, max(LENGTHS)).tolist()
     with Client(tmp_path / "m.gguf", context=512) as client:
@@ -202,9 +220,17 @@ LORAS = [
     ("qwen3_5_text", QWEN35, Lora(rank=2)),
     ("gpt2", GPT2, Lora(rank=2)),
     ("gpt_neox", {"rotary_pct": 0.5} | rope("default", partial_rotary_factor=0.5), Lora(rank=2)),
+    ("deepseek_v3", LATENTS, Lora(rank=2, targets=("o_proj", "mlp"))),
     ("gemma4_text", GEMMA4,
      Lora(rank=2, alpha=3.0, targets=("all-linear", "per_layer_input_gate"))),
 ]  # fmt: skip
+
+
+def test_adapters_of_what_makes_latents_are_refused_alone(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "base", "deepseek_v3", **LATENTS)
+    request = _request(folder, tmp_path / "lora.gguf", alone=True)
+    with pytest.raises(UsageError, match=r"computes self_attn\.q_a_proj,.* without adapters"):
+        export("gguf", request)
 
 
 @pytest.mark.parametrize(("family", "changes", "lora"), LORAS)

@@ -22,9 +22,11 @@ from edgetune.exporters.gguf.rows import HeldRows, Rows
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
 from edgetune.model.gguf_names import linear_name
+from edgetune.shape import ATTENTION_ROLES, ModelShape
 from edgetune.tensors.gguf.types import BY_NAME
 from edgetune.tensors.gguf.writer import Value
 
+_OF_LATENTS: Final = ATTENTION_ROLES - {"o"}
 FORMATS: Final = {None: "F32", "f32": "F32", "f16": "F16"}
 
 
@@ -43,6 +45,7 @@ def adapter_file(request: ExportRequest) -> GgufFile:
         )
     adapter, model = request.adapter, request.model
     lora, kind = _lora(adapter), BY_NAME[FORMATS[request.quantize]]
+    _refuse_ignored(lora, model.shape)
     metadata = {
         "general.architecture": Value("string", architecture_of(model.shape).name),
         "general.type": Value("string", "adapter"),
@@ -66,6 +69,19 @@ def _lora(adapter: LoadedAdapter) -> Lora:
             "--adapter), or the adapter itself (--to peft)."
         )
     return adapter.method
+
+
+def _refuse_ignored(lora: Lora, shape: ModelShape) -> None:
+    """Refuse targets whose adapters llama.cpp reads and leaves out: what makes latents and heads."""
+    if not architecture_of(shape).latents:
+        return
+    ignored = [x.linear.module for x in lora.select(shape) if x.linear.role in _OF_LATENTS]
+    if ignored:
+        raise UsageError(
+            f"llama.cpp computes {', '.join(dict.fromkeys(ignored))} of {shape.family} models "
+            "without adapters. Export the merged model (without --adapter), or train other targets "
+            "(--targets o_proj,mlp)."
+        )
 
 
 def _tensors(adapter: LoadedAdapter, model: LocalModel) -> Iterator[tuple[str, Rows]]:

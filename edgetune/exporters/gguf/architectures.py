@@ -8,7 +8,7 @@ from math import sqrt
 from typing import Final
 
 from edgetune.errors import UsageError
-from edgetune.exporters.gguf import by_layer
+from edgetune.exporters.gguf import by_layer, latent
 from edgetune.model.families.bloom import slopes
 from edgetune.shape import (
     ATTENTION_ROLES,
@@ -80,6 +80,8 @@ class Architecture:
     """All heads together are as wide as the hidden size, those of keys too if they have norms."""
     by_layer: bool = False
     """Sizes are told by layer, scores are not scaled, layers can read the keys of others (Gemma 4)."""
+    latents: bool = False
+    """Keys and values are made of latents; the first layers have an MLP, the others experts."""
     mlp_norm: str = "ffn_norm"
     """What it calls the norm before the MLP."""
     final_norm: str = "output_norm"
@@ -101,6 +103,8 @@ class Architecture:
         """What a layer's scores are multiplied by."""
         if self.by_layer:
             return 1.0
+        if self.latents:  # the file says what it grows by
+            return shape.attention[layer].scale
         wide, block = shape.layers in self.wide_scales, shape.blocks[layer]
         return 1 / sqrt(shape.hidden_size / block.heads if wide else block.head_dim)
 
@@ -110,6 +114,7 @@ _QKV: Final = frozenset({"q", "k", "v"})
 _LLAMA: Final = Architecture(
     name="llama", neighbours_rotate=True, rotation_tensor=True, biases=_ALL
 )
+_DEEPSEEK: Final = Architecture(name="deepseek2", neighbours_rotate=True, latents=True)
 
 ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     "llama": _LLAMA,
@@ -131,6 +136,9 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
         name="gemma4", activations=GELU, by_layer=True, routed=Routed(normalised=True, apart=True)
     ),
     "gemma4_unified_text": Architecture(name="gemma4", activations=GELU, by_layer=True),
+    "deepseek_v2": _DEEPSEEK,
+    "deepseek_v3": _DEEPSEEK,
+    "glm4_moe_lite": _DEEPSEEK,
     "phi3": Architecture(name="phi3"),
     "gpt2": Architecture(name="gpt2", activations=GELU, biases=_ALL),
     "gpt_neox": Architecture(name="gptneox", activations=EITHER_GELU, parallel=True, biases=_ALL),
@@ -191,10 +199,6 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
 
 
 NOT_WRITTEN: Final[Mapping[str, str]] = {
-    **dict.fromkeys(
-        ("deepseek_v2", "deepseek_v3", "glm4_moe_lite"),
-        "multi-head latent attention is not laid out for llama.cpp yet",
-    ),
     "phimoe": "llama.cpp weighs its experts by one softmax, the model each by its own",
     "gpt_oss": "llama.cpp rounds the bounds of its rotation (YaRN), which the model does not",
     "falcon_h1": "Mamba-2 beside attention is not laid out for llama.cpp yet",
@@ -235,7 +239,7 @@ def _differences(shape: ModelShape, architecture: Architecture) -> list[str]:
     block = attending[0]
     problems = []
     alike = all(replace(each, mixer=block.mixer) == block for each in attending)
-    if not alike and not architecture.by_layer:
+    if not alike and not (architecture.by_layer or architecture.latents):
         problems.append("its blocks differ in more than what they attend to")
     for mixer in (kind.mixer for kind in shape.kinds if kind.attention is None):
         if isinstance(mixer, GatedDelta):
@@ -263,7 +267,8 @@ def _differences(shape: ModelShape, architecture: Architecture) -> list[str]:
         problems.append(f"{', '.join(biased)} have biases")
     if shape.head_bias and not architecture.head_bias:
         problems.append("its head has a bias")
-    problems += _routing_differences(block, architecture.routed)
+    if not architecture.latents:
+        problems += _routing_differences(block, architecture.routed)
     if shape.tied and architecture.untied:
         problems.append("its head is its embedding")
     keys_differ = "k" in block.norm_by_role and block.kv_heads != block.heads
@@ -271,6 +276,8 @@ def _differences(shape: ModelShape, architecture: Architecture) -> list[str]:
         problems.append("its heads together are not as wide as its hidden size")
     if architecture.by_layer:
         return [*problems, *by_layer.differences(shape)]
+    if architecture.latents:
+        problems += latent.differences(shape)
     return problems + _attention_differences(shape, architecture)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.errors import UsageError
-from edgetune.exporters.gguf import by_layer, delta
+from edgetune.exporters.gguf import by_layer, delta, latent
 from edgetune.exporters.gguf.architectures import Architecture
 from edgetune.shape import GatedDelta, ModelShape, Rotary
 from edgetune.tensors.gguf.writer import Value
@@ -40,6 +40,8 @@ def model_metadata(shape: ModelShape, architecture: Architecture) -> dict[str, V
         pairs += by_layer.metadata(shape)
     else:
         pairs += [*_multipliers(shape, architecture), *_rotation(shape, architecture)]
+    if architecture.latents:
+        pairs += latent.metadata(shape)  # in place of what was said before under the same names
     return {f"{architecture.name}.{key}": value for key, value in pairs}
 
 
