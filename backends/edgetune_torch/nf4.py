@@ -32,8 +32,10 @@ CELLS = 1024
 PIECE = 1 << 20
 """Weights that are quantized at a time."""
 
-BYTES = 1 << 16
-"""Packed bytes that are unpacked at a time: their float32 values fit a cache."""
+BYTES, CARD_BYTES = 1 << 16, 1 << 20
+"""Packed bytes that are unpacked at a time: a processor's float32 values fit a cache, and a card,
+which does so only where it has neither our kernel nor bitsandbytes, is given less often something to do.
+"""
 
 
 class Nf4Matrix(WritableMatrix):
@@ -108,8 +110,9 @@ def unpack_by_text(
 ) -> None:
     """Unpack pairs of codes (N / 2,) with scales (N / 64,) into ``out`` (N,), some at a time."""
     workspace = workspace or Workspace(codes.device)
-    for start in range(0, len(codes), BYTES):
-        some, blocks = codes[start : start + BYTES], scales[start * 2 // BLOCK :]
+    step = BYTES if codes.device.type == "cpu" else CARD_BYTES
+    for start in range(0, len(codes), step):
+        some, blocks = codes[start : start + step], scales[start * 2 // BLOCK :]
         part = out[2 * start : 2 * start + 2 * len(some)]
         direct = part.dtype == torch.float32
         values = part if direct else workspace.take("values", part.shape, torch.float32)
@@ -121,6 +124,7 @@ def unpack_by_text(
         values.view(-1, BLOCK).mul_(blocks[: len(values) // BLOCK, None])
         if not direct:
             part.copy_(values)
+        del values, indices  # before those of the next piece are there
 
 
 def _encode(values: Tensor, scale: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.ledger import Ledger
-from edgetune.memory.scratch import UNPACKED
+from edgetune.memory.scratch import UNPACKED_ON_CARD
 from edgetune.storage import FLOAT32_BYTES
 
 
@@ -42,5 +42,5 @@ def unpack(ledger: Ledger, product: Product, rows: BatchShape) -> None:
     if rows.keeps_scratch:
         ledger.transient(3 * scales)
         return
-    piece = 3 * FLOAT32_BYTES * min(UNPACKED, numbers // 2)
+    piece = 3 * FLOAT32_BYTES * min(UNPACKED_ON_CARD, numbers // 2)
     ledger.transient(max(3 * scales, scales + product.dense(rows) + piece))

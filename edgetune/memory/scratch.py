@@ -12,7 +12,7 @@ HEAD_SLICE = 2048
 ROWS = 256
 """Rows of an int8 matrix that are turned into numbers at a time."""
 
-UNPACKED = 1 << 16
+UNPACKED, UNPACKED_ON_CARD = 1 << 16, 1 << 20
 """Packed bytes that are unpacked at a time where no compiled code does it."""
 
 UNBLOCKED = 1 << 20
