@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -19,6 +20,7 @@ from edgetune.workflows.over import Over
 
 if TYPE_CHECKING:
     from edgetune.workflows.combining import Combination
+    from edgetune.workflows.dimension import IntrinsicDimension
     from edgetune.workflows.studying import Ablation, Movement, SharedDirections
 
 SPANS = 6
@@ -96,24 +98,36 @@ def study(
     what: Literal["directions"], ref: PathLike, other: PathLike, *, model: PathLike | None = ...
 ) -> SharedDirections: ...
 @overload
+def study(
+    what: Literal["intrinsic-dimension"], ref: PathLike, *, data: Rows,
+    dimensions: Sequence[int] | None = ..., seeds: int = ..., steps: int | None = ...,
+    tell: Callable[[int, int], None] | None = ..., device: str = ...,
+    memory: int | str | None = ...,
+) -> IntrinsicDimension: ...  # fmt: skip
+@overload
 def study(what: Literal["weights"], ref: PathLike, *, model: PathLike | None = ...) -> Movement: ...
 def study(
-    what: Literal["blocks", "directions", "weights"],
+    what: Literal["blocks", "directions", "intrinsic-dimension", "weights"],
     ref: PathLike,
     other: PathLike | None = None,
     *,
     data: Rows | None = None,
     spans: int = SPANS,
+    dimensions: Sequence[int] | None = None,
+    seeds: int = 1,
+    steps: int | None = None,
     tell: Callable[[int, int], None] | None = None,
     model: PathLike | None = None,
     device: str = "auto",
     memory: int | str | None = None,
-) -> Ablation | SharedDirections | Movement:
-    """Return what a study of one or two trained adapters found; nothing is trained.
+) -> Ablation | SharedDirections | IntrinsicDimension | Movement:
+    """Return what a study of trained adapters found, or of what a task takes to be learned.
 
     ``blocks`` leaves the adapter out of every span of blocks and predicts the rows of ``data``;
     ``tell`` is told how many of how many losses are there. ``directions`` compares those of two
-    low-rank adapters, ``weights`` says how far matrices were lengthened and rotated.
+    low-rank adapters, ``weights`` says how far matrices were lengthened and rotated. These train
+    nothing. ``intrinsic-dimension`` trains the model ``ref`` with all weights and in subspaces of
+    ``dimensions`` on ``data``, for ``seeds`` seeds.
 
     >>> import edgetune, tempfile
     >>> rows = [{"prompt": f"{n} and one is", "completion": str(n + 1)} for n in range(24)]
@@ -133,6 +147,7 @@ def study(
         UsageError: if there is no such study, an argument is missing, or the method cannot be studied.
         ModelError: if an adapter or its base is missing or damaged.
     """
+    from edgetune.workflows.dimension import GRID, DimensionRequest, intrinsic_dimension
     from edgetune.workflows.studying import ablation, movement, shared_directions
 
     over, name = _over(model, device, memory), os.fspath(ref)
@@ -143,12 +158,22 @@ def study(
                 return ablation(name, rows, over, spans=spans, tell=tell or _silent)
         case "directions" if other is not None:
             return shared_directions(name, os.fspath(other), over)
+        case "intrinsic-dimension" if data is not None:
+            with ScratchFolder() as scratch:
+                wanted = DimensionRequest(
+                    data=rows_file(data, scratch), over=replace(over, model=name), seeds=seeds,
+                    dimensions=GRID if dimensions is None else tuple(dimensions),
+                    training={} if steps is None else {"steps": steps},
+                )  # fmt: skip
+                return intrinsic_dimension(wanted, tell or _silent)
         case "weights":
             return movement(name, over)
-        case "blocks" | "directions":
-            missing = "rows: data=" if what == "blocks" else "a second adapter"
+        case "blocks" | "directions" | "intrinsic-dimension":
+            missing = "a second adapter" if what == "directions" else "rows: data="
             raise UsageError(f"A study of {what} needs {missing}.")
-    raise UsageError(f"There is no study {what!r}. There are: blocks, directions, weights.")
+    raise UsageError(
+        f"There is no study {what!r}. There are: blocks, directions, intrinsic-dimension, weights."
+    )
 
 
 def _over(model: PathLike | None, device: str, memory: int | str | None) -> Over:

@@ -322,6 +322,13 @@ class MlxOps:
         both = by_head.transpose(1, 2, 0, 3)[:, None]
         return both[0], both[1]
 
+    def fastfood(
+        self, vector: mx.array, signs: mx.array, order: mx.array, gaussian: mx.array,
+        scale: mx.array, size: tuple[int, int],
+    ) -> mx.array:  # fmt: skip
+        """Return a random projection of a trained vector as a matrix."""
+        return trained.fastfood(vector, signs, order, gaussian, scale, size)
+
     def scaled_matrix(self, rows: mx.array, matrix: mx.array, columns: mx.array) -> mx.array:
         """Scale the rows and columns of a constant matrix."""
         return trained.scaled_matrix(rows, matrix, columns)

@@ -32,3 +32,18 @@ def trained_linear(x: mx.array, weight: mx.array) -> mx.array:
 def scaled_matrix(rows: mx.array, matrix: mx.array, columns: mx.array) -> mx.array:
     """Return a constant matrix (N, R) with its rows and columns multiplied by trained vectors."""
     return recomputed(lambda rows, columns: matrix * columns * rows[:, None])(rows, columns)
+
+
+def fastfood(
+    vector: mx.array, signs: mx.array, order: mx.array, gaussian: mx.array, scale: mx.array,
+    size: tuple[int, int],
+) -> mx.array:  # fmt: skip
+    """Return a Fastfood projection (Le et al. 2013) of a trained vector as a matrix."""
+    at = order.astype(mx.int32)
+
+    def projected(vector: mx.array, scale: mx.array) -> mx.array:
+        mixed = mx.hadamard_transform(vector * signs, scale=1.0)[at]
+        results = mx.hadamard_transform(gaussian * mixed, scale=1.0) * scale
+        return results.flatten()[: size[0] * size[1]].reshape(size)
+
+    return recomputed(projected)(vector, scale)

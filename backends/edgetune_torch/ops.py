@@ -18,6 +18,7 @@ from edgetune_torch import (
     attention,
     convolution,
     experts,
+    fastfood,
     gated_delta,
     latent,
     linear,
@@ -338,6 +339,13 @@ class TorchOps:
         by_head = flat.to(self.layout.dtype).view(len(flat), 2, heads, -1)
         k, v = by_head.permute(1, 2, 0, 3)[:, None]
         return k, v
+
+    def fastfood(
+        self, vector: Tensor, signs: Tensor, order: Tensor, gaussian: Tensor, scale: Tensor,
+        size: tuple[int, int],
+    ) -> Tensor:  # fmt: skip
+        """Return a random projection of a trained vector as a matrix."""
+        return fastfood.fastfood(vector, signs, order, gaussian, scale, size)
 
     def scaled_matrix(self, rows: Tensor, matrix: Tensor, columns: Tensor) -> Tensor:
         """Scale the rows and columns of a constant matrix."""

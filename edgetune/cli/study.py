@@ -1,17 +1,27 @@
-"""``edgetune study``: experiments with trained adapters that train nothing."""
+"""``edgetune study``: experiments with trained adapters, and with what a task takes to be learned."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
+import numpy as np
 
 from edgetune.cli.options import FilePath, Ref, common_options, over_options
 from edgetune.cli.show import out, out_json, say, table
 from edgetune.files import unwritable, write_text
+from edgetune.report.charts import Chart, Guide, Line
 from edgetune.report.studies import Heat, study_page
 from edgetune.settings.spec import to_plain
+from edgetune.workflows.dimension import (
+    GRID,
+    SHARE,
+    DimensionRequest,
+    IntrinsicDimension,
+    intrinsic_dimension,
+)
 from edgetune.workflows.over import Over
 from edgetune.workflows.studying import (
     Ablation,
@@ -31,9 +41,24 @@ html_option = click.option(
 )
 
 
-@click.group("study", short_help="See which blocks and directions of an adapter matter.")
+class Counts(click.ParamType["tuple[int, ...]"]):
+    """Whole numbers separated by commas."""
+
+    name = "counts"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        """Return the numbers."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not whole numbers separated by commas.", param, ctx)
+
+
+@click.group("study", short_help="See what in an adapter matters, and what a task takes.")
 def command() -> None:
-    """Study trained adapters; nothing is trained."""
+    """Study trained adapters, and what a task takes to be learned."""
 
 
 @command.command("blocks")
@@ -121,6 +146,91 @@ def weights(name: str, html: Path | None, over: Over, as_json: bool) -> None:
     _show(f"Weights of {name}", lead, heats, html, found, as_json=as_json)
 
 
+@command.command("intrinsic-dimension")
+@click.option("--data", type=FilePath(), required=True, metavar="FILE", help="Rows of the task.")
+@click.option(
+    "--dimensions",
+    type=Counts(),
+    default=GRID,
+    metavar="N,...",
+    help=f"Powers of two, rising. [default: {','.join(map(str, GRID))}]",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(1, 20),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Times that all is done, with another seed.",
+)
+@click.option(
+    "--share",
+    type=float,
+    default=SHARE,
+    show_default=True,
+    help="What counts as learned: a share of the fall of the loss with all weights.",
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps of each training.")
+@html_option
+@over_options
+@common_options
+def dimension(
+    data: Path,
+    dimensions: tuple[int, ...],
+    seeds: int,
+    share: float,
+    steps: int | None,
+    html: Path | None,
+    over: Over,
+    as_json: bool,
+) -> None:
+    """Print how few numbers, moved together, learn --data as well as all weights do.
+
+    Trains --model with all weights of its blocks, and then in random subspaces of each of
+    --dimensions. The smallest that lowers the validation loss by --share of what all weights lower it by is
+    the dimension of the task for this model.
+    """
+    found = intrinsic_dimension(
+        DimensionRequest(
+            data=data, over=over, dimensions=dimensions, seeds=seeds, share=share,
+            training={} if steps is None else {"steps": steps},
+        ),
+        lambda done, of: say(f"{done} of {of} trainings"),
+    )  # fmt: skip
+    reached = (
+        f"{found.dimension:,} numbers"
+        if found.dimension
+        else f"more than {dimensions[-1]:,} numbers"
+    )
+    lead = (
+        f"{reached} reach {share:.0%} of the fall of the validation loss that all "
+        f"{found.full_parameters:,} weights reach in {found.steps} steps over {found.rows} rows of "
+        f"{found.model}: from {found.curves[0].base:.4f} to {found.curves[0].full:.4f}."
+    )
+    heat = Heat(
+        caption="Share of the fall of the loss",
+        corner="dimension",
+        rows=[f"{one:,}" for one in dimensions],
+        columns=[f"seed {curve.seed}" for curve in found.curves],
+        values=[[c.points[i].share for c in found.curves] for i in range(len(dimensions))],
+        low=0.0,
+        high=1.0,
+    )
+    x = np.log2(np.array(dimensions, float))
+    chart = Chart(
+        title="Share of the fall of the loss by dimension",
+        lines=tuple(
+            Line(f"seed {curve.seed}", x, np.array([p.share for p in curve.points]),
+                 color=f"c{1 + number % 6}", shape="marked")
+            for number, curve in enumerate(found.curves)
+        ),
+        guides=(Guide(f"{share:.0%}", share),),
+        x_label="log2 of the dimension",
+    )  # fmt: skip
+    title = f"Dimension of {data.name} for {found.model}"
+    _show(title, lead, [heat], html, found, as_json=as_json, charts=[chart])
+
+
 def _directions(
     what: str,
     tables: Mapping[str, tuple[tuple[float, ...], ...]],
@@ -171,14 +281,15 @@ def _show(
     lead: str,
     heats: Sequence[Heat],
     html: Path | None,
-    found: Ablation | SharedDirections | Movement,
+    found: Ablation | SharedDirections | Movement | IntrinsicDimension,
     *,
     as_json: bool,
+    charts: Sequence[Chart] = (),
 ) -> None:
     """Print a study and write its page, if one is wanted."""
     if html is not None:
         try:
-            write_text(html, study_page(title, lead, heats))
+            write_text(html, study_page(title, lead, heats, charts=charts))
         except OSError as error:
             raise unwritable("The page", html, error, "choose another place with --html") from error
     if as_json:

@@ -360,6 +360,14 @@ class EagerOps(Scanning):
         k, v = self.parted(flat, (shape, shape))
         return k, v
 
+    def fastfood(
+        self, vector: Sized, signs: Sized, order: Sized, gaussian: Sized, scale: Sized,
+        size: tuple[int, int],
+    ) -> Sized:  # fmt: skip
+        """Project a vector randomly to a matrix."""
+        del signs, order
+        return self.random_projection(vector, gaussian, scale, size)
+
     def scaled_matrix(self, rows: Sized, matrix: Sized, columns: Sized) -> Sized:
         """Scale the rows and columns of a constant matrix."""
         return self.matrix_scaled(rows, matrix, columns)

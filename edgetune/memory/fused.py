@@ -212,7 +212,7 @@ class Fused(Elementary):
 
         held = ledger.alloc(copy)
         shape = (*x.shape[:-1], outputs)
-        out = self.tape.made(shape, x.width, (x, weight), back, saved=(x,))
+        out = self.tape.made(shape, x.width, (x, weight), back, saved=(x, weight))
         ledger.free(held + flat)
         return out
 
@@ -228,6 +228,25 @@ class Fused(Elementary):
             return made
 
         return self.tape.made(matrix.shape, FLOAT32_BYTES, (rows, columns), back)
+
+    def random_projection(
+        self, vector: Sized, gaussian: Sized, scale: Sized, size: tuple[int, int]
+    ) -> Sized:
+        """Return a Fastfood projection (N, K) of a vector, which saves its inputs alone.
+
+        A Hadamard transform holds half of what it transforms once more.
+        """
+        ledger, whole, sizes = self.ledger, gaussian.nbytes, (vector.nbytes, scale.nbytes)
+
+        def back(_: list[Gradient]) -> Sequence[Gradient]:
+            held = ledger.alloc(whole)
+            ledger.transient(max(whole // 2, 4 * sizes[0]))
+            made = [self.new(one) for one in sizes]
+            ledger.free(held)
+            return made
+
+        ledger.transient(whole + whole // 2 + sizes[0])
+        return self.tape.made(gaussian.shape, FLOAT32_BYTES, (vector, scale), back).view(*size)
 
     def _flat(self, x: Sized) -> int:
         """Return the bytes, which are counted, of x as one matrix, where that is a copy."""

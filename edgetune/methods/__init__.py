@@ -36,6 +36,7 @@ METHODS = {
     "ia3": "edgetune.methods.ia3:Ia3",
     "norm": "edgetune.methods.norm:NormTuning",
     "full": "edgetune.methods.full:Full",
+    "intrinsic": "edgetune.methods.intrinsic:Intrinsic",
 }
 
 

@@ -85,7 +85,17 @@ class Tokens:
     factor: float = 1.0
 
 
-Initial = Constant | Uniform | Normal | Copy | RowNorms | Principal | Tokens
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """1 or -1, each as likely."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """The numbers from 0 on in a random order."""
+
+
+Initial = Constant | Uniform | Normal | Signs | Order | Copy | RowNorms | Principal | Tokens
 
 ZEROS = Constant(0.0)
 ONES = Constant(1.0)
@@ -123,6 +133,11 @@ def start(
             return drawn.astype(np.float32)
         case Normal():
             return generator(name, seed).normal(0, initial.deviation, shape).astype(np.float32)
+        case Signs():
+            signs = generator(name, seed).integers(0, 2, shape)
+            return (2 * signs - 1).astype(np.float32)
+        case Order():
+            return generator(name, seed).permutation(shape[0]).astype(np.float32)
     if base is None:
         raise ValueError(f"{name} starts from values of the base model")
     match initial:

@@ -84,6 +84,17 @@ class Replaced:
 
 
 @dataclass(frozen=True, slots=True)
+class Added:
+    """Adds other values."""
+
+    values: Float32
+
+    def apply(self, values: Float32, start: int, stop: int) -> None:
+        """Add the rows."""
+        values += self.values[start:stop]
+
+
+@dataclass(frozen=True, slots=True)
 class Normalised:
     """Gives the rows, after another change, the norms ``magnitude`` (rows,)."""
 

@@ -256,6 +256,16 @@ class Ops(Protocol[A]):
     def scaled_matrix(self, rows: A, matrix: A, columns: A) -> A:
         """Return a constant matrix (N, R), its rows and columns times trained vectors."""
 
+    def fastfood(
+        self, vector: A, signs: A, order: A, gaussian: A, scale: A, size: tuple[int, int]
+    ) -> A:
+        """Return ``scale H (gaussian * (H (signs * vector))[order])`` as a matrix of ``size``.
+
+        H is the Walsh-Hadamard matrix of a power of two, n: vector, signs and order are (n), gaussian
+        is (M, n), and of the M n results those behind the matrix are left out. All but vector and
+        scale (1) are constants.
+        """
+
     # element by element, and views
 
     def activation(self, x: A, name: str) -> A:

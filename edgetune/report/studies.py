@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgetune.report.charts import number
+from edgetune.report.charts import Chart, line_chart, number
 from edgetune.report.markup import DASH, text
 from edgetune.report.page import document
 
@@ -26,13 +26,22 @@ class Heat:
     corner: str = ""
 
 
-def study_page(title: str, lead: str, heats: Sequence[Heat], notes: Sequence[str] = ()) -> str:
+def study_page(
+    title: str,
+    lead: str,
+    heats: Sequence[Heat],
+    notes: Sequence[str] = (),
+    charts: Sequence[Chart] = (),
+) -> str:
     """Return a whole HTML page."""
     said = "".join(f"<p>{text(note, 1000)}</p>" for note in notes)
     return document(
         "edgetune study",
         title,
-        f'<p class="lead">{text(lead, 1000)}</p>' + "".join(map(_table, heats)) + said,
+        f'<p class="lead">{text(lead, 1000)}</p>'
+        + "".join(map(line_chart, charts))
+        + "".join(map(_table, heats))
+        + said,
     )
 
 

@@ -81,8 +81,11 @@ class Operations:
         self._mixtures = [block.experts for block in shape.blocks if block.experts is not None]
         self._corrected = _mean(shape, lambda block: isinstance(block.mixer, GatedDelta))
         self._scanned = _mean(shape, lambda block: isinstance(block.recurrent, StateSpace))
-        self._added = TENSOR_FORWARD * trained + ATTENDED_FORWARD * method.attends
-        self._added_backward = TENSOR_BACKWARD * trained + ATTENDED_BACKWARD * method.attends
+        forward, backward = (count / adapted for count in method.operations(shape))
+        self._added = TENSOR_FORWARD * trained + ATTENDED_FORWARD * method.attends + forward
+        self._added_backward = (
+            TENSOR_BACKWARD * trained + ATTENDED_BACKWARD * method.attends + backward
+        )
 
     def forward(self, choice: Choice) -> float:
         """Return the operations of a block's forward pass."""

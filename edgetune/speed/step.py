@@ -184,7 +184,7 @@ class TimeModel:
         self.trained = method.parameters(shape)
         outside = {shape.embedding_tensor, shape.head_tensor}
         tables = (x.size for x in method.tensors(shape) if x.trained and x.name in outside)
-        self.inside = self.trained - sum(tables)
+        self.inside = method.multiplied(shape) - sum(tables)
         self.learns_head = method.trained_head(shape) is not None
         self.first = method.first_layer(shape)
         self._blocks = cache(partial(blocks_bytes, shape))

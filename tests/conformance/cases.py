@@ -195,5 +195,9 @@ CASES = (
     Case(name="ia3", rate=0.3, kind="ia3", parameters=_ia3),
     Case(name="norm", rate=0.1, kind="norm", parameters=_norm),
     Case(name="full", kind="full", parameters=_full(None), rate=3e-3),
+    Case(
+        name="intrinsic", kind="intrinsic", rate=3e-3, settings={"dimension": 256},
+        parameters=lambda s: 256 + s.layers,
+    ),
     Case(name="full-last", kind="full", settings={"layers": 1}, parameters=_full(1), rate=3e-3),
 )  # fmt: skip

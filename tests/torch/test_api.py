@@ -90,7 +90,8 @@ def test_studies_and_combinations_say_what_they_need(folder: Path, tmp_path: Pat
     wrong: tuple[tuple[Any, str], ...] = (
         (lambda study, _: study("blocks", folder), "needs rows: data="),
         (lambda study, _: study("directions", folder), "needs a second adapter"),
-        (lambda study, _: study("layers", folder), "There are: blocks, directions, weights"),
+        (lambda study, _: study("intrinsic-dimension", "tiny"), "needs rows: data="),
+        (lambda study, _: study("layers", folder), "There are: blocks, directions, intr"),
         (lambda _, combine: combine([folder], tmp_path / "x", how="sum"), "There are: linear"),
         (lambda _, combine: combine(folder, tmp_path / "x"), "takes a list of adapters"),
     )

@@ -126,3 +126,34 @@ def test_a_row_of_zeros_turns_nowhere_and_small_turns_are_exact() -> None:
     assert found.direction == pytest.approx(5e-13, rel=1e-6)
     assert correlation([(0.0, 1.0)] * 5) is None
     assert correlation([(0, 0), (1, -2), (2, -4)]) == pytest.approx(-1.0)
+
+
+def test_a_dimension_is_read_from_its_curve(cli: Cli, tmp_path: Path) -> None:
+    page = tmp_path / "dimension.html"
+    found = _json(
+        cli, "intrinsic-dimension", "--model", "tiny", "--data", EXAMPLES, "--device", "cpu",
+        "--steps", 4, "--dimensions", "16,4096", "--share", "0.1", "--html", page,
+    )  # fmt: skip
+    (curve,) = found["curves"]
+    small, large = curve["points"]
+    assert large["loss"] < small["loss"] < curve["base"]
+    assert curve["full"] < curve["base"]
+    for point in (small, large):
+        fallen = (curve["base"] - point["loss"]) / (curve["base"] - curve["full"])
+        assert point["share"] == pytest.approx(fallen)
+        assert point["parameters"] == point["dimension"] + 4
+    reached = [point["dimension"] for point in (small, large) if point["share"] >= 0.1]
+    assert found["dimension"] == curve["dimension"] == (reached[0] if reached else None)
+    assert "<svg" in page.read_text()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_the_dimension_of_a_task_is_the_same_within_a_step_of_the_grid(cli: Cli) -> None:
+    grid = (64, 256, 1024, 4096)
+    found = _json(
+        cli, "intrinsic-dimension", "--model", "tiny", "--data", EXAMPLES, "--device", "cpu",
+        "--steps", 40, "--dimensions", ",".join(map(str, grid)), "--seeds", 3,
+    )  # fmt: skip
+    places = [grid.index(curve["dimension"]) for curve in found["curves"]]
+    assert max(places) - min(places) <= 1

@@ -68,7 +68,9 @@ def test_every_family(family: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", METHODS)
 def test_every_method(kind: str, llama: LocalModel) -> None:
-    _same(llama, build(kind, {}), step="3")
+    # its constants are drawn far larger here than they are: they would amplify what is rounded
+    settings = {"dimension": 16} if kind == "intrinsic" else {}
+    _same(llama, build(kind, settings), step="3")
 
 
 @pytest.mark.parametrize("family", ["gemma2", "bloom", "gpt_oss"])

@@ -9,6 +9,7 @@ from edgetune.memory.lazy.elementwise import (
     add,
     cast,
     compared,
+    mapped,
     multiply,
     sqrt,
     square,
@@ -18,7 +19,7 @@ from edgetune.memory.lazy.elementwise import (
 from edgetune.memory.lazy.gradients import custom, recomputed
 from edgetune.memory.lazy.graph import Array, Grads, Wanted
 from edgetune.memory.lazy.matrices import Matrix
-from edgetune.memory.lazy.views import expand, flatten, stopped, swapaxes, total
+from edgetune.memory.lazy.views import cut, expand, flatten, one, reshape, stopped, swapaxes, total
 from edgetune.storage import FLOAT32_BYTES
 
 
@@ -93,3 +94,21 @@ def scaled_matrix(rows: Array, matrix: Array, columns: Array) -> Array:
     return recomputed(
         lambda rows, columns: multiply(multiply(matrix, columns), expand(rows, 1)), rows, columns
     )
+
+
+def fastfood(
+    vector: Array, signs: Array, gaussian: Array, scale: Array, size: tuple[int, int]
+) -> Array:
+    """Return a random projection of a trained vector as a matrix."""
+
+    def projected(vector: Array, scale: Array) -> Array:
+        mixed = _transformed(_transformed(multiply(vector, signs)))  # and in another order
+        results = multiply(_transformed(multiply(gaussian, mixed)), scale)
+        return reshape(cut(flatten(results), 0, 0, size[0] * size[1]), size)
+
+    return recomputed(projected, vector, scale)
+
+
+def _transformed(x: Array) -> Array:
+    """Return x times a constant matrix that takes no memory, or in another order."""
+    return mapped(x, lambda _, grads, __: [_transformed(one(grads))])

@@ -351,6 +351,14 @@ class LazyOps:
         k, v = (squeeze(cut(each, 0, i, i + 1), 0) for i in range(2))
         return k, v
 
+    def fastfood(
+        self, vector: Array, signs: Array, order: Array, gaussian: Array, scale: Array,
+        size: tuple[int, int],
+    ) -> Array:  # fmt: skip
+        """Project a vector randomly to a matrix."""
+        del order
+        return linear.fastfood(vector, signs, gaussian, scale, size)
+
     def scaled_matrix(self, rows: Array, matrix: Array, columns: Array) -> Array:
         """Scale the rows and columns of a constant matrix."""
         return linear.scaled_matrix(rows, matrix, columns)
