@@ -13,7 +13,6 @@ B rows, S positions, D hidden size, G key/value heads, h channels of a head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -76,11 +75,12 @@ class TiledBlocks:
             own = _part(x, span).detach().requires_grad_(goes_on)
             out = self.decoder.block(layer, own, place, self.method)
             assert place.tile.own is not None
-            outputs = [out, *place.tile.own]
-            grads = [x[:, :, span] for x in (keys.k_grad, keys.v_grad)]
-            grads = [_part(grad, span), *(x.to(grad.dtype) for x in grads)]
-            _back(outputs, grads)
-            del out, outputs, grads
+            gathered = zip(place.tile.own, (keys.k_grad, keys.v_grad), strict=True)
+            kept = [(x, each[:, :, span]) for x, each in gathered if x.requires_grad]
+            del gathered
+            grads = [_part(grad, span), *(each.to(grad.dtype) for _, each in kept)]
+            torch.autograd.backward([out, *(x for x, _ in kept)], grads)
+            del out, kept, grads
             if own.grad is not None:
                 grad[:, span] = own.grad
         return grad
@@ -110,9 +110,3 @@ class TiledBlocks:
 def _part(x: Tensor, span: slice) -> Tensor:
     """Return some positions of x (B, S, D), their rows one after another in memory."""
     return x[:, span].contiguous()
-
-
-def _back(outputs: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
-    """Go back from those of a tile's outputs that anything trained is part of."""
-    pairs = [(x, grad) for x, grad in zip(outputs, grads, strict=True) if x.requires_grad]
-    torch.autograd.backward([x for x, _ in pairs], [grad for _, grad in pairs])

@@ -93,6 +93,8 @@ def attend_in_tile(
 class _Piece:
     """One row's queries of a piece and their keys, as numbers of numbers."""
 
+    count: int
+    """Queries of a head, n."""
     queries: int
     """Numbers of all heads' queries, H n h."""
     rows: int
@@ -101,11 +103,13 @@ class _Piece:
     """Numbers of their own keys, G n h."""
     keys: int
     """Numbers of the keys of a later piece, G K h."""
-    length: int
-    """K of the larger of both."""
+    later: int
+    """K of a later piece."""
     attended: int
     """Bytes of a number where attention multiplies it."""
     widens: bool
+    shares: bool
+    """Whether heads share keys, so that their queries are put together by a copy."""
     kernel: bool
     rule: Attention
 
@@ -122,52 +126,87 @@ class _Piece:
             past = min(past, max(rule.window - 1, front))
         later = min(past, KEYS if kernel else SCORED_KEYS)
         return cls(
-            queries=heads * count * size, rows=heads * count, own=k.shape[1] * count * size,
-            keys=k.shape[1] * later * size, length=max(count, later), attended=batch.attended,
+            count=count, queries=heads * count * size, rows=heads * count,
+            own=k.shape[1] * count * size, shares=heads != k.shape[1],
+            keys=k.shape[1] * later * size, later=later, attended=batch.attended,
             widens=batch.attended != q.width, kernel=kernel, rule=rule,
         )  # fmt: skip
 
     def forward(self) -> int:
         """Return the most bytes on the way forward."""
-        wide = self.queries * self.attended * self.widens
-        found = FLOAT32_BYTES * self.queries
-        narrow = 0 if self.attended == FLOAT32_BYTES else self.queries * self.attended
-        keys, last = self._wide_keys(self.keys), bool(self.keys)
+        wide, found = self.queries * self.attended * self.widens, self._found
         if self.kernel:
-            first = self._wide_keys(self.own) + narrow + found
-            then = found + keys + narrow + found + STATISTICS * FLOAT32_BYTES * self.rows
-            return wide + max(first, then if last else 0)
-        grouped = self.queries * self.attended
-        scores = self._scores() + max(self._masks(), narrow + found)
-        return wide + grouped + max(self._wide_keys(self.own), keys + found * last) + scores
+            first = self._wide_keys(self.own) + self._narrow + found
+            then = self._wide_keys(self.keys) + self._narrow + 2 * found
+            then += STATISTICS * FLOAT32_BYTES * self.rows
+            return wide + max(first, then if self.keys else 0)
+        first, then = self._scored(self.own, self.count), self._scored(self.keys, self.later)
+        return wide + self._grouped + max(first, then + found if self.keys else 0)
 
     def backward(self) -> int:
         """Return the most bytes on the way back, above the gradients that are gathered."""
-        wide = 3 * self.queries * self.attended * self.widens
-        total = FLOAT32_BYTES * self.queries
-        narrow = 0 if self.attended == FLOAT32_BYTES else self.queries * self.attended
-        own, later = (self._wide_keys(x) + 2 * x * self.attended for x in (self.own, self.keys))
-        both = max(own, later + total if self.keys else 0)
+        wide, total = 3 * self.queries * self.attended * self.widens, self._found
         if self.kernel:
-            return wide + both + total + narrow
-        scores = (2 + (self.rule.softcap is not None)) * self._scores()
-        beside = max(self._masks(), 2 * total)
-        return wide + both + self.queries * self.attended + scores + beside
+            own, later = (self._wide_keys(x) + 2 * x * self.attended for x in (self.own, self.keys))
+            both = max(own, later + total if self.keys else 0)
+            return wide + both + total + self._narrow
+        first = self._scored_back(self.own, self.count)
+        then = self._scored_back(self.keys, self.later)
+        return wide + self._grouped + max(first, then + total if self.keys else 0)
+
+    def _scored(self, keys: int, length: int) -> int:
+        """Return what a piece takes whose scores are made: those, masks, and then its output."""
+        scores, narrow = self._scores(length)
+        then = narrow + self._narrow + self._found
+        statistics = STATISTICS * FLOAT32_BYTES * self.rows
+        return self._wide_keys(keys) + statistics + scores + max(self._masks(length), then)
+
+    def _scored_back(self, keys: int, length: int) -> int:
+        """Return the same on the way back, where the slope of a cap is there from the first on.
+
+        A gradient of scores comes beside them; then it makes those of keys and of queries.
+        """
+        scores, narrow = self._scores(length)
+        slope = scores if self.rule.softcap is not None else 0
+        each = keys * self.attended
+        products = self._found * (1 + (self._narrow > 0) + self.shares)
+        moments = (
+            scores + self._masks(length),
+            2 * scores + each + max(narrow, products),
+            (narrow or scores) + 2 * each + self._grouped + self._narrow + self._found,
+        )
+        return self._wide_keys(keys) + slope + max(moments)
+
+    @property
+    def _found(self) -> int:
+        """The bytes of the output, or of a gradient of the queries, in float32."""
+        return FLOAT32_BYTES * self.queries
+
+    @property
+    def _narrow(self) -> int:
+        """The bytes of the same as a product makes it, where that is another array."""
+        return 0 if self.attended == FLOAT32_BYTES else self.queries * self.attended
+
+    @property
+    def _grouped(self) -> int:
+        """The bytes of the queries of heads that share keys, put together."""
+        return self.queries * self.attended * self.shares
 
     def _wide_keys(self, numbers: int) -> int:
         """Return the bytes of keys and values in the type that attention multiplies."""
         return 2 * numbers * self.attended * self.widens
 
-    def _scores(self) -> int:
+    def _scores(self, length: int) -> tuple[int, int]:
+        """Return the bytes of scores in float32, and as a product makes them or takes them."""
+        numbers = self.rows * length
         narrow = 0 if self.attended == FLOAT32_BYTES else self.attended
-        return (FLOAT32_BYTES + narrow) * self.rows * self.length
+        return FLOAT32_BYTES * numbers, narrow * numbers
 
-    def _masks(self) -> int:
+    def _masks(self, length: int) -> int:
         """Return the bytes of who sees what, and of what distance takes from scores."""
-        queries = min(SCORED_QUERIES, self.length)
-        hidden = 2 * queries * self.length
-        slopes = FLOAT32_BYTES * self.rows + INDEX * queries
-        return max(hidden, slopes * self.length if self.rule.slopes else 0)
+        hidden = 2 * self.count * length
+        slopes = FLOAT32_BYTES * self.rows + INDEX * self.count
+        return max(hidden, slopes * length if self.rule.slopes else 0)
 
 
 def _fused(batch: BatchShape, rule: Attention, keys: int, size: int) -> bool:
