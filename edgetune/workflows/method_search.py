@@ -60,7 +60,7 @@ def with_candidates(
     Raises:
         UsageError: if a method is fixed or unknown, the run too short, or fewer than two take part.
     """
-    if "method" in asked.choice:
+    if "method" in asked.given:
         raise UsageError(
             "--search method chooses the method, and --method fixes it. Leave one out."
         )
@@ -176,13 +176,16 @@ def _candidates(
     same = {name: getattr(usual.plan.choice, name) for name in ("quantization", "context")}
     shared = {item.name for item in knobs(Choice)}
     limit = usual.plan.training.search_size
+    training = {**asked.training, "search": None}
+    if "learning_rate" not in asked.given:  # a plan's own rate is that of its method
+        training.pop("learning_rate", None)
     for kind in names:
         own = {*known_settings(kind), *shared}
-        settings = {name: value for name, value in asked.choice.items() if name in own}
+        settings = {name: x for name, x in asked.choice.items() if name in own & {*asked.given}}
         wanted = replace(
             asked,
             choice={**settings, **same, "method": kind},
-            training={**asked.training, "search": None},
+            training=training,
             fixed=(*asked.fixed, *same, "method"),
         )
         try:

@@ -18,7 +18,7 @@ from edgetune.report import Report, render
 from edgetune.settings.spec import values
 from edgetune.speed import save_measurements
 from edgetune.workflows.method_search import chosen, keep, kept_at
-from edgetune.workflows.planning import PreparedPlan, plan_for
+from edgetune.workflows.planning import PreparedPlan, plan_for, replanned
 from edgetune.workflows.training import start_run
 
 METHODS = ("lora", "bitfit")
@@ -94,6 +94,21 @@ def test_what_is_too_large_or_cannot_be_is_not_raced(tmp_path: Path) -> None:
     reasons = "\n".join(prepared.plan.reasons)
     assert "lora is not raced: its adapter takes" in reasons
     assert "full is not raced: --method full trains the weights themselves" in reasons
+
+
+def test_a_plan_that_was_kept_races_each_method_at_its_own_rate(tmp_path: Path) -> None:
+    asked = request(QUICK, tmp_path, search="method", search_methods=METHODS)
+    first = plan_for(asked)
+    again = plan_for(replanned(first.plan, replace(asked, choice={}, training={})))
+    for one, other in zip(first.candidates, again.candidates, strict=True):
+        assert one.prepared is not None
+        assert other.prepared is not None
+        assert one.kind == other.kind
+        assert one.prepared.plan.choice.method.kind == one.kind
+        assert one.prepared.plan.training == other.prepared.plan.training
+        assert one.prepared.plan.choice == other.prepared.plan.choice
+    rates = {x.prepared.plan.training.learning_rate for x in first.candidates if x.prepared}
+    assert len(rates) == len(METHODS)
 
 
 @pytest.mark.parametrize(
