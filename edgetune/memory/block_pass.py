@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.eager import EagerOps
 from edgetune.memory.ledger import Ledger
 from edgetune.memory.sized import Sized, outside
 from edgetune.memory.tiled_pass import TiledPass
-from edgetune.methods.adapted import Adapted
-from edgetune.methods.base import AdapterTensor, Method
+from edgetune.methods.base import AdapterTensor
+from edgetune.methods.planned import BlockKind, PlannedMethod
 from edgetune.network.block import Block
-from edgetune.network.ops import Dropout
 from edgetune.shape import ModelShape
 from edgetune.storage import FLOAT32_BYTES
 
@@ -39,89 +37,18 @@ class BlockPass:
     again: int
 
 
-class SizedMethod(Adapted[Sized]):
-    """A method whose tensors are only sizes; in training everything is drawn at its largest."""
-
-    training = False
-
-    def dropout(self, fraction: float, layer: int | None, role: str) -> Dropout | None:
-        """Return what is dropped in training: a mask of any seed."""
-        del layer, role
-        return Dropout(fraction, 0) if self.training and fraction else None
+class SizedMethod(PlannedMethod[Sized]):
+    """A method whose tensors are only sizes."""
 
     def with_tensors(
         self, tensors: Sequence[AdapterTensor], *, grad: bool, training: bool
     ) -> SizedMethod:
         """Return the same method for one pass of the block that has these tensors."""
-        other = copy.copy(self)
-        other.tensors = {
+        sized = {
             tensor.name: outside(tensor.shape, FLOAT32_BYTES, needs=grad and tensor.trained)
             for tensor in tensors
         }
-        other.kept, other.training = self.kept.anew(), training
-        return other
-
-
-@dataclass(frozen=True, slots=True)
-class BlockKind:
-    """Blocks that take the same bytes: ``layer`` is one of them.
-
-    ``alike`` is the model's first layer with such a block.
-
-    ``goes_on``: whether the gradient of the block's input is wanted; ``to_lender``: whether those
-    of keys and values are that it reads of another block, and ``gives_first``: whether it is the
-    first, on the way back, to give some. ``adds``: whether a later block has given gradients of
-    tensors that all blocks share.
-    """
-
-    layer: int = field(compare=False)
-    tensors: tuple[AdapterTensor, ...] = field(compare=False)
-    alike: int
-    sizes: tuple[tuple[str, tuple[int, ...], bool], ...]
-    goes_on: bool
-    to_lender: bool
-    gives_first: bool
-    adds: bool
-
-
-def kinds(method: Method, shape: ModelShape, tensors: Sequence[AdapterTensor]) -> list[BlockKind]:
-    """Return the kind of each block; those that are alike are equal."""
-    by_layer = _by_layer(method, shape, tensors)
-    first, found = method.first_layer(shape), []
-    for layer, own in enumerate(by_layer):
-        prefix = shape.block(layer)
-        sizes = tuple((each.name.removeprefix(prefix), each.shape, each.trained) for each in own)
-        goes_on = method.trains_input or layer > first
-        source = shape.source(layer)
-        to_lender = source is not None and source >= first
-        gives_first = source is not None and shape.last_reader(source) == layer
-        shared = any(each.trained and method.everywhere(each.name) for each in own)
-        adds = shared and layer < shape.layers - 1
-        found.append(
-            BlockKind(
-                layer, tuple(own), shape.alike[layer], sizes, goes_on, to_lender, gives_first, adds
-            )
-        )
-    return found
-
-
-def _by_layer(
-    method: Method, shape: ModelShape, tensors: Sequence[AdapterTensor]
-) -> list[list[AdapterTensor]]:
-    prefixes: Mapping[str, int] = {shape.block(layer): layer for layer in range(shape.layers)}
-    size = len(shape.block_prefix.split("{}")[0])
-    end = shape.block_prefix.split("{}")[1]
-    found: list[list[AdapterTensor]] = [[] for _ in range(shape.layers)]
-    for tensor in tensors:
-        if method.everywhere(tensor.name):
-            for own in found:
-                own.append(tensor)
-            continue
-        number = tensor.name[size:].split(end, 1)[0]
-        layer = prefixes.get(f"{tensor.name[:size]}{number}{end}")
-        if layer is not None:
-            found[layer].append(tensor)
-    return found
+        return self.of_pass(sized, training=training)
 
 
 ONE = BatchShape(

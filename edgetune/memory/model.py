@@ -8,7 +8,7 @@ from itertools import accumulate
 
 from edgetune.choice import Choice
 from edgetune.memory.batch_shape import BatchShape, Platform, batch_shape_of
-from edgetune.memory.block_pass import BlockKind, BlockPass, Passes, SizedMethod, beside, kinds
+from edgetune.memory.block_pass import BlockPass, Passes, SizedMethod, beside
 from edgetune.memory.estimate import MemoryEstimate, Parts, Phases
 from edgetune.memory.head import TRAINED, evaluation_bytes, loss_bytes
 from edgetune.memory.lazy.passes import LazyMethod, LazyPasses
@@ -19,6 +19,7 @@ from edgetune.memory.scratch import scratch_bytes
 from edgetune.memory.step import StepModel
 from edgetune.memory.weights import load_bytes, read_bytes, weight_bytes
 from edgetune.methods.base import Method
+from edgetune.methods.planned import BlockKind, kinds
 from edgetune.objectives import Objective
 from edgetune.shape import ModelShape
 from edgetune.storage import FILE_FORMAT, FLOAT32_BYTES, QUANTIZED_OUTER

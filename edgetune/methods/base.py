@@ -79,14 +79,6 @@ class Method(ABC):
         """Return the number of trained parameters."""
         return sum(tensor.size for tensor in self.tensors(shape) if tensor.trained)
 
-    def multiplied(self, shape: ModelShape) -> int:
-        """Return with how many numbers a token is multiplied besides the frozen ones."""
-        return self.parameters(shape)
-
-    def operations(self, shape: ModelShape) -> tuple[int, int]:
-        """Return operations of all blocks, forward and backward, beyond some for each tensor."""
-        return 0, 0
-
     def refusals(self, shape: ModelShape, *, context: int, quantization: str) -> list[str]:
         """Return why this cannot be done, each with what to do; asked before anything is loaded.
 

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 VECTOR, SIGNS, ORDER = "intrinsic.vector", "intrinsic.signs", "intrinsic.order"
 """The trained vector, and the constants of its projection that all targets share."""
 
-STAGE: Final = 6
-"""Operations of one of the log2(d) stages of a transform."""
-
 SCALE_RATE: Final = 10.0
 """Learning rate of the scales, which start at 1: a relative change like that of LoRA's update."""
 
@@ -71,15 +68,6 @@ class Intrinsic(Method):
     def select(self, shape: ModelShape) -> list[Target]:
         """Return the projections whose weights move."""
         return select(shape, self.targets, None)
-
-    def multiplied(self, shape: ModelShape) -> int:
-        """Return the numbers of what all weights moved by: they are multiplied apart."""
-        return sum(weights(target.linear) for target in self.select(shape))
-
-    def operations(self, shape: ModelShape) -> tuple[int, int]:
-        """Return those of Hadamard transforms: two of each target forward, three backward."""
-        transform, count = STAGE * (self.dimension.bit_length() - 1), len(self.select(shape))
-        return 2 * transform * count, 3 * transform * count
 
     def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
         """Return v, a scale a block, and the constants: D + 2 d numbers, filled up to whole d's."""

@@ -15,7 +15,7 @@ from edgetune.planning.reasons import reasons_for
 from edgetune.planning.refusal import refusal
 from edgetune.planning.search import Found, Search
 from edgetune.shape import ModelShape
-from edgetune.speed import Measurements, TimeModel, rates_of
+from edgetune.speed import Measurements, rates_of
 
 
 def make_plan(
@@ -46,7 +46,7 @@ def make_plan(
     found, above = _first_fit(problem, search)
     if found is None:
         raise NothingFitsError(refusal(ref, problem, search))
-    times = TimeModel(shape, found.choice.method, search.rates, problem.objective)
+    times = search.times(found.choice.method)
     return Plan(
         device=DeviceSummary.of(device, problem.budget, memory),
         model=ModelSummary.of(ref, shape),

@@ -36,7 +36,8 @@ class Search:
         self.space = Space(problem)
         self.rates = rates
         self._memory = cache(self._memory_model)
-        self._time = cache(self._time_model)
+        self.times = cache(self._time_model)
+        """The times of a method's choices."""
 
     def fastest(self, rung: Rung) -> Found | None:
         """Return the fastest choice of a rung within the budget; of equals, the plainest.
@@ -89,7 +90,7 @@ class Search:
         return self._seconds(replace(start, checkpointing=least, loss_chunk=self.space.chunks[0]))
 
     def _seconds(self, choice: Choice) -> float:
-        return self._time(choice.method).seconds(choice)
+        return self.times(choice.method).seconds(choice)
 
     def _cuts(self, start: Choice, limit: float) -> Iterator[Found]:
         """Yield choices that fit: for each chunk the one with the fewest blocks checkpointed.
@@ -143,4 +144,7 @@ class Search:
         )  # fmt: skip
 
     def _time_model(self, method: Method) -> TimeModel:
-        return TimeModel(self.problem.shape, method, self.rates, self.problem.objective)
+        problem = self.problem
+        return TimeModel(
+            problem.shape, method, self.rates, problem.objective, documents=problem.documents
+        )

@@ -1,5 +1,6 @@
 """Seconds of a step as pure functions of a model's shape, a choice and a device's rates."""
 
+from edgetune.speed.attention import ATTENTION_PASSES
 from edgetune.speed.measured import (
     Experience,
     Measurements,
@@ -13,7 +14,6 @@ from edgetune.speed.rates import Rates, rates_of
 from edgetune.speed.run import Work, rectangles, run_estimate
 from edgetune.speed.shortest import shortest_seconds
 from edgetune.speed.step import (
-    ATTENTION_PASSES,
     Rectangle,
     RunEstimate,
     TimeEstimate,

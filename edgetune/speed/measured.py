@@ -25,6 +25,9 @@ OURS = frozenset({"ONEDNN_PRIMITIVE_CACHE_CAPACITY", MLX_RANK, MLX_HOSTS})
 _FAILURE = "failure"
 """In the place of rates, why there are none."""
 
+COUNTING = 2
+"""What is counted of a step, as a number that changes with it: factors on other counts mean nothing."""
+
 MOST_EXPERIENCE = 64
 """Experiences that are kept beside the newest."""
 
@@ -87,6 +90,8 @@ class Measurements:
     """The same for the loss."""
     experience: tuple[Experience, ...] = ()
     """What steps took of the seconds predicted, the newest last."""
+    counting: int = COUNTING
+    """The counts that the factors are on: see :data:`COUNTING`."""
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Measurements:
@@ -154,10 +159,12 @@ def load_measurements(device: str, versions: str, file: Path | None = None) -> M
     """Return what was measured on a device with these versions and today's settings, or None."""
     wanted = device, versions, settings_of()
     for plain in _read(file or cache_file()):
+        if plain.get("counting") != COUNTING:
+            continue
         try:
             found = Measurements.of(plain)
         except TypeError:
-            continue  # written by another version of edgetune
+            continue  # written by another version of edgetune, as those that count otherwise
         if (found.device, found.versions, found.settings) == wanted:
             return found
     return None

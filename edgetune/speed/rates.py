@@ -46,6 +46,14 @@ class Rates:
     """Seconds that an operation takes besides its work."""
     asynchronous: bool
     """Whether operations are issued while the device computes earlier ones."""
+    widens: bool = False
+    """Whether products are wider than activations in 16 bits."""
+    attends_wide: bool = False
+    """Whether attention is always in float32."""
+    fused: bool = False
+    """Whether there are kernels: norms, rotations and gates are one operation each."""
+    updated_at_once: int = 1 << 20
+    """Numbers of a trained tensor that the optimizer updates at a time."""
     sharing: float = 0.0
     """Seconds by which threads that share an operation's work delay it, before :attr:`block`."""
     opening: float = OPENING
@@ -121,6 +129,10 @@ def rates_of(device: Device, measured: Measurements | None = None) -> Rates:
         operation=costs.operation,
         asynchronous=costs.asynchronous,
         beside_copies=costs.beside_copies,
+        widens=costs.attends_wide and not device.multiplies_16bit,
+        attends_wide=costs.attends_wide,
+        fused=costs.fused or device.kernels,
+        updated_at_once=costs.updated_at_once,
         known=device.rate_32bit > 0,
     )
 
@@ -144,6 +156,10 @@ def _measured_rates(device: Device, measured: Measurements) -> Rates:
         asynchronous=costs.asynchronous,
         opening=measured.opening,
         beside_copies=costs.beside_copies,
+        widens=costs.attends_wide and not device.multiplies_16bit,
+        attends_wide=costs.attends_wide,
+        fused=costs.fused or device.kernels,
+        updated_at_once=costs.updated_at_once,
         block=measured.block,
         head=measured.head,
         experience=measured.experience,

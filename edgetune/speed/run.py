@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from edgetune.choice import Choice
@@ -53,10 +53,10 @@ def run_estimate(time: TimeModel, choice: Choice, work: Work) -> RunEstimate:
     epoch = sum(
         each.count * time.micro_batch(each.of(choice)) for each in work.epoch
     ) + work.steps_per_epoch * time.update(choice)
-    evaluation = sum(each.count * time.validation(each.of(choice)) for each in work.evaluation)
+    evaluation = _evaluated(time, choice, work.evaluation)
     state = time.trained * (FLOAT32_BYTES + OPTIMIZER_BYTES[choice.optimizer])
     save = SAVE + state / (FLUSHED * rates.disk)
-    raced = sum(each.count * time.validation(each.of(choice)) for each in work.raced)
+    raced = _evaluated(time, choice, work.raced)
     loading = _loading(shape, choice, rates)
     return RunEstimate(
         opening=rates.opening + loading,
@@ -75,6 +75,14 @@ def rectangles(shapes: Iterable[tuple[int, int]]) -> tuple[Rectangle, ...]:
     for shape in shapes:
         counts[shape] = counts.get(shape, 0) + 1
     return tuple(Rectangle(count, *shape) for shape, count in sorted(counts.items()))
+
+
+def _evaluated(time: TimeModel, choice: Choice, micro_batches: Sequence[Rectangle]) -> float:
+    """Return the seconds of evaluating micro-batches, one state of what is trained on all of them."""
+    if not micro_batches:
+        return 0.0
+    passes = sum(each.count * time.validation(each.of(choice)) for each in micro_batches)
+    return passes + time.state(choice)
 
 
 def _loading(shape: ModelShape, choice: Choice, rates: Rates) -> float:

@@ -13,6 +13,7 @@ from edgetune.device import read_device
 from edgetune.events import Stepped
 from edgetune.pilot import StepData
 from edgetune.planning import Plan
+from edgetune.planning.plan import mean_document
 from edgetune.speed import Experience, TimeModel, rates_of, rectangles, save_measurements, way
 from edgetune.workflows.measured import measured
 
@@ -67,7 +68,10 @@ def learn(
     if found is None or plan.time.basis != "measured":
         return None
     choice = plan.choice
-    times = TimeModel(plan.shape, choice.method, rates_of(device, found), plan.objective)
+    documents = mean_document(plan.data, plan.training)
+    times = TimeModel(
+        plan.shape, choice.method, rates_of(device, found), plan.objective, documents=documents
+    )
     share = median(seconds / times.step_of(choice, rectangles(shapes)) for shapes, seconds in steps)
     if share <= 0 or 1 / near <= share <= near:
         return None

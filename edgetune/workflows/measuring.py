@@ -31,7 +31,6 @@ from edgetune.speed import (
     shortest_seconds,
     way,
 )
-from edgetune.speed.ops import Operations
 from edgetune.workflows.opening import open_session
 from edgetune.workflows.random_model import write_random_model
 
@@ -98,9 +97,8 @@ def measure(device: Device) -> Measurements:
 
 def _operation(plan: Plan, step: float, without: TimeModel) -> float:
     """Return the seconds of an operation besides its work, from those of a small step."""
-    counted = Operations(plan.shape, plan.choice.method)
-    issued = counted.micro_batch(plan.choice) + counted.update(plan.choice)
-    return max(LEAST_OPERATION, (step - without.seconds(plan.choice)) / issued)
+    rest = step - without.seconds(plan.choice)
+    return max(LEAST_OPERATION, rest / without.launches(plan.choice))
 
 
 def _model(folder: Path, sizes: Mapping[str, int]) -> LocalModel:

@@ -14,6 +14,7 @@ from edgetune.files import is_utf8
 from edgetune.model import ModelSource, resolve
 from edgetune.objectives import objective_of
 from edgetune.planning import DataFacts, Plan, make_plan
+from edgetune.planning.plan import mean_document
 from edgetune.planning.sharing import sharing_for
 from edgetune.racing import lengths
 from edgetune.schedule import schedule_of
@@ -223,9 +224,9 @@ def timed(plan: Plan, dataset: Dataset, work: Work, rates: Rates) -> Plan:
     """Return a plan whose time is that of its own rows: they can be shorter than the context."""
     if not rates.known:
         return plan
-    run = run_estimate(
-        TimeModel(plan.shape, plan.choice.method, rates, plan.objective), plan.choice, work
-    )
+    documents = mean_document(plan.data, plan.training)
+    times = TimeModel(plan.shape, plan.choice.method, rates, plan.objective, documents=documents)
+    run = run_estimate(times, plan.choice, work)
     epochs = work.steps / work.steps_per_epoch
     time = replace(
         plan.time,

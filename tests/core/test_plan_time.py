@@ -48,7 +48,7 @@ def _model(device: Device | None = None, model: str = "smollm2-135m") -> tuple[T
     place = device or processor()
     shape = shape_of(model)
     plan = make_plan(place, model, shape, fixed={"method": "lora", "context": 128}, training={})
-    return TimeModel(shape, build("lora", {"rank": 8}), rates_of(place)), plan.choice
+    return TimeModel(shape, plan.choice.method, rates_of(place)), plan.choice
 
 
 def test_equal_micro_batches_are_counted_together() -> None:
@@ -223,7 +223,7 @@ def test_the_time_of_blocks_that_differ_is_the_sum_of_theirs() -> None:
     whole, choice = _model(model="llama-3.2-1b")
     narrow = replace(whole.shape, blocks=(narrower(whole.shape.blocks[0]),) * whole.shape.layers)
     each = [
-        TimeModel(shape, build("lora", {"rank": 8, "targets": ("o_proj",)}), whole.rates)
+        TimeModel(shape, build("prompt", {}), whole.rates)  # gradients go through all of them
         for shape in (whole.shape, narrow, mixed(whole.shape))
     ]
     first, second, both = (time.blocks(choice) for time in each)

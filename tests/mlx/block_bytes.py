@@ -16,8 +16,9 @@ import numpy as np
 from edgetune.backend import load_backend
 from edgetune.data.batch import full_batch
 from edgetune.memory.batch_shape import BatchShape, Platform, batch_shape_of
-from edgetune.memory.block_pass import BlockKind, BlockPass, kinds
+from edgetune.memory.block_pass import BlockPass
 from edgetune.memory.lazy.passes import LazyMethod, LazyPasses
+from edgetune.methods.planned import BlockKind, kinds
 from edgetune.model import LocalModel
 from edgetune.planning.plan import Plan
 

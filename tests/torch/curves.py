@@ -15,10 +15,11 @@ from products import products
 
 from edgetune.data.batch import full_batch
 from edgetune.memory.batch_shape import Platform, batch_shape_of
-from edgetune.memory.block_pass import SizedMethod, kinds
+from edgetune.memory.block_pass import SizedMethod
 from edgetune.memory.eager import EagerOps
 from edgetune.memory.ledger import Ledger
 from edgetune.memory.sized import outside
+from edgetune.methods.planned import kinds
 from edgetune.network.block import Block
 
 MARKED = frozenset({

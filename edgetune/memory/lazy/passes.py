@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from edgetune.memory.batch_shape import BatchShape
-from edgetune.memory.block_pass import BlockKind, BlockPass
+from edgetune.memory.block_pass import BlockPass
 from edgetune.memory.lazy.evaluation import AHEAD, Evaluation
 from edgetune.memory.lazy.gradients import vjp
 from edgetune.memory.lazy.graph import Array, Operation, given
@@ -18,6 +18,7 @@ from edgetune.memory.lazy.ops import LazyOps
 from edgetune.memory.lazy.weights import FrozenBlock, frozen_block
 from edgetune.memory.ledger import Ledger
 from edgetune.methods.adapted import Adapted
+from edgetune.methods.planned import BlockKind
 from edgetune.network.block import Block
 from edgetune.network.ops import Dropout
 from edgetune.shape import ModelShape

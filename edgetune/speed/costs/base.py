@@ -21,6 +21,14 @@ class Costs:
     """Seconds in which the host issues an operation."""
     asynchronous: bool
     """Whether operations are issued while the device computes earlier ones."""
+    attends_wide: bool = False
+    """Whether attention is in float32 whatever activations are in, and so are products where nothing
+    multiplies 16 bits.
+    """
+    fused: bool = False
+    """Whether norms, rotations and gates are one operation each."""
+    updated_at_once: int = 1 << 20
+    """Numbers of a trained tensor that the optimizer updates at a time."""
     lookups: float | None = None
     """Weights turned into numbers for each FLOP of peak rate, where bandwidth is not what counts."""
     sharing: float = 0.0

@@ -1,0 +1,202 @@
+"""What the torch engine's own functions take: norms, rotations, gates, products with matrices.
+
+T tokens, K inputs, N outputs, R rank.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+from edgetune.shape import Linear, NormKind, Rotary
+from edgetune.speed.counted import Counted, Counting
+from edgetune.speed.tally import PIECE, Tally
+from edgetune.storage import FLOAT32_BYTES
+
+SPAN = 512
+"""Rows that are widened at a time where products are wider than activations."""
+
+DRAWN = 256
+"""Positions of a row whose dropout is drawn at a time."""
+
+STAGE = 6
+"""Operations of a stage of a Hadamard transform."""
+
+NORM_ROWS = 128
+"""Rows of a matrix whose norms are computed at a time."""
+
+
+class Functions(Counting):
+    """Norms, rotations, gates and products with frozen and with trained matrices."""
+
+    # norms
+
+    def rms_norm(self, x: Counted, gain: Counted | None) -> Counted:
+        """Return x normalised over its last axis; the way back normalises it again."""
+        inputs, narrow, wide = self._inputs(x, gain), self.batch.narrow, FLOAT32_BYTES * x.numbers
+        plain = gain is None
+        copies = narrow * (x.nbytes + wide)
+        out = self.made(x.shape, x.width, inputs)
+        ahead = 6 - plain + 2 * narrow, (7 - 2 * plain) * wide + 2 * copies
+        back = 11 + 3 * narrow, 17 * wide + 3 * copies
+        self.done(out, inputs, ahead, back)
+        if gain is not None and gain.needs:
+            self.back.count(3, 4 * wide)
+        return out
+
+    def layer_norm(self, x: Counted, gain: Counted | None, bias: Counted | None) -> Counted:
+        """Return x normalised over its last axis by one operation in float32."""
+        inputs, narrow, wide = (
+            self._inputs(x, gain, bias),
+            self.batch.narrow,
+            FLOAT32_BYTES * x.numbers,
+        )
+        copies = narrow * (x.nbytes + wide)
+        out = self.made(x.shape, x.width, inputs)
+        one = 1 + 2 * narrow
+        return self.done(out, inputs, (one, 2 * wide + 2 * copies), (one, 4 * wide + 2 * copies))
+
+    def gain(self, weight: Counted, kind: NormKind) -> Counted:
+        """Return a norm's weight as it multiplies, in float32."""
+        wide = self.as_width(weight, FLOAT32_BYTES)
+        if kind.offset:
+            self.ahead.launches += 1
+        return wide
+
+    # what tokens are to each other
+
+    def rotated(self, x: Counted, rotary: Rotary) -> Counted:
+        """Return x (B, heads, S, h) rotated by position; the tables are there."""
+        whole = rotary.dimensions == x.shape[-1]
+        part = x.nbytes * rotary.dimensions // x.shape[-1]
+        out = self.made(x.shape, x.width, (x,))
+        ahead = (8, 11 * part) if whole else (9, 11 * part + 2 * x.nbytes)
+        back = (7, 11 * part) if whole else (13, 11 * part + 9 * x.nbytes)
+        self.ahead.launches += 2 * rotary.interleaved
+        self.back.launches += 2 * rotary.interleaved * x.needs
+        return self.done(out, (x,), ahead, back)
+
+    # element by element
+
+    def gate(self, gate: Counted, up: Counted) -> Counted:
+        """Return ``activation(gate) * up``; the activation is made again on the way back."""
+        out = self.made(up.shape, up.width, (gate, up))
+        return self.done(out, (gate, up), (2, 5 * up.nbytes), (6, 11 * up.nbytes))
+
+    # products with frozen matrices
+
+    def product(self, x: Counted, linear: Linear, *, bias: bool) -> Counted:
+        """Return a product with a frozen matrix."""
+        out = self.made((*x.shape[:-1], linear.outputs), x.width, (x,))
+        self.frozen(self.ahead, linear, x.numbers // linear.inputs, bias=bias)
+        if x.needs:
+            self.frozen(self.back, linear, x.numbers // linear.inputs, launches=6)
+        return out
+
+    def frozen(
+        self, tally: Tally, linear: Linear, rows: int, *, launches: int = 7, bias: bool = False
+    ) -> None:
+        """Count a product of so many rows with a matrix, one way or the other."""
+        self.unpacked(tally, linear)
+        tally.products += 2 * rows * linear.inputs * linear.outputs
+        tally.launches += launches + bias + linear.transposed
+        self._widened(tally, rows, linear.inputs + linear.outputs)
+
+    def unpacked(self, tally: Tally, linear: Linear, times: float = 1.0) -> None:
+        """Count that a matrix becomes numbers."""
+        tally.matrices += times
+        tally.pieces += times * ceil(linear.outputs / PIECE)
+        tally.weights += times * linear.inputs * linear.outputs
+
+    def _widened(self, tally: Tally, rows: int, columns: int) -> None:
+        """Count what it takes that rows are widened, and rounded when they are multiplied."""
+        if self.batch.product != self.batch.width:
+            moved = rows * columns * (self.batch.product + self.batch.width)
+            tally.count(7 * ceil(rows / SPAN), moved)
+
+    def low_rank_product(
+        self, x: Counted, a: Counted, b: Counted, linear: Linear, *, bias: bool, dropout: bool
+    ) -> Counted:
+        """Return a product with a frozen matrix and a low-rank update, added to each other."""
+        rows, rank = x.numbers // linear.inputs, a.shape[0]
+        both = linear.inputs + linear.outputs
+        casts = 2 * self._cast()
+        out = self.made((*x.shape[:-1], linear.outputs), x.width, (x, a, b))
+        update = 2 * rows * rank * both
+        self.frozen(self.ahead, linear, rows, bias=bias)
+        self.ahead.products += update
+        self.ahead.count(7 + casts, casts * 3 * rank * both)
+        if dropout:
+            self.drawn(self.ahead, x, times=2)
+        if not out.needs:
+            return out
+        if x.needs:
+            self.frozen(self.back, linear, rows, launches=5)
+        share = (2 * linear.outputs + linear.inputs * (x.needs + a.needs)) / both
+        self.back.products += update * share
+        moved = 6 * b.nbytes + 4 * a.nbytes * a.needs + casts * 3 * rank * both
+        self.back.count(10 + casts + 6 * a.needs, moved)
+        if dropout:
+            self.drawn(self.back, x, times=4)
+        return out
+
+    def _cast(self) -> int:
+        return int(self.batch.product != FLOAT32_BYTES)
+
+    def drawn(self, tally: Tally, x: Counted, times: int) -> None:
+        """Count a mask of x (B, S, K) and the passes over x that it takes."""
+        rows, positions = x.shape[0], x.shape[1]
+        pieces = rows * (ceil(positions / DRAWN))
+        tally.count(2 + times + 4 * pieces, 4 * x.numbers + 2 * times * x.nbytes)
+
+    def row_norms_of(self, linear: Linear, rank: int) -> None:
+        """Count the norms of a matrix's rows with its update, once for each state of that.
+
+        ``|W|^2`` of the frozen rows is there.
+        """
+        state, size = self.state, linear.inputs * linear.outputs
+        narrow = self._cast()
+        self.unpacked(state, linear)
+        state.wide += 2 * rank * (size + rank * (linear.inputs + linear.outputs))
+        spans = ceil(linear.outputs / NORM_ROWS)
+        moved = narrow * (self.batch.product + 2 * FLOAT32_BYTES) * size  # widened, read once more
+        state.count(10 + (11 + narrow) * spans, moved)
+
+    # products with trained ones
+
+    def trained_product(self, x: Counted, weight: Counted) -> Counted:
+        """Return a product with a trained matrix (N, K), of which no copy is kept."""
+        flops, cast = 2 * x.numbers * weight.shape[0], int(x.width != weight.width)
+        copy = cast * weight.numbers * (x.width + weight.width)
+        out = self.made((*x.shape[:-1], weight.shape[0]), x.width, (x, weight))
+        self.ahead.products += flops
+        self.ahead.count(4 + cast, copy)
+        if weight.needs:
+            self.back.products += flops
+            self.back.count(4 + cast, copy)
+        if x.needs:
+            self.back.products += flops
+            self.back.count(2 + cast, copy)
+        return out
+
+    def matrix_scaled(self, rows: Counted, matrix: Counted, columns: Counted) -> Counted:
+        """Return a constant matrix (N, R) scaled by trained vectors."""
+        out = self.made(matrix.shape, FLOAT32_BYTES, (rows, columns))
+        self.ahead.count(3, 5 * matrix.nbytes)
+        if out.needs:
+            self.back.count(5, 5 * matrix.nbytes)
+        return out
+
+    def random_projection(
+        self, vector: Counted, gaussian: Counted, scale: Counted, size: tuple[int, int]
+    ) -> Counted:
+        """Return a Fastfood projection (N, K): Hadamard transforms, stage by stage."""
+        stages, small = vector.numbers.bit_length() - 1, vector.nbytes
+        out = self.made(size, FLOAT32_BYTES, (vector, scale))
+        whole = (4 * stages + 6) * gaussian.nbytes
+        self.ahead.count(9 + 2 * STAGE * stages, whole + 4 * stages * small)
+        if out.needs:
+            self.back.count(18 + 3 * STAGE * stages, whole + 8 * stages * small)
+        return out
+
+    def _inputs(self, *values: Counted | None) -> tuple[Counted, ...]:
+        return tuple(each for each in values if each is not None)
