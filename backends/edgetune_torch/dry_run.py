@@ -117,7 +117,7 @@ def live_peaks(
         engine.evaluate(batch, method)
         evaluated = live.peak
         live.restart()
-        method = method.drawing("0")
+        method = method.drawing(method.spec.largest_step)
         engine.gradients(batch, method, scale=1.0)
         gradients.clip(1.0)
         optimizer.step(1e-4, 1)

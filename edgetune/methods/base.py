@@ -113,6 +113,11 @@ class Method(ABC):
         return next(adapted, shape.layers)
 
     @property
+    def largest_step(self) -> str:
+        """A step in which as much is drawn, and takes memory, as ever is."""
+        return "0"
+
+    @property
     def trains_input(self) -> bool:
         """Whether gradients are needed down to the input of the first block."""
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 from typing import TYPE_CHECKING, ClassVar
 
 from edgetune.methods.initial import generator
@@ -32,6 +33,11 @@ class DyLora(LowRank):
     def one_rank_because(self) -> str | None:
         """Why all targets have to have the same rank."""
         return "DyLoRA draws one rank for all targets"
+
+    @property
+    def largest_step(self) -> str:
+        """A step that draws the whole rank."""
+        return next(step for step in map(str, count()) if drawn_rank(step, self.rank) == self.rank)
 
     @property
     def draws(self) -> bool:

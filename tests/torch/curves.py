@@ -123,7 +123,7 @@ def counted(case: Case, layer: int, *, multiplies_16bit: bool, goes_on: bool) ->
         batch = full_batch(choice.micro_batch, choice.context, shape.vocabulary)
         engine.evaluate(batch, method)  # scratch memory and tables are there from now on
         layout, _, _ = engine._layout(batch, method)
-        own = method.drawing("0")
+        own = method.drawing(method.spec.largest_step)
         size = (choice.micro_batch, layout.positions.shape[1], shape.hidden_size)
         x = torch.empty(size, dtype=layout.dtype).requires_grad_(goes_on)
         ops = TorchOps(shape, engine.decoder.weights, engine.decoder.weights.blocks[layer], layout)

@@ -13,13 +13,11 @@ from oracle import LARGE, MODELS, Case, plain
 from edgetune.methods import METHODS, build
 from edgetune.settings.spec import ComputeDtype
 
-UNDER, OVER = 0.003, 0.02
+UNDER, OVER = 0.003, 0.005
 """Shares of a block's largest moment: by which the largest may be under or over."""
 
 MOMENT = 0.03
-"""By which any other moment may be over. One is, by 2.5 %, and is not explained: the way back through
-a rotation behind attention in chunks (Gemma 3, float32).
-"""
+"""By which any other moment may be over: on the way back through chunks of attention some are, by up to 1.7 %."""
 
 LONG = 400
 
@@ -47,10 +45,9 @@ def compare(case: Case, layer: int, *of: bool) -> float:
     kind = case.choice.method.kind
     if kind != "dora":  # whose two gradients may be ready in either order
         assert [mark.name for mark in ours] == [mark.name for mark in theirs]
-    if kind != "dylora":  # planned at the whole rank, counted at one that was drawn
-        for mine, its in zip(ours, theirs, strict=True):
-            off = (mine.peak - its.peak) / most
-            assert -OVER <= off <= MOMENT, (case, mine, its)
+    for mine, its in zip(ours, theirs, strict=True):
+        off = (mine.peak - its.peak) / most
+        assert -UNDER <= off <= MOMENT, (case, mine, its)
     return max(mark.peak for mark in ours) / most - 1
 
 
@@ -64,6 +61,7 @@ def test_a_block_takes_at_every_moment_what_is_planned(place: int) -> None:
     ("model", "kind", "dtype", "context"),
     [
         ("gpt_neo", "llama-adapter", "bfloat16", 512),  # prompts beside chunks of a window
+        ("smollm2-135m", "dylora", "bfloat16", 64),  # at the whole rank
         ("qwen3-0.6b", "full", "bfloat16", 300),  # a norm of heads, whose weight is trained
     ],
 )
