@@ -139,7 +139,8 @@ class TensorShape:
 class BlockShape:
     """Everything about one block but its weights; sizes are in elements.
 
-    A block whose mixer is not attention has no heads: 0 of them.
+    A block whose mixer is not attention has no heads: 0 of them. It may have one half alone: no
+    mixer, or neither MLP nor experts (Nemotron-H).
     """
 
     heads: int
@@ -147,7 +148,7 @@ class BlockShape:
     head_dim: int
     ffn_size: int
     activation: Activation
-    mixer: Mixer
+    mixer: Mixer | None
     linears: tuple[Linear, ...]
     norms: tuple[Norm, ...]
     beside: StateSpace | None = None
@@ -177,6 +178,11 @@ class BlockShape:
             return ()
         experts = range(self.experts.number)
         return tuple(each for number in experts for each in _of_expert(self.experts, number))
+
+    @cached_property
+    def feeds(self) -> bool:
+        """Whether there is an MLP, or experts."""
+        return self.experts is not None or "down" in self.linear_by_role
 
     @cached_property
     def shared(self) -> bool:

@@ -94,6 +94,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "layer_types": ["mamba", "attention", "mamba"],
         "mamba_n_heads": 4, "mamba_n_groups": 2, "mamba_d_state": 8},
     "nemotron": SMALL | {"initializer_range": 0.1},
+    "nemotron_h": SMALL | {
+        "layer_types": ["linear_attention", "mlp", "full_attention", "linear_attention"],
+        "num_hidden_layers": 4, "mamba_num_heads": 4, "mamba_head_dim": 12, "n_groups": 2,
+        "ssm_state_size": 8, "time_step_min": 0.8},
     "arcee": SMALL,
     "helium": SMALL,
     "cwm": SMALL | WINDOWS,

@@ -96,9 +96,21 @@ class Bottleneck(Method):
             tensor
             for layer in blocks
             for which in self.sublayers
+            if has(shape, layer, which)
             for tensor in self._adapter(shape, adapter_name(shape, layer, which))
         ]
         return (*adapters, *self._norms(shape))
+
+    def refusals(self, shape: ModelShape, *, context: int, quantization: str) -> list[str]:
+        """Refuse blocks none of which has a half for an adapter."""
+        blocks = last_blocks(shape, self.layers)
+        if any(has(shape, layer, which) for layer in blocks for which in self.sublayers):
+            return []
+        reason = (
+            f"Adapters stand at MLPs, and the blocks of --layers {self.layers} in this {shape.family} "
+            "model have none: take more layers, or --method lora."
+        )
+        return [reason]
 
     def sublayer(self, block: Block[A], own: Adapted[A], which: Sublayer, x: A, out: A) -> A:
         """Return the half's output with that of its adapter, if it has one."""
@@ -135,6 +147,12 @@ class Bottleneck(Method):
 def _affine(block: Block[A], own: Adapted[A], x: A, name: str) -> A:
     y = block.ops.trained_linear(x, own.tensors[f"{name}.weight"])
     return block.ops.add_bias(y, own.tensors[f"{name}.bias"])
+
+
+def has(shape: ModelShape, layer: int, which: Sublayer) -> bool:
+    """Return whether a block has a half: some have one alone."""
+    block = shape.blocks[layer]
+    return block.feeds if which == "mlp" else block.mixer is not None
 
 
 def adapter_name(shape: ModelShape, layer: int, which: Sublayer) -> str:

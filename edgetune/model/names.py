@@ -77,6 +77,8 @@ def candidates(shape: ModelShape, name: str) -> Iterator[str]:
     yield name
     yield name.removeprefix("language_model.")
     yield name.replace("model.language_model.", "model.", 1)
+    if name.startswith("backbone."):  # Nemotron-H, before transformers 5
+        yield name.replace("backbone.", "model.", 1)
     yield f"{root}.{name}"
     if name in _HEADS:
         yield f"{shape.head}.weight"

@@ -75,9 +75,11 @@ class Block(Generic[A]):
         """Return the output (B, S, D) of a block for its input."""
         if self.own.parallel:
             return self._parallel(x)
-        attended = self._first_half(self.norm("attention_input", x))
-        x = self.ops.add(x, self._scaled(attended))
-        x = self.ops.add(x, self._scaled(self._mlp(self.norm("mlp_input", x), x)))
+        if self.own.mixer is not None:
+            attended = self._first_half(self.norm("attention_input", x))
+            x = self.ops.add(x, self._scaled(attended))
+        if self.own.feeds:
+            x = self.ops.add(x, self._scaled(self._mlp(self.norm("mlp_input", x), x)))
         if self.own.per_layer:
             x = self.ops.add(x, self._per_layer(x))
         return x if self.own.scalar is None else self.ops.layer_scaled(x)
@@ -126,6 +128,8 @@ class Block(Generic[A]):
                 out = self._attention(x, rule)
                 if self.own.beside is not None:
                     out = self.ops.add(out, mixer_output(self, x, self.own.beside))
+            case None:
+                raise TypeError("the block has no mixer")
             case mixer:
                 out = mixer_output(self, x, mixer)
         out = self.norm("attention_output", out)

@@ -60,7 +60,8 @@ def _vectors(rank: int) -> Count:
 
 
 def _adapter(a: int, per_block: int) -> Count:
-    return lambda s: per_block * s.layers * (2 * s.hidden_size * a + a + s.hidden_size)
+    halves = {2: lambda b: (b.mixer is not None) + b.feeds, 1: lambda b: int(b.feeds)}[per_block]
+    return lambda s: sum(map(halves, s.blocks)) * (2 * s.hidden_size * a + a + s.hidden_size)
 
 
 def _norms(shape: ModelShape) -> int:

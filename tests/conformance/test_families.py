@@ -55,7 +55,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LocalMod
 
     def model(family: str) -> LocalModel:
         if family not in made:
-            layers = 4 if family == "gemma4_text" else 2  # of which two read others' keys
+            # of which two read others' keys; of each kind one
+            layers = {"gemma4_text": 4, "nemotron_h": 3}.get(family, 2)
             folder = make_model(tmp_path_factory.mktemp(family), family, layers=layers)
             made[family] = LocalModel.open(folder)
         return made[family]

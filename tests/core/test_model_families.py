@@ -282,6 +282,31 @@ def test_layers_that_scan_are_refused_for_what_cannot_be_computed(
         shape_of(config | changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hybrid_override_pattern": "M-M"}, "none of its layers has attention"),
+        ({"hybrid_override_pattern": "M*E"}, "mixtures of experts without a gate"),
+        ({"hybrid_override_pattern": "M*x"}, r"must say of each layer .*found 'M\*x'"),
+        ({"hybrid_override_pattern": None}, "must say of each layer"),
+        ({"mamba_hidden_act": "gelu"}, "mamba_hidden_act is gelu: only silu"),
+        ({"n_groups": 3}, "4 heads of its Mamba layers cannot share 3 groups"),
+        ({"sliding_window": 8}, "sliding_window is 8: "),
+    ],
+)
+def test_layers_of_one_half_are_refused_for_what_cannot_be_computed(
+    changes: dict[str, object], words: str
+) -> None:
+    config = TINY | {
+        "model_type": "nemotron_h", "hybrid_override_pattern": "M*-", "mamba_num_heads": 4,
+        "n_groups": 2,
+    }  # fmt: skip
+    scans, attends, feeds = shape_of(config).blocks
+    assert (scans.feeds, attends.feeds, feeds.mixer) == (False, False, None)
+    with pytest.raises(ModelError, match=words):
+        shape_of(config | changes)
+
+
 def test_steps_without_an_upper_limit_are_read_as_they_are_written() -> None:
     for most in (float("inf"), {"__float__": "Infinity"}):
         config = {"model_type": "granitemoehybrid", "time_step_limit": [0.5, most]}

@@ -102,6 +102,13 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "max_position_embeddings": 1024, "mamba_n_heads": 6, "mamba_n_groups": 2,
         "mamba_d_state": 32, "layer_types": ["mamba"] * 2 + ["attention", "mamba"],
     },
+    "halved": {
+        "model_type": "nemotron_h", "hidden_size": 192, "intermediate_size": 384,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 3000,
+        "max_position_embeddings": 1024, "mamba_num_heads": 6, "mamba_head_dim": 32,
+        "n_groups": 2, "ssm_state_size": 32,
+        "layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention"],
+    },
     "flanked": {
         "model_type": "falcon_h1", "hidden_size": 192, "intermediate_size": 384,
         "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2,

@@ -28,6 +28,7 @@ CASES = (
     Case(model="correcting", context=192),
     Case(model="scanning", context=192),
     Case(model="flanked", context=128),
+    Case(model="halved", context=128),
     Case(model="mixed", context=128, fixed={"quantization": "mxfp4"}),
     Case(model="sinking", context=320),
     Case(model="beside", context=128, fixed={"method": "norm"}),

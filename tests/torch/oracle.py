@@ -102,6 +102,14 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
         "mamba_n_groups": 1,
         "mamba_d_state": 64,
     },
+    "nemotron_h": {
+        "layer_types": ["mlp", "linear_attention", "full_attention"],
+        "num_hidden_layers": 3,
+        "sliding_window": None,
+        "mamba_num_heads": 18,
+        "ssm_state_size": 64,
+        "n_groups": 2,
+    },
     "granitemoehybrid": {
         "layer_types": ["mamba", "attention"] * 2,
         "shared_intermediate_size": 1536,
@@ -297,13 +305,15 @@ REFUSED = {
     "deepseek_v2": {"prefix", "mam"},
     "deepseek_v3": {"prefix", "mam"},
     "glm4_moe_lite": {"prefix", "mam"},
+    "nemotron_h": {"ia3", "mam"},
 }
 """Methods that have no place in a family."""
 
 
 def _method(draw: random.Random, model: str) -> Method:
     """Return LoRA, which has most settings, or one of the others."""
-    mlp = "attention" if model in MIXTURES else "mlp"  # without what experts have
+    others = model in MIXTURES or model == "nemotron_h"  # whose last block has no MLP
+    mlp = "attention" if others else "mlp"  # without what experts have
     if draw.random() < LORAS:
         return Lora(
             rank=draw.choice((4, 16, 64)),

@@ -55,6 +55,9 @@ ODD_OF: dict[str, dict[str, Any]] = {
     "falcon_h1": ODD | {
         "mamba_d_ssm": 60, "mamba_n_heads": 3, "mamba_n_groups": 1, "projectors_bias": True,
         "mamba_norm_before_gate": True},
+    "nemotron_h": ODD | {
+        "mamba_num_heads": 3, "mamba_head_dim": 10, "n_groups": 1, "use_bias": True,
+        "mlp_bias": True, "time_step_min": 0.001},
     "granitemoehybrid": ODD | {
         "mamba_n_groups": 1, "mamba_n_heads": 3, "position_embedding_type": "rope",
         "num_local_experts": 3, "num_experts_per_tok": 2},

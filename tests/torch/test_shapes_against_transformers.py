@@ -121,6 +121,8 @@ def _assert_same_attention(shape: ModelShape, model: PreTrainedModel) -> None:
     for shaped, block in zip(shape.blocks, _blocks(model), strict=True):
         module = getattr(block, "self_attn", None) or getattr(block, "attn", None)
         module = module or getattr(block, "attention", None)
+        if hasattr(getattr(block, "mixer", None), "scaling"):
+            module = block.mixer
         attention = shaped.attention
         assert (module is None) == (attention is None)
         if module is None or attention is None:
@@ -168,6 +170,7 @@ def _random_config(family: str, seed: int) -> Config:
         "falcon": _falcon,
         "falcon_h1": _falcon_h1,
         "granitemoehybrid": _granite4,
+        "nemotron_h": _nemotron_h,
         "helium": _helium,
         "deepseek_v2": _deepseek_v2,
         "deepseek_v3": _deepseek_v3,
@@ -345,6 +348,41 @@ def _falcon_h1(draw: random.Random) -> Config:
         "projectors_bias": draw.random() < 0.5,
         "rms_norm_eps": 1e-6,
     }
+
+
+def _nemotron_h(draw: random.Random) -> Config:
+    config = _common("llama", draw)
+    kinds = ["linear_attention", "full_attention", "mlp"]
+    layers = [draw.choice(kinds) for _ in range(config["num_hidden_layers"])]
+    layers[draw.randrange(len(layers))] = "full_attention"
+    letters = {"linear_attention": "M", "full_attention": "*", "mlp": "-"}
+    told = draw.choice(
+        [
+            {"layers_block_type": layers},
+            {"hybrid_override_pattern": "".join(letters[x] for x in layers)},
+        ]
+    )
+    groups = draw.choice([1, 2])
+    heads = groups * draw.choice([1, 3])
+    kept = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    others = ("vocab_size", "max_position_embeddings", "pad_token_id")
+    return (
+        {name: config[name] for name in (*kept, *others)}
+        | told
+        | {
+            "num_hidden_layers": len(layers),
+            "head_dim": draw.choice([8, 16]),
+            "mamba_num_heads": heads,
+            "mamba_head_dim": draw.choice([4, 6]),
+            "n_groups": groups,
+            "ssm_state_size": draw.choice([4, 16]),
+            "conv_kernel": draw.choice([2, 4]),
+            "use_conv_bias": draw.random() < 0.5,
+            "use_bias": draw.random() < 0.5,
+            "mlp_bias": draw.random() < 0.5,
+            "layer_norm_epsilon": 1e-6,
+        }
+    )
 
 
 def _helium(draw: random.Random) -> Config:

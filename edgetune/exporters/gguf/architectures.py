@@ -203,6 +203,7 @@ NOT_WRITTEN: Final[Mapping[str, str]] = {
     "gpt_oss": "llama.cpp rounds the bounds of its rotation (YaRN), which the model does not",
     "falcon_h1": "Mamba-2 beside attention is not laid out for llama.cpp yet",
     "granitemoehybrid": "Granite 4's layers are not laid out for llama.cpp yet",
+    "nemotron_h": "layers of one half are not laid out for llama.cpp yet",
     "qwen3_5_moe_text": "experts beside Gated DeltaNet are not laid out for llama.cpp yet",
 }
 """Families that llama.cpp has, and why no files of theirs are made."""

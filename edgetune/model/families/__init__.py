@@ -58,6 +58,7 @@ _FAMILIES: Final[Mapping[str, str]] = {
     "mixtral": "mixtures",
     "mpt": "bloom",
     "nemotron": "near_llama",
+    "nemotron_h": "nemotron_h",
     "olmo": "olmo2",
     "olmo2": "olmo2",
     "olmo3": "olmo2",

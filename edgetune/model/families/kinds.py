@@ -18,7 +18,7 @@ _TYPES: Final[Mapping[str, str]] = {
         qwen4_exp_text solar_open step3p5 step3p7 switch_transformers unlimited_ocr zaya
     """,
     "a recurrent or state-space model": """
-        bamba falcon_mamba jamba mamba mamba2 nemotron_h recurrent_gemma rwkv xlstm zamba
+        bamba falcon_mamba jamba mamba mamba2 recurrent_gemma rwkv xlstm zamba
         zamba2
     """,
     "a hybrid of attention with convolutions or linear attention": """
