@@ -101,6 +101,33 @@ GEMMA3: dict[str, Config] = {
 }
 
 
+LATENTS = {
+    "qk_rope_head_dim": 16, "qk_nope_head_dim": 8, "kv_lora_rank": 8, "v_head_dim": 8,
+    "q_lora_rank": None, "moe_intermediate_size": 8, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+DEEPSEEK: dict[str, Config] = {
+    "yarn": {"rope_scaling": YARN | {"mscale": 1.0, "mscale_all_dim": 0.5}},
+    "yarn, top-level original": {
+        "rope_scaling": YARN | {"mscale_all_dim": 0.7},
+        "original_max_position_embeddings": 256,
+    },
+    "linear": {"rope_scaling": {"type": "linear", "factor": 3.0, "mscale_all_dim": 0.7}},
+}
+
+
+@pytest.mark.parametrize("case", DEEPSEEK)
+@pytest.mark.parametrize("family", ["deepseek_v2", "deepseek_v3", "glm4_moe_lite"])
+def test_deepseek_spellings(family: str, case: str) -> None:
+    config = {"model_type": family, **SMALL, **LATENTS, **DEEPSEEK[case]}
+    config["num_key_value_heads"] = config["num_attention_heads"]
+    _compare(config)
+
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**deepcopy(config)))
+    scale = model.base_model.layers[0].self_attn.scaling
+    assert shape_of(config).attention[0].scale == pytest.approx(scale)
+
+
 @pytest.mark.parametrize("case", PHI3)
 def test_phi3_spellings(case: str) -> None:
     _compare({"model_type": "phi3", **SMALL, **PHI3[case]})

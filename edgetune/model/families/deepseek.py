@@ -37,6 +37,7 @@ def deepseek_v2(fields: Fields) -> ModelShape:
     method = fields.raw("topk_method") or "greedy"
     if method not in {"greedy", "group_limited_greedy"}:
         fields.problems.append(f"topk_method is {short(method)}: that is not supported")
+    _refuse_other(fields, "scoring_func", "softmax")
     first = fields.count("first_k_dense_replace", 0)
     parts = _parts(fields, query_rank, context=2048, interleaved=True)
     experts = _experts(fields, parts.sizes, grouped=method == "group_limited_greedy")
@@ -109,11 +110,9 @@ def _parts(fields: Fields, query_rank: int | None, *, context: int, interleaved:
     sizes = read_sizes(
         fields.with_values(head_dim=key_dim, num_key_value_heads=heads), context=context
     )
-    rule = Attention(
-        scale=key_dim**-0.5 * _magnitude(rope_table(fields)) ** 2,
-        rotary=replace(_rotary(fields, latent, sizes), interleaved=interleaved),
-        latent=latent,
-    )
+    rotation = replace(_rotary(fields, latent, sizes), interleaved=interleaved)
+    scale = key_dim**-0.5 * _magnitude(fields, rotation.factor) ** 2
+    rule = Attention(scale=scale, rotary=rotation, latent=latent)
     return _Parts(sizes, rule, latent, query_rank)
 
 
@@ -131,16 +130,18 @@ def _rotary(fields: Fields, latent: Latent, sizes: Sizes) -> Rotary:
         head_dim=latent.rotated,
         theta=fields.positive("rope_theta", 10_000.0),
         context=sizes.context,
+        original_context=fields.optional_size("original_max_position_embeddings"),
     )
     return replace(rule, trailing=True)
 
 
-def _magnitude(table: dict[str, object]) -> float:
-    """Return what YaRN multiplies queries and keys by, all their channels (mscale_all_dim)."""
-    kind = table.get("rope_type") or table.get("type") or "default"
-    inner = Fields(table)
-    scale, factor = inner.number("mscale_all_dim", 0.0), inner.number("factor", 1.0)
-    return 0.1 * scale * math.log(factor) + 1 if kind != "default" and factor > 1 else 1.0
+def _magnitude(fields: Fields, factor: float) -> float:
+    """Return what YaRN multiplies queries and keys by, all their channels (mscale_all_dim).
+
+    ``factor`` is by how much it stretches, 1 where nothing is scaled.
+    """
+    scale = Fields(rope_table(fields)).number("mscale_all_dim", 0.0)
+    return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 def _experts(fields: Fields, sizes: Sizes, *, grouped: bool) -> Experts:
@@ -169,6 +170,8 @@ def _experts(fields: Fields, sizes: Sizes, *, grouped: bool) -> Experts:
 
 def _corrected(fields: Fields, experts: Experts) -> Experts:
     """Return experts whose weights are sigmoids, corrected where experts are chosen."""
+    _refuse_other(fields, "scoring_func", "sigmoid")
+    _refuse_other(fields, "topk_method", "noaux_tc")
     if experts.groups > 1 and experts.number // experts.groups < 2:
         fields.problems.append("n_group leaves groups of one expert, which are chosen by two")
     return replace(
@@ -177,6 +180,16 @@ def _corrected(fields: Fields, experts: Experts) -> Experts:
         normalised=fields.flag("norm_topk_prob", True),
         correction="mlp.gate.e_score_correction_bias",
     )
+
+
+def _refuse_other(fields: Fields, name: str, only: str) -> None:
+    """Note a problem where a field says that experts are chosen in another way than the family's.
+
+    transformers does not read these fields, and would choose as the family does.
+    """
+    value = fields.raw(name)
+    if value not in (None, only):
+        fields.problems.append(f"{name} is {short(value)}: only {only} is supported")
 
 
 def _checked_groups(fields: Fields, experts: Experts) -> Experts:
