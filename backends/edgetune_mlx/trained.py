@@ -39,9 +39,9 @@ def fastfood(
     size: tuple[int, int],
 ) -> mx.array:  # fmt: skip
     """Return a Fastfood projection (Le et al. 2013) of a trained vector as a matrix."""
-    at = order.astype(mx.int32)
 
     def projected(vector: mx.array, scale: mx.array) -> mx.array:
+        at = order.astype(mx.int32)  # made again on the way back, not kept for each matrix
         mixed = mx.hadamard_transform(vector * signs, scale=1.0)[at]
         results = mx.hadamard_transform(gaussian * mixed, scale=1.0) * scale
         return results.flatten()[: size[0] * size[1]].reshape(size)
