@@ -89,6 +89,7 @@ def _runs(dtype: torch.dtype) -> Iterator[Callable[[], None]]:
     tables = x(2, 1, 8, 128).detach(), x(2, 1, 8, 128).detach()
     yield through(rotary.rotate(x(2, 32, 8, 128), *tables, interleaved=False))
     yield through(rotary.rotate(x(2, 8, 8, 192), *tables, interleaved=True))
+    yield through(rotary.rotate(x(2, 8, 8, 192), *tables, interleaved=True, trailing=True))
     for name in sorted(gated.NAMES):
         yield through(gated.gated_activation(x(4, 14336), x(4, 14336), name))
     targets, factors = x(4).detach().long(), x(4, kind=torch.float32).detach()

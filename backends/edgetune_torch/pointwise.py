@@ -151,7 +151,7 @@ def rotate(
     if kernels.served(x.device):
         from edgetune_torch.kernels import rotary
 
-        return rotary.rotate(x, cos, sin, interleaved=interleaved)
+        return rotary.rotate(x, cos, sin, interleaved=interleaved, trailing=trailing)
     size = cos.shape[-1]
     first = x.shape[-1] - size if trailing else size
     parts = x[..., :first], x[..., first:]

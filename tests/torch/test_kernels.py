@@ -97,8 +97,14 @@ def test_norms_without_a_weight_and_of_parts_of_rows(dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(
-    ("rows", "heads", "positions", "size", "turned"),
-    [(2, 3, 5, 16, 16), (1, 1, 7, 24, 8), (3, 8, 1, 6, 6)],
+    ("rows", "heads", "positions", "size", "turned", "trailing"),
+    [
+        (2, 3, 5, 16, 16, False),
+        (1, 1, 7, 24, 8, False),
+        (3, 8, 1, 6, 6, False),
+        (2, 3, 5, 24, 8, True),
+        (1, 2, 3, 10, 6, True),
+    ],
 )
 def test_rotation(
     dtype: torch.dtype,
@@ -108,6 +114,7 @@ def test_rotation(
     positions: int,
     size: int,
     turned: int,
+    trailing: bool,
 ) -> None:
     x = drawn(rows, positions, heads, size, dtype=dtype).requires_grad_()
     angles = torch.rand(rows, 1, positions, turned // 2, device=HERE) * 6
@@ -115,10 +122,14 @@ def test_rotation(
     tables = wide.cos().to(dtype), wide.sin().to(dtype)
 
     def mine(x: Tensor) -> Any:
-        return rotary.rotate(x.transpose(1, 2), *tables, interleaved=interleaved)
+        return rotary.rotate(
+            x.transpose(1, 2), *tables, interleaved=interleaved, trailing=trailing
+        )
 
     def reference(x: Tensor) -> Tensor:
-        return pointwise.rotate(x.transpose(1, 2), *tables, interleaved=interleaved)
+        return pointwise.rotate(
+            x.transpose(1, 2), *tables, interleaved=interleaved, trailing=trailing
+        )
 
     for found, expected in both(mine, reference, x):
         assert_near(found, expected, 2 * NEAR[dtype])  # the text rounds products and sum

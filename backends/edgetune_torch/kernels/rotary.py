@@ -19,8 +19,8 @@ NUMBERS = 2048
 @triton.jit
 def _turn(
     y, x, cos, sin, y_row, y_head, y_at, x_row, x_head, x_at, table_row, table_at, positions, heads,
-    channels, turned, sign, interleaved: tl.constexpr, height: tl.constexpr, pairs: tl.constexpr,
-    rest: tl.constexpr,
+    channels, turned, sign, interleaved: tl.constexpr, trailing: tl.constexpr, height: tl.constexpr,
+    pairs: tl.constexpr, rest: tl.constexpr,
 ):  # fmt: skip
     row, at = tl.program_id(0) // positions, tl.program_id(0) % positions
     row, at = row.to(tl.int64), at.to(tl.int64)
@@ -37,13 +37,17 @@ def _turn(
     source = x + row * x_row + at * x_at + head[:, None] * x_head
     target = y + row * y_row + at * y_at + head[:, None] * y_head
     inside = here & known[None, :]
+    if trailing:
+        first += channels - turned
+        second += channels - turned
     a = tl.load(source + first[None, :], mask=inside, other=0.0).to(tl.float32)
     b = tl.load(source + second[None, :], mask=inside, other=0.0).to(tl.float32)
     tl.store(target + first[None, :], (a * c - b * s).to(y.dtype.element_ty), mask=inside)
     tl.store(target + second[None, :], (b * c + a * s).to(y.dtype.element_ty), mask=inside)
     if rest > 0:
-        column = turned + tl.arange(0, rest)
-        inside = here & (column < channels)[None, :]
+        column = tl.arange(0, rest)
+        inside = here & (column < channels - turned)[None, :]
+        column += 0 if trailing else turned
         passed = tl.load(source + column[None, :], mask=inside, other=0.0)
         tl.store(target + column[None, :], passed, mask=inside)
 
@@ -52,26 +56,32 @@ class CardRotation(torch.autograd.Function):
     """The rotation of :func:`edgetune_torch.pointwise.rotate`; saves the tables alone."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, trailing: bool
+    ) -> Tensor:
         """Rotate x (B, H, S, h) by cos and sin (B, 1, S, d)."""
         ctx.save_for_backward(cos, sin)
-        ctx.interleaved = interleaved
-        return _turned(x, cos, sin, 1.0, interleaved)
+        ctx.which = interleaved, trailing
+        return _turned(x, cos, sin, 1.0, interleaved, trailing)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         """Return the gradient of x: rotated back."""
         cos, sin = ctx.saved_tensors
-        return _turned(grads[0], cos, sin, -1.0, ctx.interleaved), None, None, None
+        return _turned(grads[0], cos, sin, -1.0, *ctx.which), None, None, None, None
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
-    """Return x (B, H, S, h) rotated by cos and sin (B, 1, S, d)."""
-    y: Tensor = CardRotation.apply(x, cos, sin, interleaved)
+def rotate(
+    x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool, trailing: bool = False
+) -> Tensor:
+    """Return x (B, H, S, h) whose first or last d channels are rotated by cos and sin (B, 1, S, d)."""
+    y: Tensor = CardRotation.apply(x, cos, sin, interleaved, trailing)
     return y
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: float, interleaved: bool) -> Tensor:
+def _turned(
+    x: Tensor, cos: Tensor, sin: Tensor, sign: float, interleaved: bool, trailing: bool
+) -> Tensor:
     x = x if x.stride(-1) == 1 else x.contiguous()
     y = torch.empty_like(x)
     rows, heads, positions, channels = x.shape
@@ -84,6 +94,6 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: float, interleaved: bool)
     kernels.launch(
         _turn, (rows * positions, -(-heads // height)), y, x, cos, sin, *strides, table_row,
         cos.stride(2), positions, heads, channels, turned, sign, interleaved=interleaved,
-        height=height, pairs=pairs, rest=rest,
+        trailing=trailing, height=height, pairs=pairs, rest=rest,
     )  # fmt: skip
     return y
