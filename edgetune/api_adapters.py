@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SPANS = 6
 """Parts that the blocks of an adapter are divided into."""
 
+STUDIES = ("blocks", "directions", "intrinsic-dimension", "weights")
+
 
 def combine(
     refs: Sequence[PathLike],
@@ -70,6 +72,8 @@ def combine(
         raise UsageError(f"There is no way {how!r} to combine. There are: {', '.join(HOW)}.")
     if isinstance(refs, str | os.PathLike):
         raise UsageError(f"combine takes a list of adapters; found one: {os.fspath(refs)}.")
+    if not refs:
+        raise UsageError("combine takes a list of adapters; found an empty one.")
     with ScratchFolder() as scratch:
         return combined(
             CombineRequest(
@@ -144,13 +148,15 @@ def study(
     >>> folder.cleanup()
 
     Raises:
-        UsageError: if there is no such study, an argument is missing, or the method cannot be studied.
+        UsageError: if there is no such study, an argument is missing or is for another study, or the
+            method cannot be studied.
         ModelError: if an adapter or its base is missing or damaged.
     """
     from edgetune.workflows.dimension import GRID, DimensionRequest, intrinsic_dimension
     from edgetune.workflows.studying import ablation, movement, shared_directions
 
     over, name = _over(model, device, memory), os.fspath(ref)
+    _refuse_unread(what, data, other)
     match what:
         case "blocks" if data is not None:
             with ScratchFolder() as scratch:
@@ -171,9 +177,18 @@ def study(
         case "blocks" | "directions" | "intrinsic-dimension":
             missing = "a second adapter" if what == "directions" else "rows: data="
             raise UsageError(f"A study of {what} needs {missing}.")
-    raise UsageError(
-        f"There is no study {what!r}. There are: blocks, directions, intrinsic-dimension, weights."
-    )
+    raise UsageError(f"There is no study {what!r}. There are: {', '.join(STUDIES)}.")
+
+
+def _refuse_unread(what: str, data: Rows | None, other: PathLike | None) -> None:
+    """Refuse rows and a second adapter for a study that would leave them unread."""
+    readers = {
+        "rows": (data, ("blocks", "intrinsic-dimension")),
+        "second adapter": (other, ("directions",)),
+    }
+    for name, (given, of) in readers.items():
+        if given is not None and what in STUDIES and what not in of:
+            raise UsageError(f"A study of {what} reads no {name}: leave it out.")
 
 
 def _over(model: PathLike | None, device: str, memory: int | str | None) -> Over:

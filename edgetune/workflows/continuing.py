@@ -40,6 +40,11 @@ class Beginning:
         Raises:
             UsageError: naming the settings that are asked for and are not the adapter's.
         """
+        if asked.training.get("search") == "method":
+            raise UsageError(
+                "--search method begins each method anew, and --from goes on with that of "
+                f"{self.name}. Leave one out."
+            )
         method = self.adapter.method
         own = {name: value for name, value in asked.choice.items() if name in values(method)}
         kind = asked.choice.get("method", method.kind)

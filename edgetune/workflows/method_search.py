@@ -85,7 +85,12 @@ def with_candidates(
     left_out = (
         f"--search method: {one.kind} is not raced: {one.because}" for one in found if one.because
     )
-    searched = replace(usual.plan, reasons=(*usual.plan.reasons, raced, *left_out))
+    without = (
+        f"--search method: {kind} is raced without {', '.join(flags)}, which it does not have"
+        for kind, flags in ((one.kind, _foreign(one.kind, asked)) for one in taking_part)
+        if flags
+    )
+    searched = replace(usual.plan, reasons=(*usual.plan.reasons, raced, *without, *left_out))
     run = searched.time.run
     if run is not None:
         run = replace(run, search=sum(one.seconds for one in taking_part))
@@ -199,6 +204,13 @@ def _candidates(
             yield Candidate(kind=kind, because=because)
             continue
         yield Candidate(kind=kind, prepared=prepared)
+
+
+def _foreign(kind: str, asked: PlanRequest) -> list[str]:
+    """Return the flags that were given and are settings of other methods than this."""
+    own = {*known_settings(kind), *(item.name for item in knobs(Choice))}
+    names = [name for name in asked.given if name in asked.choice and name not in own]
+    return [f"--{name.replace('_', '-')}" for name in names]
 
 
 def _within_time(

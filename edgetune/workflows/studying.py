@@ -69,9 +69,12 @@ def ablation(
     many losses are there.
 
     Raises:
-        UsageError: if the method has no tensors of single blocks, or does not begin as the base.
+        UsageError: if there are fewer than two spans, if the method has no tensors of single blocks,
+            or if it does not begin as the base.
         ModelError: if the adapter or its base is missing or damaged.
     """
+    if spans < 2:
+        raise UsageError(f"--spans must be 2 or more; found {spans}.")
     found = read_adapted(name, over)
     shape, trained = found.model.shape, found.adapter.tensors
     blocks = _blocks_of(trained, shape)

@@ -109,6 +109,9 @@ def test_a_plan_that_was_kept_races_each_method_at_its_own_rate(tmp_path: Path) 
         assert one.prepared.plan.choice == other.prepared.plan.choice
     rates = {x.prepared.plan.training.learning_rate for x in first.candidates if x.prepared}
     assert len(rates) == len(METHODS)
+    why, first_why = ([x for x in made.plan.reasons if "--search" in x] for made in (again, first))
+    assert why == first_why
+    assert "bitfit is raced without --dropout, --rank, which it does not have" in "\n".join(why)
 
 
 @pytest.mark.parametrize(

@@ -91,9 +91,13 @@ def test_studies_and_combinations_say_what_they_need(folder: Path, tmp_path: Pat
         (lambda study, _: study("blocks", folder), "needs rows: data="),
         (lambda study, _: study("directions", folder), "needs a second adapter"),
         (lambda study, _: study("intrinsic-dimension", "tiny"), "needs rows: data="),
+        (lambda study, _: study("blocks", folder, data=ROWS[:2], spans=0), "2 or more; found 0"),
+        (lambda study, _: study("weights", folder, folder), "reads no second adapter"),
+        (lambda study, _: study("directions", folder, folder, data=ROWS[:2]), "reads no rows"),
         (lambda study, _: study("layers", folder), "There are: blocks, directions, intr"),
         (lambda _, combine: combine([folder], tmp_path / "x", how="sum"), "There are: linear"),
         (lambda _, combine: combine(folder, tmp_path / "x"), "takes a list of adapters"),
+        (lambda _, combine: combine([], tmp_path / "x"), "found an empty one"),
     )
     for call, message in wrong:
         with pytest.raises(UsageError, match=message):

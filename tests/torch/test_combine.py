@@ -53,6 +53,12 @@ def _json(cli: Cli, *arguments: Any) -> dict[str, Any]:
     return found
 
 
+def test_an_adapter_to_go_on_from_is_not_raced_against_others(cli: Cli, tmp_path: Path) -> None:
+    called = cli("train", "--from", "start", *LEARN, "--search", "method", "--output", tmp_path / "x")
+    assert called.code == 2
+    assert "--from goes on with that of start" in called.err
+
+
 def test_a_sum_less_what_was_added_is_the_run(cli: Cli, tmp_path: Path) -> None:
     both, less = tmp_path / "both", tmp_path / "less"
     _json(cli, "combine", "run", "noise-0", "--how", "task-arithmetic", "--output", both)
