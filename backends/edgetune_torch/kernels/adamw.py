@@ -60,7 +60,7 @@ def _encoded(values, borders):
     return scale, code.to(tl.uint8)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])  # what a trial loads serves any number of them
 def _update(
     table, factors, signed_map, signed_borders, map_, borders, blocks, tensors, correction, new1,
     beta2, new2, eps, narrow: tl.constexpr, steps: tl.constexpr, count: tl.constexpr, block: tl.constexpr,
