@@ -54,7 +54,9 @@ def _json(cli: Cli, *arguments: Any) -> dict[str, Any]:
 
 
 def test_an_adapter_to_go_on_from_is_not_raced_against_others(cli: Cli, tmp_path: Path) -> None:
-    called = cli("train", "--from", "start", *LEARN, "--search", "method", "--output", tmp_path / "x")
+    called = cli(
+        "train", "--from", "start", *LEARN, "--search", "method", "--output", tmp_path / "x"
+    )
     assert called.code == 2
     assert "--from goes on with that of start" in called.err
 

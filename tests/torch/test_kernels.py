@@ -122,9 +122,7 @@ def test_rotation(
     tables = wide.cos().to(dtype), wide.sin().to(dtype)
 
     def mine(x: Tensor) -> Any:
-        return rotary.rotate(
-            x.transpose(1, 2), *tables, interleaved=interleaved, trailing=trailing
-        )
+        return rotary.rotate(x.transpose(1, 2), *tables, interleaved=interleaved, trailing=trailing)
 
     def reference(x: Tensor) -> Tensor:
         return pointwise.rotate(

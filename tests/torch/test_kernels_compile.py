@@ -52,7 +52,5 @@ def test_kernels_compile(capability: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_an_update_loads_nothing_after_its_trial() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", KEYS], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", KEYS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
