@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from math import isclose, log
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +25,8 @@ from edgetune.exporters.gguf.delta import attention_interval
 from edgetune.exporters.hf import Merged
 from edgetune.methods.lora import Lora, LowRank
 from edgetune.model import LocalModel
+from edgetune.model.config import Fields
+from edgetune.model.rotary import rope_table
 from edgetune.shape import ModelShape
 from edgetune.tensors.writer import Outgoing, write_safetensors
 
@@ -37,6 +40,9 @@ TYPES: Final = frozenset({
     "stablelm", "starcoder2",
 })  # fmt: skip
 """The model types that mlx-lm computes as transformers does; it has no others, or other formulas."""
+
+_BEFORE_YARN: Final = 4096
+"""The context before YaRN that mlx-lm's DeepSeek-V2 takes where the rotation's table has none."""
 
 _PARTS: Final = {ours.partition(".")[0]: theirs for theirs, ours in PARTS.items()}
 
@@ -157,6 +163,31 @@ def _refuse_unknown(model: LocalModel) -> None:
             f"(it agrees on {', '.join(sorted(TYPES))}). Export the merged model (--to hf) or the "
             "adapter itself (--to peft)."
         )
+    if model.shape.family == "deepseek_v2" and (reasons := _other_in_deepseek(model)):
+        raise UsageError(
+            f"mlx-lm computes this deepseek_v2 model otherwise: {'; '.join(reasons)}. Export the "
+            "merged model (--to hf) or the adapter itself (--to peft)."
+        )
+
+
+def _other_in_deepseek(model: LocalModel) -> list[str]:
+    """Return what of a DeepSeek-V2 model mlx-lm 0.32 does not read: it has YaRN and SiLU alone."""
+    shape, reasons = model.shape, []
+    if shape.blocks[0].activation != "silu":
+        reasons.append(f"its activation is {shape.blocks[0].activation}")
+    if shape.tied:
+        reasons.append("its head is its embedding")
+    rule, table = shape.attention[0].rotary, Fields(rope_table(Fields(model.config)))
+    if rule is None or rule.scaling != "yarn" or table.raw("factor") is None:
+        return [*reasons, "its rotation is not YaRN's with a factor"]
+    growth = 0.1 * log(max(rule.factor, 1.0))
+    scale, scale_all = table.number("mscale", 1.0), table.number("mscale_all_dim", 0.0)
+    if not isclose((1 + growth * scale) / (1 + growth * scale_all), rule.attention_factor):
+        reasons.append("what rotates is multiplied by another factor")
+    before = table.size("original_max_position_embeddings", _BEFORE_YARN)
+    if before != rule.original_context or not rule.truncate:
+        reasons.append("YaRN's bounds are others")
+    return reasons
 
 
 def _widest(lora: LowRank, shape: ModelShape) -> int:

@@ -108,6 +108,33 @@ def test_a_model_that_mlx_lm_computes_otherwise_is_refused(tmp_path: Path) -> No
         export("mlx", ExportRequest(adapter=adapter, model=model, output=tmp_path / "out"))
 
 
+_YARN = {
+    "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
+    "original_max_position_embeddings": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "is not YaRN's"),
+        ({"rope_parameters": _YARN | {"rope_type": "linear"}}, "is not YaRN's"),
+        ({"rope_parameters": _YARN | {"mscale_all_dim": 0.5}}, "by another factor"),
+        ({"rope_parameters": _YARN | {"truncate": False}}, "bounds are others"),
+        ({"hidden_act": "gelu"}, "activation is gelu"),
+        ({"tie_word_embeddings": True}, "its head is its embedding"),
+    ],
+)
+def test_a_deepseek_model_that_mlx_lm_computes_otherwise_is_refused(
+    changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    model = LocalModel.open(make_model(tmp_path / "base", "deepseek_v2", layers=2, **changes))
+    adapter = random_adapter(build("lora", {"rank": 4}), model.shape)
+
+    with pytest.raises(UsageError, match=words):
+        export("mlx", ExportRequest(adapter=adapter, model=model, output=tmp_path / "out"))
+
+
 def test_targets_with_ranks_of_their_own_are_one_rank_to_mlx_lm(tmp_path: Path) -> None:
     model = LocalModel.open(make_model(tmp_path / "base", "llama"))
     method = Lora(rank=3, rank_pattern=("mlp=6", "q_proj=1"), alpha_pattern=("v_proj=9",))
