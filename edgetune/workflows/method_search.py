@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from edgetune.backend import DeviceOutOfMemoryError
 from edgetune.choice import Choice
-from edgetune.errors import NothingFitsError, UsageError
+from edgetune.errors import NothingFitsError, OutOfMemoryError, UsageError
 from edgetune.files import load_json, sha256_json, write_json
 from edgetune.methods import METHODS, known_settings
 from edgetune.model import LocalModel, open_model
@@ -108,7 +109,6 @@ def chosen(
 
     Raises:
         StoppedError: if ``stop`` said so; races that ended are kept.
-        OutOfMemoryError: if a single row does not fit.
         OSError: if what is kept cannot be written.
     """
     if not prepared.candidates:
@@ -157,20 +157,23 @@ def kept_at(output: Path) -> Path:
 def _raced(
     job: Job, tried: Race, judges: Judges, stop: Callable[[], bool], *, pause: bool, strict: bool
 ) -> Race:
-    """Return what a method came to in a session of its own."""
+    """Return what a method came to in a session of its own; out of memory, others go on."""
     rows = max(len(batch.tokens) for batch in judges.validation)
     micro_batch = job.plan.choice.micro_batch
-    with closing(open_session(job.plan, job.model)) as session:
-        racer = Racer(
-            job, session, stop, judges, pause, strict, micro_batch if micro_batch < rows else 0
-        )
-        race = racer.race(tried, lengths(job.facts.schedule.steps, METHOD))
-        while True:
-            try:
-                next(race)
-            except StopIteration as ended:
-                found: Race = ended.value
-                return found
+    try:
+        with closing(open_session(job.plan, job.model)) as session:
+            racer = Racer(
+                job, session, stop, judges, pause, strict, micro_batch if micro_batch < rows else 0
+            )
+            race = racer.race(tried, lengths(job.facts.schedule.steps, METHOD))
+            while True:
+                try:
+                    next(race)
+                except StopIteration as ended:
+                    found: Race = ended.value
+                    return found
+    except (DeviceOutOfMemoryError, OutOfMemoryError) as error:
+        return replace(tried, because=f"out of memory: {error}")
 
 
 def _candidates(

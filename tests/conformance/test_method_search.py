@@ -12,12 +12,16 @@ import pytest
 from measurements import plain_measurements
 
 from conformance.test_searching import QUICK, SLOW, ended, files, request
+from edgetune.backend import DeviceOutOfMemoryError, Session
 from edgetune.cli.plan_text import plan_text
 from edgetune.errors import StoppedError, UsageError
+from edgetune.model import LocalModel
+from edgetune.planning import Plan
 from edgetune.report import Report, render
 from edgetune.settings.spec import values
 from edgetune.speed import save_measurements
 from edgetune.workflows.method_search import chosen, keep, kept_at
+from edgetune.workflows.opening import open_session
 from edgetune.workflows.planning import PreparedPlan, plan_for, replanned
 from edgetune.workflows.training import start_run
 
@@ -80,6 +84,23 @@ def test_races_that_ended_are_not_raced_again(tmp_path: Path) -> None:
     _, record = chosen(other, folder, said.append)
     assert record is not None
     assert record["races"][0] != first, "another run races anew"
+
+
+def test_a_method_that_runs_out_of_memory_leaves_the_race_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(plan: Plan, model: LocalModel) -> Session:
+        if plan.choice.method.kind == "lora":
+            raise DeviceOutOfMemoryError("no room for its gradients")
+        return open_session(plan, model)
+
+    monkeypatch.setattr("edgetune.workflows.method_search.open_session", opened)
+    said: list[str] = []
+    winner, record = chosen(planned(QUICK, tmp_path), tmp_path / "run", said.append)
+    assert winner.plan.choice.method.kind == "bitfit"
+    assert record is not None
+    assert record["races"][0]["because"] == "out of memory: no room for its gradients"
+    assert said[0] == "Raced lora: out of memory: no room for its gradients"
 
 
 def test_what_is_too_large_or_cannot_be_is_not_raced(tmp_path: Path) -> None:

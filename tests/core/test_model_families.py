@@ -277,7 +277,10 @@ def test_layers_that_scan_are_refused_for_what_cannot_be_computed(
         "model_type": "granitemoehybrid", "num_hidden_layers": 2, "hidden_size": 8,
         "layer_types": ["mamba", "attention"], "mamba_n_heads": 4, "num_local_experts": 0,
     }  # fmt: skip
+    renamed = {**config, "layers_block_type": config["layer_types"]}
+    del renamed["layer_types"]
     assert shape_of(config).blocks[0].attention is None
+    assert shape_of(renamed).blocks == shape_of(config).blocks
     with pytest.raises(ModelError, match=words):
         shape_of(config | changes)
 
@@ -315,6 +318,13 @@ def test_steps_without_an_upper_limit_are_read_as_they_are_written() -> None:
         mixer = shape.blocks[0].mixer
         assert isinstance(mixer, StateSpace)
         assert (mixer.least_step, mixer.most_step) == (0.5, float("inf"))
+
+
+def test_falcon_h1_shares_keys_unless_its_config_says_null() -> None:
+    own = TINY | {"model_type": "falcon_h1", "num_attention_heads": 16, "head_dim": 8}
+    own.pop("num_key_value_heads", None)
+    assert shape_of(own).blocks[0].kv_heads == 8
+    assert shape_of(own | {"num_key_value_heads": None}).blocks[0].kv_heads == 16
 
 
 DEEPSEEK = TINY | {

@@ -233,6 +233,13 @@ def test_adapters_of_what_makes_latents_are_refused_alone(tmp_path: Path) -> Non
         export("gguf", request)
 
 
+def test_scores_that_grow_without_yarn_are_refused(tmp_path: Path) -> None:
+    scaling = rope("linear", factor=4.0, mscale_all_dim=1.0)
+    folder = _folder(tmp_path / "base", "deepseek_v3", **LATENTS | scaling)
+    with pytest.raises(UsageError, match="scores are scaled by more than the root"):
+        export("gguf", _request(folder, tmp_path / "model.gguf"))
+
+
 @pytest.mark.parametrize(("family", "changes", "lora"), LORAS)
 def test_an_adapter_over_its_base_is_the_merged_model(
     tmp_path: Path, family: str, changes: dict[str, Any], lora: Lora

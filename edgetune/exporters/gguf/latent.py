@@ -32,6 +32,11 @@ def differences(shape: ModelShape) -> Iterator[str]:
         yield "the weights of its experts add up to 1"
     if not all(rotary.interleaved for rotary in shape.rotaries):
         yield "channels of halves rotate together"
+    attention, size = shape.attention[0], shape.blocks[0].head_dim
+    rotary = attention.rotary
+    stretched = rotary is not None and rotary.scaling == "yarn"
+    if not stretched and not math.isclose(attention.scale, size**-0.5, rel_tol=1e-6):
+        yield "scores are scaled by more than the root of the keys' size"
     if any(rotary.attention_factor != 1.0 for rotary in shape.rotaries):
         yield "what rotates is multiplied by a factor"
 

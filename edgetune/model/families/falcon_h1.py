@@ -26,7 +26,8 @@ _SCAN_PARTS: Final = 5
 def falcon_h1(fields: Fields) -> ModelShape:
     """Return the shape of a Falcon-H1 model."""
     fields = fields.with_defaults(intermediate_size=14336)
-    sizes = read_sizes(fields, kv_heads=8, context=8192)
+    named = fields.has("num_key_value_heads")  # null means as many as there are heads
+    sizes = read_sizes(fields, kv_heads=None if named else 8, context=8192)
     bias = fields.flag("attention_bias", False)
     shape = decoder(
         fields,

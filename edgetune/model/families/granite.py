@@ -82,11 +82,12 @@ def granitemoehybrid(fields: Fields) -> ModelShape:
 
 def _blocks(fields: Fields, shape: ModelShape) -> tuple[BlockShape, ...]:
     """Return the blocks by their types, of a shape all of whose blocks attend."""
-    types = fields.items("layer_types", str, shape.layers)
+    name = "layer_types" if fields.has("layer_types") else "layers_block_type"
+    types = fields.items(name, str, shape.layers)
     types = ["mamba"] * shape.layers if types is None else types
     strange = sorted(set(map(str, types)) - _ATTENTION - _SCAN)
     if strange:
-        fields.problems.append(f"layer_types holds unsupported types: {strange}")
+        fields.problems.append(f"{name} holds unsupported types: {strange}")
     if _ATTENTION.isdisjoint(map(str, types)):
         fields.problems.append("none of its layers has attention: that is not supported")
     if _SCAN.isdisjoint(map(str, types)):
