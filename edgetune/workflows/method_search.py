@@ -21,10 +21,11 @@ from edgetune.files import load_json, sha256_json, write_json
 from edgetune.methods import METHODS, known_settings
 from edgetune.model import LocalModel, open_model
 from edgetune.planning import Plan
+from edgetune.planning.problem import METHOD as USUAL
 from edgetune.racing import Lengths, Race, best_method, lengths, why_method
 from edgetune.runs import RunFolder, plan_hash
 from edgetune.settings.parse import from_plain
-from edgetune.settings.spec import knobs, to_plain
+from edgetune.settings.spec import Training, knobs, to_plain
 from edgetune.storage import FLOAT32_BYTES
 from edgetune.workflows.job import RACE_SHARE, Job
 from edgetune.workflows.opening import open_session
@@ -49,6 +50,16 @@ class Candidate:
     because: str = ""
     seconds: float = 0.0
     """Of its race, as planned; 0 where that is not known."""
+
+
+def of_usual(asked: PlanRequest) -> PlanRequest:
+    """Return the request of the usual method, without settings that only methods raced with it have."""
+    usual = str(asked.choice.get("method", USUAL))
+    names = Training(**asked.training).search_methods
+    others = {name for kind in names if kind in METHODS for name in known_settings(kind)}
+    foreign = others - {*known_settings(usual), *(item.name for item in knobs(Choice))}
+    kept = {name: value for name, value in asked.choice.items() if name not in foreign}
+    return replace(asked, choice=kept)
 
 
 def with_candidates(

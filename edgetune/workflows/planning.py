@@ -119,12 +119,11 @@ def plan_for(
     found = _found(request, device, say)  # only now: bad data is told at once
     rows = _Rows(request.data, source, device, found, tokenizer, dataset)
     asked = replace(request, training=training)
-    prepared = rows.planned(asked)
     if searches != "method":
-        return prepared
-    from edgetune.workflows.method_search import with_candidates
+        return rows.planned(asked)
+    from edgetune.workflows.method_search import of_usual, with_candidates
 
-    return with_candidates(prepared, asked, rows.planned)
+    return with_candidates(rows.planned(of_usual(asked)), asked, rows.planned)
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,6 +135,18 @@ def test_a_plan_that_was_kept_races_each_method_at_its_own_rate(tmp_path: Path) 
     assert "bitfit is raced without --dropout, --rank, which it does not have" in "\n".join(why)
 
 
+def test_a_setting_of_a_raced_method_alone_is_that_methods(tmp_path: Path) -> None:
+    asked = request(QUICK, tmp_path, search="method", search_methods=("lora", "adapter"))
+    choice = {**asked.choice, "bottleneck": 16}
+    prepared = plan_for(replace(asked, choice=choice))
+    plans = {one.kind: one.prepared for one in prepared.candidates}
+    assert plans["adapter"] is not None
+    assert values(plans["adapter"].plan.choice.method)["bottleneck"] == 16
+    assert "lora is raced without --bottleneck, which it does not have" in "\n".join(
+        prepared.plan.reasons
+    )
+
+
 @pytest.mark.parametrize(
     ("choice", "training", "message"),
     [
