@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import accumulate
 
+from edgetune.buckets import bucket
 from edgetune.choice import Choice
 from edgetune.memory.batch_shape import BatchShape, Platform, batch_shape_of
 from edgetune.memory.block_pass import BlockPass, Passes, SizedMethod, beside
@@ -112,8 +113,9 @@ class MemoryModel:
         )
         quantized = self._unpacks_head(choice.quantization)
         heads = {choice.head, choice.head if self.head is None else TRAINED}
+        chunk = min(choice.loss_chunk, bucket(choice.tokens))  # nothing is learned of a prompt
         loss = self._loss(
-            rows, choice.loss_chunk, choice.head if self.head is None else TRAINED,
+            rows, chunk, choice.head if self.head is None else TRAINED,
             quantized=quantized, weighed=objective is not None,
             summed=choice.accumulation > 1,
         )  # fmt: skip
@@ -139,10 +141,7 @@ class MemoryModel:
             load=self._load(places) - kernels,  # none is made yet
             evaluation=scratch
             + step.evaluation(
-                max(
-                    self._evaluated(rows, choice.loss_chunk, head, quantized=quantized)
-                    for head in heads
-                )
+                max(self._evaluated(rows, chunk, head, quantized=quantized) for head in heads)
             ),
             compares=objective is not None and objective.needs_reference,
         )

@@ -28,7 +28,8 @@ CHUNKS = (2048, 1024, 512, 256, 128, 64, 32)
 """Loss tokens at once: more read the head fewer times, fewer hold fewer logits."""
 
 WORTH_PAGES = 0.02
-"""Share of the budget from which on the optimizer's state may be left to the host's memory."""
+"""Share of a card's memory from which on the optimizer's state may be left to the host's. Of the
+memory, not of the budget: what fits into a budget must fit into a larger one."""
 
 
 class Space:
@@ -130,7 +131,7 @@ class Space:
     def _optimizers(self, method: Method) -> tuple[OptimizerName, ...]:
         """Return the optimizers that may be chosen, paged ones where their state is worth a copy."""
         found = self.problem.options("optimizer", self.problem.capability.optimizers)
-        if len(found) == 1 or self._state(method) >= WORTH_PAGES * self.problem.budget:
+        if len(found) == 1 or self._state(method) >= WORTH_PAGES * self.problem.device.usable_bytes:
             return found
         return tuple(name for name in found if name != PAGED)
 
