@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Final, Literal
 
 from edgetune.model.config import Fields
 from edgetune.model.families.common import (
@@ -19,6 +20,13 @@ from edgetune.model.families.common import (
     split_attention,
 )
 from edgetune.shape import MLP_ROLES, Experts, Linear, ModelShape, Norm
+
+BLOCK_SPARSE: Final[tuple[tuple[Literal["gate", "up", "down"], str], ...]] = (
+    ("gate", "block_sparse_moe.experts.{}.w1"),
+    ("up", "block_sparse_moe.experts.{}.w3"),
+    ("down", "block_sparse_moe.experts.{}.w2"),
+)
+"""Projections of an expert by the names that Mixtral gave them, and others after it."""
 
 
 def qwen3_moe(fields: Fields) -> ModelShape:
@@ -98,11 +106,7 @@ def mixtral(fields: Fields) -> ModelShape:
         hidden=sizes.hidden,
         size=sizes.ffn,
         router="block_sparse_moe.gate",
-        projections=(
-            ("gate", "block_sparse_moe.experts.{}.w1"),
-            ("up", "block_sparse_moe.experts.{}.w3"),
-            ("down", "block_sparse_moe.experts.{}.w2"),
-        ),
+        projections=BLOCK_SPARSE,
         normalised=True,
     )
     window = fields.optional_size("sliding_window")

@@ -15,7 +15,12 @@ from edgetune.model.families.common import (
     same_attention,
     split_attention,
 )
-from edgetune.model.families.mixtures import checked_experts, expert_count, with_experts
+from edgetune.model.families.mixtures import (
+    BLOCK_SPARSE,
+    checked_experts,
+    expert_count,
+    with_experts,
+)
 from edgetune.model.rotary import rope_table, rotary
 from edgetune.shape import Experts, ModelShape, NormKind, Rotary
 
@@ -45,11 +50,7 @@ def phimoe(fields: Fields) -> ModelShape:
         hidden=sizes.hidden,
         size=sizes.ffn,
         router="block_sparse_moe.gate",
-        projections=(
-            ("gate", "block_sparse_moe.experts.{}.w1"),
-            ("up", "block_sparse_moe.experts.{}.w3"),
-            ("down", "block_sparse_moe.experts.{}.w2"),
-        ),
+        projections=BLOCK_SPARSE,
         normalised=False,
         score="sparsemixer",
         jitter=fields.positive("router_jitter_noise", 0.01),
