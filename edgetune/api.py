@@ -106,7 +106,7 @@ def train(
         OutOfMemoryError: if nothing smaller is left to try; the state is saved then.
         EdgetuneError: as ``edgetune train`` says.
     """
-    from edgetune.workflows.judging import After
+    from edgetune.workflows.after import After
     from edgetune.workflows.method_search import chosen, keep
     from edgetune.workflows.training import start_run
 
@@ -114,7 +114,8 @@ def train(
     RunFolder.check(folder)
     with ScratchFolder() as scratch:
         request = _request(model, data, device, memory, settings, scratch, measure=True, run=True)
-        planned = plan_for(request)
+        after = After(verdict=verdict, samples=samples)
+        planned = plan_for(replace(request, after=after))
         if not planned.here:
             raise UsageError(f"{device} is another machine's profile, to plan for.")
         own = request.data is not None and request.data.parent == scratch
@@ -123,7 +124,6 @@ def train(
             keep(races, run.folder)
             if own and request.data is not None:
                 (folder / ROWS).write_bytes(request.data.read_bytes())
-            after = After(verdict=verdict, samples=samples)
             _follow(run.events(stop, strict=strict, after=after), on_event)
     return load_run(folder)
 
@@ -147,7 +147,7 @@ def resume(
         UsageError: if there is nothing to resume, or rows, plan or model are not the same.
         EdgetuneError: as :func:`train`.
     """
-    from edgetune.workflows.judging import After
+    from edgetune.workflows.after import After
     from edgetune.workflows.resuming import resume_run
 
     rows = None if data is None else Path(data)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from edgetune.cli.show import QUIET, VERBOSE, verbosity
 from edgetune.events import Event, Recovered, SaveDue
-from edgetune.workflows.judging import After
-from edgetune.workflows.training import AFTER, Run
+from edgetune.workflows.after import AFTER, After
+from edgetune.workflows.training import Run
 from edgetune.workflows.worker import Worker
 
 

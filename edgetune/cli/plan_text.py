@@ -140,6 +140,7 @@ def _whole(plan: Plan) -> Iterable[str]:
     """Yield how long the whole run takes, where its rows are known."""
     if run := plan.time.run:
         parts = {"opening": run.opening, "steps": run.steps, "evaluation": run.evaluations}
+        parts |= {"verdict": run.judging} if run.judging else {}
         races = f"races of {'methods' if plan.training.search == 'method' else 'rates'} at most"
         parts |= {races: run.search} if run.search else {}
         text = ", ".join(f"{name} {format_seconds(value)}" for name, value in parts.items())

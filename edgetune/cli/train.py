@@ -38,8 +38,8 @@ from edgetune.errors import StoppedError, UsageError
 from edgetune.events import Event
 from edgetune.report.writing import NAME as REPORT
 from edgetune.runs import RunFolder
+from edgetune.workflows.after import After
 from edgetune.workflows.continuing import Beginning, read_beginning
-from edgetune.workflows.judging import After
 from edgetune.workflows.method_search import chosen, keep
 from edgetune.workflows.notifying import NO_NOTIFIER, notified, notifier
 from edgetune.workflows.planning import (
@@ -165,6 +165,7 @@ def command(
         training=fixed.training,
         measure=True,
         run=not dry_run,
+        after=after,
         place=ranks.place,
     )
     request, beginning = _begun(request, plan_file, source)

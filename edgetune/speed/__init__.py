@@ -11,7 +11,7 @@ from edgetune.speed.measured import (
     way,
 )
 from edgetune.speed.rates import Rates, rates_of
-from edgetune.speed.run import Work, rectangles, run_estimate
+from edgetune.speed.run import Work, judging_limit, rectangles, run_estimate
 from edgetune.speed.shortest import shortest_seconds
 from edgetune.speed.step import (
     Rectangle,
@@ -30,6 +30,7 @@ __all__ = [
     "TimeEstimate",
     "TimeModel",
     "Work",
+    "judging_limit",
     "load_measurements",
     "rates_of",
     "rectangles",

@@ -23,6 +23,8 @@ SAVE = 0.05
 FLUSHED = 0.3
 """Share of a disk's reading rate at which files are written and flushed."""
 
+JUDGING_SHARE, LEAST_JUDGING, MOST_JUDGING = 0.05, 10.0, 120.0
+"""What the neutral text and the samples may take, each: a share of the steps, and seconds."""
 
 QUANTIZE_COST = 2.0
 """Time of turning a weight into a code against turning it back."""
@@ -34,7 +36,8 @@ class Work:
 
     ``epoch`` and ``evaluation`` are the micro-batches of one pass over the training and the
     validation rows. ``race_steps`` counts the steps of all races of learning rates before it, and
-    ``raced`` are the micro-batches that are evaluated after them.
+    ``raced`` are the micro-batches that are evaluated after them. When the run is trained, base and
+    tuned model read ``neutral`` and give ``answers``: the tokens of each prompt and of its answer.
     """
 
     steps: int
@@ -45,6 +48,8 @@ class Work:
     evaluation: tuple[Rectangle, ...]
     race_steps: int = 0
     raced: tuple[Rectangle, ...] = ()
+    neutral: tuple[Rectangle, ...] = ()
+    answers: tuple[tuple[int, int], ...] = ()
 
 
 def run_estimate(time: TimeModel, choice: Choice, work: Work) -> RunEstimate:
@@ -58,15 +63,25 @@ def run_estimate(time: TimeModel, choice: Choice, work: Work) -> RunEstimate:
     save = SAVE + state / (FLUSHED * rates.disk)
     raced = _evaluated(time, choice, work.raced)
     loading = _loading(shape, choice, rates)
+    steps = epoch * work.steps / max(1, work.steps_per_epoch)
     return RunEstimate(
         opening=rates.opening + loading,
         loading=loading,
         pilot=time.seconds(choice) + evaluation + save,
-        steps=epoch * work.steps / max(1, work.steps_per_epoch),
+        steps=steps,
         evaluations=work.evaluations * evaluation,
         saves=work.saves * save,
+        judging=_judging(time, choice, work, judging_limit(steps)),
         search=epoch * work.race_steps / max(1, work.steps_per_epoch) + raced,
     )
+
+
+def judging_limit(steps: float) -> float:
+    """Return the seconds after which a run that stepped for ``steps`` ends its judging.
+
+    The neutral text and the samples may take so long each, and what was begun is finished.
+    """
+    return min(MOST_JUDGING, max(LEAST_JUDGING, JUDGING_SHARE * steps))
 
 
 def rectangles(shapes: Iterable[tuple[int, int]]) -> tuple[Rectangle, ...]:
@@ -83,6 +98,21 @@ def _evaluated(time: TimeModel, choice: Choice, micro_batches: Sequence[Rectangl
         return 0.0
     passes = sum(each.count * time.validation(each.of(choice)) for each in micro_batches)
     return passes + time.state(choice)
+
+
+def _judging(time: TimeModel, choice: Choice, work: Work, limit: float) -> float:
+    """Return the seconds in which base and tuned model read the neutral text and answer prompts."""
+    neutral = [(each.count, 2 * time.evaluation(each.of(choice))) for each in work.neutral]
+    reads = [(1, time.evaluation(Rectangle(1, 2, asked).of(choice))) for asked, _ in work.answers]
+    token = time.evaluation(Rectangle(1, 1, 2).of(choice))  # the next one of both
+    answers = [*reads, (sum(answer for _, answer in work.answers), token)]
+    return _within(limit, neutral) + _within(limit, answers)
+
+
+def _within(limit: float, parts: Sequence[tuple[int, float]]) -> float:
+    """Return the seconds of ``(count, seconds)`` parts, of which none begins after the limit."""
+    total = sum(count * seconds for count, seconds in parts)
+    return min(total, limit + max((seconds for _, seconds in parts), default=0.0))
 
 
 def _loading(shape: ModelShape, choice: Choice, rates: Rates) -> float:

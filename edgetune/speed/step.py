@@ -34,6 +34,8 @@ class RunEstimate:
     steps: float
     evaluations: float
     saves: float
+    judging: float = 0.0
+    """The neutral text and the samples after the last step."""
     search: float = 0.0
     """Races of learning rates or methods before the run, at most."""
     loading: float = 0.0
@@ -43,7 +45,7 @@ class RunEstimate:
     def total(self) -> float:
         """The sum."""
         before = self.opening + self.search + self.pilot
-        return before + self.steps + self.evaluations + self.saves
+        return before + self.steps + self.evaluations + self.saves + self.judging
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,15 +7,20 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgetune.choice import Choice
 from edgetune.data import (
     Batches,
     Dataset,
     MicroBatch,
+    Tokenizer,
     evaluation_batches,
     evaluation_rectangles,
 )
 from edgetune.model import LocalModel
+from edgetune.neutral import neutral_batches
 from edgetune.pilot import Pilot
 from edgetune.planning import Plan
 from edgetune.racing import lengths
@@ -23,6 +28,7 @@ from edgetune.runs import RunFacts, plan_hash
 from edgetune.schedule import schedule_of
 from edgetune.shares import Weights
 from edgetune.speed import Rectangle, Work, rectangles
+from edgetune.workflows.after import ANSWER, BEGINNING, After
 from edgetune.world import ALONE, World
 
 RACE_SHARE = 0.1
@@ -103,6 +109,24 @@ def work_of(plan: Plan, dataset: Dataset) -> Work:
         evaluation=rectangles(evaluation),
     )
     return _with_races(work, choice) if plan.training.search == "lr" else work
+
+
+def with_judging(
+    work: Work, after: After, plan: Plan, dataset: Dataset, tokenizer: Tokenizer
+) -> Work:
+    """Return what a run consists of with its verdict and samples, each answer at its longest."""
+    choice, rows = plan.choice, dataset.validation
+    if after.verdict:
+        batches = neutral_batches(tokenizer, choice.context, choice.micro_batch)
+        work = replace(work, neutral=rectangles(batch.tokens.shape for batch in batches))
+    asked = (_prompt(rows[index][1]) for index in range(min(after.samples, len(rows))))
+    return replace(work, answers=tuple((prompt, ANSWER) for prompt in asked))
+
+
+def _prompt(learned: NDArray[np.bool_]) -> int:
+    """Return the tokens that a sample's answer comes after; plain text goes on from its beginning."""
+    before = int(learned.argmax())
+    return before if before > 1 else max(2, min(BEGINNING, len(learned) // 2))
 
 
 def _with_races(work: Work, choice: Choice) -> Work:

@@ -21,23 +21,14 @@ from edgetune.neutral import drift, neutral_batches
 from edgetune.planning import Plan
 from edgetune.runs import RunFolder, checkpoint_name, load_checkpoint
 from edgetune.settings.spec import to_plain
+from edgetune.speed import judging_limit
 from edgetune.verdict import Answered, Compared, Facts, Verdict, judged
+from edgetune.workflows.after import After
 from edgetune.workflows.job import Job
 from edgetune.workflows.samples import Samples, answered
 
 VERDICT: Final = "verdict.json"
 SAMPLES: Final = "samples.json"
-
-SHARE, LEAST_SECONDS, MOST_SECONDS = 0.05, 10.0, 120.0
-"""How long the neutral text and the samples may take, each: a share of the time of all steps."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class After:
-    """What is done when a run is trained: a verdict, and ``samples`` held-out rows answered."""
-
-    verdict: bool = True
-    samples: int = 3
 
 
 @dataclass(slots=True)
@@ -117,8 +108,7 @@ class Judge:
         return compared, found.whole
 
     def _seconds(self) -> float:
-        spent: float = sum(line["seconds"] for line in self.folder.steps())
-        return min(MOST_SECONDS, max(LEAST_SECONDS, SHARE * spent))
+        return judging_limit(sum(line["seconds"] for line in self.folder.steps()))
 
     def _facts(self, neutral: Compared | None, answers: Answered | None) -> Facts:
         now, dataset = self.now, self.job.dataset

@@ -20,6 +20,7 @@ from edgetune.racing import lengths
 from edgetune.schedule import schedule_of
 from edgetune.settings.spec import Training, values
 from edgetune.speed import Measurements, Rates, TimeModel, Work, rates_of, run_estimate
+from edgetune.workflows.after import AFTER, After
 from edgetune.workflows.measured import measured, measured_once
 from edgetune.workflows.rank_plans import own_memory, shared
 from edgetune.world import Place
@@ -51,6 +52,8 @@ class PlanRequest:
         """The knobs that the user fixed."""
         return tuple(sorted({*self.choice, *self.training} - {*self.fixed}))
 
+    after: After = AFTER
+    """What is done when the run is trained."""
     place: Place | None = None
     """Which rank of how many this process is; None: it is alone."""
 
@@ -139,7 +142,7 @@ class _Rows:
 
     def planned(self, request: PlanRequest) -> PreparedPlan:
         """Return the plan of a request over these rows."""
-        from edgetune.workflows.job import work_of
+        from edgetune.workflows.job import with_judging, work_of
 
         source, device, dataset = self.source, self.device, self.dataset
         lengths = dataset.lengths
@@ -159,7 +162,7 @@ class _Rows:
         )  # fmt: skip
         fitted = dataset.fit(plan.choice.context)
         plan = _with_findings(_searching(plan, fitted), request, source, device)
-        work = work_of(plan, fitted)
+        work = with_judging(work_of(plan, fitted), request.after, plan, fitted, self.tokenizer)
         plan = timed(_packed(plan, fitted, work), fitted, work, rates_of(device, self.found))
         return PreparedPlan(
             plan=shared(plan, request.place),

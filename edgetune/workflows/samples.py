@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -15,16 +15,11 @@ from edgetune.data import Tokenizer
 from edgetune.errors import EdgetuneError
 from edgetune.metrics.texts import token_f1
 from edgetune.verdict import Answered
+from edgetune.workflows.after import ANSWER, BEGINNING
 from edgetune.workflows.inference import streamed
 from edgetune.workflows.job import Job
 from edgetune.workflows.opened import Opened
 from edgetune.workflows.scoring import question
-
-ANSWER: Final = 64
-"""Tokens of a sample's answer at most."""
-
-BEGINNING: Final = 32
-"""Tokens of a row of plain text that a sample goes on from, half of the row at most."""
 
 
 @dataclass(frozen=True, slots=True)

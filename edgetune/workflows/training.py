@@ -7,7 +7,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 from edgetune.backend import Session
 from edgetune.errors import (
@@ -47,11 +46,12 @@ from edgetune.runs import (
 from edgetune.runs.rewind import rewind
 from edgetune.schedule import Schedule
 from edgetune.together import together
+from edgetune.workflows.after import AFTER, After
 from edgetune.workflows.against_plan import AgainstPlan
 from edgetune.workflows.continuing import Beginning, begin, keep_start
 from edgetune.workflows.experience import NEAR, Timed, learn, shapes_of
 from edgetune.workflows.job import Job
-from edgetune.workflows.judging import VERDICT, After, Judge
+from edgetune.workflows.judging import VERDICT, Judge
 from edgetune.workflows.opening import open_session
 from edgetune.workflows.planning import PreparedPlan
 from edgetune.workflows.ranks import tell_plan, tell_settings, tell_state
@@ -59,8 +59,6 @@ from edgetune.workflows.searching import RateSearch, is_pending
 from edgetune.workflows.sharing import begun, meet, sharing_of
 from edgetune.workflows.throttle import yield_to_machine
 from edgetune.world import ALONE, World
-
-AFTER: Final = After()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

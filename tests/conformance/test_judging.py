@@ -22,8 +22,8 @@ from edgetune.files import sha256_file
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel, open_model
 from edgetune.neutral import drift, neutral_batches
-from edgetune.workflows import judging
-from edgetune.workflows.judging import After
+from edgetune.speed import run as run_times
+from edgetune.workflows.after import After
 from edgetune.workflows.planning import PlanRequest, plan_for
 from edgetune.workflows.training import Run, start_run
 
@@ -57,7 +57,7 @@ def judged(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Judgement]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judging, "LEAST_SECONDS", 0.3)  # a few rows of the text are enough here
+        patch.setattr(run_times, "LEAST_JUDGING", 0.3)  # a few rows of the text are enough here
         run = begun(request.param, tmp_path_factory.mktemp("judged") / "run")
         with closing(run):
             yield Judgement(run=run, events=list(run.events(pilot=False, after=After(samples=1))))

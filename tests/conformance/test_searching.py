@@ -21,8 +21,8 @@ from edgetune.planning import read_plan_file
 from edgetune.racing import lengths
 from edgetune.report import Report, render
 from edgetune.speed import save_measurements
+from edgetune.workflows.after import After
 from edgetune.workflows.job import work_of
-from edgetune.workflows.judging import After
 from edgetune.workflows.planning import PlanRequest, plan_for
 from edgetune.workflows.races import judges_of
 from edgetune.workflows.resuming import resume_run

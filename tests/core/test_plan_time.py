@@ -22,6 +22,7 @@ from edgetune.speed import (
     Rectangle,
     TimeModel,
     Work,
+    judging_limit,
     load_measurements,
     rates_of,
     rectangles,
@@ -70,6 +71,22 @@ def test_a_run_is_its_steps_evaluations_and_saves() -> None:
     assert once.pilot > once.steps / WORK.steps
     parts = once.opening, once.pilot, once.steps, once.evaluations, once.saves
     assert once.total == pytest.approx(sum(parts))
+
+
+def test_a_verdict_takes_what_is_read_and_answered_until_time_is_up() -> None:
+    time, choice = _model()
+    none, long = run_estimate(time, choice, WORK), replace(WORK, steps=10**7)
+    assert none.judging == 0.0
+    text, answers = (Rectangle(1, 1, 128),), ((40, 64), (10, 64))
+    read = run_estimate(time, choice, replace(WORK, neutral=text)).judging
+    assert read == pytest.approx(2 * time.evaluation(text[0].of(choice)))
+    both = run_estimate(time, choice, replace(long, neutral=text, answers=answers)).judging
+    tokens = 128 * time.evaluation(Rectangle(1, 1, 2).of(choice))
+    prompts = sum(time.evaluation(Rectangle(1, 2, asked).of(choice)) for asked, _ in answers)
+    assert both == pytest.approx(read + tokens + prompts)
+    endless = run_estimate(time, choice, replace(WORK, neutral=(Rectangle(10**9, 1, 128),)))
+    assert endless.judging == pytest.approx(judging_limit(endless.steps) + read)
+    assert endless.total == pytest.approx(none.total + endless.judging)
 
 
 def test_an_evaluation_costs_less_than_a_step_on_the_same_rows() -> None:

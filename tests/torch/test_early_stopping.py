@@ -12,7 +12,7 @@ from rows import Cli, chat, write_rows
 from edgetune.errors import StoppedError
 from edgetune.events import EndedEarly, Event, SaveDue, Stepped
 from edgetune.files import sha256_file
-from edgetune.workflows.judging import After
+from edgetune.workflows.after import After
 from edgetune.workflows.planning import PlanRequest, plan_for
 from edgetune.workflows.resuming import resume_run
 from edgetune.workflows.training import start_run

@@ -15,8 +15,8 @@ from edgetune.errors import NoImprovementError, StoppedError
 from edgetune.events import Judged, Stepped
 from edgetune.files import sha256_file
 from edgetune.report import Report
+from edgetune.workflows.after import After
 from edgetune.workflows.exporting import ExportOptions, export_run
-from edgetune.workflows.judging import After
 from edgetune.workflows.planning import PlanRequest, plan_for
 from edgetune.workflows.resuming import resume_run
 from edgetune.workflows.training import Run, start_run

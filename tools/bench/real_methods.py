@@ -61,13 +61,12 @@ class Run:
 
 
 def wanted(methods: Sequence[str], steps: int, seeds: int) -> Iterator[Run]:
-    """Yield all runs: defaults of the first seed first, then other rates, then other seeds."""
-    first = next(iter(TASKS))
-    for task in TASKS:
+    """Yield all runs: the first task at its defaults and other rates, other tasks, other seeds."""
+    first, *others = TASKS
+    for factor in sorted(FACTORS, key=lambda each: each != 1.0):
+        yield from (Run(first, method, 0, factor, steps) for method in methods)
+    for task in others:
         yield from (Run(task, method, 0, 1.0, steps) for method in methods)
-    for factor in FACTORS:
-        if factor != 1.0:
-            yield from (Run(first, method, 0, factor, steps) for method in methods)
     for seed in range(1, seeds):
         for task in TASKS:
             yield from (Run(task, method, seed, 1.0, steps) for method in methods)
@@ -80,7 +79,7 @@ def measure(run: Run, folder: Path) -> dict[str, Any]:
     model = _dense(folder.parent) if run.method in DENSE else real_model()
     command = [sys.executable, "-m", "edgetune", "train", "--model", str(model), "--quiet"]
     command += ["--data", str(rows), "--output", str(output), "--method", run.method]
-    command += ["--steps", str(run.steps), "--seed", str(run.seed), "--eval-every", "15"]
+    command += ["--steps", str(run.steps), "--seed", str(run.seed), "--eval-every", "30"]
     command += ["--no-verdict", "--samples", "0"]
     if run.factor != 1.0:
         planned = subprocess.run(
@@ -208,7 +207,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--table", type=Path)
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--only", type=int, help="end after so many runs")
     given = parser.parse_args()
