@@ -31,6 +31,7 @@ from edgetune.mixer import (
     MixerTensor,
     Recurrent,
     StateSpace,
+    xielu_tensors,
 )
 
 LinearRole = (
@@ -41,7 +42,7 @@ LinearRole = (
     ]
     | MixerLinearRole
 )  # fmt: skip
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "xielu"]
 NormRole = (
     Literal[
         "attention_input", "attention_output", "mlp_input", "mlp_output", "q", "k", "v",
@@ -165,6 +166,8 @@ class BlockShape:
     """Numbers of its own that a block reads of each token besides the stream (Gemma 4)."""
     scalar: str | None = None
     """Name of a tensor of one number inside the block, by which its output is multiplied."""
+    xielu: str | None = None
+    """Module inside the block that holds the four numbers of its activation, if that is xIELU."""
 
     @cached_property
     def linear_by_role(self) -> dict[str, Linear]:
@@ -223,13 +226,18 @@ class BlockShape:
 
     @property
     def mixer_tensors(self) -> tuple[MixerTensor, ...]:
-        """The tensors that are neither projections nor norms: those of the mixer, the scalar."""
+        """The tensors that are neither projections nor norms.
+
+        Those of the mixer, the scalar, the numbers of an activation.
+        """
         scalar, rule = self.scalar, self.attention
         found = [] if self.recurrent is None else list(self.recurrent.tensors)
         if rule is not None and rule.sinks is not None:
             found.append(MixerTensor(role="sinks", name=rule.sinks, shape=(self.heads,)))
         if scalar is not None:
             found.append(MixerTensor(role="scalar", name=scalar, shape=(1,)))
+        if self.xielu is not None:
+            found += xielu_tensors(self.xielu)
         return tuple(found)
 
     @property

@@ -24,7 +24,9 @@ MixerLinearRole = Literal[
 """Projections of mixers that are not attention."""
 MixerNormRole = Literal["delta", "scan"]
 """Norms inside mixers that are not attention."""
-MixerRole = Literal["conv", "conv_bias", "a_log", "dt_bias", "skip", "sinks", "scalar"]
+XieluRole = Literal["alpha_p", "alpha_n", "beta", "eps"]
+"""Numbers of an activation (Apertus)."""
+MixerRole = Literal["conv", "conv_bias", "a_log", "dt_bias", "skip", "sinks", "scalar"] | XieluRole
 """Tensors that are neither."""
 
 
@@ -108,6 +110,19 @@ class MixerTensor:
     role: MixerRole
     name: str
     shape: tuple[int, ...]
+
+
+def xielu_tensors(module: str) -> tuple[MixerTensor, ...]:
+    """Return the numbers of an xIELU: two that were learned, then two that were chosen."""
+    sizes: dict[XieluRole, tuple[int, ...]] = {
+        "alpha_p": (1,),
+        "alpha_n": (1,),
+        "beta": (),
+        "eps": (),
+    }
+    return tuple(
+        MixerTensor(role=role, name=f"{module}.{role}", shape=size) for role, size in sizes.items()
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,6 +98,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "layer_types": ["linear_attention", "mlp", "full_attention", "linear_attention"],
         "num_hidden_layers": 4, "mamba_num_heads": 4, "mamba_head_dim": 12, "n_groups": 2,
         "ssm_state_size": 8, "time_step_min": 0.8},
+    "apertus": SMALL,
     "arcee": SMALL,
     "helium": SMALL,
     "cwm": SMALL | WINDOWS,
@@ -288,6 +289,8 @@ def make_model(
         for name, parameter in model.named_parameters():
             if "norm" in name or name.endswith(("bias", "sinks", "scale")) or "ln_" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
+            if name.endswith(("alpha_p", "alpha_n")):  # of an activation
+                parameter.add_(torch.randn_like(parameter) * 0.5)
             if name.endswith("A_log"):  # so that a state is not gone after a token
                 parameter.sub_(3)
             if family.startswith("gemma4") and name.endswith("q_norm.weight"):

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from edgetune.shape import ModelShape
 
-STORED_BUFFERS = ("layer_scalar", "e_score_correction_bias")
+STORED_BUFFERS = ("layer_scalar", "e_score_correction_bias", "act_fn.beta", "act_fn.eps")
 
 
 def stored_parameters(shape: ModelShape, model: PreTrainedModel) -> dict[str, torch.Tensor]:

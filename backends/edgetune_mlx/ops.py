@@ -23,6 +23,7 @@ from edgetune_mlx import (
     routing,
     state_space,
     trained,
+    xielu,
 )
 from edgetune_mlx.attention import Keys
 from edgetune_mlx.load import BlockWeights, Weights
@@ -337,6 +338,8 @@ class MlxOps:
 
     def activation(self, x: mx.array, name: str) -> mx.array:
         """Return the named activation of x."""
+        if name == "xielu":
+            return xielu.xielu(x, self.block.mixer)
         return pointwise.plain_activation(x, name)
 
     def gated(self, gate: mx.array, up: mx.array, name: str) -> mx.array:

@@ -26,6 +26,7 @@ from edgetune_torch import (
     routing,
     state_space,
     trained,
+    xielu,
 )
 from edgetune_torch.attention import Keys
 from edgetune_torch.documents import grouped
@@ -355,6 +356,8 @@ class TorchOps:
 
     def activation(self, x: Tensor, name: str) -> Tensor:
         """Return the named activation of x."""
+        if name == "xielu":
+            return xielu.xielu(x, self.block.mixer)
         return pointwise.activation(x, name)
 
     def gated(self, gate: Tensor, up: Tensor, name: str) -> Tensor:

@@ -31,7 +31,7 @@ from edgetune.shape import ModelShape
 from edgetune.tensors.writer import Outgoing, write_safetensors
 
 TYPES: Final = frozenset({
-    "cohere", "cohere2", "deepseek_v2", "ernie4_5", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma4",
+    "apertus", "cohere", "cohere2", "deepseek_v2", "ernie4_5", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma4",
     "gemma4_text", "gemma4_unified", "glm4", "gpt2", "gpt_neox", "granite", "granitemoe", "helium", "hunyuan_v1_dense", "lfm2", "llama", "ministral3",
     "mistral",
     "mixtral", "nemotron", "olmo2", "olmo3", "olmoe", "phi", "phi3", "qwen2", "qwen3", "qwen3_5",
@@ -143,6 +143,8 @@ def readable_config(config: Mapping[str, object], shape: ModelShape) -> dict[str
         written["num_experts"] = experts.number
     if shape.family == "gpt2":
         written["n_ctx"] = shape.max_context
+    if shape.family == "apertus":
+        written |= {"mlp_bias": False, "post_norm": False, "qk_norm": True}
     if shape.family == "lfm2":
         written["block_dim"] = shape.hidden_size
     if shape.family in {"gemma4_text", "gemma4_unified_text"}:
@@ -163,11 +165,26 @@ def _refuse_unknown(model: LocalModel) -> None:
             f"(it agrees on {', '.join(sorted(TYPES))}). Export the merged model (--to hf) or the "
             "adapter itself (--to peft)."
         )
-    if model.shape.family == "deepseek_v2" and (reasons := _other_in_deepseek(model)):
+    others = {"apertus": _other_in_apertus, "deepseek_v2": _other_in_deepseek}
+    other = others.get(model.shape.family)
+    if other is not None and (reasons := other(model)):
         raise UsageError(
-            f"mlx-lm computes this deepseek_v2 model otherwise: {'; '.join(reasons)}. Export the "
+            f"mlx-lm computes this {model_type} model otherwise: {'; '.join(reasons)}. Export the "
             "merged model (--to hf) or the adapter itself (--to peft)."
         )
+
+
+def _other_in_apertus(model: LocalModel) -> list[str]:
+    """Return what of an Apertus model mlx-lm 0.32 does not read."""
+    shape, reasons = model.shape, []
+    block = shape.blocks[0]
+    if block.xielu is None:
+        reasons.append(f"its activation is {block.activation}")
+    if block.linear_by_role["q"].bias:
+        reasons.append("its attention has biases")
+    if block.queries != shape.hidden_size:
+        reasons.append("its heads together are not as wide as its hidden size")
+    return reasons
 
 
 def _other_in_deepseek(model: LocalModel) -> list[str]:

@@ -376,6 +376,8 @@ class EagerOps(Scanning):
 
     def activation(self, x: Sized, name: str) -> Sized:
         """Apply an activation."""
+        if name == "xielu":
+            return self.xielu(x)
         return self.pointwise(x, saves_output=name == "relu")
 
     def gated(self, gate: Sized, up: Sized, name: str) -> Sized:

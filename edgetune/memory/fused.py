@@ -16,6 +16,8 @@ from edgetune.memory.sized import Gradient, Sized, Strewn, like
 from edgetune.shape import NormKind, Rotary
 from edgetune.storage import FLOAT32_BYTES
 
+BOOL_BYTES = 1
+
 NORM_PARTS = 256
 """Sums of rows that a card's kernel makes of the gradient of a norm's weight, at most."""
 
@@ -144,6 +146,22 @@ class Fused(Elementary):
             return self.new(one), self.new(one)
 
         return self.tape.made(up.shape, up.width, (gate, up), back, saved=(gate, up))
+
+    def xielu(self, x: Sized) -> Sized:
+        """Return xIELU of x, both ways in float32 over some rows at a time."""
+        ledger, size = self.ledger, x.nbytes
+        numbers = min(PIECE, x.numbers // x.shape[-1]) * x.shape[-1]
+        copies = 2 if x.width == FLOAT32_BYTES else 3
+        beside = numbers * (copies * FLOAT32_BYTES + BOOL_BYTES)
+
+        def back(_: list[Gradient]) -> Sequence[Gradient]:
+            grad = self.new(size)
+            ledger.transient(beside)
+            return (grad,)
+
+        out = self.tape.made(x.shape, x.width, (x,), back, saved=(x,))
+        ledger.transient(beside)
+        return out
 
     # products
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, get_args
 
 from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.initial import Copy
 from edgetune.methods.targets import last_blocks
 from edgetune.methods.trained import trained_norm
+from edgetune.mixer import XieluRole
 from edgetune.network.mixers import mix
 from edgetune.network.ops import A
 from edgetune.settings.spec import Interval, knob
@@ -123,9 +124,9 @@ class Full(Method):
 
 
 def _frozen(shape: ModelShape, layer: int) -> frozenset[str]:
-    """Return the names of what stays as it is: router and experts of a block, sinks, its scalar."""
+    """Return the names of what stays as it is: router, experts, single numbers."""
     block, prefix = shape.blocks[layer], shape.block(layer)
-    kept = {"sinks", "scalar"}
+    kept = {"sinks", "scalar", *get_args(XieluRole)}
     small = {f"{prefix}{tensor.name}" for tensor in block.mixer_tensors if tensor.role in kept}
     routing = {f"{prefix}{tensor.name}" for tensor in block.routing_tensors}
     modules = {linear.module for linear in block.expert_linears}

@@ -269,7 +269,7 @@ class Ops(Protocol[A]):
     # element by element, and views
 
     def activation(self, x: A, name: str) -> A:
-        """Return the named activation of x."""
+        """Return the named activation of x; that of xIELU by the block's own frozen numbers."""
 
     def gated(self, gate: A, up: A, name: str) -> A:
         """Return ``activation(gate) * up``."""

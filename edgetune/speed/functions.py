@@ -55,6 +55,15 @@ class Functions(Counting):
         one = 1 + 2 * narrow
         return self.done(out, inputs, (one, 2 * wide + 2 * copies), (one, 4 * wide + 2 * copies))
 
+    def xielu(self, x: Counted) -> Counted:
+        """Return xIELU of x, both ways in float32 over some rows at a time."""
+        narrow, wide = self.batch.narrow, FLOAT32_BYTES * x.numbers
+        pieces, copies = ceil(x.numbers / x.shape[-1] / PIECE), narrow * (x.nbytes + wide)
+        out = self.made(x.shape, x.width, (x,))
+        ahead = 12 + pieces * (10 + narrow), 20 * wide + copies
+        back = 3 + pieces * (11 + narrow), 20 * wide + copies
+        return self.done(out, (x,), ahead, back)
+
     def gain(self, weight: Counted, kind: NormKind) -> Counted:
         """Return a norm's weight as it multiplies, in float32."""
         wide = self.as_width(weight, FLOAT32_BYTES)

@@ -342,6 +342,8 @@ class CountedOps(Mixing):
         """Apply an activation."""
         if name == "relu":
             return self.saving_output(x)
+        if name == "xielu":
+            return self.xielu(x)
         return self.pointwise(x, launches=2, back=3) if name == "relu2" else self.pointwise(x)
 
     def gated(self, gate: Counted, up: Counted, name: str) -> Counted:

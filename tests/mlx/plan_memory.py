@@ -63,6 +63,11 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "num_hidden_layers": 3, "head_dim": 16, "num_attention_heads": 8,
         "num_key_value_heads": 4, "vocab_size": 3000, "max_position_embeddings": 1024,
     },
+    "curved": {
+        "model_type": "apertus", "hidden_size": 128, "intermediate_size": 512,
+        "num_hidden_layers": 3, "num_attention_heads": 8, "num_key_value_heads": 4,
+        "vocab_size": 3000, "max_position_embeddings": 1024,
+    },
     "convolving": {
         "model_type": "lfm2", "hidden_size": 192, "intermediate_size": 384, "num_hidden_layers": 4,
         "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 3000, "head_dim": 32,

@@ -24,6 +24,7 @@ CASES = (
     Case(model="capped", context=64, fixed={"method": "full"}),
     Case(model="parallel", context=128, fixed={"method": "bitfit"}),
     Case(model="inclined", context=320, fixed={"method": "prefix"}),
+    Case(model="curved", context=192),
     Case(model="convolving", context=96, fixed={"method": "lora-fa"}),
     Case(model="correcting", context=192),
     Case(model="scanning", context=192),

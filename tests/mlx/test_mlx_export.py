@@ -39,7 +39,7 @@ from edgetune.model import LocalModel, open_model
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2",
             "gpt_neox", "gpt2", "gemma3")  # fmt: skip
 
-READ_BY_MLX_LM = ("cohere", "cohere2", "olmo3", "glm4", "ernie4_5", "hunyuan_v1_dense", "seed_oss",
+READ_BY_MLX_LM = ("cohere", "cohere2", "olmo3", "glm4", "ernie4_5", "hunyuan_v1_dense", "seed_oss", "apertus",
                   "granite", "nemotron", "helium", "ministral3", "phi", "stablelm", "lfm2", "qwen3_5", "mixtral", "olmoe",
                   "qwen3_moe", "granitemoe", "gemma4_text", "gemma4_moe", "gemma4", "gemma4_unified",
                   "deepseek_v2")  # fmt: skip

@@ -26,7 +26,7 @@ NEAR = 0.06
 """Relative error of a step's operations."""
 
 SETTINGS = {"context": 32, "micro_batch": 2, "loss_chunk": 64, "compute_dtype": "bfloat16"}
-DEEP = ("llama", "gemma2", "qwen3", "mixtral", "gpt2", "gpt_neox")
+DEEP = ("llama", "apertus", "gemma2", "qwen3", "mixtral", "gpt2", "gpt_neox")
 PLAIN = tuple({"lfm2", "qwen3_5_text", "gemma4_text", "deepseek_v3", *RECURRENT})
 
 
@@ -54,7 +54,7 @@ CASES = [
     if method != "full" or quantization == "none"
 ] + [
     ("gemma2", "lora", "int8", 2), ("qwen3", "adapter", "nf4", 0), ("gemma2", "norm", "none", 0),
-    ("mixtral", "lora", "nf4", 4), ("mixtral", "lora", "none", 0), ("gpt2", "bitfit", "none", 2),
+    ("apertus", "lora", "none", 2), ("mixtral", "lora", "nf4", 4), ("mixtral", "lora", "none", 0), ("gpt2", "bitfit", "none", 2),
     ("gpt_neox", "lora", "none", 0), ("gemma4_text", "lora", "none", 3),
     ("deepseek_v3", "lora", "none", 1), *((family, "lora", "none", 2) for family in RECURRENT),
 ]  # fmt: skip
@@ -106,7 +106,8 @@ BLOCKS = [
     ("llama", "prefix", "float32", 64), ("llama", "dora", "bfloat16", 64),
     ("llama", "adapter", "float32", 64), ("llama", "ia3", "bfloat16", 64),
     ("gemma2", "lora", "bfloat16", 300), ("gemma2", "lora", "float32", 64),
-    ("gpt2", "lora", "bfloat16", 64), ("gpt_neox", "bitfit", "float32", 64),
+    ("gpt2", "lora", "bfloat16", 64), ("apertus", "lora", "bfloat16", 600),
+    ("gpt_neox", "bitfit", "float32", 64),
     ("lfm2", "lora", "bfloat16", 64), ("qwen3_5_text", "lora", "bfloat16", 128),
     ("mixtral", "lora", "bfloat16", 64),
 ]  # fmt: skip

@@ -118,6 +118,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("gpt_neox", rope("default", partial_rotary_factor=0.5) | {"rotary_pct": 0.5}),
     "olmo2": ("olmo2", {}),
     "olmo3": ("olmo3", WINDOW | {"num_hidden_layers": 4}),
+    "apertus": ("apertus", LLAMA3),
     "arcee": ("arcee", {}),
     "bloom": ("bloom", BLOOM),
     "cohere": ("cohere", {"logit_scale": 0.75}),

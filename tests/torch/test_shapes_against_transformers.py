@@ -241,6 +241,7 @@ def _switches(family: str, draw: random.Random, head_dim: int) -> Config:
             "qwen2": sometimes_windowed | eps,
             "qwen3": wide | biased | sometimes_windowed | eps,
             "smollm3": biased | {"no_rope_layer_interval": draw.choice([2, 4])} | eps,
+            "apertus": biased | eps | {"hidden_act": draw.choice(["xielu", "relu2"])},
             "arcee": biased | eps | {"mlp_bias": draw.random() < 0.5},
             "cohere": biased | {"layer_norm_eps": 1e-6, "logit_scale": 0.5},
             "cohere2": biased

@@ -22,6 +22,7 @@ from edgetune.shape import (
 SILU: Final = frozenset({"silu"})
 GELU: Final = frozenset({"gelu_tanh"})
 RELU2: Final = frozenset({"relu2"})
+XIELU: Final = frozenset({"xielu"})
 EITHER_GELU: Final = frozenset({"gelu", "gelu_tanh"})
 """llama.cpp approximates both by the tangent: less than 16-bit weights change the result."""
 
@@ -144,6 +145,7 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     "gpt_neox": Architecture(name="gptneox", activations=EITHER_GELU, parallel=True, biases=_ALL),
     "olmo2": Architecture(name="olmo2"),
     "olmo3": Architecture(name="olmo2", window_pattern=4),
+    "apertus": Architecture(name="apertus", activations=XIELU, rotation_tensor=True),
     "arcee": Architecture(
         name="arcee", activations=RELU2, neighbours_rotate=True, rotation_tensor=True
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import isclose
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from edgetune.exporters.gguf.rows import (
     Transposed,
 )
 from edgetune.exporters.updates import Merge
+from edgetune.mixer import XieluRole
 from edgetune.model import LocalModel, gguf_names
 from edgetune.shape import BlockShape, GatedDelta, Linear, ModelShape, Norm
 
@@ -145,6 +147,8 @@ class _Layout:
             yield from self._norm(norm, prefix, target, scale)
         mixer = shape.blocks[layer].mixer
         for tensor in shape.blocks[layer].mixer_tensors:
+            if tensor.role in get_args(XieluRole):  # which the metadata have
+                continue
             rows = self._source(f"{prefix}{tensor.name}")
             if isinstance(mixer, GatedDelta):
                 name, rows = delta.own_tensor(mixer, tensor.role, rows)

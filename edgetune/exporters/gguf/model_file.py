@@ -8,6 +8,7 @@ from typing import Final, cast
 
 from edgetune.errors import UsageError
 from edgetune.exporters.base import ExportRequest
+from edgetune.exporters.gguf.activation import activation_metadata
 from edgetune.exporters.gguf.architectures import Architecture, architecture_of
 from edgetune.exporters.gguf.file import GgufFile, outgoing
 from edgetune.exporters.gguf.layout import file_tensors
@@ -50,6 +51,7 @@ def model_file(
         "general.file_type": Value("uint32", MIXTURES[quantization].file_type),
         "general.quantization_version": Value("uint32", _QUANTIZATION_VERSION),
         **model_metadata(model.shape, architecture),
+        **activation_metadata(model),
         **facts.metadata(model.shape.vocabulary),
     }
     tensors = [

@@ -367,6 +367,8 @@ class LazyOps:
 
     def activation(self, x: Array, name: str) -> Array:
         """Apply an activation."""
+        if name == "xielu":
+            return pointwise.xielu(x)
         return pointwise.plain_activation(x, name)
 
     def gated(self, gate: Array, up: Array, name: str) -> Array:

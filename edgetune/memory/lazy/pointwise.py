@@ -96,6 +96,22 @@ def plain_activation(x: Array, name: str) -> Array:
     return custom(partial(activation, name=name), back, x)
 
 
+def xielu(x: Array) -> Array:
+    """Return xIELU of x, its numbers being of no size."""
+
+    def back(primals: list[Array], grad: Array, _: Array, __: Wanted) -> Grads:
+        (x,) = depends(primals, [grad])
+        below = times(where(compared(x), mapped(x)))
+        return [multiply(plus(where(compared(x), times(x), below)), grad)]
+
+    return custom(_xielu, back, x)
+
+
+def _xielu(x: Array) -> Array:
+    below = times(subtract(mapped(times(x)), x))
+    return add(where(compared(x), times(square(x)), below), times(x))
+
+
 def activation(x: Array, name: str) -> Array:
     """Return the named activation of x."""
     match name:

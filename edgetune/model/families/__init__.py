@@ -20,6 +20,7 @@ _SHOWN: Final = 5
 _USUAL: Final = ("gemma3", "llama", "mistral", "phi3", "qwen3")
 
 _FAMILIES: Final[Mapping[str, str]] = {
+    "apertus": "apertus",
     "arcee": "near_llama",
     "bloom": "bloom",
     "cohere": "cohere",

@@ -92,7 +92,7 @@ _TYPES: Final[Mapping[str, str]] = {
         diffusion_gemma diffusion_gemma_text qwen2_5_omni_dit vibevoice_diffusion
     """,
     "a decoder that is not supported yet": """
-        apertus biogpt bitnet blt codegen cohere_compass_text cpmant ctrl diffllama
+        biogpt bitnet blt codegen cohere_compass_text cpmant ctrl diffllama
         gemma3n_text gemma4_assistant gemma4_unified_assistant
         gpt-sw3 gpt_neox_japanese granite_swa hrm_text hyperclovax
         internlm3 iquestcoder jais2 minicpm3 modernbert-decoder nanochat openai-gpt
