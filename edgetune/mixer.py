@@ -186,6 +186,11 @@ class GatedDelta:
         return self.value_heads * self.value_dim
 
     @property
+    def shared(self) -> int:
+        """Heads of values that a head of keys serves."""
+        return self.value_heads // self.key_heads
+
+    @property
     def channels(self) -> int:
         """Channels that are convolved."""
         return 2 * self.keys + self.values

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Final
 
-from edgetune.shape import ModelShape
+from edgetune.shape import BlockShape, GatedDelta, ModelShape
 from edgetune.tensors.gguf.types import BY_NAME
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -140,3 +140,11 @@ def file_kinds(shape: ModelShape) -> str:
     layers = () if shape.formats is None else shape.formats.matrices
     kinds = Counter(kind for layer in layers for kind in layer)
     return " and ".join(kind for kind, _ in kinds.most_common())
+
+
+def moved_in_files(block: BlockShape, role: str) -> bool:
+    """Return whether GGUF files have the columns of a projection in another order.
+
+    Those of Gated DeltaNet's output, where several heads of values share keys.
+    """
+    return role == "delta_out" and isinstance(block.mixer, GatedDelta) and block.mixer.shared > 1

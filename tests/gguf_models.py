@@ -5,6 +5,7 @@ Names of tensors are those of the ``gguf`` package; what is done to tensors is w
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,11 +15,18 @@ import gguf
 import numpy as np
 from gguf_files import random_blocks, write_gguf
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
+import edgetune_profiles
+from edgetune.exporters.gguf.model_file import model_file
+from edgetune.exporters.gguf.tokenizer import TokenizerFacts
+from edgetune.exporters.updates import Merge
 from edgetune.model import LocalModel
 from edgetune.tensors.gguf.types import BY_NAME, QUANTIZED
 
 Values = NDArray[np.float32]
+
+TINY = Path(edgetune_profiles.__file__).parent / "tiny"
 
 ARCHITECTURES = {
     "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma", "gemma2": "gemma2",
@@ -62,6 +70,22 @@ def convert(
         tensors[target] = (_stored(values, wanted, seed=len(tensors)), wanted)
     metadata = _metadata(architecture, model.config) | dict(tokenizer or {})
     return write_gguf(file, architecture, metadata, tensors, part=part)
+
+
+def exported(model: LocalModel, file: Path, quantization: Any) -> Path:
+    """Write a model's folder as our own export does, with the tokenizer of ``tiny``."""
+    facts = TokenizerFacts.read(TINY)
+    model_file(model, Merge(changes={}), quantization, facts).write(file)
+    return file
+
+
+def in_numbers(model: LocalModel, folder: Path) -> LocalModel:
+    """Return the numbers of a GGUF file as a folder in float32."""
+    folder.mkdir()
+    tensors = {name: np.array(model.read(name)) for name in model.tensors}
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(model.config))
+    return LocalModel.open(folder)
 
 
 def _together(name: str) -> str:

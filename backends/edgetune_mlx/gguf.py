@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.tensors.finite import require_finite
-from edgetune.tensors.gguf.tensor import GgufTensor
+from edgetune.tensors.gguf.tensor import GgufTensor, RowOrder
 from edgetune.tensors.gguf.types import BY_NAME, TensorType
 from edgetune.tensors.raw import fill
 from edgetune_mlx.gguf_decode import decoded
@@ -25,11 +25,13 @@ class GgufPacking(Packing):
     """Blocks of one type."""
 
     kind: TensorType
+    columns: RowOrder | None = None
+    """How its columns lie, if not as in the checkpoint."""
 
     @classmethod
-    def of(cls, name: str) -> GgufPacking:
+    def of(cls, name: str, columns: RowOrder | None = None) -> GgufPacking:
         """Return the packing of the type called ``name``."""
-        return cls(BY_NAME[name])
+        return cls(BY_NAME[name], columns)
 
     def pack(self, values: mx.array) -> dict[str, mx.array]:
         """Take rows of bytes as a file has them."""
@@ -39,7 +41,12 @@ class GgufPacking(Packing):
         """Return the numbers (..., K) of rows (..., bytes), computed in float32 and rounded once."""
         rows = parts["rows"]
         numbers = decoded(self.kind.name, rows.reshape(-1, self.kind.nbytes))
-        return numbers.reshape(*rows.shape[:-1], -1).astype(dtype)
+        numbers = numbers.reshape(*rows.shape[:-1], -1).astype(dtype)
+        if self.columns is None:
+            return numbers
+        first, second, run = self.columns.first, self.columns.second, self.columns.run
+        apart = numbers.reshape(-1, second, first, run).transpose(0, 2, 1, 3)
+        return apart.reshape(numbers.shape)
 
     def makes_numbers(self, parts: Parts, dtype: mx.Dtype) -> bool:  # noqa: ARG002
         """Return True: there is no product with blocks."""

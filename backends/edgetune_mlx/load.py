@@ -21,10 +21,10 @@ from edgetune.model import LocalModel, StoredTensor
 from edgetune.owned import ScratchFolder
 from edgetune.shape import Linear
 from edgetune.tensors.finite import require_finite
-from edgetune.tensors.gguf.rows import read_gguf_rows
 from edgetune.tensors.gguf.tensor import GgufTensor
 from edgetune.tensors.packed import PackedTensor
 from edgetune.tensors.packed.values import kept_parts, packed_values
+from edgetune.tensors.reader import read_tensor as stored_values
 from edgetune.tensors.writer import Outgoing, write_scratch
 from edgetune_mlx.gguf import GgufPacking, read_blocks
 from edgetune_mlx.matrices import PACKINGS, Matrix, Packing
@@ -157,7 +157,7 @@ class Loader:
     def _matrix(self, name: str, linear: Linear | None = None) -> Matrix:
         stored = self.model.tensors[name]
         if isinstance(stored, GgufTensor) and stored.in_blocks:
-            packing = GgufPacking.of(stored.dtype)
+            packing = GgufPacking.of(stored.dtype, stored.columns)
             return Matrix(packing, packing.pack(read_blocks(stored)))
         if (kept := _kept(stored, self.packing)) is not None:
             return Matrix(self.packing, kept)
@@ -225,9 +225,11 @@ def _array(values: NDArray[Any]) -> mx.array:
 
 def _of_gguf(stored: GgufTensor) -> mx.array:
     if stored.in_blocks:
-        return GgufPacking.of(stored.dtype).dense({"rows": read_blocks(stored)}, mx.float32)
-    values = read_gguf_rows(stored, 0, stored.shape[0])
-    bits = np.ascontiguousarray(values).view(_BITS[values.dtype.name])
+        return GgufPacking.of(stored.dtype, stored.columns).dense(
+            {"rows": read_blocks(stored)}, mx.float32
+        )
+    values = stored_values(stored)
+    bits = np.asarray(values, order="C").view(_BITS[values.dtype.name])
     require_finite(replace(stored, dtype=values.dtype.name), bits.reshape(-1).view(np.uint8).data)
     return mx.array(bits).view(DTYPES[values.dtype.name])
 

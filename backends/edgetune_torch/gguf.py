@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edgetune.tensors.gguf.tensor import RowOrder
 from edgetune.tensors.gguf.types import BY_NAME, TensorType
 from edgetune_torch.gguf_decode import decoder
 from edgetune_torch.matrices import Part, StoredMatrix
@@ -26,6 +27,8 @@ class GgufFormat:
     """A matrix in blocks of one type."""
 
     kind: TensorType
+    columns: RowOrder | None = None
+    """How its columns lie, if not as in the checkpoint."""
 
     @property
     def converted(self) -> bool:
@@ -33,9 +36,9 @@ class GgufFormat:
         return False
 
     @classmethod
-    def of(cls, name: str) -> GgufFormat:
+    def of(cls, name: str, columns: RowOrder | None = None) -> GgufFormat:
         """Return the format of the type called ``name``."""
-        return cls(BY_NAME[name])
+        return cls(BY_NAME[name], columns)
 
     def parts_of(self, outputs: int, inputs: int, dtype: torch.dtype) -> dict[str, Part]:  # noqa: ARG002
         """Return the rows as bytes."""
@@ -45,7 +48,7 @@ class GgufFormat:
         self, shape: tuple[int, int], parts: Mapping[str, Tensor], workspace: Workspace
     ) -> GgufMatrix:
         """Return the matrix that lies in ``parts``."""
-        return GgufMatrix(self.kind, shape, parts, workspace)
+        return GgufMatrix(self, shape, parts, workspace)
 
 
 class GgufMatrix(StoredMatrix):
@@ -53,19 +56,34 @@ class GgufMatrix(StoredMatrix):
 
     def __init__(
         self,
-        kind: TensorType,
+        form: GgufFormat,
         shape: tuple[int, int],
         parts: Mapping[str, Tensor],
         workspace: Workspace,
     ) -> None:
-        """Read ``parts``, which are of a type."""
+        """Read ``parts``, which are in a format."""
         super().__init__(shape, parts, workspace)
-        self.kind = kind
+        self.kind, self.columns = form.kind, form.columns
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """Return the values, rounded once to ``dtype``."""
         out = self.workspace.take("matrix", self.shape, dtype)
-        return unpack(self.kind, self.parts["values"], out, self.workspace)
+        if self.columns is None:
+            return unpack(self.kind, self.parts["values"], out, self.workspace)
+        return self._in_order(self.columns, out)
+
+    def _in_order(self, columns: RowOrder, out: Tensor) -> Tensor:
+        """Unpack some rows at a time, and put each column of the file in its place."""
+        first, second, run = columns.first, columns.second, columns.run
+        outputs, inputs = self.shape
+        step = max(1, VALUES // inputs)
+        for start in range(0, outputs, step):
+            rows = self.parts["values"][start : start + step]
+            found = self.workspace.take("columns", (len(rows), inputs), out.dtype)
+            unpack(self.kind, rows, found, self.workspace)
+            target = out[start : start + step].view(-1, first, second, run)
+            target.copy_(found.view(-1, second, first, run).transpose(1, 2))
+        return out
 
 
 def unpack(kind: TensorType, rows: Tensor, out: Tensor, workspace: Workspace) -> Tensor:

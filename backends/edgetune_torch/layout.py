@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from edgetune.shape import Linear
+from edgetune.tensors.gguf.tensor import RowOrder
 from edgetune_torch.gguf import GgufFormat
 from edgetune_torch.matrices import (
     DenseMatrix,
@@ -50,6 +51,8 @@ class StoredAs:
     """Whether it has (inputs, outputs)."""
     blocks: str | None = None
     """The type of its blocks, None where they are plain numbers."""
+    columns: RowOrder | None = None
+    """How the columns of blocks lie, if not as in the checkpoint."""
     packed: bool = False
     """Whether its numbers have to be made of something else (codes and scales)."""
 
@@ -96,7 +99,7 @@ class Layout:
 
 def _format(quantization: str, stored: StoredAs) -> Format:
     if stored.blocks is not None:
-        return GgufFormat.of(stored.blocks)
+        return GgufFormat.of(stored.blocks, stored.columns)
     cls = matrix_class("none" if quantization == "gguf" else quantization)
     if cls is DenseMatrix and stored.packed:
         return UnpackedMatrix

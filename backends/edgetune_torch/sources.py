@@ -169,7 +169,9 @@ def stored_as(stored: StoredTensor, linear: Linear) -> StoredAs:
     if not isinstance(stored, GgufTensor):
         packed = isinstance(stored, PackedTensor)
         return StoredAs(dtype_of(stored), transposed=linear.transposed, packed=packed)
-    return StoredAs(dtype_of(stored), blocks=stored.dtype if stored.in_blocks else None)
+    if stored.in_blocks:
+        return StoredAs(dtype_of(stored), blocks=stored.dtype, columns=stored.columns)
+    return StoredAs(dtype_of(stored), packed=stored.columns is not None)
 
 
 def _torch_numbers(values: NDArray[Any]) -> NDArray[Any]:

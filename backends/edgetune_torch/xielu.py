@@ -63,4 +63,4 @@ def xielu(x: Tensor, stored: Mapping[str, Tensor]) -> Tensor:
 
 def _pieces(x: Tensor) -> tuple[Tensor, ...]:
     """Return x by some rows (rows, F) at a time."""
-    return x.reshape(-1, x.shape[-1]).split(ROWS)
+    return torch.split(x.reshape(-1, x.shape[-1]), ROWS)

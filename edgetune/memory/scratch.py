@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgetune.memory.batch_shape import PIECE, BatchShape
 from edgetune.shape import ModelShape
-from edgetune.storage import FILE_FORMAT, FLOAT32_BYTES
+from edgetune.storage import FILE_FORMAT, FLOAT32_BYTES, moved_in_files
 
 HEAD_SLICE = 2048
 """Rows of the head that are multiplied at a time on a processor."""
@@ -43,7 +43,7 @@ def scratch_bytes(
     if shape.per_layer is not None and rows.recast:
         matrix = max(matrix, width * shape.per_layer.size)
     values = min(ROWS, height) * width if eighths else 0
-    indices = 0
+    indices = moved = 0
     codes = min(UNBLOCKED, height * width) if blocks else 0
     if frozen:
         largest = max(linear.inputs * linear.outputs for linear in shape.all_matrices)
@@ -58,11 +58,23 @@ def scratch_bytes(
                 values = max(values, 2 * indices)
             case "gguf":
                 codes = max(codes, min(UNBLOCKED, largest))
+                moved = _moved(shape) * rows.product
     pieces = _widened(shape, rows, frozen=frozen)
     values = max(values, codes)
     if rows.product == FLOAT32_BYTES:
         values = 0  # they are made where the matrix is
-    return matrix * rows.product + FLOAT32_BYTES * (values + indices) + codes + pieces
+    return matrix * rows.product + FLOAT32_BYTES * (values + indices) + codes + moved + pieces
+
+
+def _moved(shape: ModelShape) -> int:
+    """Return how many numbers of blocks are unpacked at a time before their columns move."""
+    moved = [
+        max(x.inputs, min(UNBLOCKED, x.inputs * x.outputs))
+        for kind in shape.kinds
+        for x in kind.linears
+        if moved_in_files(kind, x.role)
+    ]
+    return max(moved, default=0)
 
 
 def _widened(shape: ModelShape, rows: BatchShape, *, frozen: bool) -> int:

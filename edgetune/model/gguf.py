@@ -12,7 +12,16 @@ from edgetune.model.families import shape_of
 from edgetune.model.gguf_config import Architecture, architecture_of, config_of
 from edgetune.model.gguf_names import BESIDES, gguf_names
 from edgetune.model.weights import listing
-from edgetune.shape import BlockShape, FileFormats, ModelShape
+from edgetune.shape import (
+    BlockShape,
+    FileFormats,
+    GatedDelta,
+    MixerRole,
+    ModelShape,
+    TensorShape,
+)
+from edgetune.storage import FLOAT32_BYTES, moved_in_files
+from edgetune.tensors.gguf.metadata import Array
 from edgetune.tensors.gguf.parts import read_parts
 from edgetune.tensors.gguf.reader import GgufHeader
 from edgetune.tensors.gguf.tensor import GgufTensor, RowOrder
@@ -44,6 +53,8 @@ def _checked(header: GgufHeader, shape: ModelShape) -> dict[str, GgufTensor]:
     architecture, experts = architecture_of(header), dict(_expert_numbers(shape))
     for tensor in shape.tensors():
         stored = header.tensors.get(names[tensor.name])
+        if stored is None and tensor.layer is not None:
+            stored = _listed(header, names[tensor.name], tensor)
         if stored is not None and tensor.name in experts:
             stored = _of_expert(stored, experts[tensor.name])
         if stored is not None and tensor.shape == (1, *stored.shape):  # a gate for one number
@@ -51,7 +62,7 @@ def _checked(header: GgufHeader, shape: ModelShape) -> dict[str, GgufTensor]:
         if stored is None:
             problems.append(f"{names[tensor.name]}: missing, expected {tensor.shape}")
             continue
-        ours = _as_checkpoint(stored, tensor.name, shape, architecture)
+        ours = _as_checkpoint(stored, tensor, shape, architecture)
         if ours.shape != tensor.shape:
             problems.append(
                 f"{stored.name}: is {stored.shape}, expected {_file_shape(ours, tensor.shape)}"
@@ -83,6 +94,19 @@ def _of_expert(stored: StoredTensor, number: int) -> StoredTensor:
     return replace(stored, shape=stored.shape[1:], start=start, end=start + size)
 
 
+def _listed(header: GgufHeader, key: str, tensor: TensorShape) -> StoredTensor | None:
+    """Return a number of a layer that is in a list of the metadata, if there is such a list."""
+    listed = header.metadata.raw(key)
+    if not isinstance(listed, Array) or listed.kind.code != "f" or tensor.layer is None:
+        return None
+    if tensor.size != 1 or tensor.layer >= listed.count:
+        return None
+    start = listed.start + FLOAT32_BYTES * tensor.layer
+    return StoredTensor(
+        header.metadata.file, tensor.name, "float32", tensor.shape, start, start + FLOAT32_BYTES
+    )
+
+
 def _refuse_types(header: GgufHeader) -> None:
     wrong = sorted({x.dtype for x in header.tensors.values() if x.dtype not in USABLE})
     if wrong:
@@ -93,26 +117,58 @@ def _refuse_types(header: GgufHeader) -> None:
 
 
 def _as_checkpoint(
-    stored: StoredTensor, name: str, shape: ModelShape, architecture: Architecture
+    stored: StoredTensor, tensor: TensorShape, shape: ModelShape, architecture: Architecture
 ) -> GgufTensor:
     """Return a tensor as the checkpoint has it, with what was done to it."""
-    module, _, part = name.rpartition(".")
-    inner = module.partition(shape.block_prefix.partition("{}")[0])[2].partition(".")[2]
-    block = shape.blocks[0]  # no architecture here has blocks that differ in projections
-    linear = next((x for x in block.linears if x.module == inner), None)
-    turned = linear is not None and linear.transposed and part == "weight"
-    is_norm = linear is None and part == "weight" and len(stored.shape) == 1
-    return GgufTensor(
-        stored.file,
-        name,
-        stored.dtype,
-        stored.shape[::-1] if turned else stored.shape,
-        stored.start,
-        stored.end,
-        order=None if linear is None else _order(linear.role, block, architecture),
-        transposed=turned,
-        added=1.0 if is_norm and architecture.norms_around_one else 0.0,
+    found = GgufTensor(
+        stored.file, tensor.name, stored.dtype, stored.shape, stored.start, stored.end
     )
+    if tensor.kind == "norm":
+        return replace(found, added=_offset(tensor, shape))
+    if tensor.layer is None:
+        return found
+    block = shape.blocks[tensor.layer]
+    inner = tensor.name.removeprefix(shape.block(tensor.layer))
+    if tensor.kind == "mixer":
+        role = next(x.role for x in block.mixer_tensors if x.name == inner)
+        return _of_mixer(found, tensor, role, block)
+    module, _, part = inner.rpartition(".")
+    linear = next((x for x in block.linears if x.module == module), None)
+    if linear is None:
+        return found
+    turned = linear.transposed and part == "weight"
+    return replace(
+        found,
+        shape=stored.shape[::-1] if turned else stored.shape,
+        order=_order(linear.role, block, architecture),
+        columns=_columns(linear.role, block),
+        transposed=turned,
+    )
+
+
+def _of_mixer(
+    found: GgufTensor, tensor: TensorShape, role: MixerRole, block: BlockShape
+) -> GgufTensor:
+    """Return a tensor that is neither a projection nor a norm: a convolution's has another axis."""
+    channels = tensor.shape[:1] + tensor.shape[2:]
+    if role == "conv" and found.shape == channels:
+        found = replace(found, shape=tensor.shape)
+    if not isinstance(block.mixer, GatedDelta):
+        return found
+    return replace(found, order=_delta_order(block.mixer, role), decays=role == "a_log")
+
+
+def _offset(tensor: TensorShape, shape: ModelShape) -> float:
+    """Return what was added to the weight of a norm, which files keep around zero where models do."""
+    if tensor.name.endswith(".bias"):
+        return 0.0
+    module = tensor.name.removesuffix(".weight")
+    own = None if shape.per_layer is None else shape.per_layer.norm
+    outer = [x for x in (shape.final_norm, shape.embedding_norm, own) if x is not None]
+    norms = outer if tensor.layer is None else shape.blocks[tensor.layer].norms
+    prefix = "" if tensor.layer is None else shape.block(tensor.layer)
+    norm = next(x for x in norms if f"{prefix}{x.module}" == module)
+    return (norm.kind or shape.norm).offset
 
 
 def _file_shape(tensor: GgufTensor, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -128,6 +184,32 @@ def _order(role: str, block: BlockShape, architecture: Architecture) -> RowOrder
             return RowOrder(block.kv_heads, 2, half)
         case "qkv" if block.interleaved_qkv:
             return RowOrder(1, block.heads, 3, block.head_dim)
+    return _delta_order(block.mixer, role) if isinstance(block.mixer, GatedDelta) else None
+
+
+def _columns(role: str, block: BlockShape) -> RowOrder | None:
+    """Return how columns of a projection lie; None if they stay."""
+    if not moved_in_files(block, role):
+        return None
+    assert isinstance(block.mixer, GatedDelta)
+    return _delta_order(block.mixer, "delta_z")
+
+
+def _delta_order(mixer: GatedDelta, role: str) -> RowOrder | None:
+    """Return how rows of Gated DeltaNet lie; None if they stay.
+
+    Files have the first of the heads that share keys, for all keys, then the second of them.
+    """
+    shared = mixer.shared
+    if shared == 1:
+        return None
+    match role:
+        case "delta_qkv" | "conv":
+            return RowOrder(1, mixer.key_heads, shared, mixer.value_dim, before=2 * mixer.keys)
+        case "delta_z":
+            return RowOrder(1, mixer.key_heads, shared, mixer.value_dim)
+        case "delta_a" | "delta_b" | "a_log" | "dt_bias":
+            return RowOrder(1, mixer.key_heads, shared)
     return None
 
 

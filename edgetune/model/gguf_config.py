@@ -8,65 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from edgetune.errors import ModelError
 from edgetune.escapes import one_line
-from edgetune.model.gguf_names import EMBEDDING, EXPERTS, HEAD
-from edgetune.model.gguf_rotary import rope_parameters, rotated_share
+from edgetune.model import gguf_layers
+from edgetune.model.gguf_names import EXPERTS, HEAD
+from edgetune.model.gguf_rotary import rotated_share
+from edgetune.model.gguf_source import Config, Source, sizes
 from edgetune.tensors.gguf.metadata import Metadata
 from edgetune.tensors.gguf.reader import GgufHeader
 
 _SHOWN: Final = 5
-
-Config = dict[str, Any]
-
-
-class Source:
-    """A header, with the keys of its architecture by their short names."""
-
-    def __init__(self, header: GgufHeader) -> None:
-        """Read the architecture."""
-        self.header = header
-        self.metadata: Metadata = header.metadata
-        self.architecture = header.metadata.text("general.architecture")
-
-    def whole(self, name: str, default: int | None = None) -> int:
-        """Return a whole number; a list of one number a layer must be all the same."""
-        key = f"{self.architecture}.{name}"
-        listed = self.metadata.raw(key)
-        if isinstance(listed, int) or listed is None or isinstance(listed, str | float):
-            return self.metadata.whole(key, default)
-        found = set(self.metadata.items(key, int) or ())
-        if len(found) != 1:
-            raise ModelError(
-                f"{self.header.file}: {one_line(key)} differs from layer to layer, which no "
-                "supported architecture does."
-            )
-        return int(found.pop())
-
-    def number(self, name: str, default: float | None = None) -> float:
-        """Return a number."""
-        return self.metadata.number(f"{self.architecture}.{name}", default)
-
-    def has(self, name: str) -> bool:
-        """Return whether the architecture's key is there."""
-        return f"{self.architecture}.{name}" in self.metadata
-
-    def has_tensor(self, name: str) -> bool:
-        """Return whether the file has a tensor."""
-        return name in self.header.tensors
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of tokens with an embedding."""
-        embedding = self.header.tensors.get(EMBEDDING)
-        if embedding is None or len(embedding.shape) != 2:
-            raise ModelError(
-                f"{self.header.file} has no matrix {EMBEDDING}. Is it a part of a model, or "
-                "something else than a language model?"
-            )
-        return embedding.shape[0]
 
 
 def config_of(header: GgufHeader) -> Config:
@@ -98,12 +51,22 @@ def architecture_of(header: GgufHeader) -> Architecture:
             f"which is not supported. Supported: {', '.join(list(ARCHITECTURES)[:_SHOWN])} and "
             f"{len(ARCHITECTURES) - _SHOWN} others (docs/models.md)."
         )
-    if not source.whole("expert_count", 0):
-        return ARCHITECTURES[source.architecture]
-    found = MIXTURES.get(source.architecture)
-    if found is None or not source.has_tensor(f"blk.0.{EXPERTS['gate']}.weight"):
+    found, last = _variant(source), source.whole("block_count") - 1
+    experts = source.whole("expert_count", 0) > 0
+    if found is None or (experts and not source.has_tensor(f"blk.{last}.{EXPERTS['gate']}.weight")):
         raise ModelError(f"{header.file} holds a mixture of experts, which is not supported yet.")
     return found
+
+
+def _variant(source: Source) -> Architecture | None:
+    """Return what a file holds of the types that llama.cpp calls by one name; None if unknown."""
+    name = source.architecture
+    if not source.whole("expert_count", 0):
+        windowed = name == "olmo2" and source.has("attention.sliding_window")
+        return _OLMO3 if windowed else ARCHITECTURES[name]
+    if name == "deepseek2" and gguf_layers.has_sigmoids(source):
+        return _DEEPSEEK_V3
+    return MIXTURES.get(name)
 
 
 def _token_ids(metadata: Metadata) -> Config:
@@ -112,26 +75,8 @@ def _token_ids(metadata: Metadata) -> Config:
     return {name: metadata.whole(key) for name, key in keys.items() if key in metadata}
 
 
-def _sizes(source: Source, *, norm: str = "rms_norm_eps", layer_norm: bool = False) -> Config:
-    heads = source.whole("attention.head_count")
-    kind = "layer_norm_epsilon" if layer_norm else "layer_norm_rms_epsilon"
-    config = {
-        "hidden_size": source.whole("embedding_length"),
-        "intermediate_size": source.whole("feed_forward_length"),
-        "num_hidden_layers": source.whole("block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": source.whole("attention.head_count_kv", heads),
-        "max_position_embeddings": source.whole("context_length"),
-        norm: source.number(f"attention.{kind}"),
-        "rope_theta": source.number("rope.freq_base", 10_000.0),
-    }
-    if source.has("attention.key_length"):
-        config["head_dim"] = source.whole("attention.key_length")
-    return config | rope_parameters(source.header, source.architecture)
-
-
 def _llama(source: Source) -> Config:
-    config = _sizes(source)
+    config = sizes(source)
     if "head_dim" not in config and source.has("rope.dimension_count"):
         config["head_dim"] = source.whole("rope.dimension_count")
     return config | {
@@ -150,7 +95,7 @@ def _granite(source: Source) -> Config:
 
 
 def _qwen3(source: Source) -> Config:
-    return _sizes(source) | {"attention_bias": source.has_tensor("blk.0.attn_q.bias")}
+    return sizes(source) | {"attention_bias": source.has_tensor("blk.0.attn_q.bias")}
 
 
 def _qwen3moe(source: Source) -> Config:
@@ -171,7 +116,7 @@ def _mixtral(source: Source) -> Config:
 
 
 def _qwen2moe(source: Source) -> Config:
-    return _sizes(source) | {
+    return sizes(source) | {
         "num_experts": source.whole("expert_count"),
         "num_experts_per_tok": source.whole("expert_used_count"),
         "moe_intermediate_size": source.whole("expert_feed_forward_length"),
@@ -184,7 +129,7 @@ def _qwen2moe(source: Source) -> Config:
 
 
 def _olmoe(source: Source) -> Config:
-    return _sizes(source) | {
+    return sizes(source) | {
         "num_experts": source.whole("expert_count"),
         "num_experts_per_tok": source.whole("expert_used_count"),
         "norm_topk_prob": False,
@@ -199,7 +144,7 @@ def _granitemoe(source: Source) -> Config:
 
 
 def _cohere(source: Source) -> Config:
-    config = _sizes(source, norm="layer_norm_eps", layer_norm=True)
+    config = sizes(source, norm="layer_norm_eps", layer_norm=True)
     return config | {"logit_scale": source.number("logit_scale")}
 
 
@@ -209,7 +154,7 @@ def _cohere2(source: Source) -> Config:
 
 
 def _nemotron(source: Source) -> Config:
-    config = _sizes(source, norm="norm_eps", layer_norm=True)
+    config = sizes(source, norm="norm_eps", layer_norm=True)
     return config | {
         "attention_bias": source.has_tensor("blk.0.attn_q.bias"),
         "mlp_bias": source.has_tensor("blk.0.ffn_up.bias"),
@@ -218,11 +163,11 @@ def _nemotron(source: Source) -> Config:
 
 
 def _gemma(source: Source) -> Config:
-    return _sizes(source) | {"hidden_act": "gelu_pytorch_tanh"}
+    return sizes(source) | {"hidden_act": "gelu_pytorch_tanh"}
 
 
 def _gemma2(source: Source) -> Config:
-    config = _sizes(source)
+    config = sizes(source)
     return config | {
         "query_pre_attn_scalar": _query_scalar(source, config, largest=46),
         "sliding_window": source.whole("attention.sliding_window", 4096),
@@ -232,7 +177,7 @@ def _gemma2(source: Source) -> Config:
 
 
 def _gemma3(source: Source) -> Config:
-    config = _sizes(source)
+    config = sizes(source)
     rotary = config.pop("rope_parameters", None)
     if rotary is not None:
         config["rope_scaling"] = rotary
@@ -259,7 +204,7 @@ def _query_scalar(source: Source, config: Config, *, largest: int) -> float:
 
 
 def _phi3(source: Source) -> Config:
-    config = _sizes(source)
+    config = sizes(source)
     window = source.whole("attention.sliding_window", 0)
     original = source.whole("rope.scaling.original_context_length", 0)
     return config | {
@@ -282,7 +227,7 @@ def _gpt2(source: Source) -> Config:
 
 
 def _gptneox(source: Source) -> Config:
-    config = _sizes(source, norm="layer_norm_eps", layer_norm=True)
+    config = sizes(source, norm="layer_norm_eps", layer_norm=True)
     parallel = source.metadata.flag(f"{source.architecture}.use_parallel_residual", True)
     return config | {
         "rotary_emb_base": config["rope_theta"],
@@ -294,19 +239,66 @@ def _gptneox(source: Source) -> Config:
 
 
 def _starcoder2(source: Source) -> Config:
-    return _sizes(source, norm="norm_epsilon", layer_norm=True) | {
+    return sizes(source, norm="norm_epsilon", layer_norm=True) | {
         "use_bias": source.has_tensor("blk.0.attn_q.bias")
     }
 
 
 def _stablelm(source: Source) -> Config:
-    config = _sizes(source, norm="layer_norm_eps", layer_norm=True)
+    config = sizes(source, norm="layer_norm_eps", layer_norm=True)
     parallel = source.metadata.flag(f"{source.architecture}.use_parallel_residual", False)
     return config | {
         "use_qkv_bias": source.has_tensor("blk.0.attn_q.bias"),
         "use_parallel_residual": parallel,
         "qk_layernorm": source.has_tensor("blk.0.attn_q_norm.weight"),
         "partial_rotary_factor": rotated_share(source.header, source.architecture, config),
+    }
+
+
+def _glm4(source: Source) -> Config:
+    config = sizes(source)
+    return config | {
+        "attention_bias": source.has_tensor("blk.0.attn_q.bias"),
+        "partial_rotary_factor": rotated_share(source.header, source.architecture, config),
+    }
+
+
+def _phi(source: Source) -> Config:
+    config = sizes(source, norm="layer_norm_eps", layer_norm=True)
+    share = rotated_share(source.header, source.architecture, config)
+    return config | {"partial_rotary_factor": share}
+
+
+def _gpt_bigcode(source: Source) -> Config:
+    heads = source.whole("attention.head_count")
+    return _gpt2(source) | {
+        "activation_function": "gelu_pytorch_tanh",
+        "multi_query": source.whole("attention.head_count_kv", heads) == 1,
+    }
+
+
+def _bloom(source: Source) -> Config:
+    return {
+        "hidden_size": source.whole("embedding_length"),
+        "n_layer": source.whole("block_count"),
+        "n_head": source.whole("attention.head_count"),
+        "seq_length": source.whole("context_length"),
+        "layer_norm_epsilon": source.number("attention.layer_norm_epsilon"),
+    }
+
+
+def _mpt(source: Source) -> Config:
+    clamp = "attention.clamp_kqv"
+    return {
+        "d_model": source.whole("embedding_length"),
+        "n_layers": source.whole("block_count"),
+        "n_heads": source.whole("attention.head_count"),
+        "max_seq_len": source.whole("context_length"),
+        "layer_norm_epsilon": source.number("attention.layer_norm_epsilon"),
+        "attn_config": {
+            "alibi_bias_max": int(source.number("attention.max_alibi_bias", 8.0)),
+            "clip_qkv": source.number(clamp) if source.has(clamp) else None,
+        },
     }
 
 
@@ -320,27 +312,36 @@ class Architecture:
     config: Callable[[Source], Config]
     pairs_channels: bool = False
     """Whether channels that rotate together are neighbours: rows of queries and keys moved."""
-    norms_around_one: bool = False
-    """Whether one was added to the weights of norms."""
 
 
 ARCHITECTURES: Final[Mapping[str, Architecture]] = {
+    "apertus": Architecture("apertus", "ApertusForCausalLM", _qwen3),
     "arcee": Architecture("arcee", "ArceeForCausalLM", _llama, pairs_channels=True),
+    "bloom": Architecture("bloom", "BloomForCausalLM", _bloom),
     "cohere2": Architecture("cohere2", "Cohere2ForCausalLM", _cohere2),
     "command-r": Architecture("cohere", "CohereForCausalLM", _cohere),
-    "ernie4_5": Architecture("ernie4_5", "Ernie4_5ForCausalLM", _sizes),
-    "gemma": Architecture("gemma", "GemmaForCausalLM", _gemma, norms_around_one=True),
-    "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", _gemma2, norms_around_one=True),
-    "gemma3": Architecture("gemma3_text", "Gemma3ForCausalLM", _gemma3, norms_around_one=True),
+    "deepseek2": Architecture("deepseek_v2", "DeepseekV2ForCausalLM", gguf_layers.deepseek_v2),
+    "ernie4_5": Architecture("ernie4_5", "Ernie4_5ForCausalLM", sizes),
+    "gemma": Architecture("gemma", "GemmaForCausalLM", _gemma),
+    "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", _gemma2),
+    "gemma3": Architecture("gemma3_text", "Gemma3ForCausalLM", _gemma3),
+    "exaone4": Architecture("exaone4", "Exaone4ForCausalLM", gguf_layers.exaone4),
+    "gemma4": Architecture("gemma4_text", "Gemma4ForCausalLM", gguf_layers.gemma4),
+    "glm4": Architecture("glm4", "Glm4ForCausalLM", _glm4),
     "gpt2": Architecture("gpt2", "GPT2LMHeadModel", _gpt2),
     "gptneox": Architecture("gpt_neox", "GPTNeoXForCausalLM", _gptneox),
     "granite": Architecture("granite", "GraniteForCausalLM", _granite, pairs_channels=True),
+    "hunyuan-dense": Architecture("hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", _qwen3),
+    "lfm2": Architecture("lfm2", "Lfm2ForCausalLM", gguf_layers.lfm2),
     "llama": Architecture("llama", "LlamaForCausalLM", _llama, pairs_channels=True),
-    "nemotron": Architecture("nemotron", "NemotronForCausalLM", _nemotron, norms_around_one=True),
-    "olmo2": Architecture("olmo2", "Olmo2ForCausalLM", _sizes),
+    "mpt": Architecture("mpt", "MptForCausalLM", _mpt),
+    "nemotron": Architecture("nemotron", "NemotronForCausalLM", _nemotron),
+    "olmo2": Architecture("olmo2", "Olmo2ForCausalLM", sizes),
+    "phi2": Architecture("phi", "PhiForCausalLM", _phi),
     "phi3": Architecture("phi3", "Phi3ForCausalLM", _phi3),
-    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", _sizes),
+    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", sizes),
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", _qwen3),
+    "qwen35": Architecture("qwen3_5_text", "Qwen3_5ForCausalLM", gguf_layers.qwen3_5),
     "granitemoe": Architecture(
         "granitemoe", "GraniteMoeForCausalLM", _granitemoe, pairs_channels=True
     ),
@@ -349,11 +350,18 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     "qwen3moe": Architecture("qwen3_moe", "Qwen3MoeForCausalLM", _qwen3moe),
     "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", _llama, pairs_channels=True),
     "stablelm": Architecture("stablelm", "StableLmForCausalLM", _stablelm),
+    "starcoder": Architecture("gpt_bigcode", "GPTBigCodeForCausalLM", _gpt_bigcode),
     "starcoder2": Architecture("starcoder2", "Starcoder2ForCausalLM", _starcoder2),
 }
 
 MIXTURES: Final[Mapping[str, Architecture]] = {
     "llama": Architecture("mixtral", "MixtralForCausalLM", _mixtral, pairs_channels=True),
-    **{name: ARCHITECTURES[name] for name in ("granitemoe", "olmoe", "qwen2moe", "qwen3moe")},
+    **{
+        name: ARCHITECTURES[name]
+        for name in ("deepseek2", "gemma4", "granitemoe", "olmoe", "qwen2moe", "qwen3moe")
+    },
 }
 """Those of files with experts."""
+
+_OLMO3: Final = Architecture("olmo3", "Olmo3ForCausalLM", gguf_layers.olmo3)
+_DEEPSEEK_V3: Final = Architecture("deepseek_v3", "DeepseekV3ForCausalLM", gguf_layers.deepseek_v3)

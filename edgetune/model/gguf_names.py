@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Final, get_args
 
-from edgetune.shape import MLP_ROLES, BlockShape, Linear, LinearRole, ModelShape
+from edgetune.mixer import XieluRole
+from edgetune.shape import (
+    MLP_ROLES,
+    BlockShape,
+    GatedDelta,
+    Linear,
+    LinearRole,
+    MixerTensor,
+    ModelShape,
+    Norm,
+)
 
 LINEARS: Final[Mapping[LinearRole, str]] = {
     "q": "attn_q",
@@ -61,9 +71,21 @@ NORMS: Final[Mapping[str, str]] = {
     "per_layer": "post_norm",
 }
 
-MIXERS: Final[Mapping[str, str]] = {
+_OWN_NORMS: Final[Mapping[tuple[str, str], str]] = {
+    ("lfm2", "final"): "token_embd_norm",
+    ("qwen3_5_text", "mlp_input"): "post_attention_norm",
+}
+"""By family and role, what is called otherwise there."""
+
+_MIXERS: Final[Mapping[str, str]] = {
     "conv": "shortconv.conv.weight", "scalar": "layer_output_scale.weight",
 }  # fmt: skip
+_DELTA: Final[Mapping[str, str]] = {
+    "conv": "ssm_conv1d.weight", "a_log": "ssm_a", "dt_bias": "ssm_dt.bias",
+}  # fmt: skip
+
+XIELU: Final = "xielu."
+"""What the keys of an activation's numbers begin with: lists in the metadata, one number a layer."""
 
 TABLE: Final = "per_layer_token_embd.weight"
 TABLE_PROJECTION: Final = "per_layer_model_proj.weight"
@@ -90,18 +112,38 @@ def linear_name(block: BlockShape, linear: Linear) -> str:
     return f"{LINEARS[linear.role]}{'_shexp' if beside else ''}"
 
 
+def norm_name(shape: ModelShape, norm: Norm) -> str:
+    """Return what a norm of a block, or one of those at the ends, is called."""
+    ends = {"final": "output_norm", "embedding": "token_embd_norm"}
+    own = _OWN_NORMS.get((shape.family, norm.role)) or ends.get(norm.role)
+    return own or NORMS[norm.role]
+
+
+def mixer_name(block: BlockShape, tensor: MixerTensor) -> str:
+    """Return what a tensor that is neither a projection nor a norm is called in its block."""
+    if tensor.role in get_args(XieluRole):
+        return f"{XIELU}{tensor.role}"
+    names = _DELTA if isinstance(block.mixer, GatedDelta) else _MIXERS
+    return names[tensor.role]
+
+
 def gguf_names(shape: ModelShape) -> dict[str, str]:
     """Return the name in a GGUF file of every tensor of a model."""
     return dict(_outer(shape)) | dict(_blocks(shape))
 
 
 def _outer(shape: ModelShape) -> Iterator[tuple[str, str]]:
-    final = shape.final_norm
     yield f"{shape.embedding}.weight", EMBEDDING
     if shape.positions is not None:
         yield f"{shape.positions}.weight", POSITIONS
-    for part in ("weight", "bias") if final.bias else ("weight",):
-        yield f"{final.module}.{part}", f"output_norm.{part}"
+    for norm in (shape.embedding_norm, shape.final_norm):
+        if norm is not None:
+            yield from _norm(shape, norm, "", "")
+    if shape.per_layer is not None:
+        own = shape.per_layer
+        yield f"{own.table}.weight", TABLE
+        yield f"{own.projection}.weight", TABLE_PROJECTION
+        yield f"{own.norm.module}.weight", TABLE_NORM
     if not shape.tied:
         yield f"{shape.head}.weight", HEAD
     if shape.head_bias:
@@ -109,17 +151,24 @@ def _outer(shape: ModelShape) -> Iterator[tuple[str, str]]:
 
 
 def _blocks(shape: ModelShape) -> Iterator[tuple[str, str]]:
-    for layer in range(shape.layers):
+    for layer, block in enumerate(shape.blocks):
         prefix, ours = f"blk.{layer}.", shape.block(layer)
-        for linear in shape.blocks[layer].linears:
+        for linear in block.linears:
             for part in ("weight", "bias") if linear.bias else ("weight",):
-                name = linear_name(shape.blocks[layer], linear)
+                name = linear_name(block, linear)
                 yield f"{ours}{linear.module}.{part}", f"{prefix}{name}.{part}"
-        for linear in shape.blocks[layer].expert_linears:
+        for linear in block.expert_linears:
             yield f"{ours}{linear.module}.weight", f"{prefix}{EXPERTS[linear.role]}.weight"
-        for tensor in shape.blocks[layer].routing_tensors:
+        for tensor in block.routing_tensors:
             if tensor.role in ROUTING:
                 yield f"{ours}{tensor.name}", f"{prefix}{ROUTING[tensor.role]}"
-        for norm in shape.blocks[layer].norms:
-            for part in ("weight", "bias") if norm.bias else ("weight",):
-                yield f"{ours}{norm.module}.{part}", f"{prefix}{NORMS[norm.role]}.{part}"
+        for own in block.mixer_tensors:
+            name = mixer_name(block, own)
+            yield f"{ours}{own.name}", name if name.startswith(XIELU) else f"{prefix}{name}"
+        for norm in block.norms:
+            yield from _norm(shape, norm, ours, prefix)
+
+
+def _norm(shape: ModelShape, norm: Norm, ours: str, prefix: str) -> Iterator[tuple[str, str]]:
+    for part in norm.parts:
+        yield f"{ours}{norm.module}.{part}", f"{prefix}{norm_name(shape, norm)}.{part}"

@@ -9,6 +9,7 @@ from typing import Any, Final
 from edgetune.errors import ModelError
 from edgetune.escapes import one_line
 from edgetune.model.gguf_names import LONG_FACTORS, ROPE_FACTORS, SHORT_FACTORS
+from edgetune.tensors.gguf.metadata import Metadata
 from edgetune.tensors.gguf.reader import GgufHeader
 
 LOW: Final = 1.0
@@ -31,7 +32,7 @@ def rope_parameters(header: GgufHeader, architecture: str) -> dict[str, Any]:
     table = _scaling(header, f"{architecture}.rope.scaling.")
     if ROPE_FACTORS in header.tensors:
         context = metadata.whole(f"{architecture}.context_length")
-        table = _llama3(_factors(header, ROPE_FACTORS), base, context)
+        table = _llama3(factors(header, ROPE_FACTORS), base, context)
     if LONG_FACTORS in header.tensors:
         table = _longrope(header, architecture)
     return {"rope_parameters": {"rope_theta": base, **table}} if table else {}
@@ -54,8 +55,12 @@ def _scaling(header: GgufHeader, prefix: str) -> dict[str, Any]:
             return {"rope_type": "linear", "factor": factor}
         case "yarn":
             original = metadata.whole(f"{prefix}original_context_length")
-            table = {"rope_type": "yarn", "factor": factor}
-            return table | {"original_max_position_embeddings": original}
+            return {
+                "rope_type": "yarn",
+                "factor": factor,
+                "original_max_position_embeddings": original,
+                **_yarn(metadata, prefix, factor),
+            }
         case "longrope":
             return {}  # its tensors say the rest
     raise ModelError(
@@ -64,7 +69,20 @@ def _scaling(header: GgufHeader, prefix: str) -> dict[str, Any]:
     )
 
 
-def _factors(header: GgufHeader, name: str) -> list[float]:
+def _yarn(metadata: Metadata, prefix: str, factor: float) -> dict[str, Any]:
+    """Return what a file says of YaRN beyond its usual bounds and magnitude."""
+    found = {}
+    for bound in ("beta_fast", "beta_slow"):
+        if f"{prefix}yarn_{bound}" in metadata:
+            found[bound] = metadata.number(f"{prefix}yarn_{bound}")
+    magnitude = metadata.number(f"{prefix}attn_factor", 1.0)
+    if magnitude != 1.0 and factor >= 1:
+        found["attention_factor"] = magnitude * (1 + 0.1 * math.log(factor))
+    return found
+
+
+def factors(header: GgufHeader, name: str) -> list[float]:
+    """Return what a tensor says that each frequency is divided by."""
     from edgetune.tensors.reader import read_tensor
 
     stored = header.tensors[name]
@@ -114,8 +132,8 @@ def _longrope(header: GgufHeader, architecture: str) -> dict[str, Any]:
     context = metadata.whole(f"{architecture}.context_length")
     table: dict[str, Any] = {
         "rope_type": "longrope",
-        "short_factor": _factors(header, SHORT_FACTORS),
-        "long_factor": _factors(header, LONG_FACTORS),
+        "short_factor": factors(header, SHORT_FACTORS),
+        "long_factor": factors(header, LONG_FACTORS),
     }
     if f"{prefix}attn_factor" in metadata:
         table["attention_factor"] = metadata.number(f"{prefix}attn_factor")

@@ -40,7 +40,8 @@ def read_tensor(tensor: StoredTensor) -> NDArray[Any]:
         ModelError: if the file cannot be read or ends early.
     """
     if isinstance(tensor, GgufTensor):
-        return read_gguf_rows(tensor, 0, tensor.shape[0])
+        rows = tensor.shape[0] if tensor.shape else 1
+        return read_gguf_rows(tensor, 0, rows).reshape(tensor.shape)
     if isinstance(tensor, PackedTensor):
         return packed_values(tensor)
     return plain(tensor)

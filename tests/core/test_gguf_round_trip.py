@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,19 @@ SMALL = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 7, "num_attention_heads": 2,
     "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 1024, "max_position_embeddings": 512,
 }  # fmt: skip
+YARN = {
+    "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128,
+}  # fmt: skip
+LATENTS = SMALL | {
+    "num_key_value_heads": 2, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16,
+    "v_head_dim": 16, "moe_intermediate_size": 32, "n_routed_experts": 6, "num_experts_per_tok": 3,
+    "n_shared_experts": 2, "num_nextn_predict_layers": 0,
+}  # fmt: skip
+GEMMA4 = SMALL | {
+    "global_head_dim": 32, "sliding_window": 64,
+    "layer_types": ["sliding_attention"] * 3 + ["full_attention", "sliding_attention"]
+    + ["full_attention"] * 2,
+}  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": SMALL,
     "qwen2": SMALL,
@@ -31,10 +45,37 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "phi3": SMALL,
     "gpt2": {"n_embd": 32, "n_head": 2, "n_layer": 2, "vocab_size": 1024},
     "gpt_neox": SMALL | {"num_key_value_heads": 2},
+    "apertus": SMALL,
     "arcee": SMALL,
     "cohere": SMALL | {"logit_scale": 0.5},
     "cohere2": SMALL,
     "ernie4_5": SMALL,
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2, "vocab_size": 1024},
+    "deepseek_v2": LATENTS | {
+        "num_hidden_layers": 27, "q_lora_rank": None, "n_routed_experts": 2,
+        "num_experts_per_tok": 1, "first_k_dense_replace": 1,
+        "routed_scaling_factor": 2.0, "rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 0.7}},
+    "deepseek_v3": LATENTS | {
+        "q_lora_rank": 32, "first_k_dense_replace": 2, "n_group": 1, "topk_group": 1,
+        "norm_topk_prob": True},
+    "exaone4": SMALL | {"sliding_window": None},
+    "gemma4_text": GEMMA4 | {
+        "hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": 1024,
+        "num_kv_shared_layers": 3, "use_double_wide_mlp": True, "final_logit_softcapping": 20.0},
+    "gemma4_mixture": GEMMA4 | {
+        "hidden_size_per_layer_input": 0, "num_global_key_value_heads": 2, "attention_k_eq_v": True,
+        "enable_moe_block": True, "num_experts": 5, "top_k_experts": 2, "moe_intermediate_size": 32},
+    "glm4": SMALL,
+    "gpt_bigcode": {"n_embd": 32, "n_head": 2, "n_layer": 2, "vocab_size": 1024},
+    "hunyuan_v1_dense": SMALL,
+    "lfm2": SMALL | {"layer_types": ["conv", "full_attention", "conv", "conv"] + ["conv"] * 3},
+    "mpt": {"d_model": 32, "n_heads": 2, "n_layers": 2, "vocab_size": 1024},
+    "olmo3": SMALL | {"sliding_window": 64, "rope_parameters": {
+        "full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 2e4}}},
+    "phi": SMALL | {"num_key_value_heads": 2},
+    "qwen3_5_text": SMALL | {
+        "num_hidden_layers": 4, "full_attention_interval": 2, "linear_num_key_heads": 2,
+        "linear_num_value_heads": 6, "linear_key_head_dim": 16, "linear_value_head_dim": 16},
     "nemotron": SMALL,
     "mixtral": SMALL | {"num_local_experts": 4},
     "granitemoe": SMALL | {"num_local_experts": 4, "logits_scaling": 2.0},
@@ -43,6 +84,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
                           "shared_expert_intermediate_size": 96},
     "qwen3_moe": SMALL | {"num_experts": 8, "moe_intermediate_size": 96, "norm_topk_prob": True},
 }  # fmt: skip
+TYPES = {"gemma4_mixture": "gemma4_text"}
+"""What families call themselves that are a variant of another one."""
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
@@ -65,7 +108,9 @@ def _write(model: LocalModel, file: Path, facts: TokenizerFacts, quantization: A
 def test_what_is_read_back_is_written_the_same(
     tmp_path: Path, facts: TokenizerFacts, family: str, quantization: str
 ) -> None:
-    folder = write_folder(tmp_path / "base", {"model_type": family, **CONFIGS[family]})
+    folder = write_folder(
+        tmp_path / "base", {"model_type": TYPES.get(family, family), **CONFIGS[family]}
+    )
     first = _write(LocalModel.open(folder), tmp_path / "1.gguf", facts, quantization)
     second = _write(LocalModel.open(first), tmp_path / "2.gguf", facts, quantization)
     one, two = gguf.GGUFReader(first), gguf.GGUFReader(second)
@@ -75,17 +120,21 @@ def test_what_is_read_back_is_written_the_same(
     found = {tensor.name: tensor.data for tensor in two.tensors}
     assert found.keys() == {tensor.name for tensor in one.tensors}
     for tensor in one.tensors:
-        np.testing.assert_array_equal(found[tensor.name], tensor.data, err_msg=tensor.name)
+        # a logarithm and its exponential are not the very same number
+        near = 1e-6 if tensor.name.endswith("ssm_a") else 0
+        np.testing.assert_allclose(found[tensor.name], tensor.data, near, err_msg=tensor.name)
 
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_model_read_back_is_the_model(tmp_path: Path, facts: TokenizerFacts, family: str) -> None:
-    config = {"model_type": family, **CONFIGS[family]}
+    config = {"model_type": TYPES.get(family, family), **CONFIGS[family]}
     if family == "llama":
         config |= {"rope_parameters": LLAMA3}
     base = LocalModel.open(write_folder(tmp_path / "base", config))
     back = LocalModel.open(_write(base, tmp_path / "m.gguf", facts, "f32"))
 
+    if family != "llama":  # whose rotation comes back as a table
+        assert replace(back.shape, max_context=base.shape.max_context) == base.shape
     assert back.tensors.keys() == base.tensors.keys()
     for name in base.tensors:
         expected = base.read(name)

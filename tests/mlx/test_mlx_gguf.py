@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,15 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from gguf_files import random_blocks
-from gguf_models import convert
+from gguf_models import convert, exported, in_numbers
 from mlx_sessions import open_session, take_steps
 from models import make_model
 from plan_memory import Case, measure
-from safetensors.numpy import save_file
 
 from edgetune.errors import ModelError
 from edgetune.model import LocalModel
 from edgetune.tensors.gguf.dequantize import dequantize
+from edgetune.tensors.gguf.tensor import RowOrder
 from edgetune.tensors.gguf.types import BY_NAME, QUANTIZED
 from edgetune_mlx.gguf import GgufPacking
 from edgetune_mlx.matrices import Matrix
@@ -53,6 +52,53 @@ def test_a_matrix_has_the_numbers_of_its_blocks(kind: str) -> None:
     np.testing.assert_allclose(back, x[:, :48] @ dense, atol=1e-4 * scale)
 
 
+def test_columns_of_blocks_go_to_their_places() -> None:
+    outputs, inputs, order = 5, 768, RowOrder(1, 2, 3, 128)
+    blocks = random_blocks("Q4_K", outputs * inputs // 256)
+    packing = GgufPacking.of("Q4_K", order)
+    matrix = Matrix(packing, packing.pack(mx.array(blocks.reshape(outputs, -1))))
+
+    found = np.array(matrix.dense(mx.float32))
+
+    places = [order.row_in_file(column) for column in range(inputs)]
+    expected = dequantize("Q4_K", blocks).reshape(outputs, inputs)[:, places]
+    assert np.array_equal(found, expected)
+
+
+QWEN35 = {
+    "layer_types": ["linear_attention", "full_attention"], "num_hidden_layers": 2,
+    "linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 64,
+    "linear_value_head_dim": 64,
+}  # fmt: skip
+GEMMA4 = {
+    "layer_types": ["sliding_attention"] * 2 + ["full_attention", "sliding_attention"]
+    + ["full_attention"] * 2, "vocab_size_per_layer_input": 1024,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("qwen3_5_text", QWEN35),
+        ("gemma4_text", GEMMA4),
+        ("lfm2", {"hidden_size": 64}),
+        ("apertus", {}),
+    ],
+)
+def test_an_exported_model_is_computed_as_its_numbers(
+    family: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    base = LocalModel.open(make_model(tmp_path / "base", family, vocab_size=1024, **changes))
+    file = LocalModel.open(exported(base, tmp_path / "model.gguf", "q8_0"))
+    folder = in_numbers(file, tmp_path / "numbers").folder
+    row = list(range(3, 30))
+
+    expected = open_session(folder).logits(row)
+
+    found = open_session(file.folder, quantization="gguf").logits(row)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+
+
 def _gguf(folder: Path, kind: Any, family: str = "llama", **changes: object) -> Path:
     base = make_model(folder / "base", family, **changes)
     return convert(base, folder / "model.gguf", kind)
@@ -67,19 +113,10 @@ def test_a_model_in_parts_trains_as_the_whole_one(tmp_path: Path) -> None:
         assert take_steps(open_session(parts, quantization="gguf", **places), 2) == expected
 
 
-def _dequantized(file: Path, folder: Path) -> Path:
-    model = LocalModel.open(file)
-    folder.mkdir()
-    tensors = {name: np.ascontiguousarray(model.read(name)) for name in model.tensors}
-    save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(model.config))
-    return folder
-
-
 @pytest.mark.parametrize("kind", ["Q4_1", "mixed"])
 def test_training_equals_that_of_the_same_numbers_in_a_folder(kind: str, tmp_path: Path) -> None:
     file = _gguf(tmp_path, MIXED if kind == "mixed" else kind, **WIDE)
-    folder = _dequantized(file, tmp_path / "dequantized")
+    folder = in_numbers(LocalModel.open(file), tmp_path / "dequantized").folder
 
     expected = take_steps(open_session(folder), 8)
 

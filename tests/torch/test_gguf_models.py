@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gguf_models import ARCHITECTURES, convert
+from gguf_models import ARCHITECTURES, convert, exported, in_numbers
 from models import FAMILIES, SMALL, make_model
 from opened import open_decoder
 
@@ -24,6 +24,19 @@ OWN = {
     "starcoder2": SMALL | {"sliding_window": None},
 }  # fmt: skip
 """Families beyond those of ``models``."""
+
+GEMMA4 = (
+    ["sliding_attention"] * 2 + ["full_attention", "sliding_attention"] + ["full_attention"] * 2
+)
+LATENTS = {
+    "n_group": 1, "topk_group": 1, "q_lora_rank": 32, "kv_lora_rank": 32, "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "mscale": 0.7,
+        "mscale_all_dim": 0.7, "original_max_position_embeddings": 8},
+}  # fmt: skip
+QWEN35 = {
+    "layer_types": ["linear_attention", "full_attention"] * 2, "num_hidden_layers": 4,
+    "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -52,4 +65,31 @@ def test_a_converted_model_is_the_one_it_was_made_from(
         assert found.shape == expected.shape
     row = [number % folder.shape.vocabulary for number in range(1, 40)]
     ours, theirs = (open_decoder(model).logits(row, BASE) for model in (file, folder))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
+
+
+EXPORTED = {
+    "apertus": {}, "bloom": {}, "deepseek_v2": LATENTS | {"topk_method": "greedy"}, "deepseek_v3": LATENTS,
+    "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 4},
+    "gemma4_moe": {}, "gemma4_text": {"vocab_size_per_layer_input": 1024, "layer_types": GEMMA4},
+    "glm4": {}, "gpt_bigcode": {}, "hunyuan_v1_dense": {}, "lfm2": {"hidden_size": 64}, "mpt": {},
+    "olmo3": {}, "phi": {}, "qwen3_5_text": QWEN35,
+}  # fmt: skip
+"""Families whose files are our own."""
+
+
+@pytest.mark.parametrize("kind", ["f32", "q8_0"])
+@pytest.mark.parametrize("family", EXPORTED)
+def test_an_exported_model_is_the_one_it_was_made_from(
+    family: str, kind: str, tmp_path: Path
+) -> None:
+    folder = make_model(tmp_path / "folder", family, vocab_size=1024, **EXPORTED[family])
+    base = LocalModel.open(folder)
+    file = LocalModel.open(exported(base, tmp_path / "model.gguf", kind))
+    base = base if kind == "f32" else in_numbers(file, tmp_path / "numbers")
+
+    assert (file.shape.formats is None) == (kind == "f32")
+    assert file.tensors.keys() == base.tensors.keys()
+    row = [number % 1024 for number in range(1, 40)]
+    ours, theirs = (open_decoder(model).logits(row, BASE) for model in (file, base))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)

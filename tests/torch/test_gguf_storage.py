@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +12,9 @@ import pytest
 import torch
 from engines import micro_batch
 from gguf_files import random_blocks
-from gguf_models import convert
+from gguf_models import convert, exported, in_numbers
 from models import make_model
 from oracle import counted, plain
-from safetensors.numpy import save_file
 from sessions import session_for
 
 from edgetune.choice import Choice
@@ -29,6 +27,7 @@ from edgetune.planning import make_plan
 from edgetune.settings.spec import Checkpointing
 from edgetune.shape import FileFormats, ModelShape
 from edgetune.tensors.gguf.dequantize import dequantize
+from edgetune.tensors.gguf.tensor import RowOrder
 from edgetune.tensors.gguf.types import BY_NAME, QUANTIZED
 from edgetune_torch.gguf import VALUES, GgufFormat
 from edgetune_torch.workspace import Workspace
@@ -65,6 +64,42 @@ def test_more_weights_than_are_unpacked_at_a_time(
     test_a_matrix_has_the_numbers_of_its_blocks(kind, torch.bfloat16)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_columns_of_blocks_go_to_their_places(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads of 128 columns, of which two are a block: what a file has in another order."""
+    monkeypatch.setattr("edgetune_torch.gguf.VALUES", 1024)
+    outputs, inputs, order = 5, 768, RowOrder(1, 2, 3, 128)
+    blocks = random_blocks("Q4_K", outputs * inputs // 256)
+    form, workspace = GgufFormat.of("Q4_K", order), Workspace(torch.device("cpu"))
+    rows = torch.from_numpy(blocks).view(outputs, -1)
+
+    found = form((outputs, inputs), {"values": rows}, workspace).dense(dtype)
+
+    places = [order.row_in_file(column) for column in range(inputs)]
+    expected = torch.from_numpy(dequantize("Q4_K", blocks)).view(outputs, inputs)[:, places]
+    assert torch.equal(found, expected.to(dtype))
+
+
+def test_gated_delta_nets_train_in_the_blocks_of_a_file(tmp_path: Path) -> None:
+    sizes = {"linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 128,
+             "linear_value_head_dim": 128, "num_hidden_layers": 2,
+             "layer_types": ["linear_attention", "full_attention"], "hidden_size": 256,
+             "vocab_size": 1024}  # fmt: skip
+    base = LocalModel.open(make_model(tmp_path / "base", "qwen3_5_text", **sizes))
+    model = LocalModel.open(exported(base, tmp_path / "model.gguf", "q4_k_m"))
+    folder = in_numbers(model, tmp_path / "numbers")
+
+    assert model.shape.formats is not None
+    assert "Q4_K" in model.shape.formats.matrices[0]
+    expected = _losses(folder, "none", steps=3)
+    for places in ({}, DISK):
+        np.testing.assert_allclose(
+            _losses(model, "gguf", steps=3, **places), expected, rtol=0, atol=1e-5
+        )
+
+
 def _gguf(folder: Path, kind: Any, **changes: object) -> LocalModel:
     base = make_model(folder / "base", "llama", **(WIDE | changes))
     return LocalModel.open(convert(base, folder / "model.gguf", kind))
@@ -78,15 +113,6 @@ def test_a_model_in_parts_trains_as_the_whole_one(tmp_path: Path) -> None:
     expected = _losses(whole, "gguf", steps=2)
     for places in ({}, DISK):
         assert _losses(parts, "gguf", steps=2, **places) == expected
-
-
-def _dequantized(model: LocalModel, folder: Path) -> LocalModel:
-    """Return the numbers of a GGUF file as a folder in float32."""
-    folder.mkdir()
-    tensors = {name: np.ascontiguousarray(model.read(name)) for name in model.tensors}
-    save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(model.config))
-    return LocalModel.open(folder)
 
 
 def _losses(
@@ -104,7 +130,7 @@ def _losses(
 @pytest.mark.parametrize("kind", ["Q4_1", "Q2_K", "MXFP4", "mixed"])
 def test_training_equals_that_of_the_same_numbers_in_a_folder(kind: str, tmp_path: Path) -> None:
     model = _gguf(tmp_path, MIXED if kind == "mixed" else kind)
-    folder = _dequantized(model, tmp_path / "dequantized")
+    folder = in_numbers(model, tmp_path / "dequantized")
 
     expected = _losses(folder, "none")
 
@@ -119,7 +145,7 @@ def test_plain_numbers_may_be_quantized_as_those_of_a_folder(
     kind: str, quantization: str, tmp_path: Path
 ) -> None:
     model = _gguf(tmp_path, {"norm": "F32", "": kind})
-    folder = _dequantized(model, tmp_path / "dequantized")
+    folder = in_numbers(model, tmp_path / "dequantized")
 
     assert model.shape.formats is None
     expected = _losses(folder, quantization, steps=3)
@@ -136,7 +162,7 @@ def test_every_method_that_leaves_the_weights_alone_trains_the_same(
         with pytest.raises(UsageError, match="which gguf does not keep"):
             _planned(model, method=method)
         return
-    folder, same = _dequantized(model, tmp_path / "dequantized"), {"method": build(method, {})}
+    folder, same = in_numbers(model, tmp_path / "dequantized"), {"method": build(method, {})}
 
     expected = _losses(folder, "none", steps=3, rate=1e-3, **same)
 
@@ -162,7 +188,7 @@ def test_plans_offer_what_the_file_has_and_nothing_else(tmp_path: Path) -> None:
         _planned(model, quantization="nf4")
     with pytest.raises(UsageError, match="--head int8 would round"):
         _planned(model, head="int8")
-    folder = _dequantized(model, tmp_path / "dequantized")
+    folder = in_numbers(model, tmp_path / "dequantized")
     with pytest.raises(UsageError, match="--quantization gguf"):
         _planned(folder, quantization="gguf")
 

@@ -6,6 +6,7 @@ from typing import get_args
 
 from edgetune.mixer import XieluRole
 from edgetune.model import LocalModel
+from edgetune.model.gguf_names import XIELU
 from edgetune.tensors.gguf.writer import Value
 
 
@@ -18,5 +19,5 @@ def activation_metadata(model: LocalModel) -> dict[str, Value]:
     for role in get_args(XieluRole):
         names = [f"{shape.block(i)}{block.xielu}.{role}" for i, block in enumerate(shape.blocks)]
         numbers = [float(model.read(name).reshape(())) for name in names]
-        found[f"xielu.{role}"] = Value("float32", numbers)
+        found[f"{XIELU}{role}"] = Value("float32", numbers)
     return found

@@ -83,10 +83,6 @@ class Architecture:
     """Sizes are told by layer, scores are not scaled, layers can read the keys of others (Gemma 4)."""
     latents: bool = False
     """Keys and values are made of latents; the first layers have an MLP, the others experts."""
-    mlp_norm: str = "ffn_norm"
-    """What it calls the norm before the MLP."""
-    final_norm: str = "output_norm"
-    """What it calls the norm before the head."""
 
     def windowed(self, layer: int) -> bool:
         """Whether a layer sees only the tokens of the model's window."""
@@ -166,14 +162,14 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     "glm4": Architecture(name="glm4", neighbours_rotate=True, biases=_QKV),
     "gpt_bigcode": Architecture(name="starcoder", activations=GELU, biases=_ALL),
     "hunyuan_v1_dense": Architecture(name="hunyuan-dense"),
-    "lfm2": Architecture(name="lfm2", convolved=3, final_norm="token_embd_norm"),
+    "lfm2": Architecture(name="lfm2", convolved=3),
     "mpt": Architecture(name="mpt", activations=EITHER_GELU),
     "nemotron": Architecture(name="nemotron", activations=RELU2, biases=_ALL),
     "phi": Architecture(name="phi2", activations=GELU, biases=_ALL, parallel=True, head_bias=True),
     "granite": Architecture(
         name="granite", neighbours_rotate=True, rotation_tensor=True, multipliers=True
     ),
-    "qwen3_5_text": Architecture(name="qwen35", corrected=True, mlp_norm="post_attention_norm"),
+    "qwen3_5_text": Architecture(name="qwen35", corrected=True),
     "mixtral": replace(_LLAMA, routed=Routed(normalised=True)),
     "granitemoe": Architecture(
         name="granitemoe",

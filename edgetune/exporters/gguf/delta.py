@@ -57,14 +57,11 @@ def column_order(mixer: GatedDelta, role: str) -> Order | None:
     return head_order(mixer, mixer.value_dim) if role == "delta_out" else None
 
 
-def own_tensor(mixer: GatedDelta, role: str, rows: Rows) -> tuple[str, Rows]:
-    """Return a tensor of the mixer by its name in a block of the file."""
+def own_tensor(mixer: GatedDelta, role: str, rows: Rows) -> Rows:
+    """Return a tensor of the mixer as the file has it."""
     if role == "conv":
-        return "ssm_conv1d.weight", Reordered(OneByTap(rows), channel_order(mixer))
-    order = head_order(mixer, 1)
-    if role == "a_log":
-        return "ssm_a", Reordered(Decays(rows), order)
-    return "ssm_dt.bias", Reordered(rows, order)
+        return Reordered(OneByTap(rows), channel_order(mixer))
+    return Reordered(Decays(rows) if role == "a_log" else rows, head_order(mixer, 1))
 
 
 def metadata(mixer: GatedDelta, shape: ModelShape) -> Iterator[tuple[str, Value]]:

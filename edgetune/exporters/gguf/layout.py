@@ -151,11 +151,10 @@ class _Layout:
                 continue
             rows = self._source(f"{prefix}{tensor.name}")
             if isinstance(mixer, GatedDelta):
-                name, rows = delta.own_tensor(mixer, tensor.role, rows)
+                rows = delta.own_tensor(mixer, tensor.role, rows)
             else:
-                name = gguf_names.MIXERS[tensor.role]
                 rows = rows if tensor.role == "scalar" else OneByTap(rows)
-            yield f"{target}{name}", rows
+            yield f"{target}{gguf_names.mixer_name(shape.blocks[layer], tensor)}", rows
         for linear in shape.blocks[layer].linears:
             yield from self._linear(linear, layer, prefix, target)
         yield from self._experts(shape.blocks[layer], prefix, target)
@@ -176,7 +175,7 @@ class _Layout:
     def _norm(
         self, norm: Norm, prefix: str, target: str, scale: float
     ) -> Iterator[tuple[str, Rows]]:
-        name = f"{target}{_norm_name(norm, self._architecture)}"
+        name = f"{target}{gguf_names.norm_name(self._shape, norm)}"
         source = f"{prefix}{norm.module}"
         weight = self._source(f"{source}.weight")
         offset = (norm.kind or self._shape.norm).offset
@@ -215,13 +214,3 @@ class _Layout:
         if added is not None:
             return HeldRows(added)
         return MergedRows(self._model.tensors[name], self._merge.changes.get(name))
-
-
-def _norm_name(norm: Norm, architecture: Architecture) -> str:
-    """Return what llama.cpp calls a norm of a block, or one of those at the ends."""
-    own = {
-        "final": architecture.final_norm,
-        "embedding": "token_embd_norm",
-        "mlp_input": architecture.mlp_norm,
-    }
-    return own.get(norm.role) or gguf_names.NORMS[norm.role]

@@ -74,6 +74,8 @@ class Decoded:
     """Blocks of a GGUF file: codes take some bytes a number, and become float32 before others."""
 
     codes: float
+    moved: bool = False
+    """Whether columns go to other places then."""
     makes_numbers: bool = True
 
     def dense(self, parts: Sequence[Array], shape: tuple[int, int], width: int) -> Array:
@@ -82,7 +84,10 @@ class Decoded:
         operation = Operation(
             tuple(parts), nbytes=size * FLOAT32_BYTES, spare=ceil(self.codes * size), tasks=12
         )
-        return cast(Array(shape, FLOAT32_BYTES, operation), width)
+        numbers = cast(Array(shape, FLOAT32_BYTES, operation), width)
+        if not self.moved:
+            return numbers
+        return Array(shape, width, Operation((numbers,), nbytes=size * width))
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.lazy.graph import Array, Operation, given
 from edgetune.memory.lazy.matrices import Decoded, Format, Matrix, Plain, Sequencer, Unpacked
 from edgetune.shape import ModelShape
-from edgetune.storage import AFFINE, FILE_FORMAT, GROUPS, linear_bytes
+from edgetune.storage import AFFINE, FILE_FORMAT, GROUPS, linear_bytes, moved_in_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,9 @@ def frozen_block(
         role = linear.role if linear.expert is None else f"experts.{linear.role}"
         outputs, _, before = sizes.get(role, (0, 0, 0))
         sizes[role] = (outputs + linear.outputs, linear.inputs, before + nbytes)
-    sequencer, form = Sequencer(), _format(rows, quantization)
+    sequencer = Sequencer()
     for role, (outputs, inputs, nbytes) in sizes.items():
+        form = _format(rows, quantization, moved=moved_in_files(block, role))
         each = _parts(outputs, inputs, nbytes, rows, quantization)
         parts = tuple(_read(*part) if streamed else given(*part) for part in each)
         found.matrices[role] = Matrix(form, parts, (outputs, inputs), sequencer)
@@ -65,9 +66,9 @@ def alike(rows: BatchShape, quantization: str, *, streamed: bool) -> tuple[Batch
     return replace(rows, recast=False, unpacking=0.0), "none"
 
 
-def _format(rows: BatchShape, quantization: str) -> Format:
+def _format(rows: BatchShape, quantization: str, *, moved: bool = False) -> Format:
     if quantization == FILE_FORMAT:
-        return Decoded(rows.unpacking)
+        return Decoded(rows.unpacking, moved)
     if quantization != "none" and rows.unpacks:
         return Unpacked(quantization, rows.stored)
     return Plain(makes_numbers=quantization == "none" and rows.recast)

@@ -27,6 +27,8 @@ class Array:
     kind: ValueType
     count: int
     raw: bytes
+    start: int
+    """Where in the file they begin."""
 
     def items(self) -> list[Any]:
         """Return the items; a text that is not UTF-8 has its other bytes replaced."""
@@ -154,4 +156,4 @@ def _array(cursor: Cursor, key: str) -> Array:
         cursor.skip_texts(count)
     else:
         cursor.skip(count * struct.calcsize(f"<{kind.code}"))
-    return Array(kind, count, cursor.since(start))
+    return Array(kind, count, cursor.since(start), start)

@@ -24,11 +24,15 @@ def read_gguf_rows(tensor: GgufTensor, start: int, stop: int) -> NDArray[Any]:
     Raises:
         ModelError: if the file cannot be read or ends early.
     """
-    if len(tensor.file_shape) == 1:
+    if len(tensor.file_shape) <= 1:
         return _vector(tensor)[start:stop]
     if tensor.transposed:
         return _columns(tensor, start, stop)
-    return _in_order(tensor, start, stop)
+    rows = _in_order(tensor, start, stop).reshape(stop - start, *tensor.shape[1:])
+    if tensor.columns is None:
+        return rows
+    places = [tensor.columns.row_in_file(column) for column in range(rows.shape[-1])]
+    return np.ascontiguousarray(rows[..., places])
 
 
 def _vector(tensor: GgufTensor) -> NDArray[Any]:
@@ -38,6 +42,8 @@ def _vector(tensor: GgufTensor) -> NDArray[Any]:
         values = values[places]
     if tensor.added:
         values = values.astype(np.float32) - np.float32(tensor.added)
+    if tensor.decays:
+        values = np.log(-values.astype(np.float32))
     return values
 
 

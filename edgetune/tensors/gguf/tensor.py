@@ -23,14 +23,21 @@ class RowOrder:
     first: int
     second: int
     run: int = 1
+    before: int = 0
+    """Rows before these, which lie where they do in the checkpoint."""
 
     @property
     def rows(self) -> int:
         """Number of rows."""
-        return self.outer * self.first * self.second * self.run
+        return self.before + self.outer * self.first * self.second * self.run
 
     def row_in_file(self, row: int) -> int:
         """Return where a row of the checkpoint lies in the file."""
+        if row < self.before:
+            return row
+        return self.before + self._moved(row - self.before)
+
+    def _moved(self, row: int) -> int:
         row, inner = divmod(row, self.run)
         row, second = divmod(row, self.second)
         outer, first = divmod(row, self.first)
@@ -38,11 +45,13 @@ class RowOrder:
 
     def runs(self) -> Iterator[tuple[int, int]]:
         """Yield the first row in the checkpoint, and the number of rows, of each run of the file."""
+        if self.before:
+            yield 0, self.before
         for outer in range(self.outer):
             for second in range(self.second):
                 for first in range(self.first):
                     group = (outer * self.first + first) * self.second + second
-                    yield group * self.run, self.run
+                    yield self.before + group * self.run, self.run
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +62,14 @@ class GgufTensor(StoredTensor):
     """
 
     order: RowOrder | None = None
+    columns: RowOrder | None = None
+    """How columns lie, where these are not in the checkpoint's order (the output of Gated DeltaNet)."""
     transposed: bool = False
     """Whether the file has (outputs, inputs) where the checkpoint has (inputs, outputs)."""
     added: float = 0.0
     """What the file has more than the checkpoint: Gemma's norms are kept around one."""
+    decays: bool = False
+    """Whether the file has ``-exp(x)`` for every x of the checkpoint (Gated DeltaNet)."""
 
     @property
     def kind(self) -> TensorType:
@@ -71,7 +84,8 @@ class GgufTensor(StoredTensor):
     @property
     def read_dtype(self) -> str:
         """Number format of the values that reading gives: float32 unless the file's are plain."""
-        return "float32" if self.in_blocks or self.added else self.dtype
+        changed = self.in_blocks or self.added or self.decays
+        return "float32" if changed else self.dtype
 
     @property
     def file_shape(self) -> tuple[int, ...]:
@@ -81,4 +95,4 @@ class GgufTensor(StoredTensor):
     @property
     def row_bytes(self) -> int:
         """Bytes of a row of the file."""
-        return self.kind.row_bytes(self.file_shape[-1])
+        return self.kind.row_bytes(self.file_shape[-1] if self.file_shape else 1)
