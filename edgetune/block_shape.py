@@ -7,7 +7,7 @@ Blocks are described by *roles*, so that one forward pass serves every architect
     x = x + per_layer_norm(per_layer_out(activation(per_layer_gate(x)) * own input of the layer))
     x = scalar * x
 
-The mixer is attention in most blocks; :mod:`edgetune.mixer` has the others.
+The mixer is attention in most blocks; :mod:`edgetune.network.mixers` has the others.
 
 A role that an architecture does not have is left out and acts as the identity. With
 ``parallel`` (GPT-NeoX) both halves read the same ``x``, through one norm where there is no
@@ -23,33 +23,21 @@ from math import prod
 from typing import Literal, get_args
 
 from edgetune.expert_shape import Experts, RoutingTensor
-from edgetune.mixer import (
-    Attention,
-    Mixer,
-    MixerLinearRole,
-    MixerNormRole,
-    MixerTensor,
-    Recurrent,
-    StateSpace,
-    xielu_tensors,
-)
+from edgetune.mixer import Attention, Mixer, MixerTensor, Recurrent, xielu_tensors
 
-LinearRole = (
-    Literal[
-        "q", "k", "v", "qkv", "o", "q_a", "q_b", "kv_a", "kv_b",
-        "gate", "up", "gate_up", "down",
-        "per_layer_gate", "per_layer_out",
-    ]
-    | MixerLinearRole
-)  # fmt: skip
+LinearRole = Literal[
+    "q", "k", "v", "qkv", "o", "q_a", "q_b", "kv_a", "kv_b",
+    "gate", "up", "gate_up", "down",
+    "per_layer_gate", "per_layer_out",
+]  # fmt: skip
+"""What projections are to a block; a mixer that is not attention has roles of its own."""
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "xielu"]
-NormRole = (
-    Literal[
-        "attention_input", "attention_output", "mlp_input", "mlp_output", "q", "k", "v",
-        "per_layer", "router", "experts_input", "experts_output", "shared_output", "q_a", "kv_a",
-    ]
-    | MixerNormRole
-)  # fmt: skip
+NormRole = Literal[
+    "attention_input", "attention_output", "mlp_input", "mlp_output", "q", "k", "v",
+    "per_layer", "router", "experts_input", "experts_output", "shared_output", "q_a", "kv_a",
+]  # fmt: skip
+_LINEARS: frozenset[str] = frozenset(get_args(LinearRole))
+_NORMS: frozenset[str] = frozenset(get_args(NormRole))
 TensorKind = Literal[
     "embedding", "position", "linear", "bias", "norm", "mixer", "head", "router", "table",
     "projection",
@@ -58,8 +46,6 @@ TensorKind = Literal[
 ATTENTION_ROLES: frozenset[str] = frozenset(
     {"q", "k", "v", "qkv", "o", "q_a", "q_b", "kv_a", "kv_b"}
 )
-MIXER_ROLES: frozenset[str] = frozenset(get_args(MixerLinearRole))
-"""Projections of mixers that are not attention."""
 MLP_ROLES: frozenset[str] = frozenset({"gate", "up", "gate_up", "down"})
 PER_LAYER_ROLES: frozenset[str] = frozenset({"per_layer_gate", "per_layer_out"})
 """Projections around what a block reads besides the stream; no group of targets has them."""
@@ -69,7 +55,8 @@ PER_LAYER_ROLES: frozenset[str] = frozenset({"per_layer_gate", "per_layer_out"})
 class Linear:
     """One projection of a block; ``module`` is its path inside the block."""
 
-    role: LinearRole
+    role: str
+    """A :data:`LinearRole`, or one of the mixer's own."""
     module: str
     inputs: int
     outputs: int
@@ -105,7 +92,8 @@ class NormKind:
 class Norm:
     """One normalisation; ``module`` is its path inside the block (or in the model)."""
 
-    role: NormRole | Literal["embedding", "final"]
+    role: str
+    """A :data:`NormRole`, one of the mixer's own, or outside of blocks ``embedding`` or ``final``."""
     module: str
     size: int
     bias: bool = False
@@ -152,7 +140,7 @@ class BlockShape:
     mixer: Mixer | None
     linears: tuple[Linear, ...]
     norms: tuple[Norm, ...]
-    beside: StateSpace | None = None
+    beside: Recurrent | None = None
     """A mixer that reads the same as attention does; what both make is added (Falcon-H1)."""
     parallel: bool = False
     interleaved_qkv: bool = False
@@ -168,6 +156,20 @@ class BlockShape:
     """Name of a tensor of one number inside the block, by which its output is multiplied."""
     xielu: str | None = None
     """Module inside the block that holds the four numbers of its activation, if that is xIELU."""
+
+    def __post_init__(self) -> None:
+        """Refuse roles that neither a block's text nor its mixer's knows.
+
+        Raises:
+            ValueError: naming them.
+        """
+        mixer = self.recurrent
+        linears = _LINEARS if mixer is None else _LINEARS | mixer.linear_roles
+        norms = _NORMS if mixer is None else _NORMS | mixer.norm_roles
+        strange = {linear.role for linear in self.linears} - linears
+        strange |= {norm.role for norm in self.norms} - norms
+        if strange:
+            raise ValueError(f"no block has projections or norms called {sorted(strange)}")
 
     @cached_property
     def linear_by_role(self) -> dict[str, Linear]:

@@ -1,14 +1,18 @@
 """Mixers: what lets the tokens of a row know of each other, one a block.
 
 Attention looks back at all tokens before. The others carry a state from token to token, which
-begins anew with each document.
+begins anew with each document: each kind of them is a file of :mod:`edgetune.network.mixers`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf
-from typing import Literal
+from importlib import import_module
+from typing import Any, ClassVar, Literal, TypeVar
+
+T = TypeVar("T")
 
 PIECE = 64
 """Tokens of which each reads all others at once, by every backend, in mixers that carry a state."""
@@ -16,18 +20,8 @@ PIECE = 64
 SPAN = 4 * PIECE
 """Tokens whose pieces torch computes beside each other, where only states go from piece to piece."""
 
-MixerLinearRole = Literal[
-    "conv_in", "conv_out",
-    "delta_qkv", "delta_z", "delta_b", "delta_a", "delta_out",
-    "scan_in", "scan_out",
-]  # fmt: skip
-"""Projections of mixers that are not attention."""
-MixerNormRole = Literal["delta", "scan"]
-"""Norms inside mixers that are not attention."""
 XieluRole = Literal["alpha_p", "alpha_n", "beta", "eps"]
 """Numbers of an activation (Apertus)."""
-MixerRole = Literal["conv", "conv_bias", "a_log", "dt_bias", "skip", "sinks", "scalar"] | XieluRole
-"""Tensors that are neither."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,9 +99,12 @@ class Attention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixerTensor:
-    """A tensor of a mixer that is neither a projection nor a norm; ``name`` is inside the block."""
+    """A tensor of a mixer that is neither a projection nor a norm.
 
-    role: MixerRole
+    ``role`` is what the mixer calls it, ``name`` what the checkpoint does inside the block.
+    """
+
+    role: str
     name: str
     shape: tuple[int, ...]
 
@@ -125,179 +122,40 @@ def xielu_tensors(module: str) -> tuple[MixerTensor, ...]:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShortConvolution:
-    """LFM2's mixer: ``out(c * convolution(b * u))`` of b, c and u, which ``in`` makes of x.
+class Recurrent(ABC):
+    """A mixer that carries a state from token to token: what the shape of a model says of it."""
 
-    Each channel is convolved on its own, over itself and the ``taps - 1`` tokens before.
-    """
+    __slots__ = ()
 
-    channels: int
-    taps: int
-    module: str
-    """Of the convolution, inside the block."""
-    bias: bool = False
+    kind: ClassVar[str]
+    """Its name, and that of its module in every package that does something with it."""
+    linear_roles: ClassVar[frozenset[str]]
+    """Of its projections."""
+    norm_roles: ClassVar[frozenset[str]] = frozenset()
+    """Of the norms inside it."""
 
     @property
+    @abstractmethod
     def carried(self) -> int:
         """Float32 numbers that a row in generation keeps from one token to the next."""
-        return (self.taps - 1) * self.channels
 
     @property
-    def products(self) -> int:
-        """Products of numbers that a token takes beside what moves them."""
-        return 0
-
-    @property
+    @abstractmethod
     def tensors(self) -> tuple[MixerTensor, ...]:
-        """The convolution's weight, and its bias if it has one."""
-        size = (self.channels, 1, self.taps)
-        weight = MixerTensor(role="conv", name=f"{self.module}.weight", shape=size)
-        if not self.bias:
-            return (weight,)
-        added = MixerTensor(role="conv_bias", name=f"{self.module}.bias", shape=size[:1])
-        return weight, added
+        """Its tensors that are neither projections nor norms."""
 
+    @abstractmethod
+    def output(self, block: Any, x: Any) -> Any:
+        """Return what it makes of x (B, S, D) in a block, its output projection behind it."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GatedDelta:
-    """Gated DeltaNet's mixer: heads whose state is a matrix that the delta rule corrects.
+    def own(self, frozen: Mapping[str, T], trained: Mapping[str, T]) -> dict[str, T]:
+        """Return its tensors by their roles, in their order; what is trained stands in."""
+        roles = [tensor.role for tensor in self.tensors]
+        return {role: trained[role] if role in trained else frozen[role] for role in roles}
 
-    Queries, keys and values of all heads are convolved together; each head of keys serves some
-    heads of values, one after another. Sizes are those of a head.
-    """
+    def module_in(self, package: str) -> Any:
+        """Return the module in which a package has what it does with this kind of mixer."""
+        return import_module(f"{package}.{self.kind}")
 
-    key_heads: int
-    value_heads: int
-    key_dim: int
-    value_dim: int
-    taps: int
-    module: str
-    """Of the mixer, inside the block."""
-
-    @property
-    def keys(self) -> int:
-        """Numbers of all keys of a token; those of all queries are as many."""
-        return self.key_heads * self.key_dim
-
-    @property
-    def values(self) -> int:
-        """Numbers of all values of a token."""
-        return self.value_heads * self.value_dim
-
-    @property
-    def shared(self) -> int:
-        """Heads of values that a head of keys serves."""
-        return self.value_heads // self.key_heads
-
-    @property
-    def channels(self) -> int:
-        """Channels that are convolved."""
-        return 2 * self.keys + self.values
-
-    @property
-    def carried(self) -> int:
-        """Float32 numbers that a row in generation keeps from one token to the next."""
-        states = self.value_heads * self.key_dim * self.value_dim
-        return (self.taps - 1) * self.channels + states
-
-    @property
-    def products(self) -> int:
-        """Products of numbers that a token takes: with the state three times, and within a piece."""
-        own = 3 * self.key_dim * self.value_dim
-        return self.value_heads * (own + 2 * PIECE * (self.key_dim + self.value_dim))
-
-    @property
-    def tensors(self) -> tuple[MixerTensor, ...]:
-        """The convolution's weight, and by head how fast the state decays and a bias of that."""
-        size, heads = (self.channels, 1, self.taps), (self.value_heads,)
-        return (
-            MixerTensor(role="conv", name=f"{self.module}.conv1d.weight", shape=size),
-            MixerTensor(role="a_log", name=f"{self.module}.A_log", shape=heads),
-            MixerTensor(role="dt_bias", name=f"{self.module}.dt_bias", shape=heads),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateSpace:
-    """Mamba-2's mixer: heads whose state is a matrix that decays and to which each token adds.
-
-    ``in`` makes a gate, what is convolved (values, keys, queries; x, B, C in the paper) and a step
-    for each head. Each group of keys and queries serves some heads, one after another.
-    """
-
-    heads: int
-    groups: int
-    value_dim: int
-    """Channels of a head's values."""
-    key_dim: int
-    """Channels of a group's keys, the state size."""
-    taps: int
-    module: str
-    """Of the mixer, inside the block."""
-    bias: bool = True
-    """Whether the convolution has one."""
-    least_step: float = 0.0
-    most_step: float = inf
-    multipliers: tuple[float, ...] = ()
-    """Of what ``in`` makes: gate, values, keys, queries and steps; empty: none (Falcon-H1)."""
-    normed_first: bool = False
-    """What is read is normalised before the gate multiplies it, not behind."""
-
-    @property
-    def keys(self) -> int:
-        """Numbers of all keys of a token; those of all queries are as many."""
-        return self.groups * self.key_dim
-
-    @property
-    def values(self) -> int:
-        """Numbers of all values of a token."""
-        return self.heads * self.value_dim
-
-    @property
-    def channels(self) -> int:
-        """Channels that are convolved."""
-        return 2 * self.keys + self.values
-
-    @property
-    def channel_multipliers(self) -> tuple[tuple[float, int], ...]:
-        """What is convolved, in its order: multipliers, and of how many channels they are."""
-        values, keys, queries = self.multipliers[1:4] or (1.0, 1.0, 1.0)
-        return (values, self.values), (keys, self.keys), (queries, self.keys)
-
-    @property
-    def parts(self) -> tuple[int, int, int]:
-        """Numbers of a token's gate, of what is convolved, and of its steps."""
-        return self.values, self.channels, self.heads
-
-    @property
-    def carried(self) -> int:
-        """Float32 numbers that a row in generation keeps from one token to the next."""
-        states = self.heads * self.key_dim * self.value_dim
-        return (self.taps - 1) * self.channels + states
-
-    @property
-    def products(self) -> int:
-        """Products of numbers that a token takes: with the state twice, and within a piece."""
-        own = 2 * self.key_dim * self.value_dim
-        return self.heads * (own + PIECE * self.value_dim) + PIECE * self.keys
-
-    @property
-    def tensors(self) -> tuple[MixerTensor, ...]:
-        """Those of the convolution; by head how fast a state decays, a bias of steps, a skip."""
-        size, heads = (self.channels, 1, self.taps), (self.heads,)
-        name = f"{self.module}.conv1d"
-        weight = MixerTensor(role="conv", name=f"{name}.weight", shape=size)
-        bias = MixerTensor(role="conv_bias", name=f"{name}.bias", shape=size[:1])
-        return (
-            *((weight, bias) if self.bias else (weight,)),
-            MixerTensor(role="a_log", name=f"{self.module}.A_log", shape=heads),
-            MixerTensor(role="dt_bias", name=f"{self.module}.dt_bias", shape=heads),
-            MixerTensor(role="skip", name=f"{self.module}.D", shape=heads),
-        )
-
-
-Recurrent = ShortConvolution | GatedDelta | StateSpace
-"""Mixers that carry a state from token to token."""
 
 Mixer = Attention | Recurrent

@@ -13,7 +13,6 @@ from typing import Literal
 
 from edgetune.block_shape import (
     ATTENTION_ROLES,
-    MIXER_ROLES,
     MLP_ROLES,
     PER_LAYER_ROLES,
     Activation,
@@ -28,21 +27,10 @@ from edgetune.block_shape import (
     norm_tensors,
 )
 from edgetune.expert_shape import Clamp, Experts, Fused
-from edgetune.mixer import (
-    Attention,
-    GatedDelta,
-    Latent,
-    Mixer,
-    MixerRole,
-    MixerTensor,
-    Rotary,
-    ShortConvolution,
-    StateSpace,
-)
+from edgetune.mixer import Attention, Latent, Mixer, MixerTensor, Recurrent, Rotary
 
 __all__ = [
     "ATTENTION_ROLES",
-    "MIXER_ROLES",
     "MLP_ROLES",
     "PER_LAYER_ROLES",
     "Activation",
@@ -52,12 +40,10 @@ __all__ = [
     "Experts",
     "FileFormats",
     "Fused",
-    "GatedDelta",
     "Latent",
     "Linear",
     "LinearRole",
     "Mixer",
-    "MixerRole",
     "MixerTensor",
     "ModelShape",
     "Norm",
@@ -65,9 +51,8 @@ __all__ = [
     "NormRole",
     "PerLayerInputs",
     "Published",
+    "Recurrent",
     "Rotary",
-    "ShortConvolution",
-    "StateSpace",
     "TensorKind",
     "TensorShape",
 ]

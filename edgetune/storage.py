@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Final
 
-from edgetune.shape import BlockShape, GatedDelta, ModelShape
+from edgetune.network.mixers.gated_delta import GatedDelta
+from edgetune.shape import BlockShape, ModelShape
 from edgetune.tensors.gguf.types import BY_NAME
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -1,37 +1,12 @@
-"""Depthwise causal convolutions over a few tokens, and the mixer that LFM2 makes of one.
+"""Depthwise causal convolutions over a few tokens.
 
-Sums are in float32 and rounded once; the backward pass starts from the inputs alone. Each document
-is convolved on its own: what stands before its first token counts as zero. B rows, S positions,
-D channels, K taps.
+Sums are in float32. Each document is convolved on its own: what stands before its first token
+counts as zero. B rows, S positions, D channels, K taps.
 """
 
 from __future__ import annotations
 
-from functools import partial
-
 import mlx.core as mx
-
-from edgetune_mlx.linear import recomputed
-
-
-def short_convolution(
-    x: mx.array, weight: mx.array, bias: mx.array | None, documents: mx.array | None
-) -> mx.array:
-    """Return ``c * convolution(b * u)`` (B, S, D) of x (B, S, 3 D) with weight (D, 1, K)."""
-    inputs = (x, weight) if bias is None else (x, weight, bias)
-    return recomputed(partial(_gated, documents=documents))(*inputs)
-
-
-def short_convolution_after(
-    x: mx.array, weight: mx.array, bias: mx.array | None, before: mx.array | None
-) -> tuple[mx.array, mx.array]:
-    """Return the same of the next tokens of one document, and what its next ones need.
-
-    ``before`` (1, K - 1, D) is what this returned for the tokens before; None at the beginning.
-    """
-    b, c, u = _wide(x)
-    y, after = convolved_after(b * u, weight, bias, before)
-    return (y * c).astype(x.dtype), after
 
 
 def convolved(
@@ -59,14 +34,3 @@ def convolved_after(
     whole = mx.concatenate([before, x], axis=1)
     last = whole[:, whole.shape[1] - kept :]
     return convolved(whole, weight, bias, None)[:, kept:], last
-
-
-def _gated(
-    x: mx.array, weight: mx.array, bias: mx.array | None = None, *, documents: mx.array | None
-) -> mx.array:
-    b, c, u = _wide(x)
-    return (convolved(b * u, weight, bias, documents) * c).astype(x.dtype)
-
-
-def _wide(x: mx.array) -> list[mx.array]:
-    return list(mx.split(x.astype(mx.float32), 3, axis=-1))

@@ -11,17 +11,16 @@ from typing import Any
 
 import mlx.core as mx
 
+from edgetune.mixer import Recurrent
 from edgetune.network.ops import Attended, Dropout, KeptNorms, Key
-from edgetune.shape import Experts, GatedDelta, MixerRole, ModelShape, Rotary, StateSpace
+from edgetune.shape import Experts, ModelShape, Rotary
 from edgetune_mlx import (
     attention,
-    convolution,
     experts,
-    gated_delta,
     linear,
+    mixers,
     pointwise,
     routing,
-    state_space,
     trained,
     xielu,
 )
@@ -223,43 +222,15 @@ class MlxOps:
         """Return whether the caches were empty when this pass began."""
         return self.layout.caches[0].length == 0
 
-    def short_convolution(
-        self, x: mx.array, weight: mx.array | None = None, bias: mx.array | None = None
+    def mix(
+        self, mixer: Recurrent, inputs: Sequence[mx.array], trained: Mapping[str, mx.array]
     ) -> mx.array:
-        """Convolve within documents, or on from what is cached."""
-        weight = self.block.mixer["conv"] if weight is None else weight
-        bias = self.block.mixer.get("conv_bias") if bias is None else bias
+        """Carry a state within documents, or on from what is cached."""
+        own = mixer.own(self.block.mixer, trained)
         if not self.layout.caches:
-            return convolution.short_convolution(x, weight, bias, self.layout.documents)
-        after = convolution.short_convolution_after
-        return self._carried(lambda last, own: after(own, weight, bias, last), x)
-
-    def gated_delta(
-        self, x: mx.array, b: mx.array, a: mx.array, conv: mx.array | None = None,
-        a_log: mx.array | None = None, dt_bias: mx.array | None = None,
-    ) -> mx.array:  # fmt: skip
-        """Correct a state within documents, or on from what is cached."""
-        mixer, frozen = self.shape.blocks[self.layer].recurrent, self.block.mixer
-        assert isinstance(mixer, GatedDelta)
-        trained = {"conv": conv, "a_log": a_log, "dt_bias": dt_bias}
-        own = [frozen[role] if copy is None else copy for role, copy in trained.items()]
-        if not self.layout.caches:
-            return gated_delta.gated_delta(x, b, a, own, mixer, self.layout.documents)
-        after = gated_delta.gated_delta_after
-        return self._carried(lambda last, x, b, a: after(x, b, a, own, mixer, last), x, b, a)
-
-    def state_space(
-        self, x: mx.array, steps: mx.array, trained: Mapping[MixerRole, mx.array]
-    ) -> mx.array:
-        """Scan within documents, or on from what is cached."""
-        block = self.shape.blocks[self.layer]
-        mixer, tensors = block.recurrent, self.block.mixer | dict(trained)
-        assert isinstance(mixer, StateSpace)
-        own = [tensors[tensor.role] for tensor in mixer.tensors]
-        if not self.layout.caches:
-            return state_space.state_space(x, steps, own, mixer, self.layout.documents)
-        after = state_space.state_space_after
-        return self._carried(lambda last, x, steps: after(x, steps, own, mixer, last), x, steps)
+            return mixers.mixed(mixer)(mixer, inputs, own, self.layout.documents)
+        after = mixers.mixed_after(mixer)
+        return self._carried(lambda last, *parts: after(mixer, parts, own, last), *inputs)
 
     # what is trained
 

@@ -1,13 +1,12 @@
-"""Depthwise causal convolutions over a few tokens, and the mixer that LFM2 makes of one.
+"""Depthwise causal convolutions over a few tokens.
 
-Sums are in float32 and rounded once. Each document is convolved on its own: what stands before
+Sums are in float32. Each document is convolved on its own: what stands before
 its first token counts as zero. B rows, S positions, D channels, K taps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,65 +15,6 @@ from edgetune_torch.documents import Documents
 
 Span = tuple[slice, int, int]
 """Some rows, and the first and the last position of a document in them."""
-
-
-class ShortConvolution(torch.autograd.Function):
-    """``c * convolution(b * u)``; saves its input, which is b, c and u side by side."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, documents: Documents
-    ) -> Tensor:
-        """Convolve x (B, S, 3 D) with weight (D, 1, K)."""
-        ctx.save_for_backward(x, weight, bias)
-        ctx.documents = documents
-        b, c, u = x.chunk(3, -1)
-        y = convolved(product(b, u), taps_of(weight), bias, documents)
-        return y.mul_(c).to(x.dtype)
-
-    @staticmethod
-    def backward(
-        ctx: Any, *grads: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        """Return the gradients of x, and of trained tensors."""
-        x, weight, bias = ctx.saved_tensors
-        x_wanted, weight_wanted, bias_wanted, _ = ctx.needs_input_grad
-        (grad,), documents, taps = grads, ctx.documents, taps_of(weight)
-        b, c, u = x.chunk(3, -1)
-        x_grad = torch.empty_like(x) if x_wanted else None
-        between = product(b, u)
-        if x_grad is not None:
-            x_grad.chunk(3, -1)[1].copy_(convolved(between, taps, bias, documents).mul_(grad))
-        grad = product(c, grad)
-        weight_grad = convolved_weight(between, grad, weight, documents) if weight_wanted else None
-        bias_grad = grad.sum((0, 1)) if bias_wanted else None
-        del between
-        if x_grad is not None:
-            back = convolved_back(grad, taps, documents)
-            del grad
-            x_grad.chunk(3, -1)[0].copy_(back * u)
-            x_grad.chunk(3, -1)[2].copy_(back.mul_(b))
-        return x_grad, weight_grad, bias_grad, None
-
-
-def short_convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, documents: Documents
-) -> Tensor:
-    """Return ``c * convolution(b * u)`` (B, S, D) of x (B, S, 3 D)."""
-    y: Tensor = ShortConvolution.apply(x, weight, bias, documents)  # type: ignore[no-untyped-call]
-    return y
-
-
-def short_convolution_after(
-    x: Tensor, weight: Tensor, bias: Tensor | None, before: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return the same of the next tokens of one document, and what its next ones need.
-
-    ``before`` (1, K - 1, D) is what this returned for the tokens before; None at the beginning.
-    """
-    b, c, u = x.chunk(3, -1)
-    y, after = convolved_after(product(b, u), taps_of(weight), bias, before)
-    return y.mul_(c).to(x.dtype), after
 
 
 def convolved(x: Tensor, taps: Tensor, bias: Tensor | None, documents: Documents) -> Tensor:

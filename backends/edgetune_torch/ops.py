@@ -12,25 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgetune.mixer import Recurrent
 from edgetune.network.ops import Attended, Dropout, KeptNorms, Key
-from edgetune.shape import Experts, GatedDelta, MixerRole, ModelShape, Rotary, StateSpace
+from edgetune.shape import Experts, ModelShape, Rotary
 from edgetune_torch import (
     attention,
-    convolution,
     experts,
     fastfood,
-    gated_delta,
     latent,
     linear,
+    mixers,
     pointwise,
     routing,
-    state_space,
     trained,
     xielu,
 )
 from edgetune_torch.attention import Keys
 from edgetune_torch.documents import grouped
-from edgetune_torch.gated_delta import Parameters
 from edgetune_torch.load import Weights
 from edgetune_torch.matrices import unpacked_once
 from edgetune_torch.precision import product_dtype
@@ -231,43 +229,15 @@ class TorchOps:
         """Return whether the caches were empty when this pass began."""
         return self.layout.caches[0].length == 0
 
-    def short_convolution(
-        self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
+    def mix(
+        self, mixer: Recurrent, inputs: Sequence[Tensor], trained: Mapping[str, Tensor]
     ) -> Tensor:
-        """Convolve within documents, or on from what is cached."""
-        weight = self.block.mixer["conv"] if weight is None else weight
-        bias = self.block.mixer.get("conv_bias") if bias is None else bias
+        """Carry a state within documents, or on from what is cached."""
+        own = mixer.own(self.block.mixer, trained)
         if not self.layout.caches:
-            return convolution.short_convolution(x, weight, bias, self.layout.documents)
-        after = convolution.short_convolution_after
-        return self._carried(lambda last, own: after(own, weight, bias, last), x)
-
-    def gated_delta(
-        self, x: Tensor, b: Tensor, a: Tensor, conv: Tensor | None = None,
-        a_log: Tensor | None = None, dt_bias: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Correct a state within documents, or on from what is cached."""
-        mixer, frozen = self.shape.blocks[self.layer].recurrent, self.block.mixer
-        assert isinstance(mixer, GatedDelta)
-        own = Parameters(
-            conv=frozen["conv"] if conv is None else conv,
-            a_log=frozen["a_log"] if a_log is None else a_log,
-            dt_bias=frozen["dt_bias"] if dt_bias is None else dt_bias,
-        )
-        if not self.layout.caches:
-            return gated_delta.gated_delta(x, b, a, own, mixer, self.layout.documents)
-        after = gated_delta.gated_delta_after
-        return self._carried(lambda last, x, b, a: after(x, b, a, own, mixer, last), x, b, a)
-
-    def state_space(self, x: Tensor, steps: Tensor, trained: Mapping[MixerRole, Tensor]) -> Tensor:
-        """Scan within documents, or on from what is cached."""
-        mixer = self.shape.blocks[self.layer].recurrent
-        assert isinstance(mixer, StateSpace)
-        own = state_space.Parameters.of(self.block.mixer | dict(trained))
-        if not self.layout.caches:
-            return state_space.state_space(x, steps, own, mixer, self.layout.documents)
-        after = state_space.state_space_after
-        return self._carried(lambda last, x, steps: after(x, steps, own, mixer, last), x, steps)
+            return mixers.mixed(mixer)(mixer, inputs, own, self.layout.documents)
+        after = mixers.mixed_after(mixer)
+        return self._carried(lambda last, *parts: after(mixer, parts, own, last), *inputs)
 
     # what is trained
 

@@ -9,22 +9,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from edgetune.memory import mixtures, routing
+from edgetune.memory import mixers, mixtures, routing
+from edgetune.memory.attended import Attending
 from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.ledger import Ledger
 from edgetune.memory.products import Product, unpack
-from edgetune.memory.scan import Scanning
 from edgetune.memory.sized import Gradient, Sized, Strewn, outside
 from edgetune.memory.tile_attention import SizedTile, attend_in_tile
+from edgetune.mixer import Recurrent
 from edgetune.network.ops import Attended, Dropout, KeptNorms, Key
-from edgetune.shape import Experts, GatedDelta, MixerRole, ModelShape, Rotary, StateSpace
+from edgetune.shape import Experts, ModelShape, Rotary
 from edgetune.storage import FLOAT32_BYTES
 
 NORM_ROWS = 128
 """Rows of a matrix that are in float32 at a time for their norms."""
 
 
-class EagerOps(Scanning):
+class EagerOps(Attending):
     """One block's operations in one pass: bytes are taken when an operation is called."""
 
     def __init__(
@@ -263,30 +264,11 @@ class EagerOps(Scanning):
         """Return that nothing is cached."""
         return True
 
-    def short_convolution(
-        self, x: Sized, weight: Sized | None = None, bias: Sized | None = None
-    ) -> Sized:
-        """Convolve within documents."""
-        frozen = self._mixer_tensors()
-        weight = frozen["conv"] if weight is None else weight
-        return self.gated_convolution(x, weight, frozen.get("conv_bias") if bias is None else bias)
-
-    def gated_delta(
-        self, x: Sized, b: Sized, a: Sized, conv: Sized | None = None,
-        a_log: Sized | None = None, dt_bias: Sized | None = None,
-    ) -> Sized:  # fmt: skip
-        """Let the delta rule correct a state within documents."""
-        mixer, trained = self.own.recurrent, {"conv": conv, "a_log": a_log, "dt_bias": dt_bias}
-        assert isinstance(mixer, GatedDelta)
-        own = [trained[role] or frozen for role, frozen in self._mixer_tensors().items()]
-        return self.delta_rule((x, b, a, *own), mixer)
-
-    def state_space(self, x: Sized, steps: Sized, trained: Mapping[MixerRole, Sized]) -> Sized:
-        """Scan within documents."""
-        mixer, tensors = self.own.recurrent, {**self._mixer_tensors(), **trained}
-        assert isinstance(mixer, StateSpace)
-        own = [tensors[tensor.role] for tensor in mixer.tensors]
-        return self.scan((x, steps, *own), mixer)
+    def mix(self, mixer: Recurrent, inputs: Sequence[Sized], trained: Mapping[str, Sized]) -> Sized:
+        """Carry a state within documents."""
+        stored = self.batch.stored
+        frozen = {each.role: outside(each.shape, stored) for each in mixer.tensors}
+        return mixers.mixed(mixer)(self, mixer, inputs, mixer.own(frozen, trained))
 
     # what is trained
 
@@ -455,9 +437,6 @@ class EagerOps(Scanning):
 
     def _made(self, shape: tuple[int, ...], width: int) -> Sized:
         return self.tape.made(shape, width, (), _nothing)
-
-    def _mixer_tensors(self) -> dict[MixerRole, Sized]:
-        return {x.role: outside(x.shape, self.batch.stored) for x in self.own.mixer_tensors}
 
     def _product(self, role: str) -> Product:
         linear, self.multiplies = self.own.linear_by_role[role], True

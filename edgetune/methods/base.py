@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgetune.methods.initial import Base, Initial, start
 from edgetune.network.adaptation import Sublayer
 from edgetune.network.block import Block
-from edgetune.network.mixers import mix
 from edgetune.network.ops import A, Attended
 from edgetune.settings.spec import check_numbers, values
 from edgetune.shape import Linear, ModelShape
@@ -165,7 +164,7 @@ class Method(ABC):
 
     def mix(self, block: Block[A], own: Adapted[A], inputs: Sequence[A]) -> A:
         """Return what a mixer without attention makes of what its projections made."""
-        return mix(block.ops, block.own.recurrent, inputs, {})
+        return block.ops.mix(block.recurrent, inputs, {})
 
     def sublayer(self, block: Block[A], own: Adapted[A], which: Sublayer, x: A, out: A) -> A:
         """Return what one half of the block adds to the stream, of its input and its output."""

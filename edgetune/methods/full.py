@@ -11,7 +11,6 @@ from edgetune.methods.initial import Copy
 from edgetune.methods.targets import last_blocks
 from edgetune.methods.trained import trained_norm
 from edgetune.mixer import XieluRole
-from edgetune.network.mixers import mix
 from edgetune.network.ops import A
 from edgetune.settings.spec import Interval, knob
 from edgetune.shape import Linear, ModelShape
@@ -89,10 +88,10 @@ class Full(Method):
         prefix = "" if block.layer is None else block.shape.block(block.layer)
         copies = {
             tensor.role: copy
-            for tensor in block.own.mixer_tensors
+            for tensor in block.recurrent.tensors
             if (copy := own.tensors.get(f"{prefix}{tensor.name}")) is not None
         }
-        return mix(block.ops, block.own.recurrent, inputs, copies)
+        return block.ops.mix(block.recurrent, inputs, copies)
 
     def merge(
         self, shape: ModelShape, tensors: Mapping[str, NDArray[np.float32]], base: StoredBase

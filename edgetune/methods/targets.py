@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Final
 
 from edgetune.errors import UsageError
-from edgetune.shape import ATTENTION_ROLES, MIXER_ROLES, MLP_ROLES, Linear, ModelShape, Norm
+from edgetune.shape import ATTENTION_ROLES, MLP_ROLES, PER_LAYER_ROLES, Linear, ModelShape, Norm
 
-GROUPS = {
-    "all-linear": ATTENTION_ROLES | MIXER_ROLES | MLP_ROLES,
+GROUPS: Final[Mapping[str, frozenset[str] | None]] = {
+    "all-linear": None,
     "attention": ATTENTION_ROLES,
     "mlp": MLP_ROLES,
     "q+v": frozenset({"q", "v", "qkv", "q_b", "kv_b"}),
     "keys-values": frozenset({"k", "v", "qkv", "kv_b"}),
     "mlp-output": frozenset({"down"}),
 }
+"""Roles by the names of groups; None: all, those of the mixer too, but what no group has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +114,8 @@ def names(shape: ModelShape, patterns: Sequence[str]) -> tuple[str, ...]:
     """Return patterns with groups written out as module names, as PEFT's configuration wants."""
     written: dict[str, None] = {}
     for pattern in patterns:
-        roles = GROUPS.get(pattern)
-        linears = shape.all_linears
-        members = [_last(x.module) for x in linears if roles and x.role in roles and x.grouped]
+        in_group = pattern in GROUPS
+        members = [_last(x.module) for x in shape.all_linears if in_group and _grouped(pattern, x)]
         written |= dict.fromkeys(members or [pattern])
     return tuple(written)
 
@@ -122,10 +123,17 @@ def names(shape: ModelShape, patterns: Sequence[str]) -> tuple[str, ...]:
 def matches(pattern: str, target: Target) -> bool:
     """Return whether a pattern of :func:`select` names a projection."""
     if pattern in GROUPS:
-        return target.linear.role in GROUPS[pattern] and target.linear.grouped
+        return _grouped(pattern, target.linear)
     if pattern in (target.module, target.linear.module, _last(target.linear.module)):
         return True
     return _globs(pattern, target.module)
+
+
+def _grouped(group: str, linear: Linear) -> bool:
+    """Return whether a projection belongs to a group."""
+    roles = GROUPS[group]
+    there = linear.role not in PER_LAYER_ROLES if roles is None else linear.role in roles
+    return there and linear.grouped
 
 
 def _globs(pattern: str, module: str) -> bool:

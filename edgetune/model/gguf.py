@@ -12,11 +12,10 @@ from edgetune.model.families import shape_of
 from edgetune.model.gguf_config import Architecture, architecture_of, config_of
 from edgetune.model.gguf_names import BESIDES, gguf_names
 from edgetune.model.weights import listing
+from edgetune.network.mixers.gated_delta import GatedDelta
 from edgetune.shape import (
     BlockShape,
     FileFormats,
-    GatedDelta,
-    MixerRole,
     ModelShape,
     TensorShape,
 )
@@ -146,9 +145,7 @@ def _as_checkpoint(
     )
 
 
-def _of_mixer(
-    found: GgufTensor, tensor: TensorShape, role: MixerRole, block: BlockShape
-) -> GgufTensor:
+def _of_mixer(found: GgufTensor, tensor: TensorShape, role: str, block: BlockShape) -> GgufTensor:
     """Return a tensor that is neither a projection nor a norm: a convolution's has another axis."""
     channels = tensor.shape[:1] + tensor.shape[2:]
     if role == "conv" and found.shape == channels:

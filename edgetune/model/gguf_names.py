@@ -6,18 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Final, get_args
 
 from edgetune.mixer import XieluRole
-from edgetune.shape import (
-    MLP_ROLES,
-    BlockShape,
-    GatedDelta,
-    Linear,
-    LinearRole,
-    MixerTensor,
-    ModelShape,
-    Norm,
-)
+from edgetune.network.mixers.gated_delta import GatedDelta
+from edgetune.shape import MLP_ROLES, BlockShape, Linear, MixerTensor, ModelShape, Norm
 
-LINEARS: Final[Mapping[LinearRole, str]] = {
+LINEARS: Final[Mapping[str, str]] = {
     "q": "attn_q",
     "k": "attn_k",
     "v": "attn_v",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
-from edgetune.network.mixers import mix
 from edgetune.network.ops import A, Attended
 from edgetune.shape import Linear
 
@@ -58,7 +57,7 @@ class Adaptation(Generic[A]):
 
     def mix(self, block: Block[A], inputs: Sequence[A]) -> A:
         """Return what a mixer without attention makes of what its projections made."""
-        return mix(block.ops, block.own.recurrent, inputs, {})
+        return block.ops.mix(block.recurrent, inputs, {})
 
     def sublayer(self, block: Block[A], which: Sublayer, x: A, out: A) -> A:
         """Return what one half of the block adds to the stream (B, S, D).

@@ -5,13 +5,14 @@ B rows, S positions, D hidden size, H heads, G key/value heads, h channels of a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Generic
 
+from edgetune.mixer import Recurrent
 from edgetune.network import latent
 from edgetune.network.adaptation import BASE, Adaptation
 from edgetune.network.experts import beside, mixture
-from edgetune.network.mixers import mixer_output
 from edgetune.network.ops import A, Attended, Ops
 from edgetune.shape import Attention, BlockShape, Latent, Linear, ModelShape, Norm, Rotary
 
@@ -35,6 +36,13 @@ class Block(Generic[A]):
     def own(self) -> BlockShape:
         """The shape of the block; at the two ends, where no block is, that of the first."""
         return self.shape.blocks[self.layer or 0]
+
+    @property
+    def recurrent(self) -> Recurrent:
+        """The mixer of the block that is not attention."""
+        if self.own.recurrent is None:
+            raise TypeError("attention attends: it has a place of its own")
+        return self.own.recurrent
 
     def module(self, part: Linear | Norm) -> str:
         """Return the full module path of a projection or a norm."""
@@ -68,6 +76,10 @@ class Block(Generic[A]):
         linear = self.own.linear_by_role[role]
         y = self.method.project(self, linear, x)
         return y if linear.scale == 1.0 else self.ops.scaled(y, linear.scale)
+
+    def mix(self, inputs: Sequence[A]) -> A:
+        """Return what a mixer that is not attention makes of what its projections made."""
+        return self.method.mix(self, inputs)
 
     # the text
 
@@ -127,11 +139,11 @@ class Block(Generic[A]):
             case Attention() as rule:
                 out = self._attention(x, rule)
                 if self.own.beside is not None:
-                    out = self.ops.add(out, mixer_output(self, x, self.own.beside))
+                    out = self.ops.add(out, self.own.beside.output(self, x))
             case None:
                 raise TypeError("the block has no mixer")
             case mixer:
-                out = mixer_output(self, x, mixer)
+                out = mixer.output(self, x)
         out = self.norm("attention_output", out)
         return self.method.sublayer(self, "attention", x, out)
 

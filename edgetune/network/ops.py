@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-from edgetune.shape import Attention, Experts, MixerRole, Rotary
+from edgetune.mixer import Recurrent
+from edgetune.shape import Attention, Experts, Rotary
 
 A = TypeVar("A")
 
@@ -185,29 +186,11 @@ class Ops(Protocol[A]):
     def first_pass(self) -> bool:
         """Return whether the caches were empty when this pass began."""
 
-    def short_convolution(self, x: A, weight: A | None = None, bias: A | None = None) -> A:
-        """Return ``c * convolution(b * u)`` (B, S, D) of x (B, S, 3 D), which is b, c and u.
+    def mix(self, mixer: Recurrent, inputs: Sequence[A], trained: Mapping[str, A]) -> A:
+        """Return what a mixer that carries a state makes (B, S, ...) of ``inputs`` (B, S, ...).
 
-        Causal, within documents, each channel on its own; with trained tensors in place of frozen.
-        """
-
-    def gated_delta(
-        self, x: A, b: A, a: A, conv: A | None = None, a_log: A | None = None,
-        dt_bias: A | None = None,
-    ) -> A:  # fmt: skip
-        """Return what Gated DeltaNet reads (B, S, H V) of x (B, S, C), b and a (B, S, H).
-
-        x is convolved, and becomes queries, keys and values; b says how much of what a state tells
-        is corrected, a how fast it decays. It begins anew with each document. With trained tensors
-        in place of frozen ones.
-        """
-
-    def state_space(self, x: A, steps: A, trained: Mapping[MixerRole, A]) -> A:
-        """Return what Mamba-2 reads (B, S, H V) of x (B, S, C) and steps (B, S, H).
-
-        x is convolved, and becomes values, keys and queries; steps say how far each state decays,
-        and how much of a token it takes. It begins anew with each document. With ``trained``
-        tensors in place of frozen ones.
+        These are what its projections made. It begins anew with each document. What is ``trained``
+        of its tensors, by their roles, stands in for the frozen ones.
         """
 
     # what is trained

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from edgetune.mixer import Recurrent
 from edgetune.network.ops import Attended, Dropout, KeptNorms, Key
-from edgetune.shape import Experts, GatedDelta, MixerRole, ModelShape, Rotary, StateSpace
+from edgetune.shape import Experts, ModelShape, Rotary
+from edgetune.speed import mixers
 from edgetune.speed.counted import Counted, outside
-from edgetune.speed.mixers import Mixing
+from edgetune.speed.mixtures import Mixing
 from edgetune.speed.rows import Rows
 from edgetune.storage import FLOAT32_BYTES
 
@@ -218,33 +220,13 @@ class CountedOps(Mixing):
         """Return that nothing is cached."""
         return True
 
-    def short_convolution(
-        self, x: Counted, weight: Counted | None = None, bias: Counted | None = None
+    def mix(
+        self, mixer: Recurrent, inputs: Sequence[Counted], trained: Mapping[str, Counted]
     ) -> Counted:
-        """Convolve within documents."""
-        frozen = self._mixer_tensors()
-        weight = frozen["conv"] if weight is None else weight
-        return self.convolution(x, weight, frozen.get("conv_bias") if bias is None else bias)
-
-    def gated_delta(
-        self, x: Counted, b: Counted, a: Counted, conv: Counted | None = None,
-        a_log: Counted | None = None, dt_bias: Counted | None = None,
-    ) -> Counted:  # fmt: skip
-        """Let the delta rule correct a state within documents."""
-        mixer, own = (
-            self.own.recurrent,
-            [each for each in (conv, a_log, dt_bias) if each is not None],
-        )
-        assert isinstance(mixer, GatedDelta)
-        return self.delta_rule((x, b, a, *own), mixer)
-
-    def state_space(
-        self, x: Counted, steps: Counted, trained: Mapping[MixerRole, Counted]
-    ) -> Counted:
-        """Scan within documents."""
-        mixer = self.own.recurrent
-        assert isinstance(mixer, StateSpace)
-        return self.scan((x, steps, *trained.values()), mixer)
+        """Carry a state within documents."""
+        stored = self.batch.stored
+        frozen = {each.role: outside(each.shape, stored) for each in mixer.tensors}
+        return mixers.mixed(mixer)(self, mixer, inputs, mixer.own(frozen, trained))
 
     # what is trained
 
@@ -424,6 +406,3 @@ class CountedOps(Mixing):
         out = outside(shape, width)
         self.ahead.count(1, 2 * out.nbytes)
         return out
-
-    def _mixer_tensors(self) -> dict[MixerRole, Counted]:
-        return {x.role: outside(x.shape, self.batch.stored) for x in self.own.mixer_tensors}

@@ -13,8 +13,9 @@ from edgetune.errors import ModelError
 from edgetune.model import shape_of
 from edgetune.model.families import supported
 from edgetune.model.names import is_extra
+from edgetune.network.mixers.state_space import StateSpace
 from edgetune.profile import model_profile
-from edgetune.shape import ModelShape, StateSpace
+from edgetune.shape import ModelShape
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
 

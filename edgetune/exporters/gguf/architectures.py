@@ -10,13 +10,13 @@ from typing import Final
 from edgetune.errors import UsageError
 from edgetune.exporters.gguf import by_layer, latent
 from edgetune.model.families.bloom import slopes
+from edgetune.network.mixers.gated_delta import GatedDelta
+from edgetune.network.mixers.short_convolution import ShortConvolution
 from edgetune.shape import (
     ATTENTION_ROLES,
     MLP_ROLES,
     BlockShape,
-    GatedDelta,
     ModelShape,
-    ShortConvolution,
 )
 
 SILU: Final = frozenset({"silu"})

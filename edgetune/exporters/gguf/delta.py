@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgetune.errors import UsageError
 from edgetune.exporters.gguf.rows import Decays, OneByTap, Reordered, Rows
-from edgetune.mixer import GatedDelta
+from edgetune.network.mixers.gated_delta import GatedDelta
 from edgetune.shape import ModelShape
 from edgetune.tensors.gguf.writer import Value
 

@@ -29,7 +29,8 @@ from edgetune.exporters.gguf.rows import (
 from edgetune.exporters.updates import Merge
 from edgetune.mixer import XieluRole
 from edgetune.model import LocalModel, gguf_names
-from edgetune.shape import BlockShape, GatedDelta, Linear, ModelShape, Norm
+from edgetune.network.mixers.gated_delta import GatedDelta
+from edgetune.shape import BlockShape, Linear, ModelShape, Norm
 
 
 def file_tensors(model: LocalModel, merge: Merge, architecture: Architecture) -> dict[str, Rows]:

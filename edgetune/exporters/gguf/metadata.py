@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from edgetune.errors import UsageError
 from edgetune.exporters.gguf import by_layer, delta, latent
 from edgetune.exporters.gguf.architectures import Architecture
-from edgetune.shape import GatedDelta, ModelShape, Rotary
+from edgetune.network.mixers.gated_delta import GatedDelta
+from edgetune.shape import ModelShape, Rotary
 from edgetune.tensors.gguf.writer import Value
 
 _LONGROPE: Final = "longrope"

@@ -5,25 +5,11 @@ B rows, S positions, D channels, K taps.
 
 from __future__ import annotations
 
-from functools import partial
-
 from edgetune.memory.lazy.arrays import counted
 from edgetune.memory.lazy.elementwise import add, cast, compared, multiply, where
-from edgetune.memory.lazy.gradients import recomputed
 from edgetune.memory.lazy.graph import Array
-from edgetune.memory.lazy.views import cut, pad, split, squeeze, swapaxes
+from edgetune.memory.lazy.views import cut, pad, squeeze, swapaxes
 from edgetune.storage import FLOAT32_BYTES
-
-
-def short_convolution(x: Array, weight: Array, bias: Array | None, *, documents: bool) -> Array:
-    """Return ``c * convolution(b * u)`` (B, S, D) of x (B, S, 3 D) with weight (D, 1, K)."""
-    inputs = (x, weight) if bias is None else (x, weight, bias)
-    return recomputed(partial(_gated, documents=documents), *inputs)
-
-
-def _gated(x: Array, weight: Array, bias: Array | None = None, *, documents: bool) -> Array:
-    b, c, u = split(cast(x, FLOAT32_BYTES), (x.shape[-1] // 3,) * 3)
-    return cast(multiply(convolved(multiply(b, u), weight, bias, documents=documents), c), x.width)
 
 
 def convolved(x: Array, weight: Array, bias: Array | None, *, documents: bool) -> Array:

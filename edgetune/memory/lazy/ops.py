@@ -12,13 +12,11 @@ from typing import Any
 from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.lazy import (
     attention,
-    convolution,
     experts,
-    gated_delta,
     linear,
+    mixers,
     pointwise,
     routing,
-    state_space,
 )
 from edgetune.memory.lazy.arrays import counted, gathered, matmul
 from edgetune.memory.lazy.attention import Keys
@@ -49,16 +47,9 @@ from edgetune.memory.lazy.views import (
     transpose,
 )
 from edgetune.memory.lazy.weights import FrozenBlock
+from edgetune.mixer import Recurrent
 from edgetune.network.ops import Attended, Dropout, KeptNorms, Key
-from edgetune.shape import (
-    BlockShape,
-    Experts,
-    GatedDelta,
-    MixerRole,
-    ModelShape,
-    Rotary,
-    StateSpace,
-)
+from edgetune.shape import BlockShape, Experts, ModelShape, Rotary
 from edgetune.storage import FLOAT32_BYTES
 
 
@@ -258,31 +249,11 @@ class LazyOps:
         """Return that nothing is cached."""
         return True
 
-    def short_convolution(
-        self, x: Array, weight: Array | None = None, bias: Array | None = None
-    ) -> Array:
-        """Convolve within documents."""
-        frozen = self._mixer_tensors()
-        weight = frozen["conv"] if weight is None else weight
-        bias = frozen.get("conv_bias") if bias is None else bias
-        return convolution.short_convolution(x, weight, bias, documents=self.batch.documents > 1)
-
-    def gated_delta(
-        self, x: Array, b: Array, a: Array, conv: Array | None = None,
-        a_log: Array | None = None, dt_bias: Array | None = None,
-    ) -> Array:  # fmt: skip
-        """Let the delta rule correct a state within documents."""
-        mixer, trained = self.own.recurrent, {"conv": conv, "a_log": a_log, "dt_bias": dt_bias}
-        assert isinstance(mixer, GatedDelta)
-        own = [trained[role] or frozen for role, frozen in self._mixer_tensors().items()]
-        return gated_delta.gated_delta(x, b, a, own, mixer, documents=self.batch.documents > 1)
-
-    def state_space(self, x: Array, steps: Array, trained: Mapping[MixerRole, Array]) -> Array:
-        """Scan within documents."""
-        mixer, tensors = self.own.recurrent, {**self._mixer_tensors(), **trained}
-        assert isinstance(mixer, StateSpace)
-        own = [tensors[tensor.role] for tensor in mixer.tensors]
-        return state_space.state_space(x, steps, own, mixer, documents=self.batch.documents > 1)
+    def mix(self, mixer: Recurrent, inputs: Sequence[Array], trained: Mapping[str, Array]) -> Array:
+        """Carry a state within documents."""
+        frozen = {each.role: self.frozen.tensor(each.shape) for each in mixer.tensors}
+        own, documents = mixer.own(frozen, trained), self.batch.documents > 1
+        return mixers.mixed(mixer)(mixer, inputs, own, documents=documents)
 
     # what is trained
 
@@ -436,6 +407,3 @@ class LazyOps:
     def _bias(self, role: str) -> Array | None:
         own = self.own.linear_by_role[role]
         return self.frozen.vector(own.outputs) if own.bias else None
-
-    def _mixer_tensors(self) -> dict[MixerRole, Array]:
-        return {x.role: self.frozen.tensor(x.shape) for x in self.own.mixer_tensors}

@@ -17,7 +17,8 @@ from edgetune.model.families.common import (
     split_attention,
 )
 from edgetune.model.families.scanning import mixer_linears, mixer_norms, read_mixer
-from edgetune.shape import BlockShape, ModelShape, Norm, StateSpace
+from edgetune.network.mixers.state_space import StateSpace
+from edgetune.shape import BlockShape, ModelShape, Norm
 
 _SCAN_PARTS: Final = 5
 """Gate, values, keys, queries and steps."""

@@ -1,4 +1,4 @@
-"""What the model types that transformers 5 knows are, where they cannot be trained here."""
+"""What the model types that transformers 5 knows are; asked of those that cannot be trained here."""
 
 from __future__ import annotations
 

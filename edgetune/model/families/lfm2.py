@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from edgetune.model.config import Fields
 from edgetune.model.families.common import Sizes, decoder, head_norms, read_rotary, read_sizes
+from edgetune.network.mixers.short_convolution import ShortConvolution
 from edgetune.shape import (
     Attention,
     BlockShape,
@@ -13,7 +14,6 @@ from edgetune.shape import (
     ModelShape,
     Norm,
     NormKind,
-    ShortConvolution,
 )
 
 _TYPES = ("full_attention", "conv")

@@ -16,6 +16,7 @@ from edgetune.model.families.common import (
     split_attention,
 )
 from edgetune.model.families.scanning import checked_mixer, scanning
+from edgetune.network.mixers.state_space import StateSpace
 from edgetune.shape import (
     ATTENTION_ROLES,
     MLP_ROLES,
@@ -24,7 +25,6 @@ from edgetune.shape import (
     ModelShape,
     Norm,
     NormKind,
-    StateSpace,
 )
 
 _KINDS: Final = {

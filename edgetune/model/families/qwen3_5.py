@@ -18,13 +18,13 @@ from edgetune.model.families.common import (
     split_attention,
 )
 from edgetune.model.families.mixtures import checked_experts, expert_count, with_experts
+from edgetune.network.mixers.gated_delta import GatedDelta
 from edgetune.shape import (
     MLP_ROLES,
     Attention,
     BlockShape,
     Experts,
     Fused,
-    GatedDelta,
     Linear,
     ModelShape,
     Norm,

@@ -8,7 +8,8 @@ from typing import Final
 
 from edgetune.escapes import short
 from edgetune.model.config import Fields, is_number
-from edgetune.shape import BlockShape, Linear, Norm, NormKind, StateSpace
+from edgetune.network.mixers.state_space import StateSpace
+from edgetune.shape import BlockShape, Linear, Norm, NormKind
 
 MODULE: Final = "mamba"
 _INFINITE: Final = (inf, {"__float__": "Infinity"})

@@ -5,14 +5,16 @@ Its functions are followed line by line, for the largest span.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from edgetune.memory.delta import INDEX, NUMBER, DeltaRule
+from edgetune.memory.elementary import Elementary
 from edgetune.memory.ledger import Ledger
+from edgetune.memory.mixers import INDEX, NUMBER
 from edgetune.memory.sized import Gradient, Sized
-from edgetune.mixer import PIECE, SPAN, StateSpace
+from edgetune.mixer import PIECE, SPAN
+from edgetune.network.mixers.state_space import StateSpace
 from edgetune.storage import FLOAT32_BYTES
 
 
@@ -81,50 +83,50 @@ class Arrays:
         return self.convolved + self.same if self.hidden else 0
 
 
-class Scanning(DeltaRule):
-    """The mixer whose state decays and is added to: it saves its inputs alone."""
+def mixed(
+    ops: Elementary, mixer: StateSpace, inputs: Sequence[Sized], own: Mapping[str, Sized]
+) -> Sized:
+    """Return what is read (B, S, H V) of x and steps; the inputs alone are saved."""
+    inputs = (*inputs, *own.values())
+    x, ledger = inputs[0], ops.ledger
+    rows, positions, _ = x.shape
+    several = ops.batch.documents > 1
+    arrays = Arrays.of(mixer, rows, min(SPAN, positions), documents=several)
+    rest = Arrays.of(mixer, rows, (positions - 1) % SPAN + 1, documents=several)
+    standing = NUMBER * rows * ceil(positions / PIECE) * PIECE if several else 0
+    standing += 0 if inputs[2].width == FLOAT32_BYTES else FLOAT32_BYTES * inputs[2].numbers
+    standing += FLOAT32_BYTES * (inputs[2].numbers + mixer.channels) if mixer.multipliers else 0
+    wanted, sizes = [each.needs for each in inputs], [each.nbytes for each in inputs]
+    of_own = [FLOAT32_BYTES * each.numbers for each in own.values()]
+    narrow, width = x.width != FLOAT32_BYTES, x.width
+    wide = FLOAT32_BYTES * x.numbers
+    spans = ceil(positions / SPAN)
 
-    def scan(self, inputs: Sequence[Sized], mixer: StateSpace) -> Sized:
-        """Return what is read (B, S, H V), of x, steps and the mixer's own tensors."""
-        x, ledger = inputs[0], self.ledger
-        rows, positions, _ = x.shape
-        several = self.batch.documents > 1
-        arrays = Arrays.of(mixer, rows, min(SPAN, positions), documents=several)
-        rest = Arrays.of(mixer, rows, (positions - 1) % SPAN + 1, documents=several)
-        standing = NUMBER * rows * ceil(positions / PIECE) * PIECE if several else 0
-        standing += 0 if inputs[2].width == FLOAT32_BYTES else FLOAT32_BYTES * inputs[2].numbers
-        standing += FLOAT32_BYTES * (inputs[2].numbers + mixer.channels) if mixer.multipliers else 0
-        wanted, sizes = [each.needs for each in inputs], [each.nbytes for each in inputs]
-        own = [FLOAT32_BYTES * each.numbers for each in inputs[2:]]
-        narrow, width = x.width != FLOAT32_BYTES, x.width
-        wide = FLOAT32_BYTES * x.numbers
-        spans = ceil(positions / SPAN)
-
-        def back(_: list[Gradient]) -> Sequence[Gradient]:
-            held = ledger.alloc(standing + arrays.state)
-            for _span in range(spans - 1):
-                _advance(ledger, arrays, reads=False)
-                held += ledger.alloc(arrays.state)
-            small = [self.new(size) for size in (sizes[1], *own)]
-            found = ledger.alloc(wide)
-            held += ledger.alloc(arrays.state)
-            _back(ledger, rest, narrow=narrow)
-            if spans > 1:  # whose states are one less by then
-                ledger.free(arrays.state)
-                _back(ledger, arrays, narrow=narrow)
-                held -= arrays.state
-            ledger.free(held)
-            grad = self.new(sizes[0]) if narrow else None
-            ledger.free(found)
-            grad = grad or self.new(sizes[0])
-            made: list[Gradient] = [grad, *small]
-            return [each if want else None for each, want in zip(made, wanted, strict=True)]
-
-        out = self.tape.made((rows, positions, mixer.values), width, inputs, back, saved=inputs)
+    def back(_: list[Gradient]) -> Sequence[Gradient]:
         held = ledger.alloc(standing + arrays.state)
-        _advance(ledger, arrays, reads=True)
+        for _span in range(spans - 1):
+            _advance(ledger, arrays, reads=False)
+            held += ledger.alloc(arrays.state)
+        small = [ops.new(size) for size in (sizes[1], *of_own)]
+        found = ledger.alloc(wide)
+        held += ledger.alloc(arrays.state)
+        _back(ledger, rest, narrow=narrow)
+        if spans > 1:  # whose states are one less by then
+            ledger.free(arrays.state)
+            _back(ledger, arrays, narrow=narrow)
+            held -= arrays.state
         ledger.free(held)
-        return out
+        grad = ops.new(sizes[0]) if narrow else None
+        ledger.free(found)
+        grad = grad or ops.new(sizes[0])
+        made: list[Gradient] = [grad, *small]
+        return [each if want else None for each, want in zip(made, wanted, strict=True)]
+
+    out = ops.tape.made((rows, positions, mixer.values), width, inputs, back, saved=inputs)
+    held = ledger.alloc(standing + arrays.state)
+    _advance(ledger, arrays, reads=True)
+    ledger.free(held)
+    return out
 
 
 def _advance(ledger: Ledger, arrays: Arrays, *, reads: bool) -> None:

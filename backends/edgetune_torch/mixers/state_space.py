@@ -8,7 +8,7 @@ V + 2 G K channels that are convolved.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edgetune.mixer import PIECE, SPAN, StateSpace
+from edgetune.mixer import PIECE, SPAN
+from edgetune.network.mixers.state_space import StateSpace
 from edgetune_torch import scan
 from edgetune_torch.convolution import taps_of
 from edgetune_torch.documents import Documents
@@ -122,33 +123,32 @@ class Found:
         return (*given, None, None)
 
 
-def state_space(
-    x: Tensor, steps: Tensor, own: Parameters, mixer: StateSpace, documents: Documents
+def mixed(
+    mixer: StateSpace, inputs: Sequence[Tensor], own: Mapping[str, Tensor], documents: Documents
 ) -> Tensor:
     """Return what is read (B, S, H V) of x (B, S, C) and steps (B, S, H)."""
     y: Tensor = Scan.apply(  # type: ignore[no-untyped-call]
-        x, steps, *own.each(), mixer, documents
+        *inputs, *Parameters.of(own).each(), mixer, documents
     )
     return y
 
 
-def state_space_after(
-    x: Tensor,
-    steps: Tensor,
-    own: Parameters,
+def mixed_after(
     mixer: StateSpace,
+    inputs: Sequence[Tensor],
+    own: Mapping[str, Tensor],
     before: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Return the same of the next tokens of one document, and what its next ones need.
 
     ``before`` are the last inputs (1, taps - 1, C) and the state, as this returned them.
     """
-    kept = mixer.taps - 1
+    (x, steps), kept = inputs, mixer.taps - 1
     last = x.new_zeros(1, kept, x.shape[2]) if before is None else before[0]
     state = _empty_state(x, mixer) if before is None else before[1]
     out = x.new_empty(*x.shape[:2], mixer.values)
     whole = torch.cat((last, x), 1)
-    for span in Spans(whole, steps, own, mixer, (), kept):
+    for span in Spans(whole, steps, Parameters.of(own), mixer, (), kept):
         state = span.advance(out, state)
     return out, (whole[:, whole.shape[1] - kept :].clone(), state)
 

@@ -6,7 +6,7 @@ value, C channels that are convolved.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from edgetune.memory.lazy.arrays import counted, matmul, summed_along
@@ -39,18 +39,21 @@ from edgetune.memory.lazy.views import (
     total,
     transpose,
 )
-from edgetune.mixer import GatedDelta
+from edgetune.network.mixers.gated_delta import GatedDelta
 from edgetune.storage import FLOAT32_BYTES
 
 
-def gated_delta(
-    x: Array, b: Array, a: Array, own: Sequence[Array], mixer: GatedDelta, *, documents: bool
+def mixed(
+    mixer: GatedDelta, inputs: Sequence[Array], own: Mapping[str, Array], *, documents: bool
 ) -> Array:
     """Return what is read (B, S, H V) of x (B, S, C), b and a (B, S, H)."""
+    x, *beside = inputs
     shared = mixer.value_heads // mixer.key_heads
     state = (mixer.key_heads, shared, mixer.key_dim, mixer.value_dim)
     rule = partial(_rule, mixer=mixer, documents=documents)
-    return Recurrence(rule, mixer.taps - 1, mixer.values, state).over(x, (b, a), own)
+    return Recurrence(rule, mixer.taps - 1, mixer.values, state).over(
+        x, beside, tuple(own.values())
+    )
 
 
 def _rule(

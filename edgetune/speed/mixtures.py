@@ -1,79 +1,19 @@
-"""What mixers without attention and mixtures of experts take.
+"""What mixtures of experts take.
 
 T tokens, D hidden size, E experts, k of them for a token, F width of an expert.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import ceil
-
-from edgetune.mixer import PIECE, SPAN, GatedDelta, StateSpace
 from edgetune.shape import BlockShape, Experts
-from edgetune.speed.attention import ATTENTION_PASSES, Attending
+from edgetune.speed.attention import Attending
 from edgetune.speed.counted import Counted
 from edgetune.speed.tally import Tally
 from edgetune.storage import FLOAT32_BYTES
 
-SPAN_AHEAD, SPAN_BACK, CARRIED = 110, 372, 6
-"""Operations by which Mamba-2 takes a span of pieces, and those that carry its state past each."""
-
-PIECE_AHEAD, PIECE_BACK = 134, 517
-"""Operations by which the delta rule takes a piece of tokens, one way and back."""
-
 
 class Mixing(Attending):
-    """Short convolutions, the delta rule, and experts."""
-
-    def convolution(self, x: Counted, weight: Counted, bias: Counted | None) -> Counted:
-        """Return ``c * convolution(b * u)`` (B, S, D) of x (B, S, 3 D) with weight (D, 1, K)."""
-        inputs = (x, weight) if bias is None else (x, weight, bias)
-        channels, _, taps = weight.shape
-        out = self.made((*x.shape[:-1], channels), x.width, inputs)
-        one, spans = FLOAT32_BYTES * out.numbers, self._spans()
-        self.ahead.count(14 + 3 * (taps - 1) * spans, (6 + 4 * (taps - 1)) * one)
-        if out.needs:
-            self.back.count(29 + 6 * (taps - 1) * spans, (16 + 8 * (taps - 1)) * one)
-        return out
-
-    def _spans(self) -> float:
-        return 1 if self.batch.documents == 1 else self.batch.batch * self.batch.documents
-
-    def delta_rule(self, inputs: Sequence[Counted], mixer: GatedDelta) -> Counted:
-        """Return what is read (B, S, H V): pieces of tokens one after another, in float32."""
-        x = inputs[0]
-        out = self.made((*x.shape[:-1], mixer.values), x.width, inputs)
-        tokens, pieces = x.numbers // x.shape[-1], ceil(x.shape[1] / PIECE)
-        flops = 2 * tokens * mixer.products
-        numbers = mixer.channels * (3 + 2 * mixer.taps) + 8 * PIECE * mixer.value_heads
-        numbers += 12 * mixer.value_heads * (mixer.key_dim + mixer.value_dim)
-        moved = FLOAT32_BYTES * tokens * numbers
-        self.ahead.wide += flops
-        self.ahead.count(7 + PIECE_AHEAD * pieces, moved)
-        if out.needs:
-            self.back.wide += (ATTENTION_PASSES - 1) * flops
-            launches = PIECE_BACK * pieces - 108  # a state less than pieces
-            self.back.count(launches, 3 * moved)
-        return out
-
-    def scan(self, inputs: Sequence[Counted], mixer: StateSpace) -> Counted:
-        """Return what Mamba-2 reads (B, S, H V): a few pieces of tokens at a time, in float32."""
-        x = inputs[0]
-        out = self.made((*x.shape[:-1], mixer.values), x.width, inputs)
-        tokens, positions = x.numbers // x.shape[-1], x.shape[1]
-        spans, pieces = ceil(positions / SPAN), ceil(positions / PIECE)
-        flops = 2 * tokens * mixer.products
-        numbers = mixer.channels * (3 + 2 * mixer.taps) + 8 * PIECE * mixer.heads
-        moved = FLOAT32_BYTES * tokens * (numbers + 12 * mixer.values)
-        self.ahead.wide += flops
-        self.ahead.count(7 + SPAN_AHEAD * spans + CARRIED * pieces, moved)
-        if out.needs:
-            self.back.wide += (ATTENTION_PASSES - 1) * flops
-            launches = SPAN_BACK * spans - 73  # a state less than spans
-            self.back.count(launches + 2 * CARRIED * pieces, 3 * moved)
-        return out
-
-    # experts
+    """Mixtures of experts."""
 
     def routed(self, x: Counted, rule: Experts) -> tuple[Counted, Counted]:
         """Return weights (T, k) and chosen experts (T, k)."""

@@ -7,35 +7,40 @@ formulas are derived in Yang et al. 2024 (2412.06464).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import mlx.core as mx
 
-from edgetune.mixer import GatedDelta
+from edgetune.network.mixers.gated_delta import GatedDelta
 from edgetune_mlx.convolution import convolved
 from edgetune_mlx.in_pieces import Carried, Recurrence, decays
 
 LEAST = 1e-6
 """Added to squared lengths of queries and keys."""
 
-Own = Sequence[mx.array]
-"""The mixer's own tensors: convolution (C, 1, taps), ``A_log`` and ``dt_bias`` (H)."""
 
-
-def gated_delta(
-    x: mx.array, b: mx.array, a: mx.array, own: Own, mixer: GatedDelta, documents: mx.array | None
+def mixed(
+    mixer: GatedDelta,
+    inputs: Sequence[mx.array],
+    own: Mapping[str, mx.array],
+    documents: mx.array | None,
 ) -> mx.array:
     """Return what is read (B, S, H V) of x (B, S, C), b and a (B, S, H)."""
-    return _recurrence(mixer).over(x, (b, a), own, documents)
+    x, *beside = inputs
+    return _recurrence(mixer).over(x, beside, tuple(own.values()), documents)
 
 
-def gated_delta_after(
-    x: mx.array, b: mx.array, a: mx.array, own: Own, mixer: GatedDelta, before: Carried | None
+def mixed_after(
+    mixer: GatedDelta,
+    inputs: Sequence[mx.array],
+    own: Mapping[str, mx.array],
+    before: Carried | None,
 ) -> tuple[mx.array, Carried]:
     """Return the same of the next tokens of one document, and what its next ones need."""
-    return _recurrence(mixer).after(x, (b, a), own, before)
+    x, *beside = inputs
+    return _recurrence(mixer).after(x, beside, tuple(own.values()), before)
 
 
 def _recurrence(mixer: GatedDelta) -> Recurrence:

@@ -6,21 +6,17 @@ tokens of a piece, K channels of a key, V of a value.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from edgetune.memory.convolved import Convolving
+from edgetune.memory.elementary import Elementary
 from edgetune.memory.ledger import Ledger
+from edgetune.memory.mixers import INDEX, NUMBER
 from edgetune.memory.sized import Gradient, Sized
-from edgetune.mixer import PIECE, GatedDelta
+from edgetune.mixer import PIECE
+from edgetune.network.mixers.gated_delta import GatedDelta
 from edgetune.storage import FLOAT32_BYTES
-
-NUMBER = 4
-"""Bytes of a document's number."""
-
-INDEX = 8
-"""Bytes of a position."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,51 +79,49 @@ class Arrays:
         return self.convolved + self.same if self.hidden else 0
 
 
-class DeltaRule(Convolving):
-    """The mixer whose state the delta rule corrects: it saves its inputs alone."""
+def mixed(
+    ops: Elementary, mixer: GatedDelta, inputs: Sequence[Sized], own: Mapping[str, Sized]
+) -> Sized:
+    """Return what is read (B, S, H V) of x, b and a; the inputs alone are saved."""
+    inputs = (*inputs, *own.values())
+    x, ledger = inputs[0], ops.ledger
+    rows, positions, _ = x.shape
+    several = ops.batch.documents > 1
+    arrays = Arrays.of(mixer, rows, min(PIECE, positions), documents=several)
+    rest = Arrays.of(mixer, rows, (positions - 1) % PIECE + 1, documents=several)
+    standing = NUMBER * rows * positions if several else 0
+    standing += 0 if inputs[3].width == FLOAT32_BYTES else FLOAT32_BYTES * inputs[3].numbers
+    wanted, sizes = [each.needs for each in inputs], [each.nbytes for each in inputs]
+    of_own = [FLOAT32_BYTES * each.numbers for each in own.values()]
+    narrow, width = x.width != FLOAT32_BYTES, x.width
+    wide = FLOAT32_BYTES * x.numbers
+    pieces = ceil(positions / PIECE)
 
-    def delta_rule(self, inputs: Sequence[Sized], mixer: GatedDelta) -> Sized:
-        """Return what is read (B, S, H V), of x, b, a and the mixer's own tensors."""
-        x, ledger = inputs[0], self.ledger
-        rows, positions, _ = x.shape
-        several = self.batch.documents > 1
-        arrays = Arrays.of(mixer, rows, min(PIECE, positions), documents=several)
-        rest = Arrays.of(mixer, rows, (positions - 1) % PIECE + 1, documents=several)
-        standing = NUMBER * rows * positions if several else 0
-        standing += 0 if inputs[3].width == FLOAT32_BYTES else FLOAT32_BYTES * inputs[3].numbers
-        wanted, sizes = [each.needs for each in inputs], [each.nbytes for each in inputs]
-        own = [FLOAT32_BYTES * each.numbers for each in inputs[3:]]
-        narrow, width = x.width != FLOAT32_BYTES, x.width
-        wide = FLOAT32_BYTES * x.numbers
-        pieces = ceil(positions / PIECE)
-
-        def back(_: list[Gradient]) -> Sequence[Gradient]:
-            held = ledger.alloc(standing + arrays.state)
-            for _piece in range(pieces - 1):
-                _advance(ledger, arrays, reads=False)
-                held += ledger.alloc(arrays.state)
-            small = [self.new(size) for size in (*sizes[1:3], *own)]
-            found = ledger.alloc(wide)
-            held += ledger.alloc(arrays.state)
-            _back(ledger, rest)
-            if pieces > 1:  # whose states are one less by then
-                ledger.free(arrays.state)
-                _back(ledger, arrays)
-                held -= arrays.state
-            ledger.free(held)
-            grad = self.new(sizes[0]) if narrow else None
-            ledger.free(found)
-            grad = grad or self.new(sizes[0])
-            made: list[Gradient] = [grad, *small]
-            return [each if want else None for each, want in zip(made, wanted, strict=True)]
-
-        out = self.tape.made(
-            (rows, positions, mixer.values), width, inputs, back, saved=inputs
-        )  # fmt: skip
+    def back(_: list[Gradient]) -> Sequence[Gradient]:
         held = ledger.alloc(standing + arrays.state)
-        _advance(ledger, arrays, reads=True)
+        for _piece in range(pieces - 1):
+            _advance(ledger, arrays, reads=False)
+            held += ledger.alloc(arrays.state)
+        small = [ops.new(size) for size in (*sizes[1:3], *of_own)]
+        found = ledger.alloc(wide)
+        held += ledger.alloc(arrays.state)
+        _back(ledger, rest)
+        if pieces > 1:  # whose states are one less by then
+            ledger.free(arrays.state)
+            _back(ledger, arrays)
+            held -= arrays.state
         ledger.free(held)
-        return out
+        grad = ops.new(sizes[0]) if narrow else None
+        ledger.free(found)
+        grad = grad or ops.new(sizes[0])
+        made: list[Gradient] = [grad, *small]
+        return [each if want else None for each, want in zip(made, wanted, strict=True)]
+
+    out = ops.tape.made((rows, positions, mixer.values), width, inputs, back, saved=inputs)
+    held = ledger.alloc(standing + arrays.state)
+    _advance(ledger, arrays, reads=True)
+    ledger.free(held)
+    return out
 
 
 def _advance(ledger: Ledger, arrays: Arrays, *, reads: bool) -> None:

@@ -7,33 +7,37 @@ derived in Dao & Gu 2024 (2405.21060).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import inf
 
 import mlx.core as mx
 
-from edgetune.mixer import StateSpace
+from edgetune.network.mixers.state_space import StateSpace
 from edgetune_mlx.convolution import convolved
 from edgetune_mlx.in_pieces import Carried, Recurrence, decays
 
-Own = Sequence[mx.array]
-"""The mixer's own tensors: convolution (C, 1, taps), its bias if there is one (C), ``A_log``,
-``dt_bias`` and ``D`` (H)."""
 
-
-def state_space(
-    x: mx.array, steps: mx.array, own: Own, mixer: StateSpace, documents: mx.array | None
+def mixed(
+    mixer: StateSpace,
+    inputs: Sequence[mx.array],
+    own: Mapping[str, mx.array],
+    documents: mx.array | None,
 ) -> mx.array:
     """Return what is read (B, S, H V) of x (B, S, C) and steps (B, S, H)."""
-    return _recurrence(mixer).over(x, (steps,), own, documents)
+    x, *beside = inputs
+    return _recurrence(mixer).over(x, beside, tuple(own.values()), documents)
 
 
-def state_space_after(
-    x: mx.array, steps: mx.array, own: Own, mixer: StateSpace, before: Carried | None
+def mixed_after(
+    mixer: StateSpace,
+    inputs: Sequence[mx.array],
+    own: Mapping[str, mx.array],
+    before: Carried | None,
 ) -> tuple[mx.array, Carried]:
     """Return the same of the next tokens of one document, and what its next ones need."""
-    return _recurrence(mixer).after(x, (steps,), own, before)
+    x, *beside = inputs
+    return _recurrence(mixer).after(x, beside, tuple(own.values()), before)
 
 
 def _recurrence(mixer: StateSpace) -> Recurrence:

@@ -7,7 +7,7 @@ keys, K channels of a key, V of a value, C = 2 G K + H V channels that are convo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edgetune.mixer import PIECE, GatedDelta
+from edgetune.mixer import PIECE
+from edgetune.network.mixers.gated_delta import GatedDelta
 from edgetune_torch import delta_rule
 from edgetune_torch.convolution import taps_of
 from edgetune_torch.delta_rule import Reach, Tokens
@@ -34,6 +35,11 @@ class Parameters:
     conv: Tensor
     a_log: Tensor
     dt_bias: Tensor
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Parameters:
+        """Take them by their roles."""
+        return cls(conv=tensors["conv"], a_log=tensors["a_log"], dt_bias=tensors["dt_bias"])
 
 
 class Rule(torch.autograd.Function):
@@ -107,33 +113,33 @@ class Found:
         return (*given, None, None)
 
 
-def gated_delta(
-    x: Tensor, b: Tensor, a: Tensor, own: Parameters, mixer: GatedDelta, documents: Documents
+def mixed(
+    mixer: GatedDelta, inputs: Sequence[Tensor], own: Mapping[str, Tensor], documents: Documents
 ) -> Tensor:
     """Return what is read (B, S, H V) of x (B, S, C), b and a (B, S, H)."""
+    found = Parameters.of(own)
     y: Tensor = Rule.apply(  # type: ignore[no-untyped-call]
-        x, b, a, own.conv, own.a_log, own.dt_bias, mixer, documents
+        *inputs, found.conv, found.a_log, found.dt_bias, mixer, documents
     )
     return y
 
 
-def gated_delta_after(
-    x: Tensor,
-    b: Tensor,
-    a: Tensor,
-    own: Parameters,
+def mixed_after(
     mixer: GatedDelta,
+    inputs: Sequence[Tensor],
+    own: Mapping[str, Tensor],
     before: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Return the same of the next tokens of one document, and what its next ones need.
 
     ``before`` are the last inputs (1, taps - 1, C) and the state, as this returned them.
     """
+    x, b, a = inputs
     last = x.new_zeros(1, mixer.taps - 1, x.shape[2]) if before is None else before[0]
     state = _empty_state(x, mixer) if before is None else before[1]
     out = x.new_empty(*x.shape[:2], mixer.values)
     whole = torch.cat((last, x), 1)
-    for piece in Pieces(whole, b, a, own, mixer, (), mixer.taps - 1):
+    for piece in Pieces(whole, b, a, Parameters.of(own), mixer, (), mixer.taps - 1):
         found, state = delta_rule.advance(piece.tokens(), state, None)
         piece.put(out, found)
     return out, (whole[:, whole.shape[1] - mixer.taps + 1 :].clone(), state)

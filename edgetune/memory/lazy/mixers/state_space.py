@@ -6,7 +6,7 @@ value, C channels that are convolved.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import inf
 
@@ -25,17 +25,20 @@ from edgetune.memory.lazy.elementwise import (
 from edgetune.memory.lazy.graph import Array
 from edgetune.memory.lazy.in_pieces import Recurrence, decays
 from edgetune.memory.lazy.views import cut, expand, reshape, split, swapaxes, transpose
-from edgetune.mixer import StateSpace
+from edgetune.network.mixers.state_space import StateSpace
 from edgetune.storage import FLOAT32_BYTES
 
 
-def state_space(
-    x: Array, steps: Array, own: Sequence[Array], mixer: StateSpace, *, documents: bool
+def mixed(
+    mixer: StateSpace, inputs: Sequence[Array], own: Mapping[str, Array], *, documents: bool
 ) -> Array:
     """Return what is read (B, S, H V) of x (B, S, C) and steps (B, S, H)."""
+    x, *beside = inputs
     state = (mixer.groups, mixer.heads // mixer.groups, mixer.key_dim, mixer.value_dim)
     rule = partial(_rule, mixer=mixer, documents=documents)
-    return Recurrence(rule, mixer.taps - 1, mixer.values, state).over(x, (steps,), own)
+    return Recurrence(rule, mixer.taps - 1, mixer.values, state).over(
+        x, beside, tuple(own.values())
+    )
 
 
 def _rule(
