@@ -146,7 +146,7 @@ class ModelShape:
     read nor trained."""
     inside: str | None = None
     """Module that holds the decoder in the class that its folder loads as, where that is a wrapper
-    (an image-and-text model); the names here are those of the decoder alone."""
+    (a vision-language model); the names here are those of the decoder alone."""
     formats: FileFormats | None = None
     """How a GGUF file stores its matrices, if any of them is in blocks."""
     published: Published | None = None

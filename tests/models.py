@@ -331,7 +331,7 @@ _TOWERS["qwen3_5_moe"] = _TOWERS["qwen3_5"]
 
 
 def make_wrapper(folder: Path, wrapper: str, inner: str | None = None) -> PreTrainedModel:
-    """Write a random model of images and text and return it as transformers has it."""
+    """Write a random vision-language model and return it as transformers has it."""
     family = inner or INSIDE[wrapper][0]
     text = {"model_type": family, **FAMILIES[family]}
     config = AutoConfig.for_model(

@@ -10,7 +10,7 @@ from edgetune.exporters.base import Exported, ExportRequest
 from edgetune.exporters.folder import folder_bytes, needed_bytes, new_folder
 
 _WHOLE: Final = (
-    "The adapter is for the whole model of images and text: load its base with transformers' "
+    "The adapter is for the whole vision-language model: load its base with transformers' "
     "AutoModelForImageTextToText. AutoModelForCausalLM makes the text model alone of some, in which "
     "its names are not found."
 )

@@ -1,4 +1,4 @@
-"""Adapters of the decoder inside an image-and-text model: named as the class that its folder loads as."""
+"""Adapters of the decoder inside a vision-language model: named as the class that its folder loads as."""
 
 from __future__ import annotations
 

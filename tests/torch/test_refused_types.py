@@ -53,13 +53,13 @@ def test_the_table_knows_no_other_types() -> None:
 @pytest.mark.parametrize(
     ("types", "words"),
     [
-        (ENCODERS - CAUSAL - ENCODERS_DECODERS - LOOKS, {"encoder", "images and text"}),
+        (ENCODERS - CAUSAL - ENCODERS_DECODERS - LOOKS, {"encoder", "vision-language"}),
         (ENCODERS_DECODERS - HEARS - SEES, {"encoder-decoder", "audio", "experts"}),
-        (SEES, {"images", "experts", "linear attention", "audio", "diffusion"}),
-        (HEARS - SEES, {"audio", "images and text", "experts"}),
-        (LOOKS - ENCODERS, {"images"}),
+        (SEES, {"vision-language", "images", "experts", "linear attention", "audio", "diffusion"}),
+        (HEARS - SEES, {"audio", "vision-language", "experts"}),
+        (LOOKS - ENCODERS, {"images", "vision-language"}),
         (CAUSAL - ENCODERS - ENCODERS_DECODERS, {
-            "decoder that", "experts", "state-space", "linear attention", "images", "audio",
+            "decoder that", "experts", "state-space", "linear attention", "vision-language", "audio",
             "encoder"}),
     ],
     ids=["encoders", "encoders and decoders", "seeing", "hearing", "looking", "decoders"],

@@ -100,7 +100,7 @@ def _assert_same_values(local: LocalModel, parameters: Mapping[str, torch.Tensor
 
 def _meta_model(config: Mapping[str, Any]) -> PreTrainedModel:
     fields = deepcopy(dict(config))
-    # The language model inside an image-and-text model is what a shape describes.
+    # The language model inside a vision-language model is what a shape describes.
     fields = fields.get("text_config", fields)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))

@@ -37,7 +37,7 @@ _TYPES: Final[Mapping[str, str]] = {
         roberta roberta-prelayernorm roc_bert roformer splinter squeezebert tapas tipsv2_text_model
         ultrabert xlm xlm-roberta xlm-roberta-xl xlnet xmod yoso
     """,
-    "a model of images and text": """
+    "a vision-language model": """
         aimv2 align altclip aya_vision blip blip-2 bridgetower chameleon chinese_clip clip clipseg
         cohere2_vision cohere_compass colmodernvbert colpali colqwen2 cosmos3_edge cosmos3_omni
         deepseek_vl deepseek_vl_hybrid emu3 evolla exaone4_5 fast_vlm flava flava_image_model

@@ -11,7 +11,7 @@ from edgetune.model.families.kinds import KINDS
 EXPERTS: Final = "a mixture of experts"
 _EXPERT_FIELDS: Final = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _SENSES: Final[Mapping[str, str]] = {
-    "vision_config": "a model of images and text",
+    "vision_config": "a vision-language model",
     "audio_config": "an audio model",
 }
 _PART: Final = re.compile(

@@ -1,4 +1,4 @@
-"""Models of images and text around a language model of a known family: only that is trained.
+"""Vision-language models around a decoder of a known family: only that is trained.
 
 The tower that sees and the projector behind it are neither read nor adapted.
 """
