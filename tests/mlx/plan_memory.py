@@ -19,6 +19,9 @@ import torch
 from edgetune.backend import load_backend
 from edgetune.data.batch import full_batch
 from edgetune.device import read_device
+from edgetune.memory import MemoryEstimate, MemoryModel
+from edgetune.memory.batch_shape import BatchShape, Platform
+from edgetune.memory.lazy.passes import LazyPasses
 from edgetune.methods import METHODS
 from edgetune.model import LocalModel
 from edgetune.planning import make_plan
@@ -272,15 +275,48 @@ CASES = NAMED + REST
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Bytes of loading and training as planned, without the interpreter, and as MLX counted them."""
+    """Bytes of loading and training as planned, without the interpreter, and as MLX counted them.
+
+    How far MLX queues operations before its own thread has run them is a matter of luck: it
+    allocates when it queues. A plan takes it to be as far as MLX lets it; ``least`` is the plan
+    of a run whose operations end as soon as they are queued.
+    """
 
     planned: int
+    least: int
     peak: int
 
     @property
     def over(self) -> float:
         """Return by which share of the peak the plan is above it."""
         return self.planned / self.peak - 1
+
+    @property
+    def least_over(self) -> float:
+        """Return by which share of the peak the plan without what is queued is above it."""
+        return self.least / self.peak - 1
+
+
+class AtOnce(MemoryModel):
+    """The memory of runs whose operations end as soon as they are queued."""
+
+    def _make_graphs(self, rows: BatchShape, quantization: str, *, streamed: bool) -> LazyPasses:
+        return LazyPasses(self._lazy, self.shape, rows, quantization, streamed=streamed, ahead=0)
+
+
+def needed(memory: MemoryEstimate) -> int:
+    """Return the bytes of loading and training without the interpreter."""
+    return max(memory.phases.load, memory.phases.train) - memory.parts.runtime
+
+
+def at_once(plan: Plan) -> MemoryEstimate:
+    """Return what a plan says of a run whose operations end as soon as they are queued."""
+    platform = Platform(kind="mlx", multiplies_16bit=False)
+    model = AtOnce(
+        plan.shape, plan.choice.method, platform,
+        objective=plan.objective, forked=bool(plan.training.share_prompts),
+    )  # fmt: skip
+    return model.estimate(plan.choice)
 
 
 def opened(case: Case, folder: Path) -> tuple[LocalModel, Plan]:
@@ -307,14 +343,12 @@ def measure_opening(case: Case, folder: Path) -> Measured:
     session = load_backend("mlx").open(plan.spec, model)
     peak = session.memory().peak_bytes - held
     session.close()
-    return Measured(plan.memory.phases.load - plan.memory.parts.runtime, peak)
+    planned = plan.memory.phases.load - plan.memory.parts.runtime
+    return Measured(planned, planned, peak)
 
 
 def measure(case: Case, folder: Path) -> Measured:
-    """Take steps on full rows: the second has the optimizer's state, a later one the peak.
-
-    How far MLX prepares operations ahead of those that run differs from step to step.
-    """
+    """Take steps on full rows: the second has the optimizer's state, a later one the peak."""
     model, plan = opened(case, folder)
     batch = full_batch(plan.choice.micro_batch, case.context, model.shape.vocabulary)
     if case.pairs:
@@ -332,9 +366,7 @@ def measure(case: Case, folder: Path) -> Measured:
         session.step((batch,), loss_tokens=terms, learning_rate=1e-4)
     peak = session.memory().peak_bytes - held
     session.close()
-    phases = plan.memory.phases
-    planned = max(phases.load, phases.train) - plan.memory.parts.runtime
-    return Measured(planned, peak)
+    return Measured(needed(plan.memory), needed(at_once(plan)), peak)
 
 
 def make(name: str, folder: Path) -> Path:
