@@ -20,6 +20,7 @@ from edgetune.cli.process import Process
 from edgetune.cli.show import complain
 from edgetune.errors import DiskError, EdgetuneError, OutOfMemoryError, StoppedError
 from edgetune.files import disk_failed
+from edgetune.garbage import rarely_collected
 from edgetune.version import __version__
 from edgetune.workflows.supervise import can_supervise, supervise
 from edgetune.world import MOST_RANKS, RANK, STORE, started_as_rank
@@ -70,7 +71,8 @@ class LazyGroup(click.Group):
         """Return a command, or None if there is none of that name."""
         if cmd_name not in COMMANDS:
             return None
-        found: click.Command = import_module(COMMANDS[cmd_name]).command
+        with rarely_collected():
+            found: click.Command = import_module(COMMANDS[cmd_name]).command
         return found
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 from edgetune.device import Device
 from edgetune.errors import NothingFitsError
+from edgetune.garbage import rarely_collected
 from edgetune.planning.alternatives import alternatives
 from edgetune.planning.ladder import Rung, rungs
 from edgetune.planning.plan import DataFacts, DeviceSummary, ModelSummary, Plan
@@ -18,6 +19,7 @@ from edgetune.shape import ModelShape
 from edgetune.speed import Measurements, rates_of
 
 
+@rarely_collected()
 def make_plan(
     device: Device,
     ref: str,
