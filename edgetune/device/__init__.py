@@ -11,6 +11,14 @@ from __future__ import annotations
 
 from edgetune.device.base import Device, Reading
 from edgetune.device.pressure import read_pressure
-from edgetune.device.read import list_devices, read_device, read_machine
+from edgetune.device.read import found_again, list_devices, read_device, read_machine
 
-__all__ = ["Device", "Reading", "list_devices", "read_device", "read_machine", "read_pressure"]
+__all__ = [
+    "Device",
+    "Reading",
+    "found_again",
+    "list_devices",
+    "read_device",
+    "read_machine",
+    "read_pressure",
+]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from edgetune.device.apple import read_apple
-from edgetune.device.base import Device, Reading
+from edgetune.device.base import CARD, Device, DeviceIdentity, Reading
 from edgetune.device.cpu import read_cpu
 from edgetune.device.cuda import read_cuda
 from edgetune.device.faults import INTEL_GRAPHICS, unused_cards
@@ -50,6 +50,19 @@ def read_device(name: str = "auto", system: System | None = None) -> Device:
     if match := _CARD.fullmatch(name):
         return _card(match.group(1), read_cuda(system or this_system()))
     return profile_device(name)
+
+
+def found_again(device: DeviceIdentity, system: System | None = None) -> Device | None:
+    """Return the processor or the card of a plan as it is now; None if it is not here.
+
+    A card without a name of the driver's is the only one there is.
+    """
+    system = system or this_system()
+    if device.kind == "cpu":
+        return read_cpu(system)
+    cards = read_cuda(system).devices if device.kind == CARD else ()
+    same = [card for card in cards if device.uuid in (None, card.uuid)]
+    return same[0] if len(same) == 1 else None
 
 
 def _best(found: Reading) -> Device:

@@ -32,18 +32,21 @@ def with_sums_held(plan: Plan, count: int) -> Plan:
     return replace(plan, memory=memory)
 
 
-def moved(plan: Plan, processor: Device) -> Plan:
-    """Return a processor's plan with the memory that its choice takes on this one.
+def moved(plan: Plan, device: Device) -> Plan:
+    """Return a plan with the memory that its choice takes on a device as it is now.
 
-    Engines multiply as the processor can, which decides what they hold; the choice stays.
+    Engines multiply as a processor can, and compute with kernels of their own where a card has what
+    these need: both decide what they hold. The choice stays.
     """
-    if plan.device.multiplies_16bit == processor.multiplies_16bit:
+    now = replace(
+        plan.device, multiplies_16bit=device.multiplies_16bit, kernels=device.kernels
+    )  # fmt: skip
+    if now == plan.device:
         return plan
     documents = mean_document(plan.data, plan.training)
     model = MemoryModel(
-        plan.shape, plan.choice.method, platform_of(processor),
+        plan.shape, plan.choice.method, platform_of(device),
         documents=documents, objective=plan.objective,
         forked=bool(plan.training.share_prompts),
     )  # fmt: skip
-    device = replace(plan.device, multiplies_16bit=processor.multiplies_16bit)
-    return replace(plan, device=device, memory=model.estimate(plan.choice))
+    return replace(plan, device=now, memory=model.estimate(plan.choice))

@@ -38,6 +38,8 @@ class DeviceSummary:
     """Of a card, where a machine may have several."""
     multiplies_16bit: bool = True
     """Whether products of 16-bit numbers are computed without widening them."""
+    kernels: bool = False
+    """Whether the backend's own kernels compute, on a card."""
 
     @property
     def identity(self) -> DeviceIdentity:
@@ -57,6 +59,7 @@ class DeviceSummary:
             limit_bytes=limit,
             uuid=device.uuid,
             multiplies_16bit=device.multiplies_16bit,
+            kernels=device.kernels,
         )
 
 

@@ -9,10 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from typing import Any, Final
 
-from edgetune.device.base import PACKAGES
+from edgetune.device.base import CARD, PACKAGES
 from edgetune.events import RunState
 from edgetune.files import sha256_json
-from edgetune.planning import Plan
+from edgetune.planning import DeviceSummary, Plan
 from edgetune.schedule import Schedule
 from edgetune.version import __version__
 
@@ -33,18 +33,30 @@ LATER_CHOICES: Final[Mapping[str, Any]] = {
 }
 """Knobs of a choice that older plans lack, and what they were then: they count where they differ."""
 
+KERNELS: Final = "kernels"
+"""What the backend's own kernels are among versions."""
+
 RANDOM: Final = "every draw is a function of (seed, step, name); no generator has a state"
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of everything that can change a bit of the result."""
+def versions(device: DeviceSummary | None = None) -> dict[str, str]:
+    """Return the versions of everything that can change a bit of the result on a device.
+
+    On a card, ``kernels`` are those of the backend's own, or that there are none.
+    """
     found = {"edgetune": __version__, "python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
+    found |= {name: known for name in LIBRARIES if (known := _version(name))}
+    if device is not None and device.kind == CARD:
+        found[KERNELS] = f"triton {_version('triton')}".strip() if device.kernels else "none"
     return found
+
+
+def _version(name: str) -> str:
+    """Return the version of a library, nothing if it is not known."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

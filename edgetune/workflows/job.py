@@ -25,6 +25,7 @@ from edgetune.pilot import Pilot
 from edgetune.planning import Plan
 from edgetune.racing import lengths
 from edgetune.runs import RunFacts, plan_hash
+from edgetune.runs.facts import versions
 from edgetune.schedule import schedule_of
 from edgetune.shares import Weights
 from edgetune.speed import Rectangle, Work, rectangles
@@ -61,6 +62,7 @@ class Job:
             seed=plan.training.seed,
             schedule=schedule_of(plan.training, batches.steps_per_epoch),
             steps_per_epoch=batches.steps_per_epoch,
+            versions=versions(plan.device),
         )
         return cls(
             plan=plan, model=model, dataset=dataset, batches=batches, facts=facts, world=world

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgetune.adapters import LoadedAdapter
 from edgetune.backend import Session, load_backend
-from edgetune.device import read_device
+from edgetune.device import found_again
 from edgetune.errors import UsageError
 from edgetune.model import LocalModel, open_model
 from edgetune.planning import Plan, moved, plan_from_json, read_plan_file
@@ -19,7 +19,8 @@ from edgetune.world import ALONE, World
 def open_planned(path: Path) -> tuple[RunFolder, Plan, LocalModel]:
     """Return a run folder, its plan and its model, whose tensors are not read yet.
 
-    The plan says what its choice takes here, if it was made for another processor.
+    The plan says what its choice takes here, if it was made for another processor, or if a card's
+    kernels came or went.
 
     Raises:
         UsageError: if it is no run folder, or its plan cannot be read.
@@ -29,9 +30,8 @@ def open_planned(path: Path) -> tuple[RunFolder, Plan, LocalModel]:
     plain = read_plan_file(folder.plan)
     model = open_model(planned_model(plain, folder.plan))
     plan = plan_from_json(plain, model.shape)
-    if plan.device.kind == "cpu":
-        plan = moved(plan, read_device("cpu"))
-    return folder, plan, model
+    here = found_again(plan.device.identity)
+    return folder, plan if here is None else moved(plan, here), model
 
 
 def open_session(plan: Plan, model: LocalModel, world: World = ALONE) -> Session:

@@ -72,11 +72,11 @@ def resume_run(
         with together(world):
             session = open_session(_own(plan, rows, memory, place, parts), model, world)
         stack.callback(session.close)
-        start, recovered = RunState(), None
+        start, recovered, newer = RunState(), None, ""
         if checkpoint is not None:
             session.restore(checkpoint.adapter, checkpoint.optimizer)
             with recording(folder):
-                _rewound(folder, checkpoint, refused, job.facts)
+                newer = _rewound(folder, checkpoint, refused, job.facts)
                 if anew and checkpoint.state.progress.step:
                     folder.note("sums in another order", anew, parts=parts)
             start = replace(checkpoint.state.progress, shares=shares)
@@ -94,7 +94,11 @@ def resume_run(
         session=session,
         start=start,
         held=held,
-        notices=[*(item.notice for item in refused), *([anew] if anew and start.step else [])],
+        notices=[
+            *(item.notice for item in refused),
+            *([anew] if anew and start.step else []),
+            *([newer] if newer and start.step else []),
+        ],
         recovered=recovered,
         world=world,
         parts=parts,
@@ -183,10 +187,15 @@ def _checkpoint(folder: RunFolder, job: Job) -> tuple[Checkpoint | None, tuple[R
 
 def _rewound(
     folder: RunFolder, checkpoint: Checkpoint, refused: Sequence[Refused], facts: RunFacts
-) -> None:
-    """Rewind the folder to the checkpoint and note it."""
+) -> str:
+    """Rewind the folder to the checkpoint and note it; return which versions are others now."""
     step = checkpoint.state.progress.step
     dropped = rewind(folder, checkpoint, refused, first=0 if step else 1)
     folder.note("resumed", f"from {checkpoint.path.name}", step=step, dropped=dropped)
-    if newer := facts.newer(checkpoint.state):
-        folder.note("versions changed", "the result may differ in its last bits", **newer)
+    newer = facts.newer(checkpoint.state)
+    if not newer:
+        return ""
+    because = "the result may differ in its last bits"
+    folder.note("versions changed", because, **newer)
+    changed = ", ".join(f"{name} {versions}" for name, versions in newer.items())
+    return f"Versions changed since {checkpoint.path.name} ({changed}): {because}."

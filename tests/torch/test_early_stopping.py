@@ -12,6 +12,7 @@ from rows import Cli, chat, write_rows
 from edgetune.errors import StoppedError
 from edgetune.events import EndedEarly, Event, SaveDue, Stepped
 from edgetune.files import sha256_file
+from edgetune.version import __version__
 from edgetune.workflows.after import After
 from edgetune.workflows.planning import PlanRequest, plan_for
 from edgetune.workflows.resuming import resume_run
@@ -42,7 +43,9 @@ def steps_of(folder: Path) -> list[tuple[str, int, float]]:
     return [(line["event"], line["step"], line["loss"]) for line in lines]
 
 
-def test_it_ends_where_it_would_have_whenever_it_is_interrupted(tmp_path: Path) -> None:
+def test_it_ends_where_it_would_have_whenever_it_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     planned = plan_for(request(tmp_path))
     whole = start_run(planned, tmp_path / "whole")
     events: list[Event] = list(whole.events(pilot=False, after=PLAIN))
@@ -60,7 +63,10 @@ def test_it_ends_where_it_would_have_whenever_it_is_interrupted(tmp_path: Path) 
     with pytest.raises(StoppedError):
         list(halves.events(stop=lambda: next(answers), pilot=False, after=PLAIN))
     halves.close()
+    monkeypatch.setattr("edgetune.runs.facts.__version__", "9.9")
     resumed = resume_run(tmp_path / "halves")
+    (changed,) = resumed.notices
+    assert f"(edgetune {__version__} -> 9.9)" in changed
     assert resumed.start.patience.waited == PATIENCE - 1
     rest = list(resumed.events(pilot=False, after=PLAIN))
     resumed.close()
