@@ -22,7 +22,7 @@ from edgetune.settings.spec import Training, values
 from edgetune.speed import Measurements, Rates, TimeModel, Work, rates_of, run_estimate
 from edgetune.workflows.after import AFTER, After
 from edgetune.workflows.measured import measured, measured_once
-from edgetune.workflows.rank_plans import own_memory, shared
+from edgetune.workflows.rank_plans import on_shared_host, own_memory, shared
 from edgetune.world import Place
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def plan_for(
             f"and give the run of several the {won} that won."
         )
     source = resolve(request.model)
-    device = read_device(request.device)
+    device = on_shared_host(read_device(request.device), request.place)
     if request.run and device.fault is not None:
         raise UsageError(f"{device.fault}\nOr give another --device.")
     ref = lasting_ref(source)

@@ -18,10 +18,25 @@ def own_memory(memory: int | None, place: Place | None, device: Device) -> int |
 
     ``memory`` is what the user allows.
     """
-    if place is None or place.local_world == 1 or device.kind == CARD:
+    if place is None or place.local_world == 1 or has_own_memory(device):
         return memory
     share = device.usable_bytes // place.local_world
     return share if memory is None else min(memory, share)
+
+
+def on_shared_host(device: Device, place: Place | None) -> Device:
+    """Return a rank's device with its share of the host's memory.
+
+    All ranks of a machine use that: cards for streamed weights, offloaded checkpoints and pages.
+    """
+    if place is None or place.local_world == 1:
+        return device
+    return replace(device, host_free_bytes=device.host_free_bytes // place.local_world)
+
+
+def has_own_memory(device: Device) -> bool:
+    """Return whether a device has memory that no other rank of its machine uses: most cards."""
+    return device.kind == CARD and not device.unified
 
 
 def shared(plan: Plan, place: Place | None) -> Plan:

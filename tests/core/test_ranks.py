@@ -22,6 +22,7 @@ from edgetune.planning.defaults import ROWS
 from edgetune.speed.ranks import gradient_bytes, least_bandwidth, speed_up, step_seconds
 from edgetune.workflows.launching import first_dead, meeting
 from edgetune.workflows.planning import PlanRequest, plan_for
+from edgetune.workflows.rank_plans import on_shared_host, own_memory
 from edgetune.workflows.ranks import device_of, plan_on, planned_device
 from edgetune.world import Place
 
@@ -167,6 +168,29 @@ def test_a_model_of_70_billion_parameters_is_planned_on_two_small_cards() -> Non
         assert found.memory.peak_bytes == alone.memory.peak_bytes
         assert found.time.seconds_per_step == pytest.approx(alone.time.seconds_per_step / 2)
         assert any("one rank alone is faster where" in reason for reason in found.reasons)
+
+
+def test_ranks_of_a_machine_share_its_host() -> None:
+    """A card has its own memory, and beside a processor's rank half of the host's."""
+    laptop = profile_device("rtx-4060-laptop")
+    both = on_shared_host(laptop, place())
+    assert both.host_free_bytes == laptop.host_free_bytes // 2
+    assert own_memory(None, place(), both) is None
+    assert on_shared_host(laptop, place(local_world=1)) == laptop
+
+    board = replace(laptop, unified=True)
+    assert own_memory(None, place(), board) == board.usable_bytes // 2
+
+
+def test_a_card_streams_from_disk_what_half_of_the_host_cannot_hold() -> None:
+    """The 16-bit blocks of a 3B model are 5.6 GB; a profile's host has 8.6 GB."""
+    asked = PlanRequest(
+        model="llama-3.2-3b", device="rtx-4060-laptop", memory=5 * 10**9,
+        choice={"quantization": "none"},
+    )  # fmt: skip
+    alone, beside = (plan_for(replace(asked, place=x)).plan for x in (None, place()))
+    assert alone.choice.placement == "host"
+    assert beside.choice.placement == "disk"
 
 
 def test_a_rank_that_dies_before_the_others_have_met_it_ends_them() -> None:
