@@ -190,6 +190,21 @@ class BlockShape:
         return self.experts is not None or "down" in self.linear_by_role
 
     @cached_property
+    def summands(self) -> frozenset[str]:
+        """The projections whose outputs are added to the block's output, and not read before.
+
+        A sum's way back reads none of what was added.
+        """
+        if self.per_layer or self.scalar is not None:
+            return frozenset()
+        alone = {"o"} if self.attention is not None and (self.parallel or not self.feeds) else set()
+        if "attention_output" in self.norm_by_role:
+            alone.clear()
+        if self.experts is None and "mlp_output" not in self.norm_by_role:
+            alone.add("down")
+        return frozenset(alone)
+
+    @cached_property
     def shared(self) -> bool:
         """Whether there is an MLP for all tokens beside experts."""
         return self.experts is not None and "down" in self.linear_by_role

@@ -77,6 +77,13 @@ class Decoder:
         """Return the output of one block (B, S, D)."""
         return self._block(layer, layout, method).output(x)
 
+    def block_again(
+        self, layer: int, x: Tensor, layout: TokenLayout, method: Adaptation[Tensor]
+    ) -> Tensor:
+        """Return the same for its gradients alone: its numbers are any."""
+        unread = method.unread(self.shape.blocks[layer])
+        return self._block(layer, layout, method, unread).output(x)
+
     def leave_keys(
         self, layer: int, x: Tensor, layout: TokenLayout, method: Adaptation[Tensor]
     ) -> None:
@@ -87,8 +94,14 @@ class Decoder:
         """Return the input of the head (..., D), of tokens anywhere."""
         return self._end(self._anywhere, method).normed(x)
 
-    def _block(self, layer: int, layout: TokenLayout, method: Adaptation[Tensor]) -> Block[Tensor]:
-        ops = TorchOps(self.shape, self.weights, self.weights.blocks[layer], layout, layer)
+    def _block(
+        self,
+        layer: int,
+        layout: TokenLayout,
+        method: Adaptation[Tensor],
+        unread: frozenset[str] = frozenset(),
+    ) -> Block[Tensor]:
+        ops = TorchOps(self.shape, self.weights, self.weights.blocks[layer], layout, layer, unread)
         return Block(ops, self.shape, layer, method)
 
     def _end(self, layout: TokenLayout, method: Adaptation[Tensor]) -> Block[Tensor]:

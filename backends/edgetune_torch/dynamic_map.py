@@ -7,6 +7,7 @@ exponent leaves; zero and one are exact. The unsigned map spends the sign's bit 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -14,6 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 EXPONENTS = 7
+
+CELLS = 1 << 16
+"""Patterns of the first 16 bits of a float32 number: its sign, exponent, and 7 bits of fraction."""
 
 
 @cache
@@ -42,10 +46,34 @@ def borders_on(signed: bool, device: torch.device) -> Tensor:
     return (table[1:] + table[:-1]) / 2
 
 
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """What is known of a number by the first half of its bits, (CELLS,) float32 each.
+
+    No cell has two borders in it: a code is the number of borders ``below`` the cell, and one more
+    for numbers above the next ``border``. Searching among all borders takes ten times as long.
+    """
+
+    below: Tensor
+    border: Tensor
+
+
+@cache
+def cells_on(signed: bool, device: torch.device) -> Cells:
+    """Return the cells of float32 numbers on a device."""
+    borders = borders_on(signed, torch.device("cpu"))
+    first = torch.arange(CELLS, dtype=torch.int64) << 16
+    ends = torch.stack((first, first | 0xFFFF)).to(torch.int32).view(torch.float32)
+    below = torch.bucketize(ends.amin(0), borders)
+    beyond = torch.cat((borders, torch.tensor([float("inf")])))
+    return Cells(below.float().to(device), beyond[below].to(device))
+
+
 def load_tables(device: torch.device) -> None:
     """Make all tables on a device; what is computed with them allocates nothing then."""
     for signed in (True, False):
-        borders_on(signed, device)
+        table_on(signed, device)
+        cells_on(signed, device)
 
 
 def encode_blocks(
@@ -74,8 +102,11 @@ def encode_into(
     blocks = values.view(-1, block)
     torch.amax(torch.abs(values, out=spare).view(-1, block), dim=1, out=scales)
     blocks.div_(torch.clamp(scales, min=1e-38, out=spare[: len(scales)])[:, None])
-    torch.bucketize(values, borders_on(signed, values.device), out_int32=True, out=index)
-    codes.copy_(index[: len(codes)])
+    cells = cells_on(signed, values.device)
+    torch.bitwise_right_shift(values.view(torch.int32), 16, out=index).bitwise_and_(CELLS - 1)
+    values.gt_(torch.index_select(cells.border, 0, index, out=spare))
+    values.add_(torch.index_select(cells.below, 0, index, out=spare))
+    codes.copy_(values[: len(codes)])
 
 
 def decode_blocks(codes: Tensor, scales: Tensor, block: int, *, signed: bool = True) -> Tensor:

@@ -311,7 +311,7 @@ class Engine:
             del block
         else:
             block_input = _leaf(self.checkpoints.take(), layer, method)
-            out = self.decoder.block(layer, block_input, layout, method)
+            out = self.decoder.block_again(layer, block_input, layout, method)
             made = layout.lent.pop(layer, None)
         torch.autograd.backward(*_ends((out, *(made or ())), (grad, *came_back)))
         return grad if block_input.grad is None else block_input.grad

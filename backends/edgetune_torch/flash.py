@@ -1,5 +1,8 @@
 """The processor's flash attention in float32, row by row or document by document.
 
+Where there is a kernel for 16 bits (:mod:`edgetune_torch.cpu_kernels`), it attends where no document goes on
+from another one.
+
 A document that goes on from another one attends twice: to the tokens before it, which it all
 sees, and to its own. The two are joined by the sums of their exponents; on the way back each part
 is given the joint output and sum, which makes its gradients those of the whole.
@@ -16,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgetune_torch.cpu_kernels import attention as kernel
 from edgetune_torch.documents import Documents, Shared, rows_of
 from edgetune_torch.precision import attention_dtype
 
@@ -58,8 +62,14 @@ class FusedOnCpu(torch.autograd.Function):
         """Return the output (B, H, S, h), laid out (B, S, H, h)."""
         dtype, ctx.scale = attention_dtype(q.dtype, q.device), scale
         ctx.pieces = list(_pieces(documents, shared, apart=dtype != q.dtype))
-        out, sums = laid_out(q), []
+        ctx.served = kernel.served(q, v) and all(piece.trunk is None for piece in ctx.pieces)
+        ctx.whole = ctx.served and all(piece.own == _EVERYTHING for piece in ctx.pieces)
+        out, sums = laid_out(q, filled=ctx.whole), []
         for piece in ctx.pieces:
+            if ctx.served:
+                own = [piece.of(x, piece.own) for x in (q, k, v, out)]
+                sums.append(kernel.attend(own[0], own[1], own[2], scale, own[3]))
+                continue
             queries, found = piece.of(q, piece.own).to(dtype), []
             for at, causal in piece.seen:
                 keys, values = (piece.of(x, at).to(dtype) for x in (k, v))
@@ -80,8 +90,14 @@ class FusedOnCpu(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         """Return the gradients of q, k and v."""
         q, k, v, out, *sums = ctx.saved_tensors
-        dtype, results = attention_dtype(q.dtype, q.device), tuple(map(laid_out, (q, k, v)))
+        dtype = attention_dtype(q.dtype, q.device)
+        results = tuple(laid_out(x, filled=ctx.whole) for x in (q, k, v))
         for piece, log_sum in zip(ctx.pieces, sums, strict=True):
+            if ctx.served:
+                own = [piece.of(x, piece.own) for x in (q, k, v, out, grads[0])]
+                into = [piece.of(x, piece.own) for x in results]
+                kernel.attend_back(own, log_sum, ctx.scale, into)
+                continue
             grad, queries, made = (piece.of(x, piece.own).to(dtype) for x in (grads[0], q, out))
             for at, causal in piece.seen:
                 keys, values = (piece.of(x, at).to(dtype) for x in (k, v))
@@ -115,7 +131,11 @@ def _pieces(documents: Documents, shared: Shared, *, apart: bool) -> Iterator[Pi
             yield Piece(slice(number, number + 1), span.own, span.trunk)
 
 
-def laid_out(x: Tensor) -> Tensor:
-    """Return zeros like x (B, H, S, h) that can be flattened to (B, S, H h) without a copy."""
+def laid_out(x: Tensor, *, filled: bool = False) -> Tensor:
+    """Return zeros like x (B, H, S, h) that can be flattened to (B, S, H h) without a copy.
+
+    What will be ``filled`` anyway has any numbers.
+    """
     rows, heads, positions, size = x.shape
-    return x.new_zeros(rows, positions, heads, size).transpose(1, 2)
+    new = x.new_empty if filled else x.new_zeros
+    return new(rows, positions, heads, size).transpose(1, 2)

@@ -59,25 +59,30 @@ def multiplied_back(grad: Tensor, matrix: Matrix) -> Tensor:
 
 
 class FrozenLinear(torch.autograd.Function):
-    """``y = x W^T + bias``; saves nothing."""
+    """``y = x W^T + bias``; saves nothing.
+
+    If y is not ``read``, its numbers are any.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, matrix: Matrix, bias: Tensor | None, read: bool) -> Tensor:
         """Multiply x (..., K) to (..., N)."""
         ctx.matrix = matrix
+        if not read:
+            return x.new_empty(*x.shape[:-1], matrix.shape[0])
         return multiplied(x, matrix, bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:
         """Return the gradient of x."""
-        return multiplied_back(grads[0], ctx.matrix), None, None
+        return multiplied_back(grads[0], ctx.matrix), None, None, None
 
 
 class LoraLinear(torch.autograd.Function):
     """``y = x W^T + bias + scale * dropout(x) A^T B^T`` with float32 A and B.
 
     Saves x (shared, by reference) if A is trained, ``dropout(x) A^T`` (T, R) in the type of the
-    product, and the seed of the dropout.
+    product, and the seed of the dropout. If y is not ``read``, its numbers are any.
     """
 
     @staticmethod
@@ -90,16 +95,20 @@ class LoraLinear(torch.autograd.Function):
         bias: Tensor | None,
         scale: float,
         dropout: Dropout | None,
+        read: bool,
     ) -> Tensor:
         """Multiply x (..., K) to (..., N)."""
         rows = _Rows(x, matrix)
-        flat, dense = x.flatten(0, -2), rows.dense()
+        flat, dense = x.flatten(0, -2), rows.dense() if read else None
         wide_a, wide_b = a.to(rows.dtype), b.to(rows.dtype)
-        y, low = rows.empty(len(dense)), flat.new_empty((len(flat), len(a)), dtype=rows.dtype)
+        y, low = rows.empty(len(b)), flat.new_empty((len(flat), len(a)), dtype=rows.dtype)
         kept = None if dropout is None else mask(dropout, x.shape, x.device).flatten(0, -2)
         for span in rows.spans():
-            part, wide = rows.part(y, span, "outputs"), rows.upcast(flat, span, "inputs")
+            wide = rows.upcast(flat, span, "inputs")
             torch.mm(_dropped(wide, kept, span, dropout), wide_a.T, out=low[span])
+            if dense is None:
+                continue
+            part = rows.part(y, span, "outputs")
             if bias is not None:
                 part.copy_(bias)
             part.addmm_(low[span], wide_b.T, alpha=scale, beta=0 if bias is None else 1)
@@ -139,7 +148,7 @@ class LoraLinear(torch.autograd.Function):
                 rows.store(x_grad, span, part)
         return (
             None if x_grad is None else x_grad.view(ctx.shape),
-            a_grad, b_grad, None, None, None, None,
+            a_grad, b_grad, None, None, None, None, None,
         )  # fmt: skip
 
 
@@ -167,9 +176,9 @@ def mask(dropout: Dropout, size: torch.Size, device: torch.device) -> Tensor:
     return kept
 
 
-def frozen_linear(x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
+def frozen_linear(x: Tensor, matrix: Matrix, bias: Tensor | None, *, read: bool = True) -> Tensor:
     """Return ``x W^T + bias`` for a frozen W."""
-    y: Tensor = FrozenLinear.apply(x, matrix, bias)  # type: ignore[no-untyped-call]
+    y: Tensor = FrozenLinear.apply(x, matrix, bias, read)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -181,10 +190,12 @@ def lora_linear(
     bias: Tensor | None,
     scale: float,
     dropout: Dropout | None = None,
+    *,
+    read: bool = True,
 ) -> Tensor:
     """Return ``x W^T + bias + scale * dropout(x) A^T B^T`` for a frozen W."""
     y: Tensor = LoraLinear.apply(  # type: ignore[no-untyped-call]
-        x, a, b, matrix, bias, scale, dropout
+        x, a, b, matrix, bias, scale, dropout, read
     )
     return y
 

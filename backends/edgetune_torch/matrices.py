@@ -31,6 +31,10 @@ class Matrix(Protocol):
     """A frozen matrix (outputs, inputs), wherever it is at the moment."""
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+
+    @property
     def workspace(self) -> Workspace:
         """Scratch memory for products with this matrix."""
 
@@ -183,6 +187,10 @@ class _Once:
     def __init__(self, matrix: Matrix) -> None:
         self._matrix = matrix
         self._found: tuple[torch.dtype, Tensor] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._matrix.shape
 
     @property
     def workspace(self) -> Workspace:

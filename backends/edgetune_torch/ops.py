@@ -39,13 +39,17 @@ from edgetune_torch.weights import BlockWeights
 
 @dataclass(frozen=True, slots=True)
 class TorchOps:
-    """One block's operations in one pass; ``block`` has the final norm at the model's ends."""
+    """One block's operations in one pass; ``block`` has the final norm at the model's ends.
+
+    The outputs of ``unread`` projections are not made: their numbers are any.
+    """
 
     shape: ModelShape
     weights: Weights
     block: BlockWeights
     layout: TokenLayout
     layer: int = 0
+    unread: frozenset[str] = frozenset()
 
     # what is frozen
 
@@ -69,17 +73,18 @@ class TorchOps:
 
     def linear(self, role: str, x: Tensor, *, bias: bool = True) -> Tensor:
         """Multiply by a frozen matrix."""
-        return linear.frozen_linear(x, self.block.matrices[role], self._bias(role, bias))
+        matrix, read = self.block.matrices[role], role not in self.unread
+        return linear.frozen_linear(x, matrix, self._bias(role, bias), read=read)
 
     def lora_linear(
         self, role: str, x: Tensor, a: Tensor, b: Tensor, scale: float, dropout: Dropout | None,
         *, bias: bool = True, fixed: bool = False,
     ) -> Tensor:  # fmt: skip
         """Multiply by a frozen matrix and a low-rank update."""
-        matrix = self.block.matrices[role]
+        matrix, read = self.block.matrices[role], role not in self.unread
         a = a.detach() if fixed else a
-        dropout = self._placed(dropout)
-        return linear.lora_linear(x, a, b, matrix, self._bias(role, bias), scale, dropout)
+        own = self._bias(role, bias)
+        return linear.lora_linear(x, a, b, matrix, own, scale, self._placed(dropout), read=read)
 
     def bias(self, role: str, y: Tensor) -> Tensor:
         """Add a frozen bias."""

@@ -102,6 +102,11 @@ class StreamedMatrix:
         return self._stream.slot_of(self._layer).matrices[self._key]
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        return self._matrix.shape
+
+    @property
     def workspace(self) -> Workspace:
         """Scratch memory for products with this matrix."""
         return self._matrix.workspace

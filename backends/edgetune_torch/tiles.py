@@ -73,7 +73,7 @@ class TiledBlocks:
             place = self._place(span, keys)
             assert place.tile is not None
             own = _part(x, span).detach().requires_grad_(goes_on)
-            out = self.decoder.block(layer, own, place, self.method)
+            out = self.decoder.block_again(layer, own, place, self.method)
             assert place.tile.own is not None
             gathered = zip(place.tile.own, (keys.k_grad, keys.v_grad), strict=True)
             kept = [(x, each[:, :, span]) for x, each in gathered if x.requires_grad]

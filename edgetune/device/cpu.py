@@ -91,6 +91,11 @@ def multiplies_16bit(system: System) -> bool:
     return bool(_flags(system) & _BFLOAT16) and not allowed & _WITHOUT_BFLOAT16
 
 
+def dots_bfloat16(system: System) -> bool:
+    """Return whether the processor has AVX512-BF16, which kernels of our own are written for."""
+    return "avx512_bf16" in _flags(system)
+
+
 def _in_use(system: System, field: str) -> int:
     for line in (system.read_text("/proc/self/status") or "").splitlines():
         if line.startswith(field):

@@ -13,6 +13,7 @@ from edgetune.memory.batch_shape import PIECE
 from edgetune.memory.elementary import Elementary
 from edgetune.memory.products import Product, unpack
 from edgetune.memory.sized import Gradient, Sized, Strewn, like
+from edgetune.pieces import largest
 from edgetune.shape import NormKind, Rotary
 from edgetune.storage import FLOAT32_BYTES
 
@@ -34,6 +35,8 @@ class Fused(Elementary):
         """Return x normalised over its last axis, for a gain in float32, or none."""
         if self.batch.kernels and whole:
             return self._normed_by_kernel(x, gain)
+        if self.batch.keeps_scratch:
+            return self._normed_in_pieces(x, gain)
         ledger, numbers = self.ledger, x.numbers
         wide, statistic = FLOAT32_BYTES * numbers, FLOAT32_BYTES * numbers // x.shape[-1]
         inputs = (x,) if gain is None else (x, gain)
@@ -51,6 +54,22 @@ class Fused(Elementary):
             own = self.new(trained_bytes) if trained else None
             ledger.transient((4 if narrow else 3) * wide, 2 * statistic)
             return (like(grads[0], self.new(size)), own)[:count]
+
+        return self.tape.made(x.shape, x.width, inputs, back, storage=storage, saved=inputs)
+
+    def _normed_in_pieces(self, x: Sized, gain: Sized | None) -> Sized:
+        """Return the same of a processor."""
+        ledger, inputs = self.ledger, (x,) if gain is None else (x, gain)
+        size, own = x.nbytes, gain.nbytes if gain is not None and gain.needs else 0
+        wide, narrow = FLOAT32_BYTES * largest(x.shape), x.width != FLOAT32_BYTES
+        storage, statistic = self.new(size), wide // x.shape[-1]
+        ledger.transient((1 + narrow) * wide, statistic)
+
+        def back(grads: list[Gradient]) -> Sequence[Gradient]:
+            trained = self.new(own) if own else None
+            made = like(grads[0], self.new(size))
+            ledger.transient(3 * wide, statistic, max(statistic, own))
+            return (made, trained)[: len(inputs)]
 
         return self.tape.made(x.shape, x.width, inputs, back, storage=storage, saved=inputs)
 
@@ -112,6 +131,8 @@ class Fused(Elementary):
                 x.shape, x.width, (x,), lambda grads: (like(grads[0], self.new(size)),),
                 heads_apart=x.heads_apart,
             )  # fmt: skip
+        if self.batch.keeps_scratch and whole and not rotary.interleaved:
+            return self._rotated_in_pieces(x)
         ledger.transient(3 * part)
         if not whole:
             ledger.transient(part, size)
@@ -134,18 +155,40 @@ class Fused(Elementary):
 
         return self.tape.made(x.shape, x.width, (x,), back, heads_apart=not whole)
 
+    def _rotated_in_pieces(self, x: Sized) -> Sized:
+        """Return x (B, heads, S, h) rotated by a processor."""
+        ledger, size, (rows, heads, positions, channels) = self.ledger, x.nbytes, x.shape
+        piece = largest((rows, positions, heads * channels)) * x.width
+        storage = self.new(size)
+        ledger.transient(piece + piece // 2)
+
+        def back(grads: list[Gradient]) -> Sequence[Gradient]:
+            made = like(grads[0], self.new(size))
+            ledger.transient(piece)
+            return (made,)
+
+        return self.tape.made(x.shape, x.width, (x,), back, storage=storage)
+
     # element by element
 
     def gate(self, gate: Sized, up: Sized, name: str) -> Sized:
         """Return ``activation(gate) * up``; the activation is made again on the way back."""
         one, ledger = up.nbytes, self.ledger
         beside = 0 if self.batch.kernels and name in KERNELS else 3 * one
+        piece = largest(up.shape) * up.width if self.batch.keeps_scratch else 0
 
         def back(_: list[Gradient]) -> Sequence[Gradient]:
-            ledger.transient(beside)
-            return self.new(one), self.new(one)
+            if not piece:
+                ledger.transient(beside)
+            made = self.new(one), self.new(one)
+            ledger.transient(2 * piece if name in {"sigmoid", "relu2"} else piece)
+            return made
 
-        return self.tape.made(up.shape, up.width, (gate, up), back, saved=(gate, up))
+        storage = self.new(one)
+        ledger.transient(piece)
+        return self.tape.made(
+            up.shape, up.width, (gate, up), back, storage=storage, saved=(gate, up)
+        )
 
     def xielu(self, x: Sized) -> Sized:
         """Return xIELU of x, both ways in float32 over some rows at a time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.ledger import Ledger
+from edgetune.pieces import largest
 from edgetune.shape import NormKind
 from edgetune.storage import FLOAT32_BYTES
 
@@ -25,6 +26,11 @@ def norm_forward(ledger: Ledger, kind: NormKind, size: int, rows: BatchShape, co
     statistic = wide // size
     if kind.kind == "layer":
         return weight_bytes + _layer_norm(ledger, rows, weight_bytes, wide, statistic)
+    if rows.keeps_scratch:
+        ledger.alloc(out)
+        piece = FLOAT32_BYTES * largest((rows.tokens, columns))
+        ledger.transient(piece if rows.width == FLOAT32_BYTES else 2 * piece, piece // size)
+        return weight_bytes
     copy = 0 if rows.width == FLOAT32_BYTES else ledger.alloc(wide)
     ledger.transient(wide, statistic)
     ledger.alloc(statistic)
@@ -53,6 +59,11 @@ def norm_backward(ledger: Ledger, kind: NormKind, size: int, rows: BatchShape, c
     statistic = wide // size
     if rows.kernels and kind.kind == "rms":
         return ledger.alloc(out)
+    if rows.keeps_scratch and kind.kind == "rms":
+        ledger.alloc(out)
+        piece = FLOAT32_BYTES * largest((rows.tokens, columns))
+        ledger.transient(3 * piece, 2 * piece // size)
+        return out
     if kind.kind == "layer":
         ledger.transient(0 if rows.width == FLOAT32_BYTES else 2 * wide)
     elif rows.width == FLOAT32_BYTES:

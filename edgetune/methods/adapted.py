@@ -28,6 +28,7 @@ class Adapted(Adaptation[A]):
         self.virtual_tokens = spec.virtual_tokens
         self.positions = spec.positions
         self.first_layer = spec.first_layer(shape)
+        self.reads_summands = spec.reads_summands
         trained = [tensor for tensor in spec.tensors(shape) if tensor.trained]
         self.sizes = {tensor.name: tensor.size for tensor in trained}
         """Elements of each trained tensor."""

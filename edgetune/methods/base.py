@@ -59,6 +59,9 @@ class Method(ABC):
     """What PEFT calls it; methods that share a name are told apart by the first one's format."""
     attends: ClassVar[bool] = False
     """Whether tokens attend to keys that it trains."""
+    reads_summands: ClassVar[bool] = True
+    """Whether gradients depend on what :attr:`edgetune.shape.BlockShape.summands` return; if not,
+    a block that is computed again for them leaves these products out."""
     rate_factor: ClassVar[float] = 1.0
     """The usual learning rate as a multiple of LoRA's, as the papers' recipes have it."""
 

@@ -32,6 +32,7 @@ class BitFit(Method):
     mergeable: ClassVar[bool] = True
     format: ClassVar[str] = "edgetune.adapters.native:TypedFormat"
     rate_factor: ClassVar[float] = 5.0
+    reads_summands: ClassVar[bool] = False
 
     targets: tuple[str, ...] = knob(
         ("all-linear",), "Adapted projections: a group, names or globs, comma-separated."

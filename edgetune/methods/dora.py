@@ -27,6 +27,7 @@ class Dora(LowRank):
     """``W' = m * (W + scale * B A) / |W + scale * B A|`` by output row, m starting at ``|W|``."""
 
     kind: ClassVar[str] = "dora"
+    reads_summands: ClassVar[bool] = True
 
     def project(self, block: Block[A], own: Adapted[A], linear: Linear, x: A) -> A:
         """Return the projection, with direction and magnitude adapted where it is a target.

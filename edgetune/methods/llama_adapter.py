@@ -31,6 +31,7 @@ class LlamaAdapter(Method):
     format: ClassVar[str] = "edgetune.adapters.llama_adapter:LlamaAdapterFormat"
     peft_type: ClassVar[str] = "ADAPTION_PROMPT"
     rate_factor: ClassVar[float] = 10.0
+    reads_summands: ClassVar[bool] = False
 
     adaption_length: int = knob(
         10, "LLaMA-Adapter's prompt rows per layer.", interval=Interval(low=1)

@@ -32,6 +32,7 @@ class LowRank(WithModules):
     mergeable: ClassVar[bool] = True
     format: ClassVar[str | None] = "edgetune.adapters.lora:LoraFormat"
     peft_type: ClassVar[str | None] = "LORA"
+    reads_summands: ClassVar[bool] = False
 
     rank: int = knob(
         16, "Rank of the update (default: by the number of rows).", interval=Interval(low=1)

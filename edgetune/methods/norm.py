@@ -35,6 +35,7 @@ class NormTuning(Method):
     format: ClassVar[str] = "edgetune.adapters.norm:NormFormat"
     peft_type: ClassVar[str] = "LN_TUNING"
     rate_factor: ClassVar[float] = 5.0
+    reads_summands: ClassVar[bool] = False
 
     norms: tuple[str, ...] = knob(
         ("all",), "Norms trained by norm tuning: all, names or globs, comma-separated."

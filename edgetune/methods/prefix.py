@@ -43,6 +43,7 @@ class Prefix(Method):
     format: ClassVar[str] = "edgetune.adapters.prefix:PrefixFormat"
     peft_type: ClassVar[str] = "PREFIX_TUNING"
     rate_factor: ClassVar[float] = 2.0
+    reads_summands: ClassVar[bool] = False
 
     prefix_length: int | None = knob(
         None,

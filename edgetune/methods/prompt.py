@@ -29,6 +29,7 @@ class Prompt(Method):
     format: ClassVar[str] = "edgetune.adapters.prompt:PromptFormat"
     peft_type: ClassVar[str] = "PROMPT_TUNING"
     rate_factor: ClassVar[float] = 50.0
+    reads_summands: ClassVar[bool] = False
 
     prompt_length: int = knob(
         20, "Trained tokens that prompt tuning puts before the input.", interval=Interval(low=1)

@@ -38,6 +38,7 @@ class Vera(Method):
     format: ClassVar[str] = "edgetune.adapters.vera:VeraFormat"
     peft_type: ClassVar[str] = "VERA"
     rate_factor: ClassVar[float] = 10.0
+    reads_summands: ClassVar[bool] = False
 
     vera_rank: int = knob(256, "Rank of vera's shared random matrices.", interval=Interval(low=1))
     vera_initial: float = knob(0.1, "Initial value of vera's inner vectors.")

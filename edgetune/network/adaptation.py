@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
 from edgetune.network.ops import A, Attended
-from edgetune.shape import Linear
+from edgetune.shape import BlockShape, Linear
 
 if TYPE_CHECKING:
     from edgetune.network.block import Block
@@ -25,6 +25,12 @@ class Adaptation(Generic[A]):
     """Positions before the first token of every document."""
     first_layer: int = 0
     """The first adapted block: gradients stop there, unless ``trains_input``."""
+    reads_summands: bool = False
+    """Whether gradients depend on what :attr:`BlockShape.summands` return."""
+
+    def unread(self, block: BlockShape) -> frozenset[str]:
+        """Return the projections of a block whose outputs its gradients do not depend on."""
+        return frozenset() if self.reads_summands else block.summands
 
     def of_rows(self, count: int) -> Sequence[Adaptation[A]]:
         """Return the adaptation of each row of a batch of ``count``."""

@@ -25,6 +25,10 @@ PLACES = {
 """Where the frozen blocks are, in words."""
 
 
+WORTH = 0.98
+"""Share of a step's seconds from which on it is not said what memory saved of them."""
+
+
 def reasons_for(
     found: Found, problem: SearchProblem, search: Search, above: Sequence[Rung]
 ) -> Iterator[str]:
@@ -173,7 +177,10 @@ def _costly(found: Found, problem: SearchProblem) -> Iterator[str]:
 
 def _checkpointing(found: Found, problem: SearchProblem, search: Search) -> Iterator[str]:
     kept = found.choice.checkpointing
-    if not kept.layers or "checkpointing" in problem.fixed:
+    if "checkpointing" in problem.fixed:
+        return
+    yield from _bought(found, problem, search)
+    if not kept.layers:
         return
     all_kept = search.weigh(replace(found.choice, checkpointing=Checkpointing(layers=0)))
     yield (
@@ -184,6 +191,21 @@ def _checkpointing(found: Found, problem: SearchProblem, search: Search) -> Iter
         place = "host memory" if kept.offload == "host" else "the disk"
         size = inputs_bytes(found.choice, problem.shape)
         yield f"their inputs are offloaded to {place}: {precise_bytes(size)} there"
+
+
+def _bought(found: Found, problem: SearchProblem, search: Search) -> Iterator[str]:
+    """Say what the memory that blocks keep buys, where it is worth a word."""
+    blocks, twice = problem.shape.layers, found.choice.checkpointing.layers
+    every = replace(found.choice.checkpointing, layers=blocks)
+    least = search.weigh(replace(found.choice, checkpointing=every))
+    more = found.memory.peak_bytes - least.memory.peak_bytes
+    if not search.rates.known or more <= 0 or found.seconds > WORTH * least.seconds:
+        return
+    some = "all blocks keep" if not twice else f"{blocks - twice} of {blocks} blocks keep"
+    yield (
+        f"{some} what they compute, for speed: {precise_bytes(more)} more, and a step takes "
+        f"{format_seconds(found.seconds)} instead of {format_seconds(least.seconds)}"
+    )
 
 
 def _tiles(found: Found, problem: SearchProblem, search: Search) -> Iterator[str]:

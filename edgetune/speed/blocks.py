@@ -27,13 +27,15 @@ TOKEN = 8
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
     """What one block takes: a pass ``forward``, its way ``back``, and for each ``state`` of what is
-    trained. ``keys`` are those of all tiles, which are made before the way back.
+    trained. ``keys`` are those of all tiles, which are made before the way back; ``left_out`` is
+    what a pass leaves out that is computed again for the way back.
     """
 
     forward: Tally
     back: Tally
     state: Tally
     keys: Tally = field(default_factory=Tally)
+    left_out: Tally = field(default_factory=Tally)
 
 
 class Works:
@@ -59,17 +61,19 @@ class Works:
         """Return what a block takes of which each row is computed in so many tiles."""
         if tiles == 1 or not self.shape.blocks[kind.layer].splits:
             ops = self._run(kind, rows)
-            return Counts(forward=ops.ahead, back=ops.back, state=ops.state)
+            return Counts(forward=ops.ahead, back=ops.back, state=ops.state, left_out=ops.left_out)
         tile = rows.of_tile(ceil(rows.context / tiles))
         ops, keys = self._run(kind, tile), self._leaving_keys(kind, tile)
-        forward, back, all_keys = Tally(), Tally(), Tally()
-        for whole, one in ((forward, ops.ahead), (back, ops.back), (all_keys, keys)):
+        forward, back, all_keys, left_out = Tally(), Tally(), Tally(), Tally()
+        parts = (forward, ops.ahead), (back, ops.back), (all_keys, keys), (left_out, ops.left_out)
+        for whole, one in parts:
             whole.add(one, tiles)
-        return Counts(forward=forward, back=back, state=ops.state, keys=all_keys)
+        return Counts(forward=forward, back=back, state=ops.state, keys=all_keys, left_out=left_out)
 
     def _run(self, kind: BlockKind, rows: Rows) -> CountedOps:
         """Run a block's text; return its operations."""
         ops = CountedOps(self.shape, rows, kind.layer, to_lender=kind.to_lender)
+        ops.unread = self._own.unread(ops.own)
         self._at_work(ops, kind).output(_states(self.shape, rows, needs=kind.goes_on))
         ops.ahead.launches += CUT
         ops.back.launches += CUT if ops.back.launches else 0

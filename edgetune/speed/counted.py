@@ -48,12 +48,18 @@ def trained(shape: tuple[int, ...], width: int, *, needs: bool) -> Counted:
 
 
 class Counting:
-    """What the passes of a block take: ``ahead``, ``back``, and for each ``state`` of what is trained."""
+    """What the passes of a block take: ``ahead``, ``back``, and for each ``state`` of what is trained.
+
+    ``left_out`` is what ``ahead`` has of the ``unread`` projections, which a block that is computed
+    again leaves out.
+    """
 
     def __init__(self, rows: Rows) -> None:
         """Begin passes over rows of one shape with nothing counted."""
         self.batch = rows
         self.ahead, self.back, self.state = Tally(), Tally(), Tally()
+        self.unread: frozenset[str] = frozenset()
+        self.left_out = Tally()
 
     def made(self, shape: tuple[int, ...], width: int, inputs: Sequence[Counted]) -> Counted:
         """Return an operation's output; a second gradient of an input is added to the first."""

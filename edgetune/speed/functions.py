@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from math import ceil
 
+from edgetune import pieces
 from edgetune.shape import Linear, NormKind, Rotary
 from edgetune.speed.counted import Counted, Counting
 from edgetune.speed.tally import PIECE, Tally
@@ -33,14 +34,13 @@ class Functions(Counting):
     def rms_norm(self, x: Counted, gain: Counted | None) -> Counted:
         """Return x normalised over its last axis; the way back normalises it again."""
         inputs, narrow, wide = self._inputs(x, gain), self.batch.narrow, FLOAT32_BYTES * x.numbers
-        plain = gain is None
-        copies = narrow * (x.nbytes + wide)
-        out = self.made(x.shape, x.width, inputs)
-        ahead = 6 - plain + 2 * narrow, (7 - 2 * plain) * wide + 2 * copies
-        back = 11 + 3 * narrow, 17 * wide + 3 * copies
-        self.done(out, inputs, ahead, back)
+        plain, copy = gain is None, x.nbytes + wide
+        out, times = self.made(x.shape, x.width, inputs), self._pieces(x.shape)
+        ahead = (7 - plain + narrow, 2), (7 - 2 * plain) * wide + (1 + narrow) * copy
+        back = (12 + 2 * narrow, 3), 18 * wide + (1 + 2 * narrow) * copy
+        self.done(out, inputs, _issued(*ahead, times), _issued(*back, times))
         if gain is not None and gain.needs:
-            self.back.count(3, 4 * wide)
+            self.back.count(1 + 3 * times, 4 * wide)
         return out
 
     def layer_norm(self, x: Counted, gain: Counted | None, bias: Counted | None) -> Counted:
@@ -78,6 +78,11 @@ class Functions(Counting):
         whole = rotary.dimensions == x.shape[-1]
         part = x.nbytes * rotary.dimensions // x.shape[-1]
         out = self.made(x.shape, x.width, (x,))
+        if whole and not rotary.interleaved and self.batch.in_pieces:
+            rows, heads, positions, channels = x.shape
+            times = self._pieces((rows, positions, heads * channels))
+            ahead, back = _issued((6, 5), 10 * part, times), _issued((6, 5), 7 * part, times)
+            return self.done(out, (x,), ahead, back)
         ahead = (8, 11 * part) if whole else (9, 11 * part + 2 * x.nbytes)
         back = (7, 11 * part) if whole else (13, 11 * part + 9 * x.nbytes)
         self.ahead.launches += 2 * rotary.interleaved
@@ -88,8 +93,13 @@ class Functions(Counting):
 
     def gate(self, gate: Counted, up: Counted) -> Counted:
         """Return ``activation(gate) * up``; the activation is made again on the way back."""
-        out = self.made(up.shape, up.width, (gate, up))
-        return self.done(out, (gate, up), (2, 5 * up.nbytes), (6, 11 * up.nbytes))
+        out, times = self.made(up.shape, up.width, (gate, up)), self._pieces(up.shape)
+        ahead, back = _issued((2, 3), 5 * up.nbytes, times), _issued((4, 5), 11 * up.nbytes, times)
+        return self.done(out, (gate, up), ahead, back)
+
+    def _pieces(self, shape: tuple[int, ...]) -> int:
+        """Return in how many pieces an array is computed."""
+        return pieces.count(shape) if self.batch.in_pieces else 1
 
     # products with frozen matrices
 
@@ -105,10 +115,13 @@ class Functions(Counting):
         self, tally: Tally, linear: Linear, rows: int, *, launches: int = 7, bias: bool = False
     ) -> None:
         """Count a product of so many rows with a matrix, one way or the other."""
-        self.unpacked(tally, linear)
-        tally.products += 2 * rows * linear.inputs * linear.outputs
-        tally.launches += launches + bias + linear.transposed
-        self._widened(tally, rows, linear.inputs + linear.outputs)
+        own = Tally(launches=launches + bias + linear.transposed)
+        own.products = 2 * rows * linear.inputs * linear.outputs
+        self.unpacked(own, linear)
+        self._widened(own, rows, linear.inputs + linear.outputs)
+        tally.add(own)
+        if tally is self.ahead and linear.role in self.unread:
+            self.left_out.add(own)
 
     def unpacked(self, tally: Tally, linear: Linear, times: float = 1.0) -> None:
         """Count that a matrix becomes numbers."""
@@ -209,3 +222,12 @@ class Functions(Counting):
 
     def _inputs(self, *values: Counted | None) -> tuple[Counted, ...]:
         return tuple(each for each in values if each is not None)
+
+
+def _issued(each: tuple[float, int], moved: float, times: int) -> tuple[float, float]:
+    """Return operations and bytes of what is computed in so many pieces, and is put together.
+
+    ``each`` are those of a piece, and the views that it takes where there are several.
+    """
+    own, views = each
+    return 1 + times * (own + views * (times > 1)), moved

@@ -25,7 +25,7 @@ OURS = frozenset({"ONEDNN_PRIMITIVE_CACHE_CAPACITY", MLX_RANK, MLX_HOSTS})
 _FAILURE = "failure"
 """In the place of rates, why there are none."""
 
-COUNTING = 2
+COUNTING = 3
 """What is counted of a step, as a number that changes with it: factors on other counts mean nothing."""
 
 MOST_EXPERIENCE = 64

@@ -120,11 +120,11 @@ def _parts(
     counts: Counts, pricing: Pricing, slower: float, transfer: float
 ) -> tuple[Spent, Spent, Spent, Spent]:
     """Return a block's forward pass, its way back, that with all before it, and its state."""
-    forward, back, keys, state = (
+    forward, back, keys, state, left_out = (
         _slowed(pricing.spent(tally), slower)
-        for tally in (counts.forward, counts.back, counts.keys, counts.state)
+        for tally in (counts.forward, counts.back, counts.keys, counts.state, counts.left_out)
     )
-    again = keys + forward + back
+    again = keys + forward - left_out + back
     return forward.beside(transfer), back.beside(transfer), again.beside(transfer), state
 
 

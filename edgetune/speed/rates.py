@@ -50,6 +50,8 @@ class Rates:
     """Whether products are wider than activations in 16 bits."""
     attends_wide: bool = False
     """Whether attention is always in float32."""
+    in_pieces: bool = False
+    """Whether norms, rotations and gates are computed some rows at a time."""
     fused: bool = False
     """Whether there are kernels: norms, rotations and gates are one operation each."""
     updated_at_once: int = 1 << 20
@@ -131,6 +133,7 @@ def rates_of(device: Device, measured: Measurements | None = None) -> Rates:
         beside_copies=costs.beside_copies,
         widens=costs.attends_wide and not device.multiplies_16bit,
         attends_wide=costs.attends_wide,
+        in_pieces=costs.in_pieces,
         fused=costs.fused or device.kernels,
         updated_at_once=costs.updated_at_once,
         known=device.rate_32bit > 0,
@@ -158,6 +161,7 @@ def _measured_rates(device: Device, measured: Measurements) -> Rates:
         beside_copies=costs.beside_copies,
         widens=costs.attends_wide and not device.multiplies_16bit,
         attends_wide=costs.attends_wide,
+        in_pieces=costs.in_pieces,
         fused=costs.fused or device.kernels,
         updated_at_once=costs.updated_at_once,
         block=measured.block,

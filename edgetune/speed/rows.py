@@ -30,6 +30,8 @@ class Rows:
     """Of what attention multiplies."""
     stored: int
     """Of norms and biases."""
+    in_pieces: bool = False
+    """Whether norms, rotations and gates are computed some rows at a time."""
     fused: bool = False
     """Whether norms, rotations and gates are one operation each, which reads and writes once."""
 
@@ -68,5 +70,6 @@ def rows_of(
         product=FLOAT32_BYTES if narrow and rates.widens else width,
         attended=FLOAT32_BYTES if rates.attends_wide else width,
         stored=BYTES[shape.dtype],
+        in_pieces=rates.in_pieces,
         fused=rates.fused,
     )

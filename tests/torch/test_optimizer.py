@@ -12,7 +12,7 @@ from torch.nn import Parameter
 
 from edgetune.errors import ModelError
 from edgetune.settings.spec import ADAMW
-from edgetune_torch.dynamic_map import dynamic_map
+from edgetune_torch.dynamic_map import dynamic_map, encode_blocks
 from edgetune_torch.gradients import Gradients
 from edgetune_torch.optimizer import AdamW
 
@@ -75,6 +75,25 @@ def test_eight_bits_are_those_of_bitsandbytes() -> None:
     for name, parameter in ours.parameters.items():
         error = (parameter - parameters[name]).norm() / moved[name].norm()
         assert float(error.detach()) < 0.02, name
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_codes_are_those_of_a_search_among_all_borders(signed: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    table = dynamic_map(signed)
+    borders = (table[1:] + table[:-1]) / 2
+    up, down = (torch.nextafter(borders, torch.tensor(x)) for x in (2.0, -2.0))
+    bits = torch.randint(-(2**31), 2**31, (1 << 20,), generator=draw, dtype=torch.int32)
+    others = torch.cat((bits.view(torch.float32), torch.rand(1 << 16, generator=draw)))
+    values = torch.cat((borders, up, down, others, -others[others.abs() <= 1]))
+    values = values[values.abs() <= 1]
+    values = torch.cat((torch.ones(1), values, values.new_zeros(-(len(values) + 1) % 256)))
+    expected = torch.bucketize(values, borders)
+
+    codes, scales = torch.empty(len(values), dtype=torch.uint8), torch.empty(1)
+    encode_blocks(values, codes, scales, len(values), signed=signed)
+
+    assert torch.equal(codes.long(), expected)
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw-8bit"])

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from peer_work import Work
-from peers import CONTENDERS, line, run
+from peers import CONTENDERS, Places, line, run
 
 from edgetune.model import LocalModel
 
@@ -65,13 +65,13 @@ def runtime() -> dict[str, Any]:
 def against_peers(work: Work, trl: str | None) -> list[dict[str, Any]]:
     """Return a line a contender at every cap; ours has the plan's own prediction beside it."""
     found = []
-    names = [name for name in CONTENDERS if name != "edgetune-disk"]
+    names = [name for name in CONTENDERS if name not in {"edgetune-disk", "unsloth"}]
     with tempfile.TemporaryDirectory(dir=Path(work.model).parent) as cache:
         for cap in CAPS:
             limited = replace(work, cap=cap * 10**9)
             for name in names:
-                result = run(name, limited, cache, trl)
-                item = {"question": "peers", **line(name, limited, [result], trl)}
+                result = run(name, limited, cache, Places(trl=trl))
+                item = {"question": "peers", **line(name, limited, [result])}
                 found.append({**item, "peak_card": result.get("peak_card")})
     return found
 

@@ -21,7 +21,7 @@ from hollow import draw_cache, write_hollow
 from models import write_model
 from peer_edgetune import plan_for
 from peer_work import Work
-from peers import CONTENDERS, line, run, show
+from peers import CONTENDERS, Places, line, run, show
 
 from edgetune.device import read_device
 from edgetune.memory import estimate
@@ -35,7 +35,7 @@ NEEDED = 22_000_000_000
 
 def measure(model: LocalModel, work: Work, name: str, cache: Path) -> dict[str, Any]:
     """Return one line: what was measured, and what the plan says of the same choice."""
-    found = line(name, work, [run(name, work, str(cache), None)], None)
+    found = line(name, work, [run(name, work, str(cache), Places())])
     plan = plan_for(work, model, json.loads(CONTENDERS[name][1]))
     platform = platform_of(read_device("cpu"))
     planned = estimate(model.shape, plan.choice, platform).peak_bytes

@@ -1,7 +1,8 @@
-"""transformers + peft + bitsandbytes as contenders: ``peer_hugging_face.py WORK loop|trl``.
+"""transformers + peft + bitsandbytes as contenders: ``peer_hugging_face.py WORK loop|trl|unsloth``.
 
 ``loop`` is a plain loop with gradient checkpointing and 8-bit AdamW, ``trl`` TRL's SFTTrainer
-with its memory options. Both start from the adapter that edgetune starts from.
+with its memory options, ``unsloth`` the same over unsloth's model and checkpointing. All start from
+the adapter that edgetune starts from.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from edgetune.model.local import read_config
 
 def load(work: Work) -> Any:
     """Return the model in NF4 with a LoRA adapter, its parts prepared for training."""
+    from bitsandbytes.nn import Linear4bit
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -47,22 +50,39 @@ def load(work: Work) -> Any:
     )  # fmt: skip
     model = get_peft_model(model, adapter)
     _same_start(model, work)
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False  # training would stop after eval()
+    return model
+
+
+def load_unsloth(work: Work) -> Any:
+    """Return the same by unsloth, with its own checkpointing."""
+    from unsloth import FastLanguageModel
+
+    with tempfile.TemporaryDirectory() as folder:
+        for file in Path(work.model).iterdir():
+            (Path(folder) / file.name).symlink_to(file)
+        _tokenizer(work).save_pretrained(folder)  # it loads one, come what may
+        model, _ = FastLanguageModel.from_pretrained(
+            folder, max_seq_length=work.tokens, dtype=getattr(torch, work.dtype), load_in_4bit=True
+        )
+    model = FastLanguageModel.get_peft_model(
+        model, r=RANK, lora_alpha=ALPHA, lora_dropout=0, bias="none",
+        target_modules=list(TARGETS), use_gradient_checkpointing="unsloth", random_state=SEED,
+    )  # fmt: skip
+    _same_start(model, work)
     return model
 
 
 def _same_start(model: Any, work: Work) -> None:
     """Set A to what edgetune begins with; B is zero everywhere."""
-    from bitsandbytes.nn import Linear4bit
-
     shape = shape_of(read_config(Path(work.model)))
     tensors: dict[str, AdapterTensor] = {x.name: x for x in Lora(rank=RANK).tensors(shape)}
     for name, parameter in model.named_parameters():
         plain = name.removeprefix("base_model.model.").replace(".default", "")
         if ".lora_A." in name:
             parameter.data.copy_(torch.from_numpy(initial_value(tensors[plain], SEED)))
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False  # see MEMORY: training stops after eval()
 
 
 def loop(work: Work, result: Result) -> None:
@@ -89,6 +109,19 @@ def loop(work: Work, result: Result) -> None:
 
 def trl(work: Work, result: Result) -> None:
     """Train with SFTTrainer: chunked loss (its default), checkpointing, 8-bit AdamW."""
+    _with_trainer(work, result, load, gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def unsloth(work: Work, result: Result) -> None:
+    """Train with SFTTrainer as unsloth changes it, which has to be imported first."""
+    import unsloth  # noqa: F401
+
+    _with_trainer(work, result, load_unsloth)
+
+
+def _with_trainer(
+    work: Work, result: Result, load_model: Callable[[Work], Any], **options: Any
+) -> None:
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
@@ -105,21 +138,21 @@ def trl(work: Work, result: Result) -> None:
                 result.losses.append(logs["loss"])
 
     with loading(result):
-        model = load(work)
+        model = load_model(work)
     with tempfile.TemporaryDirectory() as folder:
-        options = SFTConfig(
+        settings = SFTConfig(
             output_dir=folder, max_steps=work.steps, per_device_train_batch_size=1,
             learning_rate=work.learning_rate, lr_scheduler_type="constant", weight_decay=0.0,
             max_grad_norm=1.0, optim="adamw_8bit", gradient_checkpointing=True,
-            gradient_checkpointing_kwargs={"use_reentrant": False}, bf16=work.dtype == "bfloat16",
+            bf16=work.dtype == "bfloat16",
             logging_steps=1, save_strategy="no", report_to=[], use_cpu=work.device == "cpu", seed=SEED,
             max_length=work.tokens, dataset_kwargs={"skip_prepare_dataset": True},
             remove_unused_columns=False, disable_tqdm=True, dataloader_pin_memory=False,
-            train_sampling_strategy="sequential",
+            train_sampling_strategy="sequential", **options,
         )  # fmt: skip
         rows = Dataset.from_dict({"input_ids": work.rows().tolist()})
         SFTTrainer(
-            model=model, args=options, train_dataset=rows, processing_class=_tokenizer(work),
+            model=model, args=settings, train_dataset=rows, processing_class=_tokenizer(work),
             callbacks=[Steps()],
         ).train()  # fmt: skip
 
@@ -140,7 +173,10 @@ def _tokenizer(work: Work) -> Any:
 def main() -> None:
     """Train and report."""
     warnings.filterwarnings("ignore")
-    work, way = Work(**json.loads(sys.argv[1])), {"loop": loop, "trl": trl}[sys.argv[2]]
+    work, way = (
+        Work(**json.loads(sys.argv[1])),
+        {"loop": loop, "trl": trl, "unsloth": unsloth}[sys.argv[2]],
+    )
     capped(work)
     result = Result()
     with measured(result):

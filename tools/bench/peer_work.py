@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import platform
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,8 @@ RANK = 16
 ALPHA = 32
 SEED = 0
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+PACKAGES = ("edgetune", "torch", "transformers", "peft", "bitsandbytes", "trl", "unsloth")
 
 WORDS = 200
 """Different tokens in the rows: few, so that the loss falls within some steps."""
@@ -59,10 +63,21 @@ class Result:
     peak_resident: int = 0
     peak_card: int = 0
     """Bytes that torch's allocator took from the card at most."""
+    versions: dict[str, str] = field(default_factory=dict)
 
     def print(self) -> None:
-        """Print this as the last line of output."""
+        """Print this, with the versions of what took part, as the last line of output."""
+        self.versions = versions()
         print(json.dumps(asdict(self)), flush=True)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what is installed for this process."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 @contextmanager

@@ -1,11 +1,13 @@
-"""How much memory and time does a step take, against transformers + peft + bitsandbytes and TRL?
+"""How much memory and time does a step take, against transformers + peft + bitsandbytes, TRL, unsloth?
 
     python tools/bench/models.py tinyllama-1.1b /tmp/models/1b
     python tools/bench/peers.py /tmp/models/1b --tokens 512 2048 --steps 3
 
 Every contender trains the same rows from the same adapter, each in a process of its own, one after
 the other, and ``--rounds`` times in turn. TRL takes part if it is installed (or lies in a folder
-given with ``--trl``). One JSON line a contender goes to ``--output``; a table is printed.
+given with ``--trl``); unsloth if ``--unsloth`` names the Python of an environment of its own, in which
+edgetune's requirements are installed too. One JSON line a contender goes to ``--output``; a table is
+printed.
 """
 
 from __future__ import annotations
@@ -18,8 +20,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,21 +37,36 @@ CONTENDERS: dict[str, list[str]] = {
     "edgetune-disk": ["peer_edgetune.py", json.dumps(ON_DISK)],
     "peft": ["peer_hugging_face.py", "loop"],
     "trl": ["peer_hugging_face.py", "trl"],
+    "unsloth": ["peer_hugging_face.py", "unsloth"],
 }
-PACKAGES = ("edgetune", "torch", "transformers", "peft", "bitsandbytes", "trl")
+ROOT = HERE.parent.parent
 
 
-def run(name: str, work: Work, cache: str, extra: str | None) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where contenders are that are not installed here."""
+
+    trl: str | None = None
+    """A folder with TRL and what it needs."""
+    unsloth: str | None = None
+    """The Python of unsloth's environment."""
+
+
+def run(name: str, work: Work, cache: str, places: Places) -> dict[str, Any]:
     """Return what one contender measured of itself."""
     script, argument = CONTENDERS[name]
+    python = sys.executable
     environment = {
         **os.environ, "EDGETUNE_CACHE": cache, "OMP_WAIT_POLICY": "PASSIVE",
         "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
     }  # fmt: skip
-    if extra:
-        environment["PYTHONPATH"] = extra
+    if name == "unsloth":
+        python = places.unsloth or python
+        environment["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(ROOT / "profiles")))
+    elif places.trl:
+        environment["PYTHONPATH"] = places.trl
     done = subprocess.run(
-        [sys.executable, str(HERE / script), json.dumps(asdict(work)), argument],
+        [python, str(HERE / script), json.dumps(asdict(work)), argument],
         capture_output=True, text=True, check=False, env=environment,
     )  # fmt: skip
     if done.returncode != 0:
@@ -59,12 +75,12 @@ def run(name: str, work: Work, cache: str, extra: str | None) -> dict[str, Any]:
     return found
 
 
-def line(name: str, work: Work, rounds: list[dict[str, Any]], extra: str | None) -> dict[str, Any]:
+def line(name: str, work: Work, rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """Return one contender's JSON line over all rounds; the first step of each is a warm-up."""
     failed = next((x["failed"] for x in rounds if "failed" in x), None)
     head = {
-        "contender": name, "work": asdict(work), "machine": machine(), "versions": versions(extra),
-        "commit": commit(), "time": datetime.datetime.now(datetime.timezone.utc).isoformat(),
+        "contender": name, "work": asdict(work), "machine": machine(), "commit": commit(),
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(),
         "load_average": os.getloadavg()[0],
     }  # fmt: skip
     if failed is not None:
@@ -72,6 +88,7 @@ def line(name: str, work: Work, rounds: list[dict[str, Any]], extra: str | None)
     seconds = [s for found in rounds for s in (found["seconds"][1:] or found["seconds"])]
     return {
         **head,
+        "versions": rounds[0]["versions"],
         "rounds": len(rounds),
         "peak_anonymous": max(found["peak_anonymous"] for found in rounds),
         "peak_resident": max(found["peak_resident"] for found in rounds),
@@ -94,35 +111,21 @@ def machine() -> dict[str, Any]:
     }
 
 
-def versions(extra: str | None) -> dict[str, str]:
-    """Return the versions of what takes part."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            if extra and (paths := list(Path(extra).glob(f"{package}-*.dist-info"))):
-                found[package] = (
-                    paths[0].name.removeprefix(f"{package}-").removesuffix(".dist-info")
-                )
-    return found
-
-
 def commit() -> str:
     """Return the commit that is measured."""
     command = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def compare(work: Work, names: list[str], rounds: int, extra: str | None) -> list[dict[str, Any]]:
+def compare(work: Work, names: list[str], rounds: int, places: Places) -> list[dict[str, Any]]:
     """Return one line a contender; they take turns, so that a busy hour hits all."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory(dir=Path(work.model).parent) as cache:
         for _ in range(rounds):
             for name in names:
                 print(f"  {name} …", file=sys.stderr, flush=True)
-                found[name].append(run(name, work, cache, extra))
-    return [line(name, work, found[name], extra) for name in names]
+                found[name].append(run(name, work, cache, places))
+    return [line(name, work, found[name]) for name in names]
 
 
 def show(lines: list[dict[str, Any]]) -> None:
@@ -149,17 +152,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS)
     parser.add_argument("--trl", metavar="FOLDER", help="where TRL and what it needs lie")
+    parser.add_argument("--unsloth", metavar="PYTHON", help="that of unsloth's environment")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
+    places = Places(given.trl, given.unsloth)
+    names = given.contenders or [x for x in CONTENDERS if x != "unsloth" or given.unsloth]
     shape = LocalModel.open(given.model).shape
     for tokens in given.tokens:
         work = Work(
             model=str(given.model.resolve()), tokens=tokens, steps=given.steps,
             vocabulary=shape.vocabulary, dtype=given.dtype, learning_rate=given.learning_rate,
         )  # fmt: skip
-        lines = compare(work, given.contenders, given.rounds, given.trl)
+        lines = compare(work, names, given.rounds, places)
         show(lines)
         if given.output:
             with given.output.open("a", encoding="utf-8") as file:

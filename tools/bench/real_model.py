@@ -20,7 +20,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from peers import commit, machine, versions
+from peer_work import versions
+from peers import commit, machine
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -124,7 +125,7 @@ def main() -> int:
         with given.output.open("a", encoding="utf-8") as file_out:
             about = {
                 "machine": machine(),
-                "versions": versions(None),
+                "versions": versions(),
                 "commit": commit(),
                 "steps": given.steps,
                 "rows": given.rows,

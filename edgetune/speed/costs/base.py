@@ -25,6 +25,8 @@ class Costs:
     """Whether attention is in float32 whatever activations are in, and so are products where nothing
     multiplies 16 bits.
     """
+    in_pieces: bool = False
+    """Whether norms, rotations and gates are computed some rows at a time (:mod:`edgetune.pieces`)."""
     fused: bool = False
     """Whether norms, rotations and gates are one operation each."""
     updated_at_once: int = 1 << 20

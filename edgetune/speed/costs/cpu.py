@@ -9,6 +9,7 @@ CPU = Costs(
     operation=8e-6,
     asynchronous=False,
     attends_wide=True,
+    in_pieces=True,
     updated_at_once=1 << 16,
     sharing=8e-6,  # from blocks of hidden size 256, 512 and 1,024
     lookups=1.5e-3,  # of codes, which are not vectorised

@@ -1,0 +1,186 @@
+"""Kernels in C: attention near float64, pointwise work near its text, whatever shares it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from edgetune_torch import cpu_kernels, pointwise
+from edgetune_torch.cpu_kernels import attention
+from edgetune_torch.cpu_kernels import pointwise as pointwise_kernel
+from edgetune_torch.flash import FusedOnCpu
+
+SHAPES = [
+    # positions, heads, key/value heads, channels
+    (1, 4, 4, 64), (64, 4, 2, 32), (65, 2, 1, 64), (200, 6, 2, 96), (130, 3, 3, 128),
+]  # fmt: skip
+ROUNDED = 0.004
+"""Relative error that roundings to bfloat16 make."""
+
+pytestmark = pytest.mark.skipif(
+    cpu_kernels.library() is None, reason="no processor with AVX512-BF16, or no compiler"
+)
+
+
+def _drawn(positions: int, *heads: int, channels: int, rows: int = 1) -> list[Tensor]:
+    """Return tensors (rows, heads, positions, channels), laid out as projections are."""
+    draw = torch.Generator().manual_seed(positions)
+    size = (rows, positions, sum(heads), channels)
+    every = torch.randn(size, generator=draw).bfloat16()
+    return [x.transpose(1, 2) for x in torch.split(every, list(heads), dim=2)]
+
+
+def _attended(
+    inputs: list[Tensor], grad: Tensor, documents: tuple[tuple[int, ...], ...]
+) -> list[Tensor]:
+    """Return the output and the gradients of q, k and v."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    out = FusedOnCpu.apply(*leaves, 0.15, documents, ())  # type: ignore[no-untyped-call]
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+def _expected(inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
+    leaves = [x.double().requires_grad_() for x in inputs]
+    out = torch.nn.functional.scaled_dot_product_attention(
+        *leaves, is_causal=True, scale=0.15, enable_gqa=True
+    )
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad.double())]
+
+
+@pytest.mark.parametrize(("positions", "heads", "groups", "channels"), SHAPES)
+def test_output_and_gradients_are_near_those_in_float64(
+    positions: int, heads: int, groups: int, channels: int
+) -> None:
+    *inputs, grad = _drawn(positions, heads, groups, groups, heads, channels=channels)
+    assert attention.served(inputs[0], inputs[2])
+    found = _attended(inputs, grad, ((positions,),))
+    for ours, exact in zip(found, _expected(inputs, grad), strict=True):
+        assert float((ours - exact).norm()) <= ROUNDED * float(exact.norm()) + 1e-6
+
+
+def test_rows_and_documents_are_attended_to_by_themselves() -> None:
+    *inputs, grad = _drawn(100, 4, 2, 2, 4, channels=32, rows=2)
+    found = _attended(inputs, grad, ((70, 30), (100,)))
+    for row, span in ((0, slice(0, 70)), (0, slice(70, 100)), (1, slice(0, 100))):
+        own = [x[row : row + 1, :, span] for x in (*inputs, grad)]
+        alone = _attended(own[:3], own[3], ((span.stop - span.start,),))
+        for whole, part in zip(found, alone, strict=True):
+            assert torch.equal(whole[row : row + 1, :, span], part)
+
+
+def test_padding_behind_a_row_changes_nothing_before_it() -> None:
+    *inputs, grad = _drawn(130, 4, 2, 2, 4, channels=32)
+    grad[:, :, 90:] = 0
+    longer = _attended(inputs, grad, ((90,),))
+    shorter = _attended([x[:, :, :90] for x in inputs], grad[:, :, :90], ((90,),))
+    for whole, part in zip(longer, shorter, strict=True):
+        assert torch.equal(whole[:, :, :90], part)
+
+
+def test_threads_change_no_bit() -> None:
+    *inputs, grad = _drawn(150, 8, 4, 4, 8, channels=32)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            found.append(_attended(inputs, grad, ((150,),)))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_large_scores_overflow_nowhere() -> None:
+    *inputs, grad = _drawn(96, 2, 2, 2, 2, channels=32)
+    inputs[0] = inputs[0] * 300
+    for ours, exact in zip(_attended(inputs, grad, ((96,),)), _expected(inputs, grad), strict=True):
+        assert torch.isfinite(ours).all()
+        assert float((ours - exact).norm()) <= 0.02 * float(exact.norm())
+
+
+@pytest.fixture
+def text(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], list[Tensor]]], list[Tensor]]:
+    """Return what computes without the kernels."""
+
+    def computed(what: Callable[[], list[Tensor]]) -> list[Tensor]:
+        with monkeypatch.context() as patched:
+            patched.setattr(pointwise_kernel, "served", lambda *_: False)
+            return what()
+
+    return computed
+
+
+def _differentiated(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    out = function(*leaves)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(5)).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+@pytest.mark.parametrize("size", [(3, 64), (2, 70, 96), (1, 700, 2048)])
+def test_norms_and_gates_are_near_their_text(size: tuple[int, ...], text: Any) -> None:
+    x, y = torch.randn(2, *size, generator=torch.Generator().manual_seed(1)).bfloat16()
+    weight = torch.rand(size[-1])
+    for what in (
+        lambda: _differentiated(lambda x: pointwise.RmsNorm.apply(x, weight, 1e-5), x),
+        lambda: _differentiated(lambda x, y: pointwise.gated_activation(x, y, "silu"), x, y),
+    ):
+        for ours, theirs in zip(what(), text(what), strict=True):
+            assert float((ours - theirs).norm()) <= 1e-4 * float(theirs.norm())
+            torch.testing.assert_close(ours, theirs, rtol=0.01, atol=0.001)
+
+
+def test_gates_keep_infinities_and_far_numbers(text: Any) -> None:
+    x = torch.tensor([-3e38, -1e4, -100.0, -1.0, 0.0, 1.0, 100.0, 3e38] * 4).bfloat16().view(2, 16)
+    what = lambda: [pointwise.gated_activation(x, torch.ones_like(x), "silu")]  # noqa: E731
+    assert torch.equal(what()[0], text(what)[0])
+
+
+@pytest.mark.parametrize(("rows", "tables"), [(1, 1), (2, 1), (2, 2)])
+def test_rotations_are_those_of_their_text(rows: int, tables: int, text: Any) -> None:
+    (x,) = _drawn(37, 3, channels=64, rows=rows)
+    cos, sin = torch.randn(2, tables, 1, 37, 64).bfloat16()
+    what = lambda: _differentiated(  # noqa: E731
+        lambda x: pointwise.rotate(x, cos, sin, interleaved=False), x
+    )
+    assert all(torch.equal(ours, its) for ours, its in zip(what(), text(what), strict=True))
+
+
+def test_threads_share_pointwise_work_without_a_trace() -> None:
+    x, y = torch.randn(2, 1, 1200, 1024, generator=torch.Generator().manual_seed(1)).bfloat16()
+    (q,) = _drawn(1200, 16, channels=64)
+    cos, sin = torch.randn(2, 1, 1, 1200, 64).bfloat16()
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            norm = pointwise.RmsNorm.apply(x, torch.ones(1024), 1e-5)
+            gate = pointwise.gated_activation(x, y, "silu")
+            found.append([norm, gate, pointwise.rotate(q, cos, sin, interleaved=False)])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_without_a_compiler_there_is_no_kernel(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EDGETUNE_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cpu_kernels.library.__wrapped__() is None
+    assert not list(tmp_path.rglob("*.so"))
+
+
+def test_a_compiler_that_fails_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cc").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "cc").chmod(0o755)
+    monkeypatch.setenv("EDGETUNE_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cpu_kernels.library.__wrapped__() is None
+    assert not list(tmp_path.rglob("*.so"))
