@@ -19,6 +19,7 @@ from edgetune.settings.spec import Checkpointing
 from edgetune.speed import Rates, TimeModel, rates_of
 from edgetune.speed.blocks import Works
 from edgetune.speed.rows import rows_of
+from edgetune_torch.cpu_kernels import attention, pointwise
 from edgetune_torch.ops import TorchOps
 from edgetune_torch.session import TorchSession
 
@@ -41,6 +42,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LocalModel]:
 
     deep = {family: made(family, layers=4) for family in DEEP}
     return deep | {family: made(family) for family in PLAIN}
+
+
+@pytest.fixture(autouse=True)
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count the text: what our kernels in C do is not dispatched."""
+    for module in (attention, pointwise):
+        monkeypatch.setattr(module, "served", lambda *_: False)
 
 
 def _rates() -> Rates:
