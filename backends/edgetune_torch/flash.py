@@ -1,7 +1,7 @@
 """The processor's flash attention in float32, row by row or document by document.
 
-Where there is a kernel for 16 bits (:mod:`edgetune_torch.cpu_kernels`), it attends where no document goes on
-from another one.
+Where there is a kernel for 16 bits (:mod:`edgetune_torch.cpu_kernels`), it computes the rows of a
+micro-batch in which no document goes on from another one.
 
 A document that goes on from another one attends twice: to the tokens before it, which it all
 sees, and to its own. The two are joined by the sums of their exponents; on the way back each part

@@ -14,6 +14,7 @@ from edgetune.model import LocalModel
 from edgetune.run_spec import RunSpec
 from edgetune.settings.spec import Offload
 from edgetune.world import ALONE, World
+from edgetune_torch import cpu_kernels
 from edgetune_torch.cards import card_number
 from edgetune_torch.checkpoints import make_checkpoints
 from edgetune_torch.decoder import Decoder
@@ -48,6 +49,8 @@ def _opened(spec: RunSpec, model: LocalModel, world: World) -> TorchSession:
     limit_heap()
     limit_kernels()
     device = _place(spec)
+    if device.type == "cpu" and spec.choice.compute_dtype == "bfloat16":
+        cpu_kernels.library()  # a compiler takes memory, which there is now
     with ExitStack() as held:
         watch = MemoryWatch(device, spec.limits.budget_bytes)
         held.callback(watch.close)

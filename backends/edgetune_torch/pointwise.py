@@ -1,8 +1,8 @@
 """Norms, rotation and activations: element by element, with their backward written out.
 
 Each saves its inputs only (they are needed elsewhere anyway) and recomputes the rest. A weight
-gets a gradient only if it is trained. A processor computes them a piece at a time. On cards that they serve, :mod:`edgetune_torch.kernels` does the
-same.
+gets a gradient only if it is trained. A processor computes them a piece at a time. Where they serve,
+:mod:`edgetune_torch.kernels` (on cards) and :mod:`edgetune_torch.cpu_kernels` do the same.
 """
 
 from __future__ import annotations

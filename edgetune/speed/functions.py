@@ -227,7 +227,7 @@ class Functions(Counting):
 def _issued(each: tuple[float, int], moved: float, times: int) -> tuple[float, float]:
     """Return operations and bytes of what is computed in so many pieces, and is put together.
 
-    ``each`` are those of a piece, and the views that it takes where there are several.
+    ``each`` are those of a piece, and the views that it takes.
     """
     own, views = each
-    return 1 + times * (own + views * (times > 1)), moved
+    return 1 + times * (own + views), moved

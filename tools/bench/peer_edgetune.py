@@ -15,9 +15,11 @@ from edgetune.backend import Session
 from edgetune.choice import Choice
 from edgetune.data.batch import IGNORED, MicroBatch
 from edgetune.device import read_device
+from edgetune.memory import estimate
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
 from edgetune.planning import Plan, make_plan
+from edgetune.planning.capability import platform_of
 from edgetune.settings.spec import Checkpointing
 from edgetune.workflows.opening import open_session
 
@@ -49,7 +51,7 @@ def plan_for(work: Work, model: LocalModel, places: dict[str, str]) -> Plan:
             device, work.model, model.shape, fixed=fixed, training=training, memory=work.cap
         )
     plan = make_plan(device, work.model, model.shape, fixed={}, training=training)
-    return replace(plan, choice=choice)
+    return replace(plan, choice=choice, memory=estimate(model.shape, choice, platform_of(device)))
 
 
 def train(session: Session, work: Work, result: Result) -> None:
