@@ -118,8 +118,8 @@ def _by_kernel(each: dict[str, Tensor], grad: Tensor) -> list[Tensor]:
 
 def _by_text(each: dict[str, Tensor], grad: Tensor) -> list[Tensor]:
     with torch.enable_grad():
-        leaves = [x.float().requires_grad_() for x in each.values()]
+        q, k, v = (x.float().requires_grad_() for x in each.values())
         out = torch.nn.functional.scaled_dot_product_attention(
-            *leaves, is_causal=True, scale=0.2, enable_gqa=True
+            q, k, v, is_causal=True, scale=0.2, enable_gqa=True
         )
-        return [out.detach(), *torch.autograd.grad(out, leaves, grad.float())]
+        return [out.detach(), *torch.autograd.grad(out, (q, k, v), grad.float())]
