@@ -139,8 +139,9 @@ def test_small_tensors_do_not_save_what_threads_wait_for() -> None:
     time, choice = _model(processor())
     shared = TimeModel(time.shape, choice.method, rates)
     alone = TimeModel(time.shape, choice.method, replace(rates, sharing=0.0))
+    choice = replace(choice, micro_batch=1, context=64)  # a single piece of everything
     waits = shared.touched(choice) - alone.touched(choice)
-    small = replace(choice, context=choice.context // 4)
+    small = replace(choice, context=16)
     assert waits > 0
     assert shared.touched(small) - alone.touched(small) == pytest.approx(waits)
     assert rates_of(card(), plain_measurements()).sharing == 0.0

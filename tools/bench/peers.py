@@ -5,8 +5,9 @@
 
 Every contender trains the same rows from the same adapter, each in a process of its own, one after
 the other, and ``--rounds`` times in turn. TRL takes part if it is installed (or lies in a folder
-given with ``--trl``); unsloth if ``--unsloth`` names the Python of an environment of its own, in which
-edgetune's requirements are installed too. One JSON line a contender goes to ``--output``; a table is
+given with ``--trl``); unsloth if ``--unsloth`` names the Python of an environment of its own
+(``python3 -m venv ENV; ENV/bin/pip install torch==2.13.0 unsloth; ENV/bin/pip uninstall torchvision
+xformers``, whose builds are for cards). One JSON line a contender goes to ``--output``; a table is
 printed.
 """
 
