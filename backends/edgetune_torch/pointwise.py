@@ -181,8 +181,10 @@ def _activated_back(x: Tensor, grad: Tensor, name: str, out: Tensor) -> None:
             aten.threshold_backward.grad_input(grad, x, 0, grad_input=out)
         case "sigmoid":
             aten.sigmoid_backward.grad_input(grad, torch.sigmoid(x), grad_input=out)
-        case _:
+        case "relu2":
             torch.mul(F.relu(x).mul_(2), grad, out=out)
+        case other:
+            raise ValueError(f"no gate is an activation {other!r}")
 
 
 def gated_activation(gate: Tensor, up: Tensor, name: str) -> Tensor:
