@@ -14,8 +14,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from rows import Called, Cli
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 Answer = tuple[int, dict[str, str], bytes]
+MODEL = "org/model"
+STRANGE = {
+    "pytorch_model.bin": b"a pickle",
+    "modeling_own.py": b"print('code')",
+    "consolidated.safetensors": b"the same weights again",
+    "original/params.json": b"{}",
+    "README.md": b"# A model",
+}
+"""What a repository has that nobody wants."""
 LARGE = (".safetensors", ".bin", "tokenizer.json")
 """Endings of the files that a hub keeps outside git."""
 
@@ -190,3 +201,8 @@ def serving(state: HubState) -> Iterator[str]:
 def files_of(folder: Path) -> dict[str, bytes]:
     """Return what a folder holds, by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def taken(cli: Cli, *arguments: str) -> Called:
+    """Fetch without being asked."""
+    return cli("fetch", MODEL, "--yes", *arguments)
