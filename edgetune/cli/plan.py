@@ -19,7 +19,7 @@ from edgetune.cli.options import (
     model_option,
 )
 from edgetune.cli.plan_files import complete, make_room
-from edgetune.cli.plan_text import plan_text, verified_text
+from edgetune.cli.plan_text import plan_text, served_text, verified_text
 from edgetune.cli.reading import reading_bar
 from edgetune.cli.show import out, out_json, say
 from edgetune.device import read_device
@@ -28,7 +28,11 @@ from edgetune.planning import FILE_NAME, Plan, is_plan_file
 from edgetune.settings.spec import MOST_PARTS, to_plain
 from edgetune.workflows.planning import PlanRequest, plan_for
 from edgetune.workflows.settings import Fixed
+from edgetune.workflows.several import serving_of, with_room
 from edgetune.world import Place
+
+MOST_ADAPTERS = 1_000_000
+"""That are counted beside each other."""
 
 
 @click.command(
@@ -52,6 +56,12 @@ from edgetune.world import Place
     metavar="N",
     help="Plan for N processes that train together: on this machine, or on N of a PROFILE.",
 )
+@click.option(
+    "--adapters",
+    type=click.IntRange(1, MOST_ADAPTERS),
+    metavar="N",
+    help="Count N adapters of this method over the base at once, as `edgetune serve` holds them.",
+)
 @click.option("--measure", is_flag=True, help="Time this machine first, if that was not done yet.")
 @click.option("--verify", is_flag=True, help="Run the step without its memory and compare.")
 @knob_options
@@ -64,6 +74,7 @@ def command(
     output: Path | None,
     plan_file: Path | None,
     nproc: int,
+    adapters: int | None,
     measure: bool,
     verify: bool,
     as_json: bool,
@@ -92,13 +103,20 @@ def command(
         request = complete(request, plan_file)
     with reading_bar() as report:
         plan = plan_for(request, report, say).plan
+    serving = None if adapters is None else serving_of(plan, [plan.choice.method] * adapters)
+    if serving is not None:
+        with_room(plan, serving)
     if output is not None:
         _save(plan, output)
     checks = _verified(plan) if verify else None
     if as_json:
-        out_json(plan.to_json() | ({} if checks is None else {"verified": to_plain(checks)}))
+        more = {} if checks is None else {"verified": to_plain(checks)}
+        more |= {} if serving is None else {"serving": serving.to_json()}
+        out_json(plan.to_json() | more)
     else:
         out(plan_text(plan))
+        if serving is not None:
+            out("\n" + served_text(plan, serving))
         if checks is not None:
             out("\n" + verified_text(checks))
     if output is None:

@@ -12,8 +12,10 @@ from edgetune.planning.reasons import PLACES
 from edgetune.settings.spec import SFT, values
 from edgetune.storage import FILE_FORMAT, file_kinds
 from edgetune.units import format_bytes, format_count, format_seconds, precise_bytes
+from edgetune.workflows.several import serving_text
 
 if TYPE_CHECKING:
+    from edgetune.memory.serving import ServingEstimate
     from edgetune.workflows.verifying import Verified
 
 COLUMNS = 80
@@ -51,6 +53,11 @@ def verified_text(checks: Sequence[Verified]) -> str:
             f"counted {precise_bytes(check.counted_bytes)} ({over:+.1%})"
         )
     return "\n".join(lines)
+
+
+def served_text(plan: Plan, serving: ServingEstimate) -> str:
+    """Return what it takes to serve several adapters of a plan's method over its base."""
+    return "\n".join(_wrapped("Serving   ", serving_text(plan, serving)))
 
 
 def _head(plan: Plan) -> list[str]:

@@ -10,6 +10,7 @@ from edgetune.cli.options import Ref, common_options, over_options
 from edgetune.cli.show import out, out_json_line, say
 from edgetune.workflows.over import Over
 from edgetune.workflows.references import open_references
+from edgetune.workflows.several import serving_of, serving_text
 
 PORT = 8321
 
@@ -29,7 +30,8 @@ def command(names: tuple[str, ...], port: int, over: Over, as_json: bool) -> Non
 
     A REF is a run's folder, an adapter's (over its own base or --model), or a model. Several must
     be over the same base model, which is loaded once; each is served under its name, and so is
-    the base. Only programs on this machine are answered.
+    the base. Adapters that do not fit into the memory together are refused before anything is
+    loaded. Only programs on this machine are answered.
     """
     from edgetune.serving.requests import names_of
     from edgetune.serving.server import serve
@@ -43,10 +45,16 @@ def command(names: tuple[str, ...], port: int, over: Over, as_json: bool) -> Non
         (name,) = names_of([base.name])
         served.setdefault(name, base)
 
+    methods = [one.method for one in opened if one.method is not None]
+    serving = serving_of(opened[0].plan, methods) if methods else None
+    if serving is not None:
+        say(f"Memory: {serving_text(opened[0].plan, serving)}.")
+
     def ready(found: int) -> None:
         url = f"http://127.0.0.1:{found}/v1"
         if as_json:
-            out_json_line({"url": url, "models": list(served)})
+            memory = {} if serving is None else {"memory": serving.to_json()}
+            out_json_line({"url": url, "models": list(served)} | memory)
         else:
             out(f"Serving {', '.join(served)} on {url}. Ctrl-C ends it.")
 

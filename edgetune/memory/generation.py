@@ -43,11 +43,15 @@ def attended_bytes(shape: ModelShape, tokens: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a plan's peak has room for when prompts are continued."""
+    """What a plan's peak has room for when prompts are continued.
+
+    ``attached`` are the bytes of adapters besides the session's own.
+    """
 
     shape: ModelShape
     choice: Choice
     memory: MemoryEstimate
+    attached: int = 0
 
     def holds(self, rows: Sequence[int], kept: Sequence[int] = ()) -> bool:
         """Return whether rows of so many tokens fit, beside caches of others that have ended."""
@@ -55,41 +59,40 @@ class Room:
         taken = sum(row_bytes(shape, choice, tokens) for tokens in rows)
         taken += sum(cache_bytes(shape, choice, tokens) for tokens in kept)
         longest = max((*rows, *kept), default=0)
-        return len(rows) <= MOST_ROWS and taken <= _room(shape, self.memory, longest)
+        return len(rows) <= MOST_ROWS and taken <= self._left(longest)
+
+    def longest_answer(self, prompt: int, most: int) -> int:
+        """Return how long the answer to one prompt may be, from 1 to ``most`` tokens."""
+
+        def fits(answer: int) -> bool:
+            tokens = prompt + answer
+            return row_bytes(self.shape, self.choice, tokens) <= self._left(tokens)
+
+        # what is known to fit, or is taken anyway, and the first that does not
+        low, high = 1, most + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return low
 
     def prompts_at_once(self, tokens: int) -> int:
         """Return how many rows can read so many tokens at once, as a micro-batch does; at least 1."""
         return max(1, self.choice.micro_batch * self.choice.context // bucket(tokens))
 
+    def _left(self, tokens: int) -> int:
+        """Return the bytes that are left for the caches of rows of so many tokens.
 
-def longest_answer(
-    shape: ModelShape, choice: Choice, memory: MemoryEstimate, *, prompt: int, most: int
-) -> int:
-    """Return how long the answer to one prompt may be within the peak of a plan, at least 1.
-
-    ``most`` is how long it may be at all.
-    """
-
-    def fits(answer: int) -> bool:
-        tokens = prompt + answer
-        return row_bytes(shape, choice, tokens) <= _room(shape, memory, tokens)
-
-    # what is known to fit, or is taken anyway, and the first that does not
-    low, high = 1, most + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+        Without training there are no gradients, no optimizer and nothing kept for a backward pass:
+        what they take goes to the cache.
+        """
+        parts, passing = self.memory.parts, pass_bytes(self.shape, self.memory, tokens)
+        held = parts.weights + parts.adapter + parts.runtime + self.attached
+        return self.memory.peak_bytes - held - passing
 
 
-def _room(shape: ModelShape, memory: MemoryEstimate, tokens: int) -> int:
-    """Return the bytes that a plan's peak leaves for the caches of rows of that many tokens.
-
-    Without training there are no gradients, no optimizer and nothing kept for a backward pass:
-    what they take goes to the cache.
-    """
-    parts, phases = memory.parts, memory.phases
+def pass_bytes(shape: ModelShape, memory: MemoryEstimate, tokens: int) -> int:
+    """Return what a pass takes for a moment beside the caches of rows of so many tokens."""
+    parts = memory.parts
     trained = parts.adapter + parts.gradients + parts.optimizer
-    transient = phases.evaluate - parts.weights - trained - parts.runtime
-    transient = max(transient, attended_bytes(shape, tokens))
-    return memory.peak_bytes - parts.weights - parts.adapter - parts.runtime - transient
+    evaluated = memory.phases.evaluate - parts.weights - trained - parts.runtime
+    return max(evaluated, attended_bytes(shape, tokens))

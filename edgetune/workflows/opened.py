@@ -11,7 +11,7 @@ from edgetune.data import Tokenizer
 from edgetune.data.template import Message
 from edgetune.errors import OutOfMemoryError, UsageError
 from edgetune.generation import Generation, Row
-from edgetune.memory.generation import Room, cache_bytes, longest_answer
+from edgetune.memory.generation import Room, cache_bytes
 from edgetune.methods import Method
 from edgetune.model import LocalModel
 from edgetune.planning import Plan
@@ -67,6 +67,8 @@ class Opened:
     """The names of labels that were numbers there, the first for 0."""
     notices: tuple[str, ...] = ()
     """What the user should know of it."""
+    attached: int = 0
+    """Bytes that the session holds of other adapters than its own."""
 
     def base(self) -> Opened:
         """Return the same without the adapter."""
@@ -90,8 +92,7 @@ class Opened:
 
         If it ``keeps`` caches, a prompt that begins as an earlier one goes on from there.
         """
-        room = Room(self.model.shape, self.plan.choice, self.plan.memory)
-        return Generation(self.session, room, keeps=keeps)
+        return Generation(self.session, self._room, keeps=keeps)
 
     def prompt_tokens(self, prompt: str | Sequence[Message]) -> list[int]:
         """Return the tokens of a prompt.
@@ -119,8 +120,11 @@ class Opened:
     def longest_answer(self, prompt: int, most: int) -> int:
         """Return how many of ``most`` tokens an answer may have within plan and positions."""
         most = self.within_positions(GenerateOptions(max_tokens=most), prompt).max_tokens
-        shape, plan = self.model.shape, self.plan
-        return longest_answer(shape, plan.choice, plan.memory, prompt=prompt, most=most)
+        return self._room.longest_answer(prompt, most)
+
+    @property
+    def _room(self) -> Room:
+        return Room(self.model.shape, self.plan.choice, self.plan.memory, self.attached)
 
     def within_positions(self, options: GenerateOptions, prompt: int) -> GenerateOptions:
         """Return the options with answers that end at the model's last position."""

@@ -13,6 +13,8 @@ from typing import Any
 from edgetune.adapters import LoadedAdapter, base_of, is_adapter, load_adapter
 from edgetune.data import load_tokenizer
 from edgetune.errors import ModelError, UsageError
+from edgetune.memory.serving import adapter_bytes
+from edgetune.methods import Method
 from edgetune.model import LocalModel, open_model
 from edgetune.planning import Plan
 from edgetune.runs import RunFolder
@@ -21,6 +23,7 @@ from edgetune.workflows.opened import Opened
 from edgetune.workflows.opening import open_adapted, open_planned, open_session
 from edgetune.workflows.over import Over
 from edgetune.workflows.planning import PlanRequest, plan_for
+from edgetune.workflows.several import serving_of, with_room
 
 _UNTRAINED: dict[str, Any] = {"method": "lora", "rank": 1, "layers": 1}
 """The smallest adapter, for a session of which the base alone is used."""
@@ -121,35 +124,49 @@ def open_references(names: Sequence[str], over: Over | None = None) -> list[Open
     Raises:
         UsageError: if a folder is given twice, or if base models differ or are not computed
             with in the same way; else as :func:`read_reference`.
-        NothingFitsError: if nothing fits that is planned anew.
+        NothingFitsError: if nothing fits that is planned anew, or not all adapters together.
     """
     over = over or Over()
     _refuse_twice(names)
     found = _read_all(names, over)
+    _require_together(found)
+    own = _own(found)
+    plan = next((item.plan for item in found if item.plan is not None), None)
+    return _opened(found, own, plan or new_plan(found[own or 0], over))
+
+
+def _require_together(found: Sequence[Reference]) -> None:
+    planned = [item for item in found if item.plan is not None]
     for other in found[1:]:
         _require_same_base(found[0], other)
-    planned = [item for item in found if item.plan is not None]
     for other in planned[1:]:
         _require_same_numbers(planned[0], other)
-    adapted = [item for item in (*planned[:1], *found) if item.adapter is not None]
-    own = adapted[0] if adapted else None
-    plan = planned[0].plan if planned else None
-    return _opened(found, own, plan or new_plan(own or found[0], over))
 
 
-def _opened(found: Sequence[Reference], own: Reference | None, plan: Plan) -> list[Opened]:
-    """Open a session with one adapter of its own and hold the others beside it."""
+def _own(found: Sequence[Reference]) -> int | None:
+    """Return which adapter is the session's own: the first run's, else the first; None: there is none."""
+    runs_first = sorted(range(len(found)), key=lambda number: found[number].plan is None)
+    return next((number for number in runs_first if found[number].adapter is not None), None)
+
+
+def _opened(found: list[Reference], own: int | None, plan: Plan) -> list[Opened]:
+    """Open a session with one adapter of its own and hold the others beside it; empty ``found``.
+
+    What was read of an adapter is let go of when the session has it.
+    """
+    methods = [item.adapter.method for item in found if item.adapter is not None]
+    plan, attached = _with_room(plan, methods)
     model = found[0].model
-    if own is None or own.adapter is None:
-        session = open_session(plan, model)
-    else:
-        session = open_adapted(plan, model, own.adapter)
+    mine = None if own is None else found[own].adapter
+    session = open_session(plan, model) if mine is None else open_adapted(plan, model, mine)
+    del mine
     tokenizer = load_tokenizer(model.folder, model.shape.vocabulary)
     opened = []
-    for item in found:
+    for number in range(len(found)):
+        item = found.pop(0)
         one = Opened(
             name=item.name,
-            plan=item.plan or plan,
+            plan=plan if item.plan is None else replace(item.plan, memory=plan.memory),
             model=model,
             tokenizer=tokenizer,
             session=session,
@@ -157,17 +174,31 @@ def _opened(found: Sequence[Reference], own: Reference | None, plan: Plan) -> li
             labels=item.labels,
             label_names=item.label_names,
             notices=item.notices,
+            attached=attached,
         )
         if item.adapter is None:
             one = one.base()
         else:
             one = replace(one, method=item.adapter.method)
-            if item is not own:
+            if number != own:
                 name = realpath(item.name)  # no folder is named as the session's own adapter
                 session.attach(name, item.adapter.method, item.adapter.tensors)
                 one = replace(one, adapter=name)
         opened.append(one)
     return opened
+
+
+def _with_room(plan: Plan, methods: Sequence[Method]) -> tuple[Plan, int]:
+    """Return a plan with the memory of all adapters, and what those besides the first take.
+
+    Raises:
+        NothingFitsError: if they do not fit, with how many would.
+    """
+    if len(methods) < 2:
+        return plan, 0  # made for the one
+    serving = serving_of(plan, methods)
+    own = adapter_bytes(plan.shape, plan.choice.method)
+    return with_room(plan, serving), sum(serving.adapters) - own + serving.beyond
 
 
 def _read_all(names: Sequence[str], over: Over) -> list[Reference]:

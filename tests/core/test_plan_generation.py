@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planning import GB, plan_of, processor, shape_of, sized
 
-from edgetune.memory.generation import MOST_ROWS, Room, cache_bytes, longest_answer
+from edgetune.memory.generation import MOST_ROWS, Room, cache_bytes
 from edgetune.planning import Plan
 
 LENGTHS = st.integers(1, 4096)
@@ -49,7 +49,7 @@ def test_the_longest_answer_is_the_last_that_fits(prompt: int, most: int, gigaby
     parts, phases = plan.memory.parts, plan.memory.phases
     transient = phases.evaluate - parts.gradients - parts.optimizer
 
-    found = longest_answer(shape, plan.choice, plan.memory, prompt=prompt, most=most)
+    found = room_of(gigabytes).longest_answer(prompt, most)
 
     def cached(answer: int) -> int:
         return cache_bytes(shape, plan.choice, prompt + answer)
