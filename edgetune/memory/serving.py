@@ -9,7 +9,7 @@ from typing import Any
 
 from edgetune.choice import Choice
 from edgetune.memory.batch_shape import Platform
-from edgetune.memory.block_pass import SizedMethod, beside
+from edgetune.memory.block_pass import LASTING, SizedMethod, beside
 from edgetune.memory.estimate import MemoryEstimate
 from edgetune.memory.generation import pass_bytes, row_bytes
 from edgetune.memory.model import estimate
@@ -24,11 +24,11 @@ LEAST_ROW = 512
 
 
 def adapter_bytes(shape: ModelShape, method: Method) -> int:
-    """Return what a session holds of an adapter to use it: its tensors, and norms that it keeps."""
+    """Return what a session holds of an adapter to use it: its tensors, and a norm for each row."""
     saved = method.on_disk()
     tensors = saved.tensors(shape)
     norms, _ = beside(SizedMethod(saved, shape, {}), shape, kinds(saved, shape, tensors))
-    return FLOAT32_BYTES * sum(tensor.size for tensor in tensors) + norms
+    return FLOAT32_BYTES * sum(tensor.size for tensor in tensors) + norms // LASTING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

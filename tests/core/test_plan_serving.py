@@ -30,7 +30,7 @@ def test_adapters_are_counted_as_they_are_saved() -> None:
     assert adapter_bytes(shape, PREFIX) == 4 * 20 * keys  # not the network that trained it
     dora = build("dora", {"rank": 8})
     outputs = sum(x.outputs for block in shape.blocks for x in block.linears)
-    assert adapter_bytes(shape, dora) == 4 * dora.parameters(shape) + 2 * 4 * outputs
+    assert adapter_bytes(shape, dora) == 4 * (dora.parameters(shape) + outputs)
 
 
 def test_what_fits_is_what_is_said_to_fit() -> None:
@@ -55,9 +55,9 @@ def test_passes_of_other_methods_are_part_of_it() -> None:
 
 def test_a_plan_counts_so_many_adapters(cli: Cli) -> None:
     asked = ("plan", "--model", "llama-7b", "--device", "rtx-4060-laptop")
-    told = json.loads(cli(*asked, "--adapters", "3", "--json").out)["serving"]
-    assert len(told["adapters"]) == 3
-    called = cli(*asked, "--adapters", "3")
+    told = json.loads(cli(*asked, "--adapters", "2", "--json").out)["serving"]
+    assert len(told["adapters"]) == 2
+    called = cli(*asked, "--adapters", "2")
     assert "more like the largest" in " ".join(called.out.split())
     called = cli(*asked, "--adapters", "9999")
     assert called.code == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,9 @@ from edgetune.backend import DeviceOutOfMemoryError, GenerateOptions
 from edgetune.errors import OutOfMemoryError
 from edgetune.serving.batching import Ask, Batcher, Piece
 from edgetune.workflows.opened import Opened
-from edgetune.workflows.references import open_references
+from edgetune.workflows.over import Over
+from edgetune.workflows.references import new_plan, open_references, read_reference
+from edgetune.workflows.several import serving_of
 
 LEARN = ("train", "--model", "tiny", "--device", "cpu", "--data", "rows.jsonl", "--learning-rate", "0.01",
          "--compute-dtype", "float32")  # fmt: skip
@@ -68,6 +71,32 @@ def client(url: str) -> Iterator[openai.OpenAI]:
 def cli(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
     monkeypatch.chdir(folder)
     return Cli(capsys)
+
+
+def test_adapters_that_do_not_fit_together_are_refused_before_the_base_is_loaded(
+    cli: Cli, folder: Path
+) -> None:
+    """As many as are said to fit are held, within the memory that was said; one more is refused."""
+    over = Over(model="tiny", device="cpu", memory=350_000_000)
+    one = read_reference("home/adapter", over)
+    assert one.adapter is not None
+    plan = new_plan(one, over)
+    serving = serving_of(plan, [one.adapter.method])
+    most = 1 + serving.further(350_000_000)
+    for number in range(most + 1):
+        copy = folder / "many" / str(number)
+        copy.mkdir(parents=True)
+        for file in (folder / "home" / "adapter").iterdir():
+            os.link(file, copy / file.name)
+    names = [f"many/{number}" for number in range(most + 1)]
+
+    called = cli("serve", *names, "--model", "tiny", "--device", "cpu", "--memory", "350MB")
+    assert called.code == 3
+    assert f"{most} of them fit" in called.err
+    asked = ("--model", "tiny", "--device", "cpu", "--memory", "350MB", "-p", PROMPTS[0])
+    called = call("generate", *names[:-1], *asked, "--max-tokens", "2", "--json", cwd=folder)
+    assert called.code == 0, called.err  # in a process of its own, which is held to its memory
+    assert len(json.loads(called.out)) == most
 
 
 def _generated(cli: Cli, *named: str) -> list[str]:
