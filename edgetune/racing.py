@@ -85,8 +85,11 @@ class Lengths:
         return _rounded(rate * self.stretch)
 
 
-def lengths(steps: int, what: str = "lr") -> Lengths:
+def lengths(steps: int, what: str = "lr", *, most: int = 0) -> Lengths:
     """Return how a run of so many steps is raced for.
+
+    A run that may end early has ``most`` steps, and these in any case: what races cost is a share of
+    what the run takes at least.
 
     Raises:
         UsageError: if it is too short for two races.
@@ -98,9 +101,11 @@ def lengths(steps: int, what: str = "lr") -> Lengths:
     each = max(FEWEST, ceil(SHARE * steps))
     races = min(MOST, int(COST * steps / each))
     if races < 2:
+        early = f" that may end early, of {most} steps," if most > steps else ""
         raise UsageError(
             f"--search {what} races for a tenth of the steps, at least {FEWEST}, and a run of "
-            f"{steps} steps is too short for that. Train longer, or give a "
+            f"{steps} steps{early} is too short for that. Train longer, "
+            f"{'with --patience 0, ' if early else ''}or give a "
             f"--{'learning-rate' if what == 'lr' else 'method'}."
         )
     return Lengths(steps=each, races=races, stretch=sqrt(steps / each))

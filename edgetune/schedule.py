@@ -23,6 +23,17 @@ class Schedule:
     learning_rate: float
     patience: int = 0
 
+    @property
+    def shortest(self) -> int:
+        """Steps that are taken in any case: where the loss never falls again, patience is out then.
+
+        >>> Schedule(steps=300, eval_every=30, save_every=30, warmup=0, learning_rate=1.0, patience=3).shortest
+        120
+        """
+        if not self.patience:
+            return self.steps
+        return min(self.steps, (1 + self.patience) * self.eval_every)
+
     def is_over(self, step: int, patience: PatienceState) -> bool:
         """Tell whether nothing is to be done after ``step`` steps."""
         return step >= self.steps or patience.is_out(self.patience)

@@ -69,7 +69,7 @@ class ProgressBar:
         self._losses: deque[float] = deque(maxlen=REMEMBERED)
         self._at_best: tuple[list[float], float] | None = None
         self._validated = len(run.job.dataset.validation) > 0
-        searches = is_pending(run.folder, run.job.plan)
+        searches = is_pending(run.folder, run.job.plan, run.start)
         begun = "Racing learning rates" if searches else "Trying the largest step"
         stages.begin(begun, kept=False)
 

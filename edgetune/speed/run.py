@@ -35,12 +35,14 @@ class Work:
     """What a run does besides opening the model.
 
     ``epoch`` and ``evaluation`` are the micro-batches of one pass over the training and the
-    validation rows. ``race_steps`` counts the steps of all races of learning rates before it, and
+    validation rows. Of the steps the first ``shortest`` are taken in any case: an early end may come
+    after them. ``race_steps`` counts the steps of all races of learning rates before it, and
     ``raced`` are the micro-batches that are evaluated after them. When the run is trained, base and
     tuned model read ``neutral`` and give ``answers``: the tokens of each prompt and of its answer.
     """
 
     steps: int
+    shortest: int
     steps_per_epoch: int
     evaluations: int
     saves: int

@@ -23,7 +23,7 @@ from edgetune.model import LocalModel
 from edgetune.neutral import neutral_batches
 from edgetune.pilot import Pilot
 from edgetune.planning import Plan
-from edgetune.racing import lengths
+from edgetune.racing import Lengths, lengths
 from edgetune.runs import RunFacts, plan_hash
 from edgetune.runs.facts import versions
 from edgetune.schedule import schedule_of
@@ -104,6 +104,7 @@ def work_of(plan: Plan, dataset: Dataset) -> Work:
     )
     work = Work(
         steps=schedule.steps,
+        shortest=schedule.shortest,
         steps_per_epoch=batches.steps_per_epoch,
         evaluations=1 + ceil(schedule.steps / schedule.eval_every),
         saves=1 + ceil(schedule.steps / schedule.save_every),
@@ -133,14 +134,26 @@ def _prompt(learned: NDArray[np.bool_]) -> int:
 
 def _with_races(work: Work, choice: Choice) -> Work:
     """Return what a run consists of when learning rates are raced before it."""
-    found = lengths(work.steps)
+    found = race_lengths(work)
     count = ceil(race_positions(work, found.races) / choice.tokens)
     each = Rectangle(count * found.races, choice.micro_batch, choice.context)
     return replace(work, race_steps=found.steps * found.races, raced=(each,))
 
 
+def race_lengths(work: Work, what: str = "lr") -> Lengths:
+    """Return how a run is raced for.
+
+    Raises:
+        UsageError: if it is too short for two races.
+    """
+    return lengths(work.shortest, what, most=work.steps)
+
+
 def race_positions(work: Work, races: int) -> int:
-    """Return how many tokens and padding may be evaluated after a race, for a share of the run."""
+    """Return how many tokens and padding may be evaluated after a race.
+
+    They are a share of the run, or of what it takes at least where it may end early.
+    """
     epoch, evaluation = (
         sum(each.count * each.rows * each.width for each in shapes)
         for shapes in (work.epoch, work.evaluation)
@@ -148,7 +161,7 @@ def race_positions(work: Work, races: int) -> int:
     run = (
         epoch * work.steps / max(1, work.steps_per_epoch) + FORWARD * work.evaluations * evaluation
     )
-    return int(RACE_SHARE * run / FORWARD / races)
+    return int(RACE_SHARE * run * work.shortest / work.steps / FORWARD / races)
 
 
 def batches_of(plan: Plan, dataset: Dataset, world: World = ALONE) -> Batches:

@@ -16,7 +16,6 @@ from edgetune.objectives import objective_of
 from edgetune.planning import DataFacts, Plan, make_plan
 from edgetune.planning.plan import mean_document
 from edgetune.planning.sharing import sharing_for
-from edgetune.racing import lengths
 from edgetune.schedule import schedule_of
 from edgetune.settings.spec import Training, values
 from edgetune.speed import Measurements, Rates, TimeModel, Work, rates_of, run_estimate
@@ -27,7 +26,7 @@ from edgetune.world import Place
 
 if TYPE_CHECKING:
     from edgetune.data import Dataset, Report, Tokenizer
-    from edgetune.workflows.method_search import Candidate
+    from edgetune.workflows.candidates import Candidate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +123,7 @@ def plan_for(
     asked = replace(request, training=training)
     if searches != "method":
         return rows.planned(asked)
-    from edgetune.workflows.method_search import of_usual, with_candidates
+    from edgetune.workflows.candidates import of_usual, with_candidates
 
     return with_candidates(rows.planned(of_usual(asked)), asked, rows.planned)
 
@@ -193,14 +192,14 @@ def _searching(plan: Plan, dataset: Dataset) -> Plan:
     """
     if plan.training.search != "lr":
         return plan
-    from edgetune.workflows.job import work_of
+    from edgetune.workflows.job import race_lengths, work_of
 
     if not len(dataset.validation):
         raise UsageError(
             "--search lr judges rates on validation rows, and there are none. Keep some with "
             "--validation or --validation-data, or give a --learning-rate."
         )
-    found = lengths(work_of(plan, dataset).steps)
+    found = race_lengths(work_of(plan, dataset))
     because = (
         f"--search lr: before the run up to {found.races} learning rates around this one are raced "
         f"for {found.steps} steps each; validation loss and drift on a neutral text decide"

@@ -31,6 +31,7 @@ from edgetune.workflows.job import Job
 from edgetune.workflows.opening import open_planned, open_session
 from edgetune.workflows.planning import read_rows
 from edgetune.workflows.ranks import plan_on, tell_plan
+from edgetune.workflows.searching import damage
 from edgetune.workflows.training import Run
 from edgetune.workflows.worker import Recovery
 from edgetune.world import ALONE, Place, World
@@ -98,6 +99,7 @@ def resume_run(
             *(item.notice for item in refused),
             *([anew] if anew and start.step else []),
             *([newer] if newer and start.step else []),
+            *damage(folder, plan, start),
         ],
         recovered=recovered,
         world=world,

@@ -8,19 +8,20 @@ that one that was stopped goes on with the next.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from edgetune.backend import Session
+from edgetune.errors import UsageError
 from edgetune.events import Event, RateChosen, RateRaced, RunState
 from edgetune.files import load_json
 from edgetune.planning import Plan, plan_from_json, read_plan_file
 from edgetune.racing import Lengths, Race, because, following, lengths, winner
 from edgetune.runs import RunFolder, load_checkpoint, plan_hash
 from edgetune.runs.checkpoint import save_checkpoint
-from edgetune.settings.parse import from_plain
+from edgetune.settings.parse import checked
 from edgetune.settings.spec import to_plain
 from edgetune.workflows.job import Job
 from edgetune.workflows.races import Racer, judges_of
@@ -31,9 +32,42 @@ START: Final = "search"
 LARGEST: Final = 1 << 20
 
 
-def is_pending(folder: RunFolder, plan: Plan) -> bool:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What was kept of races: the races, and all that the file says; ``damage`` if it says nothing."""
+
+    plain: Mapping[str, Any] = field(default_factory=dict)
+    races: tuple[Race, ...] = ()
+    damage: str = ""
+
+
+def read_record(file: Path) -> Record:
+    """Return what a file keeps of races; nothing where there is none, or it is damaged."""
+    try:
+        found = checked(dict, load_json(file, LARGEST), "it")
+        checked(float | None, found.get("default"), "default")
+        return Record(plain=found, races=checked(tuple[Race, ...], found.get("races", []), "races"))
+    except FileNotFoundError:
+        return Record()
+    except (OSError, ValueError, UsageError) as error:
+        because = str(error).rstrip(".")
+        return Record(
+            damage=f"The races kept in {file} cannot be read: {because}. All are raced again."
+        )
+
+
+def is_pending(folder: RunFolder, plan: Plan, start: RunState) -> bool:
     """Tell whether learning rates are to be raced before a run goes on."""
-    return plan.training.search is not None and _record(folder).get("chosen") is None
+    searches = plan.training.search is not None and start.step == 0
+    return searches and read_record(folder.path / RECORD).plain.get("chosen") is None
+
+
+def damage(folder: RunFolder, plan: Plan, start: RunState) -> list[str]:
+    """Return what is wrong with the record of races that are still pending, if anything."""
+    if not is_pending(folder, plan, start):
+        return []
+    found = read_record(folder.path / RECORD).damage
+    return [found] if found else []
 
 
 @dataclass(slots=True)
@@ -56,10 +90,10 @@ class RateSearch:
             OutOfMemoryError: if a single row does not fit.
             OSError: if the folder cannot be written.
         """
-        length = lengths(self.job.facts.schedule.steps)
-        record = _record(self.folder)
-        default = float(record.get("default") or self.job.plan.training.learning_rate)
-        raced = [from_plain(Race, one, "race") for one in record.get("races", ())]
+        schedule, record = self.job.facts.schedule, read_record(self.folder.path / RECORD)
+        length = lengths(schedule.shortest, most=schedule.steps)
+        default = float(record.plain.get("default") or self.job.plan.training.learning_rate)
+        raced = list(record.races)
         racer = Racer(
             self.job, self.session, self.stop, judges_of(self.job, length.races),
             self.pause, self.strict, self.rows,
@@ -124,12 +158,3 @@ def _with_rate(plan: Plan, rate: float, why: str) -> Plan:
     reasons = [one for one in plan.reasons if not one.startswith(("learning rate ", "--search lr"))]
     training = replace(plan.training, learning_rate=rate)
     return replace(plan, training=training, reasons=(*reasons, why))
-
-
-def _record(folder: RunFolder) -> dict[str, Any]:
-    """Return what is known of the races of a run; nothing where that cannot be read."""
-    try:
-        found = load_json(folder.path / RECORD, LARGEST)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

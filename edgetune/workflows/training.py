@@ -111,7 +111,7 @@ class Run:
             NoImprovementError: if no checkpoint is better than the base; they are kept.
         """
         run, loaded = self, self.session.memory().peak_bytes
-        if is_pending(self.folder, self.job.plan):
+        if is_pending(self.folder, self.job.plan, self.start):
             if self.world.size > 1:
                 raise UsageError(
                     "Learning rates are still to be raced in this run, which one process does. "

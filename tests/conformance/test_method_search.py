@@ -15,6 +15,7 @@ from conformance.test_searching import QUICK, SLOW, ended, files, request
 from edgetune.backend import DeviceOutOfMemoryError, Session
 from edgetune.cli.plan_text import plan_text
 from edgetune.errors import StoppedError, UsageError
+from edgetune.methods import build
 from edgetune.model import LocalModel
 from edgetune.planning import Plan
 from edgetune.report import Report, render
@@ -86,6 +87,18 @@ def test_races_that_ended_are_not_raced_again(tmp_path: Path) -> None:
     assert record["races"][0] != first, "another run races anew"
 
 
+@pytest.mark.parametrize("damage", ["cut off", "[1]", '{"races": 1}', '{"races": [{"rate": "x"}]}'])
+def test_a_damaged_record_of_races_is_named_and_all_are_raced_again(
+    damage: str, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    kept_at(tmp_path / "run").write_text(damage)
+    _, record = chosen(planned(QUICK, tmp_path), tmp_path / "run", said.append)
+    assert "run.search.json cannot be read" in said[0]
+    assert record is not None
+    assert len(record["races"]) == len(METHODS)
+
+
 def test_a_method_that_runs_out_of_memory_leaves_the_race_to_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +148,32 @@ def test_a_plan_that_was_kept_races_each_method_at_its_own_rate(tmp_path: Path) 
     assert "bitfit is raced without --dropout, --rank, which it does not have" in "\n".join(why)
 
 
+def test_what_was_changed_in_a_plan_file_is_kept_or_refused(tmp_path: Path) -> None:
+    asked = request(QUICK, tmp_path, search="method", search_methods=METHODS)
+    asked = replace(asked, choice={"micro_batch": 2})
+    first = plan_for(asked).plan
+    bare = replace(asked, choice={}, training={})
+
+    def again(**choice: Any) -> PreparedPlan:
+        return plan_for(replanned(replace(first, choice=replace(first.choice, **choice)), bare))
+
+    edited = again(method=replace(first.choice.method, rank=5), accumulation=3)
+    plans = {one.kind: one.prepared.plan for one in edited.candidates if one.prepared}
+    assert values(plans["lora"].choice.method)["rank"] == 5
+    assert {plan.choice.accumulation for plan in plans.values()} == {3}
+    why = "\n".join(edited.plan.reasons)
+    assert "all are raced with rank as the plan file has it" in why
+    assert "bitfit is raced without --rank" in why
+    assert "micro batch as the plan file" not in why
+    with pytest.raises(
+        UsageError, match=r"has method bitfit and was made with lora.* put lora back"
+    ):
+        again(method=build("bitfit", {}))
+    faster = replace(first, training=replace(first.training, learning_rate=0.5))
+    with pytest.raises(UsageError, match=r"has learning_rate 0\.5 and was made with"):
+        plan_for(replanned(faster, bare))
+
+
 def test_a_setting_of_a_raced_method_alone_is_that_methods(tmp_path: Path) -> None:
     asked = request(QUICK, tmp_path, search="method", search_methods=("lora", "adapter"))
     choice = {**asked.choice, "bottleneck": 16}
@@ -181,3 +220,21 @@ def test_the_plan_tells_what_races_cost(
     assert 0 < run.search <= 0.6 * plain.total
     assert run.total == pytest.approx(plain.total + run.search)
     assert "races of methods" in " ".join(plan_text(prepared.plan).split())
+
+
+def test_races_of_a_run_that_may_end_early_are_a_share_of_what_it_takes_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGETUNE_CACHE", str(tmp_path / "cache"))
+    save_measurements(plain_measurements(QUICK))
+    training = {"steps": 1000, "patience": 3, "eval_every": 100}
+    whole = planned(QUICK, tmp_path, steps=1000)
+    early = planned(QUICK, tmp_path, **training)
+    ended = plan_for(request(QUICK, tmp_path, steps=400, eval_every=100)).plan.time.run
+    run = early.plan.time.run
+    assert whole.plan.time.run is not None
+    assert ended is not None
+    assert run is not None
+    assert len(early.candidates) >= 2
+    assert 0 < run.search <= 0.6 * ended.total < 0.6 * whole.plan.time.run.total
+    assert "raced for 40 steps each" in "\n".join(early.plan.reasons)

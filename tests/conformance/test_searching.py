@@ -99,6 +99,24 @@ def test_a_searched_run_is_the_run_with_that_rate(name: str, tmp_path: Path) -> 
     assert json.loads((stopped / "search.json").read_text())["chosen"] == chosen.rate
 
 
+def test_a_damaged_record_of_races_is_named_and_all_are_raced_again(tmp_path: Path) -> None:
+    answers = iter([False] * (EACH + 1) + [True] * 9)
+    with closing(begun(QUICK, tmp_path / "run", search="lr")) as run:
+        events = run.events(lambda: next(answers), pilot=False, after=PLAIN)
+        first = next(events)
+        assert isinstance(first, RateRaced)
+        with pytest.raises(StoppedError):
+            list(events)
+    record = tmp_path / "run" / "search.json"
+    record.write_text(record.read_text().replace('"rate"', '"rat"'))
+    run = resume_run(tmp_path / "run")
+    assert "search.json cannot be read: races[0].rat is not known" in run.notices[0]
+    with closing(run):
+        again = next(run.events(pilot=False, after=PLAIN))
+    assert isinstance(again, RateRaced)
+    assert again.race.loss == first.race.loss
+
+
 def test_an_objective_whose_terms_need_all_rows_is_raced(tmp_path: Path) -> None:
     rows = [{"prompt": f"Say {i}", "completion": str(i), "label": i % 2 == 0} for i in range(24)]
     asked = request(QUICK, tmp_path, search="lr", objective="kto", validation=0.25)

@@ -7,7 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.errors import UsageError
+from edgetune.patience import PatienceState
 from edgetune.racing import COST, Race, because, following, lengths, winner
+from edgetune.schedule import schedule_of
+from edgetune.settings.spec import Training
 
 DEFAULT = 1e-3
 
@@ -87,3 +90,24 @@ def test_rates_are_held_against_the_lowest_loss_not_against_each_other() -> None
     best = winner(raced, 1e-3)
     assert best is not None
     assert best.rate == 1e-3
+
+
+@given(st.integers(14, 10**6), st.integers(0, 20))
+def test_a_run_that_may_end_early_is_raced_for_as_if_it_did(steps: int, patience: int) -> None:
+    schedule = schedule_of(Training(steps=steps, patience=patience, learning_rate=DEFAULT), steps)
+    now = PatienceState()
+    for step in range(schedule.eval_every, steps + 1, schedule.eval_every):
+        now = now.after(1.0)  # never a lower one
+        if schedule.is_over(step, now):
+            break
+    else:
+        step = steps
+    assert schedule.shortest == step
+    if step >= 14:
+        found = lengths(step, most=steps)
+        assert found.steps * found.races <= COST * step
+    else:
+        with pytest.raises(
+            UsageError, match="Train longer, with --patience 0" if step < steps else "Train"
+        ):
+            lengths(step, most=steps)
