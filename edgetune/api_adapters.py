@@ -21,12 +21,16 @@ from edgetune.workflows.over import Over
 if TYPE_CHECKING:
     from edgetune.workflows.combining import Combination
     from edgetune.workflows.dimension import IntrinsicDimension
+    from edgetune.workflows.robustness import Robustness
     from edgetune.workflows.studying import Ablation, Movement, SharedDirections
+
+TRIES = 4
+"""Variants of a row that an attack chooses from."""
 
 SPANS = 6
 """Parts that the blocks of an adapter are divided into."""
 
-STUDIES = ("blocks", "directions", "intrinsic-dimension", "weights")
+STUDIES = ("blocks", "directions", "intrinsic-dimension", "robustness", "weights")
 
 
 def combine(
@@ -109,9 +113,15 @@ def study(
     memory: int | str | None = ...,
 ) -> IntrinsicDimension: ...  # fmt: skip
 @overload
+def study(
+    what: Literal["robustness"], ref: PathLike, *, data: Rows, clean: Rows, tries: int = ...,
+    tuning_steps: int | None = ..., tuning_rate: float | None = ..., seed: int = ...,
+    model: PathLike | None = ..., device: str = ..., memory: int | str | None = ...,
+) -> Robustness: ...  # fmt: skip
+@overload
 def study(what: Literal["weights"], ref: PathLike, *, model: PathLike | None = ...) -> Movement: ...
 def study(
-    what: Literal["blocks", "directions", "intrinsic-dimension", "weights"],
+    what: Literal["blocks", "directions", "intrinsic-dimension", "robustness", "weights"],
     ref: PathLike,
     other: PathLike | None = None,
     *,
@@ -120,18 +130,25 @@ def study(
     dimensions: Sequence[int] | None = None,
     seeds: int = 1,
     steps: int | None = None,
+    clean: Rows | None = None,
+    tries: int = TRIES,
+    tuning_steps: int | None = None,
+    tuning_rate: float | None = None,
+    seed: int = 0,
     tell: Callable[[int, int], None] | None = None,
     model: PathLike | None = None,
     device: str = "auto",
     memory: int | str | None = None,
-) -> Ablation | SharedDirections | IntrinsicDimension | Movement:
+) -> Ablation | SharedDirections | IntrinsicDimension | Robustness | Movement:
     """Return what a study of trained adapters found, or of what a task takes to be learned.
 
     ``blocks`` leaves the adapter out of every span of blocks and predicts the rows of ``data``;
     ``tell`` is told how many of how many losses are there. ``directions`` compares those of two
     low-rank adapters, ``weights`` says how far matrices were lengthened and rotated. These train
     nothing. ``intrinsic-dimension`` trains the model ``ref`` with all weights and in subspaces of
-    ``dimensions`` on ``data``, for ``seeds`` seeds.
+    ``dimensions`` on ``data``, for ``seeds`` seeds. ``robustness`` attacks the prompts of ``data`` and counts
+    what a prefix answers right, alone and with one that is tuned for each batch towards what blocks
+    compute on ``clean`` rows.
 
     >>> import edgetune, tempfile
     >>> rows = [{"prompt": f"{n} and one is", "completion": str(n + 1)} for n in range(24)]
@@ -153,10 +170,11 @@ def study(
         ModelError: if an adapter or its base is missing or damaged.
     """
     from edgetune.workflows.dimension import GRID, DimensionRequest, intrinsic_dimension
+    from edgetune.workflows.robustness import RobustnessRequest, Steering, robustness
     from edgetune.workflows.studying import ablation, movement, shared_directions
 
     over, name = _over(model, device, memory), os.fspath(ref)
-    _refuse_unread(what, data, other)
+    _refuse_unread(what, data, other, clean)
     match what:
         case "blocks" if data is not None:
             with ScratchFolder() as scratch:
@@ -172,18 +190,34 @@ def study(
                     training={} if steps is None else {"steps": steps},
                 )  # fmt: skip
                 return intrinsic_dimension(wanted, tell or _silent)
+        case "robustness" if data is not None and clean is not None:
+            usual = Steering()
+            steering = Steering(
+                tuning_steps=usual.tuning_steps if tuning_steps is None else tuning_steps,
+                tuning_rate=usual.tuning_rate if tuning_rate is None else tuning_rate,
+            )
+            with ScratchFolder() as scratch, ScratchFolder() as beside:
+                attacked = RobustnessRequest(
+                    name=name, data=rows_file(data, scratch), clean=rows_file(clean, beside),
+                    over=over, tries=tries, seed=seed, steering=steering,
+                )  # fmt: skip
+                return robustness(attacked, lambda _: None)
         case "weights":
             return movement(name, over)
-        case "blocks" | "directions" | "intrinsic-dimension":
+        case "blocks" | "directions" | "intrinsic-dimension" | "robustness":
             missing = "a second adapter" if what == "directions" else "rows: data="
+            missing += " and clean=" if what == "robustness" else ""
             raise UsageError(f"A study of {what} needs {missing}.")
     raise UsageError(f"There is no study {what!r}. There are: {', '.join(STUDIES)}.")
 
 
-def _refuse_unread(what: str, data: Rows | None, other: PathLike | None) -> None:
+def _refuse_unread(
+    what: str, data: Rows | None, other: PathLike | None, clean: Rows | None
+) -> None:
     """Refuse rows and a second adapter for a study that would leave them unread."""
     readers = {
-        "rows": (data, ("blocks", "intrinsic-dimension")),
+        "rows": (data, ("blocks", "intrinsic-dimension", "robustness")),
+        "clean rows": (clean, ("robustness",)),
         "second adapter": (other, ("directions",)),
     }
     for name, (given, of) in readers.items():

@@ -36,6 +36,9 @@ S = TypeVar("S", Rewards, Compared)
 
 Tensors = Mapping[str, NDArray[np.generic]]
 
+Pull = Callable[[int, NDArray[np.float32]], NDArray[np.float32]]
+"""From a block's number and its output (B, D) where each row's answer begins to the gradient by it."""
+
 DEFAULT_ADAPTER = "own"
 """Name of the adapter that a session is opened with, the one that it trains."""
 
@@ -282,6 +285,25 @@ class Session(Protocol):
         self, tokens: Sequence[int], *, adapter: str | None = DEFAULT_ADAPTER
     ) -> NDArray[np.float32]:
         """Return the logits (T, V) after each of T tokens of one row."""
+
+    def activations(self, batch: MicroBatch) -> NDArray[np.float32]:
+        """Return the output of each block (L, B, D) where the answer of each row begins.
+
+        That is at the token which is followed by the first loss token; the adapter is the session's own.
+
+        Raises:
+            DeviceOutOfMemoryError: if it does not fit.
+        """
+
+    def pull(self, batch: MicroBatch, pull: Pull) -> Tensors:
+        """Return the gradients by the trained tensors of something said of these outputs.
+
+        ``pull`` is told them from the last block to the first that the adapter changes, and says the
+        gradient by each. Nothing is learned.
+
+        Raises:
+            DeviceOutOfMemoryError: if it does not fit.
+        """
 
     def adapter_tensors(self) -> Tensors:
         """Return the trained tensors by the names of :mod:`edgetune.methods`."""

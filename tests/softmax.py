@@ -20,9 +20,10 @@ from edgetune.backend import (
     DeviceOutOfMemoryError,
     EvalResult,
     MemoryReading,
+    Pull,
     StepResult,
 )
-from edgetune.data.batch import IGNORED, MicroBatch
+from edgetune.data.batch import IGNORED, MicroBatch, answer_starts
 from edgetune.errors import DivergedError
 from edgetune.methods import Method, initial_value
 from edgetune.methods.lora import Lora
@@ -151,6 +152,15 @@ class SoftmaxSession:
         """Return the logits (T, V) after each of T tokens."""
         return (self.base[:, list(tokens)] + self._added(adapter, tokens)).T.astype(np.float32)
 
+    def activations(self, batch: MicroBatch) -> NDArray[np.float32]:
+        """Return the logits (1, B, V) before the answer of each row: the output of the only block."""
+        return self.logits(_before_answers(batch))[None]
+
+    def pull(self, batch: MicroBatch, pull: Pull) -> Arrays:
+        """Return the gradients of what is said of these logits."""
+        inputs = _before_answers(batch)
+        return self._by_adapter(np.array(inputs), pull(0, self.logits(inputs)))
+
     def adapter_tensors(self) -> Arrays:
         """Return copies of the trained tensors."""
         return {name: value.copy() for name, value in self.adapter.items()}
@@ -201,10 +211,14 @@ class SoftmaxSession:
         at = np.arange(len(targets)), targets
         loss = float(-np.log(p[at]).sum())
         p[at] -= 1
+        return loss, self._by_adapter(inputs, p)
+
+    def _by_adapter(self, inputs: NDArray[Any], grads: NDArray[Any]) -> Arrays:
+        """Return the gradients by A and B, from those by the logits (N, V) after inputs (N,)."""
         by_input = np.zeros((VOCABULARY, VOCABULARY))
-        np.add.at(by_input, inputs, p)
+        np.add.at(by_input, inputs, grads)
         a, b = self.adapter[A].astype(float), self.adapter[B].astype(float)
-        return loss, {A: b.T @ by_input.T, B: by_input.T @ a.T}
+        return {A: b.T @ by_input.T, B: by_input.T @ a.T}
 
     def _update(self, name: str, gradient: NDArray[Any], learning_rate: float) -> None:
         first, second = self.moments[f"{name}.first"], self.moments[f"{name}.second"]
@@ -218,6 +232,11 @@ class SoftmaxSession:
 def _pairs(batch: MicroBatch) -> tuple[NDArray[Any], NDArray[Any]]:
     under_loss = batch.targets != IGNORED
     return batch.tokens[under_loss], batch.targets[under_loss]
+
+
+def _before_answers(batch: MicroBatch) -> list[int]:
+    starts = answer_starts(batch.targets)
+    return [int(row[start]) for row, start in zip(batch.tokens, starts, strict=True)]
 
 
 def _check_rows(batches: Iterable[MicroBatch], fit: int) -> None:

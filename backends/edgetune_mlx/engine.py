@@ -17,8 +17,9 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune.backend import Pull
 from edgetune.data.answers import Weigh
-from edgetune.data.batch import MicroBatch, prompt_batch
+from edgetune.data.batch import MicroBatch, answer_starts, prompt_batch
 from edgetune.methods.adapted import Adapted
 from edgetune.network.adaptation import Adaptation
 from edgetune_mlx.checkpoints import Entries
@@ -26,6 +27,7 @@ from edgetune_mlx.compiled import Blocks
 from edgetune_mlx.decoder import Decoder
 from edgetune_mlx.loss import Head, Loss, Sums, Wanted, losses_only, token_losses
 from edgetune_mlx.memory import Guard
+from edgetune_mlx.pulls import Pulls, at_starts
 from edgetune_mlx.token_layout import TokenLayout
 
 Gradients = dict[str, mx.array]
@@ -112,6 +114,45 @@ class Engine:
         if method.trains_input:
             self._input(run, grad)
         return sums
+
+    def pull(
+        self, batch: MicroBatch, method: Adapted[mx.array], pull: Pull, into: Gradients
+    ) -> None:
+        """Add the gradient of what ``pull`` is the gradient of, by each trained tensor.
+
+        It is told the output (B, D) of each block where the rows' answers begin.
+        """
+        batch, layout = self._placed(batch, method)
+        wanted = Wanted.of(batch.targets, self.chunk)
+        run = Pass(mx.array(batch.tokens), layout, wanted, method, 1.0, into)
+        first, last = method.first_layer, self.decoder.shape.layers
+        pulls = Pulls(pull, answer_starts(batch.targets))
+        x = self._through(run, range(first), self.decoder.embed(run.tokens, layout, method))
+        with self.entries as entries:
+            for layer in range(first, last):
+                entries.push(x)
+                x = self._through(run, (layer,), x)
+            grad = pulls.added(last - 1, x, mx.zeros_like(x))
+            del x
+            for layer in reversed(range(first, last)):
+                block_input = entries.pop()
+                grad = self._checkpointed(run, layer, block_input, grad)
+                if layer > first:
+                    grad = pulls.added(layer - 1, block_input, grad)
+                del block_input
+        if method.trains_input:
+            self._input(run, grad)
+
+    def activations(self, batch: MicroBatch, method: Adaptation[mx.array]) -> NDArray[np.float32]:
+        """Return the output of each block (L, B, D) where the rows' answers begin."""
+        batch, layout = self._placed(batch, method)
+        starts, found = answer_starts(batch.targets), []
+        x = self.decoder.embed(mx.array(batch.tokens), layout, method)
+        for layer in range(self.decoder.shape.layers):
+            x = self.decoder.block(layer, x, layout, method)
+            self._evaluate(x, *layout.lent.get(layer, ()))
+            found.append(at_starts(x, starts))
+        return np.stack(found)
 
     def evaluate(self, batch: MicroBatch, method: Adaptation[mx.array]) -> Sums:
         """Return the summed loss of a micro-batch."""

@@ -18,6 +18,7 @@ from edgetune.backend import (
     DeviceOutOfMemoryError,
     EvalResult,
     MemoryReading,
+    Pull,
     StepResult,
     Tensors,
     TornStateError,
@@ -148,6 +149,19 @@ class MlxSession:
         """Return the logits (T, V) after each of T tokens."""
         with self._within_memory():
             return self.engine.logits(tokens, self._inference(adapter))
+
+    def activations(self, batch: MicroBatch) -> NDArray[np.float32]:
+        """Return the outputs of the blocks; see :class:`edgetune.backend.Session`."""
+        with self._within_memory():
+            return self.engine.activations(batch, self.method.drawing(None))
+
+    def pull(self, batch: MicroBatch, pull: Pull) -> Tensors:
+        """Return the gradients of what ``pull`` says; see :class:`edgetune.backend.Session`."""
+        with self._within_memory():
+            found, tensors = Gradients(), self.method.trained
+            self.engine.pull(batch, self.method.drawing(None), pull, found)
+            grads = {name: found.get(name, mx.zeros_like(x)) for name, x in tensors.items()}
+            return {name: np.array(grad) for name, grad in grads.items()}
 
     def adapter_tensors(self) -> Tensors:
         """Return the tensors of the adapter's file by name."""

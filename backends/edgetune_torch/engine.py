@@ -42,6 +42,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgetune.backend import Pull
 from edgetune.data.answers import Weigh
 from edgetune.data.batch import MicroBatch, prompt_batch
 from edgetune.network.adaptation import Adaptation
@@ -56,6 +57,7 @@ from edgetune_torch.loss import (
     token_losses,
 )
 from edgetune_torch.malloc import trim
+from edgetune_torch.pulls import Pulls, activations, answer_starts_of
 from edgetune_torch.tiles import spans
 from edgetune_torch.token_layout import Lent, TokenLayout
 
@@ -117,12 +119,39 @@ class Engine:
         saved, x = self._forward(tokens, layout, method)
         sums, *last = self._head_gradient(x, targets, method, scale, weigh)
         del x
-        grad = self._backward(saved, last, layout, method, done)
+        grad = self._backward(saved, last, layout, method, done=done)
+        self._input_backward(tokens, grad, layout, method)
+        return sums
+
+    def pull(self, batch: MicroBatch, method: Adaptation[Tensor], pull: Pull) -> None:
+        """Add the gradient of what ``pull`` is the gradient of to the parameters' ``grad``.
+
+        It is told the output (B, D) of each block where the rows' answers begin.
+        """
+        layout, tokens, targets = self._layout(batch, method)
+        pulls = Pulls(pull, answer_starts_of(targets))
+        self.checkpoints.clear()
+        saved, x = self._forward(tokens, layout, method)
+        last = [torch.zeros_like(x)]
+        pulls.add(self.decoder.shape.layers - 1, x, last[0])
+        del x
+        grad = self._backward(saved, last, layout, method, pulls=pulls)
+        self._input_backward(tokens, grad, layout, method)
+
+    @torch.no_grad()
+    def activations(self, batch: MicroBatch, method: Adaptation[Tensor]) -> NDArray[np.float32]:
+        """Return the output of each block (L, B, D) where the rows' answers begin."""
+        layout, tokens, targets = self._layout(batch, method)
+        return activations(self.decoder, tokens, answer_starts_of(targets), layout, method)
+
+    def _input_backward(
+        self, tokens: Tensor, grad: Tensor, layout: TokenLayout, method: Adaptation[Tensor]
+    ) -> None:
+        """Add the gradients of what the method does to the embeddings, if it does anything."""
         if method.trains_input:
             for span in spans(tokens.shape[1], self.decoder.tile):
                 x = self.decoder.embed(tokens[:, span], layout.of_span(span), method)
                 torch.autograd.backward(x, grad[:, span])
-        return sums
 
     @torch.no_grad()
     def evaluate(self, batch: MicroBatch, method: Adaptation[Tensor]) -> Sums:
@@ -275,12 +304,14 @@ class Engine:
         last: list[Tensor],
         layout: TokenLayout,
         method: Adaptation[Tensor],
-        done: Callable[[int], None] | None,
+        *,
+        done: Callable[[int], None] | None = None,
+        pulls: Pulls | None = None,
     ) -> Tensor:
         """Go through the blocks from the last to the first; each saved block is dropped when done.
 
-        ``last`` holds the gradient of the last block's output, and no more when it was used.
-        Returns the gradient of the first adapted block's input, if that is wanted.
+        ``last`` holds the gradient of the last block's output, and no more when it was used;
+        ``pulls`` add to those of the blocks before it. Returns the gradient of the first adapted block's input, if that is wanted.
         """
         grad, tiled = last.pop(), self.decoder.tiled(layout, method)
         order = range(self.decoder.shape.layers - 1, method.first_layer - 1, -1)
@@ -288,9 +319,11 @@ class Engine:
             if layer < self.checkpointed and tiled.splits(layer):
                 block_input, goes_on = self.checkpoints.take(), _goes_on(layer, method)
                 grad = tiled.backward(layer, block_input, grad, goes_on=goes_on)
-                del block_input
             else:
-                grad = self._whole_backward(layer, grad, saved, layout, method)
+                grad, block_input = self._whole_backward(layer, grad, saved, layout, method)
+            if pulls is not None and layer > method.first_layer:
+                pulls.add(layer - 1, block_input, grad)
+            del block_input
             if done is not None:
                 done(layer)
         return grad
@@ -302,8 +335,10 @@ class Engine:
         saved: list[SavedBlock],
         layout: TokenLayout,
         method: Adaptation[Tensor],
-    ) -> Tensor:
-        """Go through a block at once; return its input's gradient, or the same if none is wanted."""
+    ) -> tuple[Tensor, Tensor]:
+        """Go through a block at once; return its input's gradient, or the same if none is wanted,
+        and the input.
+        """
         came_back = [leaf.grad for leaf in layout.lent.pop(layer, ())]
         if layer >= self.checkpointed:
             block = saved.pop()
@@ -314,7 +349,7 @@ class Engine:
             out = self.decoder.block_again(layer, block_input, layout, method)
             made = layout.lent.pop(layer, None)
         torch.autograd.backward(*_ends((out, *(made or ())), (grad, *came_back)))
-        return grad if block_input.grad is None else block_input.grad
+        return (grad if block_input.grad is None else block_input.grad), block_input
 
 
 def _ends(

@@ -21,6 +21,7 @@ from edgetune.backend import (
     DeviceOutOfMemoryError,
     EvalResult,
     MemoryReading,
+    Pull,
     StepResult,
     Tensors,
     TornStateError,
@@ -198,6 +199,24 @@ class TorchSession:
                 self.engine.logits(tokens, self._inference(adapter)).cpu().numpy()
             )
         return logits
+
+    def activations(self, batch: MicroBatch) -> NDArray[np.float32]:
+        """Return the outputs of the blocks; see :class:`edgetune.backend.Session`."""
+        with self._within_memory():
+            return self.engine.activations(batch, self.method.drawing(None))
+
+    def pull(self, batch: MicroBatch, pull: Pull) -> Tensors:
+        """Return the gradients of what ``pull`` says; see :class:`edgetune.backend.Session`."""
+        with self._within_memory():
+            if self._gradients is None:
+                self._gradients = Gradients(self.parameters)
+            self._gradients.begin()
+            try:
+                self.engine.pull(batch, self.method.drawing(None), pull)
+                return {name: x.cpu().numpy().copy() for name, x in self._gradients.views.items()}
+            finally:
+                self.engine.checkpoints.clear()
+                self._gradients.end()
 
     def adapter_tensors(self) -> Tensors:
         """Return the tensors of the adapter's file by name."""

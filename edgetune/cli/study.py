@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +10,21 @@ import click
 import numpy as np
 
 from edgetune.cli.options import FilePath, Ref, common_options, over_options
-from edgetune.cli.show import out, out_json, say, table
-from edgetune.files import unwritable, write_text
+from edgetune.cli.robustness import command as robustness
+from edgetune.cli.show import say
+from edgetune.cli.study_page import html_option, show
 from edgetune.report.charts import Chart, Guide, Line
-from edgetune.report.studies import Heat, study_page
-from edgetune.settings.spec import to_plain
+from edgetune.report.studies import Heat
 from edgetune.workflows.dimension import (
     GRID,
     SHARE,
     DimensionRequest,
-    IntrinsicDimension,
     intrinsic_dimension,
 )
 from edgetune.workflows.over import Over
 from edgetune.workflows.studying import (
-    Ablation,
     Moved,
     Movement,
-    SharedDirections,
     ablation,
     movement,
     shared_directions,
@@ -35,10 +32,6 @@ from edgetune.workflows.studying import (
 
 SHOWN = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Ranks that a table of directions shows, besides the full one."""
-
-html_option = click.option(
-    "--html", type=FilePath(), metavar="FILE", help="Also write a page with the tables, shaded."
-)
 
 
 class Counts(click.ParamType["tuple[int, ...]"]):
@@ -99,7 +92,7 @@ def blocks(name: str, data: Path, spans: int, html: Path | None, over: Over, as_
         low=found.whole,
         high=max(found.base, found.whole),
     )
-    _show(f"Blocks of {name}", lead, [heat], html, found, as_json=as_json)
+    show(f"Blocks of {name}", lead, [heat], html, found, as_json=as_json)
 
 
 @command.command("directions")
@@ -125,7 +118,7 @@ def directions(one: str, other: str, html: Path | None, over: Over, as_json: boo
         f"Rows are directions of {one}, columns those of {other}. Each table says what random ones "
         "would share at the full ranks."
     )
-    _show(f"Directions of {one} and {other}", lead, heats, html, found, as_json=as_json)
+    show(f"Directions of {one} and {other}", lead, heats, html, found, as_json=as_json)
 
 
 @command.command("weights")
@@ -143,7 +136,7 @@ def weights(name: str, html: Path | None, over: Over, as_json: bool) -> None:
         _by_block("Change of the norm", found, "magnitude"),
         _by_block("Rotation (1 - cos)", found, "direction"),
     ]
-    _show(f"Weights of {name}", lead, heats, html, found, as_json=as_json)
+    show(f"Weights of {name}", lead, heats, html, found, as_json=as_json)
 
 
 @command.command("intrinsic-dimension")
@@ -228,7 +221,7 @@ def dimension(
         x_label="log2 of the dimension",
     )  # fmt: skip
     title = f"Dimension of {data.name} for {found.model}"
-    _show(title, lead, [heat], html, found, as_json=as_json, charts=[chart])
+    show(title, lead, [heat], html, found, as_json=as_json, charts=[chart])
 
 
 def _directions(
@@ -276,31 +269,4 @@ def _by_block(caption: str, found: Movement, what: str) -> Heat:
     )
 
 
-def _show(
-    title: str,
-    lead: str,
-    heats: Sequence[Heat],
-    html: Path | None,
-    found: Ablation | SharedDirections | Movement | IntrinsicDimension,
-    *,
-    as_json: bool,
-    charts: Sequence[Chart] = (),
-) -> None:
-    """Print a study and write its page, if one is wanted."""
-    if html is not None:
-        try:
-            write_text(html, study_page(title, lead, heats, charts=charts))
-        except OSError as error:
-            raise unwritable("The page", html, error, "choose another place with --html") from error
-    if as_json:
-        out_json(to_plain(found))
-        return
-    out(lead)
-    for heat in heats:
-        rows = [
-            (name, *("" if x is None else f"{x:.4g}" for x in row))
-            for name, row in zip(heat.rows, heat.values, strict=True)
-        ]
-        out(f"\n{heat.caption}\n" + table(rows, (heat.corner, *heat.columns)))
-    if html is not None:
-        out(f"\nThe page is {html}")
+command.add_command(robustness)

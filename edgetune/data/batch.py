@@ -18,6 +18,16 @@ IGNORED = -100
 """The target of a position that takes no part in the loss."""
 
 
+def answer_starts(targets: NDArray[np.int32]) -> NDArray[np.intp]:
+    """Return where the first loss token of each row (B, S) is predicted from (B,).
+
+    >>> answer_starts(np.array([[IGNORED, IGNORED, 7, 8], [5, IGNORED, 6, 2]], np.int32)).tolist()
+    [2, 0]
+    """
+    found: NDArray[np.intp] = np.argmax(targets != IGNORED, axis=1)
+    return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
     """B rows of S positions.

@@ -72,7 +72,7 @@ class ServingEstimate:
 
     def to_json(self) -> dict[str, Any]:
         """Return the parts and the peak."""
-        return to_plain(self) | {"peak_bytes": self.peak_bytes}
+        return {**to_plain(self), "peak_bytes": self.peak_bytes}
 
 
 def serving_estimate(
@@ -84,7 +84,7 @@ def serving_estimate(
 ) -> ServingEstimate:
     """Return what a plan's base takes with an adapter of each of these methods."""
     saved = [method.on_disk() for method in methods]
-    sizes = {method: adapter_bytes(shape, method) for method in saved}
+    sizes = {method: adapter_bytes(shape, method) for method in dict.fromkeys(saved)}
     before = max(method.virtual_tokens + method.positions for method in saved)
     longest, tokens = choice.context + before, min(choice.context, LEAST_ROW)
 

@@ -212,7 +212,7 @@ def _time_limit(usual: PreparedPlan) -> float:
     if run is None:
         return inf
     whole = run.steps + run.evaluations + run.saves
-    return SHARE * (run.opening + run.pilot + _certain(usual) * whole)
+    return SHARE * (run.total - run.search - (1 - _certain(usual)) * whole)
 
 
 def _race_seconds(prepared: PreparedPlan, length: Lengths) -> float:

@@ -37,6 +37,7 @@ from edgetune.workflows.experience import NEAR, learn
 
 WORK = Work(
     steps=20,
+    shortest=20,
     steps_per_epoch=10,
     evaluations=3,
     saves=2,

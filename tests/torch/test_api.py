@@ -91,7 +91,12 @@ def test_studies_and_combinations_say_what_they_need(folder: Path, tmp_path: Pat
         (lambda study, _: study("blocks", folder), "needs rows: data="),
         (lambda study, _: study("directions", folder), "needs a second adapter"),
         (lambda study, _: study("intrinsic-dimension", "tiny"), "needs rows: data="),
+        (
+            lambda study, _: study("robustness", folder, data=ROWS[:2]),
+            "needs rows: data= and clean=",
+        ),
         (lambda study, _: study("blocks", folder, data=ROWS[:2], spans=0), "2 or more; found 0"),
+        (lambda study, _: study("weights", folder, clean=ROWS[:2]), "reads no clean rows"),
         (lambda study, _: study("weights", folder, folder), "reads no second adapter"),
         (lambda study, _: study("directions", folder, folder, data=ROWS[:2]), "reads no rows"),
         (lambda study, _: study("layers", folder), "There are: blocks, directions, intr"),

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from rows import Cli, call, write_rows
 
+import edgetune
 from edgetune.adapters import load_adapter, save_adapter
+from edgetune.data.attacks import ATTACKS
 from edgetune.insight import correlation, overlaps, turning
 from edgetune.model import open_model
 from edgetune.tensors.reader import read_tensor
@@ -157,3 +159,51 @@ def test_the_dimension_of_a_task_is_the_same_within_a_step_of_the_grid(cli: Cli)
     )  # fmt: skip
     places = [grid.index(curve["dimension"]) for curve in found["curves"]]
     assert max(places) - min(places) <= 1
+
+
+ASKED = [
+    {"prompt": f"Please switch the {thing} in the {room} on.", "completion": "done"}
+    for thing in ("lamp", "heater", "radio")
+    for room in ("kitchen", "garage", "cellar", "attic")
+]
+
+
+def test_a_prefix_is_attacked_and_tuned(cli: Cli, folder: Path) -> None:
+    write_rows(folder / "asked.jsonl", ASKED)
+    called = cli(
+        "train", "--model", "tiny", "--device", "cpu", "--data", "asked.jsonl", "--method", "prefix",
+        "--compute-dtype", "float32",
+        "--prefix-length", "4", "--prefix-hidden", "32", "--steps", "40", "--learning-rate", "0.02",
+        "--validation", "0", "--no-verdict", "--samples", "0", "--output", "prefix", "-q",
+    )  # fmt: skip
+    assert called.code == 0, called.err
+    asked = ("robustness", "prefix", "--data", "asked.jsonl", "--clean", "asked.jsonl")
+    steps = ("--tuning-steps", "3", "--tuning-rate", "0.001")
+    found = _json(cli, *asked, *steps, "--tries", "2")
+
+    assert found["rows"] == len(ASKED)
+    assert [one["attack"] for one in found["attacks"]] == ["none", *ATTACKS]
+    clean, *attacked = found["attacks"]
+    assert clean["right"] == found["known"] >= 8
+    assert all(one["before"] > clean["before"] for one in attacked)
+    assert sum(one["after"] for one in attacked) < sum(one["before"] for one in attacked)
+    python = edgetune.study(
+        "robustness", "prefix", data=ASKED, clean=ASKED, tries=2, tuning_steps=3, tuning_rate=1e-3
+    )
+    assert [one.right for one in python.attacks] == [one["right"] for one in found["attacks"]]
+    text = cli("study", *asked, "--tries", "1", "--tuning-steps", "1").out
+    assert "Share of rows answered right" in text
+
+
+def test_only_a_prefix_that_answers_rows_right_is_attacked(cli: Cli) -> None:
+    asked = ("--data", "rows.jsonl", "--clean", "rows.jsonl")
+    called = cli("study", "robustness", "run", *asked)
+    assert called.code == 2
+    assert "run is lora: a prefix (--method prefix) is tuned this way" in called.err
+    called = cli(
+        "train", "--model", "tiny", *LEARN, "--method", "prefix", "--output", "early", "-q"
+    )
+    assert called.code == 0, called.err
+    called = cli("study", "robustness", "early", *asked)
+    assert called.code == 2
+    assert "Of 16 clean rows 0 are answered right" in called.err
