@@ -21,6 +21,7 @@ from edgetune.tensors.packed.kinds import NF4 as QUANTILES
 from edgetune.tensors.packed.kinds import NF4_BLOCK as BLOCK
 from edgetune.tensors.packed.kinds import NF4_GROUP as GROUP
 from edgetune_torch import kernels
+from edgetune_torch.cpu_kernels.nf4 import unpack as unpack_by_kernel
 from edgetune_torch.dynamic_map import decode_blocks, encode_blocks
 from edgetune_torch.matrices import Part, WritableMatrix
 from edgetune_torch.native import unpack
@@ -76,10 +77,12 @@ class Nf4Matrix(WritableMatrix):
         if device.type == "cuda" and _has_bitsandbytes():
             return self._dense_by_bitsandbytes(dtype)
         size = self.shape[0] * self.shape[1]
-        codes, scales = self.parts["codes"], self._scales()
+        codes = self.parts["codes"]
         out = self.workspace.take("matrix", (codes.numel() * 2,), dtype)
-        if not unpack(codes, scales, out):
-            unpack_by_text(codes, scales, out, self.workspace)
+        if not unpack_by_kernel(self.parts, out):
+            scales = self._scales()
+            if not unpack(codes, scales, out):
+                unpack_by_text(codes, scales, out, self.workspace)
         return out[:size].view(self.shape)
 
     def _scales(self) -> Tensor:

@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgetune_torch import cpu_kernels, pointwise
+from edgetune_torch import cpu_kernels, nf4, pointwise
 from edgetune_torch.cpu_kernels import attention
+from edgetune_torch.cpu_kernels import nf4 as nf4_kernel
 from edgetune_torch.cpu_kernels import pointwise as pointwise_kernel
 from edgetune_torch.flash import FusedOnCpu
+from edgetune_torch.matrices import store
 
 SHAPES = [
     # positions, heads, key/value heads, channels
@@ -164,6 +166,18 @@ def test_threads_share_pointwise_work_without_a_trace() -> None:
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("size", [(3, 40), (64, 64), (300, 2048)])
+def test_unpacked_weights_have_the_bits_of_the_text(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = torch.randn(size, generator=torch.Generator().manual_seed(2))
+    matrix = store(values, "nf4")
+    assert nf4_kernel._checked() is not None
+    ours = matrix.dense(torch.bfloat16).clone()
+    monkeypatch.setattr(nf4, "unpack_by_kernel", lambda *_: False)
+    assert torch.equal(ours, matrix.dense(torch.bfloat16))
 
 
 def test_without_a_compiler_there_is_no_kernel(

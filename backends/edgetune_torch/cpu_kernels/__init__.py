@@ -33,7 +33,7 @@ SOURCES: Final = tuple(sorted(Path(__file__).parent.glob("*.c")))
 COMPILERS: Final = ("cc", "gcc", "clang")
 FLAGS: Final = (
     "-O3", "-shared", "-fPIC", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl",
-    "-mavx512bf16", "-mprefer-vector-width=512",
+    "-mavx512bf16", "-mprefer-vector-width=512", "-ffp-contract=off",
 )  # fmt: skip
 PATIENCE: Final = 120.0
 """Seconds that a compiler is given: it takes one or two."""

@@ -1,0 +1,32 @@
+/* NF4 with doubly quantized scales to bfloat16, for processors with AVX512-BF16: the scales too are
+   made here, block by block, with the roundings of the text in edgetune_torch/nf4.py. */
+
+#include <immintrin.h>
+#include <stdint.h>
+
+enum { BLOCK = 64, GROUP = 256, BYTES = 16 };
+
+static __m512i rounded(__m512 x) {
+    return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x));
+}
+
+/* Blocks first..last-1 of codes (N / 2), two in a byte, the first in the high bits. */
+int unpacked(const uint8_t *codes, const uint8_t *scales, const float *groups, const float *offset,
+             const float *map, const float *quantiles, uint16_t *out, long first, long last) {
+    __m512 table = _mm512_loadu_ps(quantiles);
+    for (long b = first; b < last; b++) {
+        float own = map[scales[b]] * groups[b / GROUP];
+        __m512 scale = _mm512_set1_ps(own + offset[0]);
+        for (int half = 0; half < BLOCK / 2; half += BYTES) {
+            const __m128i *from = (const __m128i *)(codes + b * (BLOCK / 2) + half);
+            __m512i both = _mm512_cvtepu8_epi32(_mm_loadu_si128(from));
+            __m512i low = _mm512_and_si512(both, _mm512_set1_epi32(15));
+            __m512 one = _mm512_permutexvar_ps(_mm512_srli_epi32(both, 4), table);
+            __m512 two = _mm512_permutexvar_ps(low, table);
+            __m512i next = _mm512_slli_epi32(rounded(_mm512_mul_ps(two, scale)), 16);
+            _mm512_storeu_si512(out + b * BLOCK + 2 * half,
+                                _mm512_or_si512(rounded(_mm512_mul_ps(one, scale)), next));
+        }
+    }
+    return 0;
+}
