@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from edgetune.tensors.packed.kinds import NF4 as QUANTILES
+from edgetune.tensors.packed.kinds import NF4_GROUP as GROUP
 from edgetune_torch.cpu_kernels import library, place, shared_out
 from edgetune_torch.dynamic_map import dynamic_map
 
@@ -46,7 +47,7 @@ def _quantiles() -> Tensor:
 def _checked() -> ctypes.CDLL | None:
     """Return the library if it gives the same bits as the text."""
     from edgetune_torch.dynamic_map import decode_blocks
-    from edgetune_torch.nf4 import GROUP, unpack_by_text
+    from edgetune_torch.nf4 import unpack_by_text
 
     if library() is None:
         return None
