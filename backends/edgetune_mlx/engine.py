@@ -230,8 +230,10 @@ class Engine:
         loss, grad, found = self._head(run, x)
         with self.guard.in_order():
             loss.evaluate()
+        sums = Sums.of(loss.losses, run.wanted.count)
+        del loss  # what comes behind it does not need it
         self._evaluate(grad, _added(run.grads, found))
-        return Sums.of(loss.losses, run.wanted.count), grad
+        return sums, grad
 
     def _open_blocks(self, run: Pass, layers: range, x: mx.array) -> tuple[Sums, mx.array]:
         """Return the loss and the gradient of x; add those of the tensors behind it.

@@ -8,6 +8,7 @@ and nothing beside them but scales.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Final
 
 import mlx.core as mx
@@ -47,9 +48,17 @@ def unpack_float(codes: mx.array, scales: mx.array, *, group: int, dtype: mx.Dty
 
 
 def _looked_up(codes: mx.array, numbers: Sequence[float], dtype: mx.Dtype) -> mx.array:
-    """Return two numbers for each byte, that of the lower half first."""
-    pairs = mx.array([[numbers[byte % 16], numbers[byte // 16]] for byte in range(256)], dtype)
-    return mx.take(pairs, codes.view(mx.uint8), axis=0)
+    """Return the numbers that bytes stand for, two each (..., 2)."""
+    return mx.take(_pairs(tuple(numbers), dtype), codes.view(mx.uint8), axis=0)
+
+
+@cache
+def _pairs(numbers: tuple[float, ...], dtype: mx.Dtype) -> mx.array:
+    """Return two numbers for each byte, that of the lower half first.
+
+    Made once: a graph would hold one for every product to come.
+    """
+    return mx.array([[numbers[byte % 16], numbers[byte // 16]] for byte in range(256)], dtype)
 
 
 def _flat(grouped: mx.array) -> mx.array:

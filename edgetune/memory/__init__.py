@@ -2,7 +2,7 @@
 
 :mod:`~edgetune.memory.ledger` counts what lives through a sequence of allocations. The text of a
 block is run over sizes: :mod:`~edgetune.memory.eager` frees them as torch does,
-:mod:`~edgetune.memory.lazy` as MLX does. :mod:`~edgetune.memory.head` is the loss,
+:mod:`~edgetune.memory.lazy` as MLX does. :mod:`~edgetune.memory.head` is torch's loss,
 :mod:`~edgetune.memory.weights` what is stored, :mod:`~edgetune.memory.costs` what each kind of
 device declares; :mod:`~edgetune.memory.step` and :mod:`~edgetune.memory.model` put them together
 for each phase of a run.

@@ -6,7 +6,6 @@ N loss tokens, D hidden size, V vocabulary, C tokens of a chunk, W rows of a sli
 from __future__ import annotations
 
 from dataclasses import replace
-from math import ceil
 
 from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.ledger import Ledger
@@ -35,63 +34,35 @@ def loss_bytes(
     chunk: int,
     head: str,
     *,
-    quantized: bool = False,
     weighed: bool = False,
-    summed: bool = False,
 ) -> int:
-    """Return the peak of the loss with its gradient, over the last block's output.
+    """Return the peak of the loss with its gradient on torch, over the last block's output.
 
-    ``weighed``: an objective over answers weighs the loss tokens, whose losses come first.
-    ``summed``: the gradient of a trained head is added to that of other micro-batches.
+    The states of one chunk at a time are selected and normalised. ``weighed``: an objective over
+    answers weighs the loss tokens, whose losses come first.
     """
-    if not rows.lazy:
-        return _in_chunks(shape, rows, chunk, head, quantized=quantized, weighed=weighed)
-    ledger, hidden = Ledger(), rows.activation_bytes(shape.hidden_size)
-    ledger.alloc(rows.tokens * (INDEX + 4))
-    ledger.alloc(hidden)  # the selected states
-    weight_bytes = norm_forward(ledger, shape.norm, shape.hidden_size, rows, shape.hidden_size)
-    if weighed:
-        ledger.transient(rows.tokens * SCORED_BYTES)
-        ledger.alloc(rows.tokens * FLOAT32_BYTES)
-    ledger.alloc(hidden)  # the gradient behind the norm
-    ledger.transient(_chunk(shape, rows, chunk, head, quantized=quantized, gradient=True))
-    if head == TRAINED:
-        ledger.transient(_head_gradient(shape, rows, chunk, summed=summed))
-    ledger.transient(hidden, 0)
-    made = norm_backward(ledger, shape.norm, shape.hidden_size, rows, shape.hidden_size)
-    ledger.free(made + hidden + weight_bytes)
-    ledger.transient(2 * hidden)
-    return ledger.peak
-
-
-def _in_chunks(
-    shape: ModelShape, rows: BatchShape, chunk: int, head: str, *, quantized: bool, weighed: bool
-) -> int:
-    """Return the same on torch, which selects and normalises the states of one chunk at a time."""
     ledger, some, size = Ledger(), _of_chunk(rows, chunk), shape.hidden_size
     ledger.alloc(rows.tokens * (INDEX + 4))
     if weighed:
         ledger.transient(rows.tokens * SCORED_BYTES)
-        ledger.transient(_evaluated(shape, some, chunk, head, quantized=quantized))
+        ledger.transient(_evaluated(shape, some, chunk, head))
         ledger.alloc(rows.tokens * FLOAT32_BYTES)
     ledger.alloc(rows.activation_bytes(size))  # the gradient of all states
     selected = ledger.alloc(some.activation_bytes(size))
     norm_forward(ledger, shape.norm, size, some, size)
-    ledger.transient(_chunk(shape, some, chunk, head, quantized=quantized, gradient=True))
+    ledger.transient(_chunk(shape, some, chunk, head, gradient=True))
     ledger.alloc(selected)  # the gradient behind the norm
     norm_backward(ledger, shape.norm, size, some, size)
     return ledger.peak
 
 
-def _evaluated(
-    shape: ModelShape, some: BatchShape, chunk: int, head: str, *, quantized: bool
-) -> int:
+def _evaluated(shape: ModelShape, some: BatchShape, chunk: int, head: str) -> int:
     """Return the peak of one chunk's losses on torch."""
     ledger = Ledger()
     selected = ledger.alloc(some.activation_bytes(shape.hidden_size))
     kept = norm_forward(ledger, shape.norm, shape.hidden_size, some, shape.hidden_size)
     ledger.free(selected + kept)
-    ledger.transient(_chunk(shape, some, chunk, head, quantized=quantized, gradient=False))
+    ledger.transient(_chunk(shape, some, chunk, head, gradient=False))
     return ledger.peak
 
 
@@ -100,30 +71,15 @@ def _of_chunk(rows: BatchShape, chunk: int) -> BatchShape:
     return replace(rows, batch=1, context=min(chunk, rows.tokens))
 
 
-def evaluation_bytes(
-    shape: ModelShape, rows: BatchShape, chunk: int, head: str, *, quantized: bool = False
-) -> int:
+def evaluation_bytes(shape: ModelShape, rows: BatchShape, chunk: int, head: str) -> int:
     """Return the peak of the loss without its gradient."""
-    if not rows.lazy:
-        some = _of_chunk(rows, chunk)
-        return rows.tokens * (INDEX + 4) + _evaluated(shape, some, chunk, head, quantized=quantized)
-    ledger, hidden = Ledger(), rows.activation_bytes(shape.hidden_size)
-    ledger.alloc(rows.tokens * (INDEX + 4) + hidden)
-    weight_bytes = norm_forward(ledger, shape.norm, shape.hidden_size, rows, shape.hidden_size)
-    ledger.free(hidden + weight_bytes)
-    ledger.transient(_chunk(shape, rows, chunk, head, quantized=quantized, gradient=False))
-    return ledger.peak
+    some = _of_chunk(rows, chunk)
+    return rows.tokens * (INDEX + 4) + _evaluated(shape, some, chunk, head)
 
 
-def _chunk(
-    shape: ModelShape, rows: BatchShape, chunk: int, head: str, *, quantized: bool, gradient: bool
-) -> int:
+def _chunk(shape: ModelShape, rows: BatchShape, chunk: int, head: str, *, gradient: bool) -> int:
     """Return the peak of one chunk: its tiles of logits, and copies of one of them."""
     tokens = min(chunk, rows.tokens)
-    if rows.lazy:
-        if head == TRAINED:
-            quantized, rows = False, replace(rows, recast=rows.width != FLOAT32_BYTES)
-        return _whole_chunk(shape, rows, tokens, quantized=quantized, gradient=gradient)
     height = min(HEAD_SLICE if rows.keeps_scratch else CARD_SLICE, shape.vocabulary)
     if rows.kernels and head != "disk":
         return _at_once(shape, rows, tokens, height, head, gradient=gradient)
@@ -173,33 +129,3 @@ def _slices(shape: ModelShape, rows: BatchShape, height: int, head: str) -> int:
     made = min(2 * height, shape.vocabulary) * rows.product
     read = height * rows.stored if head == "disk" and rows.recast else 0
     return (made + read) * shape.hidden_size
-
-
-def _head_gradient(shape: ModelShape, rows: BatchShape, chunk: int, *, summed: bool) -> int:
-    """Return what MLX holds while a chunk's gradient of the head is made and added.
-
-    The sum itself is counted with the gradients.
-    """
-    tokens, size = min(chunk, rows.tokens), shape.vocabulary * shape.hidden_size
-    narrow = 0 if rows.width == FLOAT32_BYTES else size * rows.width
-    another = FLOAT32_BYTES * size if summed or rows.tokens > chunk else 0
-    states = 2 * tokens * shape.hidden_size * rows.width
-    return tokens * shape.vocabulary * rows.width + states + narrow + another
-
-
-def _whole_chunk(
-    shape: ModelShape, rows: BatchShape, tokens: int, *, quantized: bool, gradient: bool
-) -> int:
-    """Return the peak of one chunk where MLX holds all of its logits, and unpacks the head."""
-    logits, size = tokens * shape.vocabulary, shape.vocabulary * shape.hidden_size
-    unpacked = rows.unpacks if quantized else rows.recast
-    dense = size * rows.product if unpacked else 0
-    unpacking = dense + (ceil(rows.unpacking * size) if quantized else 0)
-    narrow = 0 if rows.width == FLOAT32_BYTES else logits * rows.width
-    going = max(unpacking + logits * rows.width, narrow + FLOAT32_BYTES * logits)
-    capped = shape.logit_softcap is not None
-    back = FLOAT32_BYTES * logits * (2 if capped else 1) + narrow
-    states = 2 * tokens * shape.hidden_size * rows.width
-    if rows.width != FLOAT32_BYTES:
-        states += 2 * FLOAT32_BYTES * tokens * shape.hidden_size  # as the norm read and made them
-    return states + max(unpacking, going, back + unpacking if gradient else 0)

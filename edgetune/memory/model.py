@@ -12,6 +12,7 @@ from edgetune.memory.batch_shape import BatchShape, Platform, batch_shape_of
 from edgetune.memory.block_pass import BlockPass, Passes, SizedMethod, beside
 from edgetune.memory.estimate import MemoryEstimate, Parts, Phases
 from edgetune.memory.head import TRAINED, evaluation_bytes, loss_bytes
+from edgetune.memory.lazy.loss import LazyLoss
 from edgetune.memory.lazy.passes import LazyMethod, LazyPasses
 from edgetune.memory.lazy.weights import alike
 from edgetune.memory.loading import Loading
@@ -23,7 +24,7 @@ from edgetune.methods.base import Method
 from edgetune.methods.planned import BlockKind, kinds
 from edgetune.objectives import Objective
 from edgetune.shape import ModelShape
-from edgetune.storage import FILE_FORMAT, FLOAT32_BYTES, QUANTIZED_OUTER
+from edgetune.storage import FILE_FORMAT, FLOAT32_BYTES
 
 INDICES = 28
 """Bytes a token of its number, its target, its position, and their copies in other formats."""
@@ -84,8 +85,8 @@ class MemoryModel:
         self._scratch = cache(
             partial(scratch_bytes, shape, frozen=frozen, trained_head=self.head is not None)
         )
-        self._loss = cache(partial(loss_bytes, shape))
-        self._evaluated = cache(partial(evaluation_bytes, shape))
+        self._loss = cache(self._make_loss)
+        self._evaluated = cache(self._make_evaluated)
         self._state = cache(partial(state_bytes, self.sizes))
         self._update = cache(
             partial(update_bytes, self.sizes, costs=self.costs, kernels=platform.kernels)
@@ -111,19 +112,18 @@ class MemoryModel:
         step = self._step(
             rows, choice.quantization, choice.placement, summed=choice.accumulation > 1
         )
-        quantized = self._unpacks_head(choice.quantization)
-        heads = {choice.head, choice.head if self.head is None else TRAINED}
+        head = choice.head if self.head is None else TRAINED
         chunk = min(choice.loss_chunk, bucket(choice.tokens))  # nothing is learned of a prompt
+        stored = choice.quantization if self.costs.lazy else "none"
         loss = self._loss(
-            rows, chunk, choice.head if self.head is None else TRAINED,
-            quantized=quantized, weighed=objective is not None,
-            summed=choice.accumulation > 1,
+            rows, chunk, head, stored,
+            weighed=objective is not None, summed=choice.accumulation > 1,
         )  # fmt: skip
         kept = choice.checkpointing
         update = self._update(choice.optimizer)
         moment = step.peak(kept.layers, offload=kept.offload, loss=loss, update=update)
         multiplied = rows.of_tile() if self._in_tiles(rows, kept.layers) else rows
-        scratch = self._scratch(multiplied, choice.quantization, choice.head)
+        scratch = self._scratch(multiplied, choice.quantization, choice.head) + self.costs.reused
         places = (choice.quantization, choice.placement, choice.embedding, choice.head)
         kernels = self.costs.kernels if rows.product < FLOAT32_BYTES else 0
         parts = Parts(
@@ -141,7 +141,7 @@ class MemoryModel:
             load=self._load(places) - kernels,  # none is made yet
             evaluation=scratch
             + step.evaluation(
-                max(self._evaluated(rows, chunk, head, quantized=quantized) for head in heads)
+                max(self._evaluated(rows, chunk, each, stored) for each in {head, choice.head})
             ),
             compares=objective is not None and objective.needs_reference,
         )
@@ -210,24 +210,34 @@ class MemoryModel:
             and not self.shape.per_layer
         )
 
-    def _unpacks_head(self, quantization: str) -> bool:
-        """Whether MLX has embedding and head in a format that it unpacks."""
-        in_blocks = quantization == FILE_FORMAT and self.costs.lazy
-        return in_blocks or quantization in QUANTIZED_OUTER
+    def _make_loss(
+        self, rows: BatchShape, chunk: int, head: str, quantization: str,
+        *, weighed: bool, summed: bool,
+    ) -> int:  # fmt: skip
+        if self.costs.lazy:
+            loss = LazyLoss.of(self._lazy, self.shape, rows, head, quantization)
+            return loss.gradient(chunk, weighed=weighed, summed=summed)
+        return loss_bytes(self.shape, rows, chunk, head, weighed=weighed)
+
+    def _make_evaluated(self, rows: BatchShape, chunk: int, head: str, quantization: str) -> int:
+        if self.costs.lazy:
+            return LazyLoss.of(self._lazy, self.shape, rows, head, quantization).evaluation(chunk)
+        return evaluation_bytes(self.shape, rows, chunk, head)
 
     def _grown(self, *, whole: bool) -> list[int]:
         """Return the bytes of the gradients that are there when each block goes back, and at last.
 
         ``whole``: all have their place from the first micro-batch on. On MLX a block's own are new
-        arrays, which are counted with its pass; those of the input come last of all. The last
-        block is the first to give some of what all blocks share.
+        arrays, which are counted with its pass, as those of head and final norm are with the loss;
+        those of the input come last of all. The last block is the first to give some of what all
+        blocks share.
         """
         if whole:
             every = FLOAT32_BYTES * sum(self.sizes)
             return [every * (1 + self.sums_held)] * (self.shape.layers + 1)
         last, *others = accumulate(reversed(self.by_block[1:]), initial=self.of_head)
         after = [last, *(self.of_all + given for given in others)]
-        return [*reversed(after), self.of_head]
+        return [*reversed(after), 0]
 
 
 def place_bytes(shape: ModelShape, rows: BatchShape) -> int:

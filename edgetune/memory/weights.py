@@ -32,17 +32,17 @@ def weight_bytes(
 ) -> int:
     """Return the bytes of the frozen weights that are in the device's memory all the time.
 
-    MLX reads a streamed block when it is computed: its passes count it.
+    MLX reads a streamed block when it is computed: its passes count the matrices, and the small
+    tensors of one block are there.
     """
-    streamed = 0 if lazy else STREAMED_BLOCKS
-    layers = range(shape.layers)
-    small = sum(small_bytes(shape, layer) for layer in layers)
+    outer, layers = _vocabulary(shape, quantization, embedding, head), range(shape.layers)
     if placement == "resident":
-        padding = sum(_padding(shape, layer) for layer in layers)
-        matrices = blocks_bytes(shape, quantization) - small + padding
-    else:
-        matrices = streamed * _largest(shape, quantization)
-    return matrices + small + _vocabulary(shape, quantization, embedding, head)
+        padding = 0 if lazy else sum(_padding(shape, layer) for layer in layers)
+        return outer + blocks_bytes(shape, quantization) + padding
+    small = [small_bytes(shape, layer) for layer in layers]
+    if lazy:
+        return outer + max(small)
+    return outer + sum(small) + STREAMED_BLOCKS * _largest(shape, quantization)
 
 
 def read_bytes(shape: ModelShape, quantization: str, placement: str, *, lazy: bool) -> int:

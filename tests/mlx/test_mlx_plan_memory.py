@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from plan_memory import CASES, DISK, MODELS, NARROW, Case, make, measure, measure_opening
 
-LEAST, MOST = -0.02, 0.05
+MOST = 0.05
+TINY = 256_000
+"""Bytes that a plan may be over, where that is more than :data:`MOST` of a small model."""
 FORMATS = ("none", "q8", "q4", "mxfp4", "nvfp4")
 SMALL = 24576
 """Bytes of scales and positions on their way."""
@@ -24,8 +26,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_plan_is_what_training_takes(case: Case, folders: dict[str, Path]) -> None:
     found = measure(case, folders[case.model])
-    assert found.over >= LEAST
-    assert found.least_over <= MOST  # what MLX queues ahead may be there or not
+    assert found.over >= 0
+    # what MLX queues ahead may be there or not
+    assert found.least - found.peak <= max(TINY, MOST * found.peak)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ class Costs:
     """Float32 arrays that an update of a tensor holds, weights and both averages among them."""
     updated_at_once: int | None
     """Elements of a tensor that are updated at a time; None: all."""
+    reused: int = 0
+    """Bytes by which arrays are larger that are given memory which larger ones had before."""
     file_codes: Mapping[str, float] = field(default_factory=dict)
     """Bytes that a weight in a kind of blocks of a GGUF file takes before it is a number."""
 

@@ -1,10 +1,16 @@
 """Apple silicon, through MLX."""
 
+from typing import Final
+
 from edgetune.memory.costs.base import Costs
+
+TWO_PAGES: Final = 8192
+"""By up to as many bytes a buffer of MLX's cache may be larger than the array that takes it."""
 
 MLX = Costs(
     libraries=400_000_000,
     lazy=True,
+    reused=16 * TWO_PAGES,  # up to 115 kB were seen
     update_arrays=5,  # new ones: three to keep, two in between
     updated_at_once=None,
     file_codes={  # codes and scales, as measured

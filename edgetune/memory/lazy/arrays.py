@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import prod
 
 from edgetune.memory.lazy.elementwise import cast, multiply, subtract, times
-from edgetune.memory.lazy.graph import Array, Grads, Operation, Shape, Wanted
+from edgetune.memory.lazy.graph import Array, Grads, Operation, Shape, Wanted, given
 from edgetune.memory.lazy.views import (
     broadcast,
     broadcast_shape,
@@ -109,3 +109,9 @@ def summed_along(x: Array, axis: int) -> Array:
         back=lambda _, grads, __: [summed_along(one(grads), axis)],
     )  # fmt: skip
     return Array(x.shape, x.width, operation)
+
+
+def into_sum(grad: Array) -> Array:
+    """Return the sum of a gradient and what there is of it, whose place it takes."""
+    there = given(grad.shape, grad.width)
+    return Array(grad.shape, grad.width, Operation((there, grad), views=(0,)))

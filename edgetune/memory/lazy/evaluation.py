@@ -94,6 +94,7 @@ class Evaluation:
                 assert buffer is not None, "an input is computed before what it is an input of"
                 out.buffer = buffer
                 buffer.users += 1
+            place = operation.outputs[0].buffer  # a view of it holds nothing more
         operation.done = True
         for each in inputs:
             if each.operation is None:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from edgetune.memory.lazy.arrays import counted, gathered, made_of, matmul
 from edgetune.memory.lazy.elementwise import add, cast, converted, multiply, times
-from edgetune.memory.lazy.graph import Array, Operation
+from edgetune.memory.lazy.graph import Array, Operation, given
 from edgetune.memory.lazy.views import depends, expand, reshape, swapaxes
 from edgetune.storage import AFFINE, FLOAT32_BYTES
 
@@ -38,7 +38,7 @@ class Plain:
         """Return them, converted if need be; a kernel's codes as numbers of that width."""
         if self.makes_numbers:
             return converted(parts[0], width)
-        if parts[0].shape == shape:
+        if len(parts) == 1:
             return cast(parts[0], width)
         return made_of(parts, shape, width)
 
@@ -59,7 +59,7 @@ class Unpacked:
         if self.quantization == "q8":
             values = converted(reshape(codes, shape), kind)
         else:
-            values = gathered(counted((256, 2), kind), codes, (*codes.shape, 2))
+            values = gathered(given((256, 2), kind), codes, (*codes.shape, 2))
         factors = scales
         if not biases:
             factors = times(converted(scales, kind))
@@ -146,7 +146,7 @@ class Matrix:
 
     def multiplied(self, width: int) -> Array:
         """Return what a product multiplies with: a kernel takes codes as they lie."""
-        if self.form.makes_numbers or self.parts[0].shape == self.shape:
+        if self.form.makes_numbers or len(self.parts) == 1:
             return self.dense(width)
         return Array(self.shape, width, Operation(self.parts, views=(0,)))
 

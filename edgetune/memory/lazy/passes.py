@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 
 from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.block_pass import BlockPass
+from edgetune.memory.lazy.arrays import into_sum
 from edgetune.memory.lazy.evaluation import AHEAD, Evaluation
 from edgetune.memory.lazy.gradients import vjp
-from edgetune.memory.lazy.graph import Array, Operation, given
+from edgetune.memory.lazy.graph import Array, given
 from edgetune.memory.lazy.ops import LazyOps
 from edgetune.memory.lazy.weights import FrozenBlock, frozen_block
 from edgetune.memory.ledger import Ledger
@@ -65,8 +66,7 @@ class Graph:
         """Return the gradients that are wanted; some of the trained are ``added`` to what is there."""
         entry, *lent = self.read
         own = [
-            _into_sum(grad) if added(name) else grad
-            for name, grad in reversed(self.trained.items())
+            into_sum(grad) if added(name) else grad for name, grad in reversed(self.trained.items())
         ]
         return [*own, *[entry] * kind.goes_on, *(lent if kind.to_lender else ())]
 
@@ -193,9 +193,3 @@ class LazyPasses:
 
     def _tensors(self, kind: BlockKind) -> dict[str, Array]:
         return {each.name: given(each.shape, FLOAT32_BYTES) for each in kind.tensors}
-
-
-def _into_sum(grad: Array) -> Array:
-    """Return the sum of a gradient and what there is of it, whose place it takes."""
-    there = given(grad.shape, grad.width)
-    return Array(grad.shape, grad.width, Operation((there, grad), views=(0,)))

@@ -10,7 +10,16 @@ from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.lazy.graph import Array, Operation, given
 from edgetune.memory.lazy.matrices import Decoded, Format, Matrix, Plain, Sequencer, Unpacked
 from edgetune.shape import ModelShape
-from edgetune.storage import AFFINE, FILE_FORMAT, GROUPS, linear_bytes, moved_in_files
+from edgetune.storage import (
+    AFFINE,
+    FILE_FORMAT,
+    FLOAT32_BYTES,
+    GROUPS,
+    QUANTIZED_OUTER,
+    linear_bytes,
+    moved_in_files,
+    vocabulary_bytes,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +62,22 @@ def frozen_block(
         parts = tuple(_read(*part) if streamed else given(*part) for part in each)
         found.matrices[role] = Matrix(form, parts, (outputs, inputs), sequencer)
     return found
+
+
+def frozen_head(shape: ModelShape, rows: BatchShape, quantization: str) -> Matrix:
+    """Return the output projection (V, D) as it is stored, which is there all the time."""
+    outer = quantization if quantization in {FILE_FORMAT, *QUANTIZED_OUTER} else "none"
+    sizes = shape.vocabulary, shape.hidden_size
+    parts = _parts(*sizes, vocabulary_bytes(shape, outer, "head"), rows, outer)
+    arrays = tuple(given(*part) for part in parts)
+    return Matrix(_format(rows, outer), arrays, sizes, Sequencer())
+
+
+def trained_head(shape: ModelShape, rows: BatchShape) -> Matrix:
+    """Return an output projection (V, D) that is trained, in float32."""
+    sizes = shape.vocabulary, shape.hidden_size
+    form = Plain(makes_numbers=rows.width != FLOAT32_BYTES)
+    return Matrix(form, (given(sizes, FLOAT32_BYTES),), sizes, Sequencer())
 
 
 def alike(rows: BatchShape, quantization: str, *, streamed: bool) -> tuple[BatchShape, str]:
