@@ -318,6 +318,9 @@ class Session(Protocol):
             ModelError: naming every tensor that is missing, unknown or of another shape.
         """
 
+    def kernels(self) -> str:
+        """Return which kernels of the backend's own compute, with their version; nothing if none do."""
+
     def memory(self) -> MemoryReading:
         """Return what the session holds of the device's memory."""
 

@@ -189,6 +189,10 @@ class MlxSession:
                 self.steps = steps
             self.method = restored
 
+    def kernels(self) -> str:
+        """Return nothing: MLX's kernels compute."""
+        return ""
+
     def memory(self) -> MemoryReading:
         """Return what MLX holds."""
         return self.engine.guard.reading()

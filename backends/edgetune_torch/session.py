@@ -49,6 +49,7 @@ from edgetune_torch.malloc import trim
 from edgetune_torch.memory import MemoryWatch
 from edgetune_torch.optimizer import AdamW
 from edgetune_torch.out_of_memory import out_of_memory
+from edgetune_torch.own_kernels import own_kernels
 from edgetune_torch.tensors import (
     TRAINED,
     loaded_parameters,
@@ -249,6 +250,10 @@ class TorchSession:
         except DeviceOutOfMemoryError:
             self.optimizer.torn = True
             raise
+
+    def kernels(self) -> str:
+        """Return which kernels of our own compute."""
+        return own_kernels(self.engine.device, self.engine.decoder.dtype)
 
     def memory(self) -> MemoryReading:
         """Return what is held of the device's memory."""

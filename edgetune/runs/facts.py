@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from typing import Any, Final
 
-from edgetune.device.base import CARD, PACKAGES
+from edgetune.device.base import PACKAGES
 from edgetune.events import RunState
 from edgetune.files import sha256_json
-from edgetune.planning import DeviceSummary, Plan
+from edgetune.planning import Plan
 from edgetune.schedule import Schedule
 from edgetune.version import __version__
 
@@ -34,20 +34,15 @@ LATER_CHOICES: Final[Mapping[str, Any]] = {
 """Knobs of a choice that older plans lack, and what they were then: they count where they differ."""
 
 KERNELS: Final = "kernels"
-"""What the backend's own kernels are among versions."""
+"""What the backend's own kernels are among versions, where they compute."""
 
 RANDOM: Final = "every draw is a function of (seed, step, name); no generator has a state"
 
 
-def versions(device: DeviceSummary | None = None) -> dict[str, str]:
-    """Return the versions of everything that can change a bit of the result on a device.
-
-    On a card, ``kernels`` are those of the backend's own, or that there are none.
-    """
+def versions() -> dict[str, str]:
+    """Return the versions of everything that can change a bit of the result."""
     found = {"edgetune": __version__, "python": platform.python_version()}
     found |= {name: known for name in LIBRARIES if (known := _version(name))}
-    if device is not None and device.kind == CARD:
-        found[KERNELS] = f"triton {_version('triton')}".strip() if device.kernels else "none"
     return found
 
 
@@ -85,6 +80,10 @@ class RunFacts:
     schedule: Schedule
     steps_per_epoch: int
     versions: Mapping[str, str] = field(default_factory=versions)
+
+    def computed_by(self, kernels: str) -> RunFacts:
+        """Return the facts of a run in which these kernels of the backend's own compute."""
+        return replace(self, versions={**self.versions, KERNELS: kernels}) if kernels else self
 
     def state(self, progress: RunState) -> dict[str, Any]:
         """Return what ``state.json`` says at a point of the run."""

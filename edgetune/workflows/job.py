@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune.backend import Session
 from edgetune.choice import Choice
 from edgetune.data import (
     Batches,
@@ -25,7 +26,6 @@ from edgetune.pilot import Pilot
 from edgetune.planning import Plan
 from edgetune.racing import Lengths, lengths
 from edgetune.runs import RunFacts, plan_hash
-from edgetune.runs.facts import versions
 from edgetune.schedule import schedule_of
 from edgetune.shares import Weights
 from edgetune.speed import Rectangle, Work, rectangles
@@ -62,11 +62,14 @@ class Job:
             seed=plan.training.seed,
             schedule=schedule_of(plan.training, batches.steps_per_epoch),
             steps_per_epoch=batches.steps_per_epoch,
-            versions=versions(plan.device),
         )
         return cls(
             plan=plan, model=model, dataset=dataset, batches=batches, facts=facts, world=world
         )
+
+    def opened(self, session: Session) -> Job:
+        """Return the job with what its session says of itself."""
+        return replace(self, facts=self.facts.computed_by(session.kernels()))
 
     def evaluation(self) -> Iterator[MicroBatch]:
         """Return this rank's share of the validation rows, which may be none."""

@@ -73,6 +73,7 @@ def resume_run(
         with together(world):
             session = open_session(_own(plan, rows, memory, place, parts), model, world)
         stack.callback(session.close)
+        job = job.opened(session)
         start, recovered, newer = RunState(), None, ""
         if checkpoint is not None:
             session.restore(checkpoint.adapter, checkpoint.optimizer)

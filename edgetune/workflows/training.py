@@ -344,6 +344,7 @@ def start_run(
         with together(world):
             session = open_session(plan, model, world)
         stack.callback(session.close)
+        job = job.opened(session)
         folder = RunFolder.create(output, plan, job.receipt(), partial(keep_start, beginning, plan))
         stack.enter_context(folder.locked())
         begin(session, folder, plan)

@@ -14,7 +14,6 @@ from edgetune.device.base import DeviceIdentity
 from edgetune.device.recorded import recorded_system
 from edgetune.device.system import System
 from edgetune.planning import moved
-from edgetune.runs.facts import KERNELS, versions
 
 RECORDINGS = Path(__file__).parent / "fixtures" / "devices"
 
@@ -38,14 +37,6 @@ def test_kernels_that_are_gone_are_counted_without_and_back_again_with() -> None
 
 def test_a_plan_file_says_whether_kernels_compute() -> None:
     assert plan_of("smollm2-135m", card()).to_json()["device"]["kernels"] is True
-
-
-def test_a_state_says_which_kernels_computed() -> None:
-    device = plan_of("smollm2-135m", card()).device
-
-    assert versions(device)[KERNELS].startswith("triton")
-    assert versions(replace(device, kernels=False))[KERNELS] == "none"
-    assert KERNELS not in versions(replace(device, kind="cpu"))
 
 
 def test_a_card_is_found_again_by_its_name_alone() -> None:

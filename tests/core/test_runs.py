@@ -136,6 +136,15 @@ def test_changed_facts_are_named(plan: Plan) -> None:
     }
 
 
+def test_kernels_that_come_or_go_are_named(plan: Plan) -> None:
+    without = facts_of(plan)
+    with_own = without.computed_by("Triton 3.7.1")
+
+    assert without.computed_by("") == without
+    assert with_own.newer(saved(versions=without.versions)) == {"kernels": "None -> Triton 3.7.1"}
+    assert without.newer(saved(versions=with_own.versions)) == {"kernels": "Triton 3.7.1 -> None"}
+
+
 def test_a_checkpoint_holds_every_bit(run: Recorded) -> None:
     newest = latest(run.folder.checkpoints)
     checkpoint = load_checkpoint(newest, run.plan)
