@@ -231,10 +231,34 @@ class BlockShape:
 
     @property
     def splits(self) -> bool:
-        """Whether it can be computed tile by tile: it attends, to keys that are its own alone."""
-        rule = self.attention
-        alone = rule is not None and rule.source is None and not rule.lends
-        return alone and self.beside is None
+        """Whether it can be computed tile by tile.
+
+        Its mixer attends, to keys that are its own alone, or reads a few tokens before its own.
+        """
+        if self.beside is not None:
+            return False
+        match self.mixer:
+            case Attention() as rule:
+                return rule.source is None and not rule.lends
+            case None:
+                return True
+            case mixer:
+                return mixer.reach is not None
+
+    @property
+    def leaves(self) -> bool:
+        """Whether later tiles read more of a tile than its last tokens: keys and values, a state."""
+        return self.attention is not None or self.carries
+
+    @property
+    def carries(self) -> bool:
+        """Whether a tile goes on from the state behind the one before."""
+        return isinstance(self.mixer, Recurrent) and self.mixer.state > 0
+
+    @property
+    def reach(self) -> int:
+        """Tokens before a tile that are computed with it, as its mixer reads them."""
+        return self.mixer.reach or 0 if isinstance(self.mixer, Recurrent) else 0
 
     @property
     def recurrent(self) -> Recurrent | None:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from math import prod
 from typing import Any, ClassVar, Literal, TypeVar
 
 T = TypeVar("T")
@@ -140,9 +141,29 @@ class Recurrent(ABC):
         """Float32 numbers that a row in generation keeps from one token to the next."""
 
     @property
+    def reach(self) -> int | None:
+        """Tokens before a tile that are computed with it, as they are convolved; None: no tile is."""
+        return None
+
+    @property
+    def state_size(self) -> tuple[int, ...]:
+        """Sizes of a row's state, heads by the keys that they share first; (0,): it has none."""
+        return (0,)
+
+    @property
+    def state(self) -> int:
+        """Float32 numbers of a row that a tile goes on from, beside the tokens that are convolved."""
+        return prod(self.state_size)
+
+    @property
     @abstractmethod
     def tensors(self) -> tuple[MixerTensor, ...]:
         """Its tensors that are neither projections nor norms."""
+
+    def mixed(self, block: Any, x: Any) -> Any:
+        """Return what it makes of x (B, S, D) as far as its state goes, where a tile goes on from it."""
+        del block, x
+        raise TypeError(f"no tile goes on from the state of {self.kind}")
 
     @abstractmethod
     def output(self, block: Any, x: Any) -> Any:

@@ -175,6 +175,11 @@ class ModelShape:
         return tuple(self.blocks[layer] for layer in dict.fromkeys(self.alike))
 
     @cached_property
+    def reach(self) -> int:
+        """Tokens before a tile that are computed with it, at most."""
+        return max(block.reach for block in self.kinds)
+
+    @cached_property
     def all_linears(self) -> tuple[Linear, ...]:
         """The projections of all kinds of blocks, equal ones once."""
         return tuple(dict.fromkeys(linear for kind in self.kinds for linear in kind.linears))

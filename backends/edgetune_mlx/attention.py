@@ -11,13 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
 from edgetune.network.ops import Attended
 from edgetune.shape import Attention
 from edgetune_mlx.linear import recomputed
+
+if TYPE_CHECKING:
+    from edgetune_mlx.tile_attention import Tile
 
 QUERY_CHUNK = 256
 
@@ -30,19 +33,35 @@ class Keys:
     (B, S) start again with each: attention does too. The first ``before`` keys are none of the
     row's own: they stand at the first positions of every document, whose tokens come after.
     ``trunks`` (B, S) has for each token the number of the tokens before it that it goes on from,
-    its own number where it goes on from none; None where none does.
+    its own number where it goes on from none; None where none does. In a ``tile`` of a block all of
+    this is of whole rows.
     """
 
     documents: mx.array | None
     positions: mx.array
     trunks: mx.array | None = None
     before: int = 0
+    tile: Tile | None = None
+
+    @property
+    def apart(self) -> bool:
+        """Whether keys that are near for a query may be far from it in the row."""
+        return self.trunks is not None or (self.before > 0 and self.documents is not None)
 
     def of_rows(self, rows: slice) -> Keys:
         """Return the same for some rows."""
         documents = None if self.documents is None else self.documents[rows]
         trunks = None if self.trunks is None else self.trunks[rows]
-        return replace(self, documents=documents, positions=self.positions[rows], trunks=trunks)
+        tile = self.tile and replace(self.tile, place=(rows, self.tile.place[1]))
+        return replace(
+            self, documents=documents, positions=self.positions[rows], trunks=trunks, tile=tile
+        )
+
+    def of_heads(self, heads: slice) -> Keys:
+        """Return the same for some key/value heads."""
+        return replace(
+            self, tile=self.tile and replace(self.tile, place=(self.tile.place[0], heads))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +78,7 @@ def causal(attended: Attended[mx.array]) -> mx.array:
     With fewer queries than keys, the queries are the last ones.
     """
     q, k, v, rule, keys = attended.q, attended.k, attended.v, attended.rule, attended.keys
-    apart = keys.trunks is not None or (keys.before and keys.documents is not None)
-    near = None if apart else rule.window  # keys within the window may be far back in the row
+    near = None if keys.apart else rule.window
     pieces = tuple(_pieces(q.shape[2], k.shape[2], near))
     part = partial(
         _attend, rule=rule, keys=keys, offset=k.shape[2] - q.shape[2], sinks=attended.sinks
@@ -167,8 +185,8 @@ def _attend(
     sinks: mx.array | None,
     piece: Piece,
 ) -> mx.array:
-    distance, same = _distance(piece, offset, keys)
-    mask = _within(distance, rule.window)
+    distance, same = distances(piece, offset, keys)
+    mask = within(distance, rule.window)
     mask = mask if same is None else mask & same
     if rule.softcap is None and not rule.slopes:
         sinks = None if sinks is None else sinks.astype(q.dtype)
@@ -195,7 +213,7 @@ def _explicit(
     return (weights.astype(q.dtype) @ v[:, :, None]).reshape(q.shape)
 
 
-def _distance(piece: Piece, offset: int, keys: Keys) -> tuple[mx.array, mx.array | None]:
+def distances(piece: Piece, offset: int, keys: Keys) -> tuple[mx.array, mx.array | None]:
     """Return how far keys are before each query, (1 or B, 1, S, K), and which are in reach at all.
 
     None: all are.
@@ -216,5 +234,5 @@ def _distance(piece: Piece, offset: int, keys: Keys) -> tuple[mx.array, mx.array
     return mx.where(every, inside, distance), every | same
 
 
-def _within(distance: mx.array, window: int | None) -> mx.array:
+def within(distance: mx.array, window: int | None) -> mx.array:
     return distance >= 0 if window is None else (distance >= 0) & (distance < window)

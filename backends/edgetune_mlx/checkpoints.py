@@ -11,9 +11,12 @@ import mlx.core as mx
 from edgetune.owned import ScratchFolder
 from edgetune_mlx.load import load_arrays, save_arrays, scratch_folder
 
+States = list[mx.array]
+"""Hidden states (B, S, D) in parts of their positions: one, or the tiles of a block."""
+
 
 class Entries(ABC):
-    """A stack of hidden states (B, S, D), empty again when a micro-batch is done."""
+    """A stack of hidden states, empty again when a micro-batch is done."""
 
     def __enter__(self) -> Entries:
         """Begin a micro-batch."""
@@ -29,20 +32,20 @@ class Entries(ABC):
         """Drop what is left."""
 
     @abstractmethod
-    def push(self, x: mx.array) -> None:
+    def push(self, x: States) -> None:
         """Keep a block's input."""
 
     @abstractmethod
-    def pop(self) -> mx.array:
+    def pop(self) -> States:
         """Return the input kept last and forget it."""
 
 
 class InMemory(Entries):
-    """The arrays themselves."""
+    """The arrays themselves, in a list of their own."""
 
     def __init__(self) -> None:
         """Hold nothing yet."""
-        self._kept: list[mx.array] = []
+        self._kept: list[States] = []
 
     def __exit__(
         self,
@@ -53,12 +56,12 @@ class InMemory(Entries):
         """Drop what is left."""
         self._kept.clear()
 
-    def push(self, x: mx.array) -> None:
-        """Keep the array."""
-        self._kept.append(x)
+    def push(self, x: States) -> None:
+        """Keep the arrays."""
+        self._kept.append([*x])
 
-    def pop(self) -> mx.array:
-        """Return the array."""
+    def pop(self) -> States:
+        """Return the arrays."""
         return self._kept.pop()
 
 
@@ -87,17 +90,18 @@ class OnDisk(Entries):
             self._folder.close()
             self._folder = None
 
-    def push(self, x: mx.array) -> None:
-        """Write the array to a file."""
+    def push(self, x: States) -> None:
+        """Write the arrays to a file."""
         assert self._folder is not None, "entries are pushed inside a with block"
         file = self._folder.path / f"{len(self._kept)}.safetensors"
-        save_arrays(file, {"x": x})
+        save_arrays(file, {str(number): part for number, part in enumerate(x)})
         self._kept.append(file)
 
-    def pop(self) -> mx.array:
-        """Read the array back and remove its file."""
+    def pop(self) -> States:
+        """Read the arrays back and remove their file."""
         file = self._kept.pop()
-        x = load_arrays(file)["x"]
+        found = load_arrays(file)
+        x = [found[str(number)] for number in range(len(found))]
         mx.eval(x)
         file.unlink()
         return x

@@ -19,11 +19,15 @@ from edgetune_mlx.token_layout import Cache, TokenLayout, placed
 class Decoder:
     """A frozen model, one block at a time; an adaptation joins in at its places."""
 
-    def __init__(self, shape: ModelShape, weights: Weights, dtype: mx.Dtype) -> None:
-        """Compute in ``dtype`` with the given weights."""
+    def __init__(self, shape: ModelShape, weights: Weights, dtype: mx.Dtype, tile: int = 0) -> None:
+        """Compute in ``dtype`` with the given weights.
+
+        Passes of which nothing is kept go over ``tile`` positions of the rows at a time; 0: all.
+        """
         self.shape = shape
         self.weights = weights
         self.dtype = dtype
+        self.tile = tile
         self.graph = GraphInMaking()
         """Entered by whoever differentiates blocks, until their gradients' graph is made."""
         norms = {"final": weights.final_norm, "embedding": weights.embedding_norm}
@@ -54,18 +58,35 @@ class Decoder:
         return x
 
     def block(
-        self, layer: int, x: mx.array, layout: TokenLayout, method: Adaptation[mx.array]
-    ) -> mx.array:
-        """Return the output of one block (B, S, D)."""
-        block = self.weights.blocks[layer]
+        self, layer: int, x: mx.array, layout: TokenLayout, method: Adaptation[mx.array],
+        weights: BlockWeights | None = None,
+    ) -> mx.array:  # fmt: skip
+        """Return the output of one block (B, S, D).
+
+        ``weights`` are its own, where they are there for several passes.
+        """
         with self.graph as graph:
-            order = graph.sequencer()
-            ops = MlxOps(self.shape, self.weights, block, layout, self.dtype, layer, order)
-            return Block(ops, self.shape, layer, method).output(x)
+            return self._block(layer, layout, method, weights, graph).output(x)
+
+    def leave(
+        self, layer: int, x: mx.array, layout: TokenLayout, method: Adaptation[mx.array],
+        weights: BlockWeights,
+    ) -> None:  # fmt: skip
+        """Leave what later tiles read of a tile of a block's input (B, S, D) in the layout's tile."""
+        with self.graph as graph:
+            self._block(layer, layout, method, weights, graph).leave(x)
 
     def final_norm(self, x: mx.array, method: Adaptation[mx.array]) -> mx.array:
         """Return the input of the head (..., D), of tokens anywhere."""
         return self._end(self._anywhere, method).normed(x)
+
+    def _block(
+        self, layer: int, layout: TokenLayout, method: Adaptation[mx.array],
+        weights: BlockWeights | None, graph: GraphInMaking,
+    ) -> Block[mx.array]:  # fmt: skip
+        own, order = weights or self.weights.blocks[layer], graph.sequencer()
+        ops = MlxOps(self.shape, self.weights, own, layout, self.dtype, layer, order)
+        return Block(ops, self.shape, layer, method)
 
     def _end(self, layout: TokenLayout, method: Adaptation[mx.array]) -> Block[mx.array]:
         ops = MlxOps(self.shape, self.weights, self._ends, layout, self.dtype)

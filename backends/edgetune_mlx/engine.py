@@ -5,12 +5,16 @@ one evaluation a block from the last to the first, so that only one block's acti
 The blocks behind the last checkpointed one are one graph, of which the forward part is evaluated first and
 then each block's gradients, from the last block to the first: MLX's own order, all at once,
 keeps far more alive.
+
+With tiles (:mod:`edgetune_mlx.tiles`) checkpointed blocks go over some positions of the rows at a time,
+and so do the embedding and the loss; hidden states are lists of the tiles' arrays then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -22,15 +26,15 @@ from edgetune.data.answers import Weigh
 from edgetune.data.batch import MicroBatch, answer_starts, prompt_batch
 from edgetune.methods.adapted import Adapted
 from edgetune.network.adaptation import Adaptation
-from edgetune_mlx.checkpoints import Entries
+from edgetune_mlx.checkpoints import Entries, States
 from edgetune_mlx.compiled import Blocks
 from edgetune_mlx.decoder import Decoder
-from edgetune_mlx.loss import Head, Loss, Sums, Wanted, losses_only, token_losses
+from edgetune_mlx.gradients import Gradients, added
+from edgetune_mlx.loss import Head, Loss, Parts, Sums, Wanted, losses_only, token_losses
 from edgetune_mlx.memory import Guard
 from edgetune_mlx.pulls import Pulls, at_starts
+from edgetune_mlx.tiles import TiledBlocks, joined
 from edgetune_mlx.token_layout import TokenLayout
-
-Gradients = dict[str, mx.array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +42,8 @@ class Pass:
     """A micro-batch on its way through the blocks, to be differentiated."""
 
     tokens: mx.array
-    layout: TokenLayout
-    wanted: Wanted
+    tiled: TiledBlocks
+    wanted: Parts
     method: Adapted[mx.array]
     scale: float
     grads: Gradients
@@ -47,6 +51,11 @@ class Pass:
     weigh: Weigh | None = None
     lent_grads: dict[int, list[mx.array]] = field(default_factory=dict)
     """Gradients of keys and values by the layer that lent them, of the blocks so far."""
+
+    @property
+    def layout(self) -> TokenLayout:
+        """Where the tokens stand."""
+        return self.tiled.layout
 
     def came_back(self, source: int, grads: Sequence[mx.array]) -> list[mx.array]:
         """Add the gradients of keys and values that a layer lent; return the sums."""
@@ -95,13 +104,14 @@ class Engine:
         graph of blocks does not have: all blocks are checkpointed then. So they are where some
         lend keys and values, or the graph would be held until the last gradient of those.
         """
-        batch, layout = self._placed(batch, method)
-        wanted = Wanted.of(batch.targets, self.chunk)
-        run = Pass(mx.array(batch.tokens), layout, wanted, method, scale, into, weigh)
+        batch, tiled = self._placed(batch, method)
         first, last = method.first_layer, self.decoder.shape.layers
         whole = weigh is not None or bool(self.decoder.shape.lenders)
         cut = last if whole else max(first, min(self.checkpointed, last))
-        x = self._through(run, range(first), self.decoder.embed(run.tokens, run.layout, method))
+        every = slice(0, batch.targets.shape[1])
+        wanted = Parts.of(batch.targets, self.chunk, tiled.spans if cut == last else [every])
+        run = Pass(mx.array(batch.tokens), tiled, wanted, method, scale, into, weigh)
+        x = self._through(run, range(first), self._embedded(run.tokens, tiled, method))
         with self.entries as entries:
             for layer in range(first, cut):
                 entries.push(x)
@@ -122,120 +132,157 @@ class Engine:
 
         It is told the output (B, D) of each block where the rows' answers begin.
         """
-        batch, layout = self._placed(batch, method)
-        wanted = Wanted.of(batch.targets, self.chunk)
-        run = Pass(mx.array(batch.tokens), layout, wanted, method, 1.0, into)
+        batch, tiled = self._placed(batch, method)
+        wanted = Parts.of(batch.targets, self.chunk, tiled.spans)
+        run = Pass(mx.array(batch.tokens), tiled, wanted, method, 1.0, into)
         first, last = method.first_layer, self.decoder.shape.layers
         pulls = Pulls(pull, answer_starts(batch.targets))
-        x = self._through(run, range(first), self.decoder.embed(run.tokens, layout, method))
+        x = self._through(run, range(first), self._embedded(run.tokens, tiled, method))
         with self.entries as entries:
             for layer in range(first, last):
                 entries.push(x)
                 x = self._through(run, (layer,), x)
-            grad = pulls.added(last - 1, x, mx.zeros_like(x))
+            grad = [mx.zeros_like(part) for part in x]
+            pulls.add(last - 1, pulls.at_starts(x), grad)
             del x
             for layer in reversed(range(first, last)):
                 block_input = entries.pop()
+                begin = pulls.at_starts(block_input)
                 grad = self._checkpointed(run, layer, block_input, grad)
-                if layer > first:
-                    grad = pulls.added(layer - 1, block_input, grad)
                 del block_input
+                if layer > first:
+                    pulls.add(layer - 1, begin, grad)
         if method.trains_input:
             self._input(run, grad)
 
     def activations(self, batch: MicroBatch, method: Adaptation[mx.array]) -> NDArray[np.float32]:
         """Return the output of each block (L, B, D) where the rows' answers begin."""
-        batch, layout = self._placed(batch, method)
+        batch, tiled = self._placed(batch, method)
         starts, found = answer_starts(batch.targets), []
-        x = self.decoder.embed(mx.array(batch.tokens), layout, method)
+        x = self._embedded(mx.array(batch.tokens), tiled, method)
         for layer in range(self.decoder.shape.layers):
-            x = self.decoder.block(layer, x, layout, method)
-            self._evaluate(x, *layout.lent.get(layer, ()))
+            x = self._next(layer, x, tiled, method)
             found.append(at_starts(x, starts))
         return np.stack(found)
 
     def evaluate(self, batch: MicroBatch, method: Adaptation[mx.array]) -> Sums:
         """Return the summed loss of a micro-batch."""
-        batch, layout = self._placed(batch, method)
-        x = self._hidden(mx.array(batch.tokens), layout, method)
-        return self._loss(x, batch.targets, method)
+        batch, tiled = self._placed(batch, method)
+        x = self._hidden(mx.array(batch.tokens), tiled, method)
+        return self._loss(x, batch.targets, tiled, method)
 
     def evaluate_rows(self, batch: MicroBatch, method: Adaptation[mx.array]) -> list[Sums]:
         """Return the summed loss of each row of a micro-batch."""
-        batch, layout = self._placed(batch, method)
-        x = self._hidden(mx.array(batch.tokens), layout, method)
+        batch, tiled = self._placed(batch, method)
+        x = self._hidden(mx.array(batch.tokens), tiled, method)
         each = method.of_rows(len(batch.tokens))
         return [
-            self._loss(x[i : i + 1], batch.targets[i : i + 1], one) for i, one in enumerate(each)
+            self._loss([part[i : i + 1] for part in x], batch.targets[i : i + 1], tiled, one)
+            for i, one in enumerate(each)
         ]
 
     def losses(self, batch: MicroBatch, method: Adaptation[mx.array]) -> NDArray[np.float32]:
         """Return the loss of each loss token of a micro-batch, in order, (N,)."""
-        batch, layout = self._placed(batch, method)
-        x = self._hidden(mx.array(batch.tokens), layout, method)
-        return self._losses(x, Wanted.of(batch.targets, self.chunk), method)
+        batch, tiled = self._placed(batch, method)
+        x = tiled.parts(self._hidden(mx.array(batch.tokens), tiled, method))
+        return self._losses(x, Parts.of(batch.targets, self.chunk, tiled.spans), method)
 
     def logits(self, row: Sequence[int], method: Adaptation[mx.array]) -> NDArray[np.float32]:
         """Return float32 logits (S, V) after each token of one row."""
-        batch, layout = self.decoder.placed(prompt_batch([row]), method)
-        x = self._hidden(mx.array(batch.tokens), layout, method)[0]
+        batch, tiled = self._placed(prompt_batch([row]), method)
+        x = joined(self._hidden(mx.array(batch.tokens), tiled, method))[0]
         logits = np.array(self.head.of(method).logits(self.decoder.final_norm(x, method)))
         return logits[method.virtual_tokens :][: len(row)]
 
     def _placed(
         self, batch: MicroBatch, method: Adaptation[mx.array]
-    ) -> tuple[MicroBatch, TokenLayout]:
-        """Return a micro-batch as the method wants it, and where its tokens stand."""
+    ) -> tuple[MicroBatch, TiledBlocks]:
+        """Return a micro-batch as the method wants it, and the blocks over its tokens."""
         self.guard.divisible = len(batch.tokens) > 1
-        return self.decoder.placed(batch, method)
+        batch, layout = self.decoder.placed(batch, method)
+        return batch, TiledBlocks(self.decoder, layout, self._evaluate)
 
-    def _loss(self, x: mx.array, targets: NDArray[np.int32], method: Adaptation[mx.array]) -> Sums:
-        """Return the summed loss of the last block's output (B, S, D)."""
-        wanted = Wanted.of(targets, self.chunk)
-        selected = self.decoder.final_norm(x.flatten(0, 1)[wanted.at], method)
-        sums = losses_only(selected, wanted, self.head.of(method), chunk=self.chunk)
-        self.guard.check()
+    def _loss(
+        self, x: States, targets: NDArray[np.int32], tiled: TiledBlocks,
+        method: Adaptation[mx.array],
+    ) -> Sums:  # fmt: skip
+        """Return the summed loss of the last block's output."""
+        sums, head = Sums(), self.head.of(method)
+        wanted = Parts.of(targets, self.chunk, tiled.spans)
+        for part, own in zip(tiled.parts(x), wanted.each, strict=True):
+            selected = self.decoder.final_norm(part.flatten(0, 1)[own.at], method)
+            sums.add(losses_only(selected, own, head, chunk=self.chunk))
+            self.guard.check()
         return sums
 
-    def _hidden(
-        self, tokens: mx.array, layout: TokenLayout, method: Adaptation[mx.array]
-    ) -> mx.array:
-        """Return the output of the last block (B, S, D)."""
-        x = self.decoder.embed(tokens, layout, method)
-        for layer in range(self.decoder.shape.layers):
-            x = self.decoder.block(layer, x, layout, method)
-            self._evaluate(x, *layout.lent.get(layer, ()))
+    def _embedded(
+        self, tokens: mx.array, tiled: TiledBlocks, method: Adaptation[mx.array]
+    ) -> States:
+        """Return the input of the first block."""
+        if len(tiled.spans) == 1 or self.decoder.shape.per_layer is not None:
+            return [self.decoder.embed(tokens, tiled.layout, method)]
+        x = States()
+        for span in tiled.spans:
+            x.append(self.decoder.embed(tokens[:, span], tiled.layout.of_span(span), method))
+            self._evaluate(x[-1])
         return x
 
-    def _through(self, run: Pass, layers: Iterable[int], x: mx.array) -> mx.array:
+    def _hidden(self, tokens: mx.array, tiled: TiledBlocks, method: Adaptation[mx.array]) -> States:
+        """Return the output of the last block."""
+        x = self._embedded(tokens, tiled, method)
+        for layer in range(self.decoder.shape.layers):
+            x = self._next(layer, x, tiled, method)
+        return x
+
+    def _next(
+        self, layer: int, x: States, tiled: TiledBlocks, method: Adaptation[mx.array]
+    ) -> States:
+        """Return the output of a block in an evaluation."""
+        if tiled.splits(layer):
+            return tiled.forward(layer, x, method)
+        x = [self.decoder.block(layer, joined(x), tiled.layout, method)]
+        self._evaluate(*x, *tiled.layout.lent.get(layer, ()))
+        return x
+
+    def _through(self, run: Pass, layers: Iterable[int], x: States) -> States:
         """Return the output of blocks of which nothing is kept."""
         for layer in layers:
-            x = self.blocks.forward(layer, x, run.layout, run.method)
-            self._evaluate(x, *run.layout.lent.get(layer, ()))
+            if run.tiled.splits(layer):
+                x = run.tiled.forward(layer, x, run.method)
+            else:
+                x = [self.blocks.forward(layer, joined(x), run.layout, run.method)]
+                self._evaluate(*x, *run.layout.lent.get(layer, ()))
         return x
 
     def _losses(
-        self, x: mx.array, wanted: Wanted, method: Adaptation[mx.array]
+        self, x: States, wanted: Parts, method: Adaptation[mx.array]
     ) -> NDArray[np.float32]:
-        """Return the losses (N,) of the last block's output (B, S, D)."""
-        normed = self.decoder.final_norm(x.flatten(0, 1)[wanted.at], method)
-        losses = token_losses(normed, wanted, self.head.of(method), chunk=self.chunk)
-        self.guard.check()
-        return losses
+        """Return the losses (N,) of the last block's output, row by row."""
+        losses, head = [], self.head.of(method)
+        for part, own in zip(x, wanted.each, strict=True):
+            normed = self.decoder.final_norm(part.flatten(0, 1)[own.at], method)
+            losses.append(token_losses(normed, own, head, chunk=self.chunk))
+            self.guard.check()
+        return wanted.row_by_row(losses)
 
-    def _head_alone(self, run: Pass, _: range, x: mx.array) -> tuple[Sums, mx.array]:
+    def _head_alone(self, run: Pass, _: range, x: States) -> tuple[Sums, States]:
+        """Return the loss and the gradient of x, which is used up; add those of the head."""
+        x[:] = run.tiled.parts(x)
+        wanted, sums = run.wanted, Sums()
         if run.weigh is not None:
-            weights = run.weigh(self._losses(x, run.wanted, run.method))
-            run = replace(run, wanted=run.wanted.weighed(weights))
-        loss, grad, found = self._head(run, x)
-        with self.guard.in_order():
-            loss.evaluate()
-        sums = Sums.of(loss.losses, run.wanted.count)
-        del loss  # what comes behind it does not need it
-        self._evaluate(grad, _added(run.grads, found))
-        return sums, grad
+            wanted = wanted.weighed(run.weigh(self._losses(x, wanted, run.method)))
+        for number, own in enumerate(wanted.each):
+            loss, grad, found = self._head(run, x[number], own)
+            with self.guard.in_order():
+                loss.evaluate()
+            sums.add(Sums.of(loss.losses, own.count))
+            of_head = added(run.grads, found)
+            del loss, found  # what comes behind them does not need them
+            self._evaluate(grad, of_head)
+            x[number] = grad
+        return sums, [*x]
 
-    def _open_blocks(self, run: Pass, layers: range, x: mx.array) -> tuple[Sums, mx.array]:
+    def _open_blocks(self, run: Pass, layers: range, x: States) -> tuple[Sums, States]:
         """Return the loss and the gradient of x; add those of the tensors behind it.
 
         The function that is differentiated has the right gradient, not the right value: the
@@ -246,32 +293,35 @@ class Engine:
             for layer, tensors in zip(layers, own, strict=True):
                 x = self.decoder.block(layer, x, run.layout, run.method.over(tensors))
             last = mx.stop_gradient(x)
-            loss, grad, grads = self._head(run, last)
+            loss, grad, grads = self._head(run, last, wanted)
             return (x * grad).sum(), (last, (loss.losses, loss.grad, loss.stages), grads)
 
-        own = [run.method.of_block(layer) for layer in layers]
+        own, (wanted,) = [run.method.of_block(layer) for layer in layers], run.wanted.each
+        start = joined(x)
         with self.decoder.graph:
-            (value, found), (x_grad, of_blocks) = mx.value_and_grad(product, argnums=(0, 1))(x, own)
+            (value, found), (x_grad, of_blocks) = mx.value_and_grad(product, argnums=(0, 1))(
+                start, own
+            )
         last, parts, of_head = found
         if not self._goes_on(run, layers.start):
-            x_grad = x  # nobody asks for it: its graph would be kept
+            x_grad = start  # nobody asks for it: its graph would be kept
         del value  # and so would its own
         self._evaluate(last)
         del last, found
         loss = Loss(*parts)
         with self.guard.in_order():
             loss.evaluate()
-        sums = Sums.of(loss.losses, run.wanted.count)
+        sums = Sums.of(loss.losses, wanted.count)
         del loss, parts  # the way back through the blocks does not need them
-        self._evaluate(_added(run.grads, of_head))
+        self._evaluate(added(run.grads, of_head))
         while of_blocks:
-            self._evaluate(_added(run.grads, of_blocks.pop()))
+            self._evaluate(added(run.grads, of_blocks.pop()))
         self._evaluate(x_grad)
-        return sums, x_grad
+        return sums, [x_grad]
 
-    def _head(self, run: Pass, x: mx.array) -> tuple[Loss, mx.array, Gradients]:
+    def _head(self, run: Pass, x: mx.array, wanted: Wanted) -> tuple[Loss, mx.array, Gradients]:
         """Return the loss, the gradient (B, S, D) of x, and those of the final norm and the head."""
-        flat, wanted = x.flatten(0, 1), run.wanted
+        flat = x.flatten(0, 1)
         selected, own = flat[wanted.at], run.method.of_head()
 
         def final(x: mx.array, *tensors: mx.array) -> mx.array:
@@ -292,33 +342,39 @@ class Engine:
             found[name] = loss.head_grad
         return loss, spread, found
 
-    def _checkpointed(
-        self, run: Pass, layer: int, block_input: mx.array, grad: mx.array
-    ) -> mx.array:
+    def _checkpointed(self, run: Pass, layer: int, block_input: States, grad: States) -> States:
         """Return the gradient of a block's input; add those of its tensors."""
-        layout, grads = run.layout, [grad]
+        if run.tiled.splits(layer):
+            add, goes_on = partial(added, run.grads), self._goes_on(run, layer)
+            run.tiled.backward(layer, block_input, grad, run.method, add, goes_on=goes_on)
+            return grad
+        layout, grads = run.layout, [joined(grad)]
         if layer in layout.lent:
             nothing = [mx.zeros_like(x) for x in layout.lent.pop(layer)]
             grads += run.lent_grads.pop(layer, nothing)
-        read, found = self.blocks.backward(layer, block_input, grads, layout, run.method)
-        wanted = [read[0] if self._goes_on(run, layer) else grad]
+        read, found = self.blocks.backward(layer, joined(block_input), grads, layout, run.method)
+        wanted = [read[0] if self._goes_on(run, layer) else grads[0]]
         source = self.decoder.shape.source(layer)
         if source is not None and self._wants(run, source):
             wanted += run.came_back(source, read[1:])
-        del read  # the graph of what nobody asks for would be kept
-        self._evaluate(_added(run.grads, found), *wanted)
-        return wanted[0]
+        of_trained = added(run.grads, found)
+        # a graph that nobody asks for would be kept, and gradients beside the sums of them
+        del read, found
+        self._evaluate(of_trained, *wanted)
+        return wanted[:1]
 
-    def _input(self, run: Pass, grad: mx.array) -> None:
+    def _input(self, run: Pass, grad: States) -> None:
         """Add the gradients of what the method does to the embeddings."""
-        own = run.method.of_input()
+        own, tiled, whole = run.method.of_input(), run.tiled, run.layout
 
-        def embed(*tensors: mx.array) -> mx.array:
+        def embed(*tensors: mx.array, span: slice, layout: TokenLayout) -> mx.array:
             method = run.method.over(dict(zip(own, tensors, strict=True)))
-            return self.decoder.embed(run.tokens, run.layout, method)
+            return self.decoder.embed(run.tokens[:, span], layout, method)
 
-        found = mx.vjp(embed, list(own.values()), [grad])[1]
-        self._evaluate(_added(run.grads, dict(zip(own, found, strict=True))))
+        for span, part in zip(tiled.spans, tiled.parts(grad), strict=True):
+            layout = whole if len(tiled.spans) == 1 else whole.of_span(span)
+            found = mx.vjp(partial(embed, span=span, layout=layout), list(own.values()), [part])[1]
+            self._evaluate(added(run.grads, dict(zip(own, found, strict=True))))
 
     def _goes_on(self, run: Pass, layer: int) -> bool:
         """Tell whether the gradient of a block's input is needed."""
@@ -340,10 +396,3 @@ class Engine:
                     mx.async_eval(grad)  # type: ignore[no-untyped-call]
         mx.eval(*arrays)
         self.guard.check()
-
-
-def _added(grads: Gradients, found: Gradients) -> Gradients:
-    """Add what was found and return the sums that it changed."""
-    for name, grad in found.items():
-        grads[name] = grads[name] + grad if name in grads else grad
-    return {name: grads[name] for name in found}

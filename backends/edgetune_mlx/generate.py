@@ -16,9 +16,33 @@ from edgetune_mlx.token_layout import Cache, TokenLayout
 
 def read(decoder: Decoder, head: Head, rows: Sequence[tuple[Cache, Sequence[int]]]) -> mx.array:
     """Return the logits (B, V) after each row's last token; all of them join the caches."""
+    if decoder.tile and any(len(own) > decoder.tile for _, own in rows):
+        return mx.concatenate([_in_pieces(decoder, head, *row) for row in rows])
+    return _read(decoder, head, rows)
+
+
+def _in_pieces(decoder: Decoder, head: Head, cache: Cache, tokens: Sequence[int]) -> mx.array:
+    """Return the logits (1, V) after a row, of which a tile is read behind the cache at a time.
+
+    As far as the rotation depends on the length of a row, it is that of all tokens.
+    """
+    _, whole = decoder.placed(prompt_batch([tokens]), cache.method, [cache])
+    for start in range(0, len(tokens), decoder.tile):
+        piece = tokens[start : start + decoder.tile]
+        logits = _read(decoder, head, [(cache, piece)], context=whole.context)
+    return logits
+
+
+def _read(
+    decoder: Decoder, head: Head, rows: Sequence[tuple[Cache, Sequence[int]]],
+    context: int | None = None,
+) -> mx.array:  # fmt: skip
+    """Return the logits (B, V) after each row's last token, all tokens read at once."""
     caches, tokens = [cache for cache, _ in rows], [own for _, own in rows]
     method = mixed([cache.method for cache in caches])
     batch, layout = decoder.placed(prompt_batch(tokens), method, caches)
+    if context is not None:
+        layout.context = context
     for cache, (count,) in zip(caches, batch.documents, strict=True):
         cache.arriving = count
     x = _hidden(decoder, mx.array(batch.tokens), layout, method)

@@ -9,15 +9,25 @@ import numpy as np
 
 from edgetune.world import World
 
+Gradients = dict[str, mx.array]
+"""Gradients by the names of their tensors."""
 
-def set_aside(grads: dict[str, mx.array]) -> dict[str, mx.array]:
+
+def added(grads: Gradients, found: Gradients) -> Gradients:
+    """Add what was found and return the sums that it changed."""
+    for name, grad in found.items():
+        grads[name] = grads[name] + grad if name in grads else grad
+    return {name: grads[name] for name in found}
+
+
+def set_aside(grads: Gradients) -> Gradients:
     """Return what was added up so far, and begin anew."""
     held = dict(grads)
     grads.clear()
     return held
 
 
-def add_back(grads: dict[str, mx.array], held: dict[str, mx.array]) -> None:
+def add_back(grads: Gradients, held: Gradients) -> None:
     """Add what was set aside, which is used up."""
     for name in list(held):
         grad = held.pop(name)
@@ -25,7 +35,7 @@ def add_back(grads: dict[str, mx.array], held: dict[str, mx.array]) -> None:
         mx.eval(grads[name])
 
 
-def add_up(grads: dict[str, mx.array], trained: Mapping[str, mx.array], world: World) -> None:
+def add_up(grads: Gradients, trained: Mapping[str, mx.array], world: World) -> None:
     """Replace the gradients of this rank, which may have none, by their sums over all ranks."""
     if world.size == 1:
         return

@@ -44,19 +44,25 @@ class Recurrence:
 
     def over(
         self, x: mx.array, beside: Sequence[mx.array], own: Sequence[mx.array],
-        documents: mx.array | None,
-    ) -> mx.array:  # fmt: skip
-        """Return what is read (B, S, ...) of x (B, S, C), and of what is beside it (B, S, ...)."""
-        count, piece = len(beside), partial(self._piece, documents=documents)
+        documents: mx.array | None, state: mx.array | None = None, skipped: int = 0,
+    ) -> tuple[mx.array, mx.array]:  # fmt: skip
+        """Return what is read (B, S, ...) of x (B, S, C), and of what is beside it (B, S, ...).
+
+        With it comes the state behind it, for that before; None: the beginning. The first ``skipped``
+        tokens were read before: the next ones reach back to them, and nothing is read of them.
+        """
+        count, piece = len(beside), partial(self._piece, documents=documents, skipped=skipped)
         custom: Any = mx.custom_function(partial(self._forward, count=count, piece=piece))
 
         @custom.vjp  # type: ignore[untyped-decorator]
-        def backward(primals: Any, cotangent: mx.array, _: Any) -> Any:
-            inputs = mx.depends(list(primals), [cotangent])
-            return self._backward(inputs, cotangent, count, piece)
+        def backward(primals: Any, cotangents: Any, _: Any) -> Any:
+            inputs = mx.depends(list(primals), list(cotangents))
+            return self._backward(inputs, cotangents, count, piece)
 
-        out: mx.array = custom(x, *beside, *own)
-        return out
+        state = self._empty(x) if state is None else state
+        beside = [each[:, skipped:] for each in beside] if skipped else beside
+        out, behind = custom(x, *beside, state, *own)
+        return mx.pad(out, [(0, 0), (skipped, 0), (0, 0)]) if skipped else out, behind
 
     def after(
         self, x: mx.array, beside: Sequence[mx.array], own: Sequence[mx.array],
@@ -74,26 +80,27 @@ class Recurrence:
             outputs.append(out)
         return mx.concatenate(outputs, axis=1), (whole[:, whole.shape[1] - kept :], state)
 
-    def _forward(self, x: mx.array, *others: mx.array, count: int, piece: Any) -> mx.array:
-        beside, own = others[:count], others[count:]
+    def _forward(
+        self, x: mx.array, *others: mx.array, count: int, piece: Any
+    ) -> tuple[mx.array, mx.array]:
+        beside, state, own = others[:count], others[count], others[count + 1 :]
         outputs: list[mx.array] = []
-        state = self._empty(x)
-        for start, stop in _edges(x.shape[1]):
+        for start, stop in _edges(beside[0].shape[1]):
             cut = mx.depends(self._cut(x, beside, start, stop), [state])  # one piece at a time
             out, state = piece(*cut, state, *own, start=start)
             outputs.append(out)
-        return mx.concatenate(outputs, axis=1)
+        return mx.concatenate(outputs, axis=1), state
 
     def _backward(
-        self, inputs: Sequence[mx.array], grad: mx.array, count: int, piece: Any
+        self, inputs: Sequence[mx.array], grads: Sequence[mx.array], count: int, piece: Any
     ) -> list[mx.array]:
         """Return the gradients of all inputs, one piece after the other."""
-        x, beside, own = inputs[0], inputs[1 : 1 + count], inputs[1 + count :]
-        edges, states = _edges(x.shape[1]), [self._empty(x)]
+        x, beside, own = inputs[0], inputs[1 : 1 + count], inputs[2 + count :]
+        edges, states = _edges(beside[0].shape[1]), [inputs[1 + count]]
+        grad, state_grad = grads
         for start, stop in edges[:-1]:
             cut = mx.depends(self._cut(x, beside, start, stop), [states[-1]])
             states.append(piece(*cut, states[-1], *own, start=start)[1])
-        state_grad = mx.zeros_like(states[0])
         early: mx.array | None = None
         parts: list[list[mx.array]] = []
         own_grads = [mx.zeros(each.shape, mx.float32) for each in own]
@@ -110,23 +117,25 @@ class Recurrence:
                 total + part.astype(mx.float32)
                 for total, part in zip(own_grads, found[2 + count :], strict=True)
             ]
-        of_tokens = [
-            mx.concatenate([each[i] for each in reversed(parts)], axis=1) for i in range(1 + count)
-        ]
-        return [*of_tokens, *(g.astype(each.dtype) for g, each in zip(own_grads, own, strict=True))]
+        of_tokens = [[each[i] for each in reversed(parts)] for i in range(1 + count)]
+        if early is not None and early.shape[1]:
+            of_tokens[0].insert(0, early)
+        of_own = (g.astype(each.dtype) for g, each in zip(own_grads, own, strict=True))
+        return [*(mx.concatenate(each, axis=1) for each in of_tokens), state_grad, *of_own]
 
     def _cut(
         self, x: mx.array, beside: Sequence[mx.array], start: int, stop: int
     ) -> list[mx.array]:
         """Return a piece of all, of x with the tokens before that its convolution reads."""
-        first = max(0, start - self.kept)
-        return [x[:, first:stop], *(each[:, start:stop] for each in beside)]
+        skipped = x.shape[1] - beside[0].shape[1]
+        first = max(0, skipped + start - self.kept)
+        return [x[:, first : skipped + stop], *(each[:, start:stop] for each in beside)]
 
     def _piece(
-        self, x: mx.array, *given: mx.array, documents: mx.array | None, start: int
+        self, x: mx.array, *given: mx.array, documents: mx.array | None, start: int, skipped: int
     ) -> tuple[mx.array, mx.array]:
         """Return what a piece reads (B, T, ...), and the state behind it."""
-        count = given[0].shape[1]
+        count, start = given[0].shape[1], skipped + start
         before = x.shape[1] - count
         numbers = None if documents is None else documents[:, start - before : start + count]
         missing = self.kept - before

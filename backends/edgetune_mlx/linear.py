@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import mlx.core as mx
 
 from edgetune.network.ops import Dropout
 from edgetune_mlx.matrices import Matrix
+
+MOST_POSITIONS: Final = 2**20
+"""Positions of a row that have keys of their own where elements are dropped."""
 
 
 def recomputed(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
@@ -94,6 +97,22 @@ def row_norms(matrix: Matrix, a: mx.array, b: mx.array, scale: float) -> mx.arra
 
 
 def dropped(x: mx.array, dropout: Dropout) -> mx.array:
-    """Return x with elements dropped and the rest scaled up."""
-    kept = mx.random.bernoulli(1 - dropout.fraction, x.shape, key=mx.random.key(dropout.seed))
-    return mx.where(kept, x * (1 / (1 - dropout.fraction)), 0)
+    """Return x (B, S, K) with elements dropped and the rest scaled up."""
+    return mx.where(kept(dropout, x.shape), x * (1 / (1 - dropout.fraction)), 0)
+
+
+def kept(dropout: Dropout, size: Sequence[int]) -> mx.array:
+    """Return which elements of an array (B, S, K) are kept.
+
+    Each token has a key of its own, so that its elements do not depend on which others are computed
+    with it.
+    """
+    rows, positions, columns = size
+    high, low = divmod(dropout.seed, 2**32)
+    at = mx.arange(dropout.start, dropout.start + positions, dtype=mx.uint32)
+    tokens = mx.arange(rows, dtype=mx.uint32)[:, None] * MOST_POSITIONS + at
+    tokens = tokens.flatten() ^ mx.array(low, mx.uint32)
+    keys = mx.stack([mx.full(tokens.shape, high, mx.uint32), tokens], axis=-1)
+    share = 1 - dropout.fraction
+    drawn = mx.vmap(lambda key: mx.random.bernoulli(share, (columns,), key=key))(keys)
+    return drawn.reshape(*size)

@@ -7,6 +7,7 @@ logits, whose place their gradient takes (not where they are capped), and (N, D)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
@@ -93,6 +94,37 @@ class Wanted:
         return replace(self, weights=mx.array(np.pad(weights, filling)))
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The loss tokens of a micro-batch, those of each part of its positions by themselves.
+
+    ``order`` (count,) has for each of them, row by row, its place among those of all parts.
+    """
+
+    each: list[Wanted]
+    order: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, targets: NDArray[np.int32], chunk: int, spans: Sequence[slice]) -> Parts:
+        """Return those of targets (B, S) in parts of positions."""
+        at = np.arange(targets.size).reshape(targets.shape)
+        places = [at[:, span][targets[:, span] != IGNORED] for span in spans]
+        each = [Wanted.of(targets[:, span], chunk) for span in spans]
+        return cls(each, np.argsort(np.concatenate(places)))
+
+    def row_by_row(self, losses: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Return the losses (count,) of all parts, of which those of each are given."""
+        return np.concatenate(losses)[self.order]
+
+    def weighed(self, weights: NDArray[np.float32]) -> Parts:
+        """Return the same with weights of the loss tokens (count,), row by row."""
+        own = np.empty_like(weights)
+        own[self.order] = weights
+        ends = np.cumsum([one.count for one in self.each])[:-1]
+        pairs = zip(self.each, np.split(own, ends), strict=True)
+        return replace(self, each=[one.weighed(some) for one, some in pairs])
+
+
 @dataclass(slots=True)
 class Sums:
     """Summed loss, loss tokens, and how many of them were predicted as the most probable.
@@ -109,6 +141,12 @@ class Sums:
         """Return the sums over the losses (N,), added up in float64."""
         loss = float(np.asarray(losses, np.float64).sum())
         return cls(loss, count, 0 if correct is None else int(np.asarray(correct).sum()))
+
+    def add(self, other: Sums) -> None:
+        """Add those of other tokens."""
+        self.loss += other.loss
+        self.tokens += other.tokens
+        self.correct += other.correct
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ def _opened(spec: RunSpec, model: LocalModel, world: World) -> MlxSession:
             softcap=shape.logit_softcap,
         )
         engine = Engine(
-            Decoder(shape, weights, DTYPES[choice.compute_dtype]),
+            Decoder(shape, weights, DTYPES[choice.compute_dtype], choice.tile),
             head,
             guard,
             checkpointed=choice.checkpointing.layers,

@@ -21,6 +21,7 @@ from edgetune_mlx import (
     mixers,
     pointwise,
     routing,
+    tile_attention,
     trained,
     xielu,
 )
@@ -73,6 +74,7 @@ class MlxOps:
         dropout: Dropout | None, *, bias: bool = True, fixed: bool = False,
     ) -> mx.array:  # fmt: skip
         """Multiply by a frozen matrix and a low-rank update."""
+        dropout = self._placed(dropout)
         added = (linear.half_fixed if fixed else linear.low_rank)(x, a, b, scale, dropout)
         return self.linear(role, x, bias=bias) + added
 
@@ -141,14 +143,20 @@ class MlxOps:
             return x[..., :size]
         return mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
 
-    def keys(self, k: mx.array, v: mx.array) -> Keys:  # noqa: ARG002
-        """Return the documents of each row."""
-        return self.layout.keys
+    def keys(self, k: mx.array, v: mx.array) -> Keys:
+        """Return the documents of each row; leave keys and values for the tiles to come."""
+        tile = self.layout.tile
+        if tile is None:
+            return self.layout.keys
+        tile.own = k, v
+        return replace(tile.keys, tile=tile)
 
     def attend(
         self, attended: Attended[mx.array], before: tuple[mx.array, mx.array] | None = None
     ) -> mx.array:
         """Attend, to keys in front of those of every document too."""
+        if attended.keys.tile is not None:
+            return tile_attention.attend_in_tile(attended, before)
         if before is not None:
             attended = attention.behind(attended, *before)
         return attention.causal(attended)
@@ -181,7 +189,8 @@ class MlxOps:
         q = attended.q[:, first : first + k.shape[1] * shared]
         sinks = attended.sinks
         sinks = None if sinks is None else sinks[first : first + k.shape[1] * shared]
-        return replace(attended, q=q, k=k, v=v, sinks=sinks)
+        keys = attended.keys.of_heads(heads)
+        return replace(attended, q=q, k=k, v=v, keys=keys, sinks=sinks)
 
     def in_groups(
         self, attended: Attended[mx.array], size: int, *, late: bool
@@ -227,8 +236,13 @@ class MlxOps:
     ) -> mx.array:
         """Carry a state within documents, or on from what is cached."""
         own = mixer.own(self.block.mixer, trained)
+        tile, documents = self.layout.tile, self.layout.documents
+        if tile is not None and mixer.state:
+            go_on = mixers.mixed_in_tile(mixer)
+            y, tile.behind = go_on(mixer, inputs, own, documents, tile.state, tile.before)
+            return y
         if not self.layout.caches:
-            return mixers.mixed(mixer)(mixer, inputs, own, self.layout.documents)
+            return mixers.mixed(mixer)(mixer, inputs, own, documents)
         after = mixers.mixed_after(mixer)
         return self._carried(lambda last, *parts: after(mixer, parts, own, last), *inputs)
 
@@ -238,7 +252,7 @@ class MlxOps:
         self, x: mx.array, a: mx.array, b: mx.array, scale: float, dropout: Dropout | None
     ) -> mx.array:
         """Multiply by a low-rank update alone."""
-        return linear.low_rank(x, a, b, scale, dropout)
+        return linear.low_rank(x, a, b, scale, self._placed(dropout))
 
     def trained_linear(self, x: mx.array, weight: mx.array) -> mx.array:
         """Multiply by a trained matrix."""
@@ -386,6 +400,11 @@ class MlxOps:
             out, cache.carried[self.layer] = go_on(before, *parts)
             outputs.append(mx.pad(out, [(0, 0), (0, positions - cache.arriving), (0, 0)]))
         return mx.concatenate(outputs)
+
+    def _placed(self, dropout: Dropout | None) -> Dropout | None:
+        """Return what is dropped of the tokens of a tile."""
+        tile = self.layout.tile
+        return dropout if dropout is None or tile is None else replace(dropout, start=tile.start)
 
     def _matrix(self, role: str) -> Matrix:
         return self.block.matrices[role].serialized(self.sequencer)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.backend import Pull
+from edgetune_mlx.checkpoints import States
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,14 +19,28 @@ class Pulls:
     pull: Pull
     starts: NDArray[np.intp]
 
-    def added(self, layer: int, out: mx.array, grad: mx.array) -> mx.array:
-        """Return the gradient (B, S, D) of a block's output (B, S, D) with what is added."""
-        found = mx.array(self.pull(layer, at_starts(out, self.starts))).astype(grad.dtype)
-        grad = grad.at[mx.arange(len(self.starts)), mx.array(self.starts)].add(found)
+    def at_starts(self, x: States) -> NDArray[np.float32]:
+        """Return the states (B, D) where answers begin."""
+        return at_starts(x, self.starts)
+
+    def add(self, layer: int, states: NDArray[np.float32], grad: States) -> None:
+        """Add to the gradient of a block's output, which had these states (B, D) at the starts."""
+        found = mx.array(self.pull(layer, states))
+        for row, (part, at) in enumerate(_places(grad, self.starts)):
+            grad[part] = grad[part].at[row, at].add(found[row].astype(grad[part].dtype))
         mx.eval(grad)
-        return grad
 
 
-def at_starts(x: mx.array, starts: NDArray[np.intp]) -> NDArray[np.float32]:
-    """Return the states (B, D) of x (B, S, D) at a position of each row."""
-    return np.array(x[mx.arange(len(starts)), mx.array(starts)].astype(mx.float32))
+def at_starts(x: States, starts: NDArray[np.intp]) -> NDArray[np.float32]:
+    """Return the states (B, D) of hidden states at a position of each row."""
+    found = [x[part][row, at] for row, (part, at) in enumerate(_places(x, starts))]
+    return np.array(mx.stack(found).astype(mx.float32))
+
+
+def _places(x: States, starts: NDArray[np.intp]) -> list[tuple[int, int]]:
+    """Return the part that each position is in, and where in it."""
+    ends = np.cumsum([part.shape[1] for part in x])
+    parts = np.searchsorted(ends, starts, side="right")
+    return [
+        (int(n), int(at - ends[n] + x[n].shape[1])) for n, at in zip(parts, starts, strict=True)
+    ]

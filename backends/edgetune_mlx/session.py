@@ -36,9 +36,9 @@ from edgetune.run_spec import RunSpec
 from edgetune.shape import ModelShape
 from edgetune.together import alike, in_halves, step_sums, together
 from edgetune.world import ALONE, World
-from edgetune_mlx.engine import Engine, Gradients
+from edgetune_mlx.engine import Engine
 from edgetune_mlx.generate import new_cache, read
-from edgetune_mlx.gradients import add_back, add_up, set_aside
+from edgetune_mlx.gradients import Gradients, add_back, add_up, set_aside
 from edgetune_mlx.loss import Sums
 from edgetune_mlx.optimizer import AdamW, clipping
 from edgetune_mlx.out_of_memory import out_of_memory

@@ -21,6 +21,7 @@ from edgetune_mlx.attention import Keys
 from edgetune_mlx.out_of_memory import out_of_memory
 from edgetune_mlx.pointwise import rotate
 from edgetune_mlx.rotary import frequencies
+from edgetune_mlx.tile_attention import Tile
 
 
 @dataclass(slots=True)
@@ -78,7 +79,7 @@ class TokenLayout:
     ``trunks`` (B, S) is the number of the one that a token goes on from.
 
     ``lent`` are keys and values by the layer that made them, ``per_layer`` what each block reads
-    besides the stream, (B, S, P) by layer.
+    besides the stream, (B, S, P) by layer. In a ``tile`` of a block all of this is the tile's.
     """
 
     positions: mx.array
@@ -91,6 +92,7 @@ class TokenLayout:
     caches: Sequence[Cache] = ()
     lent: dict[int, Lent] = field(default_factory=dict)
     per_layer: Sequence[mx.array] | Mapping[int, mx.array] = ()
+    tile: Tile | None = None
     _angles: dict[Rotary, mx.array] = field(default_factory=dict)
 
     @classmethod
@@ -150,6 +152,21 @@ class TokenLayout:
             lengths=None if self.lengths is None else self.lengths[rows],
             trunks=None if self.trunks is None else self.trunks[rows],
             caches=self.caches[rows],
+        )
+
+    def of_span(self, span: slice, tile: Tile | None = None) -> TokenLayout:
+        """Return where the tokens at some positions of all rows stand, in a tile of a block."""
+        own = self.per_layer
+        each = own.items() if isinstance(own, Mapping) else enumerate(own)
+        return replace(
+            self,
+            positions=self.positions[:, span],
+            documents=None if self.documents is None else self.documents[:, span],
+            lengths=None if self.lengths is None else self.lengths[:, span],
+            trunks=None if self.trunks is None else self.trunks[:, span],
+            first=None if self.first is None else self.first + span.start,
+            per_layer={layer: x[:, span] for layer, x in each},
+            tile=tile,
         )
 
 

@@ -84,11 +84,9 @@ class Decoder:
         unread = method.unread(self.shape.blocks[layer])
         return self._block(layer, layout, method, unread).output(x)
 
-    def leave_keys(
-        self, layer: int, x: Tensor, layout: TokenLayout, method: Adaptation[Tensor]
-    ) -> None:
-        """Leave the keys and values of a tile of a block's input (B, S, D) in the layout's tile."""
-        self._block(layer, layout, method).leave_keys(x)
+    def leave(self, layer: int, x: Tensor, layout: TokenLayout, method: Adaptation[Tensor]) -> None:
+        """Leave what later tiles read of a tile of a block's input (B, S, D) in the layout's tile."""
+        self._block(layer, layout, method).leave(x)
 
     def final_norm(self, x: Tensor, method: Adaptation[Tensor] = BASE) -> Tensor:
         """Return the input of the head (..., D), of tokens anywhere."""

@@ -37,6 +37,18 @@ def spans(lengths: tuple[int, ...], shared: tuple[int, ...] = ()) -> Iterator[Sp
         start += length
 
 
+def within(documents: Documents, span: slice) -> Documents:
+    """Return the lengths of documents as far as they lie between positions of their rows."""
+    return tuple(
+        tuple(
+            length
+            for own in (each.own for each in spans(row))
+            if (length := min(own.stop, span.stop) - max(own.start, span.start)) > 0
+        )
+        for row in documents
+    )
+
+
 def rows_of(documents: Documents, shared: Shared) -> Iterator[tuple[int, list[Span]]]:
     """Yield the number of each row, and where its documents lie."""
     for number, lengths in enumerate(documents):

@@ -46,6 +46,7 @@ from edgetune.backend import Pull
 from edgetune.data.answers import Weigh
 from edgetune.data.batch import MicroBatch, prompt_batch
 from edgetune.network.adaptation import Adaptation
+from edgetune.network.tiles import spans
 from edgetune_torch.checkpoints import Checkpoints, KeptCheckpoints
 from edgetune_torch.decoder import Decoder
 from edgetune_torch.loss import (
@@ -58,7 +59,6 @@ from edgetune_torch.loss import (
 )
 from edgetune_torch.malloc import trim
 from edgetune_torch.pulls import Pulls, activations, answer_starts_of
-from edgetune_torch.tiles import spans
 from edgetune_torch.token_layout import Lent, TokenLayout
 
 

@@ -18,8 +18,8 @@ from edgetune_torch.token_layout import Cache
 @torch.no_grad()
 def read(decoder: Decoder, head: Head, rows: Sequence[tuple[Cache, Sequence[int]]]) -> Tensor:
     """Return the logits (B, V) after each row's last token; all of them join the caches."""
-    tile = decoder.tile
-    if tile and any(cache.length and len(own) > tile for cache, own in rows):
+    tile, carries = decoder.tile, decoder.shape.reach > 0
+    if tile and any((cache.length or carries) and len(own) > tile for cache, own in rows):
         return torch.cat([_in_pieces(decoder, head, *row) for row in rows])
     caches, tokens = [cache for cache, _ in rows], [own for _, own in rows]
     method = mixed([cache.method for cache in caches])

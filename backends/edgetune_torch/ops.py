@@ -239,8 +239,14 @@ class TorchOps:
     ) -> Tensor:
         """Carry a state within documents, or on from what is cached."""
         own = mixer.own(self.block.mixer, trained)
+        tile = self.layout.tile
+        if tile is not None and mixer.state:
+            go_on = mixers.mixed_in_tile(mixer)
+            documents = self.layout.documents_here
+            y, tile.behind = go_on(mixer, inputs, own, documents, tile.state, tile.read)
+            return y
         if not self.layout.caches:
-            return mixers.mixed(mixer)(mixer, inputs, own, self.layout.documents)
+            return mixers.mixed(mixer)(mixer, inputs, own, self.layout.documents_here)
         after = mixers.mixed_after(mixer)
         return self._carried(lambda last, *parts: after(mixer, parts, own, last), *inputs)
 

@@ -47,8 +47,11 @@ class PieceConvolution:
         window, count = self._window(start, stop), stop - start
         for back in range(kept + 1):
             tap = self._tap(back, start, stop)
-            missing = max(0, back - start)  # tokens that have none so far before them
-            target = x_grad[:, start - back + missing : stop - back]
+            missing = max(
+                0, back - start - self.skipped
+            )  # tokens that have none so far before them
+            first = self.skipped + start - back
+            target = x_grad[:, first + missing : first + count]
             part = grad[:, missing:]
             target.addcmul_(part, tap[:, missing:] if tap.dim() == 3 else tap)
             seen = window[:, kept - back : kept - back + count]
@@ -78,7 +81,7 @@ class PieceConvolution:
 
     def _same(self, numbers: Tensor, back: int, start: int, stop: int) -> Tensor:
         """Return whether tokens have so many before them in their document (B, T, 1)."""
-        at = torch.arange(start, stop, device=numbers.device)
+        at = torch.arange(self.skipped + start, self.skipped + stop, device=numbers.device)
         earlier = (at - back).clamp_(min=0)
         same = (numbers[:, at] == numbers[:, earlier]) & (at >= back)
         return same[..., None].to(self.taps.dtype)

@@ -53,6 +53,11 @@ class BlockKeys:
         k_grad, v_grad = (torch.zeros(self.k.shape, device=self.k.device) for _ in range(2))
         return BlockKeys(self.k, self.v, k_grad, v_grad)
 
+    @property
+    def grads(self) -> tuple[Tensor, ...]:
+        """Those gradients, if this is the way back."""
+        return () if self.k_grad is None or self.v_grad is None else (self.k_grad, self.v_grad)
+
     def at(self, *place: slice) -> BlockKeys:
         """Return those of some rows, heads or positions, as views."""
         grads = (None if x is None else x[place] for x in (self.k_grad, self.v_grad))
@@ -64,13 +69,22 @@ class Tile:
     """The positions from ``start`` to before ``stop`` of every row of a block.
 
     ``before`` has the keys and values of the tiles before. ``own`` are the tile's, once they are
-    computed with gradients.
+    computed with gradients. The first ``read`` positions are computed for those after them alone.
+    A mixer that carries a state goes on from ``state``, the one ``behind`` the tile comes of it.
     """
 
     start: int
     stop: int
     before: BlockKeys
-    own: tuple[Tensor, Tensor] | None = None
+    own: tuple[Tensor, ...] = ()
+    read: int = 0
+    state: Tensor | None = None
+    behind: Tensor | None = None
+
+    @property
+    def span(self) -> slice:
+        """The positions."""
+        return slice(self.start, self.stop)
 
     def leave(self, k: Tensor, v: Tensor) -> None:
         """Take the tile's keys and values (B, G, N, h): in passes with gradients those are there."""
@@ -83,7 +97,7 @@ class Tile:
 
     def of(self, *place: slice) -> Tile:
         """Return the tile of some rows or heads."""
-        return replace(self, before=self.before.at(*place), own=None)
+        return replace(self, before=self.before.at(*place), own=())
 
 
 def attend_in_tile(

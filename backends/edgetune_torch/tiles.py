@@ -5,8 +5,10 @@ after it. The way back makes keys and values of all tiles again, then goes from 
 the first: by then all queries that see a tile's keys have given these their gradients. Nothing of
 a block but its input, the gradient, keys and values is as long as a row.
 
-A mixer that is not attention carries a state instead, and keys and values may be lent to other
-blocks; blocks with such are computed whole.
+A convolution reads a few tokens before its own: a tile is computed with them, and they get gradients
+of it. A state is carried from tile to tile; on the way back those between tiles are made again with
+the keys, and their gradients go from the last tile to the first. Mixers that scan (Mamba-2), and
+blocks that lend keys and values or read lent ones, are computed whole.
 
 B rows, S positions, D hidden size, G key/value heads, h channels of a head.
 """
@@ -20,17 +22,12 @@ import torch
 from torch import Tensor
 
 from edgetune.network.adaptation import Adaptation
+from edgetune.network.tiles import reaching, spans
 from edgetune_torch.tile_attention import BlockKeys, Tile
 from edgetune_torch.token_layout import TokenLayout
 
 if TYPE_CHECKING:
     from edgetune_torch.decoder import Decoder
-
-
-def spans(positions: int, size: int) -> list[slice]:
-    """Return the tiles of ``size`` positions, the last one shorter; 0: all positions in one."""
-    step = size or max(1, positions)
-    return [slice(at, min(at + step, positions)) for at in range(0, positions, step)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +51,12 @@ class TiledBlocks:
         """Return the output of a block (B, S, D) for its input, without gradients."""
         if not self.splits(layer):
             return self.decoder.block(layer, x, self.layout, self.method)
-        keys, out = self._keys(layer), torch.empty_like(x)
+        keys, out, state = self._keys(layer), torch.empty_like(x), None
         for span in self._spans:
-            place = self._place(span, keys)
-            out[:, span] = self.decoder.block(layer, _part(x, span), place, self.method)
+            tile = self._tile(layer, span, keys, state)
+            made = self._output(layer, _part(x, tile.span), tile)
+            out[:, span], state = made[:, tile.read :], tile.behind
+            del made, tile  # they must not live on beside the next ones
         return out
 
     def backward(self, layer: int, x: Tensor, grad: Tensor, *, goes_on: bool) -> Tensor:
@@ -66,45 +65,73 @@ class TiledBlocks:
         It takes the place of ``grad``, the gradient of the output. If it does not go on, nothing
         wants it, and what is returned is without meaning.
         """
-        keys = self._keys_of_all(layer, x).with_gradients()
-        assert keys.k_grad is not None
-        assert keys.v_grad is not None
+        keys, states = self._left(layer, x)
+        keys, early, later = keys.with_gradients(), None, None
         for span in reversed(self._spans):
-            place = self._place(span, keys)
-            assert place.tile is not None
-            own = _part(x, span).detach().requires_grad_(goes_on)
+            tile = self._tile(layer, span, keys, states.pop())
+            own = _part(x, tile.span).detach().requires_grad_(goes_on)
+            place = self.layout.of_span(tile.span, tile)
             out = self.decoder.block_again(layer, own, place, self.method)
-            assert place.tile.own is not None
-            gathered = zip(place.tile.own, (keys.k_grad, keys.v_grad), strict=True)
-            kept = [(x, each[:, :, span]) for x, each in gathered if x.requires_grad]
+            gathered = [*zip(tile.own, (each[:, :, span] for each in keys.grads), strict=False)]
+            if tile.behind is not None and later is not None:
+                gathered.append((tile.behind, later))
+            kept = [(x, each) for x, each in gathered if x.requires_grad]
             del gathered
-            grads = [_part(grad, span), *(each.to(grad.dtype) for _, each in kept)]
+            grads = [_behind(grad, span, tile.read), *(each.to(x.dtype) for x, each in kept)]
             torch.autograd.backward([out, *(x for x, _ in kept)], grads)
             del out, kept, grads
+            later = None if tile.state is None else tile.state.grad
             if own.grad is not None:
-                grad[:, span] = own.grad
+                grad[:, span] = own.grad[:, tile.read :]
+                if early is not None:
+                    grad[:, span.stop - early.shape[1] : span.stop] += early
+                early = own.grad[:, : tile.read].clone() if tile.read else None
+            del tile
         return grad
 
     @torch.no_grad()
-    def _keys_of_all(self, layer: int, x: Tensor) -> BlockKeys:
-        """Return keys and values of all tiles; those of the last are seen by itself alone."""
-        keys = self._keys(layer)
+    def _left(self, layer: int, x: Tensor) -> tuple[BlockKeys, list[Tensor | None]]:
+        """Return keys and values of all tiles, and the state before each.
+
+        Those of the last tile are seen by itself alone.
+        """
+        keys, states = self._keys(layer), list[Tensor | None]([None])
+        leaves = self.decoder.shape.blocks[layer].leaves
         for span in self._spans[:-1]:
-            place = self._place(span, keys)
-            self.decoder.leave_keys(layer, _part(x, span), place, self.method)
-        return keys
+            tile = self._tile(layer, span, keys, states[-1])
+            if leaves:
+                place = self.layout.of_span(tile.span, tile)
+                self.decoder.leave(layer, _part(x, tile.span), place, self.method)
+            states.append(tile.behind)
+        return keys, states
 
     def _keys(self, layer: int) -> BlockKeys:
         block, (rows, positions) = self.decoder.shape.blocks[layer], self.layout.positions.shape
         size = (rows, block.kv_heads, positions, block.head_dim)
         return BlockKeys.empty(size, self.layout.dtype, self.layout.positions.device)
 
-    def _place(self, span: slice, keys: BlockKeys) -> TokenLayout:
-        return self.layout.of_span(span, Tile(span.start, span.stop, keys))
+    def _tile(self, layer: int, span: slice, keys: BlockKeys, state: Tensor | None) -> Tile:
+        """Return a tile, with the positions before it that are computed with it."""
+        read = reaching(span, self.decoder.shape.blocks[layer].reach)
+        state = None if state is None else state.detach().requires_grad_(torch.is_grad_enabled())
+        return Tile(read.start, span.stop, keys, read=span.start - read.start, state=state)
+
+    def _output(self, layer: int, x: Tensor, tile: Tile) -> Tensor:
+        place = self.layout.of_span(tile.span, tile)
+        return self.decoder.block(layer, x, place, self.method)
 
     @property
     def _spans(self) -> list[slice]:
         return spans(self.layout.positions.shape[1], self.decoder.tile)
+
+
+def _behind(grad: Tensor, span: slice, before: int) -> Tensor:
+    """Return some positions of a gradient (B, S, D), and zeros for ``before`` positions before them."""
+    if not before:
+        return _part(grad, span)
+    out = grad.new_zeros(len(grad), before + span.stop - span.start, grad.shape[2])
+    out[:, before:] = grad[:, span]
+    return out
 
 
 def _part(x: Tensor, span: slice) -> Tensor:

@@ -17,7 +17,7 @@ from edgetune.data.batch import MicroBatch
 from edgetune.data.virtual import computed
 from edgetune.network.adaptation import Adaptation
 from edgetune.shape import ModelShape, Rotary
-from edgetune_torch.documents import Documents, Shared
+from edgetune_torch.documents import Documents, Shared, within
 from edgetune_torch.out_of_memory import out_of_memory
 from edgetune_torch.rotary import cos_sin
 from edgetune_torch.tile_attention import Tile
@@ -91,6 +91,12 @@ class TokenLayout:
     per_layer: Tensor | None = None
     tile: Tile | None = None
     _tables: dict[Rotary, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @property
+    def documents_here(self) -> Documents:
+        """The lengths of the documents of each row, as far as they lie in the tile."""
+        tile = self.tile
+        return self.documents if tile is None else within(self.documents, tile.span)
 
     def cos_sin(self, rotary: Rotary) -> tuple[Tensor, Tensor]:
         """Return the rotation of these positions, computed once for all layers."""

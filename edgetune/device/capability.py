@@ -43,16 +43,9 @@ class Capability:
     """Whether blocks may where some read the keys and values of others."""
     keeps_blocks: bool = True
     """Whether any block may keep activations for the backward pass."""
-    tiles: tuple[int, ...] = (0,)
-    """Positions that a block is computed on at once, 0 for all: no other number may be asked for
-    where there is no other.
-    """
     streamed_blocks: int = 2
     """Blocks that are present at once where they are not resident."""
 
-
-TILES = (0, 4096, 1024)
-"""Whole blocks, then tiles from the fastest to the smallest."""
 
 CUDA = Capability(
     quantizations=("none", "int8", "nf4"),
@@ -62,7 +55,6 @@ CUDA = Capability(
     compute_dtypes=("bfloat16",),
     embeddings=("resident", "disk"),
     heads=("resident", "disk"),
-    tiles=TILES,
 )
 CPU = Capability(
     quantizations=("none", "int8", "nf4"),
@@ -72,7 +64,6 @@ CPU = Capability(
     compute_dtypes=("float32", "bfloat16"),
     embeddings=("resident", "disk"),
     heads=("resident", "disk"),
-    tiles=TILES,
 )
 MLX = Capability(
     quantizations=("none", "q8", "q4"),

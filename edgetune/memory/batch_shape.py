@@ -86,9 +86,9 @@ class BatchShape:
         """Tokens in all rows."""
         return self.batch * self.context
 
-    def of_tile(self) -> BatchShape:
-        """Return what a tile is computed on."""
-        return replace(self, context=self.tile, tile=0)
+    def of_tile(self, reach: int = 0) -> BatchShape:
+        """Return what a tile is computed on, with ``reach`` tokens before it."""
+        return replace(self, context=self.tile + reach, tile=0)
 
     @property
     def upcast(self) -> bool:
@@ -143,7 +143,7 @@ def batch_shape_of(
         forked=forked,
         fuses=platform.attends_16bit or choice.compute_dtype != "bfloat16",
         kernels=platform.kernels,
-        tile=choice.tile if choice.tile < context and not costs.lazy else 0,
+        tile=choice.tile if choice.tile < context else 0,
     )
 
 

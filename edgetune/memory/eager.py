@@ -268,7 +268,12 @@ class EagerOps(Attending):
         """Carry a state within documents."""
         stored = self.batch.stored
         frozen = {each.role: outside(each.shape, stored) for each in mixer.tensors}
-        return mixers.mixed(mixer)(self, mixer, inputs, mixer.own(frozen, trained))
+        own, tile = mixer.own(frozen, trained), self.tile
+        if tile is not None and mixer.state:
+            go_on = mixers.mixed_in_tile(mixer)
+            out, tile.behind = go_on(self, mixer, inputs, own, tile.state, tile.read)
+            return out
+        return mixers.mixed(mixer)(self, mixer, inputs, own)
 
     # what is trained
 

@@ -77,7 +77,8 @@ class Room:
 
     def prompts_at_once(self, tokens: int) -> int:
         """Return how many rows can read so many tokens at once, as a micro-batch does; at least 1."""
-        return max(1, self.choice.micro_batch * self.choice.context // bucket(tokens))
+        choice = self.choice
+        return max(1, choice.micro_batch * (choice.tile or choice.context) // bucket(tokens))
 
     def _left(self, tokens: int) -> int:
         """Return the bytes that are left for the caches of rows of so many tokens.

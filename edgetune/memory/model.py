@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from itertools import accumulate
 
@@ -13,7 +14,9 @@ from edgetune.memory.block_pass import BlockPass, Passes, SizedMethod, beside
 from edgetune.memory.estimate import MemoryEstimate, Parts, Phases
 from edgetune.memory.head import TRAINED, evaluation_bytes, loss_bytes
 from edgetune.memory.lazy.loss import LazyLoss
-from edgetune.memory.lazy.passes import LazyMethod, LazyPasses
+from edgetune.memory.lazy.method import LazyMethod
+from edgetune.memory.lazy.passes import LazyPasses
+from edgetune.memory.lazy.tile_attention import described
 from edgetune.memory.lazy.weights import alike
 from edgetune.memory.loading import Loading
 from edgetune.memory.optimizer import state_bytes, update_bytes
@@ -114,18 +117,22 @@ class MemoryModel:
         )
         head = choice.head if self.head is None else TRAINED
         chunk = min(choice.loss_chunk, bucket(choice.tokens))  # nothing is learned of a prompt
+        kept = choice.checkpointing
+        at_once = replace(rows, tile=0) if kept.layers < self.shape.layers else rows
         stored = choice.quantization if self.costs.lazy else "none"
         loss = self._loss(
-            rows, chunk, head, stored,
+            at_once, chunk, head, stored,
             weighed=objective is not None, summed=choice.accumulation > 1,
         )  # fmt: skip
-        kept = choice.checkpointing
         update = self._update(choice.optimizer)
         moment = step.peak(kept.layers, offload=kept.offload, loss=loss, update=update)
-        multiplied = rows.of_tile() if self._in_tiles(rows, kept.layers) else rows
+        in_tiles = self._in_tiles(rows, kept.layers)
+        multiplied = rows.of_tile(self.shape.reach) if in_tiles else rows
         scratch = self._scratch(multiplied, choice.quantization, choice.head) + self.costs.reused
         places = (choice.quantization, choice.placement, choice.embedding, choice.head)
-        kernels = self.costs.kernels if rows.product < FLOAT32_BYTES else 0
+        computing = self.costs.kernels if rows.product < FLOAT32_BYTES else 0
+        if rows.lazy and rows.tile:
+            computing += described(self.shape, rows)
         parts = Parts(
             weights=self._weights(*places),
             adapter=self.adapter,
@@ -134,11 +141,11 @@ class MemoryModel:
             activations=moment.activations,
             loss=moment.loss,
             workspace=scratch + moment.workspace,
-            runtime=self.runtime + kernels,
+            runtime=self.runtime + computing,
         )
         return _estimate(
             parts,
-            load=self._load(places) - kernels,  # none is made yet
+            load=self._load(places) - computing,  # none of it is there yet
             evaluation=scratch
             + step.evaluation(
                 max(self._evaluated(rows, chunk, each, stored) for each in {head, choice.head})

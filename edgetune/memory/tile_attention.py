@@ -33,13 +33,17 @@ STATISTICS = 4
 class SizedTile:
     """The tile that is computed, ``start`` positions of a row of ``positions`` before it.
 
-    ``own`` are its keys and values, which a pass with gradients keeps.
+    ``own`` are its keys and values, which a pass with gradients keeps. The first ``read`` positions
+    are none of its own; a mixer goes on from ``state``, and ``behind`` is the one behind the tile.
     """
 
     positions: int
     start: int
     graded: bool
-    own: tuple[Sized, Sized] | None = None
+    own: tuple[Sized, ...] = ()
+    read: int = 0
+    state: Sized | None = None
+    behind: Sized | None = None
 
 
 class Ops(Protocol):

@@ -59,6 +59,7 @@ class TiledPass:
         kept = [
             Storage(ledger, self._keys(self.rows.width)),
             Storage(ledger, self._states(self.rows)),
+            Storage(ledger, self._carried(min(tile.start, 1))),
         ]
         self._tile(tile, ledger, self.method(False, training), [], graded=False)
         kept.clear()
@@ -69,16 +70,20 @@ class TiledPass:
         held = [
             Storage(ledger, self._keys(self.rows.width)),
             Storage(ledger, self._keys(FLOAT32_BYTES)),
+            Storage(ledger, self._carried(-(-positions.start // self.rows.tile))),
         ]
         method = self.method(True, True)
         ops, out, tile = self._tile(positions, ledger, method, held, needs=goes_on)
-        assert tile.own is not None
-        held.append(self._copied(ledger, ops.batch))  # the gradient of the tile's output
+        reach = self._before(positions)
+        # the gradient of the tile's output, behind zeros where its input reaches further
+        held.append(self._copied(ledger, ops.batch, always=reach > 0))
         grads: dict[int, Gradient] = {out.key: None}
         for own in tile.own:
             if own.needs:
                 narrow = own.width != FLOAT32_BYTES
                 grads[own.key] = Storage(ledger, own.nbytes) if narrow else None
+        if tile.behind is not None and positions.stop < self.rows.context:
+            grads[tile.behind.key] = Storage(ledger, tile.behind.nbytes)
         held += [grad for grad in grads.values() if isinstance(grad, Storage)]
         leaves = frozenset(each.key for each in method.tensors.values())
         left = ops.tape.backward(grads, leaves)
@@ -94,24 +99,37 @@ class TiledPass:
 
         What lives with the tile joins ``held``.
         """
-        rows = replace(self.rows, context=len(positions), tile=0)
-        tile = SizedTile(self.rows.context, positions.start, graded)
+        rows = replace(self.rows, context=len(positions) + self._before(positions), tile=0)
+        read, state = self._before(positions), None
+        if positions.start and self._carried(1):
+            state = outside((self._carried(1) // FLOAT32_BYTES,), FLOAT32_BYTES, needs=graded)
+        tile = SizedTile(self.rows.context, positions.start, graded, read=read, state=state)
         ops = EagerOps(self.shape, rows, ledger, self.layer, quantized=self.quantized, tile=tile)
         size = (rows.batch, rows.context, self.shape.hidden_size)
         held += [self._tables(ledger, rows), self._copied(ledger, rows)]
         entry = outside(size, rows.width, needs=needs)
         return ops, Block(ops, self.shape, self.layer, method).output(entry), tile
 
-    def _copied(self, ledger: Ledger, rows: BatchShape) -> Storage:
+    def _copied(self, ledger: Ledger, rows: BatchShape, *, always: bool = False) -> Storage:
         """Return a tile of hidden states, which is a copy where there are several rows."""
-        return Storage(ledger, self._states(rows) if rows.batch > 1 else 0)
+        return Storage(ledger, self._states(rows) if always or rows.batch > 1 else 0)
+
+    def _before(self, positions: range) -> int:
+        """Return how many tokens before a tile are computed with it."""
+        return min(positions.start, self.shape.blocks[self.layer].reach)
 
     def _tables(self, ledger: Ledger, rows: BatchShape) -> Storage:
         """Return the tables of the rotation of a tile's positions."""
         rule = self.shape.blocks[self.layer].attention
-        assert rule is not None
-        rotaries = {each for each in (rule.rotary, rule.query_rotary) if each is not None}
+        both = () if rule is None else (rule.rotary, rule.query_rotary)
+        rotaries = {each for each in both if each is not None}
         return Storage(ledger, rows.activation_bytes(sum(2 * x.dimensions for x in rotaries)))
+
+    def _carried(self, tiles: int) -> int:
+        """Return the bytes of the states behind so many tiles."""
+        mixer = self.shape.blocks[self.layer].recurrent
+        state = 0 if mixer is None else mixer.state
+        return FLOAT32_BYTES * tiles * self.rows.batch * state
 
     def _keys(self, width: int) -> int:
         """Return the bytes of the keys and values of all tiles."""

@@ -108,14 +108,16 @@ class Block(Generic[A]):
         both = self.ops.add(x, attended)
         return self.ops.add(both, self._mlp(self.norm("mlp_input", x), x))
 
-    def leave_keys(self, x: A) -> None:
-        """Leave the keys and values of a tile's tokens where later tiles find them.
+    def leave(self, x: A) -> None:
+        """Leave what later tiles read of a tile's tokens: keys and values, or the state behind them.
 
-        x (B, S, D) is the tile of the block's input; the mixer is attention.
+        x (B, S, D) is the tile of the block's input.
         """
-        rule = self.own.attention
-        assert rule is not None
-        x = self.norm("attention_input", x)
+        x, rule = self.norm("attention_input", x), self.own.attention
+        if rule is None:
+            assert self.own.recurrent is not None
+            self.own.recurrent.mixed(self, x)
+            return
         if rule.latent is not None:
             self.ops.keys(*latent.keys_values(self, x, rule.latent, rule.rotary))
             return

@@ -228,9 +228,7 @@ def _impossible(
     if kept is not None and not 0 <= kept.layers <= shape.layers:
         yield f"--checkpointing {kept.layers} is asked for, but the model has {shape.layers} blocks."
     tile = own.get("tile", 0)
-    if tile and len(capability.tiles) == 1:
-        yield f"On {device.kind} blocks are computed whole: --tile is not offered there."
-    elif tile and (tile < LEAST_TILE or tile & (tile - 1)):
+    if tile and (tile < LEAST_TILE or tile & (tile - 1)):
         yield f"--tile {tile} is not 0, nor a power of two from {LEAST_TILE} on."
     if own.get("context", 0) > shape.max_context:
         yield (

@@ -27,6 +27,9 @@ from edgetune.storage import BYTES, OPTIMIZER_BYTES, blocks_bytes
 CHUNKS = (2048, 1024, 512, 256, 128, 64, 32)
 """Loss tokens at once: more read the head fewer times, fewer hold fewer logits."""
 
+TILES = (0, 4096, 1024)
+"""Positions that a block is computed on at once: all, then from the fastest to the smallest."""
+
 WORTH_PAGES = 0.02
 """Share of a card's memory from which on the optimizer's state may be left to the host's. Of the
 memory, not of the budget: what fits into a budget must fit into a larger one."""
@@ -101,7 +104,7 @@ class Space:
         if fixed is not None:
             return (fixed,)
         splits = any(block.splits for block in self.problem.shape.kinds)
-        return tuple(x for x in self.problem.capability.tiles if x < context and (splits or not x))
+        return tuple(x for x in TILES if x < context and (splits or not x))
 
     @cached_property
     def rows(self) -> list[tuple[int, int]]:

@@ -62,8 +62,11 @@ class Works:
         if tiles == 1 or not self.shape.blocks[kind.layer].splits:
             ops = self._run(kind, rows)
             return Counts(forward=ops.ahead, back=ops.back, state=ops.state, left_out=ops.left_out)
-        tile = rows.of_tile(ceil(rows.context / tiles))
-        ops, keys = self._run(kind, tile), self._leaving_keys(kind, tile)
+        block = self.shape.blocks[kind.layer]
+        tile = rows.of_tile(ceil(rows.context / tiles), block.reach)
+        ops, keys = self._run(kind, tile), Tally()
+        if block.leaves:
+            keys = self._leaving(kind, tile)
         forward, back, all_keys, left_out = Tally(), Tally(), Tally(), Tally()
         parts = (forward, ops.ahead), (back, ops.back), (all_keys, keys), (left_out, ops.left_out)
         for whole, one in parts:
@@ -79,10 +82,10 @@ class Works:
         ops.back.launches += CUT if ops.back.launches else 0
         return ops
 
-    def _leaving_keys(self, kind: BlockKind, rows: Rows) -> Tally:
-        """Return what it takes to make the keys and values of a tile, without gradients."""
+    def _leaving(self, kind: BlockKind, rows: Rows) -> Tally:
+        """Return what it takes to make what later tiles read of one, without gradients."""
         ops = CountedOps(self.shape, rows, kind.layer)
-        self._at_work(ops, kind).leave_keys(_states(self.shape, rows, needs=False))
+        self._at_work(ops, kind).leave(_states(self.shape, rows, needs=False))
         return ops.ahead
 
     def _at_work(self, ops: CountedOps, kind: BlockKind) -> Block[Counted]:

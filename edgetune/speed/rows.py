@@ -20,6 +20,8 @@ class Rows:
     context: int
     seen: int
     """Positions of a whole row: a tile of S positions sees the keys of those before it, too."""
+    read: int = 0
+    """Positions before a tile, which a state is behind already."""
     documents: float = 1.0
     """Documents in a row, on average."""
     width: int
@@ -45,9 +47,9 @@ class Rows:
         """1 where activations are not in float32, so that sums over them take copies; else 0."""
         return int(self.width != FLOAT32_BYTES)
 
-    def of_tile(self, tile: int) -> Rows:
-        """Return one tile of them."""
-        return replace(self, context=tile)
+    def of_tile(self, tile: int, read: int = 0) -> Rows:
+        """Return one tile of them, and ``read`` positions before it that are computed with it."""
+        return replace(self, context=tile + read, read=read)
 
 
 def rows_of(

@@ -50,13 +50,22 @@ def test_long_contexts_are_computed_in_tiles(usable: int, context: int) -> None:
     assert f"{precise_bytes(size)} there" in why(plan)
 
 
+def test_a_mac_computes_long_contexts_in_tiles() -> None:
+    device = profile_device("m2-16gb")
+    plan = plan_of("llama-3.1-8b", device, rank=32, context=32768)
+    assert plan.choice.tile
+    assert plan.memory.peak_bytes <= device.usable_bytes
+    assert "tokens of a row at a time" in why(plan)
+    with pytest.raises(NothingFitsError):
+        plan_of("llama-3.1-8b", device, rank=32, context=32768, tile=0)
+
+
 def test_a_tile_is_taken_as_it_is_asked_for_or_refused() -> None:
     assert plan_of("llama-3.2-1b", card(), tile=256).choice.tile == 256
     for tile in (100, 32):
         with pytest.raises(UsageError, match="power of two"):
             plan_of("llama-3.2-1b", card(), tile=tile)
-    with pytest.raises(UsageError, match="not offered there"):
-        plan_of("llama-3.2-1b", profile_device("m2-16gb"), tile=1024)
+    assert plan_of("llama-3.2-1b", profile_device("m2-16gb"), tile=1024).choice.tile == 1024
     assert plan_of("llama-3.2-1b", profile_device("m2-16gb"), tile=0).choice.tile == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 from hypothesis import given
@@ -59,6 +60,13 @@ def test_the_longest_answer_is_the_last_that_fits(prompt: int, most: int, gigaby
         assert transient + cached(found) <= plan.memory.peak_bytes
     if found < most:  # a little more takes what attention and logits take besides
         assert transient + cached(4 * (prompt + found)) > plan.memory.peak_bytes - 16 * parts.loss
+
+
+def test_no_more_prompts_go_together_than_a_tile_has_tokens() -> None:
+    plan = planned(8)
+    choice = replace(plan.choice, tile=64, micro_batch=2)
+    room = Room(shape_of(MODEL), choice, plan.memory)
+    assert [room.prompts_at_once(tokens) for tokens in (32, 64, 2000)] == [4, 2, 1]
 
 
 def test_short_prompts_go_together() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -17,10 +18,12 @@ from edgetune.backend import load_backend
 from edgetune.data.batch import full_batch
 from edgetune.memory.batch_shape import BatchShape, Platform, batch_shape_of
 from edgetune.memory.block_pass import BlockPass
-from edgetune.memory.lazy.passes import LazyMethod, LazyPasses
+from edgetune.memory.lazy.method import LazyMethod
+from edgetune.memory.lazy.passes import LazyPasses
 from edgetune.methods.planned import BlockKind, kinds
 from edgetune.model import LocalModel
 from edgetune.planning.plan import Plan
+from edgetune_mlx.gradients import added
 
 TRIES = 3
 
@@ -56,7 +59,7 @@ def measured(model: LocalModel, plan: Plan, layers: Sequence[int]) -> dict[int, 
     """Return what blocks hold on the engine, the most of a few tries."""
     session: Any = load_backend("mlx").open(plan.spec, model)
     batch = full_batch(plan.choice.micro_batch, plan.choice.context, model.shape.vocabulary)
-    batch, layout = session.engine._placed(batch, session.method)
+    batch, tiled = session.engine._placed(batch, session.method)
     method = session.method.drawing("0:0", 0)
     size = (*batch.tokens.shape, model.shape.hidden_size)
     values = np.random.default_rng(0).standard_normal(size, np.float32)
@@ -65,7 +68,7 @@ def measured(model: LocalModel, plan: Plan, layers: Sequence[int]) -> dict[int, 
     limits = mx.set_memory_limit(1), mx.set_cache_limit(0)
     try:
         each = [
-            {layer: _held(session.engine, layer, x, grad, layout, method) for layer in layers}
+            {layer: _held(session.engine, layer, x, grad, tiled, method) for layer in layers}
             for _ in range(TRIES)
         ]
     finally:
@@ -84,7 +87,10 @@ def _most(held: Sequence[Held]) -> Held:
     )
 
 
-def _held(engine: Any, layer: int, x: Any, grad: Any, layout: Any, method: Any) -> Held:
+def _held(engine: Any, layer: int, x: Any, grad: Any, tiled: Any, method: Any) -> Held:
+    layout, in_tiles = tiled.layout, None
+    if tiled.splits(layer):
+        in_tiles = _held_in_tiles(engine, layer, x, grad, tiled, method)
     base = _begin()
     out = engine.decoder.block(layer, x, layout, method)
     mx.eval(out)
@@ -112,7 +118,28 @@ def _held(engine: Any, layer: int, x: Any, grad: Any, layout: Any, method: Any) 
     mx.synchronize()
     forward, kept = mx.get_peak_memory() - base, mx.get_active_memory() - base
     del out, grads
+    if in_tiles is not None:
+        plain, again = in_tiles
     return Held(plain=plain, forward=forward, kept=kept, again=again)
+
+
+def _held_in_tiles(
+    engine: Any, layer: int, x: Any, grad: Any, tiled: Any, method: Any
+) -> tuple[int, int]:
+    """Return the peaks of a block's pass in tiles, and of computing it again and going back."""
+    own, grads = ([mx.contiguous(x[:, span] + 0) for span in tiled.spans] for x in (x, grad))
+    mx.eval(own, grads)
+    base = _begin()
+    out = tiled.forward(layer, own, method)
+    plain = mx.get_peak_memory() - base
+    del out
+    shared = method.spec.everywhere if layer < engine.decoder.shape.layers - 1 else lambda _: False
+    found = {k: mx.zeros(x.shape) for k, x in method.of_block(layer).items() if shared(k)}
+    mx.eval(found)  # later blocks gave them theirs
+    goes_on = method.trains_input or layer > method.first_layer
+    base = _begin()
+    tiled.backward(layer, own, grads, method, partial(added, found), goes_on=goes_on)
+    return plain, mx.get_peak_memory() - base
 
 
 def _begin() -> int:

@@ -183,6 +183,7 @@ class Case:
         kept += ", offloaded" if "checkpointing" in self.fixed else ""
         kept += ", pairs" if self.pairs else ""
         kept += ", bfloat16" if "compute_dtype" in self.fixed else ""
+        kept += f", tiles of {self.fixed['tile']}" if "tile" in self.fixed else ""
         return f"{self.model} | {method} | {base} | {rows} | {kept}"
 
 
@@ -261,6 +262,26 @@ NAMED = (
     Case(model="tied", context=64, checkpointed=True, fixed=DISK),
     Case(model="gpt2", context=128, checkpointed=True, fixed=DISK | {"quantization": "q4"}),
     Case(model="untied", context=128, checkpointed=True, fixed=OFFLOADED),
+    Case(model="untied", context=320, checkpointed=True, fixed={"tile": 64}),
+    Case(model="untied", context=320, checkpointed=True, fixed=OFFLOADED | {"tile": 64}),
+    Case(model="tied", context=512, checkpointed=True, fixed={"tile": 128, "method": "prefix"}),
+    Case(model="tied", context=256, checkpointed=True, fixed={"tile": 64, "micro_batch": 2}),
+    Case(model="capped", context=320, checkpointed=True, fixed={"tile": 128}),
+    Case(
+        model="narrow",
+        context=512,
+        checkpointed=True,
+        fixed=NARROW | {"tile": 128, "quantization": "q4"},
+    ),
+    Case(model="untied", context=320, checkpointed=True, fixed=DISK | {"tile": 64}),
+    Case(model="mixed", context=256, checkpointed=True, fixed={"tile": 64}),
+    Case(model="inclined", context=320, checkpointed=True, fixed={"tile": 64}),
+    Case(model="sinking", context=320, checkpointed=True, fixed={"tile": 64}),
+    Case(model="convolving", context=320, checkpointed=True, fixed={"tile": 64}),
+    Case(model="correcting", context=320, checkpointed=True, fixed={"tile": 64}),
+    Case(model="scanning", context=512, checkpointed=True, fixed={"tile": 128}),
+    Case(model="untied", context=320, checkpointed=True, fixed={"tile": 64, "method": "full"}),
+    Case(model="tied", context=256, checkpointed=True, fixed=TIED | {"tile": 64, "loss_chunk": 64}),
 )
 
 REST = tuple(

@@ -85,17 +85,18 @@ def test_the_operations_of_a_step_are_those_that_are_dispatched(
     assert times.launches(choice) == pytest.approx(dispatched, rel=NEAR)
 
 
+@pytest.mark.parametrize("name", ["llama", "lfm2", "qwen3_5_text", "granitemoehybrid"])
 def test_the_operations_of_tiles_are_those_that_are_dispatched(
-    models: dict[str, LocalModel],
+    name: str, models: dict[str, LocalModel]
 ) -> None:
     knobs = SETTINGS | {
         "method": build("lora", {}), "context": 256, "tile": 64,
         "checkpointing": Checkpointing(layers=4),
     }  # fmt: skip
-    with session_for(models["llama"], **knobs) as session:
+    with session_for(models[name], **knobs) as session:
         dispatched = _step(session)
         choice = session.spec.choice
-    times = TimeModel(models["llama"].shape, choice.method, _rates())
+    times = TimeModel(models[name].shape, choice.method, _rates())
     assert times.launches(choice) == pytest.approx(dispatched, rel=2 * NEAR)
 
 

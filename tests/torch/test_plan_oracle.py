@@ -172,6 +172,8 @@ def test_a_block_that_carries_a_state_takes_what_is_planned(
     [
         ("bloom", "all-linear", "float32", 256),  # whose scores fall with the distance
         ("gemma-3-1b", "mlp", "bfloat16", 128),  # keys and values want no gradients
+        ("lfm2-350m", "all-linear", "bfloat16", 256),  # reads two tokens before its own
+        ("qwen3.5-0.8b", "all-linear", "bfloat16", 256),  # goes on from a state
     ],
 )
 def test_tiles_and_a_shorter_last_one_take_what_is_planned(

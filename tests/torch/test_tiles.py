@@ -154,7 +154,7 @@ def test_in_bfloat16_tiles_are_as_right_as_whole_blocks(llama: LocalModel) -> No
     assert errors[1] < 1.2 * errors[0]
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "lfm2"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "lfm2", "qwen3_5_text", "granitemoehybrid"])
 def test_prompts_are_read_tile_by_tile(family: str, tmp_path: Path) -> None:
     model = LocalModel.open(make_model(tmp_path / "base", family))
     draw = np.random.default_rng(0)

@@ -25,8 +25,16 @@ def mixed(
     documents: mx.array | None,
 ) -> mx.array:
     """Return what is read (B, S, H V) of x (B, S, C) and steps (B, S, H)."""
+    return mixed_in_tile(mixer, inputs, own, documents, None, 0)[0]
+
+
+def mixed_in_tile(
+    mixer: StateSpace, inputs: Sequence[mx.array], own: Mapping[str, mx.array],
+    documents: mx.array | None, state: mx.array | None, skipped: int,
+) -> tuple[mx.array, mx.array]:  # fmt: skip
+    """Return what is read of a tile, and the state (B, G, R, K, V) behind it for that before."""
     x, *beside = inputs
-    return _recurrence(mixer).over(x, beside, tuple(own.values()), documents)
+    return _recurrence(mixer).over(x, beside, tuple(own.values()), documents, state, skipped)
 
 
 def mixed_after(
@@ -42,8 +50,7 @@ def mixed_after(
 
 def _recurrence(mixer: StateSpace) -> Recurrence:
     """Return how states (G, R, K, V) go from piece to piece."""
-    state = (mixer.groups, mixer.heads // mixer.groups, mixer.key_dim, mixer.value_dim)
-    return Recurrence(partial(_rule, mixer=mixer), mixer.taps - 1, state)
+    return Recurrence(partial(_rule, mixer=mixer), mixer.reach, mixer.state_size)
 
 
 def _rule(

@@ -35,9 +35,28 @@ class MixedAfter(Protocol):
         """
 
 
+class MixedInTile(Protocol):
+    """What the files have as ``mixed_in_tile`` whose mixers carry a state through tiles."""
+
+    def __call__(
+        self, mixer: Any, inputs: Sequence[Tensor], own: Mapping[str, Tensor],
+        documents: Documents, state: Tensor | None, skipped: int,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Return the same of a tile, and the state behind it for that before; None: the beginning.
+
+        The first ``skipped`` tokens were mixed before; what is made of them here is not read.
+        """
+
+
 def mixed(mixer: Recurrent) -> Mixed:
     """Return how a mixer is computed in rows of documents."""
     found: Mixed = mixer.module_in(__name__).mixed
+    return found
+
+
+def mixed_in_tile(mixer: Recurrent) -> MixedInTile:
+    """Return how a tile goes on from the state of the one before."""
+    found: MixedInTile = mixer.module_in(__name__).mixed_in_tile
     return found
 
 

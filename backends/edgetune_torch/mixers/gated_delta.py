@@ -8,7 +8,7 @@ keys, K channels of a key, V of a value, C = 2 G K + H V channels that are convo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -43,46 +43,48 @@ class Parameters:
 
 
 class Rule(torch.autograd.Function):
-    """Saves its inputs."""
+    """Saves its inputs. The first ``skipped`` tokens are convolved alone: the state is behind them."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, b: Tensor, a: Tensor, conv: Tensor, a_log: Tensor, dt_bias: Tensor,
-        mixer: GatedDelta, documents: Documents,
-    ) -> Tensor:  # fmt: skip
-        """Return what is read (B, S, H V) of x (B, S, C), b and a (B, S, H)."""
-        ctx.save_for_backward(x, b, a, conv, a_log, dt_bias)
-        ctx.mixer, ctx.documents = mixer, documents
+        state: Tensor | None, mixer: GatedDelta, documents: Documents, skipped: int,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Return what is read (B, S, H V) of x (B, S, C), b and a (B, S, H), and the state behind it."""
+        ctx.save_for_backward(x, b, a, conv, a_log, dt_bias, state)
+        ctx.mixer, ctx.documents, ctx.skipped = mixer, documents, skipped
         own = Parameters(conv=conv, a_log=a_log, dt_bias=dt_bias)
         out = x.new_empty(*x.shape[:2], mixer.values)
-        state = _empty_state(x, mixer)
-        for piece in Pieces(x, b, a, own, mixer, documents):
+        out[:, :skipped] = 0
+        state = _empty_state(x, mixer) if state is None else state
+        for piece in Pieces(x, b, a, own, mixer, documents, skipped):
             found, state = delta_rule.advance(piece.tokens(), state, piece.reach())
-            piece.put(out, found)
+            piece.put(out[:, skipped:], found)
             del found
-        return out
+        return out, state
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the inputs, and of trained tensors."""
-        x, b, a, conv, a_log, dt_bias = ctx.saved_tensors
-        mixer, (grad,) = ctx.mixer, grads
+        x, b, a, conv, a_log, dt_bias, before = ctx.saved_tensors
+        mixer, skipped, (grad, state_grad) = ctx.mixer, ctx.skipped, grads
         own = Parameters(conv=conv, a_log=a_log, dt_bias=dt_bias)
-        pieces = list(Pieces(x, b, a, own, mixer, ctx.documents))
-        states = [_empty_state(x, mixer)]
+        pieces = list(Pieces(x, b, a, own, mixer, ctx.documents, skipped))
+        states = [_empty_state(x, mixer) if before is None else before]
         for piece in pieces[:-1]:
             states.append(delta_rule.state_behind(piece.tokens(), states[-1], piece.reach()))
         found = Found.of(x, b, a, own)
-        state_grad = torch.zeros_like(states[0])
+        here = found.behind(skipped)
         for piece in reversed(pieces):
-            read, state = piece.take(grad), states.pop()
+            read, state = piece.take(grad[:, skipped:]), states.pop()
             tokens_grad, state_grad = delta_rule.go_back(
                 piece.tokens(), state, piece.reach(), read, state_grad
             )
             del read, state
-            piece.go_back(tokens_grad, found)
+            piece.go_back(tokens_grad, here)
             del tokens_grad
-        return found.of_inputs(ctx.needs_input_grad)
+        of_state = None if before is None else state_grad
+        return *found.of_inputs(ctx.needs_input_grad), of_state, None, None, None
 
 
 @dataclass(slots=True)
@@ -102,26 +104,41 @@ class Found:
         wide = torch.promote_types(x.dtype, torch.float32)
         small = (own.conv, own.a_log, own.dt_bias)
         return cls(
-            torch.zeros_like(x, dtype=wide), torch.empty_like(b), torch.empty_like(a),
+            torch.zeros_like(x, dtype=wide), torch.zeros_like(b), torch.zeros_like(a),
             *(torch.zeros_like(each, dtype=wide) for each in small),
         )  # fmt: skip
+
+    def behind(self, skipped: int) -> Found:
+        """Return the same of b and a behind the first tokens."""
+        return replace(self, b=self.b[:, skipped:], a=self.a[:, skipped:])
 
     def of_inputs(self, wanted: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
         """Return the gradients in the order of the inputs, those that are wanted."""
         found = (self.x.to(self.b.dtype), self.b, self.a, self.conv, self.a_log, self.dt_bias)
-        given = (each if want else None for each, want in zip(found, wanted, strict=False))
-        return (*given, None, None)
+        return tuple(each if want else None for each, want in zip(found, wanted, strict=False))
 
 
 def mixed(
     mixer: GatedDelta, inputs: Sequence[Tensor], own: Mapping[str, Tensor], documents: Documents
 ) -> Tensor:
     """Return what is read (B, S, H V) of x (B, S, C), b and a (B, S, H)."""
-    found = Parameters.of(own)
-    y: Tensor = Rule.apply(  # type: ignore[no-untyped-call]
-        *inputs, found.conv, found.a_log, found.dt_bias, mixer, documents
+    return mixed_in_tile(mixer, inputs, own, documents, None, 0)[0]
+
+
+def mixed_in_tile(
+    mixer: GatedDelta, inputs: Sequence[Tensor], own: Mapping[str, Tensor], documents: Documents,
+    state: Tensor | None, skipped: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return what is read of a tile, and the state (B H, K, V) behind it for the one before it.
+
+    The first ``skipped`` tokens were read before: the next ones are convolved with them. Nothing is
+    read of them again (zeros).
+    """
+    each = Parameters.of(own)
+    found: tuple[Tensor, Tensor] = Rule.apply(  # type: ignore[no-untyped-call]
+        *inputs, each.conv, each.a_log, each.dt_bias, state, mixer, documents, skipped
     )
-    return y
+    return found
 
 
 def mixed_after(
@@ -138,11 +155,12 @@ def mixed_after(
     last = x.new_zeros(1, mixer.taps - 1, x.shape[2]) if before is None else before[0]
     state = _empty_state(x, mixer) if before is None else before[1]
     out = x.new_empty(*x.shape[:2], mixer.values)
-    whole = torch.cat((last, x), 1)
-    for piece in Pieces(whole, b, a, Parameters.of(own), mixer, (), mixer.taps - 1):
+    whole, kept = torch.cat((last, x), 1), mixer.taps - 1
+    b, a = (F.pad(each, (0, 0, kept, 0)) for each in (b, a))
+    for piece in Pieces(whole, b, a, Parameters.of(own), mixer, (), kept):
         found, state = delta_rule.advance(piece.tokens(), state, None)
         piece.put(out, found)
-    return out, (whole[:, whole.shape[1] - mixer.taps + 1 :].clone(), state)
+    return out, (whole[:, whole.shape[1] - kept :].clone(), state)
 
 
 def _empty_state(x: Tensor, mixer: GatedDelta) -> Tensor:
@@ -159,8 +177,9 @@ class Pieces:
         self, x: Tensor, b: Tensor, a: Tensor, own: Parameters, mixer: GatedDelta,
         documents: Documents, skipped: int = 0,
     ) -> None:  # fmt: skip
-        """Begin with x at ``skipped``, where b and a begin."""
-        self.x, self.b, self.a, self.own, self.mixer = x, b, a, own, mixer
+        """Begin with all of them at ``skipped``."""
+        self.x, self.own, self.mixer, self.skipped = x, own, mixer, skipped
+        self.b, self.a = b[:, skipped:], a[:, skipped:]
         taps = taps_of(own.conv)
         self.dtype = taps.dtype
         self.documents = document_numbers(documents, x, x.shape[1])
@@ -197,8 +216,9 @@ class Piece:
         """Return what the tokens can see, if rows hold several documents."""
         if self.of.documents is None:
             return None
-        numbers = self.of.documents[:, self.start : self.stop]  # (B, T)
-        before = self.of.documents[:, max(0, self.start - 1)][:, None]
+        first, skipped = self.of.skipped + self.start, self.of.skipped
+        numbers = self.of.documents[:, first : skipped + self.stop]  # (B, T)
+        before = self.of.documents[:, max(0, first - 1)][:, None]
         last, heads = numbers[:, -1:], self.of.mixer.value_heads
         return Reach(
             start=(numbers == before).repeat_interleave(heads, 0),

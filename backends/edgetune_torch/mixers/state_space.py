@@ -9,7 +9,7 @@ V + 2 G K channels that are convolved.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -53,37 +53,41 @@ class Parameters:
 
 
 class Scan(torch.autograd.Function):
-    """Saves its inputs."""
+    """Saves its inputs. The first ``skipped`` tokens are convolved alone: the state is behind them."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, steps: Tensor, conv: Tensor, conv_bias: Tensor | None, a_log: Tensor,
-        dt_bias: Tensor, skip: Tensor, mixer: StateSpace, documents: Documents,
-    ) -> Tensor:  # fmt: skip
-        """Return what is read (B, S, H V) of x (B, S, C) and steps (B, S, H)."""
-        ctx.save_for_backward(x, steps, conv, conv_bias, a_log, dt_bias, skip)
-        ctx.mixer, ctx.documents = mixer, documents
+        dt_bias: Tensor, skip: Tensor, state: Tensor | None, mixer: StateSpace,
+        documents: Documents, skipped: int,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Return what is read (B, S, H V) of x (B, S, C) and steps (B, S, H), and the state behind it."""
+        ctx.save_for_backward(x, steps, conv, conv_bias, a_log, dt_bias, skip, state)
+        ctx.mixer, ctx.documents, ctx.skipped = mixer, documents, skipped
         own = Parameters(conv=conv, conv_bias=conv_bias, a_log=a_log, dt_bias=dt_bias, skip=skip)
         out = x.new_empty(*x.shape[:2], mixer.values)
-        state = _empty_state(x, mixer)
-        for span in Spans(x, steps, own, mixer, documents):
-            state = span.advance(out, state)
-        return out
+        out[:, :skipped] = 0
+        state = _empty_state(x, mixer) if state is None else state
+        for span in Spans(x, steps, own, mixer, documents, skipped):
+            state = span.advance(out[:, skipped:], state)
+        return out, state
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the inputs, and of trained tensors."""
-        x, steps, *tensors = ctx.saved_tensors
+        x, steps, *tensors, before = ctx.saved_tensors
         names = [field.name for field in fields(Parameters)]
         own, mixer = Parameters(**dict(zip(names, tensors, strict=True))), ctx.mixer
-        spans = list(Spans(x, steps, own, mixer, ctx.documents))
-        states = [_empty_state(x, mixer)]
+        spans = list(Spans(x, steps, own, mixer, ctx.documents, ctx.skipped))
+        states = [_empty_state(x, mixer) if before is None else before]
         for span in spans[:-1]:
             states.append(span.state_behind(states[-1]))
-        found, state_grad = Found.of(x, steps, own), torch.zeros_like(states[0])
+        found, (grad, state_grad) = Found.of(x, steps, own), grads
+        here = found.behind(ctx.skipped)
         for span in reversed(spans):
-            state_grad = span.go_back(grads[0], states.pop(), state_grad, found)
-        return found.of_inputs(ctx.needs_input_grad, spans[0].of.channels)
+            state_grad = span.go_back(grad[:, ctx.skipped :], states.pop(), state_grad, here)
+        of_inputs = found.of_inputs(ctx.needs_input_grad, spans[0].of.channels)
+        return *of_inputs, None if before is None else state_grad, None, None, None
 
 
 @dataclass(slots=True)
@@ -106,8 +110,12 @@ class Found:
         channels = torch.zeros_like(own.conv[:, 0, 0], dtype=wide)
         heads = (torch.zeros_like(x, dtype=wide) for x in (own.a_log, own.dt_bias, own.skip))
         return cls(
-            torch.zeros_like(x, dtype=wide), torch.empty_like(steps), taps, channels, *heads
+            torch.zeros_like(x, dtype=wide), torch.zeros_like(steps), taps, channels, *heads
         )  # fmt: skip
+
+    def behind(self, skipped: int) -> Found:
+        """Return the same of steps behind the first tokens."""
+        return replace(self, steps=self.steps[:, skipped:])
 
     def of_inputs(
         self, wanted: tuple[bool, ...], channels: Tensor | None
@@ -119,18 +127,29 @@ class Found:
         taps = self.taps if channels is None else self.taps.mul_(channels)
         x, conv = self.x.to(self.steps.dtype), taps.T[:, None]
         found = (x, self.steps, conv, self.conv_bias, self.a_log, self.dt_bias, self.skip)
-        given = (each if want else None for each, want in zip(found, wanted, strict=False))
-        return (*given, None, None)
+        return tuple(each if want else None for each, want in zip(found, wanted, strict=False))
 
 
 def mixed(
     mixer: StateSpace, inputs: Sequence[Tensor], own: Mapping[str, Tensor], documents: Documents
 ) -> Tensor:
     """Return what is read (B, S, H V) of x (B, S, C) and steps (B, S, H)."""
-    y: Tensor = Scan.apply(  # type: ignore[no-untyped-call]
-        *inputs, *Parameters.of(own).each(), mixer, documents
+    return mixed_in_tile(mixer, inputs, own, documents, None, 0)[0]
+
+
+def mixed_in_tile(
+    mixer: StateSpace, inputs: Sequence[Tensor], own: Mapping[str, Tensor], documents: Documents,
+    state: Tensor | None, skipped: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return what is read of a tile, and the state (B, G, K, R, V) behind it for the one before it.
+
+    The first ``skipped`` tokens were read before: the next ones are convolved with them. Nothing is
+    read of them again (zeros).
+    """
+    found: tuple[Tensor, Tensor] = Scan.apply(  # type: ignore[no-untyped-call]
+        *inputs, *Parameters.of(own).each(), state, mixer, documents, skipped
     )
-    return y
+    return found
 
 
 def mixed_after(
@@ -147,7 +166,7 @@ def mixed_after(
     last = x.new_zeros(1, kept, x.shape[2]) if before is None else before[0]
     state = _empty_state(x, mixer) if before is None else before[1]
     out = x.new_empty(*x.shape[:2], mixer.values)
-    whole = torch.cat((last, x), 1)
+    whole, steps = torch.cat((last, x), 1), F.pad(steps, (0, 0, kept, 0))
     for span in Spans(whole, steps, Parameters.of(own), mixer, (), kept):
         state = span.advance(out, state)
     return out, (whole[:, whole.shape[1] - kept :].clone(), state)
@@ -173,16 +192,16 @@ class Spans:
         self, x: Tensor, steps: Tensor, own: Parameters, mixer: StateSpace,
         documents: Documents, skipped: int = 0,
     ) -> None:  # fmt: skip
-        """Begin with x at ``skipped``, where steps begin."""
-        self.steps, self.own, self.mixer = steps, own, mixer
+        """Begin with both at ``skipped``."""
+        self.steps, self.own, self.mixer, self.skipped = steps[:, skipped:], own, mixer, skipped
         taps = taps_of(own.conv)
         self.dtype = taps.dtype
         self.channels = _channels(mixer, taps) if mixer.multipliers else None
         if self.channels is not None:  # which a convolution goes with
             taps = taps * self.channels
         self.factor = mixer.multipliers[-1] if mixer.multipliers else 1.0
-        filled = -(-steps.shape[1] // PIECE) * PIECE
-        self.documents = document_numbers(documents, x, filled)
+        filled = -(-self.steps.shape[1] // PIECE) * PIECE
+        self.documents = document_numbers(documents, x, skipped + filled)
         self.convolution = PieceConvolution(x, taps, self.documents, skipped)
 
     def __iter__(self) -> Iterator[Span]:
@@ -290,7 +309,7 @@ class Span:
         """Return what the tokens can see, if rows hold several documents."""
         if self.of.documents is None:
             return None
-        start, rows = self.start, len(self.of.documents)
+        start, rows = self.of.skipped + self.start, len(self.of.documents)
         numbers = self.of.documents[:, start : start + self.count].view(rows, self.pieces, -1)
         before = self.of.documents[:, max(0, start - 1)][:, None]
         before = torch.cat((before, numbers[:, :-1, -1]), 1)[..., None]  # (B, P, 1)

@@ -136,7 +136,7 @@ def _attend(
     q: Array, k: Array, v: Array,
     *, rule: Attention, keys: Keys, sinks: Array | None, piece: Piece,
 ) -> Array:  # fmt: skip
-    mask, distance = _mask(q.shape[0], piece, keys, rule.window)
+    mask, distance = mask_of(q.shape[0], piece, keys, rule.window)
     if rule.softcap is None and not rule.slopes:
         return _plain(q, k, v, mask, None if sinks is None else cast(sinks, q.width))
     return _explicit(q, k, v, rule, distance, mask)
@@ -185,7 +185,7 @@ def _explicit(q: Array, k: Array, v: Array, rule: Attention, distance: Array, ma
     return reshape(matmul(cast(weights, q.width), expand(v, 2)), q.shape)
 
 
-def _mask(rows: int, piece: Piece, keys: Keys, window: int | None) -> tuple[Array, Array]:
+def mask_of(rows: int, piece: Piece, keys: Keys, window: int | None) -> tuple[Array, Array]:
     """Return which keys queries see, and how far these are before them, (1 or B, 1, S, K)."""
     queries, count = piece.queries[1] - piece.queries[0], piece.keys[1] - piece.keys[0]
     at, key = plus(expand(counted((queries,)), 1)), expand(counted((count,)), 0)

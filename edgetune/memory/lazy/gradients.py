@@ -99,6 +99,23 @@ def custom(function: Function, back: CustomBack, *inputs: Array) -> Array:
     return Array(out.shape, out.width, operation, out)
 
 
+def custom_all(
+    function: Callable[..., Sequence[Array]],
+    back: Callable[[list[Array], Grads, Sequence[Array], Wanted], Sequence[Array | None]],
+    *inputs: Array,
+) -> list[Array]:
+    """Return the values of a function that makes several, of which ``back`` gets all."""
+    made, count = [stopped(x) for x in function(*inputs)], len(inputs)
+
+    def call(operation: Operation, grads: Grads, wanted: Wanted) -> Grads:
+        found = back(list(operation.inputs[:count]), grads, operation.outputs, wanted)
+        pairs = zip(found, wanted, strict=False)
+        return [*(each if want else None for each, want in pairs), *[None] * len(made)]
+
+    operation = Operation((*inputs, *made), back=call, views=range(count, count + len(made)))
+    return [Array(x.shape, x.width, operation, x) for x in made]
+
+
 def recomputed(function: Function, *inputs: Array) -> Array:
     """Return a function's value; its way back starts from the inputs, after the gradient."""
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from edgetune.memory.lazy.arrays import counted, made_of
 from edgetune.memory.lazy.elementwise import add, cast, compared, exp, multiply, subtract, where
-from edgetune.memory.lazy.gradients import custom, vjp
+from edgetune.memory.lazy.gradients import custom_all, vjp
 from edgetune.memory.lazy.graph import Array, Grads, Wanted
 from edgetune.memory.lazy.views import concatenate, cut, depends, pad, swapaxes, updated, zeros
 from edgetune.mixer import PIECE
@@ -44,30 +44,46 @@ class Recurrence:
     values: int
     state: tuple[int, ...]
 
-    def over(self, x: Array, beside: Sequence[Array], own: Sequence[Array]) -> Array:
-        """Return what is read (B, S, ...) of x (B, S, C), and of what is beside it (B, S, ...)."""
+    def over(
+        self, x: Array, beside: Sequence[Array], own: Sequence[Array],
+        state: Array | None = None, skipped: int = 0,
+    ) -> tuple[Array, Array]:  # fmt: skip
+        """Return what is read (B, S, ...) of x (B, S, C), and of what is beside it (B, S, ...).
+
+        With it comes the state behind it.
+        """
         count = len(beside)
 
-        def back(primals: list[Array], grad: Array, _: Array, wanted: Wanted) -> Grads:
-            grads = self._backward(depends(primals, [grad]), grad, count)
-            return [each if want else None for each, want in zip(grads, wanted, strict=False)]
+        def back(
+            primals: list[Array], grads: Grads, _: Sequence[Array], __: Wanted
+        ) -> Sequence[Array]:
+            size = (x.shape[0], *self.state)
+            grad, behind = grads[0], grads[1] or zeros(size, FLOAT32_BYTES)
+            assert grad is not None, "what is read has a gradient"
+            return self._backward(depends(primals, [grad, behind]), grad, behind, count)
 
-        return custom(partial(self._forward, count=count), back, x, *beside, *own)
+        state = self._empty(x) if state is None else state
+        if skipped:
+            beside = [cut(each, 1, skipped, each.shape[1]) for each in beside]
+        forward = partial(self._forward, count=count)
+        out, behind = custom_all(forward, back, x, *beside, state, *own)
+        return pad(out, 1, skipped), behind
 
-    def _forward(self, x: Array, *others: Array, count: int) -> Array:
-        beside, own = others[:count], others[count:]
+    def _forward(self, x: Array, *others: Array, count: int) -> list[Array]:
+        beside, state, own = others[:count], others[count], others[count + 1 :]
         outputs: list[Array] = []
-        state = self._empty(x)
-        for span in _spans(x.shape[1]):
+        for span in _spans(beside[0].shape[1]):
             parts = depends(self._cut(x, beside, span), [state])  # one piece at a time
             out, state = self._piece_of(span, parts, state, own)
             outputs.append(out)
-        return concatenate(outputs, 1)
+        return [concatenate(outputs, 1), state]
 
-    def _backward(self, inputs: Sequence[Array], grad: Array, count: int) -> list[Array]:
+    def _backward(
+        self, inputs: Sequence[Array], grad: Array, state_grad: Array, count: int
+    ) -> list[Array]:
         """Return the gradients of all inputs, one piece after the other."""
-        x, beside, own = inputs[0], inputs[1 : 1 + count], inputs[1 + count :]
-        spans, states = _spans(x.shape[1]), [self._empty(x)]
+        x, beside, own = inputs[0], inputs[1 : 1 + count], inputs[2 + count :]
+        spans, states = _spans(beside[0].shape[1]), [inputs[1 + count]]
         between: list[Array] = []
         for span in spans[:-1]:
             parts = depends(self._cut(x, beside, span), [states[-1]])
@@ -75,7 +91,6 @@ class Recurrence:
                 shape = (span.pieces - 1, *states[0].shape)
                 between.append(made_of((*parts, states[-1]), shape, FLOAT32_BYTES))
             states.append(self._piece_of(span, parts, states[-1], own)[1])
-        state_grad = zeros(states[0].shape, FLOAT32_BYTES)
         early: Array | None = None
         of_spans: list[list[Array]] = []
         own_grads = [zeros(each.shape, FLOAT32_BYTES) for each in own]
@@ -88,7 +103,7 @@ class Recurrence:
                 inside = (*parts, *given, *between)
                 found = [*(made_of(inside, part.shape, part.width) for part in parts), *own_grads]
             else:
-                found = vjp(partial(self._piece, start=span.start), [*parts, *own], given)
+                found = vjp(self._piece, [*parts, *own], given)
             early, x_grad = _with_early(early, found[0], before)
             of_spans.append([x_grad, *found[1 : 1 + count]])
             state_grad = found[1 + count]
@@ -96,27 +111,30 @@ class Recurrence:
                 add(sums, cast(part, FLOAT32_BYTES))
                 for sums, part in zip(own_grads, found[2 + count :], strict=True)
             ]
-        of_tokens = [
-            concatenate([each[i] for each in reversed(of_spans)], 1) for i in range(1 + count)
-        ]
-        return [*of_tokens, *(cast(g, each.width) for g, each in zip(own_grads, own, strict=True))]
+        of_tokens = [[each[i] for each in reversed(of_spans)] for i in range(1 + count)]
+        if early is not None and early.shape[1]:
+            of_tokens[0].insert(0, early)
+        of_own = (cast(g, each.width) for g, each in zip(own_grads, own, strict=True))
+        return [*(concatenate(each, 1) for each in of_tokens), state_grad, *of_own]
 
     def _piece_of(
         self, span: Span, parts: Sequence[Array], state: Array, own: Sequence[Array]
     ) -> tuple[Array, Array]:
         """Return what a span reads, and the state behind it; of several pieces not their inside."""
         if span.pieces == 1:
-            return self._piece(*parts, state, *own, start=span.start)
+            return self._piece(*parts, state, *own)
         x, inputs = parts[0], (*parts, state)
         out = made_of(inputs, (x.shape[0], span.stop - span.start, self.values), x.width)
         return out, made_of(inputs, state.shape, FLOAT32_BYTES)
 
-    def _piece(self, x: Array, *given: Array, start: int) -> tuple[Array, Array]:
-        return self.rule(pad(x, 1, max(0, self.kept - start)), *given)
+    def _piece(self, x: Array, *given: Array) -> tuple[Array, Array]:
+        return self.rule(pad(x, 1, self.kept - (x.shape[1] - given[0].shape[1])), *given)
 
     def _cut(self, x: Array, beside: Sequence[Array], span: Span) -> list[Array]:
-        first = max(0, span.start - self.kept)
-        return [cut(x, 1, first, span.stop), *(cut(y, 1, span.start, span.stop) for y in beside)]
+        skipped = x.shape[1] - beside[0].shape[1]
+        first = max(0, skipped + span.start - self.kept)
+        each = (cut(y, 1, span.start, span.stop) for y in beside)
+        return [cut(x, 1, first, skipped + span.stop), *each]
 
     def _empty(self, x: Array) -> Array:
         return zeros((x.shape[0], *self.state), FLOAT32_BYTES)

@@ -30,8 +30,8 @@ from edgetune.memory.lazy.evaluation import AHEAD, Evaluation
 from edgetune.memory.lazy.gradients import vjp
 from edgetune.memory.lazy.graph import Array, Operation, given
 from edgetune.memory.lazy.matrices import Matrix
+from edgetune.memory.lazy.method import LazyMethod
 from edgetune.memory.lazy.ops import LazyOps
-from edgetune.memory.lazy.passes import LazyMethod
 from edgetune.memory.lazy.views import (
     concatenate,
     cut,
@@ -74,10 +74,14 @@ class Chunk:
 
 @dataclass(frozen=True)
 class LazyLoss:
-    """The loss of rows of one shape under a method, behind a head that may be the method's own."""
+    """The loss of rows of one shape under a method, behind a head that may be the method's own.
+
+    ``rows`` are what it is computed of at once, a tile where ``whole`` ones are computed in tiles.
+    """
 
     own: LazyMethod
     shape: ModelShape
+    whole: BatchShape
     rows: BatchShape
     head: Matrix
     trained: bool
@@ -89,7 +93,8 @@ class LazyLoss:
         """Return the loss behind the model's head, or behind one that is ``TRAINED``."""
         trained = head == TRAINED
         matrix = trained_head(shape, rows) if trained else frozen_head(shape, rows, quantization)
-        return cls(own, shape, rows, matrix, trained)
+        some = rows.of_tile() if rows.tile else rows
+        return cls(own, shape, rows, some, matrix, trained)
 
     def gradient(self, chunk: int, *, weighed: bool, summed: bool) -> int:
         """Return the peak of the loss and its gradients, over the last block's output.
@@ -97,10 +102,12 @@ class LazyLoss:
         ``weighed``: an objective over answers weighs the loss tokens, whose losses come first.
         ``summed``: gradients of another micro-batch are there, to which this one's are added.
         """
-        ledger = Ledger(self._places)
+        ledger, summed = Ledger(self._places), summed or self.whole.tile > 0
+        if self.whole.tile and not self.shape.blocks[-1].splits:  # all states are one array
+            ledger.alloc(self.whole.activation_bytes(self.shape.hidden_size))
         if weighed:
-            ledger.peak += max(self._losses(chunk), self.rows.tokens * SCORED_BYTES)
-            ledger.alloc(self.rows.tokens * TOKEN)
+            ledger.peak += max(self._losses(chunk), self.whole.tokens * SCORED_BYTES)
+            ledger.alloc(self.whole.tokens * TOKEN)
         names, inputs = self._inputs()
         normed = self._final(names, *inputs)
         chunks = list(self._chunks(normed, chunk, summed=summed))
@@ -132,7 +139,7 @@ class LazyLoss:
     @property
     def _places(self) -> int:
         """The bytes of where loss tokens stand, what they are, and what they count."""
-        return self.rows.tokens * (PLACE + 2 * TOKEN)
+        return self.whole.tokens * (PLACE + 2 * TOKEN)
 
     def _inputs(self) -> tuple[list[str], list[Array]]:
         """Return the names of the final norm's trained tensors, and what the norm reads: states first."""

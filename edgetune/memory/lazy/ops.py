@@ -33,6 +33,7 @@ from edgetune.memory.lazy.elementwise import (
 )
 from edgetune.memory.lazy.gradients import recomputed
 from edgetune.memory.lazy.graph import Array, given
+from edgetune.memory.lazy.tile_attention import LazyTile, attend_in_tile
 from edgetune.memory.lazy.views import (
     broadcast,
     concatenate,
@@ -65,6 +66,8 @@ class LazyOps:
     """Keys and values of another block, if this one reads them."""
     lending: list[Array] = field(default_factory=list)
     """Those that later blocks read."""
+    tile: LazyTile | None = None
+    """The tile of the block that is computed, if it is not all of it."""
 
     @property
     def own(self) -> BlockShape:
@@ -169,11 +172,14 @@ class LazyOps:
 
     def keys(self, k: Array, v: Array) -> Keys:
         """Return whether rows hold several documents."""
-        del k, v
+        if self.tile is not None:
+            self.tile.own = k, v
         return Keys(self.batch.documents > 1, forked=self.batch.forked)
 
     def attend(self, attended: Attended[Array], before: tuple[Array, Array] | None = None) -> Array:
         """Attend, to keys in front of those of every document too."""
+        if self.tile is not None:
+            return attend_in_tile(attended, self.tile, before)
         if before is not None:
             keys = replace(attended.keys, before=before[0].shape[2])
             pairs = zip((attended.k, attended.v), before, strict=True)
@@ -252,7 +258,13 @@ class LazyOps:
     def mix(self, mixer: Recurrent, inputs: Sequence[Array], trained: Mapping[str, Array]) -> Array:
         """Carry a state within documents."""
         frozen = {each.role: self.frozen.tensor(each.shape) for each in mixer.tensors}
-        own, documents = mixer.own(frozen, trained), self.batch.documents > 1
+        own, documents, tile = mixer.own(frozen, trained), self.batch.documents > 1, self.tile
+        if tile is not None and mixer.state:
+            go_on = mixers.mixed_in_tile(mixer)
+            out, tile.behind = go_on(
+                mixer, inputs, own, tile.state, tile.before, documents=documents
+            )
+            return out
         return mixers.mixed(mixer)(mixer, inputs, own, documents=documents)
 
     # what is trained

@@ -15,30 +15,15 @@ from edgetune.memory.lazy.arrays import into_sum
 from edgetune.memory.lazy.evaluation import AHEAD, Evaluation
 from edgetune.memory.lazy.gradients import vjp
 from edgetune.memory.lazy.graph import Array, given
+from edgetune.memory.lazy.method import LazyMethod
 from edgetune.memory.lazy.ops import LazyOps
+from edgetune.memory.lazy.tiled import TiledGraphs
 from edgetune.memory.lazy.weights import FrozenBlock, frozen_block
 from edgetune.memory.ledger import Ledger
-from edgetune.methods.adapted import Adapted
 from edgetune.methods.planned import BlockKind
 from edgetune.network.block import Block
-from edgetune.network.ops import Dropout
 from edgetune.shape import ModelShape
 from edgetune.storage import FLOAT32_BYTES
-
-
-class LazyMethod(Adapted[Array]):
-    """A method whose tensors are arrays without numbers."""
-
-    def dropout(self, fraction: float, layer: int | None, role: str) -> Dropout | None:
-        """Return what is dropped in training: a mask of any seed."""
-        del layer, role
-        return Dropout(fraction, 0) if self.training and fraction else None
-
-    def with_tensors(self, tensors: Mapping[str, Array], *, training: bool) -> LazyMethod:
-        """Return the same method for one pass of a block that has these tensors."""
-        other = self.drawing("" if training else None)
-        other.tensors = tensors
-        return other
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +77,30 @@ class LazyPasses:
         graph, everywhere = self._graph(kind), self.own.spec.everywhere
         asked = graph.asked(kind, lambda name: summed or (kind.adds and everywhere(name)))
         kept, forward, backward = self._in_one_graph(graph.outputs, asked)
-        return BlockPass(
+        whole = BlockPass(
             kept=kept, forward=forward, plain=graph.plain, inference=graph.inference,
             backward=backward, again=self._again(graph.outputs.frozen, asked),
         )  # fmt: skip
+        return self._in_tiles(kind, whole, summed=summed) if self.rows.tile else whole
+
+    def _in_tiles(self, kind: BlockKind, whole: BlockPass, *, summed: bool) -> BlockPass:
+        """Return the passes of a block where others are computed in tiles, if it is not.
+
+        One that is computed at once joins its input, and the gradient, beside those of the tiles.
+        """
+        if not self.shape.blocks[kind.layer].splits:
+            states = self.rows.activation_bytes(self.shape.hidden_size)
+            return replace(
+                whole, plain=whole.plain + states, inference=whole.inference + states,
+                again=whole.again + 2 * states,
+            )  # fmt: skip
+        tiles = TiledGraphs(
+            self.own, self.shape, kind, self.rows, self.quantization, self.streamed, self.ahead
+        )
+        plain = inference = tiles.forward(training=True)
+        if self.own.spec.draws:
+            inference = tiles.forward(training=False)
+        return replace(whole, plain=plain, inference=inference, again=tiles.again(summed=summed))
 
     def _plain(self, outputs: Outputs) -> int:
         """Return the peak of a pass of which nothing but what it makes is asked for."""

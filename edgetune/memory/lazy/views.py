@@ -173,6 +173,13 @@ def reshape(x: Array, shape: Shape) -> Array:
     return out
 
 
+def contiguous(x: Array) -> Array:
+    """Return x with its numbers in order, a copy if they lie otherwise."""
+    if x.rows:
+        return copied(x)
+    return Array(x.shape, x.width, Operation((x,), back=passed, nbytes=x.nbytes))
+
+
 def flatten(x: Array, first: int = 0, last: int = -1) -> Array:
     """Return x with some axes in a row become one."""
     last %= len(x.shape)

@@ -31,6 +31,25 @@ class Mixed(Protocol):
         """
 
 
+class MixedInTile(Protocol):
+    """What the files have as ``mixed_in_tile`` whose mixers carry a state through tiles."""
+
+    def __call__(
+        self, ops: Elementary, mixer: Any, inputs: Sequence[Sized], own: Mapping[str, Sized],
+        state: Sized | None, skipped: int,
+    ) -> tuple[Sized, Sized]:  # fmt: skip
+        """Return the same of a tile, and the state behind it for that before; None: the beginning.
+
+        The first ``skipped`` tokens were mixed before.
+        """
+
+
+def mixed_in_tile(mixer: Recurrent) -> MixedInTile:
+    """Return how the bytes of a mixer are counted that goes on from a state."""
+    found: MixedInTile = mixer.module_in(__name__).mixed_in_tile
+    return found
+
+
 def mixed(mixer: Recurrent) -> Mixed:
     """Return how the bytes of a mixer are counted."""
     found: Mixed = mixer.module_in(__name__).mixed

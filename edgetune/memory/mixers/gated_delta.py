@@ -7,13 +7,13 @@ tokens of a piece, K channels of a key, V of a value.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from edgetune.memory.elementary import Elementary
 from edgetune.memory.ledger import Ledger
 from edgetune.memory.mixers import INDEX, NUMBER
-from edgetune.memory.sized import Gradient, Sized
+from edgetune.memory.sized import Gradient, Sized, outside
 from edgetune.mixer import PIECE
 from edgetune.network.mixers.gated_delta import GatedDelta
 from edgetune.storage import FLOAT32_BYTES
@@ -83,45 +83,64 @@ def mixed(
     ops: Elementary, mixer: GatedDelta, inputs: Sequence[Sized], own: Mapping[str, Sized]
 ) -> Sized:
     """Return what is read (B, S, H V) of x, b and a; the inputs alone are saved."""
+    return mixed_in_tile(ops, mixer, inputs, own, None, 0)[0]
+
+
+def mixed_in_tile(
+    ops: Elementary, mixer: GatedDelta, inputs: Sequence[Sized], own: Mapping[str, Sized],
+    state: Sized | None, skipped: int,
+) -> tuple[Sized, Sized]:  # fmt: skip
+    """Return the same, and the state behind it for that before."""
     inputs = (*inputs, *own.values())
     x, ledger = inputs[0], ops.ledger
-    rows, positions, _ = x.shape
+    rows, whole, _ = x.shape
+    positions = whole - skipped
     several = ops.batch.documents > 1
     arrays = Arrays.of(mixer, rows, min(PIECE, positions), documents=several)
     rest = Arrays.of(mixer, rows, (positions - 1) % PIECE + 1, documents=several)
-    standing = NUMBER * rows * positions if several else 0
+    standing = NUMBER * rows * whole if several else 0
     standing += 0 if inputs[3].width == FLOAT32_BYTES else FLOAT32_BYTES * inputs[3].numbers
-    wanted, sizes = [each.needs for each in inputs], [each.nbytes for each in inputs]
+    standing += arrays.state if state is None else 0
+    sizes = [each.nbytes for each in inputs]
     of_own = [FLOAT32_BYTES * each.numbers for each in own.values()]
+    every = inputs if state is None else (*inputs, state)
+    wanted = [each.needs for each in every]
     narrow, width = x.width != FLOAT32_BYTES, x.width
     wide = FLOAT32_BYTES * x.numbers
     pieces = ceil(positions / PIECE)
 
-    def back(_: list[Gradient]) -> Sequence[Gradient]:
-        held = ledger.alloc(standing + arrays.state)
+    def back(arrived: list[Gradient]) -> Sequence[Gradient]:
+        held = ledger.alloc(standing)
         for _piece in range(pieces - 1):
             _advance(ledger, arrays, reads=False)
             held += ledger.alloc(arrays.state)
         small = [ops.new(size) for size in (*sizes[1:3], *of_own)]
         found = ledger.alloc(wide)
-        held += ledger.alloc(arrays.state)
+        held += ledger.alloc(0 if arrived[1] else arrays.state)
         _back(ledger, rest)
         if pieces > 1:  # whose states are one less by then
             ledger.free(arrays.state)
             _back(ledger, arrays)
             held -= arrays.state
         ledger.free(held)
+        of_state = None if state is None else arrived[1] or ops.new(arrays.state)
         grad = ops.new(sizes[0]) if narrow else None
         ledger.free(found)
         grad = grad or ops.new(sizes[0])
-        made: list[Gradient] = [grad, *small]
+        made: list[Gradient] = [grad, *small, of_state][: len(every)]
         return [each if want else None for each, want in zip(made, wanted, strict=True)]
 
-    out = ops.tape.made((rows, positions, mixer.values), width, inputs, back, saved=inputs)
-    held = ledger.alloc(standing + arrays.state)
+    needs = any(wanted)
+    out = outside((rows, whole, mixer.values), width, needs=needs)
+    out = replace(out, storage=ops.new(out.nbytes))
+    held = ledger.alloc(standing)
     _advance(ledger, arrays, reads=True)
     ledger.free(held)
-    return out
+    behind = outside((rows * mixer.state,), FLOAT32_BYTES, needs=needs)
+    behind = replace(behind, storage=ops.new(arrays.state))
+    if needs:
+        ops.tape.record(every, (out, behind), every, back)
+    return out, behind
 
 
 def _advance(ledger: Ledger, arrays: Arrays, *, reads: bool) -> None:

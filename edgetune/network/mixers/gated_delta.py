@@ -60,8 +60,17 @@ class GatedDelta(Recurrent):
     @property
     def carried(self) -> int:
         """Float32 numbers that a row in generation keeps from one token to the next."""
-        states = self.value_heads * self.key_dim * self.value_dim
-        return (self.taps - 1) * self.channels + states
+        return self.reach * self.channels + self.state
+
+    @property
+    def reach(self) -> int:
+        """Tokens before a token that are convolved with it."""
+        return self.taps - 1
+
+    @property
+    def state_size(self) -> tuple[int, ...]:
+        """Sizes of a row's state."""
+        return (self.key_heads, self.shared, self.key_dim, self.value_dim)
 
     @property
     def products(self) -> int:
@@ -79,12 +88,14 @@ class GatedDelta(Recurrent):
             MixerTensor(role="dt_bias", name=f"{self.module}.dt_bias", shape=heads),
         )
 
+    def mixed(self, block: Block[A], x: A) -> A:
+        """Return what it reads of x (B, S, D), before that is normalised and gated."""
+        return block.mix([block.project(role, x) for role in ("delta_qkv", "delta_b", "delta_a")])
+
     def output(self, block: Block[A], x: A) -> A:
         """Return what Gated DeltaNet (Qwen3.5) makes of x (B, S, D)."""
         ops = block.ops
-        inputs = [block.project(role, x) for role in ("delta_qkv", "delta_b", "delta_a")]
-        out = ops.to_heads(block.mix(inputs), self.value_dim)
-        del inputs
+        out = ops.to_heads(self.mixed(block, x), self.value_dim)
         out = block.norm("delta", out)
         gate = ops.to_heads(block.project("delta_z", x), self.value_dim)
         out = ops.gated(gate, out, "silu")

@@ -37,6 +37,11 @@ class ShortConvolution(Recurrent):
         return (self.taps - 1) * self.channels
 
     @property
+    def reach(self) -> int:
+        """Tokens before a token that are convolved with it."""
+        return self.taps - 1
+
+    @property
     def tensors(self) -> tuple[MixerTensor, ...]:
         """The convolution's weight, and its bias if it has one."""
         size = (self.channels, 1, self.taps)

@@ -75,8 +75,17 @@ class StateSpace(Recurrent):
     @property
     def carried(self) -> int:
         """Float32 numbers that a row in generation keeps from one token to the next."""
-        states = self.heads * self.key_dim * self.value_dim
-        return (self.taps - 1) * self.channels + states
+        return self.reach * self.channels + self.state
+
+    @property
+    def reach(self) -> int:
+        """Tokens before a token that are convolved with it."""
+        return self.taps - 1
+
+    @property
+    def state_size(self) -> tuple[int, ...]:
+        """Sizes of a row's state."""
+        return (self.groups, self.heads // self.groups, self.key_dim, self.value_dim)
 
     @property
     def products(self) -> int:
@@ -97,6 +106,11 @@ class StateSpace(Recurrent):
             MixerTensor(role="dt_bias", name=f"{self.module}.dt_bias", shape=heads),
             MixerTensor(role="skip", name=f"{self.module}.D", shape=heads),
         )
+
+    def mixed(self, block: Block[A], x: A) -> A:
+        """Return what it reads of x (B, S, D), before that is normalised and gated."""
+        _, read, steps = block.ops.split(block.project("scan_in", x), self.parts)
+        return block.mix([read, steps])
 
     def output(self, block: Block[A], x: A) -> A:
         """Return what Mamba-2 (Granite 4 H) makes of x (B, S, D)."""

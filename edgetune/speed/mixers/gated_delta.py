@@ -21,7 +21,7 @@ def mixed(
     """Return what is read (B, S, H V)."""
     x = inputs[0]
     out = ops.made((*x.shape[:-1], mixer.values), x.width, (*inputs, *own.values()))
-    tokens, pieces = x.numbers // x.shape[-1], ceil(x.shape[1] / PIECE)
+    tokens, pieces = x.numbers // x.shape[-1], ceil((x.shape[1] - ops.batch.read) / PIECE)
     flops = 2 * tokens * mixer.products
     numbers = mixer.channels * (3 + 2 * mixer.taps) + 8 * PIECE * mixer.value_heads
     numbers += 12 * mixer.value_heads * (mixer.key_dim + mixer.value_dim)

@@ -21,7 +21,7 @@ def mixed(
     """Return what is read (B, S, H V)."""
     x = inputs[0]
     out = ops.made((*x.shape[:-1], mixer.values), x.width, (*inputs, *own.values()))
-    tokens, positions = x.numbers // x.shape[-1], x.shape[1]
+    tokens, positions = x.numbers // x.shape[-1], x.shape[1] - ops.batch.read
     spans, pieces = ceil(positions / SPAN), ceil(positions / PIECE)
     flops = 2 * tokens * mixer.products
     numbers = mixer.channels * (3 + 2 * mixer.taps) + 8 * PIECE * mixer.heads

@@ -47,12 +47,18 @@ def mixed(
     mixer: GatedDelta, inputs: Sequence[Array], own: Mapping[str, Array], *, documents: bool
 ) -> Array:
     """Return what is read (B, S, H V) of x (B, S, C), b and a (B, S, H)."""
+    return mixed_in_tile(mixer, inputs, own, None, 0, documents=documents)[0]
+
+
+def mixed_in_tile(
+    mixer: GatedDelta, inputs: Sequence[Array], own: Mapping[str, Array], state: Array | None,
+    skipped: int, *, documents: bool,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Return the same of a tile, and the state behind it for that before."""
     x, *beside = inputs
-    shared = mixer.value_heads // mixer.key_heads
-    state = (mixer.key_heads, shared, mixer.key_dim, mixer.value_dim)
     rule = partial(_rule, mixer=mixer, documents=documents)
-    return Recurrence(rule, mixer.taps - 1, mixer.values, state).over(
-        x, beside, tuple(own.values())
+    return Recurrence(rule, mixer.taps - 1, mixer.values, mixer.state_size).over(
+        x, beside, tuple(own.values()), state, skipped
     )
 
 

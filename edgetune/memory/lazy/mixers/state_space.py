@@ -33,11 +33,18 @@ def mixed(
     mixer: StateSpace, inputs: Sequence[Array], own: Mapping[str, Array], *, documents: bool
 ) -> Array:
     """Return what is read (B, S, H V) of x (B, S, C) and steps (B, S, H)."""
+    return mixed_in_tile(mixer, inputs, own, None, 0, documents=documents)[0]
+
+
+def mixed_in_tile(
+    mixer: StateSpace, inputs: Sequence[Array], own: Mapping[str, Array], state: Array | None,
+    skipped: int, *, documents: bool,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Return the same of a tile, and the state behind it for that before."""
     x, *beside = inputs
-    state = (mixer.groups, mixer.heads // mixer.groups, mixer.key_dim, mixer.value_dim)
     rule = partial(_rule, mixer=mixer, documents=documents)
-    return Recurrence(rule, mixer.taps - 1, mixer.values, state).over(
-        x, beside, tuple(own.values())
+    return Recurrence(rule, mixer.taps - 1, mixer.values, mixer.state_size).over(
+        x, beside, tuple(own.values()), state, skipped
     )
 
 
