@@ -33,8 +33,6 @@ CASES = (
     Case(model="mixed", context=128, fixed={"quantization": "mxfp4"}),
     Case(model="sinking", context=320),
     Case(model="beside", context=128, fixed={"method": "norm"}),
-    Case(model="untied", context=320, checkpointed=True, fixed={"tile": 64}),
-    Case(model="capped", context=320, checkpointed=True, fixed={"tile": 128, "method": "mam"}),
     Case(model="convolving", context=320, checkpointed=True, fixed={"tile": 128}),
     Case(model="tied", context=320, checkpointed=True, fixed={"tile": 128, "micro_batch": 2}),
 )
