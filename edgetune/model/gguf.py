@@ -10,7 +10,7 @@ from typing import Any
 from edgetune.errors import ModelError
 from edgetune.model.families import shape_of
 from edgetune.model.gguf_config import Architecture, architecture_of, config_of
-from edgetune.model.gguf_names import BESIDES, gguf_names
+from edgetune.model.gguf_names import BESIDES, expert_place, gguf_names
 from edgetune.model.weights import listing
 from edgetune.network.mixers.gated_delta import GatedDelta
 from edgetune.shape import (
@@ -49,13 +49,15 @@ def read_model(file: Path) -> tuple[dict[str, Any], ModelShape, dict[str, GgufTe
 def _checked(header: GgufHeader, shape: ModelShape) -> dict[str, GgufTensor]:
     names, problems, found = gguf_names(shape), [], {}
     _refuse_types(header)
-    architecture, experts = architecture_of(header), dict(_expert_numbers(shape))
+    architecture, experts = architecture_of(header), dict(_expert_places(shape, header))
+    names |= {name: place[0] for name, place in experts.items()}
     for tensor in shape.tensors():
         stored = header.tensors.get(names[tensor.name])
         if stored is None and tensor.layer is not None:
             stored = _listed(header, names[tensor.name], tensor)
         if stored is not None and tensor.name in experts:
-            stored = _of_expert(stored, experts[tensor.name])
+            _, number, parts = experts[tensor.name]
+            stored = _of_expert(stored, number, parts)
         if stored is not None and tensor.shape == (1, *stored.shape):  # a gate for one number
             stored = replace(stored, shape=tensor.shape)
         if stored is None:
@@ -76,21 +78,24 @@ def _checked(header: GgufHeader, shape: ModelShape) -> dict[str, GgufTensor]:
     return found
 
 
-def _expert_numbers(shape: ModelShape) -> Iterator[tuple[str, int]]:
-    """Yield the names of the tensors of experts, each with the number of its expert."""
+def _expert_places(
+    shape: ModelShape, header: GgufHeader
+) -> Iterator[tuple[str, tuple[str, int, int]]]:
+    """Yield the names of the tensors of experts, each with where it is (``expert_place``)."""
     for layer, block in enumerate(shape.blocks):
         for linear in block.expert_linears:
-            if linear.expert is not None:
-                yield f"{shape.block(layer)}{linear.module}.weight", linear.expert
+            name = f"{shape.block(layer)}{linear.module}.weight"
+            yield name, expert_place(layer, linear, header.tensors)
 
 
-def _of_expert(stored: StoredTensor, number: int) -> StoredTensor:
-    """Return the matrix of one expert in a tensor that has all, if it has so many."""
-    if len(stored.shape) != 3 or number >= stored.shape[0]:
+def _of_expert(stored: StoredTensor, number: int, parts: int) -> StoredTensor:
+    """Return one of the matrices in a tensor that has ``parts`` of each expert, if it has so many."""
+    if len(stored.shape) != 3 or stored.shape[1] % parts or number >= parts * stored.shape[0]:
         return stored
-    size = stored.nbytes // stored.shape[0]
+    experts, rows, inputs = stored.shape
+    size = stored.nbytes // (parts * experts)
     start = stored.start + number * size
-    return replace(stored, shape=stored.shape[1:], start=start, end=start + size)
+    return replace(stored, shape=(rows // parts, inputs), start=start, end=start + size)
 
 
 def _listed(header: GgufHeader, key: str, tensor: TensorShape) -> StoredTensor | None:

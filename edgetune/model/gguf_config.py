@@ -13,7 +13,7 @@ from typing import Final
 from edgetune.errors import ModelError
 from edgetune.escapes import one_line
 from edgetune.model import gguf_layers
-from edgetune.model.gguf_names import EXPERTS, HEAD
+from edgetune.model.gguf_names import EXPERTS, FUSED_EXPERTS, HEAD
 from edgetune.model.gguf_rotary import rotated_share
 from edgetune.model.gguf_source import Config, Source, sizes
 from edgetune.tensors.gguf.metadata import Metadata
@@ -52,8 +52,9 @@ def architecture_of(header: GgufHeader) -> Architecture:
             f"{len(ARCHITECTURES) - _SHOWN} others (docs/models.md)."
         )
     found, last = _variant(source), source.whole("block_count") - 1
-    experts = source.whole("expert_count", 0) > 0
-    if found is None or (experts and not source.has_tensor(f"blk.{last}.{EXPERTS['gate']}.weight")):
+    known = (EXPERTS["gate"], FUSED_EXPERTS) if source.whole("expert_count", 0) else ()
+    there = [name for name in known if source.has_tensor(f"blk.{last}.{name}.weight")]
+    if found is None or (known and not there):
         raise ModelError(f"{header.file} holds a mixture of experts, which is not supported yet.")
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Final, get_args
 
 from edgetune.mixer import XieluRole
@@ -38,6 +38,10 @@ EXPERTS: Final[Mapping[str, str]] = {
     "gate": "ffn_gate_exps", "up": "ffn_up_exps", "down": "ffn_down_exps",
 }  # fmt: skip
 """Matrices of all experts of a block, one after the other."""
+
+FUSED_EXPERTS: Final = "ffn_gate_up_exps"
+"""Gate and up of an expert in turn, where a file has them so."""
+FUSED_ROLES: Final = ("gate", "up")
 
 ROUTING: Final[Mapping[str, str]] = {
     "router": "ffn_gate_inp.weight",
@@ -92,6 +96,22 @@ LONG_FACTORS: Final = "rope_factors_long.weight"
 SHORT_FACTORS: Final = "rope_factors_short.weight"
 BESIDES: Final = frozenset({ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS})
 """Tensors that say how to rotate; the config has what they say."""
+
+
+def expert_place(layer: int, linear: Linear, tensors: Container[str]) -> tuple[str, int, int]:
+    """Return the tensor that has an expert's matrix, its number in there, and how many an expert has.
+
+    A file has gate and up of all experts in a tensor each, or in one for both.
+    """
+    name, fused = (
+        f"blk.{layer}.{EXPERTS[linear.role]}.weight",
+        f"blk.{layer}.{FUSED_EXPERTS}.weight",
+    )
+    number = linear.expert or 0
+    if linear.role in FUSED_ROLES and name not in tensors and fused in tensors:
+        parts = len(FUSED_ROLES)
+        return fused, parts * number + FUSED_ROLES.index(linear.role), parts
+    return name, number, 1
 
 
 def linear_name(block: BlockShape, linear: Linear) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from edgetune.exporters.gguf.model_file import model_file
 from edgetune.exporters.gguf.tokenizer import TokenizerFacts
 from edgetune.exporters.updates import Merge
 from edgetune.model import LocalModel
+from edgetune.tensors.gguf.writer import OutgoingBlocks
 
 TINY = Path(edgetune_profiles.__file__).parent / "tiny"
 SMALL = {
@@ -142,3 +144,42 @@ def test_a_model_read_back_is_the_model(tmp_path: Path, facts: TokenizerFacts, f
     for ours, theirs in zip(base.shape.attention, back.shape.attention, strict=True):
         assert (ours.window, ours.softcap) == (theirs.window, theirs.softcap)
         assert ours.scale == pytest.approx(theirs.scale)
+
+
+@pytest.mark.parametrize("quantization", ["f32", "q8_0"])
+@pytest.mark.parametrize("family", ["gemma4_mixture", "granitemoe", "qwen3_moe"])
+def test_experts_whose_gate_and_up_lie_in_one_tensor_are_the_same(
+    tmp_path: Path, facts: TokenizerFacts, family: str, quantization: Any
+) -> None:
+    config = {"model_type": TYPES.get(family, family), **CONFIGS[family]}
+    base = LocalModel.open(write_folder(tmp_path / "base", config))
+    apart = LocalModel.open(_write(base, tmp_path / "apart.gguf", facts, quantization))
+    written = model_file(base, Merge(changes={}), quantization, facts)
+    replace(written, tensors=tuple(_fused(written.tensors))).write(tmp_path / "fused.gguf")
+    fused = LocalModel.open(tmp_path / "fused.gguf")
+
+    assert fused.shape == apart.shape
+    assert fused.tensors.keys() == apart.tensors.keys()
+    for name in apart.tensors:
+        np.testing.assert_array_equal(fused.read(name), apart.read(name), err_msg=name)
+
+
+def _fused(tensors: tuple[OutgoingBlocks, ...]) -> Iterator[OutgoingBlocks]:
+    """Yield a file's tensors, gate and up of each layer's experts in one, as llama.cpp converts."""
+    by_name = {tensor.name: tensor for tensor in tensors}
+    for tensor in tensors:
+        if "ffn_up_exps" in tensor.name:
+            continue
+        if "ffn_gate_exps" not in tensor.name:
+            yield tensor
+            continue
+        experts, rows, inputs = tensor.shape
+        each = tensor, by_name[tensor.name.replace("gate", "up")]
+        halves = [np.concatenate(list(x.chunks())).reshape(experts, rows, -1) for x in each]
+        blocks = np.concatenate(halves, axis=1)
+        yield replace(
+            tensor,
+            name=tensor.name.replace("gate", "gate_up"),
+            shape=(experts, 2 * rows, inputs),
+            chunks=lambda blocks=blocks: iter([blocks.reshape(-1, blocks.shape[-1])]),
+        )
