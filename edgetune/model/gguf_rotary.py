@@ -46,12 +46,12 @@ def rotated_share(header: GgufHeader, architecture: str, config: Mapping[str, An
 
 def _scaling(header: GgufHeader, prefix: str) -> dict[str, Any]:
     metadata = header.metadata
-    kind = metadata.text(f"{prefix}type", "none")
-    if kind == "none" and f"{prefix}factor" not in metadata:
-        return {}
+    kind = metadata.text(f"{prefix}type", "linear" if f"{prefix}factor" in metadata else "none")
     factor = metadata.number(f"{prefix}factor", 1.0)
     match kind:
-        case "linear" | "none":
+        case "none":  # whatever else is said
+            return {}
+        case "linear":
             return {"rope_type": "linear", "factor": factor}
         case "yarn":
             original = metadata.whole(f"{prefix}original_context_length")

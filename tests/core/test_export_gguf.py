@@ -244,6 +244,17 @@ def test_a_model_that_llama_cpp_computes_otherwise_is_refused(tmp_path: Path) ->
         export("gguf", _request(model, tmp_path / "out"))
 
 
+@pytest.mark.parametrize("bounds", [{"beta_fast": 8.0}, {"beta_slow": 2.0}])
+def test_bounds_of_yarn_that_llama_cpp_does_not_read_are_refused(
+    tmp_path: Path, bounds: dict[str, float]
+) -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, **bounds}
+    model = _model(tmp_path / "base", {**SMALL, "rope_parameters": {"rope_theta": 1e4, **yarn}})
+
+    with pytest.raises(UsageError, match=r"no YaRN with other bounds .*--to hf"):
+        export("gguf", _request(model, tmp_path / "out"))
+
+
 def test_a_family_that_llama_cpp_does_not_have_is_refused_in_two_sentences(tmp_path: Path) -> None:
     model = _model(tmp_path / "base", {**SMALL, "model_type": "helium", "head_dim": 16})
 

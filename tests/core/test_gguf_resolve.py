@@ -234,6 +234,19 @@ def test_files_that_are_no_model_here_are_refused_by_name(
         resolve(str(file))
 
 
+@pytest.mark.parametrize(
+    ("said", "scaling"),
+    [({}, "none"), ({"factor": 4.0}, "linear"), ({"type": "none", "factor": 4.0}, "none")],
+)
+def test_a_factor_of_rotation_counts_unless_the_file_says_none(
+    tmp_path: Path, said: dict[str, Any], scaling: str
+) -> None:
+    metadata = {f"llama.rope.scaling.{name}": value for name, value in said.items()}
+    model = open_model(str(small_llama(tmp_path / "scaled.gguf", metadata=metadata)))
+
+    assert {rotary.scaling for rotary in model.shape.rotaries} == {scaling}
+
+
 def test_a_file_of_iq_types_is_refused_with_what_can_be_taken(tmp_path: Path) -> None:
     size = BY_NAME["IQ4_XS"].nbytes
     blocks = {"token_embd.weight": (np.zeros((50, size), np.uint8), "IQ4_XS")}

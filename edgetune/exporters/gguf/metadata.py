@@ -17,6 +17,8 @@ from edgetune.shape import ModelShape, Rotary
 from edgetune.tensors.gguf.writer import Value
 
 _LONGROPE: Final = "longrope"
+_BOUNDS: Final = (32.0, 1.0)
+"""YaRN's in llama.cpp, which does not read what a file says of them."""
 
 
 def context_of(shape: ModelShape, architecture: Architecture) -> int:
@@ -159,6 +161,8 @@ def _scaling(
     if rule.scaling == "yarn":
         if not rule.truncate:
             raise _refused(shape, "YaRN without whole bounds")
+        if (rule.beta_fast, rule.beta_slow) != _BOUNDS:
+            raise _refused(shape, "YaRN with other bounds than 32 and 1")
         yield "rope.scaling.original_context_length", Value("uint32", rule.original_context)
         own = 1 + 0.1 * math.log(rule.factor)
         yield "rope.scaling.attn_factor", Value("float32", rule.attention_factor / own)
