@@ -15,8 +15,9 @@ from torch.nn import Parameter
 
 from edgetune.choice import Choice
 from edgetune.methods.adapted import Adapted
+from edgetune.model.gguf import column_order
 from edgetune.shape import BlockShape, ModelShape
-from edgetune.storage import FILE_FORMAT
+from edgetune.storage import FILE_FORMAT, moved_in_files
 from edgetune.tensors.gguf.types import BY_NAME, FLOATS, QUANTIZED
 from edgetune_torch.checkpoints import Checkpoints, KeptCheckpoints
 from edgetune_torch.decoder import Decoder
@@ -260,11 +261,12 @@ def _stored(shape: ModelShape, layer: int) -> tuple[StoredAs, ...]:
     if shape.formats is None:
         dtype = DTYPES[shape.dtype]
         return tuple(StoredAs(dtype, linear.transposed) for linear in shape.blocks[layer].matrices)
+    block = shape.blocks[layer]
     return tuple(
-        StoredAs(torch.float32, blocks=kind)
+        StoredAs(torch.float32, blocks=kind, columns=column_order(linear.role, block))
         if kind in QUANTIZED
-        else StoredAs(DTYPES[FLOATS[kind]])
-        for kind in shape.formats.matrices[layer]
+        else StoredAs(DTYPES[FLOATS[kind]], packed=moved_in_files(block, linear.role))
+        for linear, kind in zip(block.matrices, shape.formats.matrices[layer], strict=True)
     )
 
 

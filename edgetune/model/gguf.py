@@ -145,7 +145,7 @@ def _as_checkpoint(
         found,
         shape=stored.shape[::-1] if turned else stored.shape,
         order=_order(linear.role, block, architecture),
-        columns=_columns(linear.role, block),
+        columns=column_order(linear.role, block),
         transposed=turned,
     )
 
@@ -189,7 +189,7 @@ def _order(role: str, block: BlockShape, architecture: Architecture) -> RowOrder
     return _delta_order(block.mixer, role) if isinstance(block.mixer, GatedDelta) else None
 
 
-def _columns(role: str, block: BlockShape) -> RowOrder | None:
+def column_order(role: str, block: BlockShape) -> RowOrder | None:
     """Return how columns of a projection lie; None if they stay."""
     if not moved_in_files(block, role):
         return None

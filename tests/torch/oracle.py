@@ -151,8 +151,8 @@ class Case:
         """The model's shape; where kinds of layers alternate, its last ones."""
         if self.model == "gemma4_text":
             own = LENDING[self.layers] | {"num_hidden_layers": self.layers}
-            return replace(_family(self.model, **own), vocabulary=self.vocabulary)
-        whole = _family(self.model) if self.model in FAMILIES else resolve(self.model).shape
+            return replace(family(self.model, **own), vocabulary=self.vocabulary)
+        whole = family(self.model) if self.model in FAMILIES else resolve(self.model).shape
         blocks = (whole.blocks * self.layers)[-self.layers :]
         shape = replace(whole, blocks=blocks, vocabulary=self.vocabulary)
         return mixed(shape) if self.mixed else shape
@@ -188,7 +188,8 @@ def cases(count: int, seed: int = 0) -> Iterator[Case]:
         yield Case("smollm2-135m", layers, 512, plain(checkpointing=kept))
 
 
-def _family(name: str, **own: Any) -> ModelShape:
+def family(name: str, **own: Any) -> ModelShape:
+    """Return the shape of a family of the usual sizes, or with some of its own."""
     switches = {k: v for k, v in SMALL_FAMILIES[name].items() if k not in SMALL}
     fields = {"model_type": MODEL_TYPES.get(name, name), **switches, **SIZES}
     return shape_of({**fields, **OWN_SIZES.get(name, {}), **own})

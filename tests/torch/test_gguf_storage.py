@@ -14,7 +14,7 @@ from engines import micro_batch
 from gguf_files import random_blocks
 from gguf_models import convert, exported, in_numbers
 from models import make_model
-from oracle import counted, plain
+from oracle import counted, family, plain
 from sessions import session_for
 
 from edgetune.choice import Choice
@@ -24,6 +24,7 @@ from edgetune.memory import Platform, estimate
 from edgetune.methods import METHODS, build
 from edgetune.model import LocalModel, resolve
 from edgetune.planning import make_plan
+from edgetune.profile import model_names
 from edgetune.settings.spec import Checkpointing
 from edgetune.shape import FileFormats, ModelShape
 from edgetune.tensors.gguf.dequantize import dequantize
@@ -218,13 +219,11 @@ class GgufCase:
     @property
     def shape(self) -> ModelShape:
         """The shape, with fewer tokens."""
-        whole = resolve(self.model).shape
+        whole = resolve(self.model).shape if self.model in model_names() else family(self.model)
         blocks = (whole.blocks * self.layers)[-self.layers :]
         kinds = [
-            tuple(
-                self.kinds[(at + layer) % len(self.kinds)] for at in range(len(blocks[0].linears))
-            )
-            for layer in range(self.layers)
+            tuple(self.kinds[(at + layer) % len(self.kinds)] for at in range(len(block.linears)))
+            for layer, block in enumerate(blocks)
         ]
         formats = FileFormats(
             matrices=tuple(kinds), embedding=self.vocabulary_kind, head=self.vocabulary_kind
@@ -247,6 +246,8 @@ CASES = [
         quantization="gguf", placement="disk", embedding="disk", checkpointing=Checkpointing(layers=2))),
     GgufCase("qwen2.5-0.5b", 2, ("Q5_1",), "Q4_0", plain(
         quantization="gguf", compute_dtype="bfloat16", embedding="disk", micro_batch=2)),
+    GgufCase("qwen3_5_text", 2, ("Q4_0",), "Q8_0", plain(
+        quantization="gguf", compute_dtype="bfloat16", context=64)),
 ]  # fmt: skip
 
 
