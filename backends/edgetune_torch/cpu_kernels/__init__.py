@@ -2,7 +2,7 @@
 
 What they compute has a text in torch, which computes everywhere else and with other number formats,
 and which they are compared with before they are used. Nothing needs them: without a compiler
-everything works, only slower (docs/decisions/0044).
+everything works, only slower (docs/decisions/0045).
 """
 
 from __future__ import annotations
