@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from datetime import datetime, timezone
 from io import StringIO
@@ -31,12 +32,12 @@ DEVICES = ("lamp", "heater", "radio", "gate", "door")
 TRAINED, HELD_OUT = 320, 64
 
 
-def rows(seed: int) -> list[str]:
-    """Return requests with the devices that they name, all different, as lines."""
+def rows(seed: int, devices: Sequence[str]) -> list[str]:
+    """Return requests with the one of these devices that they name, all different, as lines."""
     rng, found = Random(seed), dict[str, str]()
     while len(found) < TRAINED + HELD_OUT:
         request, answer = example(rng)
-        if (device := answer.split()[1]) in DEVICES:
+        if (device := answer.split()[1]) in devices:
             found.setdefault(request, device)
     return [json.dumps({"prompt": k, "completion": x}) + "\n" for k, x in found.items()]
 
@@ -49,11 +50,12 @@ def main() -> None:
     parser.add_argument("--tuning-rates", default="0.01,0.05")
     parser.add_argument("--tuning-steps", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--devices", type=int, default=2, help="That are told apart.")
     parser.add_argument("--settings", default="", help="Further flags of the training.")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder, lines = Path(name), rows(given.seed)
+        folder, lines = Path(name), rows(given.seed, DEVICES[: given.devices])
         train, held_out = folder / "train.jsonl", folder / "held-out.jsonl"
         train.write_text("".join(lines[:TRAINED]), "utf-8")
         held_out.write_text("".join(lines[TRAINED:]), "utf-8")
@@ -76,7 +78,7 @@ def main() -> None:
                 lambda _: None,
             )  # fmt: skip
             line = json.dumps(
-                {"seed": given.seed, "steps": given.steps, "learning_rate": given.learning_rate,
+                {"seed": given.seed, "devices": given.devices, "steps": given.steps, "learning_rate": given.learning_rate,
                  "last_loss": losses[-1], "tuning_steps": given.tuning_steps, "tuning_rate": rate,
                  **to_plain(found), "name": "prefix",
                  "date": datetime.now(timezone.utc).date().isoformat()}
