@@ -51,7 +51,7 @@ def architecture_of(header: GgufHeader) -> Architecture:
             f"which is not supported. Supported: {', '.join(list(ARCHITECTURES)[:_SHOWN])} and "
             f"{len(ARCHITECTURES) - _SHOWN} others (docs/models.md)."
         )
-    found, last = _variant(source), source.whole("block_count") - 1
+    found, last = _variant(source), source.layers - 1
     known = (EXPERTS["gate"], FUSED_EXPERTS) if source.whole("expert_count", 0) else ()
     there = [name for name in known if source.has_tensor(f"blk.{last}.{name}.weight")]
     if found is None or (known and not there):

@@ -178,5 +178,5 @@ def _window_types(source: Source, *, every: int) -> list[str]:
     if source.has("attention.sliding_window_pattern"):
         windowed = source.each("attention.sliding_window_pattern", bool)
     else:
-        windowed = [(layer + 1) % every != 0 for layer in range(source.whole("block_count"))]
+        windowed = [(layer + 1) % every != 0 for layer in range(source.layers)]
     return [SLIDING if seen else FULL for seen in windowed]

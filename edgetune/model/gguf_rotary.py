@@ -75,6 +75,9 @@ def _yarn(metadata: Metadata, prefix: str, factor: float) -> dict[str, Any]:
     for bound in ("beta_fast", "beta_slow"):
         if f"{prefix}yarn_{bound}" in metadata:
             found[bound] = metadata.number(f"{prefix}yarn_{bound}")
+    stated = metadata.number(f"{prefix}yarn_attn_factor", 1.0)  # the whole of it, where converted
+    if stated != 1.0:
+        found["attention_factor"] = stated
     magnitude = metadata.number(f"{prefix}attn_factor", 1.0)
     if magnitude != 1.0 and factor >= 1:
         found["attention_factor"] = magnitude * (1 + 0.1 * math.log(factor))

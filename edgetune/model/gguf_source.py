@@ -40,27 +40,37 @@ class Source:
             )
         return int(found.pop())
 
+    @property
+    def layers(self) -> int:
+        """Number of layers, without those at the end that guess further tokens, which are not used."""
+        further = self.whole("nextn_predict_layers", 0)
+        if not 0 <= further <= MOST_LAYERS:
+            raise ModelError(
+                f"{self.header.file} says that {further:,} layers guess further tokens."
+            )
+        return self.whole("block_count") - further
+
     def each(self, name: str, kind: type = int) -> list[Any]:
         """Return a number of every layer; one number is that of all.
 
         Raises:
             ModelError: if it is missing, or a list that does not have one of each layer.
         """
-        layers = self.whole("block_count")
-        if layers > MOST_LAYERS:
-            raise ModelError(f"{self.header.file} says that it has {layers:,} layers.")
+        blocks = self.whole("block_count")
+        if blocks > MOST_LAYERS:
+            raise ModelError(f"{self.header.file} says that it has {blocks:,} layers.")
         key = f"{self.architecture}.{name}"
         if isinstance(self.metadata.raw(key), Array):
             listed = self.metadata.items(key, kind) or []
-            if len(listed) != layers:
+            if len(listed) != blocks:
                 raise ModelError(
                     f"{self.header.file}: {one_line(key)} lists {len(listed)} numbers for "
-                    f"{layers} layers."
+                    f"{blocks} layers."
                 )
-            return listed
+            return listed[: self.layers]
         if kind is bool:
-            return [self.metadata.flag(key, False)] * layers
-        return [self.metadata.whole(key)] * layers
+            return [self.metadata.flag(key, False)] * self.layers
+        return [self.metadata.whole(key)] * self.layers
 
     def number(self, name: str, default: float | None = None) -> float:
         """Return a number."""
@@ -100,7 +110,7 @@ def sizes(
     config = {
         "hidden_size": source.whole("embedding_length"),
         "intermediate_size": source.whole("feed_forward_length") if ffn is None else ffn,
-        "num_hidden_layers": source.whole("block_count"),
+        "num_hidden_layers": source.layers,
         "num_attention_heads": heads,
         "num_key_value_heads": (
             source.whole("attention.head_count_kv", heads) if kv_heads is None else kv_heads

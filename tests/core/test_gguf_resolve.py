@@ -247,6 +247,14 @@ def test_a_factor_of_rotation_counts_unless_the_file_says_none(
     assert {rotary.scaling for rotary in model.shape.rotaries} == {scaling}
 
 
+def test_the_magnitude_of_yarn_is_that_of_the_config_it_was_converted_from(tmp_path: Path) -> None:
+    said = {"type": "yarn", "factor": 4.0, "original_context_length": 128, "yarn_attn_factor": 1.25}
+    metadata = {f"llama.rope.scaling.{name}": value for name, value in said.items()}
+    model = open_model(str(small_llama(tmp_path / "scaled.gguf", metadata=metadata)))
+
+    assert [rotary.attention_factor for rotary in model.shape.rotaries] == [1.25]
+
+
 def test_a_file_of_iq_types_is_refused_with_what_can_be_taken(tmp_path: Path) -> None:
     size = BY_NAME["IQ4_XS"].nbytes
     blocks = {"token_embd.weight": (np.zeros((50, size), np.uint8), "IQ4_XS")}

@@ -17,7 +17,7 @@ from edgetune.exporters.gguf.model_file import model_file
 from edgetune.exporters.gguf.tokenizer import TokenizerFacts
 from edgetune.exporters.updates import Merge
 from edgetune.model import LocalModel
-from edgetune.tensors.gguf.writer import OutgoingBlocks
+from edgetune.tensors.gguf.writer import OutgoingBlocks, Value
 
 TINY = Path(edgetune_profiles.__file__).parent / "tiny"
 SMALL = {
@@ -183,3 +183,26 @@ def _fused(tensors: tuple[OutgoingBlocks, ...]) -> Iterator[OutgoingBlocks]:
             shape=(experts, 2 * rows, inputs),
             chunks=lambda blocks=blocks: iter([blocks.reshape(-1, blocks.shape[-1])]),
         )
+
+
+def test_layers_that_guess_further_tokens_stay_unread(
+    tmp_path: Path, facts: TokenizerFacts
+) -> None:
+    config = {"model_type": "qwen3_5_text", **CONFIGS["qwen3_5_text"]}
+    base = LocalModel.open(write_folder(tmp_path / "base", config))
+    alone = LocalModel.open(_write(base, tmp_path / "alone.gguf", facts, "f32"))
+    written = model_file(base, Merge(changes={}), "f32", facts)
+    layers = base.shape.layers
+    one = next(tensor for tensor in written.tensors if tensor.name == "blk.1.attn_norm.weight")
+    further = [
+        replace(one, name=f"blk.{layers}.{name}.weight") for name in ("attn_norm", "nextn.enorm")
+    ]
+    metadata = dict(written.metadata)
+    metadata["qwen35.block_count"] = Value("uint32", layers + 1)
+    metadata["qwen35.nextn_predict_layers"] = Value("uint32", 1)
+    file = replace(written, metadata=metadata, tensors=(*written.tensors, *further))
+    file.write(tmp_path / "guessing.gguf")
+    model = LocalModel.open(tmp_path / "guessing.gguf")
+
+    assert model.shape == alone.shape
+    assert model.tensors.keys() == alone.tensors.keys()
