@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -228,16 +230,16 @@ def _fail_in_the_second_block(
     session: TorchSession, patched: pytest.MonkeyPatch, said: str
 ) -> None:
     """Let the backward pass fail when it has added to some gradients."""
-    calls = iter(range(5))
-    block = session.engine.decoder.block
+    calls, decoder = iter(range(5)), session.engine.decoder
 
-    def failing(*arguments: Any) -> torch.Tensor:
+    def failing(block: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
         if next(calls, None) is None:
             raise RuntimeError(said)
         return block(*arguments)
 
     patched.setattr(session.engine, "checkpointed", 3)
-    patched.setattr(session.engine.decoder, "block", failing)
+    for name in ("block", "block_again"):
+        patched.setattr(decoder, name, partial(failing, getattr(decoder, name)))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts through /proc")
