@@ -112,9 +112,9 @@ def live_peaks(
         gradients = Gradients(method.trained)
         optimizer = AdamW(choice.optimizer, method.trained, method.rates, 0.0)
         optimizer.prepare()
-        engine.evaluate(batch, method)  # scratch memory is there from now on
+        engine.evaluate(batch, method.drawing(None))  # scratch memory is there from now on
         live.restart()
-        engine.evaluate(batch, method)
+        engine.evaluate(batch, method.drawing(None))  # norms are made anew, as in a session
         evaluated = live.peak
         live.restart()
         method = method.drawing(method.spec.largest_step)

@@ -101,7 +101,7 @@ class _Pieces:
         entry = ledger.alloc(outer)
         gates = self._gates(inner)
         if self.rule.clamp is not None:
-            ledger.transient(3 * inner)
+            ledger.transient(2 * inner)
         active = ledger.alloc(inner)
         ledger.free(gates + entry)
         out = self._times("down", outer)
