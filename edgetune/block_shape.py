@@ -69,6 +69,8 @@ class Linear:
     """Stored ``(inputs, outputs)``, as GPT-2's Conv1D does, instead of ``(outputs, inputs)``."""
     expert: int | None = None
     """The number of the expert that it belongs to, if it does to one."""
+    experts: int = 0
+    """Of how many experts it stands for the matrices, if it does for those of all."""
 
     @property
     def key(self) -> str:
@@ -183,6 +185,27 @@ class BlockShape:
             return ()
         experts = range(self.experts.number)
         return tuple(each for number in experts for each in _of_expert(self.experts, number))
+
+    @cached_property
+    def expert_stacks(self) -> tuple[Linear, ...]:
+        """The projections of all experts as methods adapt them: each kind is one module.
+
+        ``gate_up`` is what an expert's gate and up read alike, one's outputs after the other's.
+        """
+        rule = self.experts
+        if rule is None:
+            return ()
+        sizes: tuple[tuple[LinearRole, int, int], ...] = (
+            ("gate_up", rule.hidden, 2 * rule.size),
+            ("down", rule.size, rule.hidden),
+        )
+        return tuple(
+            Linear(
+                role=role, module=f"{rule.stack}.{role}_proj", inputs=inputs, outputs=outputs,
+                transposed=rule.transposed, experts=rule.number,
+            )
+            for role, inputs, outputs in sizes
+        )  # fmt: skip
 
     @cached_property
     def feeds(self) -> bool:

@@ -103,6 +103,9 @@ class Experts:
     """How ``gate_up`` becomes what ``down`` reads, if not by an activation of the gate."""
     fused: tuple[Fused, ...] = ()
     """Tensors of the files that have all experts at once, if they do."""
+    stack: str = "mlp.experts"
+    """Module inside the block that has ``gate_up_proj`` and ``down_proj`` of all experts, where the
+    model is loaded: transformers 5 has no others, whatever the files have."""
 
     apart: bool = False
     """Router and experts read the stream, through norms of their own if the block has such (Gemma
@@ -133,6 +136,22 @@ class Experts:
             shape = (1, self.hidden)
             found.append(RoutingTensor("shared_gate", f"{self.shared_gate}.weight", shape))
         return tuple(found)
+
+    def in_stack(self, role: str) -> tuple[str, slice]:
+        """Return the role of the stack that has a projection of all experts, and its outputs there.
+
+        >>> rule = Experts(
+        ...     number=8, chosen=2, hidden=6, size=4, router="", projections=(), normalised=True
+        ... )
+        >>> rule.in_stack("up")
+        ('gate_up', slice(4, 8, None))
+        """
+        match role:
+            case "gate":
+                return "gate_up", slice(0, self.size)
+            case "up":
+                return "gate_up", slice(self.size, 2 * self.size)
+        return role, slice(None)
 
     @property
     def best_of_group(self) -> int:

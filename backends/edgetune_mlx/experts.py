@@ -9,14 +9,16 @@ Metal's kernels that gather.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
 import mlx.core as mx
 
+from edgetune.network.ops import ExpertUpdates
 from edgetune.shape import Experts
+from edgetune_mlx.expert_updates import Update, runs_of
 from edgetune_mlx.linear import recomputed
 from edgetune_mlx.matrices import Gather, Matrix
 from edgetune_mlx.pointwise import clamped, gated_activation
@@ -41,6 +43,27 @@ class FrozenExperts:
     matrices: Mapping[str, Matrix]
     biases: Mapping[str, mx.array]
     chosen: mx.array
+    updates: ExpertUpdates[mx.array] = field(default_factory=dict)
+    """What is trained beside matrices, by the role of the stack that these are in."""
+
+    @property
+    def trained(self) -> list[mx.array]:
+        """A and B of each update, without constants."""
+        each = self.updates.values()
+        return [part for x in each for part in ((x.b,) if x.fixed else (x.a, x.b))]
+
+    def learning(self, trained: Sequence[mx.array]) -> FrozenExperts:
+        """Return the same with other arrays for those of :attr:`trained`."""
+        parts, updates = iter(trained), {}
+        for role, x in self.updates.items():
+            a = x.a if x.fixed else next(parts)
+            updates[role] = replace(x, a=a, b=next(parts))
+        return replace(self, updates=updates)
+
+    def update(self, stack: str, x: mx.array) -> Update | None:
+        """Return what is trained beside a stack, for choices of the type of x."""
+        own = self.updates.get(stack)
+        return None if own is None else Update.of(own, self.rule.number, x.dtype)
 
     def order(self) -> mx.array:
         """Return the choices (T k,) sorted by expert."""
@@ -55,21 +78,36 @@ class FrozenExperts:
         """Return the weighted sum (T, D) of what the experts make of x (T, D)."""
         order = self.order()
         reading, own = self.gather(order, tokens=True), self.gather(order, tokens=False)
-        inner = self._gated(*(self._times(role, x, reading) for role in self._first))
+        entry, down = self.update("gate_up", x), self.update("down", x)
+        low = None if entry is None else entry.low(x, reading)
+        inner = self._gated(*self._gates(x, reading, entry, low, own))
         out = self._times("down", inner, own)
+        if down is not None:
+            out = out + down.added(down.low(inner, own), own).astype(out.dtype)
         parts = zip(
             self._by_choice(out, order), mx.split(weights, self.rule.chosen, -1), strict=True
         )
         return reduce(mx.add, (part * weight for part, weight in parts)).astype(x.dtype)
 
-    def back(self, x: mx.array, weights: mx.array, grad: mx.array) -> tuple[mx.array, mx.array]:
-        """Return the gradients of x and of the weights, for that of the sum."""
+    def back(self, x: mx.array, weights: mx.array, grad: mx.array) -> tuple[mx.array, ...]:
+        """Return the gradients of x, of the weights and of what is trained, for that of the sum."""
         order = self.order()
         reading, own = self.gather(order, tokens=True), self.gather(order, tokens=False)
-        gates = [self._times(role, x, reading) for role in self._first]
+        entry, down = self.update("gate_up", x), self.update("down", x)
+        low = None if entry is None else entry.low(x, reading)
+        gates = self._gates(x, reading, entry, low, own)
         plain = self.matrices["down"].gathered_back(grad, reading)
+        low_grad = None if down is None else down.low_back(grad, reading)
+        if down is not None and low_grad is not None:
+            plain = plain + down.back(low_grad, own).astype(plain.dtype)
         shares = weights.flatten()[order][:, None].astype(x.dtype)
         (active,), grads = mx.vjp(self._gated, gates, [plain * shares])
+        runs = runs_of(own.matrices, self.rule.number) if self.updates else None
+        learned: dict[str, list[mx.array]] = {}
+        if down is not None and low_grad is not None and runs is not None:
+            wide, tokens = shares.astype(low_grad.dtype), grad[order // self.rule.chosen]
+            ahead = down.low(active, own) * wide
+            learned["down"] = down.learned(active, ahead, low_grad * wide, tokens, runs)
         sums = (active * plain).astype(mx.float32).sum(-1)
         if "down" in self.biases:
             added = self.biases["down"][own.matrices].astype(x.dtype)
@@ -77,12 +115,31 @@ class FrozenExperts:
         weights_grad = sums[mx.argsort(order)].reshape(weights.shape)
         parts = zip(self._first, grads, strict=True)
         x_grad = reduce(mx.add, (self.matrices[x].gathered_back(each, own) for x, each in parts))
-        return reduce(mx.add, self._by_choice(x_grad, order)).astype(x.dtype), weights_grad
+        if entry is not None and low is not None and runs is not None:
+            gates_grad = grads[0] if len(grads) == 1 else mx.concatenate(grads, axis=-1)
+            low_grad = entry.low_back(gates_grad, own)
+            x_grad = x_grad + entry.back(low_grad, own).astype(x_grad.dtype)
+            read = x[order // self.rule.chosen]
+            learned["gate_up"] = entry.learned(read, low, low_grad, gates_grad, runs)
+        x_grad = reduce(mx.add, self._by_choice(x_grad, order)).astype(x.dtype)
+        each = self.updates.items()
+        return x_grad, weights_grad, *(y for k, u in each for y in learned[k][u.fixed :])
 
     @property
     def _first(self) -> tuple[str, ...]:
         """The roles of the projections that read what comes in."""
         return tuple(role for role, _ in self.rule.projections if role != "down")
+
+    def _gates(
+        self, x: mx.array, reading: Gather, entry: Update | None, low: mx.array | None, own: Gather
+    ) -> list[mx.array]:
+        """Return what the first projections make (n, F) of x, with what an update adds."""
+        gates = [self._times(role, x, reading) for role in self._first]
+        if entry is None or low is None:
+            return gates
+        added = entry.added(low, own).astype(x.dtype)
+        columns = [self.rule.in_stack(role)[1] for role in self._first]
+        return [y + added[:, outputs] for y, outputs in zip(gates, columns, strict=True)]
 
     def _times(self, role: str, x: mx.array, gather: Gather) -> mx.array:
         y = self.matrices[role].gathered(x, gather)
@@ -106,12 +163,16 @@ class FrozenExperts:
 
 def mixed(x: mx.array, weights: mx.array, own: FrozenExperts) -> mx.array:
     """Return the weighted sum (B, S, D) of what the chosen experts make of x (B, S, D)."""
-    custom: Any = mx.custom_function(own.forward)
+
+    def forward(x: mx.array, weights: mx.array, *trained: mx.array) -> mx.array:
+        return own.learning(trained).forward(x, weights)
+
+    custom: Any = mx.custom_function(forward)
 
     @custom.vjp  # type: ignore[untyped-decorator]
     def backward(primals: Any, cotangent: mx.array, _: Any) -> Any:
-        x, weights = mx.depends(list(primals), [cotangent])
-        return own.back(x, weights, cotangent)
+        x, weights, *trained = mx.depends(list(primals), [cotangent])
+        return own.learning(trained).back(x, weights, cotangent)
 
-    y: mx.array = custom(x.reshape(-1, x.shape[-1]), weights)
+    y: mx.array = custom(x.reshape(-1, x.shape[-1]), weights, *own.trained)
     return y.reshape(x.shape)

@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from edgetune.mixer import Recurrent
-from edgetune.network.ops import Attended, Dropout, KeptNorms, Key
+from edgetune.network.ops import Attended, Dropout, ExpertUpdates, KeptNorms, Key
 from edgetune.shape import Experts, ModelShape, Rotary
 from edgetune_mlx import (
     attention,
@@ -111,14 +111,15 @@ class MlxOps:
         return routing.route(x, routing.Router(rule, self.block.routing))
 
     def experts(
-        self, x: mx.array, weights: mx.array, chosen: mx.array, rule: Experts, activation: str
-    ) -> mx.array:
+        self, x: mx.array, weights: mx.array, chosen: mx.array, rule: Experts, activation: str,
+        updates: ExpertUpdates[mx.array],
+    ) -> mx.array:  # fmt: skip
         """Send each token through its experts."""
         matrices = {str(role): self._matrix(f"experts.{role}") for role, _ in rule.projections}
         biases = {
             str(role): self.block.biases[f"experts.{role}"] for role, _ in rule.projections
         } if rule.biased else {}  # fmt: skip
-        own = experts.FrozenExperts(rule, activation, matrices, biases, chosen)
+        own = experts.FrozenExperts(rule, activation, matrices, biases, chosen, updates)
         return experts.mixed(x, weights, own)
 
     def shared(self, x: mx.array, y: mx.array) -> mx.array:

@@ -10,7 +10,7 @@ same. Nothing inside of an expert is kept: the way back computes it again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ from torch import Tensor
 from edgetune.buckets import bucket
 from edgetune.shape import Clamp, Experts
 from edgetune_torch import clamped
-from edgetune_torch.linear import multiplied, multiplied_back
+from edgetune_torch.expert_updates import Grads, Updates
+from edgetune_torch.linear import Low, multiplied, multiplied_back
 from edgetune_torch.matrices import Matrix
 from edgetune_torch.pointwise import activation as activated
 
@@ -58,49 +59,99 @@ class FrozenExperts:
     activation: str
     matrices: Mapping[str, Matrix]
     biases: Mapping[str, Tensor]
+    updates: Updates = field(default_factory=dict)
+    """What is trained beside matrices, by the role of the stack that these are in."""
 
-    def times(self, role: str, expert: int, x: Tensor) -> Tensor:
-        """Return a projection (n, outputs) of x (n, inputs)."""
+    def times(self, role: str, expert: int, x: Tensor, low: Low | None) -> Tensor:
+        """Return a projection (n, outputs) of x (n, inputs), and what an update adds."""
         key = f"{role}.{expert}"
-        return multiplied(x, self.matrices[key], self.biases.get(key))
+        own = None if low is None else low.columns(self.rule.in_stack(role)[1])
+        return multiplied(x, self.matrices[key], self.biases.get(key), own)
 
-    def back(self, role: str, expert: int, grad: Tensor) -> Tensor:
+    def back(self, role: str, expert: int, grad: Tensor, low: Low | None = None) -> Tensor:
         """Return the gradient (n, inputs) of a projection's input."""
-        return multiplied_back(grad, self.matrices[f"{role}.{expert}"])
+        return multiplied_back(grad, self.matrices[f"{role}.{expert}"], low)
+
+    def low(self, stack: str, expert: int, x: Tensor) -> Low | None:
+        """Return what an update adds to the projections of x (n, K) that it is of, if there is one."""
+        update = self.updates.get(stack)
+        return None if update is None else update.ahead(expert, x, self._any(expert))
+
+    def _any(self, expert: int) -> Matrix:
+        """Return a matrix, whose scratch memory small products use, too."""
+        return self.matrices[f"down.{expert}"]
 
     def inner(self, expert: int, x: Tensor) -> Tensor:
         """Return what the expert's last projection reads (n, F)."""
+        low = self.low("gate_up", expert, x)
         if self.rule.clamp is not None:
-            return clamped.gated(self.times("gate_up", expert, x), self.rule.clamp)
-        gate, up = self.times("gate", expert, x), self.times("up", expert, x)
+            return clamped.gated(self.times("gate_up", expert, x, low), self.rule.clamp)
+        gate, up = self.times("gate", expert, x, low), self.times("up", expert, x, low)
         return activated(gate, self.activation).mul_(up)
 
     def inner_back(self, expert: int, x: Tensor, grad: Tensor, share: Tensor) -> Piece:
         """Return the gradients of x and of its weights (n,) for that of the output (n, D)."""
         if self.rule.clamp is not None:
             return self._clamped_back(expert, x, grad, share, self.rule.clamp)
-        gate, up = self.times("gate", expert, x), self.times("up", expert, x)
-        inner_grad = self.back("down", expert, grad)
+        low = self.low("gate_up", expert, x)
+        gate, up = self.times("gate", expert, x, low), self.times("up", expert, x, low)
+        down = self._low_back("down", expert, ((slice(None), grad),))
+        inner_grad = self.back("down", expert, grad, down)
         with torch.enable_grad():
             leaf = gate.requires_grad_()
             active = activated(leaf, self.activation)
         weights_grad = (inner_grad * active.detach()).mul_(up).sum(-1, dtype=torch.float32)
+        if down is not None:
+            self._learn_down(expert, active.detach() * up, grad, share, down)
+        del down
         inner_grad.mul_(share.to(grad.dtype)[:, None])
         (gate_grad,) = torch.autograd.grad(active, leaf, inner_grad * up)
         del gate, leaf, up
         up_grad = inner_grad.mul_(active.detach())
         del active, inner_grad
-        x_grad = self.back("gate", expert, gate_grad)
+        entry = None
+        if low is not None:
+            size = self.rule.size
+            grads = ((slice(0, size), gate_grad), (slice(size, None), up_grad))
+            entry = self._learn_first(expert, x, grads, low)
+            del grads
+        x_grad = self.back("gate", expert, gate_grad, entry)
         del gate_grad
         return Piece(x_grad.add_(self.back("up", expert, up_grad)), weights_grad)
+
+    def _low_back(self, stack: str, expert: int, grads: Grads) -> Low | None:
+        update = self.updates.get(stack)
+        return None if update is None else update.back(expert, grads, self._any(expert))
+
+    def _learn_first(self, expert: int, x: Tensor, grads: Grads, low: Low) -> Low:
+        """Add the gradients of what updates gate and up; return what it adds to that of x."""
+        update, matrix = self.updates["gate_up"], self._any(expert)
+        back = update.back(expert, grads, matrix)
+        update.learn(expert, x, low.rows, back.rows, grads, matrix)
+        return back
+
+    def _learn_down(
+        self, expert: int, inner: Tensor, grad: Tensor, share: Tensor, down: Low
+    ) -> None:
+        """Add the gradients of what updates the last projection of inner (n, F)."""
+        update, matrix = self.updates["down"], self._any(expert)
+        ahead = update.ahead(expert, inner, matrix).rows
+        shares = share.to(ahead.dtype)[:, None]
+        grads = ((slice(None), grad),)
+        update.learn(expert, inner, ahead.mul_(shares), down.rows * shares, grads, matrix)
 
     def _clamped_back(
         self, expert: int, x: Tensor, grad: Tensor, share: Tensor, clamp: Clamp
     ) -> Piece:
-        gate_up = self.times("gate_up", expert, x)
-        inner_grad = self.back("down", expert, grad)
-        inner = clamped.gated(gate_up, clamp).mul_(inner_grad)
-        weights_grad = inner.sum(-1, dtype=torch.float32)
+        low = self.low("gate_up", expert, x)
+        gate_up = self.times("gate_up", expert, x, low)
+        down = self._low_back("down", expert, ((slice(None), grad),))
+        inner_grad = self.back("down", expert, grad, down)
+        inner = clamped.gated(gate_up, clamp)
+        if down is not None:
+            self._learn_down(expert, inner, grad, share, down)
+        del down
+        weights_grad = inner.mul_(inner_grad).sum(-1, dtype=torch.float32)
         del inner
         bias = self.biases.get(f"down.{expert}")
         if bias is not None:
@@ -108,7 +159,10 @@ class FrozenExperts:
         inner_grad.mul_(share.to(grad.dtype)[:, None])
         gate_up_grad = clamped.gated_back(gate_up, inner_grad, clamp)
         del gate_up, inner_grad
-        return Piece(self.back("gate_up", expert, gate_up_grad), weights_grad)
+        entry = None
+        if low is not None:
+            entry = self._learn_first(expert, x, ((slice(None), gate_up_grad),), low)
+        return Piece(self.back("gate_up", expert, gate_up_grad, entry), weights_grad)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +185,17 @@ class Rows:
 
 
 class Mixture(torch.autograd.Function):
-    """The weighted sum of the chosen experts' outputs; saves its inputs."""
+    """The weighted sum of the chosen experts' outputs; saves its inputs.
+
+    ``trained`` are A and B of each update, which autograd knows by them alone.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor, chosen: Tensor, own: FrozenExperts) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weights: Tensor, chosen: Tensor, own: FrozenExperts, *trained: Tensor
+    ) -> Tensor:
         """Return the sum (B, S, D) of what experts make of x (B, S, D)."""
-        ctx.save_for_backward(x, weights, chosen)
+        ctx.save_for_backward(x, weights, chosen, *trained)
         ctx.own = own
         flat, shares = x.flatten(0, -2), weights.flatten()
         out = torch.zeros(flat.shape, dtype=torch.float32, device=x.device)
@@ -145,26 +204,35 @@ class Mixture(torch.autograd.Function):
         return out.to(x.dtype).view(x.shape)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        """Return the gradients of x and of the weights."""
-        x, weights, chosen = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, of the weights and of what is trained."""
+        x, weights, chosen, *_ = ctx.saved_tensors
+        own, wanted = ctx.own, ctx.needs_input_grad[4:]
+        updates = {
+            role: update.learning(a=wanted[2 * i], b=wanted[2 * i + 1])
+            for i, (role, update) in enumerate(own.updates.items())
+        }
+        own = replace(own, updates=updates)
         flat, grad, shares = x.flatten(0, -2), grads[0].flatten(0, -2), weights.flatten()
         x_grad = torch.zeros(flat.shape, dtype=torch.float32, device=x.device)
         weights_grad = torch.zeros_like(shares)
-        for rows in _pieces(chosen, ctx.own.rule):
-            _add_back(x_grad, weights_grad, flat, grad, shares, rows, ctx.own)
-        return x_grad.to(x.dtype).view(x.shape), weights_grad.view(weights.shape), None, None
+        for rows in _pieces(chosen, own.rule):
+            _add_back(x_grad, weights_grad, flat, grad, shares, rows, own)
+        learned = (part for update in updates.values() for part in (update.a_grad, update.b_grad))
+        x_grad = x_grad.to(x.dtype).view(x.shape)
+        return x_grad, weights_grad.view(weights.shape), None, None, *learned
 
 
 def mixed(x: Tensor, weights: Tensor, chosen: Tensor, own: FrozenExperts) -> Tensor:
     """Return the weighted sum (B, S, D) of what the chosen experts make of x (B, S, D)."""
-    y: Tensor = Mixture.apply(x, weights, chosen, own)  # type: ignore[no-untyped-call]
+    trained = (part for each in own.updates.values() for part in (each.own.a, each.own.b))
+    y: Tensor = Mixture.apply(x, weights, chosen, own, *trained)  # type: ignore[no-untyped-call]
     return y
 
 
 def _add(out: Tensor, x: Tensor, shares: Tensor, rows: Rows, own: FrozenExperts) -> None:
     inner = own.inner(rows.expert, x[rows.tokens])
-    found = own.times("down", rows.expert, inner).float()
+    found = own.times("down", rows.expert, inner, own.low("down", rows.expert, inner)).float()
     del inner
     found.mul_(shares[rows.places][:, None])
     out.index_add_(0, rows.tokens[: rows.count], found[: rows.count])
@@ -179,7 +247,10 @@ def _add_back(
     rows: Rows,
     own: FrozenExperts,
 ) -> None:
-    found = own.inner_back(rows.expert, x[rows.tokens], grad[rows.tokens], shares[rows.places])
+    share = shares[rows.places]
+    if own.updates:
+        share[rows.count :] = 0  # rows that fill up teach nothing
+    found = own.inner_back(rows.expert, x[rows.tokens], grad[rows.tokens], share)
     x_grad.index_add_(0, rows.tokens[: rows.count], found.x[: rows.count].float())
     weights_grad.index_copy_(0, rows.places[: rows.count], found.weights[: rows.count])
 

@@ -11,6 +11,7 @@ is small.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,31 +32,80 @@ SPREAD = 0x9E3779B97F4A7C15
 """An odd number, so that its multiples differ in their lower bits too."""
 
 
-def multiplied(x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
-    """Return ``x W^T + bias`` (..., N) for x (..., K), without a way back."""
+@dataclass(frozen=True, slots=True)
+class Low:
+    """What is added to a product: ``scale rows matrix``, in the type of the product.
+
+    ``rows`` is (T, R), ``matrix`` (R, N).
+    """
+
+    rows: Tensor
+    matrix: Tensor
+    scale: float = 1.0
+
+    def columns(self, outputs: slice) -> Low:
+        """Return what is added to some of the outputs."""
+        return Low(self.rows, self.matrix[:, outputs], self.scale)
+
+
+def multiplied(x: Tensor, matrix: Matrix, bias: Tensor | None, low: Low | None = None) -> Tensor:
+    """Return ``x W^T + bias`` (..., N) for x (..., K), and ``low``, without a way back."""
     rows = _Rows(x, matrix)
     flat, dense = x.flatten(0, -2), rows.dense()
     y = rows.empty(len(dense))
     for span in rows.spans():
         part, wide = rows.part(y, span, "outputs"), rows.upcast(flat, span, "inputs")
-        if bias is None:
-            torch.mm(wide, dense.T, out=part)
-        else:
-            part.copy_(bias).addmm_(wide, dense.T)
+        if bias is not None:
+            part.copy_(bias)
+        _add_product(part, wide, dense.T, low, span, fresh=bias is None)
         rows.store(y, span, part)
     return y.view(*x.shape[:-1], -1)
 
 
-def multiplied_back(grad: Tensor, matrix: Matrix) -> Tensor:
-    """Return ``grad W`` (..., K) for grad (..., N)."""
+def multiplied_back(grad: Tensor, matrix: Matrix, low: Low | None = None) -> Tensor:
+    """Return ``grad W`` (..., K) for grad (..., N), and ``low``."""
     rows = _Rows(grad, matrix)
     dense = rows.dense()
     x_grad = rows.empty(dense.shape[1])
     for span in rows.spans():
         part = rows.part(x_grad, span, "inputs")
-        torch.mm(rows.upcast(grad.flatten(0, -2), span, "outputs"), dense, out=part)
+        wide = rows.upcast(grad.flatten(0, -2), span, "outputs")
+        _add_product(part, wide, dense, low, span, fresh=True)
         rows.store(x_grad, span, part)
     return x_grad.view(*grad.shape[:-1], -1)
+
+
+def _add_product(
+    part: Tensor, x: Tensor, y: Tensor, low: Low | None, span: slice, *, fresh: bool
+) -> None:
+    """Add ``x y`` and ``low`` to a part, which holds nothing yet if it is fresh."""
+    if low is not None:
+        part.addmm_(low.rows[span], low.matrix, alpha=low.scale, beta=0 if fresh else 1)
+    elif fresh:
+        torch.mm(x, y, out=part)
+        return
+    part.addmm_(x, y)
+
+
+def lowered(x: Tensor, factor: Tensor, matrix: Matrix, name: str) -> Tensor:
+    """Return ``x factor`` (T, R) in the type of products with ``matrix``.
+
+    ``name`` says which scratch memory of theirs x (T, K) is widened in.
+    """
+    rows = _Rows(x, matrix)
+    low = x.new_empty((len(x), factor.shape[1]), dtype=rows.dtype)
+    for span in rows.spans():
+        torch.mm(rows.upcast(x, span, name), factor, out=low[span])
+    return low
+
+
+def add_across(
+    target: Tensor, x: Tensor, low: Tensor, matrix: Matrix, name: str, scale: float = 1.0
+) -> None:
+    """Add ``scale x^T low`` (K, R) to a float32 target, for x (T, K) as :func:`lowered` has it."""
+    rows = _Rows(x, matrix)
+    for span in rows.spans():
+        target += _scaled(rows.upcast(x, span, name).T, low[span], scale)
 
 
 class FrozenLinear(torch.autograd.Function):

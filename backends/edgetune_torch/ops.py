@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from edgetune.mixer import Recurrent
-from edgetune.network.ops import Attended, Dropout, KeptNorms, Key
+from edgetune.network.ops import Attended, Dropout, ExpertUpdates, KeptNorms, Key
 from edgetune.shape import Experts, ModelShape, Rotary
 from edgetune_torch import (
     attention,
@@ -29,6 +29,7 @@ from edgetune_torch import (
 )
 from edgetune_torch.attention import Keys
 from edgetune_torch.documents import grouped
+from edgetune_torch.expert_updates import Update
 from edgetune_torch.load import Weights
 from edgetune_torch.matrices import unpacked_once
 from edgetune_torch.precision import product_dtype
@@ -115,11 +116,15 @@ class TorchOps:
         return routing.route(x, routing.Router(rule, self.block.routing))
 
     def experts(
-        self, x: Tensor, weights: Tensor, chosen: Tensor, rule: Experts, activation: str
-    ) -> Tensor:
+        self, x: Tensor, weights: Tensor, chosen: Tensor, rule: Experts, activation: str,
+        updates: ExpertUpdates[Tensor],
+    ) -> Tensor:  # fmt: skip
         """Send each token through its experts."""
-        frozen = experts.FrozenExperts(rule, activation, self.block.matrices, self.block.biases)
-        return experts.mixed(x, weights, chosen, frozen)
+        own = experts.FrozenExperts(
+            rule, activation, self.block.matrices, self.block.biases,
+            {role: Update.of(each, rule.number) for role, each in updates.items()},
+        )  # fmt: skip
+        return experts.mixed(x, weights, chosen, own)
 
     def shared(self, x: Tensor, y: Tensor) -> Tensor:
         """Multiply what all tokens went through by how much of it each gets."""

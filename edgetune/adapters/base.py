@@ -70,6 +70,16 @@ class AdapterFormat(ABC):
         """Return what :mod:`edgetune.methods` calls a tensor of the file."""
         return decoder_name(shape, stored.removeprefix(self.prefix))
 
+    def stored_names(self, names: Collection[str], shape: ModelShape) -> dict[str, str]:
+        """Return what the file calls each tensor of a whole adapter."""
+        return {name: self.stored_name(name, shape) for name in names}
+
+    def own_names(
+        self, stored: Collection[str], config: Mapping[str, object], shape: ModelShape
+    ) -> dict[str, str]:
+        """Return what :mod:`edgetune.methods` calls each tensor of a file."""
+        return {name: self.own_name(name, shape) for name in stored}
+
     def copies(self, names: Collection[str], shape: ModelShape) -> dict[str, str]:
         """Return what the file has besides these tensors, and which of them each is the same as."""
         return {}

@@ -39,7 +39,7 @@ def load_adapter(folder: Path, shape: ModelShape) -> LoadedAdapter:
         return load_mlx_lm(folder, config, shape)
     stored = _stored_tensors(folder)
     written = adapter_format(_kind(folder, config))
-    names = {name: written.own_name(name, shape) for name in stored}
+    names = written.own_names(stored, config, shape)
     unused = {name for name in stored if is_for_images(shape, names[name])}
     named = {names[name]: tensor for name, tensor in stored.items() if name not in unused}
     if len(named) + len(unused) < len(stored):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
+from edgetune.adapters import experts
 from edgetune.adapters.base import ANYWHERE, AdapterFormat, unsupported
 from edgetune.adapters.modules import adaptable, exact_names, loaded_name, peft_names
 from edgetune.adapters.patterns import Pattern
@@ -13,6 +14,7 @@ from edgetune.escapes import short
 from edgetune.methods.base import Method
 from edgetune.methods.dora import Dora
 from edgetune.methods.lora import Lora, LowRank
+from edgetune.methods.targets import Target
 from edgetune.methods.whole_modules import EMBEDDINGS, HEAD, WORDS, words_of
 from edgetune.model.config import Fields
 from edgetune.model.weights import listing
@@ -21,7 +23,7 @@ from edgetune.shape import ModelShape
 _KNOWN: Final = ANYWHERE | {
     "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern",
     # which modules are adapted, and which are trained whole: the tensors in the file say it
-    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+    "target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern",
     # how training began, how PEFT computes
     "eva_config", "fan_in_fan_out", "runtime_config", "megatron_config", "megatron_core",
     "qalora_group_size", "ensure_weight_tying", "modules_to_save",
@@ -58,10 +60,23 @@ class LoraFormat(AdapterFormat):
             "use_rslora": lora.rslora,
             "use_dora": lora.kind == "dora",
             "bias": "none",
-            "fan_in_fan_out": any(target.linear.transposed for target in targets),
-            "target_modules": list(peft_names(shape, [target.module for target in targets])),
+            "fan_in_fan_out": any(x.linear.transposed for x in targets if not x.linear.experts),
+            **_targeted(targets, shape),
             **_modules_to_save(lora, shape),
         }
+
+    def stored_names(self, names: Collection[str], shape: ModelShape) -> dict[str, str]:
+        """Return what the file calls each tensor."""
+        modules = experts.wrapped(names, shape)
+        return {x: self.stored_name(experts.renamed(x, modules), shape) for x in names}
+
+    def own_names(
+        self, stored: Collection[str], config: Mapping[str, object], shape: ModelShape
+    ) -> dict[str, str]:
+        """Return what a method calls each tensor of a file."""
+        names = super().own_names(stored, config, shape)
+        modules = experts.unwrapped(names.values(), config, shape)
+        return {name: experts.renamed(own, modules) for name, own in names.items()}
 
     def copies(self, names: Collection[str], shape: ModelShape) -> dict[str, str]:
         """Return the head of a trained embedding that is the head too: PEFT writes both."""
@@ -78,11 +93,12 @@ class LoraFormat(AdapterFormat):
         dora = fields.flag("use_dora", False)
         whole = {name: word for name, word in words_of(shape).items() if name in names}
         found = {_module(name) for name in names if name not in whole}
-        known = [module for module in adaptable(shape) if module in found]
+        known = [x for x in adaptable(shape, with_experts=True) if x in found]
         strange = _strange(found, known, shape)
         ranks, alphas = Pattern.of(config, "rank_pattern"), Pattern.of(config, "alpha_pattern")
         problems = [*fields.problems, *unsupported(config, _KNOWN, _ALLOWED), *strange]
         problems += [*ranks.problems, *alphas.problems]
+        problems += experts.named_in_vain(config, known, shape)
         problems += _named_in_vain(config, whole, shape)
         problems += _apart(whole, fields.flag("ensure_weight_tying", False), shape)
         if problems:
@@ -99,6 +115,16 @@ class LoraFormat(AdapterFormat):
             alpha_pattern=_entries(alphas.each(paths, alpha), alpha, shape),
             modules_to_save=_words(whole, shape),
         )
+
+
+def _targeted(targets: Sequence[Target], shape: ModelShape) -> dict[str, Any]:
+    """Return PEFT's fields of what is adapted: modules, and parameters of experts."""
+    modules = [target.module for target in targets if not target.linear.experts]
+    of_experts = [target.module for target in targets if target.linear.experts]
+    found: dict[str, Any] = {"target_modules": list(peft_names(shape, modules))}
+    if of_experts:
+        found["target_parameters"] = experts.parameters(of_experts, shape)
+    return found
 
 
 def _words(whole: Mapping[str, str], shape: ModelShape) -> tuple[str, ...]:

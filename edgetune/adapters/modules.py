@@ -12,12 +12,15 @@ from collections.abc import Collection, Sequence
 from edgetune.shape import ModelShape
 
 
-def adaptable(shape: ModelShape) -> dict[str, str]:
-    """Return the full path of every block projection, with its path inside the block."""
+def adaptable(shape: ModelShape, *, with_experts: bool = False) -> dict[str, str]:
+    """Return the full path of every block projection, with its path inside the block.
+
+    ``with_experts``: those of all experts of a block together, too.
+    """
     return {
         f"{shape.block(layer)}{linear.module}": linear.module
-        for layer in range(shape.layers)
-        for linear in shape.blocks[layer].linears
+        for layer, block in enumerate(shape.blocks)
+        for linear in block.linears + (block.expert_stacks if with_experts else ())
     }
 
 
@@ -27,8 +30,9 @@ def exact_names(shape: ModelShape, modules: Sequence[str]) -> tuple[str, ...]:
     ``up_proj`` if that is in every block meant and nowhere else, ``mlp.c_proj`` where the last
     part alone says too little, ``model.layers.3.mlp.up_proj`` where only some blocks are meant.
     """
-    inside = adaptable(shape)
-    short = [inside[module].rsplit(".", 1)[-1] for module in modules]
+    inside, plain = adaptable(shape, with_experts=True), adaptable(shape)
+    # the last part alone never names experts
+    short = [inside[x].rsplit(".", 1)[-1] if x in plain else inside[x] for x in modules]
     for names in (short, [inside[module] for module in modules]):
         unique = tuple(dict.fromkeys(names))
         if _selected(shape, unique) == set(modules):
@@ -38,6 +42,7 @@ def exact_names(shape: ModelShape, modules: Sequence[str]) -> tuple[str, ...]:
 
 def _selected(shape: ModelShape, names: Collection[str]) -> set[str]:
     everything = {tensor.name.rsplit(".", 1)[0] for tensor in shape.tensors()} | {shape.head}
+    everything |= adaptable(shape, with_experts=True).keys()
     endings = tuple(f".{name}" for name in names)
     return {module for module in everything if f".{module}".endswith(endings)}
 

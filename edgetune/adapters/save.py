@@ -43,9 +43,11 @@ def save_adapter(
         **written.config(method, shape),
     }
     twice = written.copies(tensors, shape)
+    sources = {**{name: name for name in tensors}, **twice}
+    names = written.stored_names(sources, shape)
     named = [
-        Outgoing.of(written.stored_name(name, shape), np.asarray(tensors[source]), "float32")
-        for name, source in sorted({**{name: name for name in tensors}, **twice}.items())
+        Outgoing.of(names[name], np.asarray(tensors[source]), "float32")
+        for name, source in sorted(sources.items())
     ]
     folder.mkdir(exist_ok=True)
     return {

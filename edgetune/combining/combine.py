@@ -30,7 +30,7 @@ def combined(
     Raises:
         UsageError: if one adds no updates of low rank, or if ranks differ where they have to be the same.
     """
-    methods = [_method_of(one, name) for one, name in zip(adapters, names, strict=True)]
+    methods = [_method_of(one, name, shape) for one, name in zip(adapters, names, strict=True)]
     owned = [{target.module: target for target in method.select(shape)} for method in methods]
     tensors: Tensors = {}
     for target in select(shape, ("all-linear",)):
@@ -48,7 +48,7 @@ def combined(
     return LoadedAdapter(method=_method(tensors, shape), tensors=tensors, base=adapters[0].base)
 
 
-def _method_of(adapter: LoadedAdapter, name: str) -> Lora | Vera:
+def _method_of(adapter: LoadedAdapter, name: str, shape: ModelShape) -> Lora | Vera:
     if not isinstance(adapter.method, Lora | Vera):
         raise UsageError(
             f"{name} is an adapter of the method {adapter.method.kind}. Only LoRA and VeRA adapters "
@@ -58,6 +58,11 @@ def _method_of(adapter: LoadedAdapter, name: str) -> Lora | Vera:
         raise UsageError(
             f"{name} has trained {' and '.join(adapter.method.modules_to_save)} beside its updates, "
             "which would be lost. Combine adapters that have updates alone."
+        )
+    if isinstance(adapter.method, Lora) and adapter.method.adapts_experts(shape):
+        raise UsageError(
+            f"{name} adapts experts, whose updates are not combined. Train or combine adapters of "
+            "other targets (--targets all-linear)."
         )
     return adapter.method
 

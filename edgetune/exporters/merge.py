@@ -14,10 +14,10 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.errors import CheckFailedError
+from edgetune.errors import CheckFailedError, UsageError
 from edgetune.exporters.base import ExportRequest
 from edgetune.exporters.updates import Merge
-from edgetune.methods.merging import Update
+from edgetune.methods.merging import Piece, Stacked, Update
 from edgetune.model import LocalModel, StoredTensor
 from edgetune.model.names import match_names
 from edgetune.model.published import assembled, needless_biases
@@ -33,22 +33,71 @@ def merged_tensors(request: ExportRequest, merge: Merge) -> list[Outgoing]:
     Tensors that the base does not have come last.
     """
     model = request.model
-    by_stored_name = {model.tensors[name].name: change for name, change in merge.changes.items()}
-    used = {tensor.name for tensor in model.tensors.values()}
-    outgoing = []
+    changes = _by_stored_name(request, merge)
+    used, wide = {tensor.name for tensor in model.tensors.values()}, _kept_wide(model)
+    outgoing, found = [], set()
     for stored in _in_file_order(_all_tensors(model)):
         # buffers keep their own number format
         converted = stored.name in used or stored.dtype == model.shape.dtype
-        dtype = request.dtype if request.dtype is not None and converted else stored.read_dtype
+        dtype: str = stored.read_dtype
+        if request.dtype is not None and converted:
+            dtype = "float32" if stored.name in wide else request.dtype
         outgoing.append(
             Outgoing(
                 name=stored.name,
                 dtype=dtype,
                 shape=stored.shape,
-                chunks=partial(_chunks, stored, by_stored_name.get(stored.name), dtype),
+                chunks=partial(_chunks, stored, _change(stored, changes), dtype),
             )
         )
+        found.add(stored.name)
+    if lost := changes.keys() - found:
+        raise UsageError(
+            f"{min(lost)} stays in this model's files as it is packed, and cannot hold what was "
+            "trained. Merge into the 16-bit model, or export the adapter itself (--to peft)."
+        )
     return outgoing + _added(request, merge)
+
+
+def _kept_wide(model: LocalModel) -> set[str]:
+    """Return the tensors that transformers has in float32 in 16-bit models: by them experts are chosen."""
+    blocks = enumerate(model.shape.blocks)
+    names = (
+        f"{model.shape.block(layer)}{block.experts.correction}"
+        for layer, block in blocks
+        if block.experts is not None and block.experts.correction is not None
+    )
+    return {model.tensors[name].name for name in names}
+
+
+def _by_stored_name(
+    request: ExportRequest, merge: Merge
+) -> dict[str, list[tuple[StoredTensor, Update]]]:
+    """Return what changes by the names in the files; one tensor may have several of the shape's."""
+    found: dict[str, list[tuple[StoredTensor, Update]]] = {}
+    for name, change in merge.changes.items():
+        piece = request.model.tensors[name]
+        found.setdefault(piece.name, []).append((piece, change))
+    return found
+
+
+def _change(
+    stored: StoredTensor, changes: Mapping[str, list[tuple[StoredTensor, Update]]]
+) -> Update | None:
+    """Return the change of a tensor of the files: that of its only piece, or those of a stack's."""
+    members = changes.get(stored.name, [])
+    for piece, change in members:
+        if (piece.start, piece.shape) == (stored.start, stored.shape):
+            return change
+    if not members:
+        return None
+    height = stored.shape[1]
+    row = stored.nbytes // (stored.shape[0] * height)
+    pieces = (
+        Piece(first=(piece.start - stored.start) // row, rows=piece.shape[0], change=change)
+        for piece, change in members
+    )
+    return Stacked(tuple(pieces), height)
 
 
 def _added(request: ExportRequest, merge: Merge) -> list[Outgoing]:

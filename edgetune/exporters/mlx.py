@@ -77,7 +77,7 @@ def adapter_tensors(adapter: LoadedAdapter, shape: ModelShape) -> dict[str, NDAr
     Raises:
         UsageError: if the method is not one that mlx-lm loads.
     """
-    lora, tensors = _lora(adapter).evened(shape, adapter.tensors)
+    lora, tensors = _lora(adapter, shape).evened(shape, adapter.tensors)
     widest = _widest(lora, shape)
     renamed = {}
     for layer in range(shape.layers):
@@ -99,7 +99,7 @@ def adapter_config(adapter: LoadedAdapter, shape: ModelShape) -> dict[str, Any]:
     Raises:
         UsageError: if the method is not one that mlx-lm loads.
     """
-    lora = _lora(adapter)
+    lora = _lora(adapter, shape)
     targets = lora.select(shape)
     widest = _widest(lora, shape)
     return {
@@ -219,7 +219,7 @@ def _widened(tensor: NDArray[np.float32], part: str, rank: int) -> NDArray[np.fl
     return np.pad(tensor, after) if missing else tensor
 
 
-def _lora(adapter: LoadedAdapter) -> Lora:
+def _lora(adapter: LoadedAdapter, shape: ModelShape) -> Lora:
     if not isinstance(adapter.method, Lora):
         raise UsageError(
             f"mlx-lm has no {adapter.method.kind} (it has lora). Export the adapter itself "
@@ -228,6 +228,11 @@ def _lora(adapter: LoadedAdapter) -> Lora:
     if adapter.method.modules_to_save:
         raise UsageError(
             f"mlx-lm's adapters have no trained {' and '.join(adapter.method.modules_to_save)}. "
+            "Export the merged model (--to hf), or the adapter itself (--to peft)."
+        )
+    if adapter.method.adapts_experts(shape):
+        raise UsageError(
+            "Adapters of experts are not written for mlx-lm, which has others for gate and up. "
             "Export the merged model (--to hf), or the adapter itself (--to peft)."
         )
     return adapter.method

@@ -20,6 +20,11 @@ _MISTAKEN: Final = frozenset({"deepseek_v2", "deepseek_v3", "glm4_moe_lite", "qw
 """Families whose MLPs in dense layers, or beside experts, have the names of experts to PEFT 0.21."""
 
 
+def _of_mlp(name: str) -> bool:
+    """Return whether a tensor belongs to an MLP that all tokens go through."""
+    return ".mlp." in name and ".mlp.experts." not in name
+
+
 def export_peft(request: ExportRequest) -> Exported:
     """Write the adapter in float32 with its own base, or the model's name if none is known.
 
@@ -32,7 +37,7 @@ def export_peft(request: ExportRequest) -> Exported:
             "Leave them out, or use --to hf."
         )
     adapter, model = request.adapter, request.model
-    if model.shape.family in _MISTAKEN and any(".mlp." in name for name in adapter.tensors):
+    if model.shape.family in _MISTAKEN and any(map(_of_mlp, adapter.tensors)):
         raise UsageError(
             f"PEFT takes the MLPs of {model.shape.family} models that all tokens go through for "
             "experts, and would load this adapter into other modules. Adapt attention alone "

@@ -41,7 +41,12 @@ def updates(adapter: LoadedAdapter, shape: ModelShape) -> dict[Target, LowRankUp
     method = adapter.method
     if not isinstance(method, LowRank | Vera):
         return None
-    return {target: method.update(target, adapter.tensors) for target in method.select(shape)}
+    if isinstance(method, Vera):
+        return {target: method.update(target, adapter.tensors) for target in method.select(shape)}
+    found: dict[Target, LowRankUpdate] = {}
+    for target in method.select(shape):
+        found |= method.updates(target, adapter.tensors)
+    return found
 
 
 def spectrum(update: LowRankUpdate) -> Spectrum:

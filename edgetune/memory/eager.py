@@ -17,7 +17,7 @@ from edgetune.memory.products import Product, unpack
 from edgetune.memory.sized import Gradient, Sized, Strewn, outside
 from edgetune.memory.tile_attention import SizedTile, attend_in_tile
 from edgetune.mixer import Recurrent
-from edgetune.network.ops import Attended, Dropout, KeptNorms, Key
+from edgetune.network.ops import Attended, Dropout, ExpertUpdates, KeptNorms, Key
 from edgetune.shape import Experts, ModelShape, Rotary
 from edgetune.storage import FLOAT32_BYTES
 
@@ -139,12 +139,15 @@ class EagerOps(Attending):
         return mixtures.shared(self, x, y)
 
     def experts(
-        self, x: Sized, weights: Sized, chosen: Sized, rule: Experts, activation: str
-    ) -> Sized:
+        self, x: Sized, weights: Sized, chosen: Sized, rule: Experts, activation: str,
+        updates: ExpertUpdates[Sized],
+    ) -> Sized:  # fmt: skip
         """Send each token through its experts."""
         del rule, activation
         self.multiplies = True
-        return mixtures.experts(self, x, weights, chosen, self.own, quantized=self.quantized)
+        return mixtures.experts(
+            self, x, weights, chosen, self.own, updates, quantized=self.quantized
+        )
 
     # what tokens are to each other
 

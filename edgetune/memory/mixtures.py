@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgetune.memory.elementary import Elementary
+from edgetune.memory.expert_updates import Factors
 from edgetune.memory.products import Product, unpack
 from edgetune.memory.routing import INDEX
 from edgetune.memory.sized import Gradient, Sized
-from edgetune.shape import BlockShape, Experts
+from edgetune.network.ops import ExpertUpdates
+from edgetune.shape import BlockShape
 from edgetune.storage import FLOAT32_BYTES
 
 
@@ -48,14 +50,17 @@ def experts(
     weights: Sized,
     chosen: Sized,
     block: BlockShape,
+    updates: ExpertUpdates[Sized],
     *,
     quantized: bool,
 ) -> Sized:
     """Return the weighted sum of the experts' outputs; its inputs are saved."""
     assert block.experts is not None
-    pieces = _Pieces(ops, block, block.experts, quantized=quantized, width=x.width)
+    pieces = _Pieces(ops, block, updates, quantized=quantized, width=x.width)
     ledger, wide, narrow = ops.ledger, FLOAT32_BYTES * x.numbers, x.width != FLOAT32_BYTES
     order, sizes = 2 * chosen.nbytes, (x.nbytes, weights.nbytes)
+    trained = [part for each in updates.values() for part in (each.a, each.b)]
+    wanted = [part.nbytes if part.needs else 0 for part in trained]
     summed = None if narrow else ops.new(wide)
     held = ledger.alloc((wide if narrow else 0) + order // 2)
     ledger.transient(order // 2)
@@ -64,6 +69,7 @@ def experts(
     ledger.free(held)
 
     def back(_: list[Gradient]) -> Sequence[Gradient]:
+        learned = [ops.new(size) if size else None for size in wanted]
         made, tokens = ledger.alloc(wide if narrow else 0), sizes[1]
         x_grad, weights_grad = None if narrow else ops.new(wide), ops.new(tokens)
         held = ledger.alloc(order // 2)
@@ -72,19 +78,25 @@ def experts(
         ledger.free(held)
         x_grad = ops.new(sizes[0]) if x_grad is None else x_grad
         ledger.free(made)
-        return x_grad, weights_grad
+        return x_grad, weights_grad, *learned
 
-    return ops.tape.made(
-        x.shape, x.width, (x, weights), back, storage=storage, saved=(x, weights, chosen)
-    )
+    inputs = (x, weights, *trained)
+    saved = (x, weights, chosen)
+    return ops.tape.made(x.shape, x.width, inputs, back, storage=storage, saved=saved)
 
 
 class _Pieces:
-    """Some rows of an expert, forward and back."""
+    """Some rows of an expert, forward and back.
+
+    Where a stack has an update, A of rank R makes ``low`` (n, R) of what it reads.
+    """
 
     def __init__(
-        self, ops: Elementary, block: BlockShape, rule: Experts, *, quantized: bool, width: int
-    ) -> None:
+        self, ops: Elementary, block: BlockShape, updates: ExpertUpdates[Sized], *,
+        quantized: bool, width: int,
+    ) -> None:  # fmt: skip
+        assert block.experts is not None
+        rule = block.experts
         self.ledger, self.batch, self.rule, self.width = ops.ledger, ops.batch, rule, width
         own = block.expert_linears[: len(rule.projections)]
         self.products = {
@@ -93,18 +105,24 @@ class _Pieces:
             )
             for linear in own
         }
+        self.updates = {
+            role: Factors.of(each, rule.number, ops.batch.product) for role, each in updates.items()
+        }
 
     def forward(self, tokens: int) -> None:
         ledger, rows = self.ledger, self.rule.rows(tokens)
         inner, outer = rows * self.rule.size * self.width, rows * self.rule.hidden * self.width
         numbers = ledger.alloc(self._numbers(rows))
         entry = ledger.alloc(outer)
+        low = self._low("gate_up", rows)
         gates = self._gates(inner)
         if self.rule.clamp is not None:
             ledger.transient(2 * inner)
         active = ledger.alloc(inner)
-        ledger.free(gates + entry)
+        ledger.free(gates + low + entry)
+        low = self._low("down", rows)
         out = self._times("down", outer)
+        ledger.free(low)
         wide = ledger.alloc(self._widened(rows))
         if wide:
             ledger.free(out)
@@ -118,23 +136,28 @@ class _Pieces:
         inner, outer = rows * self.rule.size * self.width, rows * self.rule.hidden * self.width
         numbers = ledger.alloc(self._numbers(rows) + 2 * FLOAT32_BYTES * rows)
         entries = ledger.alloc(2 * outer)
+        low = self._low("gate_up", rows)
         if self.rule.clamp is not None:
             self._clamped_back(rows, inner, outer)
-            ledger.free(entries)
+            ledger.free(entries + low)
             ledger.transient(outer, self._widened(rows))
             ledger.free(numbers)
             return
         gates = self._gates(inner)
+        down = self._low_back("down", rows)
         grad = self._times("down", inner)
         active = ledger.alloc(inner)
         ledger.transient(inner, 0 if self.width == FLOAT32_BYTES else 2 * inner)
+        self._learn_down(rows, inner)
+        ledger.free(down)
         ledger.transient(2 * inner)
         gate_grad = ledger.alloc(inner)
         ledger.free(gates + active)
+        first = self._learn_first(rows)
         x_grad = self._times("gate", outer)
         ledger.free(gate_grad)
         again = self._times("up", outer)
-        ledger.free(again + grad + entries)
+        ledger.free(again + grad + entries + low + first)
         ledger.transient(self._widened(rows))
         ledger.free(x_grad + numbers)
 
@@ -142,17 +165,51 @@ class _Pieces:
         """Go back through gpt-oss's gate; the gradient of what an expert read is free again."""
         ledger, narrow = self.ledger, self.width != FLOAT32_BYTES
         gates = self._times("gate_up", 2 * inner)
+        down = self._low_back("down", rows)
         grad = self._times("down", inner)
         ledger.transient(3 * inner)
-        ledger.transient(inner, 2 * inner if narrow else 0)
+        active = ledger.alloc(inner)
+        self._learn_down(rows, 0)
+        ledger.free(down)
+        ledger.transient(2 * inner if narrow else 0)
+        ledger.free(active)
         ledger.transient(FLOAT32_BYTES * rows)
         made = ledger.alloc(2 * inner)
         bools = inner // self.width
         ledger.transient(3 * inner, bools)
         ledger.transient(4 * inner, bools)
         ledger.free(gates + grad)
+        first = self._learn_first(rows)
         ledger.free(self._times("gate_up", outer))
-        ledger.free(made)
+        ledger.free(made + first)
+
+    def _low(self, stack: str, rows: int) -> int:
+        """Multiply rows by A; return the bytes of what it makes and of B, which stay."""
+        own = self.updates.get(stack)
+        return 0 if own is None else own.ahead(self.ledger, rows)
+
+    def _low_back(self, stack: str, rows: int) -> int:
+        """Multiply gradients of rows by B; return the bytes of what it makes and of A."""
+        own = self.updates.get(stack)
+        return 0 if own is None else own.back(self.ledger, rows)
+
+    def _learn_down(self, rows: int, inner: int) -> None:
+        """Add gradients of what updates the last projection, for ``inner`` bytes that it reads."""
+        own = self.updates.get("down")
+        if own is not None:
+            held = self.ledger.alloc(inner)
+            own.learn_with_shares(self.ledger, rows)
+            self.ledger.free(held)
+
+    def _learn_first(self, rows: int) -> int:
+        """Add gradients of what updates the first projections; return the bytes that stay."""
+        own = self.updates.get("gate_up")
+        if own is None:
+            return 0
+        parts = 1 if self.rule.clamp is not None else 2
+        back = own.back(self.ledger, rows, parts)
+        own.learn(self.ledger, parts)
+        return back
 
     def _gates(self, inner: int) -> int:
         """Multiply by the projections that read what comes in; return the bytes of both."""

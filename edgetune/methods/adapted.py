@@ -11,7 +11,7 @@ from edgetune.methods.base import Method
 from edgetune.network.adaptation import Adaptation, Sublayer
 from edgetune.network.block import Block
 from edgetune.network.ops import A, Attended, Dropout, KeptNorms
-from edgetune.shape import Linear, ModelShape
+from edgetune.shape import Experts, Linear, ModelShape
 
 Self = TypeVar("Self", bound="Adapted")  # type: ignore[type-arg]
 
@@ -27,6 +27,7 @@ class Adapted(Adaptation[A]):
         self.trains_input = spec.trains_input
         self.virtual_tokens = spec.virtual_tokens
         self.positions = spec.positions
+        self.adapts_experts = spec.adapts_experts(shape)
         self.first_layer = spec.first_layer(shape)
         self.reads_summands = spec.reads_summands
         trained = [tensor for tensor in spec.tensors(shape) if tensor.trained]
@@ -144,6 +145,10 @@ class Adapted(Adaptation[A]):
     def mix(self, block: Block[A], inputs: Sequence[A]) -> A:
         """Return what a mixer without attention makes of what its projections made."""
         return self.spec.mix(block, self, inputs)
+
+    def experts(self, block: Block[A], rule: Experts, x: A) -> A:
+        """Return what the chosen experts make of x."""
+        return self.spec.experts(block, self, rule, x)
 
     def sublayer(self, block: Block[A], which: Sublayer, x: A, out: A) -> A:
         """Return what one half of the block adds to the stream."""

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgetune.methods.initial import Base, Initial, start
 from edgetune.network.adaptation import Sublayer
 from edgetune.network.block import Block
+from edgetune.network.experts import chosen_experts
 from edgetune.network.ops import A, Attended
 from edgetune.settings.spec import check_numbers, values
-from edgetune.shape import Linear, ModelShape
+from edgetune.shape import Experts, Linear, ModelShape
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,6 +129,10 @@ class Method(ABC):
         """Return whether a trained tensor takes part in the input of the first block."""
         return self.trains_input
 
+    def adapts_experts(self, shape: ModelShape) -> bool:
+        """Return whether it steps in at experts."""
+        return False
+
     def trained_head(self, shape: ModelShape) -> str | None:
         """Return the name of the trained output projection; None: it is frozen."""
         return None
@@ -168,6 +173,10 @@ class Method(ABC):
     def mix(self, block: Block[A], own: Adapted[A], inputs: Sequence[A]) -> A:
         """Return what a mixer without attention makes of what its projections made."""
         return block.ops.mix(block.recurrent, inputs, {})
+
+    def experts(self, block: Block[A], own: Adapted[A], rule: Experts, x: A) -> A:
+        """Return what the chosen experts make of x (B, S, D)."""
+        return chosen_experts(block, rule, x, {})
 
     def sublayer(self, block: Block[A], own: Adapted[A], which: Sublayer, x: A, out: A) -> A:
         """Return what one half of the block adds to the stream, of its input and its output."""

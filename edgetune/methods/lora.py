@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import sqrt
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -12,23 +12,32 @@ from edgetune.methods.initial import ZEROS, Initial, Normal, Principal, Uniform
 from edgetune.methods.patterns import entries, refuse_unmatched, value_of
 from edgetune.methods.targets import Target, select
 from edgetune.methods.whole_modules import NORMS, WithModules
-from edgetune.network.ops import A, Attended, Dropout
+from edgetune.network.experts import chosen_experts
+from edgetune.network.ops import A, Attended, Dropout, ExpertUpdate
 from edgetune.settings.spec import Interval, knob
-from edgetune.shape import Linear, ModelShape
+from edgetune.shape import Experts, Linear, ModelShape
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from edgetune.methods.adapted import Adapted
-    from edgetune.methods.merging import Changes, LowRankUpdate, StoredBase
+    from edgetune.methods.merging import Changes, LowRankUpdate, StoredBase, Update
     from edgetune.network.block import Block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LowRank(WithModules):
-    """What LoRA and its kin share; A is (rank, inputs), B (outputs, rank)."""
+    """What LoRA and its kin share; A is (rank, inputs), B (outputs, rank).
 
+    A projection of all experts has one pair for them: A (experts rank, inputs), B (outputs, rank
+    experts), which :class:`edgetune.network.ops.ExpertUpdate` takes as they are.
+    """
+
+    with_experts: ClassVar[bool] = False
+    """Whether experts can be adapted."""
+    fixed: ClassVar[bool] = False
+    """Whether A is a constant."""
     mergeable: ClassVar[bool] = True
     format: ClassVar[str | None] = "edgetune.adapters.lora:LoraFormat"
     peft_type: ClassVar[str | None] = "LORA"
@@ -135,6 +144,11 @@ class LowRank(WithModules):
         found = WithModules.refusals(self, shape, context=context, quantization=quantization)
         if (self.rank_pattern or self.alpha_pattern) and (because := self.one_rank_because):
             found.append(f"{because}. Leave out --rank-pattern and --alpha-pattern.")
+        if self.dropout > 0 and self.adapts_experts(shape):
+            found.append(
+                "--dropout has no place in the updates of experts, as PEFT computes them: leave it "
+                "out, or the experts."
+            )
         if self.layers is not None and NORMS in self.modules_to_save:
             found.append(
                 "--modules-to-save norms trains those of all blocks, and --layers adapts the last "
@@ -147,7 +161,7 @@ class LowRank(WithModules):
 
     def select(self, shape: ModelShape) -> list[Target]:
         """Return the adapted projections of a model."""
-        targets = select(shape, self.targets, self.layers)
+        targets = select(shape, self.targets, self.layers, with_experts=self.with_experts)
         for name in ("rank_pattern", "alpha_pattern"):
             if getattr(self, name):
                 refuse_unmatched(name, getattr(self, name), targets)
@@ -162,9 +176,13 @@ class LowRank(WithModules):
         """Return the tensors of one target."""
         return self.plain(target)
 
+    def adapts_experts(self, shape: ModelShape) -> bool:
+        """Return whether experts are among the targets."""
+        return any(target.linear.experts for target in self.select(shape))
+
     def pair(self, target: Target, a: Initial, b: Initial) -> tuple[AdapterTensor, AdapterTensor]:
-        """Return A and B of one target: ``rank * (inputs + outputs)`` parameters."""
-        linear, rank = target.linear, self.rank_of(target)
+        """Return A and B of one target: ``rank * (inputs + outputs)`` parameters, for each expert."""
+        linear, rank = target.linear, self.rank_of(target) * max(1, target.linear.experts)
         return (
             AdapterTensor(
                 name=f"{target.module}.lora_A.weight", shape=(rank, linear.inputs), initial=a
@@ -188,6 +206,16 @@ class LowRank(WithModules):
             return self.scale
         return self.scale_of(Target(block.module(linear), block.layer or 0, linear))
 
+    def experts(self, block: Block[A], own: Adapted[A], rule: Experts, x: A) -> A:
+        """Return what the chosen experts make of x (B, S, D), with the updates of their projections."""
+        updates: dict[str, ExpertUpdate[A]] = {}
+        for linear in block.own.expert_stacks:
+            pair = pair_of(block, own, linear)
+            if pair is not None:
+                scale = self.scale_at_place(block, linear)
+                updates[linear.role] = ExpertUpdate(*pair, scale, fixed=self.fixed)
+        return chosen_experts(block, rule, x, updates)
+
     def dropped(self, block: Block[A], own: Adapted[A], linear: Linear) -> Dropout | None:
         """Return what a target drops in this micro-batch."""
         return own.dropout(self.dropout, block.layer, linear.role)
@@ -201,14 +229,42 @@ class LowRank(WithModules):
         left, right = (a.T, b.T) if target.linear.transposed else (b, a)
         return LowRankUpdate(left, right, self.scale_of(target))
 
+    def updates(
+        self, target: Target, tensors: Mapping[str, NDArray[np.float32]]
+    ) -> dict[Target, LowRankUpdate]:
+        """Return the change of each matrix that a target stands for: of every expert, or its own.
+
+        An expert's is called by its number, gate and up together as they are in a stack.
+        """
+        from edgetune.methods.merging import LowRankUpdate
+
+        count, scale = target.linear.experts, self.scale_of(target)
+        if not count:
+            return {target: self.update(target, tensors)}
+        a = tensors[f"{target.module}.lora_A.weight"]
+        b = tensors[f"{target.module}.lora_B.weight"]
+        a, b = a.reshape(count, -1, a.shape[1]), b.reshape(len(b), -1, count)
+        stack, _, name = target.module.rpartition(".")
+        found = {}
+        for expert in range(count):
+            left, right = b[:, :, expert], a[expert]
+            left, right = (right.T, left.T) if target.linear.transposed else (left, right)
+            linear = replace(target.linear, experts=0, expert=expert)
+            one = Target(f"{stack}.{expert}.{name}", target.layer, linear)
+            found[one] = LowRankUpdate(left, right, scale)
+        return found
+
     def merge(
         self, shape: ModelShape, tensors: Mapping[str, NDArray[np.float32]], base: StoredBase
     ) -> Changes:
         """Add the updates, and put trained modules in the place of the base's."""
         from edgetune.methods.merging import Changes
 
-        updates = {f"{x.module}.weight": self.update(x, tensors) for x in self.select(shape)}
-        return Changes(changes=updates | self.module_changes(shape, tensors))
+        changes: dict[str, Update] = {}
+        for target in self.select(shape):
+            for one, update in self.updates(target, tensors).items():
+                changes |= dict(_stored(shape, one, update))
+        return Changes(changes=changes | self.module_changes(shape, tensors))
 
     def plain(self, target: Target) -> tuple[AdapterTensor, AdapterTensor]:
         """Return A and B with the usual start, U(-1/sqrt(k), 1/sqrt(k)) for A with k inputs.
@@ -232,6 +288,7 @@ class Lora(LowRank):
     """
 
     kind: ClassVar[str] = "lora"
+    with_experts: ClassVar[bool] = True
 
     lora_initial: Literal["kaiming", "gaussian", "pissa"] = knob(
         "kaiming", "How A (with pissa: A and B) starts."
@@ -246,6 +303,11 @@ class Lora(LowRank):
     def refusals(self, shape: ModelShape, *, context: int, quantization: str) -> list[str]:
         """Refuse groups for heads that cannot be halved."""
         found = LowRank.refusals(self, shape, context=context, quantization=quantization)
+        if self.lora_initial == "pissa" and self.adapts_experts(shape):
+            found.append(
+                "--lora-initial pissa decomposes one matrix a target, and experts have one for each: "
+                "leave it out, or the experts."
+            )
         if self.attention_group is not None and any(x.kv_heads == 1 for x in shape.kinds):
             found.append(
                 "--attention-group halves the key/value heads, and this model has one: leave it out."
@@ -322,6 +384,26 @@ class Lora(LowRank):
                 return pair + tuple(
                     replace(tensor, name=constant(tensor.name), trained=False) for tensor in pair
                 )
+
+
+def _stored(
+    shape: ModelShape, target: Target, update: LowRankUpdate
+) -> Iterator[tuple[str, LowRankUpdate]]:
+    """Yield the tensors of the model that are a target's matrix, with the change of each."""
+    rule, linear = shape.blocks[target.layer].experts, target.linear
+    if rule is None or linear.expert is None:
+        yield f"{target.module}.weight", update
+        return
+    for role, module in rule.projections:
+        stack, outputs = rule.in_stack(role)
+        if stack == linear.role:
+            left, right = update.left, update.right
+            if linear.transposed:
+                right = right[:, outputs]
+            else:
+                left = left[outputs]
+            name = f"{shape.block(target.layer)}{module.format(linear.expert)}.weight"
+            yield name, replace(update, left=left, right=right)
 
 
 def pair_of(block: Block[A], own: Adapted[A], linear: Linear) -> tuple[A, A] | None:

@@ -24,6 +24,8 @@ class LoraFa(LowRank):
     """
 
     kind: ClassVar[str] = "lora-fa"
+    with_experts: ClassVar[bool] = True
+    fixed: ClassVar[bool] = True
     format: ClassVar[str | None] = None
     peft_type: ClassVar[str | None] = None
     rate_factor: ClassVar[float] = 5.0  # B alone moves; Hayou et al. 2024 want it faster than A
@@ -49,7 +51,7 @@ class LoraFa(LowRank):
         if pair is None:
             return block.ops.linear(linear.role, x)
         scale, dropout = self.scale_at_place(block, linear), self.dropped(block, own, linear)
-        return block.ops.lora_linear(linear.role, x, *pair, scale, dropout, fixed=True)
+        return block.ops.lora_linear(linear.role, x, *pair, scale, dropout, fixed=self.fixed)
 
     def on_disk(self) -> Lora:
         """Return LoRA with the same numbers."""

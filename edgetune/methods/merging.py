@@ -58,6 +58,31 @@ class LowRankUpdate:
         values += delta
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """The change of some rows of a stack, from ``first`` on through all its matrices."""
+
+    first: int
+    rows: int
+    change: Update
+
+
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """Changes matrices that lie in a stack (E, ``height``, columns), whole or some of their rows."""
+
+    pieces: tuple[Piece, ...]
+    height: int
+
+    def apply(self, values: Float32, start: int, stop: int) -> None:
+        """Change the matrices ``start`` to ``stop``."""
+        flat, before = values.reshape(-1, values.shape[-1]), start * self.height
+        for piece in self.pieces:
+            first = piece.first - before
+            if first >= 0 and first + piece.rows <= len(flat):
+                piece.change.apply(flat[first : first + piece.rows], 0, piece.rows)
+
+
 @dataclass(frozen=True, slots=True)
 class Scaled:
     """Multiplies rows (scale (rows, 1)) or columns (scale (1, columns)) after another change."""

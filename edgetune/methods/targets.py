@@ -8,7 +8,15 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from edgetune.errors import UsageError
-from edgetune.shape import ATTENTION_ROLES, MLP_ROLES, PER_LAYER_ROLES, Linear, ModelShape, Norm
+from edgetune.shape import (
+    ATTENTION_ROLES,
+    MLP_ROLES,
+    PER_LAYER_ROLES,
+    BlockShape,
+    Linear,
+    ModelShape,
+    Norm,
+)
 
 GROUPS: Final[Mapping[str, frozenset[str] | None]] = {
     "all-linear": None,
@@ -20,23 +28,33 @@ GROUPS: Final[Mapping[str, frozenset[str] | None]] = {
 }
 """Roles by the names of groups; None: all, those of the mixer too, but what no group has."""
 
+EXPERTS: Final = "experts"
+"""The group of all experts' projections. A pattern without this word names none of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One projection of one block, by its full module path."""
+    """One projection of one block, or those of all its experts, by its full module path."""
 
     module: str
     layer: int
     linear: Linear
 
 
-def select(shape: ModelShape, patterns: Sequence[str], layers: int | None = None) -> list[Target]:
+def select(
+    shape: ModelShape,
+    patterns: Sequence[str],
+    layers: int | None = None,
+    *,
+    with_experts: bool = False,
+) -> list[Target]:
     """Return the projections that any pattern names, block by block.
 
     A pattern is a group (``all-linear``, ``attention``, ``mlp``, ``q+v``), the last part of a
     module's name (``q_proj``), or a glob over its full path (``*.layers.1?.mlp.*``). With
-    ``layers``, only that many of the last blocks are taken. Experts are never among them: where a
-    model has such, a group stands for what there is of it beside another pattern.
+    ``layers``, only that many of the last blocks are taken. ``with_experts``: those of experts are
+    among them, if a pattern has that word. Where a model has experts, a group stands for what there
+    is of it beside another pattern.
 
     Raises:
         UsageError: naming every pattern that matches nothing, and what there is.
@@ -44,22 +62,34 @@ def select(shape: ModelShape, patterns: Sequence[str], layers: int | None = None
     candidates = [
         Target(f"{shape.block(layer)}{linear.module}", layer, linear)
         for layer in last_blocks(shape, layers)
-        for linear in shape.blocks[layer].linears
+        for linear in _candidates(shape.blocks[layer], with_experts=with_experts)
     ]
     unmatched = [p for p in patterns if not any(matches(p, c) for c in candidates)]
     chosen = [c for c in candidates if any(matches(p, c) for p in patterns)]
     if shape.has_experts and chosen:
         unmatched = [p for p in unmatched if p not in GROUPS]
     if unmatched or not patterns:
-        names = ", ".join(dict.fromkeys(_last(c.linear.module) for c in candidates))
+        named = [c.linear for c in candidates if not c.linear.experts]
+        names = ", ".join(dict.fromkeys(_last(linear.module) for linear in named))
         where = "" if layers is None else f"in the blocks of --layers {layers} "
-        frozen = " Its MLPs are experts, which stay frozen." if shape.has_experts else ""
+        frozen = f" {_of_experts(with_experts=with_experts)}" if shape.has_experts else ""
         raise UsageError(
             f"No projection {where}of this {shape.family} model is named "
             f"{', '.join(unmatched) or '()'}. There are {names}; the groups are {', '.join(list(GROUPS)[:3])} "
             f"and others (docs/methods.md).{frozen}"
         )
     return chosen
+
+
+def _candidates(block: BlockShape, *, with_experts: bool) -> tuple[Linear, ...]:
+    return block.linears + (block.expert_stacks if with_experts else ())
+
+
+def _of_experts(*, with_experts: bool) -> str:
+    """Say how the MLPs of a mixture are adapted, if at all."""
+    if with_experts:
+        return "Its MLPs are experts: --targets experts adapts them."
+    return "Its MLPs are experts, which stay frozen but with --method lora or lora-fa."
 
 
 def last_blocks(shape: ModelShape, count: int | None) -> range:
@@ -122,6 +152,8 @@ def names(shape: ModelShape, patterns: Sequence[str]) -> tuple[str, ...]:
 
 def matches(pattern: str, target: Target) -> bool:
     """Return whether a pattern of :func:`select` names a projection."""
+    if target.linear.experts:
+        return _names_experts(pattern, target)
     if pattern in GROUPS:
         return _grouped(pattern, target.linear)
     if pattern in (target.module, target.linear.module, _last(target.linear.module)):
@@ -134,6 +166,14 @@ def _grouped(group: str, linear: Linear) -> bool:
     roles = GROUPS[group]
     there = linear.role not in PER_LAYER_ROLES if roles is None else linear.role in roles
     return there and linear.grouped
+
+
+def _names_experts(pattern: str, target: Target) -> bool:
+    """Return whether a pattern names a projection of all experts, by a part of its path or a glob."""
+    if EXPERTS not in pattern:
+        return False
+    ending = f".{target.module}".endswith(f".{pattern}")
+    return pattern == EXPERTS or ending or _globs(pattern, target.module)
 
 
 def _globs(pattern: str, module: str) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
+from edgetune.network.experts import chosen_experts
 from edgetune.network.ops import A, Attended
-from edgetune.shape import BlockShape, Linear
+from edgetune.shape import BlockShape, Experts, Linear
 
 if TYPE_CHECKING:
     from edgetune.network.block import Block
@@ -23,6 +24,8 @@ class Adaptation(Generic[A]):
     """Placeholders before every document, which :meth:`embed` fills."""
     positions: int = 0
     """Positions before the first token of every document."""
+    adapts_experts: bool = False
+    """Whether it steps in at experts: rows whose methods do not are computed together."""
     first_layer: int = 0
     """The first adapted block: gradients stop there, unless ``trains_input``."""
     reads_summands: bool = False
@@ -64,6 +67,10 @@ class Adaptation(Generic[A]):
     def mix(self, block: Block[A], inputs: Sequence[A]) -> A:
         """Return what a mixer without attention makes of what its projections made."""
         return block.ops.mix(block.recurrent, inputs, {})
+
+    def experts(self, block: Block[A], rule: Experts, x: A) -> A:
+        """Return what the chosen experts make of x (B, S, D)."""
+        return chosen_experts(block, rule, x, {})
 
     def sublayer(self, block: Block[A], which: Sublayer, x: A, out: A) -> A:
         """Return what one half of the block adds to the stream (B, S, D).

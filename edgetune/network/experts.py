@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgetune.network.ops import A, Ops
+from edgetune.network.ops import A, ExpertUpdates, Ops
 from edgetune.shape import Experts
 
 if TYPE_CHECKING:
@@ -15,16 +15,19 @@ if TYPE_CHECKING:
 
 
 def mixture(block: Block[A], rule: Experts, x: A, stream: A) -> A:
-    """Return what the experts make of x, or of the stream that it was normalised from (B, S, D).
+    """Return what the experts make of x, or of the stream that it was normalised from (B, S, D)."""
+    out = block.method.experts(block, rule, stream if rule.apart else x)
+    return block.norm("experts_output", out)
+
+
+def chosen_experts(block: Block[A], rule: Experts, x: A, updates: ExpertUpdates[A]) -> A:
+    """Return what the experts make of x (B, S, D) that the router chooses for it.
 
     Gradients go to what the router reads, too.
     """
-    source = stream if rule.apart else x
-    weights, chosen = block.ops.route(block.norm("router", source), rule)
-    read = block.norm("experts_input", source)
-    out = block.ops.experts(read, weights, chosen, rule, block.own.activation)
-    del read, weights, chosen
-    return block.norm("experts_output", out)
+    weights, chosen = block.ops.route(block.norm("router", x), rule)
+    read = block.norm("experts_input", x)
+    return block.ops.experts(read, weights, chosen, rule, block.own.activation, updates)
 
 
 def beside(ops: Ops[A], rule: Experts, x: A, shared: A, chosen: A) -> A:

@@ -13,8 +13,9 @@ from itertools import groupby
 
 from edgetune.network.adaptation import Adaptation, Sublayer
 from edgetune.network.block import Block
+from edgetune.network.experts import chosen_experts
 from edgetune.network.ops import A, Attended
-from edgetune.shape import Linear
+from edgetune.shape import Experts, Linear
 
 
 def mixed(rows: Sequence[Adaptation[A]]) -> Adaptation[A]:
@@ -84,6 +85,15 @@ class Mixed(Adaptation[A]):
             [one.mix(replace(block, ops=block.ops.of_rows(at)), [rows(x, at) for x in inputs])
              for at, one in self._parts]
         )  # fmt: skip
+
+    def experts(self, block: Block[A], rule: Experts, x: A) -> A:
+        """Return what the chosen experts make of x (B, S, D)."""
+        if not any(one.adapts_experts for _, one in self._parts):
+            return chosen_experts(block, rule, x, {})
+        rows = block.ops.rows
+        return block.ops.concatenated(
+            [one.experts(replace(block, method=one), rule, rows(x, at)) for at, one in self._parts]
+        )
 
     def sublayer(self, block: Block[A], which: Sublayer, x: A, out: A) -> A:
         """Return what one half of a block adds to the stream (B, S, D)."""

@@ -65,6 +65,24 @@ class Attended(Generic[A]):
         return replace(self, k=k, v=v, keys=keys)
 
 
+@dataclass(frozen=True, slots=True)
+class ExpertUpdate(Generic[A]):
+    """A low-rank update of a projection of all E experts, in PEFT's order.
+
+    ``a`` (E R, inputs) has one expert's R rows after another's; ``b`` (outputs, R E) has for each
+    component its column of every expert. If ``fixed``, a is a constant.
+    """
+
+    a: A
+    b: A
+    scale: float
+    fixed: bool = False
+
+
+ExpertUpdates = Mapping[str, ExpertUpdate[A]]
+"""By role: ``gate_up`` for gate and up together, ``down``."""
+
+
 class Ops(Protocol[A]):
     """The operations of one block in one pass; its weights and its tokens' positions are inside.
 
@@ -115,8 +133,14 @@ class Ops(Protocol[A]):
     def shared(self, x: A, y: A) -> A:
         """Return y (B, S, D) times the sigmoid of the block's shared score of x (B, S, D)."""
 
-    def experts(self, x: A, weights: A, chosen: A, rule: Experts, activation: str) -> A:
-        """Return the sum (B, S, D) of what the chosen experts make of x, times their weights."""
+    def experts(
+        self, x: A, weights: A, chosen: A, rule: Experts, activation: str,
+        updates: ExpertUpdates[A],
+    ) -> A:  # fmt: skip
+        """Return the sum (B, S, D) of what the chosen experts make of x, times their weights.
+
+        Their projections are with ``updates``, those of them that have one.
+        """
 
     # what tokens are to each other
 

@@ -5,9 +5,11 @@ T tokens, D hidden size, E experts, k of them for a token, F width of an expert.
 
 from __future__ import annotations
 
+from edgetune.network.ops import ExpertUpdates
 from edgetune.shape import BlockShape, Experts
 from edgetune.speed.attention import Attending
 from edgetune.speed.counted import Counted
+from edgetune.speed.expert_updates import FILLED, Updating
 from edgetune.speed.tally import Tally
 from edgetune.storage import FLOAT32_BYTES
 
@@ -37,11 +39,14 @@ class Mixing(Attending):
             self.back.count(8 + 3 * narrow, 8 * y.nbytes + 4 * narrow * x.numbers)
         return out
 
-    def mixture(self, x: Counted, weights: Counted, block: BlockShape) -> Counted:
+    def mixture(
+        self, x: Counted, weights: Counted, block: BlockShape, updates: ExpertUpdates[Counted]
+    ) -> Counted:
         """Return the weighted sum of the experts' outputs, one expert after the other."""
         rule, tokens = block.experts, weights.shape[0]
         assert rule is not None
-        out = self.made(x.shape, x.width, (x, weights))
+        trained = [part for each in updates.values() for part in (each.a, each.b)]
+        out = self.made(x.shape, x.width, (x, weights, *trained))
         used = rule.number * (1 - (1 - rule.chosen / rule.number) ** tokens)
         rows, matrices, clamped = (
             tokens * rule.chosen,
@@ -57,6 +62,16 @@ class Mixing(Attending):
             self.back.count(
                 13 + (20 + 11 * matrices + 33 * clamped) * pieces, 20 * inner + 16 * outer
             )
+        narrow = self.batch.product != FLOAT32_BYTES
+        for role, each in updates.items():
+            own = Updating.of(role, each, rule, narrow=narrow)
+            own.ahead(self.ahead, rows, pieces)
+            if out.needs:
+                own.back(self.back, rows, pieces, down=role == "down")
+                gated = 2 if role == "down" and not clamped else 0  # what it reads is made again
+                self.back.count(gated * pieces, gated * 3 * inner)
+        if updates and out.needs:
+            self.back.count(FILLED * pieces + len(trained), sum(each.nbytes for each in trained))
         return out
 
     def _expert(

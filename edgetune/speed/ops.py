@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from edgetune.mixer import Recurrent
-from edgetune.network.ops import Attended, Dropout, KeptNorms, Key
+from edgetune.network.ops import Attended, Dropout, ExpertUpdates, KeptNorms, Key
 from edgetune.shape import Experts, ModelShape, Rotary
 from edgetune.speed import mixers
 from edgetune.speed.counted import Counted, outside
@@ -107,11 +107,12 @@ class CountedOps(Mixing):
         return self.shared_part(x, y)
 
     def experts(
-        self, x: Counted, weights: Counted, chosen: Counted, rule: Experts, activation: str
-    ) -> Counted:
+        self, x: Counted, weights: Counted, chosen: Counted, rule: Experts, activation: str,
+        updates: ExpertUpdates[Counted],
+    ) -> Counted:  # fmt: skip
         """Send each token through its experts."""
         del chosen, rule, activation
-        return self.mixture(x, weights, self.own)
+        return self.mixture(x, weights, self.own, updates)
 
     # what tokens are to each other
 

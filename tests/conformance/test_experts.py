@@ -54,7 +54,7 @@ def test_quantized_experts_are_near_and_learn(bench: Bench, tmp_path: Path) -> N
 def test_methods_that_need_an_mlp_say_that_there_are_experts(tmp_path: Path) -> None:
     shape = LocalModel.open(make_model(tmp_path, "mixtral")).shape
 
-    with pytest.raises(UsageError, match="experts, which stay frozen"):
+    with pytest.raises(UsageError, match="--targets experts adapts them"):
         Lora(targets=("mlp",)).tensors(shape)
     assert build("full", {}).refusals(shape, context=8, quantization="none")
     for kind in set(METHODS) - {"full"}:

@@ -145,7 +145,6 @@ def test_names_select_the_same_modules_here(data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("target_parameters", ["mlp.experts"]),
         ("trainable_token_indices", [1]),
         ("bias", "lora_only"),
         ("init_lora_weights", "pissa"),
@@ -160,6 +159,13 @@ def test_a_field_that_asks_for_more_is_refused(tmp_path: Path, name: str, value:
     with pytest.raises(ModelError) as refusal:
         load_adapter(tmp_path, LLAMA)
     assert f"{name} is {value!r}: not supported" in str(refusal.value)
+
+
+def test_parameters_that_a_file_has_no_tensors_of_are_refused(tmp_path: Path) -> None:
+    _save(tmp_path, target_parameters=["mlp.experts.down_proj"])
+
+    with pytest.raises(ModelError, match=r"'mlp.experts.down_proj' is not in the file"):
+        load_adapter(tmp_path, LLAMA)
 
 
 def test_modules_whose_tensors_are_missing_are_told(tmp_path: Path) -> None:

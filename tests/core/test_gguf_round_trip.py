@@ -10,12 +10,14 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from adapters import random_adapter
 from model_folders import write_folder
 
 import edgetune_profiles
 from edgetune.exporters.gguf.model_file import model_file
 from edgetune.exporters.gguf.tokenizer import TokenizerFacts
-from edgetune.exporters.updates import Merge
+from edgetune.exporters.updates import Merge, merge_of
+from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
 from edgetune.tensors.gguf.writer import OutgoingBlocks, Value
 
@@ -206,3 +208,24 @@ def test_layers_that_guess_further_tokens_stay_unread(
 
     assert model.shape == alone.shape
     assert model.tensors.keys() == alone.tensors.keys()
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "granitemoe"])
+def test_updates_of_experts_are_in_the_matrices_of_the_file(
+    tmp_path: Path, facts: TokenizerFacts, family: str
+) -> None:
+    folder = write_folder(tmp_path / "base", {"model_type": family, **CONFIGS[family]})
+    base = LocalModel.open(folder)
+    adapter = random_adapter(Lora(rank=2, targets=("experts",)), base.shape)
+    merge = merge_of(adapter, base)
+    model_file(base, merge, "f32", facts).write(tmp_path / "m.gguf")
+    back = LocalModel.open(tmp_path / "m.gguf")
+
+    changed = {name for name in base.tensors if ".experts." in name}
+    assert merge.changes.keys() == changed
+    for name in changed:
+        expected = np.array(base.read(name), np.float32)
+        before = expected.copy()
+        merge.changes[name].apply(expected, 0, len(expected))
+        np.testing.assert_allclose(back.read(name), expected, 1e-6, 1e-6, err_msg=name)
+        assert np.abs(expected - before).max() > 1e-3

@@ -176,6 +176,8 @@ class Case:
         method = self.fixed.get("method", "lora")
         if "modules_to_save" in self.fixed:
             method += f" + {', '.join(self.fixed['modules_to_save'])}"
+        if "targets" in self.fixed:
+            method += f" on {', '.join(self.fixed['targets'])}"
         base = self.fixed.get("quantization", "none")
         rows = f"{self.fixed.get('micro_batch', 1)} x {self.context}"
         kept = "all" if self.checkpointed else "none"
@@ -242,6 +244,7 @@ NAMED = (
     Case(model="mixed", context=192, checkpointed=True),
     Case(model="mixed", context=128, checkpointed=True, fixed={"quantization": "q4"}),
     Case(model="mixed", context=128, checkpointed=True, fixed=DISK),
+    Case(model="mixed", context=128, checkpointed=True, fixed={"targets": ("experts",)}),
     Case(model="correcting", context=128),
     Case(model="scanning", context=128),
     Case(model="scanning", context=192, checkpointed=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,6 +51,24 @@ def test_gradients_agree(family: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(moments["mlx"][name], expected, atol=2e-5 * scale, rtol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["qwen2_moe", "gpt_oss"])
+def test_gradients_of_updates_of_experts_agree(family: str, tmp_path: Path) -> None:
+    folder, found, targets = make_model(tmp_path, family, layers=2), {}, ("experts", "attention")
+    for backend in ("torch", "mlx"):
+        session = open_session(folder, backend, training=LOSE, targets=targets)
+        session.restore(_random(session, folder, targets=targets))
+        batch = batch_of(((24,), (10, 15), (32,)))
+        session.step((batch,), loss_tokens=batch.loss_tokens, learning_rate=1e-3)
+        state = session.optimizer_tensors()
+        found[backend] = {name: x for name, x in state.items() if name.endswith("exp_avg")}
+        session.close()
+
+    assert found["torch"].keys() == found["mlx"].keys()
+    for name, expected in found["torch"].items():
+        scale = float(np.abs(expected).max())
+        np.testing.assert_allclose(found["mlx"][name], expected, atol=2e-5 * scale, rtol=1e-4)
+
+
 def test_streaming_changes_nothing_where_layers_read_the_keys_of_others(tmp_path: Path) -> None:
     folder, batch = make_model(tmp_path, "gemma4_text"), batch_of(((24,), (10, 15), (32,)))
     states = []
@@ -95,9 +114,9 @@ def test_a_run_goes_on_with_the_other_backends_optimizer(tmp_path: Path) -> None
         np.testing.assert_allclose(found[name], expected, atol=1e-5)
 
 
-def _random(session: Session, folder: Path) -> dict[str, np.ndarray]:
+def _random(session: Session, folder: Path, **settings: Any) -> dict[str, np.ndarray]:
     model = LocalModel.open(folder)
-    return dict(random_tensors(plan_of(model, "mlx").choice.method, model.shape))
+    return dict(random_tensors(plan_of(model, "mlx", **settings).choice.method, model.shape))
 
 
 def _hand_over(source: Session, target: Session, model: LocalModel, folder: Path) -> None:

@@ -32,6 +32,8 @@ CASES = (
     Case(model="halved", context=128),
     Case(model="mixed", context=128, fixed={"quantization": "mxfp4"}),
     Case(model="sinking", context=320),
+    Case(model="mixed", context=128, fixed={"targets": ("experts",)}),
+    Case(model="sinking", context=64, fixed={"targets": ("experts",), "method": "lora-fa"}),
     Case(model="beside", context=128, fixed={"method": "norm"}),
     Case(model="convolving", context=320, checkpointed=True, fixed={"tile": 128}),
     Case(model="tied", context=320, checkpointed=True, fixed={"tile": 128, "micro_batch": 2}),

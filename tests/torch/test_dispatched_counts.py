@@ -13,6 +13,7 @@ from sessions import session_for
 from edgetune.data.batch import full_batch
 from edgetune.device import read_device
 from edgetune.methods import METHODS, build
+from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
 from edgetune.network.block import Block
 from edgetune.settings.spec import Checkpointing
@@ -28,7 +29,8 @@ NEAR = 0.06
 
 SETTINGS = {"context": 32, "micro_batch": 2, "loss_chunk": 64, "compute_dtype": "bfloat16"}
 DEEP = ("llama", "apertus", "gemma2", "qwen3", "mixtral", "gpt2", "gpt_neox")
-PLAIN = tuple({"lfm2", "qwen3_5_text", "gemma4_text", "deepseek_v3", *RECURRENT})
+METHOD = {"experts": Lora(rank=4, targets=("experts",))}
+PLAIN = tuple({"gpt_oss", "lfm2", "qwen3_5_text", "gemma4_text", "deepseek_v3", *RECURRENT})
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,8 @@ CASES = [
     ("gemma2", "lora", "int8", 2), ("qwen3", "adapter", "nf4", 0), ("gemma2", "norm", "none", 0),
     ("apertus", "lora", "none", 2), ("mixtral", "lora", "nf4", 4), ("mixtral", "lora", "none", 0), ("gpt2", "bitfit", "none", 2),
     ("gpt_neox", "lora", "none", 0), ("gemma4_text", "lora", "none", 3),
-    ("deepseek_v3", "lora", "none", 1), *((family, "lora", "none", 2) for family in RECURRENT),
+    ("deepseek_v3", "lora", "none", 1), ("mixtral", "experts", "none", 0),
+    ("mixtral", "experts", "nf4", 4), ("gpt_oss", "experts", "none", 2), *((family, "lora", "none", 2) for family in RECURRENT),
 ]  # fmt: skip
 
 
@@ -74,7 +77,7 @@ def test_the_operations_of_a_step_are_those_that_are_dispatched(
 ) -> None:
     model = models[family]
     knobs = SETTINGS | {
-        "method": build(method, {}),
+        "method": METHOD.get(method) or build(method, {}),
         "quantization": quantization,
         "checkpointing": Checkpointing(layers=layers),
     }
@@ -151,6 +154,7 @@ def _block(session: TorchSession, layer: int) -> tuple[Dispatched, Dispatched]:
     )
     size = (choice.micro_batch, layout.positions.shape[1], shape.hidden_size)
     block = Block(ops, shape, layer, own)
+    torch.manual_seed(0)
     for _ in range(2):  # tables, scratch and norms are there the second time
         x = torch.randn(size, dtype=layout.dtype).requires_grad_()
         with Dispatched() as ahead:

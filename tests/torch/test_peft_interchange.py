@@ -248,3 +248,21 @@ def test_a_loaded_adapter_is_saved_again_unchanged(tmp_path: Path) -> None:
 
     for path in folders[0].iterdir():
         assert (folders[1] / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "glm4_moe_lite"])
+def test_what_chooses_experts_is_not_rounded_in_a_16_bit_model(family: str, tmp_path: Path) -> None:
+    model = LocalModel.open(make_model(tmp_path / "base", family))
+    adapter = random_adapter(Lora(rank=2, targets=("attention",)), model.shape)
+    request = ExportRequest(adapter=adapter, model=model, output=tmp_path / "merged")
+    export("hf", replace(request, dtype="bfloat16"))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.bfloat16)
+    stored, kept = LocalModel.open(tmp_path / "merged").tensors, theirs.state_dict()
+
+    names = [name for name in stored if name.endswith("e_score_correction_bias")]
+    assert names
+    for name, tensor in stored.items():
+        assert tensor.dtype == ("float32" if name in names else "bfloat16"), name
+    for name in names:
+        assert kept[name].dtype == torch.float32
+        np.testing.assert_array_equal(kept[name].numpy(), model.read(name))

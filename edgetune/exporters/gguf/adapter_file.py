@@ -44,7 +44,7 @@ def adapter_file(request: ExportRequest) -> GgufFile:
             "numbers are added to those of the base."
         )
     adapter, model = request.adapter, request.model
-    lora, kind = _lora(adapter), BY_NAME[FORMATS[request.quantize]]
+    lora, kind = _lora(adapter, model.shape), BY_NAME[FORMATS[request.quantize]]
     _refuse_ignored(lora, model.shape)
     metadata = {
         "general.architecture": Value("string", architecture_of(model.shape).name),
@@ -56,7 +56,7 @@ def adapter_file(request: ExportRequest) -> GgufFile:
     return GgufFile(label=f"LoRA-{kind.name}", metadata=metadata, tensors=tuple(tensors))
 
 
-def _lora(adapter: LoadedAdapter) -> Lora:
+def _lora(adapter: LoadedAdapter, shape: ModelShape) -> Lora:
     if not isinstance(adapter.method, Lora):
         raise UsageError(
             f"llama.cpp has no {adapter.method.kind} (it has lora). Export the merged model, if it "
@@ -66,6 +66,11 @@ def _lora(adapter: LoadedAdapter) -> Lora:
         raise UsageError(
             "llama.cpp's adapters have no trained "
             f"{' and '.join(adapter.method.modules_to_save)}. Export the merged model (without "
+            "--adapter), or the adapter itself (--to peft)."
+        )
+    if adapter.method.adapts_experts(shape):
+        raise UsageError(
+            "Adapters of experts are not written for llama.cpp. Export the merged model (without "
             "--adapter), or the adapter itself (--to peft)."
         )
     return adapter.method
@@ -85,7 +90,7 @@ def _refuse_ignored(lora: Lora, shape: ModelShape) -> None:
 
 
 def _tensors(adapter: LoadedAdapter, model: LocalModel) -> Iterator[tuple[str, Rows]]:
-    lora, shape = _lora(adapter), model.shape
+    lora, shape = _lora(adapter, model.shape), model.shape
     architecture, alpha = architecture_of(shape), lora.scale * lora.rank
     for target in lora.select(shape):
         block = shape.blocks[target.layer]

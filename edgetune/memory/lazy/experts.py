@@ -5,18 +5,20 @@ T tokens, D hidden size, k experts of a token, F width of an expert.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from math import prod
 
 from edgetune.memory.lazy.arrays import gathered, matmul, sorted_places
 from edgetune.memory.lazy.elementwise import add, cast, multiply, sigmoid, times
+from edgetune.memory.lazy.expert_updates import Gather, Update, runs_of
 from edgetune.memory.lazy.gradients import custom, recomputed, vjp
 from edgetune.memory.lazy.graph import Array, Grads, Operation, Wanted
 from edgetune.memory.lazy.matrices import Matrix
 from edgetune.memory.lazy.pointwise import clamped, gated_activation
 from edgetune.memory.lazy.views import (
+    concatenate,
     cut,
     depends,
     expand,
@@ -28,6 +30,7 @@ from edgetune.memory.lazy.views import (
     swapaxes,
     total,
 )
+from edgetune.network.ops import ExpertUpdates
 from edgetune.shape import Experts
 from edgetune.storage import FLOAT32_BYTES
 
@@ -43,15 +46,6 @@ def shared(x: Array, y: Array, gate: Array) -> Array:
 
 
 @dataclass(frozen=True, slots=True)
-class Gather:
-    """Which rows go through which matrices; ``rows`` is None where each goes once."""
-
-    count: int
-    matrices: Array
-    rows: Array | None
-
-
-@dataclass(frozen=True, slots=True)
 class FrozenExperts:
     """The experts of one block: by role the matrices of all, and which tokens chose them."""
 
@@ -62,25 +56,54 @@ class FrozenExperts:
     chosen: Array
     product: int
     """Bytes of a number where it is multiplied: a processor gathers in float32 alone."""
+    updates: ExpertUpdates[Array] = field(default_factory=dict)
+    """What is trained beside matrices, by the role of the stack that these are in."""
+
+    @property
+    def trained(self) -> list[Array]:
+        """A and B of each update, without constants."""
+        each = self.updates.values()
+        return [part for x in each for part in ((x.b,) if x.fixed else (x.a, x.b))]
+
+    def learning(self, trained: Sequence[Array]) -> FrozenExperts:
+        """Return the same with other arrays for those of :attr:`trained`."""
+        parts, updates = iter(trained), {}
+        for role, x in self.updates.items():
+            a = x.a if x.fixed else next(parts)
+            updates[role] = replace(x, a=a, b=next(parts))
+        return replace(self, updates=updates)
+
+    def _update(self, stack: str) -> Update | None:
+        own = self.updates.get(stack)
+        return None if own is None else Update.of(own, self.rule.number, self.product)
 
     def forward(self, x: Array, weights: Array) -> Array:
         """Return the weighted sum (T, D) of what the experts make of x (T, D)."""
         order = self._order()
         reading, own = self._gather(order, tokens=True), self._gather(order, tokens=False)
-        inner = self._gated(*(self._times(role, x, reading) for role in self._first))
+        entry, down = self._update("gate_up"), self._update("down")
+        low = None if entry is None else entry.low(x, reading)
+        inner = self._gated(*self._gates(x, reading, entry, low, own))
         out = self._times("down", inner, own)
+        if down is not None:
+            out = add(out, cast(down.added(down.low(inner, own), own), out.width))
         parts = zip(
             self._by_choice(out, order), split(weights, (1,) * self.rule.chosen), strict=True
         )
         return cast(reduce(add, (multiply(part, weight) for part, weight in parts)), x.width)
 
     def back(self, primals: list[Array], grad: Array, _: Array, wanted: Wanted) -> Grads:
-        """Return the gradients of x and of the weights, for that of the sum."""
-        x, weights = depends(primals, [grad])
+        """Return the gradients of x, of the weights and of what is trained, for that of the sum."""
+        x, weights = primals[:2]
         order = self._order()
         reading, own = self._gather(order, tokens=True), self._gather(order, tokens=False)
-        gates = [self._times(role, x, reading) for role in self._first]
+        entry, down = self._update("gate_up"), self._update("down")
+        low = None if entry is None else entry.low(x, reading)
+        gates = self._gates(x, reading, entry, low, own)
         plain = self._product("down", grad, reading, transposed=False)
+        low_grad = None if down is None else down.low_back(grad, reading)
+        if down is not None and low_grad is not None:
+            plain = add(plain, cast(down.back(low_grad, own), plain.width))
         shares = cast(expand(self._chosen_of(flatten(weights), order), 1), x.width)
         actives: list[Array] = []
 
@@ -89,6 +112,14 @@ class FrozenExperts:
             return actives[-1]
 
         grads = vjp(gated, gates, [multiply(plain, shares)])
+        runs = runs_of(own.matrices, self.rule.number) if self.updates else None
+        learned: dict[str, list[Array]] = {}
+        if down is not None and low_grad is not None and runs is not None:
+            wide = cast(shares, low_grad.width)
+            ahead = multiply(down.low(actives[0], own), wide)
+            tokens = gathered(grad, order, (order.shape[0], grad.shape[-1]))
+            back = multiply(low_grad, wide)
+            learned["down"] = down.learned(actives[0], ahead, back, tokens, runs)
         sums = total(cast(multiply(actives[0], plain), FLOAT32_BYTES), (-1,), keep=False)
         if "down" in self.biases:
             added = cast(self._bias("down", own), x.width)
@@ -100,9 +131,32 @@ class FrozenExperts:
             for role, each in zip(self._first, grads, strict=True)
             if each is not None
         ]
-        x_grad = cast(reduce(add, self._by_choice(reduce(add, parts), order)), x.width)
-        found = (x_grad, reshape(weights_grad, weights.shape))
+        rows = reduce(add, parts)
+        if entry is not None and low is not None and runs is not None:
+            gates_grad = concatenate([each for each in grads if each is not None], -1)
+            low_grad = entry.low_back(gates_grad, own)
+            rows = add(rows, cast(entry.back(low_grad, own), rows.width))
+            read = gathered(x, order, (order.shape[0], x.shape[-1]))
+            learned["gate_up"] = entry.learned(read, low, low_grad, gates_grad, runs)
+        x_grad = cast(reduce(add, self._by_choice(rows, order)), x.width)
+        each = self.updates.items()
+        found = (
+            x_grad, reshape(weights_grad, weights.shape),
+            *(grad for role, x in each for grad in learned[role][x.fixed :]),
+        )  # fmt: skip
         return [each if want else None for each, want in zip(found, wanted, strict=False)]
+
+    def _gates(
+        self, x: Array, reading: Gather, entry: Update | None, low: Array | None, own: Gather
+    ) -> list[Array]:
+        gates = [self._times(role, x, reading) for role in self._first]
+        if entry is None or low is None:
+            return gates
+        added = cast(entry.added(low, own), x.width)
+        columns = [self.rule.in_stack(str(role))[1] for role in self._first]
+        spans = [outputs.indices(added.shape[1])[:2] for outputs in columns]
+        parts = (cut(added, 1, *span) for span in spans)
+        return [add(y, part) for y, part in zip(gates, parts, strict=True)]
 
     @property
     def _first(self) -> tuple[str, ...]:
@@ -166,5 +220,13 @@ class FrozenExperts:
 
 def mixed(x: Array, weights: Array, own: FrozenExperts) -> Array:
     """Return the weighted sum (B, S, D) of what the chosen experts make of x (B, S, D)."""
-    y = custom(own.forward, own.back, reshape(x, (prod(x.shape[:-1]), x.shape[-1])), weights)
-    return reshape(y, x.shape)
+
+    def forward(x: Array, weights: Array, *trained: Array) -> Array:
+        return own.learning(trained).forward(x, weights)
+
+    def back(primals: list[Array], grad: Array, out: Array, wanted: Wanted) -> Grads:
+        primals = depends(primals, [grad])
+        return own.learning(primals[2:]).back(primals, grad, out, wanted)
+
+    flat = reshape(x, (prod(x.shape[:-1]), x.shape[-1]))
+    return reshape(custom(forward, back, flat, weights, *own.trained), x.shape)

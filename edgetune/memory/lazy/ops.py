@@ -49,7 +49,7 @@ from edgetune.memory.lazy.views import (
 )
 from edgetune.memory.lazy.weights import FrozenBlock
 from edgetune.mixer import Recurrent
-from edgetune.network.ops import Attended, Dropout, KeptNorms, Key
+from edgetune.network.ops import Attended, Dropout, ExpertUpdates, KeptNorms, Key
 from edgetune.shape import BlockShape, Experts, ModelShape, Rotary
 from edgetune.storage import FLOAT32_BYTES
 
@@ -137,8 +137,9 @@ class LazyOps:
         return routing.route(x, routing.Router(rule, tensors))
 
     def experts(
-        self, x: Array, weights: Array, chosen: Array, rule: Experts, activation: str
-    ) -> Array:
+        self, x: Array, weights: Array, chosen: Array, rule: Experts, activation: str,
+        updates: ExpertUpdates[Array],
+    ) -> Array:  # fmt: skip
         """Send each token through its experts."""
         matrices = {
             str(role): self.frozen.matrices[f"experts.{role}"] for role, _ in rule.projections
@@ -148,7 +149,7 @@ class LazyOps:
             for role, matrix in matrices.items()
         } if rule.biased else {}  # fmt: skip
         kind = FLOAT32_BYTES if self.batch.unpacks else self.batch.width
-        own = experts.FrozenExperts(rule, activation, matrices, biases, chosen, kind)
+        own = experts.FrozenExperts(rule, activation, matrices, biases, chosen, kind, updates)
         return experts.mixed(x, weights, own)
 
     def shared(self, x: Array, y: Array) -> Array:

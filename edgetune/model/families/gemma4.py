@@ -187,6 +187,7 @@ def _experts(fields: Fields, sizes: Sizes) -> Experts:
             Fused(name="experts.gate_up_proj", roles=("gate", "up")),
             Fused(name="experts.down_proj", roles=("down",)),
         ),
+        stack="experts",
     )
     return checked_experts(fields, experts, "top_k_experts")
 

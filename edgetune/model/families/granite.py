@@ -122,6 +122,7 @@ def _experts(fields: Fields, sizes: Sizes, number: int) -> Experts:
             Fused(name="block_sparse_moe.input_linear.weight", roles=("gate", "up")),
             Fused(name="block_sparse_moe.output_linear.weight", roles=("down",)),
         ),
+        stack="block_sparse_moe.experts",
     )
     return checked_experts(fields, experts)
 
