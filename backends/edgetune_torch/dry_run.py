@@ -36,6 +36,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.card = device.type == "meta"
         self.live = 0
         self.peak = 0
+        self.learnt: int | None = None
+        """Loss tokens, where not every position is one: nothing is learned of a trained prompt."""
         self._seen: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
     def restart(self) -> None:
@@ -52,7 +54,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return 1.0
         if func is torch.ops.aten.nonzero.default:  # every token is under loss
             found = args[0]
-            out = torch.empty(found.numel(), found.dim(), dtype=torch.long, device=found.device)
+            count = found.numel() if self.learnt is None else min(found.numel(), self.learnt)
+            out = torch.empty(count, found.dim(), dtype=torch.long, device=found.device)
         elif func is torch.ops.aten.bincount.default:  # all tokens choose the same experts
             with unset_fake_temporarily():
                 counts = torch.zeros(args[2], dtype=torch.long)
@@ -105,6 +108,7 @@ def live_peaks(
     """
     warm_up(choice.quantization)
     live = live or LiveBytes(device)
+    live.learnt = choice.tokens
     mode = nullcontext() if device.type == "meta" else FakeTensorMode(allow_non_fake_inputs=True)
     with mode, live:
         engine, method = fake_engine(shape, choice, device), fake_method(shape, choice, device)

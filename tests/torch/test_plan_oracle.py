@@ -192,6 +192,13 @@ def test_a_block_that_carries_a_state_takes_what_is_planned(
         assert 0 <= over < 0.01, (phase, over)
 
 
+def test_nothing_is_learned_of_a_trained_prompt() -> None:
+    """Of whose positions no logits are made, also in a chunk that would hold them all."""
+    choice = plain(method=build("prompt", {}), context=512, loss_chunk=1024, head="int8")
+    for item in compare(Case("opt", 1, 5000, choice)):
+        assert 0 <= item.over < 0.005, _words(item)
+
+
 @pytest.mark.parametrize(
     ("model", "targets", "dtype", "tile"),
     [
