@@ -151,7 +151,8 @@ def _cohere(source: Source) -> Config:
 
 def _cohere2(source: Source) -> Config:
     window = source.whole("attention.sliding_window", 0)
-    return _cohere(source) | {"sliding_window": window or None}
+    types = gguf_layers.window_types(source, every=4)
+    return _cohere(source) | {"sliding_window": window or None, "layer_types": types}
 
 
 def _nemotron(source: Source) -> Config:
@@ -172,6 +173,7 @@ def _gemma2(source: Source) -> Config:
     return config | {
         "query_pre_attn_scalar": _query_scalar(source, config, largest=46),
         "sliding_window": source.whole("attention.sliding_window", 4096),
+        "layer_types": gguf_layers.window_types(source, every=2),
         "attn_logit_softcapping": source.number("attn_logit_softcapping", 50.0),
         "final_logit_softcapping": source.number("final_logit_softcapping", 30.0),
     }
@@ -183,11 +185,15 @@ def _gemma3(source: Source) -> Config:
     if rotary is not None:
         config["rope_scaling"] = rotary
     capped = source.has("final_logit_softcapping")
+    window, types = source.whole("attention.sliding_window", 0), [gguf_layers.FULL] * source.layers
+    if window:
+        types = gguf_layers.window_types(source, every=6)
     return config | {
         "rope_theta": source.number("rope.freq_base", 1e6),
         "rope_local_base_freq": source.number("rope.freq_base_swa", 10_000.0),
         "query_pre_attn_scalar": _query_scalar(source, config, largest=62),
-        "sliding_window": source.whole("attention.sliding_window", 1024),
+        "sliding_window": window or None,
+        "layer_types": types,
         "final_logit_softcapping": source.number("final_logit_softcapping") if capped else None,
     }
 

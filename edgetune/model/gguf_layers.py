@@ -45,7 +45,7 @@ def olmo3(source: Source) -> Config:
     config = sizes(source)
     theta = config["rope_theta"]
     scaled = config.pop("rope_parameters", {"rope_type": "default", "rope_theta": theta})
-    types = _window_types(source, every=4)
+    types = window_types(source, every=4)
     return config | {
         "sliding_window": source.whole("attention.sliding_window"),
         "layer_types": types,
@@ -63,7 +63,7 @@ def exaone4(source: Source) -> Config:
     """Return the config of an EXAONE 4 model; the small ones have no windows."""
     window = source.whole("attention.sliding_window", 0)
     config = sizes(source) | {"sliding_window": window or None}
-    return config | ({"layer_types": _window_types(source, every=4)} if window else {})
+    return config | ({"layer_types": window_types(source, every=4)} if window else {})
 
 
 def gemma4(source: Source) -> Config:
@@ -173,10 +173,15 @@ def has_sigmoids(source: Source) -> bool:
     return source.whole("expert_gating_func", 1) == _SIGMOID
 
 
-def _window_types(source: Source, *, every: int) -> list[str]:
-    """Return the types of layers, of which all but every so manieth see a window by default."""
-    if source.has("attention.sliding_window_pattern"):
-        windowed = source.each("attention.sliding_window_pattern", bool)
+def window_types(source: Source, *, every: int) -> list[str]:
+    """Return the types of layers, of which all but every so manieth see a window by default.
+
+    A file says it of each layer, or says another number than the default.
+    """
+    key = "attention.sliding_window_pattern"
+    if source.lists(key):
+        windowed = source.each(key, bool)
     else:
-        windowed = [(layer + 1) % every != 0 for layer in range(source.layers)]
+        every = source.whole(key, every)
+        windowed = [not every or (layer + 1) % every != 0 for layer in range(source.layers)]
     return [SLIDING if seen else FULL for seen in windowed]

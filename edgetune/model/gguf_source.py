@@ -60,7 +60,7 @@ class Source:
         if blocks > MOST_LAYERS:
             raise ModelError(f"{self.header.file} says that it has {blocks:,} layers.")
         key = f"{self.architecture}.{name}"
-        if isinstance(self.metadata.raw(key), Array):
+        if self.lists(name):
             listed = self.metadata.items(key, kind) or []
             if len(listed) != blocks:
                 raise ModelError(
@@ -79,6 +79,10 @@ class Source:
     def has(self, name: str) -> bool:
         """Return whether the architecture's key is there."""
         return f"{self.architecture}.{name}" in self.metadata
+
+    def lists(self, name: str) -> bool:
+        """Return whether the architecture's key is a list."""
+        return isinstance(self.metadata.raw(f"{self.architecture}.{name}"), Array)
 
     def has_tensor(self, name: str) -> bool:
         """Return whether the file has a tensor."""

@@ -229,3 +229,40 @@ def test_updates_of_experts_are_in_the_matrices_of_the_file(
         merge.changes[name].apply(expected, 0, len(expected))
         np.testing.assert_allclose(back.read(name), expected, 1e-6, 1e-6, err_msg=name)
         assert np.abs(expected - before).max() > 1e-3
+
+
+WINDOWS = "attention.sliding_window"
+PATTERN = f"{WINDOWS}_pattern"
+
+
+@pytest.mark.parametrize(
+    ("family", "said", "windowed"),
+    [
+        ("gemma2", {}, [1, 0, 1, 0, 1, 0, 1]),
+        ("gemma3_text", {}, [1, 1, 1, 1, 1, 0, 1]),
+        ("gemma3_text", {WINDOWS: None}, [0, 0, 0, 0, 0, 0, 0]),
+        ("gemma3_text", {PATTERN: Value("uint32", 3)}, [1, 1, 0, 1, 1, 0, 1]),
+        ("gemma3_text", {PATTERN: Value("bool", [True] + [False] * 6)}, [1, 0, 0, 0, 0, 0, 0]),
+        ("cohere2", {PATTERN: Value("uint32", 2)}, [1, 0, 1, 0, 1, 0, 1]),
+        ("gemma2", {PATTERN: Value("bool", [False] * 7)}, [0] * 7),
+    ],
+)  # fmt: skip
+def test_a_file_says_which_layers_see_a_window(
+    tmp_path: Path,
+    facts: TokenizerFacts,
+    family: str,
+    said: dict[str, Value | None],
+    windowed: list[int],
+) -> None:
+    base = LocalModel.open(
+        write_folder(tmp_path / "base", {"model_type": family, **CONFIGS[family]})
+    )
+    written = model_file(base, Merge(changes={}), "f32", facts)
+    prefix = written.metadata["general.architecture"].content
+    changes = {f"{prefix}.{key}": value for key, value in said.items()}
+    metadata = {**written.metadata, **changes}
+    kept = {key: value for key, value in metadata.items() if value is not None}
+    replace(written, metadata=kept).write(tmp_path / "m.gguf")
+    model = LocalModel.open(tmp_path / "m.gguf")
+
+    assert [int(rule.window is not None) for rule in model.shape.attention] == windowed
