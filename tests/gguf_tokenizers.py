@@ -16,7 +16,7 @@ CHATML = (
 SPACE = "\u2581"
 GPT2_TYPE, LLAMA_TYPE = "gpt2", "llama"
 # As the published files of each model have it.
-PUBLISHED = {
+PUBLISHED: dict[str, Any] = {
     "gpt-2": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
     "smollm": {"type": "Sequence", "pretokenizers": [
         {"type": "Digits", "individual_digits": True},
@@ -28,7 +28,16 @@ PUBLISHED = {
     "tekken": "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+|"
               "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*|"
               "\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
+    "bloom": " ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+",
+    "deepseek-v3": (
+        "\\p{N}{1,3}",
+        "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+        ("[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|"
+         "[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"),
+    ),
 }  # fmt: skip
+PUBLISHED["lfm2"] = PUBLISHED["glm4"] = PUBLISHED["llama-bpe"]
+PUBLISHED["hunyuan-dense"] = PUBLISHED["deepseek-v3"]
 
 
 def texts() -> Iterator[str]:
@@ -45,10 +54,11 @@ def published(name: str) -> Tokenizer:
     """Return a tokenizer that cuts as a published one does, trained on the texts."""
     tokenizer = Tokenizer(models.BPE())
     rule = PUBLISHED[name]
-    if isinstance(rule, str):
-        split = pre_tokenizers.Split(Regex(rule), "isolated")
+    if isinstance(rule, str | tuple):
+        rules = (rule,) if isinstance(rule, str) else rule
+        splits = [pre_tokenizers.Split(Regex(each), "isolated") for each in rules]
         after = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, after])
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, after])
     elif name == "smollm":
         digits = pre_tokenizers.Digits(individual_digits=True)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

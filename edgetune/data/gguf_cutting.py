@@ -37,6 +37,13 @@ def _cased(end: str) -> str:
 
 GPT4O: Final = rf"{_cased(f'{_CONTRACTION}?')}|\p{{N}}{{1,3}}|{_SIGNS_OR_SLASHES}|{_SPACES}"
 TEKKEN: Final = rf"{_cased('')}|\p{{N}}|{_SIGNS_OR_SLASHES}|{_SPACES}"
+_STOPS: Final = "\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c"
+"""Signs that end or part sentences in Chinese, Hindi, Urdu and Arabic."""
+BLOOM: Final = rf" ?[^(\s|.,!?{_STOPS})]+"
+DEEPSEEK3: Final = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|"
+) + _SPACES
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,8 @@ class Cut:
     """Whether letters and their accents become one sign first (NFC)."""
     whole_words: bool = False
     """Whether a piece that is a token is one, whatever the merges say."""
+    before: tuple[str, ...] = ()
+    """Expressions whose matches stand alone, one expression after the other, before the main one."""
     adds_bos: bool = False
     """Whether texts begin with BOS unless a file says otherwise."""
 
@@ -57,7 +66,7 @@ class Cut:
     def expressions(self) -> tuple[str, ...]:
         """The expressions that a text is cut with, one after another."""
         digits = (r"\p{N}",) if self.single_digits else ()
-        return (*digits, self.expression or GPT2)
+        return (*digits, *self.before, self.expression or GPT2)
 
     def pre_tokenizer(self) -> Any:
         """Return the rule for the tokenizers library."""
@@ -69,8 +78,11 @@ class Cut:
         first: list[Any] = []
         if self.single_digits:
             first.append(pre_tokenizers.Digits(individual_digits=True))
-        if self.expression is not None:
-            first.append(pre_tokenizers.Split(Regex(self.expression), "isolated"))
+        own = () if self.expression is None else (self.expression,)
+        first += [
+            pre_tokenizers.Split(Regex(expression), "isolated")
+            for expression in (*self.before, *own)
+        ]
         return pre_tokenizers.Sequence([*first, bytes_only]) if first else bytes_only
 
     def normalizer(self) -> Any:
@@ -86,6 +98,9 @@ _LLAMA3: Final = Cut(LLAMA3, whole_words=True, adds_bos=True)
 _CL100K: Final = Cut(LLAMA3)
 _QWEN2: Final = Cut(QWEN2, composed=True)
 _GPT4O: Final = Cut(GPT4O)
+_DEEPSEEK3: Final = Cut(
+    DEEPSEEK3, before=(r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+")
+)
 
 CUTS: Final[Mapping[str, Cut]] = {
     "gpt-2": _GPT2,
@@ -103,6 +118,14 @@ CUTS: Final[Mapping[str, Cut]] = {
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
     "falcon3": _LLAMA3,
+    "falcon-h1": _LLAMA3,
+    "lfm2": _LLAMA3,
+    "pixtral": _LLAMA3,
+    "glm4": Cut(LLAMA3, whole_words=True),
+    "exaone4": _GPT2,
+    "bloom": Cut(BLOOM),
+    "deepseek-v3": _DEEPSEEK3,
+    "hunyuan-dense": _DEEPSEEK3,
     "dbrx": _CL100K,
     "smaug-bpe": _CL100K,
     "qwen2": _QWEN2,
