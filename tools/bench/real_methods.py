@@ -147,19 +147,14 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-HEAD = (
-    "| method | {} | forgot | peak memory | step | file |\n|---|" + "---:|" * 4 + "{}\n"
-)  # fmt: skip
-
-
 def tables(results: Sequence[dict[str, Any]]) -> str:
     """Return what was learned at the defaults, and over learning rates."""
     lines = [line for line in results if "failed" not in line]
     methods = [name for name in METHODS if any(line["method"] == name for line in lines)]
     default = [line for line in lines if line["factor"] == 1.0]
     tasks = [task for task in TASKS if any(line["task"] == task for line in default)]
-    text = f"| method | {' | '.join(tasks)} | perplexity on neutral text | peak | step | file |\n"
-    text += "|---|" + "---:|" * (len(tasks) + 4) + "\n"
+    text = f"| method | {' | '.join(tasks)} | perplexity on neutral text | peak | file |\n"
+    text += "|---|" + "---:|" * (len(tasks) + 3) + "\n"
     for method in methods:
         own = [line for line in default if line["method"] == method]
         cells = [_qualities([line for line in own if line["task"] == task]) for task in tasks]
@@ -167,15 +162,15 @@ def tables(results: Sequence[dict[str, Any]]) -> str:
         text += (
             f"| {method} | {' | '.join(cells)} | {forgot:+.0%} "
             f"| {format_bytes(median(line['peak_bytes'] for line in own))} "
-            f"| {min(line['seconds_per_step'] for line in own):.2f} s "
             f"| {format_bytes(own[0]['adapter_bytes'])} |\n"
         )
     first = [line for line in lines if line["task"] == tasks[0] and line["seed"] == 0]
-    text += f"\n| method | rate | {' | '.join(f'{factor:g} x' for factor in FACTORS)} |\n"
-    text += "|---|---:|" + "---:|" * len(FACTORS) + "\n"
+    factors = [factor for factor in FACTORS if any(line["factor"] == factor for line in first)]
+    text += f"\n| method | rate | {' | '.join(f'{factor:g} x' for factor in factors)} |\n"
+    text += "|---|---:|" + "---:|" * len(factors) + "\n"
     for method in methods:
         own = {line["factor"]: line for line in first if line["method"] == method}
-        cells = [_at_rate(own.get(factor)) for factor in FACTORS]
+        cells = [_at_rate(own.get(factor)) for factor in factors]
         text += f"| {method} | {own[1.0]['learning_rate']:.2g} | {' | '.join(cells)} |\n"
     return text
 
