@@ -40,7 +40,7 @@ class Shared(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         """Return the gradients of x and of y."""
         y, share = ctx.saved_tensors
-        score = (grads[0] * y).sum(-1, keepdim=True, dtype=torch.float32)
+        score = (grads[0] * y).float().sum(-1, keepdim=True)
         score.mul_(share * (1 - share))
         return (score @ ctx.gate.float()).to(ctx.dtype), grads[0] * share.to(y.dtype), None
 
@@ -100,7 +100,7 @@ class FrozenExperts:
         with torch.enable_grad():
             leaf = gate.requires_grad_()
             active = activated(leaf, self.activation)
-        weights_grad = (inner_grad * active.detach()).mul_(up).sum(-1, dtype=torch.float32)
+        weights_grad = (inner_grad * active.detach()).mul_(up).float().sum(-1)
         if down is not None:
             self._learn_down(expert, active.detach() * up, grad, share, down)
         del down
@@ -151,7 +151,7 @@ class FrozenExperts:
         if down is not None:
             self._learn_down(expert, inner, grad, share, down)
         del down
-        weights_grad = inner.mul_(inner_grad).sum(-1, dtype=torch.float32)
+        weights_grad = inner.mul_(inner_grad).float().sum(-1)
         del inner
         bias = self.biases.get(f"down.{expert}")
         if bias is not None:

@@ -23,7 +23,7 @@ class AddBias(torch.autograd.Function):
     def backward(_: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of y and of the bias."""
         (grad,) = grads
-        return grad, grad.flatten(0, -2).sum(0, dtype=torch.float32)
+        return grad, grad.flatten(0, -2).float().sum(0)
 
 
 class TrainedLinear(torch.autograd.Function):

@@ -175,9 +175,7 @@ class _Pieces:
         ledger.free(active)
         ledger.transient(FLOAT32_BYTES * rows)
         made = ledger.alloc(2 * inner)
-        bools = inner // self.width
-        ledger.transient(3 * inner, bools)
-        ledger.transient(4 * inner, bools)
+        ledger.transient(3 * inner, inner // self.width)
         ledger.free(gates + grad)
         first = self._learn_first(rows)
         ledger.free(self._times("gate_up", outer))

@@ -93,7 +93,11 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     "mixtral": {"intermediate_size": 640},
     "granitemoe": {"intermediate_size": 640},
     "olmoe": {"intermediate_size": 200},
-    "phimoe": {"intermediate_size": 320},
+    "phimoe": {
+        "intermediate_size": 320,
+        "rope_parameters": SMALL_FAMILIES["phimoe"]["rope_parameters"]
+        | {"short_factor": [1.0] * 32, "long_factor": [2.0] * 32},
+    },
     "qwen2_moe": {"moe_intermediate_size": 320, "shared_expert_intermediate_size": 640},
     "qwen3_moe": {"moe_intermediate_size": 320},
     "falcon_h1": {

@@ -20,7 +20,7 @@ from edgetune.settings.spec import Checkpointing
 from edgetune.speed import Rates, TimeModel, rates_of
 from edgetune.speed.blocks import Works
 from edgetune.speed.rows import rows_of
-from edgetune_torch.cpu_kernels import attention, pointwise
+from edgetune_torch.cpu_kernels import attention, nf4, pointwise
 from edgetune_torch.ops import TorchOps
 from edgetune_torch.session import TorchSession
 
@@ -51,6 +51,7 @@ def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Count the text: what our kernels in C do is not dispatched."""
     for module in (attention, pointwise):
         monkeypatch.setattr(module, "served", lambda *_: False)
+    monkeypatch.setattr(nf4, "_checked", lambda: None)
 
 
 def _rates() -> Rates:
@@ -64,10 +65,12 @@ CASES = [
     if method != "full" or quantization == "none"
 ] + [
     ("gemma2", "lora", "int8", 2), ("qwen3", "adapter", "nf4", 0), ("gemma2", "norm", "none", 0),
-    ("apertus", "lora", "none", 2), ("mixtral", "lora", "nf4", 4), ("mixtral", "lora", "none", 0), ("gpt2", "bitfit", "none", 2),
+    ("apertus", "lora", "none", 2), ("mixtral", "lora", "nf4", 4), ("mixtral", "lora", "none", 0),
+    ("gpt2", "bitfit", "none", 2),
     ("gpt_neox", "lora", "none", 0), ("gemma4_text", "lora", "none", 3),
     ("deepseek_v3", "lora", "none", 1), ("mixtral", "experts", "none", 0),
-    ("mixtral", "experts", "nf4", 4), ("gpt_oss", "experts", "none", 2), *((family, "lora", "none", 2) for family in RECURRENT),
+    ("mixtral", "experts", "nf4", 4), ("gpt_oss", "experts", "none", 2),
+    *((family, "lora", "none", 2) for family in RECURRENT),
 ]  # fmt: skip
 
 

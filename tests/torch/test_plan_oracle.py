@@ -22,7 +22,7 @@ from edgetune.settings.spec import Checkpointing, ComputeDtype
 from edgetune_torch.dry_run import live_peaks
 
 DRAWN, LONG = 40, 400
-WORST, USUAL = 0.03, 0.003
+WORST, USUAL = 0.02, 0.003
 """Shares by which plans may be over: at most, and usually."""
 FORKED = (((32, 224), (0, 16)), ((228, 28), (0, 200)), ((80, 48, 80, 48), (0, 40, 0, 40)))
 """Lengths of the documents of a row, and what each goes on from."""
