@@ -7,7 +7,7 @@ and what it holds there. T tokens, K inputs, N outputs, R rank.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil
+from math import ceil, prod
 
 from edgetune.memory.batch_shape import PIECE
 from edgetune.memory.elementary import Elementary
@@ -35,33 +35,9 @@ class Fused(Elementary):
         """Return x normalised over its last axis, for a gain in float32, or none."""
         if self.batch.kernels and whole:
             return self._normed_by_kernel(x, gain)
-        if self.batch.keeps_scratch:
-            return self._normed_in_pieces(x, gain)
-        ledger, numbers = self.ledger, x.numbers
-        wide, statistic = FLOAT32_BYTES * numbers, FLOAT32_BYTES * numbers // x.shape[-1]
-        inputs = (x,) if gain is None else (x, gain)
-        narrow, size, trained = x.width != FLOAT32_BYTES, x.nbytes, gain is not None and gain.needs
-        copy = ledger.alloc(wide) if narrow else 0
-        ledger.transient(wide, statistic)
-        if narrow:
-            ledger.transient(wide, size)
-        storage = self.new(size)
-        ledger.transient(0 if narrow else statistic)
-        ledger.free(copy)
-        trained_bytes, count = gain.nbytes if gain is not None and trained else 0, len(inputs)
-
-        def back(grads: list[Gradient]) -> Sequence[Gradient]:
-            own = self.new(trained_bytes) if trained else None
-            ledger.transient((4 if narrow else 3) * wide, 2 * statistic)
-            return (like(grads[0], self.new(size)), own)[:count]
-
-        return self.tape.made(x.shape, x.width, inputs, back, storage=storage, saved=inputs)
-
-    def _normed_in_pieces(self, x: Sized, gain: Sized | None) -> Sized:
-        """Return the same of a processor."""
         ledger, inputs = self.ledger, (x,) if gain is None else (x, gain)
         size, own = x.nbytes, gain.nbytes if gain is not None and gain.needs else 0
-        wide, narrow = FLOAT32_BYTES * largest(x.shape), x.width != FLOAT32_BYTES
+        wide, narrow = FLOAT32_BYTES * self._at_once(x.shape), x.width != FLOAT32_BYTES
         storage, statistic = self.new(size), wide // x.shape[-1]
         ledger.transient((1 + narrow) * wide, statistic)
 
@@ -72,6 +48,10 @@ class Fused(Elementary):
             return (made, trained)[: len(inputs)]
 
         return self.tape.made(x.shape, x.width, inputs, back, storage=storage, saved=inputs)
+
+    def _at_once(self, shape: Sequence[int]) -> int:
+        """Return how many numbers are computed at once: a processor goes on by pieces."""
+        return largest(shape) if self.batch.keeps_scratch else prod(shape)
 
     def _normed_by_kernel(self, x: Sized, gain: Sized | None) -> Sized:
         """Return the same of a kernel: the gain of any type, sums of rows for that of a trained one."""
@@ -174,12 +154,10 @@ class Fused(Elementary):
     def gate(self, gate: Sized, up: Sized, name: str) -> Sized:
         """Return ``activation(gate) * up``; the activation is made again on the way back."""
         one, ledger = up.nbytes, self.ledger
-        beside = 0 if self.batch.kernels and name in KERNELS else 3 * one
-        piece = largest(up.shape) * up.width if self.batch.keeps_scratch else 0
+        fused = self.batch.kernels and name in KERNELS
+        piece = 0 if fused else self._at_once(up.shape) * up.width
 
         def back(_: list[Gradient]) -> Sequence[Gradient]:
-            if not piece:
-                ledger.transient(beside)
             made = self.new(one), self.new(one)
             ledger.transient(2 * piece if name in {"sigmoid", "relu2"} else piece)
             return made

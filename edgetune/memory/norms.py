@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.ledger import Ledger
 from edgetune.pieces import largest
@@ -26,19 +28,16 @@ def norm_forward(ledger: Ledger, kind: NormKind, size: int, rows: BatchShape, co
     statistic = wide // size
     if kind.kind == "layer":
         return weight_bytes + _layer_norm(ledger, rows, weight_bytes, wide, statistic)
-    if rows.keeps_scratch:
-        ledger.alloc(out)
-        piece = FLOAT32_BYTES * largest((rows.tokens, columns))
-        ledger.transient(piece if rows.width == FLOAT32_BYTES else 2 * piece, piece // size)
-        return weight_bytes
-    copy = 0 if rows.width == FLOAT32_BYTES else ledger.alloc(wide)
-    ledger.transient(wide, statistic)
-    ledger.alloc(statistic)
-    if copy:
-        ledger.transient(wide, out)
     ledger.alloc(out)
-    ledger.free(copy + statistic)
+    piece = FLOAT32_BYTES * _at_once(rows, columns)
+    ledger.transient(piece if rows.width == FLOAT32_BYTES else 2 * piece, piece // size)
     return weight_bytes
+
+
+def _at_once(rows: BatchShape, columns: int) -> int:
+    """Return how many numbers are normalised at once: a processor goes on by pieces."""
+    shape = (rows.tokens, columns)
+    return largest(shape) if rows.keeps_scratch else prod(shape)
 
 
 def _layer_norm(
@@ -56,18 +55,12 @@ def _layer_norm(
 def norm_backward(ledger: Ledger, kind: NormKind, size: int, rows: BatchShape, columns: int) -> int:
     """Go back through a norm; return the bytes of the input's gradient, which stay."""
     wide, out = FLOAT32_BYTES * rows.tokens * columns, rows.activation_bytes(columns)
-    statistic = wide // size
     if rows.kernels and kind.kind == "rms":
         return ledger.alloc(out)
-    if rows.keeps_scratch and kind.kind == "rms":
+    if kind.kind == "rms":
         ledger.alloc(out)
-        piece = FLOAT32_BYTES * largest((rows.tokens, columns))
+        piece = FLOAT32_BYTES * _at_once(rows, columns)
         ledger.transient(3 * piece, 2 * piece // size)
         return out
-    if kind.kind == "layer":
-        ledger.transient(0 if rows.width == FLOAT32_BYTES else 2 * wide)
-    elif rows.width == FLOAT32_BYTES:
-        ledger.transient(3 * wide, 2 * statistic)
-    else:
-        ledger.transient(4 * wide, 2 * statistic)
+    ledger.transient(0 if rows.width == FLOAT32_BYTES else 2 * wide)
     return ledger.alloc(out)

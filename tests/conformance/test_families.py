@@ -19,8 +19,8 @@ from edgetune.exporters import ExportRequest, export
 from edgetune.model import LocalModel
 
 BIASED = {
-    "llama", "gpt2", "gpt_neox", "gpt_bigcode", "phi", "falcon", "bloom", "opt", "arcee", "nemotron", "seed_oss", "ernie4_5", "granite",
-    "gpt_oss",
+    "llama", "gpt2", "gpt_neox", "gpt_bigcode", "phi", "falcon", "bloom", "opt", "arcee", "nemotron",
+    "seed_oss", "ernie4_5", "granite", "gpt_oss", "persimmon", "phimoe",
 }  # fmt: skip
 """Families all of whose projections have a bias, or can be given one by the config."""
 

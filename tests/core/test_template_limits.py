@@ -63,6 +63,8 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_soon")
+# where the interruption meets another library's callback it is told again
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", ENDLESS)
 def test_what_never_ends_is_interrupted(name: str) -> None:
     template("{{ messages }}").render(CHAT)

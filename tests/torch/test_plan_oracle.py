@@ -145,9 +145,9 @@ def test_answers_that_share_their_prompt_fit_into_the_plan(
 
 
 def test_long_rows_in_tiles_take_what_is_planned() -> None:
-    """A row's length adds the block's input, its gradient, keys and values, and nothing else."""
+    """Of long rows a token adds the block's input, its gradient, keys and values, and nothing else."""
     kept, planned = Checkpointing(layers=1, offload="disk"), []
-    for context in (2048, 4096):
+    for context in (4096, 6144):
         choice = plain(
             method=build("lora", {"rank": 32}), quantization="none", checkpointing=kept,
             compute_dtype="bfloat16", context=context, tile=512, loss_chunk=256, head="disk",

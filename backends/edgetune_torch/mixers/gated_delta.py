@@ -53,6 +53,7 @@ class Rule(torch.autograd.Function):
         """Return what is read (B, S, H V) of x (B, S, C), b and a (B, S, H), and the state behind it."""
         ctx.save_for_backward(x, b, a, conv, a_log, dt_bias, state)
         ctx.mixer, ctx.documents, ctx.skipped = mixer, documents, skipped
+        ctx.set_materialize_grads(False)  # where nobody reads the state behind it
         own = Parameters(conv=conv, a_log=a_log, dt_bias=dt_bias)
         out = x.new_empty(*x.shape[:2], mixer.values)
         out[:, :skipped] = 0
@@ -74,6 +75,7 @@ class Rule(torch.autograd.Function):
         for piece in pieces[:-1]:
             states.append(delta_rule.state_behind(piece.tokens(), states[-1], piece.reach()))
         found = Found.of(x, b, a, own)
+        state_grad = torch.zeros_like(states[0]) if state_grad is None else state_grad
         here = found.behind(skipped)
         for piece in reversed(pieces):
             read, state = piece.take(grad[:, skipped:]), states.pop()

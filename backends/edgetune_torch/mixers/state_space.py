@@ -64,6 +64,7 @@ class Scan(torch.autograd.Function):
         """Return what is read (B, S, H V) of x (B, S, C) and steps (B, S, H), and the state behind it."""
         ctx.save_for_backward(x, steps, conv, conv_bias, a_log, dt_bias, skip, state)
         ctx.mixer, ctx.documents, ctx.skipped = mixer, documents, skipped
+        ctx.set_materialize_grads(False)  # where nobody reads the state behind it
         own = Parameters(conv=conv, conv_bias=conv_bias, a_log=a_log, dt_bias=dt_bias, skip=skip)
         out = x.new_empty(*x.shape[:2], mixer.values)
         out[:, :skipped] = 0
@@ -83,6 +84,7 @@ class Scan(torch.autograd.Function):
         for span in spans[:-1]:
             states.append(span.state_behind(states[-1]))
         found, (grad, state_grad) = Found.of(x, steps, own), grads
+        state_grad = torch.zeros_like(states[0]) if state_grad is None else state_grad
         here = found.behind(ctx.skipped)
         for span in reversed(spans):
             state_grad = span.go_back(grad[:, ctx.skipped :], states.pop(), state_grad, here)
