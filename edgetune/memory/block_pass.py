@@ -116,21 +116,32 @@ class Passes:
         back = graded.peak
         return BlockPass(
             kept=kept, forward=forward, plain=plain, inference=inference,
-            backward=back, again=max(forward, back),
+            backward=back, again=back if forward <= back else max(self._again(kind), back),
         )  # fmt: skip
 
     def run(
-        self, kind: BlockKind, ledger: Ledger, *, grad: bool, training: bool
+        self, kind: BlockKind, ledger: Ledger, *, grad: bool, training: bool, again: bool = False
     ) -> tuple[EagerOps, Sized, SizedMethod]:
-        """Run a block's text; return its operations, its output and its method."""
+        """Run a block's text; return its operations, its output and its method.
+
+        ``again``: as it is run for the way back.
+        """
         ops = EagerOps(
             self.shape, self.rows, ledger, kind.layer, quantized=self.quantized,
             to_lender=grad and kind.to_lender,
         )  # fmt: skip
         own = self.own.with_tensors(kind.tensors, grad=grad, training=training)
+        if again:
+            ops.unread = own.unread(ops.own)
         size = (self.rows.batch, self.rows.context, self.shape.hidden_size)
         entry = outside(size, self.rows.width, needs=grad and kind.goes_on)
         return ops, Block(ops, self.shape, kind.layer, own).output(entry), own
+
+    def _again(self, kind: BlockKind) -> int:
+        """Return the peak of a forward pass without what no gradient reads."""
+        ledger = Ledger()
+        self.run(kind, ledger, grad=True, training=True, again=True)
+        return ledger.peak
 
     def _ungraded(self, kind: BlockKind, *, training: bool) -> int:
         ledger = Ledger()

@@ -49,6 +49,8 @@ class EagerOps(Attending):
         self.own = shape.blocks[layer]
         self.quantized = quantized
         self.tile = tile
+        self.unread: frozenset[str] = frozenset()
+        """The projections whose outputs are not made, as nobody reads them."""
         self.multiplies = False
         """Whether a frozen matrix was multiplied."""
         self.to_lender = to_lender
@@ -73,7 +75,7 @@ class EagerOps(Attending):
 
     def linear(self, role: str, x: Sized, *, bias: bool = True) -> Sized:  # noqa: ARG002
         """Multiply by a frozen matrix."""
-        return self.product(x, self._product(role))
+        return self.product(x, self._product(role), read=role not in self.unread)
 
     def lora_linear(
         self, role: str, x: Sized, a: Sized, b: Sized, scale: float, dropout: Dropout | None,
@@ -82,7 +84,8 @@ class EagerOps(Attending):
         """Multiply by a frozen matrix and a low-rank update."""
         del scale, bias, fixed  # a constant wants no gradient
         product = self._product(role)
-        return self.low_rank_product(x, a, b, product, dropout=dropout is not None)
+        read = role not in self.unread
+        return self.low_rank_product(x, a, b, product, dropout=dropout is not None, read=read)
 
     def bias(self, role: str, y: Sized) -> Sized:
         """Add a frozen bias."""

@@ -186,8 +186,8 @@ class Fused(Elementary):
 
     # products
 
-    def product(self, x: Sized, product: Product) -> Sized:
-        """Return a product with a frozen matrix, which saves nothing."""
+    def product(self, x: Sized, product: Product, *, read: bool = True) -> Sized:
+        """Return a product with a frozen matrix, which saves nothing; not multiplied if not ``read``."""
         ledger, rows = self.ledger, self.batch
         size = x.nbytes
         outputs = size // product.inputs * product.outputs
@@ -199,16 +199,16 @@ class Fused(Elementary):
             ledger.free(held)
             return (grad,)
 
-        flat = self._flat(x)
-        unpack(ledger, product, rows)
-        held = ledger.alloc(product.dense(rows))
-        shape = (*x.shape[:-1], product.outputs)
+        shape, flat, held = (*x.shape[:-1], product.outputs), self._flat(x) if read else 0, 0
+        if read:
+            unpack(ledger, product, rows)
+            held = ledger.alloc(product.dense(rows))
         out = self.tape.made(shape, x.width, (x,), back)
         ledger.free(held + flat)
         return out
 
     def low_rank_product(
-        self, x: Sized, a: Sized, b: Sized, product: Product, *, dropout: bool
+        self, x: Sized, a: Sized, b: Sized, product: Product, *, dropout: bool, read: bool = True
     ) -> Sized:
         """Return a product with a frozen matrix and a low-rank update."""
         ledger, rows = self.ledger, self.batch
@@ -216,8 +216,9 @@ class Fused(Elementary):
         copies = rank * (product.inputs + product.outputs) * rows.product
         copies = 0 if rows.product == FLOAT32_BYTES else copies
         flat = self._flat(x)
-        unpack(ledger, product, rows)
-        held = ledger.alloc(product.dense(rows) + copies)
+        if read:
+            unpack(ledger, product, rows)
+        held = ledger.alloc((product.dense(rows) if read else 0) + copies)
         storage = self.new(tokens * product.outputs * x.width)
         low = self.new(tokens * rank * rows.product)
         if dropout:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from edgetune.memory.lazy.evaluation import AHEAD
 from edgetune.memory.ledger import Ledger
 from edgetune.shape import ModelShape
 from edgetune.storage import (
@@ -100,6 +99,8 @@ class Loading:
         """
         if self.quantization in AFFINE or not self.unpacks:
             return kept
+        from edgetune.memory.lazy.evaluation import AHEAD
+
         numbers = min(outputs, max(1, PACKED_AT_ONCE // inputs)) * inputs
         width = FLOAT32_BYTES if self.quantization == "nvfp4" else self._stored
         compared = (CODES + 2) * width * numbers  # with scaled and absolute numbers

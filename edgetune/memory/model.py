@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from edgetune.buckets import bucket
 from edgetune.choice import Choice
@@ -13,11 +14,6 @@ from edgetune.memory.batch_shape import BatchShape, Platform, batch_shape_of
 from edgetune.memory.block_pass import BlockPass, Passes, SizedMethod, beside
 from edgetune.memory.estimate import MemoryEstimate, Parts, Phases
 from edgetune.memory.head import TRAINED, evaluation_bytes, loss_bytes
-from edgetune.memory.lazy.loss import LazyLoss
-from edgetune.memory.lazy.method import LazyMethod
-from edgetune.memory.lazy.passes import LazyPasses
-from edgetune.memory.lazy.tile_attention import described
-from edgetune.memory.lazy.weights import alike
 from edgetune.memory.loading import Loading
 from edgetune.memory.optimizer import state_bytes, update_bytes
 from edgetune.memory.scratch import scratch_bytes
@@ -28,6 +24,11 @@ from edgetune.methods.planned import BlockKind, kinds
 from edgetune.objectives import Objective
 from edgetune.shape import ModelShape
 from edgetune.storage import FILE_FORMAT, FLOAT32_BYTES
+
+if TYPE_CHECKING:
+    from edgetune.memory.lazy.loss import LazyLoss
+    from edgetune.memory.lazy.method import LazyMethod
+    from edgetune.memory.lazy.passes import LazyPasses
 
 INDICES = 28
 """Bytes a token of its number, its target, its position, and their copies in other formats."""
@@ -79,7 +80,7 @@ class MemoryModel:
         self.of_all = FLOAT32_BYTES * sum(x.size for x in trained if method.everywhere(x.name))
         self.kinds = kinds(method, shape, tensors)
         self._own = SizedMethod(method, shape, {})
-        self._lazy = LazyMethod(method, shape, {})
+        self._method = method
         lasting, frozen = beside(self._own, shape, self.kinds)
         self.adapter = FLOAT32_BYTES * sum(tensor.size for tensor in tensors) + lasting
         self.runtime = self.costs.runtime(shape.vocabulary)
@@ -132,6 +133,8 @@ class MemoryModel:
         places = (choice.quantization, choice.placement, choice.embedding, choice.head)
         computing = self.costs.kernels if rows.product < FLOAT32_BYTES else 0
         if rows.lazy and rows.tile:
+            from edgetune.memory.lazy.tile_attention import described
+
             computing += described(self.shape, rows)
         parts = Parts(
             weights=self._weights(*places),
@@ -170,6 +173,8 @@ class MemoryModel:
     ) -> StepModel:
         shape, streamed = self.shape, placement != "resident"
         if self.costs.lazy:
+            from edgetune.memory.lazy.weights import alike
+
             rows, quantization = alike(rows, quantization, streamed=streamed)
         found = self._passes(rows, quantization, streamed=streamed, summed=summed)
         blocks = [found(kind) for kind in self.kinds]
@@ -200,7 +205,16 @@ class MemoryModel:
         return cache(Passes(self._own, shape, rows, quantized=quantization == "nf4").of)
 
     def _make_graphs(self, rows: BatchShape, quantization: str, *, streamed: bool) -> LazyPasses:
+        from edgetune.memory.lazy.passes import LazyPasses
+
         return LazyPasses(self._lazy, self.shape, rows, quantization, streamed=streamed)
+
+    @cached_property
+    def _lazy(self) -> LazyMethod:
+        """The method over MLX's graphs, whose interpreter is loaded only where plans are for MLX."""
+        from edgetune.memory.lazy.method import LazyMethod
+
+        return LazyMethod(self._method, self.shape, {})
 
     def _came_back(self, lent: Sequence[int], layer: int) -> int:
         """Return the bytes of the gradients of lent keys and values when a layer goes back."""
@@ -222,14 +236,19 @@ class MemoryModel:
         *, weighed: bool, summed: bool,
     ) -> int:  # fmt: skip
         if self.costs.lazy:
-            loss = LazyLoss.of(self._lazy, self.shape, rows, head, quantization)
+            loss = self._lazy_loss(rows, head, quantization)
             return loss.gradient(chunk, weighed=weighed, summed=summed)
         return loss_bytes(self.shape, rows, chunk, head, weighed=weighed)
 
     def _make_evaluated(self, rows: BatchShape, chunk: int, head: str, quantization: str) -> int:
         if self.costs.lazy:
-            return LazyLoss.of(self._lazy, self.shape, rows, head, quantization).evaluation(chunk)
+            return self._lazy_loss(rows, head, quantization).evaluation(chunk)
         return evaluation_bytes(self.shape, rows, chunk, head)
+
+    def _lazy_loss(self, rows: BatchShape, head: str, quantization: str) -> LazyLoss:
+        from edgetune.memory.lazy.loss import LazyLoss
+
+        return LazyLoss.of(self._lazy, self.shape, rows, head, quantization)
 
     def _grown(self, *, whole: bool) -> list[int]:
         """Return the bytes of the gradients that are there when each block goes back, and at last.

@@ -52,12 +52,12 @@ def test_long_contexts_are_computed_in_tiles(usable: int, context: int) -> None:
 
 def test_a_mac_computes_long_contexts_in_tiles() -> None:
     device = profile_device("m2-16gb")
-    plan = plan_of("llama-3.1-8b", device, rank=32, context=32768)
+    plan = plan_of("llama-3.1-8b", device, rank=32, context=65536)
     assert plan.choice.tile
     assert plan.memory.peak_bytes <= device.usable_bytes
     assert "tokens of a row at a time" in why(plan)
     with pytest.raises(NothingFitsError):
-        plan_of("llama-3.1-8b", device, rank=32, context=32768, tile=0)
+        plan_of("llama-3.1-8b", device, rank=32, context=65536, tile=0)
 
 
 def test_a_tile_is_taken_as_it_is_asked_for_or_refused() -> None:
