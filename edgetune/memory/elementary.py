@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.ledger import Ledger
 from edgetune.memory.sized import Gradient, Sized, Storage, Tape, outside
+from edgetune.storage import FLOAT32_BYTES
 
 
 class Elementary:
@@ -67,9 +68,13 @@ class Elementary:
     def plus_vector(self, x: Sized, vector: Sized) -> Sized:
         """Return ``x + vector`` over the last axis."""
         size, wanted = vector.nbytes, vector.needs
+        wide = FLOAT32_BYTES * x.numbers if x.width != FLOAT32_BYTES else 0
 
         def back(grads: list[Gradient]) -> Sequence[Gradient]:
-            return grads[0], self.new(size) if wanted else None
+            if not wanted:
+                return grads[0], None
+            self.ledger.transient(wide, size)  # summed in float32
+            return grads[0], self.new(size)
 
         return self.tape.made(x.shape, x.width, (x, vector), back)
 
