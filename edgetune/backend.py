@@ -37,7 +37,7 @@ S = TypeVar("S", Rewards, Compared)
 Tensors = Mapping[str, NDArray[np.generic]]
 
 Pull = Callable[[int, NDArray[np.float32]], NDArray[np.float32]]
-"""From a block's number and its output (B, D) where each row's answer begins to the gradient by it."""
+"""From a block's number and its output (B, D) where each row's last answer begins to the gradient by it."""
 
 DEFAULT_ADAPTER = "own"
 """Name of the adapter that a session is opened with, the one that it trains."""
@@ -287,9 +287,9 @@ class Session(Protocol):
         """Return the logits (T, V) after each of T tokens of one row."""
 
     def activations(self, batch: MicroBatch) -> NDArray[np.float32]:
-        """Return the output of each block (L, B, D) where the answer of each row begins.
+        """Return the output of each block (L, B, D) where the last answer of each row begins.
 
-        That is at the token which is followed by the first loss token; the adapter is the session's own.
+        That is at the token which is followed by its first loss token; the adapter is the session's own.
 
         Raises:
             DeviceOutOfMemoryError: if it does not fit.

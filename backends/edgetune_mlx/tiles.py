@@ -9,7 +9,7 @@ as long as a row, and all of these are lists of arrays, so that none is ever cop
 A convolution reads a few tokens before its own: a tile is computed with them, and they get gradients
 of it. A state is carried from tile to tile; on the way back those between tiles are made again with
 the keys, and their gradients go from the last tile to the first. Blocks that lend keys and values or
-read lent ones are computed whole.
+read lent ones, and those with a mixer beside attention, are computed whole.
 
 B rows, S positions, D hidden size.
 """

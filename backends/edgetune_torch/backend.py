@@ -35,7 +35,11 @@ class TorchBackend:
         except (ImportError, OSError) as error:
             return Decision(False, f"torch is installed and does not load: {error}.")
         if device.kind == "cpu":
-            return Decision(True, f"torch {torch.__version__} on CPU")
+            from edgetune_torch.cpu_kernels import COMPILERS, lacks_compiler
+
+            slower = f". Runs in bfloat16 are faster with a compiler: install {COMPILERS[1]}"
+            more = slower if lacks_compiler() else ""
+            return Decision(True, f"torch {torch.__version__} on CPU{more}")
         from edgetune_torch.cards import usable_card
 
         return usable_card(device.uuid)

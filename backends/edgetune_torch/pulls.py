@@ -50,7 +50,7 @@ def activations(
 
 
 def answer_starts_of(targets: Tensor) -> Tensor:
-    """Return where the first loss token of each row (B, S) is predicted from (B,)."""
+    """Return where the first token of each row's (B, S) last answer is predicted from (B,)."""
     return torch.from_numpy(answer_starts(targets.cpu().numpy())).to(targets.device)
 
 

@@ -7,8 +7,8 @@ a block but its input, the gradient, keys and values is as long as a row.
 
 A convolution reads a few tokens before its own: a tile is computed with them, and they get gradients
 of it. A state is carried from tile to tile; on the way back those between tiles are made again with
-the keys, and their gradients go from the last tile to the first. Mixers that scan (Mamba-2), and
-blocks that lend keys and values or read lent ones, are computed whole.
+the keys, and their gradients go from the last tile to the first. Blocks that lend keys and values or
+read lent ones, and those with a mixer beside attention, are computed whole.
 
 B rows, S positions, D hidden size, G key/value heads, h channels of a head.
 """

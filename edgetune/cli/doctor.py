@@ -62,11 +62,13 @@ def _sections(found: Diagnosis) -> dict[str, list[str]]:
 def _device(checked: Checked) -> list[str]:
     device = checked.device
     named = f"{device.name} ({device.kind})"
+    advice = [f"     {checked.do}"] if checked.do else []
     if not checked.usable:
-        return [f"no   {named}: {checked.because}", *([f"     {checked.do}"] if checked.do else [])]
+        return [f"no   {named}: {checked.because}", *advice]
     room = format_bytes(device.usable_bytes)
     return [
         f"ok   {named}: {checked.because}, {room} for a run",
+        *advice,
         *(f"     {note}" for note in device.notes),
     ]
 

@@ -55,7 +55,9 @@ STEERING = Steering()
     metavar="N",
     help="Variants of each row, of which an attack takes the one that is predicted worst.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the attacks.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the attacks."
+)
 @html_option
 @over_options
 @common_options

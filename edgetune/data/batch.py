@@ -19,12 +19,15 @@ IGNORED = -100
 
 
 def answer_starts(targets: NDArray[np.int32]) -> NDArray[np.intp]:
-    """Return where the first loss token of each row (B, S) is predicted from (B,).
+    """Return where the first token of each row's (B, S) last answer is predicted from (B,).
 
-    >>> answer_starts(np.array([[IGNORED, IGNORED, 7, 8], [5, IGNORED, 6, 2]], np.int32)).tolist()
-    [2, 0]
+    >>> answer_starts(np.array([[IGNORED, IGNORED, 7, 8], [5, IGNORED, 6, IGNORED]], np.int32))
+    array([2, 2])
     """
-    found: NDArray[np.intp] = np.argmax(targets != IGNORED, axis=1)
+    learned = targets != IGNORED
+    begun = learned.copy()
+    begun[:, 1:] &= ~learned[:, :-1]
+    found: NDArray[np.intp] = learned.shape[1] - 1 - np.argmax(begun[:, ::-1], axis=1)
     return found
 
 

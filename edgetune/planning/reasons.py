@@ -39,11 +39,7 @@ def reasons_for(
     yield from _placement(found, problem, search)
     yield from _vocabulary(found, problem)
     yield from _costly(found, problem)
-    if problem.shape.has_experts:
-        yield (
-            "experts and routers stay frozen, and pretraining's load-balancing loss is off: only "
-            "what every token goes through is adapted"
-        )
+    yield from _experts(found, problem)
     yield from _checkpointing(found, problem, search)
     yield from _tiles(found, problem, search)
     yield from _rows(found, problem)
@@ -70,6 +66,21 @@ def _base(
             f"{BITS[chosen]} weights ({chosen}): {BITS[larger.quantization]} weights need at least "
             f"{precise_bytes(least.memory.peak_bytes)}; the budget is "
             f"{precise_bytes(problem.budget)}"
+        )
+
+
+def _experts(found: Found, problem: SearchProblem) -> Iterator[str]:
+    """Say what of a mixture of experts is adapted."""
+    loss = "pretraining's load-balancing loss is off"
+    if found.choice.method.adapts_experts(problem.shape):
+        yield (
+            f"experts are adapted, as asked for; routers stay frozen, and {loss}: an expert learns "
+            "from the tokens that are sent to it"
+        )
+    elif problem.shape.has_experts:
+        yield (
+            f"experts and routers stay frozen, and {loss}: only what every token goes through is "
+            "adapted"
         )
 
 

@@ -26,6 +26,8 @@ class SeenUpdate:
     layer: int
     target: str
     """The projection's name in its block."""
+    expert: int | None
+    """The number of the expert that it belongs to, if it does to one."""
     norm: float
     effective_rank: float
     values: tuple[float, ...]
@@ -129,6 +131,7 @@ def _updates(found: Adapted) -> Iterator[SeenUpdate]:
         yield SeenUpdate(
             layer=target.layer,
             target=target.linear.module,
+            expert=target.linear.expert,
             norm=seen.norm,
             effective_rank=seen.effective_rank,
             values=seen.values,

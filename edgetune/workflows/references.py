@@ -155,7 +155,8 @@ def _opened(found: list[Reference], own: int | None, plan: Plan) -> list[Opened]
     What was read of an adapter is let go of when the session has it.
     """
     methods = [item.adapter.method for item in found if item.adapter is not None]
-    plan, attached = _with_room(plan, methods)
+    of_run = any(item.plan is not None for item in found)
+    plan, attached = _with_room(plan, methods, of_run=of_run)
     model = found[0].model
     mine = None if own is None else found[own].adapter
     session = open_session(plan, model) if mine is None else open_adapted(plan, model, mine)
@@ -188,7 +189,7 @@ def _opened(found: list[Reference], own: int | None, plan: Plan) -> list[Opened]
     return opened
 
 
-def _with_room(plan: Plan, methods: Sequence[Method]) -> tuple[Plan, int]:
+def _with_room(plan: Plan, methods: Sequence[Method], *, of_run: bool) -> tuple[Plan, int]:
     """Return a plan with the memory of all adapters, and what those besides the first take.
 
     Raises:
@@ -198,7 +199,7 @@ def _with_room(plan: Plan, methods: Sequence[Method]) -> tuple[Plan, int]:
         return plan, 0  # made for the one
     serving = serving_of(plan, methods)
     own = adapter_bytes(plan.shape, plan.choice.method)
-    return with_room(plan, serving), sum(serving.adapters) - own + serving.beyond
+    return with_room(plan, serving, of_run=of_run), sum(serving.adapters) - own + serving.beyond
 
 
 def _read_all(names: Sequence[str], over: Over) -> list[Reference]:

@@ -8,13 +8,12 @@ nearer to those planes. It needs no answers, and is gone with the batch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from math import isfinite
 from pathlib import Path
-from random import Random
 from tempfile import TemporaryDirectory
 from typing import Final
 
@@ -22,23 +21,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.backend import EvalResult, Session, Tensors
-from edgetune.data import Examples, MicroBatch, parse_fields
-from edgetune.data.attacks import ATTACKS, attacked_row, attacked_text
+from edgetune.data import Examples, MicroBatch
+from edgetune.data.attacks import ATTACKS
 from edgetune.data.batches import micro_batch_of
-from edgetune.data.content import Content
-from edgetune.data.files import find_sources
-from edgetune.data.formats import detect
-from edgetune.data.problems import RowError
 from edgetune.data.schedule import PaddedSchedules
-from edgetune.errors import DataError, UsageError
+from edgetune.errors import CheckFailedError, UsageError
 from edgetune.insight.planes import Plane
 from edgetune.methods.prefix import Prefix
 from edgetune.settings.spec import ADAMW, Interval, check_numbers, knob
+from edgetune.workflows.attacked_rows import AttackableRows, answered_rows
 from edgetune.workflows.in_parts import in_parts
 from edgetune.workflows.opened import Opened
 from edgetune.workflows.over import Over
 from edgetune.workflows.references import open_references, read_adapted
-from edgetune.workflows.scoring import rows_of
 
 SHARE: Final = 0.95
 """Of the variance of right answers, what the planes hold."""
@@ -111,8 +106,10 @@ def robustness(asked: RobustnessRequest, tell: Callable[[str], None]) -> Robustn
     """Return how a prefix does on attacked rows, alone and with one that is tuned for each batch.
 
     Raises:
-        UsageError: if it is no prefix, or too few clean rows are answered right.
+        UsageError: if it is no prefix, rows are preferences or too long, or too few clean ones are
+            answered right.
         DataError: if rows have no prompt.
+        CheckFailedError: if numbers stop being finite.
         ModelError: if the adapter or its base is missing or damaged.
     """
     if asked.tries < 1:
@@ -122,15 +119,19 @@ def robustness(asked: RobustnessRequest, tell: Callable[[str], None]) -> Robustn
         raise UsageError(f"{asked.name} is {kind}: a prefix (--method prefix) is tuned this way.")
     (opened,) = open_references((asked.name,), asked.over)
     with closing(opened.session), TemporaryDirectory() as scratch:
-        planes, known = _planes(opened, rows_of(opened, asked.clean))
+        own = AttackableRows.read(opened, asked.data)
+        planes, known = _planes(opened, answered_rows(opened, asked.clean))
         found = []
         for attack in (CLEAN, *ATTACKS):
             tell(f"Attack: {attack}")
-            rows = _attacked(opened, asked, attack, Path(scratch))
+            rows = own.rows
+            if attack != CLEAN:
+                losses, folder = partial(_losses, opened), Path(scratch)
+                rows = own.attacked(attack, losses, folder, tries=asked.tries, seed=asked.seed)
             found.append(_outcome(opened, rows, attack, planes, asked.steering))
     return Robustness(
         name=asked.name,
-        rows=len(rows),
+        rows=len(own.rows),
         known=known,
         dimensions=tuple(len(plane.directions) for plane in planes),
         attacks=tuple(found),
@@ -161,6 +162,9 @@ def steered(
     """Tune what is added to the session's own adapter for a batch; take it away at the end.
 
     Yields the distance before each step.
+
+    Raises:
+        CheckFailedError: if it is no number.
     """
     own = {name: np.array(x, np.float32) for name, x in session.adapter_tensors().items()}
     added, distances = _Added(own, steering.tuning_rate), []
@@ -169,6 +173,11 @@ def steered(
             distance = Distance(planes)
             added.step(session.pull(batch, distance))
             distances.append(distance.total)
+            if not isfinite(distance.total):
+                raise CheckFailedError(
+                    f"What the blocks compute is not finite at step {len(distances)} of tuning "
+                    f"({distance.total}). Lower --tuning-rate, or train the prefix again."
+                )
             session.restore({name: x + added.numbers[name] for name, x in own.items()})
         yield distances
     finally:
@@ -214,7 +223,13 @@ def _planes(opened: Opened, rows: Examples) -> tuple[list[Plane], int]:
             f"Of {len(rows)} clean rows {known} are answered right by {opened.name}, and planes are made "
             f"of {FEWEST} at least. Give more rows that it was trained on, or train it longer."
         )
-    return [Plane.near(layer, SHARE) for layer in np.concatenate(found, axis=1)], known
+    outputs = np.concatenate(found, axis=1)
+    if not np.isfinite(outputs).all():
+        raise CheckFailedError(
+            f"What the blocks of {opened.name} compute is not finite. Train it again, with a lower "
+            "learning rate or in another --compute-dtype."
+        )
+    return [Plane.near(layer, SHARE) for layer in outputs], known
 
 
 def _outcome(
@@ -253,51 +268,6 @@ def _batches(opened: Opened, rows: Examples) -> Iterator[tuple[NDArray[np.int64]
     schedule = PaddedSchedules(rows.lengths, longest, micro_batch).by_length()
     for index in range(len(schedule)):
         yield np.concatenate(schedule.rows_of(index)), micro_batch_of(rows, schedule, index)
-
-
-def _attacked(opened: Opened, asked: RobustnessRequest, attack: str, folder: Path) -> Examples:
-    """Return rows under an attack: of some variants of each, the one that is predicted worst."""
-    rows = rows_of(opened, asked.data)
-    if attack == CLEAN:
-        return rows
-    fields = parse_fields(opened.plan.training.fields) if opened.plan.training.fields else {}
-    contents = list(_contents(asked.data, fields))
-    if len(contents) != len(rows):
-        raise UsageError(
-            f"{asked.data} has {len(contents)} rows, of which {len(rows)} examples are made: longer ones are "
-            "left out or cut into several. Give rows that fit."
-        )
-    worst, losses = [""] * len(contents), np.full(len(contents), -np.inf)
-    file = folder / "attacked.jsonl"
-    for number in range(asked.tries):
-        rng = Random(f"{asked.seed}:{attack}:{number}")
-        change = partial(attacked_text, attack=attack, rng=rng)
-        try:
-            lines = [_line(attacked_row(content, change), fields) for content in contents]
-        except RowError as error:
-            raise DataError(f"{asked.data} cannot be attacked: {error}") from None
-        file.write_text("".join(lines), "utf-8")
-        found = _losses(opened, rows_of(opened, file))
-        worst = [line if new > old else kept
-                 for line, kept, new, old in zip(lines, worst, found, losses, strict=True)]  # fmt: skip
-        losses = np.maximum(losses, found)
-    file.write_text("".join(worst), "utf-8")
-    return rows_of(opened, file)
-
-
-def _contents(data: Path, fields: Mapping[str, str]) -> Iterator[Content]:
-    """Yield what the rows of a file hold, which was read before without a fault."""
-    for source in find_sources(data)[0]:
-        for chunk in source.blocks(0, lambda _: None):
-            for _, value in chunk.rows:
-                row = json.loads(value) if chunk.is_json else value
-                row |= {ours: row[name] for ours, name in fields.items() if name in row}
-                yield detect(row).read(row)
-
-
-def _line(row: Mapping[str, object], fields: Mapping[str, str]) -> str:
-    named = {fields.get(name, name): value for name, value in row.items()}
-    return json.dumps(named, ensure_ascii=False) + "\n"
 
 
 def _losses(opened: Opened, rows: Examples) -> NDArray[np.float64]:

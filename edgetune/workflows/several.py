@@ -20,8 +20,10 @@ def serving_of(plan: Plan, methods: Sequence[Method]) -> ServingEstimate:
     return serving_estimate(plan.shape, plan.choice, plan.memory, platform, methods)
 
 
-def with_room(plan: Plan, serving: ServingEstimate) -> Plan:
+def with_room(plan: Plan, serving: ServingEstimate, *, of_run: bool = False) -> Plan:
     """Return a plan whose peak holds its base with all adapters.
+
+    ``of_run`` says that it is that of a run, which ``--memory`` does not change.
 
     Raises:
         NothingFitsError: if they do not fit, with how many would.
@@ -29,11 +31,16 @@ def with_room(plan: Plan, serving: ServingEstimate) -> Plan:
     budget, peak = plan.device.budget_bytes, serving.peak_bytes
     if peak > budget:
         count, fit = len(serving.adapters), serving.first(budget)
-        needed = -(-peak // 10**6)
+        more = f"--memory {-(-peak // 10**6)}MB"
+        remedy = (
+            f"give the runs' adapters (RUN/adapter) with {more}"
+            if of_run
+            else f"let more be used with {more}"
+        )
         raise NothingFitsError(
             f"{count} adapters over {plan.model.ref} take {precise_bytes(peak)}, "
             f"{precise_bytes(sum(serving.adapters))} of them their own; {precise_bytes(budget)} may "
-            f"be used: {fit} of them fit. Name fewer, or let more be used with --memory {needed}MB."
+            f"be used: {fit} of them fit. Name fewer, or {remedy}."
         )
     memory = plan.memory
     phases = replace(memory.phases, train=max(memory.phases.train, peak))  # as backends are told

@@ -15,6 +15,7 @@ from edgetune.errors import UsageError
 from edgetune.exporters.updates import merge_of
 from edgetune.insight import Turning, by_chance, correlation, overlaps, turning, updates
 from edgetune.methods.merging import LowRankUpdate, Update
+from edgetune.methods.targets import Target
 from edgetune.model import LocalModel, StoredTensor
 from edgetune.shape import ModelShape
 from edgetune.tensors.reader import read_rows
@@ -24,6 +25,8 @@ from edgetune.workflows.opening import open_session
 from edgetune.workflows.over import Over
 from edgetune.workflows.references import Adapted, new_plan, read_adapted, read_each_adapted
 from edgetune.workflows.scoring import rows_of, score
+
+Directions = NDArray[np.float32]
 
 SAME = 1e-3
 """Loss by which an untrained adapter may differ from none: what rounding makes of it."""
@@ -161,8 +164,9 @@ def shared_directions(one: str, other: str, over: Over) -> SharedDirections:
     written: dict[str, list[NDArray[np.float64]]] = {}
     for target in common:
         module = target.linear.module
-        read.setdefault(module, []).append(overlaps(mine[target].right, theirs[target].right))
-        written.setdefault(module, []).append(overlaps(mine[target].left.T, theirs[target].left.T))
+        own, others = (_directions(target, each[target]) for each in (mine, theirs))
+        read.setdefault(module, []).append(overlaps(own[0], others[0]))
+        written.setdefault(module, []).append(overlaps(own[1], others[1]))
     chance = {
         target.linear.module: (
             by_chance(*_ranks(mine[target], theirs[target]), target.linear.inputs),
@@ -180,7 +184,7 @@ def shared_directions(one: str, other: str, over: Over) -> SharedDirections:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moved:
-    """How an adapter moved one matrix."""
+    """How an adapter moved one matrix, or those of all experts of a block."""
 
     layer: int
     target: str
@@ -211,21 +215,16 @@ def movement(name: str, over: Over) -> Movement:
     """
     found = read_adapted(name, over)
     model, merge = found.model, merge_of(found.adapter, found.model)
-    matrices = []
-    for layer, block in enumerate(model.shape.blocks):
-        for linear in block.linears:
-            weight = f"{model.shape.block(layer)}{linear.module}.weight"
-            if weight not in merge.changes:
-                continue
-            moved = _moved(model, weight, merge.changes[weight], transposed=linear.transposed)
-            matrices.append(
-                Moved(
-                    layer=layer,
-                    target=linear.module,
-                    magnitude=moved.mean_magnitude,
-                    direction=moved.mean_direction,
-                )
-            )
+    matrices = [
+        Moved(
+            layer=layer,
+            target=target,
+            magnitude=moved.mean_magnitude,
+            direction=moved.mean_direction,
+        )
+        for layer in range(model.shape.layers)
+        for target, moved in _moved_in(model, layer, merge.changes).items()
+    ]
     if not matrices:
         raise UsageError(f"{found.adapter.method.kind} changes no matrix of a block.")
     points = [(each.magnitude, each.direction) for each in matrices]
@@ -267,6 +266,12 @@ def _blocks_of(tensors: Tensors, shape: ModelShape) -> dict[str, int]:
     }
 
 
+def _directions(target: Target, update: LowRankUpdate) -> tuple[Directions, Directions]:
+    """Return what an update reads (R, inputs) and what it writes (R, outputs)."""
+    rows = update.right, update.left.T
+    return rows[::-1] if target.linear.transposed else rows
+
+
 def _ranks(one: LowRankUpdate, other: LowRankUpdate) -> tuple[int, int]:
     return len(one.right), len(other.right)
 
@@ -286,6 +291,20 @@ def _mean(parts: Sequence[NDArray[np.float64]]) -> tuple[tuple[float, ...], ...]
     rows, columns = (min(part.shape[axis] for part in parts) for axis in (0, 1))
     found = np.mean([part[:rows, :columns] for part in parts], axis=0)
     return tuple(map(tuple, found.tolist()))
+
+
+def _moved_in(model: LocalModel, layer: int, changes: Mapping[str, Update]) -> dict[str, Turning]:
+    """Return by target how the matrices of a block changed; the experts' are one target together."""
+    block, prefix, found = model.shape.blocks[layer], model.shape.block(layer), dict[str, Turning]()
+    for linear in block.matrices:
+        weight = f"{prefix}{linear.module}.weight"
+        if weight in changes:
+            target = linear.module
+            if block.experts is not None and linear.expert is not None:
+                target = f"{block.experts.stack}.{block.experts.in_stack(linear.role)[0]}_proj"
+            moved = _moved(model, weight, changes[weight], transposed=linear.transposed)
+            found[target] = found.get(target, Turning()) + moved
+    return found
 
 
 def _moved(model: LocalModel, name: str, change: Update, *, transposed: bool) -> Turning:

@@ -27,11 +27,11 @@ PULLED = [
 
 
 def asked(count: int = 4) -> MicroBatch:
-    """Return rows whose answers begin at different places."""
+    """Return rows whose last answers begin at different places, behind others of a token."""
     batch = rows(count)
     targets = batch.targets.copy()
     for row in range(count):
-        targets[row, : 2 + row] = IGNORED
+        targets[row, 1 : 2 + row] = IGNORED
     return replace(batch, targets=targets)
 
 

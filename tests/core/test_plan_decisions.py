@@ -36,6 +36,14 @@ def test_seven_billion_on_eight_gigabytes() -> None:
     assert "8-bit weights (int8): 16-bit weights need at least" in why(plan)
 
 
+def test_what_of_a_mixture_is_adapted_is_said() -> None:
+    plain = plan_of("qwen3-30b-a3b", card(), rank=2, context=512)
+    assert "experts and routers stay frozen" in why(plain)
+    own = plan_of("qwen3-30b-a3b", card(), rank=2, context=512, targets=("attention", "experts"))
+    assert "experts are adapted, as asked for; routers stay frozen" in why(own)
+    assert "experts and routers" not in why(own)
+
+
 @pytest.mark.parametrize(("usable", "context"), [
     (8, 8_916), (12, 65_544), (16, 122_172), (24, 131_072),
 ])  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.data.attacks import ATTACKS, attacked_row, attacked_text
+from edgetune.data.content import Chat
 from edgetune.data.formats import detect
 from edgetune.data.problems import RowError
 from edgetune.insight.planes import Plane
@@ -101,6 +103,25 @@ def test_what_the_user_says_last_is_changed(
     assert changed == found
     again = detect(changed).read(changed)
     assert type(again) is type(content)
+
+
+def test_tools_and_their_calls_stay() -> None:
+    call = {"type": "function", "function": {"name": "switch", "arguments": {"what": "лампа"}}}
+    row = {
+        "messages": [
+            {"role": "user", "content": "лампа"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "name": "switch", "content": "done"},
+            {"role": "assistant", "content": "It is on."},
+        ],
+        "tools": [{"type": "function", "function": {"name": "switch", "parameters": {}}}],
+    }
+    content = detect(row).read(row)
+    changed = attacked_row(content, str.upper)
+    again = detect(changed).read(changed)
+    assert isinstance(content, Chat)
+    expected = [{**content.messages[0], "content": "ЛАМПА"}, *content.messages[1:]]
+    assert again == replace(content, messages=expected)
 
 
 @pytest.mark.parametrize(

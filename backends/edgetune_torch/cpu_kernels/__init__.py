@@ -42,7 +42,7 @@ PATIENCE: Final = 120.0
 @cache
 def library() -> ctypes.CDLL | None:
     """Return the compiled kernels, or None where they cannot be had."""
-    if sys.platform != "linux" or not dots_bfloat16(this_system()):
+    if not _serves():
         return None
     try:
         path = _compiled()
@@ -51,18 +51,39 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
+def lacks_compiler() -> bool:
+    """Return whether kernels would serve this processor, and nothing here can compile them."""
+    return _serves() and not _is_ours(_file()) and _compiler() is None
+
+
+def _serves() -> bool:
+    return sys.platform == "linux" and dots_bfloat16(this_system())
+
+
+def _file() -> Path:
+    """Return where the library of these sources is, or will be."""
+    texts = [file.read_bytes() for file in SOURCES]
+    name = hashlib.sha256(b"".join((repr(FLAGS).encode(), *texts))).hexdigest()[:32]
+    return cache_folder().parent / "kernels" / f"{name}.so"
+
+
+def _is_ours(path: Path) -> bool:
+    return path.is_file() and path.stat().st_uid == os.getuid()
+
+
+def _compiler() -> str | None:
+    return next((found for each in COMPILERS if (found := shutil.which(each))), None)
+
+
 def _compiled() -> Path | None:
     """Return the library's file, compiled now if it is not there yet; None without a compiler.
 
     Raises:
         OSError, SubprocessError: if it cannot be compiled, or not be kept.
     """
-    texts = [file.read_bytes() for file in SOURCES]
-    name = hashlib.sha256(b"".join((repr(FLAGS).encode(), *texts))).hexdigest()[:32]
-    path = cache_folder().parent / "kernels" / f"{name}.so"
-    if path.is_file() and path.stat().st_uid == os.getuid():
+    path, compiler = _file(), _compiler()
+    if _is_ours(path):
         return path
-    compiler = next((found for each in COMPILERS if (found := shutil.which(each))), None)
     if compiler is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
