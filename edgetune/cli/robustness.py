@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -85,7 +86,7 @@ def command(
     found = robustness(asked, say)
     lead = (
         f"{found.rows} rows of {data.name}. The planes of right answers are made of {found.known} clean rows "
-        f"and have {min(found.dimensions)} to {max(found.dimensions)} dimensions."
+        f"and have {_range(found.dimensions)} dimensions."
     )
     heat = Heat(
         caption="Share of rows answered right",
@@ -100,3 +101,12 @@ def command(
         high=1.0,
     )
     show(f"Attacks on {name}", lead, [heat], html, found, as_json=as_json)
+
+
+def _range(sizes: Sequence[int]) -> str:
+    """Return the least and the largest, once if they are one.
+
+    >>> _range((4, 4)), _range((3, 7, 4))
+    ('4', '3 to 7')
+    """
+    return " to ".join(str(size) for size in sorted({min(sizes), max(sizes)}))

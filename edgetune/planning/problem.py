@@ -230,6 +230,16 @@ def _impossible(
     tile = own.get("tile", 0)
     if tile and (tile < LEAST_TILE or tile & (tile - 1)):
         yield f"--tile {tile} is not 0, nor a power of two from {LEAST_TILE} on."
+    elif tile and not any(block.splits for block in shape.kinds):
+        yield (
+            f"--tile {tile} would change nothing: all blocks of this {shape.family} model are computed "
+            "whole. Leave it out."
+        )
+    elif tile and kept is not None and kept.layers == 0:
+        yield (
+            f"--tile {tile} is for blocks that are checkpointed, and --checkpointing none leaves none. "
+            "Leave out one of them."
+        )
     if own.get("context", 0) > shape.max_context:
         yield (
             f"--context {own['context']} is longer than the {shape.max_context} tokens that the "

@@ -73,6 +73,12 @@ def test_a_tile_is_taken_as_it_is_asked_for_or_refused() -> None:
     for tile in (100, 32):
         with pytest.raises(UsageError, match="power of two"):
             plan_of("llama-3.2-1b", card(), tile=tile)
+    none = Checkpointing(layers=0)
+    with pytest.raises(UsageError, match="--checkpointing none leaves none"):
+        plan_of("llama-3.2-1b", card(), tile=256, checkpointing=none)
+    assert not plan_of("llama-3.2-1b", card(), tile=0, checkpointing=none).choice.tile
+    with pytest.raises(UsageError, match="all blocks of this falcon_h1 model are computed whole"):
+        plan_of("falcon-h1-0.5b", card(), tile=256)
     assert plan_of("llama-3.2-1b", profile_device("m2-16gb"), tile=1024).choice.tile == 1024
     assert plan_of("llama-3.2-1b", profile_device("m2-16gb"), tile=0).choice.tile == 0
 
