@@ -153,9 +153,10 @@ class Sums:
 class Loss:
     """Losses (N,) and the gradient (N, D) of the hidden states, not yet evaluated.
 
-    After each of the ``stages`` the (C, V) numbers of a chunk have one reader left, whose result
-    takes their place, if it is not yet asked for. ``head_grad`` (V, D) is that of a trained head,
-    the last of its sums over the chunks, of which the others are among the stages.
+    The first of the ``stages`` are the hidden states, so that nothing of a norm is there beside
+    logits. After each of the others the (C, V) numbers of a chunk have one reader left, whose
+    result takes their place, if it is not yet asked for. ``head_grad`` (V, D) is that of a trained
+    head, the last of its sums over the chunks, of which the others are among the stages.
     """
 
     losses: mx.array
@@ -172,7 +173,7 @@ class Loss:
 
         ``before`` is the gradient of a trained head so far, to which that of x is added.
         """
-        losses, grads, stages, summed = [], [], [], before
+        losses, grads, stages, summed = [], [], [x], before
         for start in range(0, len(x), chunk):
             part = _chunk(x, wanted, head, slice(start, start + chunk), scale)
             losses.append(part.stages[-2])

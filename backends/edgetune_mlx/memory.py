@@ -9,14 +9,11 @@ from typing import Final
 import mlx.core as mx
 
 from edgetune.backend import DeviceOutOfMemoryError, MemoryReading
-from edgetune.choice import Choice
 from edgetune.process_limit import LAST_TOLERANCE, TOLERANCE, ProcessLimit
 from edgetune.run_spec import RunSpec
 from edgetune.shape import ModelShape
-from edgetune.storage import BYTES, FLOAT32_BYTES
 from edgetune.units import format_bytes
-from edgetune_mlx.attention import QUERY_CHUNK
-from edgetune_mlx.tile_attention import KEYS
+from edgetune_mlx.largest_array import largest_array
 
 LEAST_CACHE: Final = 32 * 2**20
 MOST_CACHE: Final = 2**30
@@ -108,23 +105,3 @@ class Guard:
         mx.clear_cache()
         mx.set_memory_limit(self._memory_limit)
         mx.set_cache_limit(self._cache_limit)
-
-
-def largest_array(choice: Choice, shape: ModelShape) -> int:
-    """Return the bytes of the largest array of a step.
-
-    Of an MLP, logits, scores, the update of a trained tensor, or a matrix that is converted.
-    """
-    width, split = BYTES[choice.compute_dtype], all(block.splits for block in shape.kinds)
-    queries, keys, context = min(QUERY_CHUNK, choice.context), choice.context, choice.context
-    if choice.tile and split and choice.checkpointing.layers >= shape.layers:
-        context = min(choice.tile, context)
-        keys = min(KEYS, context)
-    trained = (tensor.size for tensor in choice.method.tensors(shape) if tensor.trained)
-    return max(
-        choice.micro_batch * context * max(block.ffn_size for block in shape.kinds) * width,
-        min(choice.loss_chunk, choice.tokens) * shape.vocabulary * FLOAT32_BYTES,
-        choice.micro_batch * max(block.heads for block in shape.kinds) * queries * keys * width,
-        FLOAT32_BYTES * max(trained),
-        FLOAT32_BYTES * max(linear.inputs * linear.outputs for linear in shape.all_matrices),
-    )

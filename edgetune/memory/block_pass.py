@@ -14,7 +14,7 @@ from edgetune.memory.tiled_pass import TiledPass
 from edgetune.methods.base import AdapterTensor
 from edgetune.methods.planned import BlockKind, PlannedMethod
 from edgetune.network.block import Block
-from edgetune.shape import ModelShape
+from edgetune.shape import Linear, ModelShape
 from edgetune.storage import FLOAT32_BYTES
 
 
@@ -61,16 +61,18 @@ LASTING = 2
 """Numbers that are kept for each norm of a row: the norm, and the square of the frozen part."""
 
 
-def beside(own: SizedMethod, shape: ModelShape, kinds: Sequence[BlockKind]) -> tuple[int, bool]:
-    """Return the bytes that a method keeps beside its tensors, and whether frozen matrices are
-    multiplied.
+def beside(
+    own: SizedMethod, shape: ModelShape, kinds: Sequence[BlockKind]
+) -> tuple[int, frozenset[Linear]]:
+    """Return the bytes that a method keeps beside its tensors, and which frozen projections are
+    multiplied with.
     """
-    passes, lasting, frozen = Passes(own, shape, ONE, quantized=False), 0, False
+    passes, lasting, frozen = Passes(own, shape, ONE, quantized=False), 0, frozenset[Linear]()
     for kind, count in Counter(kinds).items():
         ops, _, used = passes.run(kind, Ledger(), grad=False, training=False)
         kept = sum(norms.nbytes for norms in used.kept.norms.values())
         lasting += count * LASTING * kept
-        frozen = frozen or ops.multiplies
+        frozen |= ops.multiplied
     return lasting, frozen
 
 

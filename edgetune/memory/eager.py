@@ -18,7 +18,7 @@ from edgetune.memory.sized import Gradient, Sized, Strewn, outside
 from edgetune.memory.tile_attention import SizedTile, attend_in_tile
 from edgetune.mixer import Recurrent
 from edgetune.network.ops import Attended, Dropout, ExpertUpdates, KeptNorms, Key
-from edgetune.shape import Experts, ModelShape, Rotary
+from edgetune.shape import Experts, Linear, ModelShape, Rotary
 from edgetune.storage import FLOAT32_BYTES
 
 NORM_ROWS = 128
@@ -51,8 +51,8 @@ class EagerOps(Attending):
         self.tile = tile
         self.unread: frozenset[str] = frozenset()
         """The projections whose outputs are not made, as nobody reads them."""
-        self.multiplies = False
-        """Whether a frozen matrix was multiplied."""
+        self.multiplied: set[Linear] = set()
+        """The frozen projections that were multiplied with; one of an expert stands for all of them."""
         self.to_lender = to_lender
         self.borrowed: tuple[Sized, ...] = ()
         """Keys and values of another block that this one reads."""
@@ -147,7 +147,7 @@ class EagerOps(Attending):
     ) -> Sized:  # fmt: skip
         """Send each token through its experts."""
         del rule, activation
-        self.multiplies = True
+        self.multiplied.update(each for each in self.own.expert_linears if not each.expert)
         return mixtures.experts(
             self, x, weights, chosen, self.own, updates, quantized=self.quantized
         )
@@ -450,7 +450,8 @@ class EagerOps(Attending):
         return self.tape.made(shape, width, (), _nothing)
 
     def _product(self, role: str) -> Product:
-        linear, self.multiplies = self.own.linear_by_role[role], True
+        linear = self.own.linear_by_role[role]
+        self.multiplied.add(linear)
         return Product(inputs=linear.inputs, outputs=linear.outputs, quantized=self.quantized)
 
 

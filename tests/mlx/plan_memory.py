@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import gc
+import random
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -285,6 +286,16 @@ NAMED = (
     Case(model="scanning", context=512, checkpointed=True, fixed={"tile": 128}),
     Case(model="untied", context=320, checkpointed=True, fixed={"tile": 64, "method": "full"}),
     Case(model="tied", context=256, checkpointed=True, fixed=TIED | {"tile": 64, "loss_chunk": 64}),
+    Case(
+        model="convolving",
+        context=128,
+        checkpointed=True,
+        fixed=NARROW | {"method": "norm", "micro_batch": 2, "loss_chunk": 64},
+    ),
+    Case(
+        model="apart", context=128, checkpointed=True, fixed={"method": "prompt", "loss_chunk": 64}
+    ),
+    Case(model="inclined", context=16, fixed={"method": "vera", "quantization": "nvfp4"}),
 )
 
 REST = tuple(
@@ -295,6 +306,28 @@ REST = tuple(
 """Methods without a row of their own."""
 
 CASES = NAMED + REST
+
+BASES = ("none", "none", "q8", "q4", "mxfp4", "nvfp4")
+
+
+def drawn(seed: int) -> Iterator[Case]:
+    """Yield settings over the whole grid without end, of which some are refused."""
+    draw = random.Random(seed)
+    while True:
+        method, context = draw.choice(list(METHODS)), draw.choice((16, 64, 96, 128, 192, 320))
+        fixed: dict[str, Any] = {
+            "method": method,
+            "quantization": "none" if method == "full" else draw.choice(BASES),
+            "micro_batch": draw.choice((1, 1, 2)),
+            "loss_chunk": draw.choice((64, 256)),
+        }
+        fixed |= draw.choice(({}, {}, NARROW))
+        checkpointed = draw.random() < 0.6
+        if checkpointed:
+            fixed |= draw.choice(({}, {}, DISK, OFFLOADED))
+            fixed |= draw.choice(({}, {}, {"tile": 64})) if context > 64 else {}
+        model = draw.choice(list(MODELS))
+        yield Case(model=model, context=context, checkpointed=checkpointed, fixed=fixed)
 
 
 @dataclass(frozen=True, slots=True)

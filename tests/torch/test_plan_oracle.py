@@ -14,7 +14,7 @@ from models import MIXERS
 from oracle import Case, Compared, cases, compare, generation, plain
 from products import products
 
-from edgetune.memory import MemoryModel, Platform
+from edgetune.memory import MemoryModel, Platform, estimate
 from edgetune.methods import METHODS, Method, build
 from edgetune.methods.lora import Lora
 from edgetune.methods.lora_fa import LoraFa
@@ -145,21 +145,28 @@ def test_answers_that_share_their_prompt_fit_into_the_plan(
 
 
 def test_long_rows_in_tiles_take_what_is_planned() -> None:
-    """Of long rows a token adds the block's input, its gradient, keys and values, and nothing else."""
+    """Of long rows a token adds the block's input, its gradient, keys and values, and nothing else.
+
+    But for one step: a tile attends to pieces of 2,048 keys before it, and the last tile of 2,048
+    tokens has only 1,536. On the way back a piece is there in float32, with its gradients.
+    """
     kept, planned = Checkpointing(layers=1, offload="disk"), []
-    for context in (4096, 6144):
+    for context in (2048, 4096, 6144):
         choice = plain(
             method=build("lora", {"rank": 32}), quantization="none", checkpointing=kept,
             compute_dtype="bfloat16", context=context, tile=512, loss_chunk=256, head="disk",
             optimizer="adamw-8bit",
         )  # fmt: skip
-        found = compare(Case("llama-3.1-8b", 1, 512, choice))
-        for item in found:
-            assert 0 <= item.over < 0.01, _words(item)
-        planned.append(found[0].planned)
+        case = Case("llama-3.1-8b", 1, 512, choice)
+        planned.append(estimate(case.shape, choice, Platform(kind="cpu", multiplies_16bit=True)))
+        for item in compare(case) if context < 6144 else ():
+            assert 0 <= item.over < 0.001, _words(item)
+    first, then, last = (each.phases.train for each in planned)
     states, keys = 2 * 4096, 2 * 1024
     a_token = 2 * states + 2 * keys + 4 * keys
-    assert (planned[1] - planned[0]) / 2048 == pytest.approx(a_token, rel=0.01)
+    piece = 512 * 2 * 2 * 4 * 1024
+    assert (last - then) / 2048 == pytest.approx(a_token, rel=0.001)
+    assert 0 < then - first - 2048 * a_token < piece
 
 
 @pytest.mark.parametrize(
@@ -190,6 +197,16 @@ def test_a_block_that_carries_a_state_takes_what_is_planned(
     for phase, size in held.items():
         over = (getattr(planned.phases, phase) - planned.parts.runtime) / size - 1
         assert 0 <= over < 0.01, (phase, over)
+
+
+def test_scratch_is_that_of_projections_which_stay_frozen() -> None:
+    """Of a mixture that is trained in full only the experts, which are smaller than all else."""
+    choice = plain(
+        method=build("full", {}), compute_dtype="bfloat16", micro_batch=4, loss_chunk=64,
+        head="int8", embedding="disk", optimizer="adamw-8bit",
+    )  # fmt: skip
+    for item in compare(Case("deepseek_v2", 1, 512, choice)):
+        assert 0 <= item.over < 0.005, _words(item)
 
 
 def test_nothing_is_learned_of_a_trained_prompt() -> None:

@@ -116,7 +116,7 @@ class LazyLoss:
         found = vjp(lambda *given: self._final(names, *given), inputs, [grad])
         spread = updated(zeros(normed.shape, normed.width), found[0], adds=True)
         own = [into_sum(each) if summed else each for each in found[1:]]
-        stages = [stage for each in chunks for stage in each.stages]
+        stages = [normed, *(stage for each in chunks for stage in each.stages)]
         learnt = [chunks[-1].learnt] if chunks[-1].learnt is not None else []
         asked = [*learnt, *reversed(own), spread]
         evaluation = Evaluation(ledger, [*stages, losses, grad, *asked], ahead=ENDLESS)
