@@ -22,19 +22,21 @@ from functools import cached_property
 from math import prod
 from typing import Literal, get_args
 
+from edgetune.altup import AltUp
 from edgetune.expert_shape import Experts, RoutingTensor
 from edgetune.mixer import Attention, Mixer, MixerTensor, Recurrent, xielu_tensors
 
 LinearRole = Literal[
     "q", "k", "v", "qkv", "o", "q_a", "q_b", "kv_a", "kv_b",
     "gate", "up", "gate_up", "down",
-    "per_layer_gate", "per_layer_out",
+    "per_layer_gate", "per_layer_out", "laurel_left", "laurel_right",
 ]  # fmt: skip
 """What projections are to a block; a mixer that is not attention has roles of its own."""
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "xielu"]
 NormRole = Literal[
     "attention_input", "attention_output", "mlp_input", "mlp_output", "q", "k", "v",
     "per_layer", "router", "experts_input", "experts_output", "shared_output", "q_a", "kv_a",
+    "altup", "laurel",
 ]  # fmt: skip
 _LINEARS: frozenset[str] = frozenset(get_args(LinearRole))
 _NORMS: frozenset[str] = frozenset(get_args(NormRole))
@@ -47,8 +49,10 @@ ATTENTION_ROLES: frozenset[str] = frozenset(
     {"q", "k", "v", "qkv", "o", "q_a", "q_b", "kv_a", "kv_b"}
 )
 MLP_ROLES: frozenset[str] = frozenset({"gate", "up", "gate_up", "down"})
-PER_LAYER_ROLES: frozenset[str] = frozenset({"per_layer_gate", "per_layer_out"})
-"""Projections around what a block reads besides the stream; no group of targets has them."""
+PER_LAYER_ROLES: frozenset[str] = frozenset(
+    {"per_layer_gate", "per_layer_out", "laurel_left", "laurel_right"}
+)
+"""Projections beside attention and MLP; no group of targets has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +160,10 @@ class BlockShape:
     """Numbers of its own that a block reads of each token besides the stream (Gemma 4)."""
     scalar: str | None = None
     """Name of a tensor of one number inside the block, by which its output is multiplied."""
+    altup: AltUp | None = None
+    """How the streams are moved of which it computes one (Gemma 3n); None where there is one."""
+    cutoff: float | None = None
+    """The MLP's gate lets through what is so many standard deviations above its mean, less that."""
     xielu: str | None = None
     """Module inside the block that holds the four numbers of its activation, if that is xIELU."""
 
@@ -258,7 +266,7 @@ class BlockShape:
 
         Its mixer attends, to keys that are its own alone, or reads a few tokens before its own.
         """
-        if self.beside is not None:
+        if self.beside is not None or self.altup is not None:
             return False
         match self.mixer:
             case Attention() as rule:
@@ -300,6 +308,12 @@ class BlockShape:
             found.append(MixerTensor(role="sinks", name=rule.sinks, shape=(self.heads,)))
         if scalar is not None:
             found.append(MixerTensor(role="scalar", name=scalar, shape=(1,)))
+        if self.altup is not None:
+            hidden = self.linear_by_role["o"].outputs
+            found += [
+                MixerTensor(role=role, name=name, shape=shape)
+                for role, name, shape in self.altup.tensors(hidden)
+            ]
         if self.xielu is not None:
             found += xielu_tensors(self.xielu)
         return tuple(found)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from edgetune.altup import AltUp
 from edgetune.block_shape import (
     ATTENTION_ROLES,
     MLP_ROLES,
@@ -99,7 +100,7 @@ class PerLayerInputs:
 
     size: int
     rows: int
-    """Of the table; more than the vocabulary's do no harm."""
+    """Of the table; more than the vocabulary's do no harm, tokens beyond them read the first."""
     table: str
     projection: str
     norm: Norm
@@ -221,6 +222,16 @@ class ModelShape:
         return None if rule is None else rule.source
 
     @property
+    def altup(self) -> AltUp | None:
+        """How many streams pass between blocks, if not one, and how they begin and end (Gemma 3n)."""
+        return self.blocks[0].altup
+
+    @property
+    def stream_size(self) -> int:
+        """Numbers of a token that pass from block to block."""
+        return self.hidden_size * (1 if self.altup is None else self.altup.count)
+
+    @property
     def last_length(self) -> int | None:
         """The most positions that a document can have; None where they are not a table's rows."""
         return self.max_context if self.positions else None
@@ -284,10 +295,17 @@ class ModelShape:
             yield from norm_tensors("", self.embedding_norm, None)
         yield from norm_tensors("", self.final_norm, None)
         yield from self._per_layer_tensors()
+        yield from self._stream_tensors()
         if not self.tied:
             yield TensorShape(name=f"{self.head}.weight", shape=matrix, kind="head")
         if self.head_bias:
             yield TensorShape(name=f"{self.head}.bias", shape=(self.vocabulary,), kind="bias")
+
+    def _stream_tensors(self) -> Iterator[TensorShape]:
+        if self.altup is not None:
+            for module in (*self.altup.entries, *self.altup.exits):
+                size = (self.hidden_size, self.hidden_size)
+                yield TensorShape(name=f"{module}.weight", shape=size, kind="projection")
 
     def _per_layer_tensors(self) -> Iterator[TensorShape]:
         own = self.per_layer

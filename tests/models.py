@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -183,6 +185,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_local_experts": 5, "intermediate_size": 24, "router_jitter_noise": 0.2,
         "attention_bias": True, "lm_head_bias": True, "rope_parameters": LONGROPE | {
             "original_max_position_embeddings": 64, "short_mscale": 1.2, "long_mscale": 1.2}},
+    "gemma3n_text": SMALL | WINDOWS | {
+        "vocab_size_per_layer_input": 97, "hidden_size_per_layer_input": 12, "num_hidden_layers": 6,
+        "num_kv_shared_layers": 3, "laurel_rank": 6, "final_logit_softcapping": 20.0,
+        "activation_sparsity_pattern": [0.7, 0.6, 0.0, 0.0, 0.0, 0.0], "layer_types": [
+            "sliding_attention", "full_attention", "sliding_attention", "sliding_attention",
+            "full_attention", "full_attention"]},
 }  # fmt: skip
 
 MODEL_TYPES = {"gemma4_moe": "gemma4_text"}
@@ -278,6 +286,9 @@ def make_model(
     settings = (FAMILIES | WRAPPERS)[family] | _with_layers(family, changes)
     if "layer_types" in settings:
         settings["layer_types"] = settings["layer_types"][: settings["num_hidden_layers"]]
+    if "activation_sparsity_pattern" in settings:
+        count = settings["num_hidden_layers"]
+        settings["activation_sparsity_pattern"] = settings["activation_sparsity_pattern"][:count]
     if "num_kv_shared_layers" in settings:  # which must leave one of each type
         shared = min(settings["num_kv_shared_layers"], settings["num_hidden_layers"] - 2)
         settings["num_kv_shared_layers"] = max(0, shared)
@@ -285,23 +296,33 @@ def make_model(
     torch.manual_seed(0)
     auto = AutoModelForImageTextToText if family in WRAPPERS else AutoModelForCausalLM
     model = auto.from_config(config)
+    _fill(model, family)
+    model.to(dtype).save_pretrained(folder)
+    return folder
+
+
+def _fill(model: PreTrainedModel, family: str) -> None:
+    """Draw what begins as zeros or ones."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name or name.endswith(("bias", "sinks", "scale")) or "ln_" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
+            if family.startswith("gemma3n") and "embed_tokens" in name:
+                # a token of zeros stays one through all layers, and each norm's slope there is 1,000
+                parameter[0] = torch.randn_like(parameter[0]) * 0.2
+            if ".altup." in name:  # of which all but the router begin as zeros
+                parameter.add_(torch.randn_like(parameter) * 0.3)
             if name.endswith(("alpha_p", "alpha_n")):  # of an activation
                 parameter.add_(torch.randn_like(parameter) * 0.5)
             if name.endswith("A_log"):  # so that a state is not gone after a token
                 parameter.sub_(3)
-            if family.startswith("gemma4") and name.endswith("q_norm.weight"):
+            if family.startswith(("gemma4", "gemma3n")) and name.endswith("q_norm.weight"):
                 parameter.mul_(0.3)  # which is all that scales the scores of this family
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.add_(torch.randn_like(buffer) * 0.3)
             if name.endswith("layer_scalar"):
                 buffer.mul_(0.7 + 0.5 * torch.rand_like(buffer))
-    model.to(dtype).save_pretrained(folder)
-    return folder
 
 
 _EYES = {
@@ -330,10 +351,53 @@ _TOWERS: dict[str, dict[str, Any]] = {
 _TOWERS["qwen3_5_moe"] = _TOWERS["qwen3_5"]
 
 
-def make_wrapper(folder: Path, wrapper: str, inner: str | None = None) -> PreTrainedModel:
+class AroundGemma3n(torch.nn.Module):
+    """Gemma 3n as its folders have it: transformers' own class wants timm for what sees."""
+
+    def __init__(self, inner: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = torch.nn.Module()
+        self.model.language_model = inner.base_model
+        self.model.embed_vision = torch.nn.Linear(4, 4)
+        self.lm_head = inner.get_output_embeddings()
+        self._inner = [inner]
+
+    def forward(self, input_ids: torch.Tensor) -> Any:
+        """Return what the language model makes of tokens."""
+        return self._inner[0](input_ids=input_ids)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write a folder with all tensors but the head, which is the embedding.
+
+        The last layers have keys' and values' projections that nothing uses, as those on the hub do.
+        """
+        folder.mkdir(exist_ok=True)
+        config = self._inner[0].config
+        tensors = {k: x.contiguous() for k, x in self.state_dict().items() if "lm_head" not in k}
+        layers = "model.language_model.layers."
+        for layer in range(
+            config.num_hidden_layers - config.num_kv_shared_layers, config.num_hidden_layers
+        ):
+            for name in ("k_proj", "v_proj", "k_norm"):
+                like = tensors[f"{layers}0.self_attn.{name}.weight"]
+                tensors[f"{layers}{layer}.self_attn.{name}.weight"] = torch.randn_like(like)
+        save_file(tensors, folder / "model.safetensors")
+        text = config.to_dict()
+        whole = {"model_type": "gemma3n", "text_config": text, "tie_word_embeddings": True}
+        (folder / "config.json").write_text(json.dumps(whole))
+
+
+def make_wrapper(folder: Path, wrapper: str, inner: str | None = None) -> Any:
     """Write a random vision-language model and return it as transformers has it."""
     family = inner or INSIDE[wrapper][0]
     text = {"model_type": family, **FAMILIES[family]}
+    if wrapper == "gemma3n":
+        torch.manual_seed(0)
+        decoder = AutoModelForCausalLM.from_config(AutoConfig.for_model(**text))
+        _fill(decoder, family)
+        around = AroundGemma3n(decoder)
+        around.eval().save_pretrained(folder)
+        return around
     config = AutoConfig.for_model(
         wrapper, text_config=text, vision_config=_TOWERS[wrapper],
         tie_word_embeddings=AutoConfig.for_model(**text).tie_word_embeddings,

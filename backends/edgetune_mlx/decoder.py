@@ -51,11 +51,11 @@ class Decoder:
 
         What each block reads besides goes into the layout.
         """
-        x = self._end(layout, method).embedded(tokens)
-        own = self.weights.per_layer
+        end, own = self._end(layout, method), self.weights.per_layer
+        x = end.embedded(tokens)
         if own is not None:
             layout.per_layer = own.inputs(tokens, x, self.shape)
-        return x
+        return end.entered(x)
 
     def block(
         self, layer: int, x: mx.array, layout: TokenLayout, method: Adaptation[mx.array],

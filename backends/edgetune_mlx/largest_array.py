@@ -15,8 +15,9 @@ from edgetune_mlx.tile_attention import KEYS
 def largest_array(choice: Choice, shape: ModelShape) -> int:
     """Return the most bytes that one operation of a step adds, with the copies that it makes.
 
-    Of an MLP or a mixer, of scores, of logits, of a tensor of the method's own, or of a matrix that
-    is converted. All numbers count as float32, which norms, scores and states are in any case.
+    Of what passes between blocks, of an MLP or a mixer, of scores, of logits, of a tensor of the
+    method's own, or of a matrix that is converted. All numbers count as float32, which norms, scores
+    and states are in any case.
     """
     positions = bucket(choice.context + choice.method.virtual_tokens)
     queries, keys = min(QUERY_CHUNK, positions), positions + choice.method.positions
@@ -26,6 +27,7 @@ def largest_array(choice: Choice, shape: ModelShape) -> int:
         keys = min(KEYS, keys)
     rows, tokens = choice.micro_batch, choice.micro_batch * positions
     numbers = max(
+        tokens * shape.stream_size,
         *(tokens * _widest(block) for block in shape.kinds),
         *(rows * _scores(block, queries, keys) for block in shape.kinds),
         min(choice.loss_chunk, choice.tokens) * shape.vocabulary,

@@ -67,6 +67,8 @@ class Weights:
     embedding_norm: mx.array | None = None
     embedding_norm_bias: mx.array | None = None
     per_layer: PerLayerWeights | None = None
+    streams: Mapping[str, mx.array] = field(default_factory=dict)
+    """Projections by which streams begin and end, by module."""
     blocks: Sequence[BlockWeights]
     """Read when asked for, each time again, if the blocks live on disk."""
 
@@ -96,8 +98,14 @@ class Loader:
             if first is not None and first.bias
             else None,
             per_layer=self._per_layer(),
+            streams=self._streams(),
             blocks=blocks or [self.block(layer) for layer in range(shape.layers)],
         )
+
+    def _streams(self) -> dict[str, mx.array]:
+        rule = self.model.shape.altup
+        modules = () if rule is None else (*rule.entries, *rule.exits)
+        return {module: self._read(f"{module}.weight") for module in modules}
 
     def _per_layer(self) -> PerLayerWeights | None:
         """Return what makes the inputs of single layers; the table stays in its file."""

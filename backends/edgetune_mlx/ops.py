@@ -11,10 +11,12 @@ from typing import Any
 
 import mlx.core as mx
 
+from edgetune.altup import AltUp
 from edgetune.mixer import Recurrent
 from edgetune.network.ops import Attended, Dropout, ExpertUpdates, KeptNorms, Key
 from edgetune.shape import Experts, ModelShape, Rotary
 from edgetune_mlx import (
+    altup,
     attention,
     experts,
     linear,
@@ -178,9 +180,39 @@ class MlxOps:
         """Return the block's own numbers of each token."""
         return self.layout.per_layer[self.layer]
 
-    def layer_scaled(self, x: mx.array) -> mx.array:
-        """Multiply by the block's scalar."""
-        return x * self.block.mixer["scalar"].astype(x.dtype)
+    def frozen_times(self, x: mx.array, role: str) -> mx.array:
+        """Multiply by a frozen tensor of the block."""
+        return x * self.block.mixer[role].astype(x.dtype)
+
+    # several streams
+
+    def parted_streams(self, x: mx.array, rule: AltUp) -> mx.array:
+        """Begin the streams."""
+        return altup.parted(x, [self.weights.streams[name] for name in rule.entries])
+
+    def joined_streams(self, x: mx.array, rule: AltUp) -> mx.array:
+        """Average the streams."""
+        return altup.joined(x, [self.weights.streams[name] for name in rule.exits])
+
+    def predicted(self, x: mx.array, routed: mx.array) -> mx.array:
+        """Mix the streams."""
+        own = self.block.mixer
+        return altup.predicted(x, routed, own["altup_router"], own["altup_prediction"])
+
+    def corrected(self, x: mx.array, made: mx.array, routed: mx.array) -> mx.array:
+        """Move the streams."""
+        own, rule = self.block.mixer, self.shape.altup
+        assert rule is not None
+        router, weight = own["altup_router"], own["altup_correction"]
+        return altup.corrected(x, made, routed, router, weight, active=rule.active)
+
+    def added_behind(self, x: mx.array, y: mx.array) -> mx.array:
+        """Add to all streams but the first."""
+        return altup.added_behind(x, y)
+
+    def above(self, x: mx.array, deviations: float) -> mx.array:
+        """Let through what is far above the mean."""
+        return altup.above(x, deviations)
 
     def some_heads(self, attended: Attended[mx.array], heads: slice) -> Attended[mx.array]:
         """Attend with some heads."""

@@ -39,7 +39,9 @@ class RowsOnDisk:
         Raises:
             ModelError: if they are not finite, or the file ends early.
         """
-        wanted, places = np.unique(tokens, return_inverse=True)
+        # what has no row is as the first
+        known = np.where(tokens < self.stored.shape[0], tokens, 0)
+        wanted, places = np.unique(known, return_inverse=True)
         values = self._read(wanted.tolist())
         require_finite(replace(self.stored, dtype=values.dtype.name), values.view(np.uint8).data)
         bits = values.view(np.uint32 if values.itemsize == 4 else np.uint16)

@@ -28,7 +28,7 @@ from edgetune_torch.int8 import Int8Matrix
 from edgetune_torch.layout import Layout, StoredAs
 from edgetune_torch.load import Weights
 from edgetune_torch.loss import Head
-from edgetune_torch.matrices import store
+from edgetune_torch.matrices import DenseMatrix, store
 from edgetune_torch.opening import DTYPES
 from edgetune_torch.per_layer import PerLayerWeights
 from edgetune_torch.row_formats import BlockRows, PlainRows, RowFormat
@@ -178,6 +178,7 @@ def _engine(shape: ModelShape, choice: Choice, workspace: Workspace) -> Engine:
         embedding_norm=torch.empty(first.size, dtype=dtype) if first else None,
         embedding_norm_bias=torch.empty(first.size, dtype=dtype) if first and first.bias else None,
         per_layer=_per_layer(shape, dtype, workspace),
+        streams=_streams(shape, dtype, workspace),
         blocks=_blocks(shape, choice, dtype, workspace),
         workspace=workspace,
         held=ExitStack(),
@@ -247,7 +248,17 @@ def _per_layer(
         projection=torch.empty(width, shape.hidden_size, dtype=dtype),
         norm=torch.empty(own.size, dtype=dtype),
         workspace=workspace,
+        rows=own.rows,
     )
+
+
+def _streams(shape: ModelShape, dtype: torch.dtype, workspace: Workspace) -> dict[str, DenseMatrix]:
+    rule, size = shape.altup, (shape.hidden_size, shape.hidden_size)
+    modules = () if rule is None else (*rule.entries, *rule.exits)
+    return {
+        module: DenseMatrix(size, {"values": torch.empty(size, dtype=dtype)}, workspace)
+        for module in modules
+    }
 
 
 def _form(shape: ModelShape, kind: str | None, workspace: Workspace) -> RowFormat:

@@ -6,10 +6,10 @@ what quantizing a megabyte of it takes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from edgetune.model import LocalModel, StoredTensor
 from edgetune.settings.spec import EmbeddingPlace, HeadPlace, Placement, Quantization
 from edgetune.tensors.gguf.tensor import GgufTensor
 from edgetune_torch.int8 import Int8Matrix
-from edgetune_torch.matrices import store
+from edgetune_torch.matrices import DenseMatrix, store
 from edgetune_torch.pages import Files
 from edgetune_torch.per_layer import PerLayerWeights
 from edgetune_torch.placement import place_blocks
@@ -52,6 +52,8 @@ class Weights:
     embedding_norm: Tensor | None = None
     embedding_norm_bias: Tensor | None = None
     per_layer: PerLayerWeights | None = None
+    streams: Mapping[str, DenseMatrix] = field(default_factory=dict)
+    """Projections by which streams begin and end, by module."""
     blocks: Blocks
     workspace: Workspace
     held: ExitStack
@@ -66,6 +68,7 @@ class Weights:
         )  # fmt: skip
         small = sum(tensor.nbytes for tensor in others if tensor is not None)
         small += 0 if self.per_layer is None else self.per_layer.nbytes
+        small += sum(matrix.nbytes for matrix in self.streams.values())
         return self.embedding.nbytes + self.head.nbytes + small + self.blocks.nbytes
 
     def close(self) -> None:
@@ -138,6 +141,7 @@ class Loader:
             if first is not None and first.bias
             else None,
             per_layer=self._per_layer(),
+            streams=self._streams(),
             blocks=place_blocks(
                 self.placements.blocks,
                 self._source,
@@ -157,6 +161,16 @@ class Loader:
             return FileEmbedding(stored, form, self._files)
         return ResidentEmbedding(self._rows(stored), form)
 
+    def _streams(self) -> dict[str, DenseMatrix]:
+        rule, size = self.model.shape.altup, self.model.shape.hidden_size
+        modules = () if rule is None else (*rule.entries, *rule.exits)
+        return {
+            module: DenseMatrix(
+                (size, size), {"values": self._read(f"{module}.weight")}, self._workspace
+            )
+            for module in modules
+        }
+
     def _per_layer(self) -> PerLayerWeights | None:
         """Return what makes the inputs of single layers; the table stays in its file."""
         shape = self.model.shape
@@ -169,6 +183,7 @@ class Loader:
             projection=self._read(f"{shape.per_layer.projection}.weight"),
             norm=self._read(f"{shape.per_layer.norm.module}.weight"),
             workspace=self._workspace,
+            rows=shape.per_layer.rows,
         )
 
     def _head(self, embedding: Embedding) -> HeadRows:

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgetune.altup import AltUp
 from edgetune.mixer import Recurrent
 from edgetune.network.ops import Attended, Dropout, ExpertUpdates, KeptNorms, Key
 from edgetune.shape import Experts, ModelShape, Rotary
 from edgetune_torch import (
+    altup,
     attention,
     experts,
     fastfood,
@@ -180,9 +182,46 @@ class TorchOps:
         assert self.layout.per_layer is not None
         return self.layout.per_layer[self.layer]
 
-    def layer_scaled(self, x: Tensor) -> Tensor:
-        """Multiply by the block's scalar."""
-        return x * self.block.mixer["scalar"].to(x.dtype)
+    def frozen_times(self, x: Tensor, role: str) -> Tensor:
+        """Multiply by a frozen tensor of the block."""
+        return x * self.block.mixer[role].to(x.dtype)
+
+    # several streams
+
+    def parted_streams(self, x: Tensor, rule: AltUp) -> Tensor:
+        """Begin the streams."""
+        return altup.parted(x, [self.weights.streams[name] for name in rule.entries])
+
+    def joined_streams(self, x: Tensor, rule: AltUp) -> Tensor:
+        """Average the streams."""
+        return altup.joined(x, [self.weights.streams[name] for name in rule.exits])
+
+    def predicted(self, x: Tensor, routed: Tensor) -> Tensor:
+        """Mix the streams."""
+        own = self.block.mixer
+        y: Tensor = altup.Predicted.apply(  # type: ignore[no-untyped-call]
+            x, routed, own["altup_router"], own["altup_prediction"]
+        )
+        return y
+
+    def corrected(self, x: Tensor, made: Tensor, routed: Tensor) -> Tensor:
+        """Move the streams."""
+        own, rule = self.block.mixer, self.shape.altup
+        assert rule is not None
+        y: Tensor = altup.Corrected.apply(  # type: ignore[no-untyped-call]
+            x, made, routed, own["altup_router"], own["altup_correction"], rule.active
+        )
+        return y
+
+    def added_behind(self, x: Tensor, y: Tensor) -> Tensor:
+        """Add to all streams but the first."""
+        out: Tensor = altup.AddedBehind.apply(x, y)  # type: ignore[no-untyped-call]
+        return out
+
+    def above(self, x: Tensor, deviations: float) -> Tensor:
+        """Let through what is far above the mean."""
+        y: Tensor = altup.Above.apply(x, deviations)  # type: ignore[no-untyped-call]
+        return y
 
     def some_heads(self, attended: Attended[Tensor], heads: slice) -> Attended[Tensor]:
         """Attend with some heads."""

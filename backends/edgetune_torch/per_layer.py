@@ -30,6 +30,8 @@ class PerLayerWeights:
     projection: Tensor
     norm: Tensor
     workspace: Workspace
+    rows: int
+    """Of the table."""
 
     @property
     def nbytes(self) -> int:
@@ -52,6 +54,7 @@ class PerLayerWeights:
         size = self.projection.shape[0] // layers
         found = torch.empty(layers, len(tokens), size, dtype=dtype, device=tokens.device)
         scale = float(torch.tensor(sqrt(size), dtype=self.table.dtype))
+        tokens = torch.where(tokens < self.rows, tokens, 0)  # what has no row is as the first
         for start in range(0, len(tokens), PIECE):
             rows = self.table.rows(tokens[start : start + PIECE])
             found[:, start : start + PIECE] = rows.view(-1, layers, size).transpose(0, 1)

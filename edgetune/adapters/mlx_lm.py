@@ -34,7 +34,11 @@ PARTS: Final[Mapping[str, str]] = {
 }
 """What mlx-lm calls the tensors of a module, and what they are called here."""
 
-_BLOCKS: Final[Mapping[str, str]] = {"gpt2": "model.h.{}.", "gpt_neox": "model.h.{}."}
+_BLOCKS: Final[Mapping[str, str]] = {
+    "gpt2": "model.h.{}.",
+    "gpt_neox": "model.h.{}.",
+    "gemma3n_text": "model.language_model.layers.{}.",
+}
 """Where mlx-lm has the blocks of an architecture, if not where transformers has them."""
 
 _TYPES: Final[Mapping[str, type[LowRank]]] = {"lora": Lora, "dora": Dora}
@@ -42,7 +46,9 @@ _TYPES: Final[Mapping[str, type[LowRank]]] = {"lora": Lora, "dora": Dora}
 
 def mlx_block(shape: ModelShape, layer: int) -> str:
     """Return what mlx-lm calls a block, ending in a dot."""
-    block = _BLOCKS.get(shape.family, shape.block_prefix).format(layer)
+    if shape.family in _BLOCKS:
+        return _BLOCKS[shape.family].format(layer)
+    block = shape.block(layer)
     return block if shape.inside is None else f"language_model.{block}"
 
 

@@ -27,11 +27,12 @@ from edgetune.methods.lora import Lora, LowRank
 from edgetune.model import LocalModel
 from edgetune.model.config import Fields
 from edgetune.model.rotary import rope_table
+from edgetune.model.weights import stored_tensors
 from edgetune.shape import ModelShape
 from edgetune.tensors.writer import Outgoing, write_safetensors
 
 TYPES: Final = frozenset({
-    "apertus", "cohere", "cohere2", "deepseek_v2", "ernie4_5", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma4",
+    "apertus", "cohere", "cohere2", "deepseek_v2", "ernie4_5", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma4",
     "gemma4_text", "gemma4_unified", "glm4", "gpt2", "gpt_neox", "granite", "granitemoe", "helium", "hunyuan_v1_dense", "lfm2", "llama", "ministral3",
     "mistral",
     "mixtral", "nemotron", "olmo2", "olmo3", "olmoe", "phi", "phi3", "qwen2", "qwen3", "qwen3_5",
@@ -43,6 +44,9 @@ TYPES: Final = frozenset({
 
 _BEFORE_YARN: Final = 4096
 """The context before YaRN that mlx-lm's DeepSeek-V2 takes where the rotation's table has none."""
+
+_LISTED: Final = ("layer_types", "activation_sparsity_pattern")
+"""What mlx-lm's Gemma 3n has no defaults for."""
 
 _PARTS: Final = {ours.partition(".")[0]: theirs for theirs, ours in PARTS.items()}
 
@@ -165,7 +169,11 @@ def _refuse_unknown(model: LocalModel) -> None:
             f"(it agrees on {', '.join(sorted(TYPES))}). Export the merged model (--to hf) or the "
             "adapter itself (--to peft)."
         )
-    others = {"apertus": _other_in_apertus, "deepseek_v2": _other_in_deepseek}
+    others = {
+        "apertus": _other_in_apertus,
+        "deepseek_v2": _other_in_deepseek,
+        "gemma3n_text": _other_in_gemma3n,
+    }
     other = others.get(model.shape.family)
     if other is not None and (reasons := other(model)):
         raise UsageError(
@@ -205,6 +213,44 @@ def _other_in_deepseek(model: LocalModel) -> list[str]:
     if before != rule.original_context or not rule.truncate:
         reasons.append("YaRN's bounds are others")
     return reasons
+
+
+def _other_in_gemma3n(model: LocalModel) -> list[str]:
+    """Return what of a Gemma 3n model mlx-lm 0.32 does not read, and what it wants and is not there.
+
+    It computes as transformers does where it keeps keys and values, as in generation; without a cache
+    layers that read others' take projections of their own, which files have and nothing uses.
+    """
+    shape, inner = model.shape, Fields(model.config).table("text_config")
+    block, clip = shape.blocks[0], inner.get("altup_coef_clip")
+    unlisted = [name for name in _LISTED if not isinstance(inner.get(name), list)]
+    last = model.tensors[f"{shape.block(shape.layers - 1)}self_attn.q_proj.weight"].name
+    differences = {
+        f"its activation is {block.activation}": block.activation != "gelu_tanh",
+        "its attention has biases": block.linear_by_role["q"].bias,
+        "its head is a matrix of its own": not shape.tied,
+        "its rotation is scaled": any(rotary.scaling != "none" for rotary in shape.rotaries),
+        "its layers all see a window, or none does":
+            len({rule.window is None for rule in shape.attention}) == 1,
+        f"its config does not list {' and '.join(unlisted)}": bool(unlisted),
+        "its files lack the keys' and values' projections that its last layers do not use":
+            last.replace("q_proj", "k_proj") not in stored_tensors(model.folder),
+        "it clips coefficients of streams (altup_coef_clip)":
+            isinstance(clip, int | float) and _largest_coefficient(model) > clip,
+    }  # fmt: skip
+    return [reason for reason, there in differences.items() if there]
+
+
+def _largest_coefficient(model: LocalModel) -> float:
+    """Return the largest coefficient by which streams are mixed or moved."""
+    roles = {"altup_prediction", "altup_correction"}
+    names = [
+        f"{model.shape.block(layer)}{tensor.name}"
+        for layer, block in enumerate(model.shape.blocks)
+        for tensor in block.mixer_tensors
+        if tensor.role in roles
+    ]
+    return max(float(np.abs(model.read(name).astype(np.float32)).max()) for name in names)
 
 
 def _widest(lora: LowRank, shape: ModelShape) -> int:

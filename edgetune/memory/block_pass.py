@@ -135,7 +135,7 @@ class Passes:
         own = self.own.with_tensors(kind.tensors, grad=grad, training=training)
         if again:
             ops.unread = own.unread(ops.own)
-        size = (self.rows.batch, self.rows.context, self.shape.hidden_size)
+        size = (self.rows.batch, self.rows.context, self.shape.stream_size)
         entry = outside(size, self.rows.width, needs=grad and kind.goes_on)
         return ops, Block(ops, self.shape, kind.layer, own).output(entry), own
 

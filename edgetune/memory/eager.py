@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from edgetune.memory import mixers, mixtures, routing
-from edgetune.memory.attended import Attending
 from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.ledger import Ledger
 from edgetune.memory.products import Product, unpack
 from edgetune.memory.sized import Gradient, Sized, Strewn, outside
+from edgetune.memory.streams import Streaming
 from edgetune.memory.tile_attention import SizedTile, attend_in_tile
 from edgetune.mixer import Recurrent
 from edgetune.network.ops import Attended, Dropout, ExpertUpdates, KeptNorms, Key
@@ -25,7 +25,7 @@ NORM_ROWS = 128
 """Rows of a matrix that are in float32 at a time for their norms."""
 
 
-class EagerOps(Attending):
+class EagerOps(Streaming):
     """One block's operations in one pass: bytes are taken when an operation is called."""
 
     def __init__(
@@ -219,8 +219,8 @@ class EagerOps(Attending):
         rows = self.batch
         return outside((rows.batch, rows.context, self.own.per_layer), rows.width)
 
-    def layer_scaled(self, x: Sized) -> Sized:
-        """Multiply by the block's scalar."""
+    def frozen_times(self, x: Sized, role: str) -> Sized:  # noqa: ARG002
+        """Multiply by a frozen tensor of the block."""
         return self.scaled(x, 1.0)
 
     def some_heads(self, attended: Attended[Sized], heads: slice) -> Attended[Sized]:

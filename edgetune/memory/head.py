@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edgetune.memory.batch_shape import BatchShape
+from edgetune.memory.joined import joined_backward, joined_forward
 from edgetune.memory.ledger import Ledger
 from edgetune.memory.norms import norm_backward, norm_forward
 from edgetune.memory.scratch import HEAD_SLICE
@@ -47,21 +48,25 @@ def loss_bytes(
         ledger.transient(rows.tokens * SCORED_BYTES)
         ledger.transient(_evaluated(shape, some, chunk, head))
         ledger.alloc(rows.tokens * FLOAT32_BYTES)
-    ledger.alloc(rows.activation_bytes(size))  # the gradient of all states
-    selected = ledger.alloc(some.activation_bytes(size))
+    ledger.alloc(rows.activation_bytes(shape.stream_size))  # the gradient of all states
+    ledger.alloc(some.activation_bytes(shape.stream_size))
+    joined = joined_forward(ledger, shape, some)
     norm_forward(ledger, shape.norm, size, some, size)
     ledger.transient(_chunk(shape, some, chunk, head, gradient=True))
-    ledger.alloc(selected)  # the gradient behind the norm
+    ledger.alloc(some.activation_bytes(size))  # the gradient behind the norm
     norm_backward(ledger, shape.norm, size, some, size)
+    ledger.free(joined)
+    joined_backward(ledger, shape, some)
     return ledger.peak
 
 
 def _evaluated(shape: ModelShape, some: BatchShape, chunk: int, head: str) -> int:
     """Return the peak of one chunk's losses on torch."""
     ledger = Ledger()
-    selected = ledger.alloc(some.activation_bytes(shape.hidden_size))
+    selected = ledger.alloc(some.activation_bytes(shape.stream_size))
+    joined = joined_forward(ledger, shape, some)
     kept = norm_forward(ledger, shape.norm, shape.hidden_size, some, shape.hidden_size)
-    ledger.free(selected + kept)
+    ledger.free(selected + joined + kept)
     ledger.transient(_chunk(shape, some, chunk, head, gradient=False))
     return ledger.peak
 

@@ -185,7 +185,7 @@ class MemoryModel:
         return StepModel(
             blocks,
             first=self.first,
-            input_bytes=rows.activation_bytes(shape.hidden_size),
+            input_bytes=rows.activation_bytes(shape.stream_size),
             place=place_bytes(shape, rows),
             grown=self._grown(whole=summed or not self.costs.lazy),
             lent=lent,

@@ -44,6 +44,8 @@ def scratch_bytes(
     matrix = height * width if eighths or rows.recast or blocks or narrowed else 0
     if shape.per_layer is not None and rows.recast:
         matrix = max(matrix, width * shape.per_layer.size)
+    if shape.altup is not None and rows.recast:
+        matrix = max(matrix, width * width)
     values = min(ROWS, height) * width if eighths else 0
     indices = moved = 0
     codes = min(UNBLOCKED, height * width) if blocks else 0
@@ -86,6 +88,8 @@ def _widened(shape: ModelShape, rows: BatchShape, frozen: Collection[Linear]) ->
     piece, sizes = min(PIECE, rows.tokens), [(0, 0)]
     if shape.per_layer is not None:
         sizes.append((piece * shape.hidden_size, piece * shape.per_layer.size))
+    if shape.altup is not None:
+        sizes.append((piece * shape.hidden_size, piece * shape.hidden_size))
     sizes += [(piece * x.inputs, piece * x.outputs) for x in frozen if x.expert is None]
     for kind in shape.kinds:
         if kind.experts is not None:

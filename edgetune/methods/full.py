@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, get_args
 
+from edgetune.altup import AltUpRole
 from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.initial import Copy
 from edgetune.methods.targets import last_blocks
@@ -125,7 +126,7 @@ class Full(Method):
 def _frozen(shape: ModelShape, layer: int) -> frozenset[str]:
     """Return the names of what stays as it is: router, experts, single numbers."""
     block, prefix = shape.blocks[layer], shape.block(layer)
-    kept = {"sinks", "scalar", *get_args(XieluRole)}
+    kept = {"sinks", "scalar", *get_args(XieluRole), *get_args(AltUpRole)}
     small = {f"{prefix}{tensor.name}" for tensor in block.mixer_tensors if tensor.role in kept}
     routing = {f"{prefix}{tensor.name}" for tensor in block.routing_tensors}
     modules = {linear.module for linear in block.expert_linears}

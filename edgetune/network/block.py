@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Generic
 
+from edgetune.altup import AltUp
 from edgetune.mixer import Recurrent
 from edgetune.network import latent
 from edgetune.network.adaptation import BASE, Adaptation
@@ -87,6 +88,8 @@ class Block(Generic[A]):
         """Return the output (B, S, D) of a block for its input."""
         if self.own.parallel:
             return self._parallel(x)
+        if self.own.altup is not None:
+            return self._one_of_several(x, self.own.altup)
         if self.own.mixer is not None:
             attended = self._first_half(self.norm("attention_input", x))
             x = self.ops.add(x, self._scaled(attended))
@@ -94,7 +97,34 @@ class Block(Generic[A]):
             x = self.ops.add(x, self._scaled(self._mlp(self.norm("mlp_input", x), x)))
         if self.own.per_layer:
             x = self.ops.add(x, self._per_layer(x))
-        return x if self.own.scalar is None else self.ops.layer_scaled(x)
+        return x if self.own.scalar is None else self.ops.frozen_times(x, "scalar")
+
+    def _one_of_several(self, x: A, rule: AltUp) -> A:
+        """Return all streams (B, S, N D) of a block that computes one of them (Gemma 3n)."""
+        ops, widths = self.ops, (self.shape.hidden_size,) * rule.count
+        routed = self.norm("altup", ops.split(x, widths)[rule.active])
+        predicted = ops.predicted(x, routed)
+        del x, routed
+        one = ops.split(predicted, widths)[rule.active]
+        one = self._computed(one)
+        x = ops.corrected(predicted, one, self.norm("altup", one))
+        del predicted, one
+        one = ops.split(x, widths)[rule.active]
+        own = self._per_layer(ops.frozen_times(one, "altup_scale") if rule.scaled else one)
+        del one
+        return ops.added_behind(x, own)
+
+    def _computed(self, x: A) -> A:
+        """Return what attention, a low-rank map beside it and the MLP make of one stream."""
+        read = self.norm("attention_input", x)
+        low = self.project("laurel_right", self.project("laurel_left", read))
+        beside = self.ops.add(read, self.norm("laurel", low))
+        del low
+        x = self.ops.add(x, self._first_half(read))
+        del read
+        x = self.ops.scaled(self.ops.add(x, beside), 0.5**0.5)
+        del beside
+        return self.ops.add(x, self._mlp(self.norm("mlp_input", x), x))
 
     def _parallel(self, x: A) -> A:
         """Return the output of a block whose halves read the same, through one norm or two."""
@@ -131,8 +161,14 @@ class Block(Generic[A]):
             x = self.ops.add(x, self.ops.position_embedding())
         return x if self.shape.embedding_norm is None else self.ops.norm("embedding", x)
 
+    def entered(self, x: A) -> A:
+        """Return the streams (B, S, N D) that embeddings (B, S, D) begin as."""
+        return x if self.shape.altup is None else self.ops.parted_streams(x, self.shape.altup)
+
     def normed(self, x: A) -> A:
         """Return the input of the head (..., D)."""
+        if self.shape.altup is not None:
+            x = self.ops.joined_streams(x, self.shape.altup)
         return self.method.norm(self, "final", x)
 
     def _first_half(self, x: A) -> A:
@@ -272,6 +308,7 @@ class Block(Generic[A]):
             return ops.gated(gate, up, shape.activation)
         if "gate" in shape.linear_by_role:
             gate = self.project("gate", x)
+            gate = gate if shape.cutoff is None else ops.above(gate, shape.cutoff)
             return ops.gated(gate, self.project("up", x), shape.activation)
         return ops.activation(self.project("up", x), shape.activation)
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
+from edgetune.altup import AltUp
 from edgetune.mixer import Recurrent
 from edgetune.shape import Attention, Experts, Rotary
 
@@ -177,8 +178,31 @@ class Ops(Protocol[A]):
     def per_layer_input(self) -> A:
         """Return the numbers (B, S, P) of its own that this block reads, constants."""
 
-    def layer_scaled(self, x: A) -> A:
-        """Return x times the block's frozen scalar."""
+    def frozen_times(self, x: A, role: str) -> A:
+        """Return x times a frozen tensor of the block, over the last axis."""
+
+    # several streams (AltUp): N of D numbers, side by side
+
+    def parted_streams(self, x: A, rule: AltUp) -> A:
+        """Return the streams (B, S, N D) that x (B, S, D) begins as, all of its magnitude."""
+
+    def joined_streams(self, x: A, rule: AltUp) -> A:
+        """Return the mean (..., D) of streams (..., N D), brought to the magnitude of the first."""
+
+    def predicted(self, x: A, routed: A) -> A:
+        """Return streams x (B, S, N D) mixed by what the router says of ``routed`` (B, S, D)."""
+
+    def corrected(self, x: A, made: A, routed: A) -> A:
+        """Return streams x (B, S, N D) moved by how far ``made`` (B, S, D) is from the active one.
+
+        How much of it each gets the router says of ``routed`` (B, S, D).
+        """
+
+    def added_behind(self, x: A, y: A) -> A:
+        """Return streams x (B, S, N D) with y (B, S, D) added to all but the first."""
+
+    def above(self, x: A, deviations: float) -> A:
+        """Return ``max(x - (mean + deviations std), 0)`` over the last axis (Gemma 3n's sparsity)."""
 
     def some_heads(self, attended: Attended[A], heads: slice) -> Attended[A]:
         """Return the attention of some key/value heads and of the queries that read them."""

@@ -170,5 +170,5 @@ class Space:
 
 def inputs_bytes(choice: Choice, shape: ModelShape) -> int:
     """Return the bytes of the inputs of all checkpointed blocks."""
-    numbers = choice.checkpointing.layers * choice.tokens * shape.hidden_size
+    numbers = choice.checkpointing.layers * choice.tokens * shape.stream_size
     return numbers * BYTES[choice.compute_dtype]

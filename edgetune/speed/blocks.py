@@ -95,7 +95,8 @@ class Works:
     def _embedding(self, rows: Rows) -> Counts:
         """Return what the input of the first block takes, and what blocks read besides."""
         ops = CountedOps(self.shape, rows)
-        self._end(ops).embedded(outside((rows.batch, rows.context), TOKEN))
+        end = self._end(ops)
+        end.entered(end.embedded(outside((rows.batch, rows.context), TOKEN)))
         own = self.shape.per_layer
         if own is not None:
             numbers = rows.tokens * self.shape.layers * own.size
@@ -118,4 +119,4 @@ def _counted(tensors: Iterable[AdapterTensor]) -> dict[str, Counted]:
 
 
 def _states(shape: ModelShape, rows: Rows, *, needs: bool) -> Counted:
-    return Counted((rows.batch, rows.context, shape.hidden_size), rows.width, needs)
+    return Counted((rows.batch, rows.context, shape.stream_size), rows.width, needs)

@@ -5,6 +5,7 @@ T tokens, K inputs, N outputs, R rank.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil
 
 from edgetune import pieces
@@ -63,6 +64,17 @@ class Functions(Counting):
         ahead = 12 + pieces * (10 + narrow), 20 * wide + copies
         back = 3 + pieces * (11 + narrow), 20 * wide + copies
         return self.done(out, (x,), ahead, back)
+
+    def streamed(self, x: Counted, inputs: Sequence[Counted], *, ahead: int, back: int) -> Counted:
+        """Return what is made of x in float32, some tokens at a time: launches of each of these."""
+        pieces, wide = self.pieces(x), FLOAT32_BYTES * x.numbers
+        out = self.made(x.shape, x.width, inputs)
+        moved = 5 * wide + sum(each.nbytes for each in inputs)
+        return self.done(out, inputs, (pieces * ahead, moved), (pieces * back, 2 * moved))
+
+    def pieces(self, x: Counted) -> int:
+        """Return how often some tokens of x (..., F) are computed at a time."""
+        return ceil(x.numbers / x.shape[-1] / PIECE)
 
     def gain(self, weight: Counted, kind: NormKind) -> Counted:
         """Return a norm's weight as it multiplies, in float32."""

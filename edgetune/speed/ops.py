@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from edgetune.altup import AltUp
 from edgetune.mixer import Recurrent
 from edgetune.network.ops import Attended, Dropout, ExpertUpdates, KeptNorms, Key
 from edgetune.shape import Experts, ModelShape, Rotary
@@ -174,9 +175,50 @@ class CountedOps(Mixing):
         size = (self.batch.batch, self.batch.context, self.own.per_layer)
         return outside(size, self.batch.width)
 
-    def layer_scaled(self, x: Counted) -> Counted:
-        """Multiply by the block's scalar."""
+    def frozen_times(self, x: Counted, role: str) -> Counted:  # noqa: ARG002
+        """Multiply by a frozen tensor of the block."""
         return self.pointwise(x)
+
+    # several streams
+
+    def parted_streams(self, x: Counted, rule: AltUp) -> Counted:
+        """Begin the streams: once a micro-batch."""
+        self._count_projected(x, rule, back=False)
+        return self.made((*x.shape[:-1], rule.count * x.shape[-1]), x.width, (x,))
+
+    def joined_streams(self, x: Counted, rule: AltUp) -> Counted:
+        """Average the streams: once a micro-batch."""
+        out = self.made((*x.shape[:-1], x.shape[-1] // rule.count), x.width, (x,))
+        self._count_projected(out, rule, back=x.needs)
+        return out
+
+    def _count_projected(self, x: Counted, rule: AltUp, *, back: bool) -> None:
+        """Count projections of all streams but the first, each as large as x, and their sizes."""
+        others, wide, pieces = rule.count - 1, FLOAT32_BYTES * x.numbers, self.pieces(x)
+        products = 2 * others * x.numbers * x.shape[-1]
+        self.ahead.products += products
+        self.ahead.count(pieces * (8 + 12 * others), 10 * others * wide)
+        if back:  # which projects them again
+            self.back.products += 2 * products
+            self.back.count(pieces * (16 + 24 * others), 24 * others * wide)
+
+    def predicted(self, x: Counted, routed: Counted) -> Counted:
+        """Mix the streams."""
+        return self.streamed(x, (x, routed), ahead=22, back=34)
+
+    def corrected(self, x: Counted, made: Counted, routed: Counted) -> Counted:
+        """Move the streams."""
+        return self.streamed(x, (x, made, routed), ahead=24, back=44)
+
+    def added_behind(self, x: Counted, y: Counted) -> Counted:
+        """Add to all streams but the first."""
+        return self.done(
+            self.made(x.shape, x.width, (x, y)), (x, y), (5, 4 * x.nbytes), (4, 2 * x.nbytes)
+        )
+
+    def above(self, x: Counted, deviations: float) -> Counted:  # noqa: ARG002
+        """Let through what is far above the mean."""
+        return self.streamed(x, (x,), ahead=12, back=20)
 
     def some_heads(self, attended: Attended[Counted], heads: slice) -> Attended[Counted]:
         """Attend with some heads."""

@@ -227,7 +227,7 @@ class TimeModel:
         kept = choice.checkpointing
         if kept.offload == "none":
             return 0.0
-        entry = choice.tokens * self.shape.hidden_size * BYTES[choice.compute_dtype]
+        entry = choice.tokens * self.shape.stream_size * BYTES[choice.compute_dtype]
         saved = max(0, kept.layers - self._works.first)
         return 2 * saved * entry / self._bandwidth(kept.offload)
 

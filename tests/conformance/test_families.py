@@ -28,6 +28,7 @@ THOROUGH = ("llama", "gpt2", "gpt_neox", "gemma2", "phi3", "lfm2", "qwen3_5_text
 """Families that meet every method; each of the others meets two."""
 
 REFUSED: dict[str, set[str]] = {
+    "gemma3n_text": {"prompt", "prefix", "mam", "llama-adapter"},
     "gemma4_text": {"prompt", "prefix", "mam", "llama-adapter"},
     "gemma4_unified_text": {"prefix", "mam"},
     "gemma4_moe": {"prefix", "mam"},
@@ -56,7 +57,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LocalMod
     def model(family: str) -> LocalModel:
         if family not in made:
             # of which two read others' keys; of each kind one
-            layers = {"gemma4_text": 4, "nemotron_h": 3}.get(family, 2)
+            layers = {"gemma3n_text": 4, "gemma4_text": 4, "nemotron_h": 3}.get(family, 2)
             folder = make_model(tmp_path_factory.mktemp(family), family, layers=layers)
             made[family] = LocalModel.open(folder)
         return made[family]

@@ -328,6 +328,35 @@ def test_falcon_h1_shares_keys_unless_its_config_says_null() -> None:
     assert shape_of(own | {"num_key_value_heads": None}).blocks[0].kv_heads == 16
 
 
+def test_gemma_3n_has_four_streams_sparse_layers_and_readers() -> None:
+    shape = _published("gemma-3n-e2b")
+
+    assert shape.stream_size == 4 * 2048
+    assert [block.cutoff for block in shape.blocks[:10]] == pytest.approx([1.644854] * 10)
+    assert {block.cutoff for block in shape.blocks[10:]} == {None}
+    assert shape.lenders == (18, 19)
+    assert [shape.source(layer) for layer in (19, 20, 24, 29)] == [None, 18, 19, 19]
+    assert not any(block.splits for block in shape.blocks)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"altup_active_idx": 4}, "altup_active_idx is 4: there are 4 streams"),
+        ({"activation_sparsity_pattern": [0.5]}, "must be 35 shares below 1; found"),
+        ({"activation_sparsity_pattern": [1.0] * 35}, "must be 35 shares below 1; found"),
+        ({"intermediate_size": [8]}, "intermediate_size must be"),
+        ({"intermediate_size": [0] * 35}, "intermediate_size must be 35 sizes; found"),
+        ({"num_kv_shared_layers": 35}, "num_kv_shared_layers is 35 of 35 layers"),
+    ],
+)
+def test_a_gemma_3n_is_refused_for_what_its_config_cannot_mean(
+    changes: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ModelError, match=words):
+        shape_of({"model_type": "gemma3n_text", **changes})
+
+
 DEEPSEEK = TINY | {
     "model_type": "deepseek_v3", "num_hidden_layers": 4, "hidden_size": 8,
     "num_attention_heads": 2, "num_key_value_heads": 2, "n_group": 4, "n_routed_experts": 16,

@@ -23,6 +23,7 @@ from edgetune.memory.lazy.passes import LazyPasses
 from edgetune.methods.planned import BlockKind, kinds
 from edgetune.model import LocalModel
 from edgetune.planning.plan import Plan
+from edgetune.shape import BlockShape
 from edgetune_mlx.gradients import added
 
 TRIES = 3
@@ -39,7 +40,10 @@ class Held:
 
 
 def planned(model: LocalModel, plan: Plan, *, ahead: int) -> list[tuple[BlockKind, BlockPass]]:
-    """Return the passes of each kind of block; ``ahead`` as in :class:`LazyPasses`."""
+    """Return the passes of each kind of block that lends and reads no keys.
+
+    ``ahead`` as in :class:`LazyPasses`.
+    """
     choice, shape = plan.choice, model.shape
     method, streamed = choice.method, choice.placement == "disk"
     found = {kind: kind for kind in kinds(method, shape, method.tensors(shape))}
@@ -47,7 +51,12 @@ def planned(model: LocalModel, plan: Plan, *, ahead: int) -> list[tuple[BlockKin
         LazyMethod(method, shape, {}), shape, rows_of(model, plan), choice.quantization,
         streamed=streamed, ahead=ahead,
     )  # fmt: skip
-    return [(kind, passes.of(kind)) for kind in found]
+    return [(kind, passes.of(kind)) for kind in found if _alone(shape.blocks[kind.layer])]
+
+
+def _alone(block: BlockShape) -> bool:
+    rule = block.attention
+    return rule is None or (rule.source is None and not rule.lends)
 
 
 def rows_of(model: LocalModel, plan: Plan) -> BatchShape:
@@ -61,9 +70,13 @@ def measured(model: LocalModel, plan: Plan, layers: Sequence[int]) -> dict[int, 
     batch = full_batch(plan.choice.micro_batch, plan.choice.context, model.shape.vocabulary)
     batch, tiled = session.engine._placed(batch, session.method)
     method = session.method.drawing("0:0", 0)
-    size = (*batch.tokens.shape, model.shape.hidden_size)
-    values = np.random.default_rng(0).standard_normal(size, np.float32)
-    x, grad = (mx.array(values).astype(session.engine.decoder.dtype) for _ in range(2))
+    draw, dtype = np.random.default_rng(0), session.engine.decoder.dtype
+    values = draw.standard_normal((*batch.tokens.shape, model.shape.stream_size), np.float32)
+    x, grad = (mx.array(values).astype(dtype) for _ in range(2))
+    if model.shape.per_layer is not None:
+        own = draw.standard_normal((*batch.tokens.shape, model.shape.per_layer.size), np.float32)
+        tiled.layout.per_layer = [mx.array(own).astype(dtype)] * model.shape.layers
+        mx.eval(tiled.layout.per_layer)
     mx.eval(x, grad)
     limits = mx.set_memory_limit(1), mx.set_cache_limit(0)
     try:

@@ -133,6 +133,15 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "use_double_wide_mlp": True, "sliding_window": 64, "max_position_embeddings": 1024,
         "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
     },
+    "streaming": {
+        "model_type": "gemma3n_text", "hidden_size": 192, "intermediate_size": 384,
+        "num_hidden_layers": 5, "num_attention_heads": 6, "num_key_value_heads": 2,
+        "vocab_size": 3000, "vocab_size_per_layer_input": 3000, "head_dim": 32,
+        "hidden_size_per_layer_input": 32, "num_kv_shared_layers": 2, "laurel_rank": 16,
+        "sliding_window": 64, "max_position_embeddings": 1024,
+        "activation_sparsity_pattern": [0.9, 0.0, 0.0, 0.0, 0.0],
+        "layer_types": ["sliding_attention", *["sliding_attention", "full_attention"] * 2],
+    },
     "apart": {
         "model_type": "gemma4_moe", "hidden_size": 192, "intermediate_size": 256,
         "moe_intermediate_size": 64, "num_experts": 8, "top_k_experts": 3, "num_hidden_layers": 3,
@@ -156,7 +165,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
 """Llamas by what their head is: a matrix of its own, or the embedding; and one whose file is in
 bfloat16. And a GPT-2, a Gemma 2, whose logits are capped, a BLOOM, whose scores fall with the
 distance, a Cohere, both halves of which read one norm, an AFM, which squares, an LFM2, which
-convolves, a Qwen3.5, which corrects a state, a Gemma 4, of which layers lend keys, a gpt-oss, whose attention has sinks, and mixtures of
+convolves, a Qwen3.5, which corrects a state, a Gemma 4, of which layers lend keys, a Gemma 3n, which has four streams, a gpt-oss, whose attention has sinks, and mixtures of
 experts, one of them beside an MLP for all tokens, one (Gemma 4's) with norms of its own, one
 (DeepSeek's) behind attention to latents."""
 
@@ -253,6 +262,7 @@ NAMED = (
     Case(model="correcting", context=192, checkpointed=True),
     Case(model="lending", context=128, checkpointed=True),
     Case(model="lending", context=320, checkpointed=True),
+    Case(model="streaming", context=128, checkpointed=True),
     Case(model="latent", context=128),
     Case(model="latent", context=320, checkpointed=True),
     Case(model="apart", context=128),

@@ -19,7 +19,10 @@ LOSE = {"max_grad_norm": 1e9}
 """No clipping: gradients are compared as they are."""
 
 
-@pytest.mark.parametrize(("family", "layers", "steps"), [("llama", 2, 50), ("gemma4_text", 3, 20)])
+@pytest.mark.parametrize(
+    ("family", "layers", "steps"),
+    [("llama", 2, 50), ("gemma4_text", 3, 20), ("gemma3n_text", 4, 10)],
+)
 def test_losses_agree(family: str, layers: int, steps: int, tmp_path: Path) -> None:
     folder = make_model(tmp_path, family, num_hidden_layers=layers)
     losses = {}
@@ -69,8 +72,11 @@ def test_gradients_of_updates_of_experts_agree(family: str, tmp_path: Path) -> N
         np.testing.assert_allclose(found["mlx"][name], expected, atol=2e-5 * scale, rtol=1e-4)
 
 
-def test_streaming_changes_nothing_where_layers_read_the_keys_of_others(tmp_path: Path) -> None:
-    folder, batch = make_model(tmp_path, "gemma4_text"), batch_of(((24,), (10, 15), (32,)))
+@pytest.mark.parametrize("family", ["gemma3n_text", "gemma4_text"])
+def test_streaming_changes_nothing_where_layers_read_the_keys_of_others(
+    family: str, tmp_path: Path
+) -> None:
+    folder, batch = make_model(tmp_path, family), batch_of(((24,), (10, 15), (32,)))
     states = []
     for placement in ("resident", "disk"):
         session = open_session(folder, placement=placement)

@@ -30,6 +30,10 @@ CASES = (
     Case(model="scanning", context=192),
     Case(model="flanked", context=128),
     Case(model="halved", context=128),
+    Case(model="streaming", context=192, checkpointed=True),
+    Case(
+        model="streaming", context=64, checkpointed=True, fixed={"micro_batch": 2, "method": "full"}
+    ),
     Case(model="mixed", context=128, fixed={"quantization": "mxfp4"}),
     Case(model="sinking", context=320),
     Case(model="mixed", context=128, fixed={"targets": ("experts",)}),

@@ -17,7 +17,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 from mlx_lm.utils import load_model
 from mlx_sessions import VOCABULARY, open_session
 from models import FAMILIES as FAMILY_SIZES
-from models import make_model
+from models import make_model, make_wrapper
 
 from edgetune.adapters import load_adapter
 from edgetune.backend import GenerateOptions
@@ -132,6 +132,61 @@ def test_a_deepseek_model_that_mlx_lm_computes_otherwise_is_refused(
     adapter = random_adapter(build("lora", {"rank": 4}), model.shape)
 
     with pytest.raises(UsageError, match=words):
+        export("mlx", ExportRequest(adapter=adapter, model=model, output=tmp_path / "out"))
+
+
+def _gemma3n(folder: Path, **changes: Any) -> LocalModel:
+    make_wrapper(folder, "gemma3n")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= changes
+    (folder / "config.json").write_text(json.dumps(config))
+    return LocalModel.open(folder)
+
+
+def test_mlx_lm_computes_gemma_3n_with_a_cache(tmp_path: Path) -> None:
+    model = _gemma3n(tmp_path / "base")
+    adapter = random_adapter(build("lora", {"rank": 4, "layers": 4}), model.shape)
+    out = tmp_path / "out"
+    export("mlx", ExportRequest(adapter=adapter, model=model, output=out))
+    session = open_session(model.folder, layers=4)
+    session.restore(adapter.tensors)
+    expected = session.logits(ROW)
+
+    merged, _ = load_model(out)
+    unmerged, _ = load_model(_as_on_the_hub(model, tmp_path / "hub"))
+    for found in (merged, load_adapters(unmerged, str(out))):
+        logits = np.array(found(mx.array([ROW]), cache=found.make_cache()))[0]
+        np.testing.assert_allclose(logits, expected, atol=2e-3)
+    assert not np.allclose(session.logits(ROW, adapter=None), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"altup_coef_clip": 0.01}, "it clips coefficients"),
+        ({"hidden_activation": "gelu"}, "activation is gelu"),
+        ({"activation_sparsity_pattern": None}, "does not list activation_sparsity_pattern"),
+    ],
+)
+def test_a_gemma_3n_that_mlx_lm_computes_otherwise_is_refused(
+    changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    model = _gemma3n(tmp_path / "base", **changes)
+    adapter = random_adapter(build("lora", {"rank": 4}), model.shape)
+
+    with pytest.raises(UsageError, match=words):
+        export("mlx", ExportRequest(adapter=adapter, model=model, output=tmp_path / "out"))
+
+
+def test_a_gemma_3n_without_what_mlx_lm_wants_to_load_is_refused(tmp_path: Path) -> None:
+    folder = _gemma3n(tmp_path / "base").folder
+    weights = mx.load(str(folder / "model.safetensors"))
+    used = {name: x for name, x in weights.items() if "layers.5.self_attn.k_" not in name}
+    mx.save_safetensors(str(folder / "model.safetensors"), used)
+    model = LocalModel.open(folder)
+    adapter = random_adapter(build("lora", {"rank": 4}), model.shape)
+
+    with pytest.raises(UsageError, match="its files lack the keys' and values' projections"):
         export("mlx", ExportRequest(adapter=adapter, model=model, output=tmp_path / "out"))
 
 

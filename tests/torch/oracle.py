@@ -41,7 +41,17 @@ LENDING: dict[int, dict[str, Any]] = {
     3: {"layer_types": [_SLIDING, _FULL, _FULL], "num_kv_shared_layers": 1},
 }
 """By number of layers, which read the keys and values of others: any of those cannot be left out."""
+LENT = frozenset({"gemma3n_text", "gemma4_text"})
 OWN_SIZES: dict[str, dict[str, Any]] = {
+    "gemma3n_text": {
+        "hidden_size_per_layer_input": 64,
+        "vocab_size_per_layer_input": 512,
+        "laurel_rank": 32,
+        "layer_types": [_SLIDING, _FULL],
+        "num_hidden_layers": 2,
+        "num_kv_shared_layers": 0,
+        "activation_sparsity_pattern": [0.95, 0.0],
+    },
     "gemma4_text": {
         "global_head_dim": 128,
         "hidden_size_per_layer_input": 64,
@@ -153,8 +163,10 @@ class Case:
     @property
     def shape(self) -> ModelShape:
         """The model's shape; where kinds of layers alternate, its last ones."""
-        if self.model == "gemma4_text":
+        if self.model in LENT:
             own = LENDING[self.layers] | {"num_hidden_layers": self.layers}
+            if self.model == "gemma3n_text":
+                own["activation_sparsity_pattern"] = [0.95, 0.0, 0.0][: self.layers]
             return replace(family(self.model, **own), vocabulary=self.vocabulary)
         whole = family(self.model) if self.model in FAMILIES else resolve(self.model).shape
         blocks = (whole.blocks * self.layers)[-self.layers :]
@@ -304,6 +316,7 @@ def _choice(draw: random.Random, model: str, layers: int) -> Choice:
 
 
 REFUSED = {
+    "gemma3n_text": {"prompt", "prefix", "mam", "llama-adapter"},
     "gemma4_text": {"prompt", "prefix", "mam", "llama-adapter"},
     "gemma4_unified_text": {"prefix", "mam"},
     "gemma4_moe": {"prefix", "mam"},

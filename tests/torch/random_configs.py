@@ -34,6 +34,7 @@ def random_config(family: str, seed: int) -> Config:
         "ministral": with_head_size("ministral"),
         "qwen3_5_moe_text": _qwen3_5_moe,
         "qwen3_5_text": _qwen3_5,
+        "gemma3n_text": _gemma3n,
         "gemma4_text": _gemma4,
         "gemma4_unified_text": _gemma4_unified,
     }.get(family, lambda draw: common(family, draw))
@@ -143,6 +144,24 @@ def _gemma4(draw: random.Random) -> Config:
     config = {name: x for name, x in config.items() if name != "sliding_window_pattern"}
     config.pop("query_pre_attn_scalar", None)
     return config | own
+
+
+def _gemma3n(draw: random.Random) -> Config:
+    same = ("layer_types", "num_kv_shared_layers", "vocab_size_per_layer_input", "sliding_window")
+    config, own = common("gemma3_text", draw), _gemma4(draw)
+    config |= {name: own[name] for name in same}
+    layers = len(own["layer_types"])
+    config.pop("query_pre_attn_scalar", None)
+    config.pop("sliding_window_pattern", None)
+    widths = [draw.choice([24, 40]) for _ in range(layers)]
+    return config | {
+        "num_hidden_layers": layers,
+        "intermediate_size": draw.choice([24, widths]),
+        "hidden_size_per_layer_input": draw.choice([6, 12]),
+        "laurel_rank": draw.choice([2, 4]),
+        "altup_num_inputs": draw.choice([2, 4]),
+        "activation_sparsity_pattern": draw.choice([None, [0.9] + [0.0] * (layers - 1)]),
+    }
 
 
 def _gemma4_unified(draw: random.Random) -> Config:

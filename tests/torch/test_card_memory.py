@@ -50,6 +50,7 @@ CASES = {
     "a head in 8 bits": Case("qwen2.5-0.5b", 1, 60_000, plain(**BASE | {"head": "int8"})),
     "a streamed head": Case("qwen2.5-0.5b", 1, 60_000, plain(**BASE | {"head": "disk"})),
     "offsets and caps": Case("gemma-2-2b", 1, 20_000, plain(**BASE)),
+    "streams": Case("gemma3n_text", 2, 512, plain(**BASE)),
     "rows of two": Case("smollm2-135m", 2, 512, plain(**BASE | {"micro_batch": 2})),
 }
 

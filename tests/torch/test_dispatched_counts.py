@@ -30,7 +30,9 @@ NEAR = 0.06
 SETTINGS = {"context": 32, "micro_batch": 2, "loss_chunk": 64, "compute_dtype": "bfloat16"}
 DEEP = ("llama", "apertus", "gemma2", "qwen3", "mixtral", "gpt2", "gpt_neox")
 METHOD = {"experts": Lora(rank=4, targets=("experts",))}
-PLAIN = tuple({"gpt_oss", "lfm2", "qwen3_5_text", "gemma4_text", "deepseek_v3", *RECURRENT})
+PLAIN = tuple(
+    {"gpt_oss", "lfm2", "qwen3_5_text", "gemma3n_text", "gemma4_text", "deepseek_v3", *RECURRENT}
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +68,8 @@ CASES = [
 ] + [
     ("gemma2", "lora", "int8", 2), ("qwen3", "adapter", "nf4", 0), ("gemma2", "norm", "none", 0),
     ("apertus", "lora", "none", 2), ("mixtral", "lora", "nf4", 4), ("mixtral", "lora", "none", 0),
-    ("gpt2", "bitfit", "none", 2),
-    ("gpt_neox", "lora", "none", 0), ("gemma4_text", "lora", "none", 3),
+    ("gpt2", "bitfit", "none", 2), ("gpt_neox", "lora", "none", 0),
+    ("gemma4_text", "lora", "none", 3), ("gemma3n_text", "lora", "none", 3),
     ("deepseek_v3", "lora", "none", 1), ("mixtral", "experts", "none", 0),
     ("mixtral", "experts", "nf4", 4), ("gpt_oss", "experts", "none", 2),
     *((family, "lora", "none", 2) for family in RECURRENT),

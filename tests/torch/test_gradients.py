@@ -16,7 +16,7 @@ from edgetune.errors import UsageError
 from edgetune.model import LocalModel
 from edgetune.settings.spec import Quantization
 
-FAMILIES = ("llama", "qwen3", "gemma2", "gemma4_text", "phi3", "gpt2", "gpt_neox")
+FAMILIES = ("llama", "qwen3", "gemma2", "gemma3n_text", "gemma4_text", "phi3", "gpt2", "gpt_neox")
 TOLERANCE = 1e-5
 
 PATHS: dict[str, dict[str, Any]] = {

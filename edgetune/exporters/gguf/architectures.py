@@ -198,6 +198,7 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
 
 NOT_WRITTEN: Final[Mapping[str, str]] = {
     "phimoe": "llama.cpp weighs its experts by one softmax, the model each by its own",
+    "gemma3n_text": "its streams are not laid out for llama.cpp yet, which counts deviations over n - 1",
     "gpt_oss": "llama.cpp rounds the bounds of its rotation (YaRN), which the model does not",
     "falcon_h1": "Mamba-2 beside attention is not laid out for llama.cpp yet",
     "granitemoehybrid": "Granite 4's layers are not laid out for llama.cpp yet",

@@ -104,7 +104,7 @@ class LazyLoss:
         """
         ledger, summed = Ledger(self._places), summed or self.whole.tile > 0
         if self.whole.tile and not self.shape.blocks[-1].splits:  # all states are one array
-            ledger.alloc(self.whole.activation_bytes(self.shape.hidden_size))
+            ledger.alloc(self.whole.activation_bytes(self.shape.stream_size))
         if weighed:
             ledger.peak += max(self._losses(chunk), self.whole.tokens * SCORED_BYTES)
             ledger.alloc(self.whole.tokens * TOKEN)
@@ -114,8 +114,9 @@ class LazyLoss:
         losses = concatenate([each.losses for each in chunks], 0)
         grad = concatenate([each.grad for each in chunks], 0)
         found = vjp(lambda *given: self._final(names, *given), inputs, [grad])
-        spread = updated(zeros(normed.shape, normed.width), found[0], adds=True)
-        own = [into_sum(each) if summed else each for each in found[1:]]
+        selected, *trained = found
+        spread = updated(zeros(selected.shape, selected.width), selected, adds=True)
+        own = [into_sum(each) if summed else each for each in trained]
         stages = [normed, *(stage for each in chunks for stage in each.stages)]
         learnt = [chunks[-1].learnt] if chunks[-1].learnt is not None else []
         asked = [*learnt, *reversed(own), spread]
@@ -144,7 +145,7 @@ class LazyLoss:
     def _inputs(self) -> tuple[list[str], list[Array]]:
         """Return the names of the final norm's trained tensors, and what the norm reads: states first."""
         rows, final = self.rows, f"{self.shape.final_norm.module}."
-        size = (rows.tokens, self.shape.hidden_size)
+        size = (rows.tokens, self.shape.stream_size)
         selected = gathered(given(size, rows.width), given(size[:1], PLACE), size)
         tensors = [x for x in self.own.spec.tensors(self.shape) if x.name.startswith(final)]
         kept = [x for x in tensors if x.trained]

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from edgetune.altup import AltUp
 from edgetune.memory.batch_shape import BatchShape
 from edgetune.memory.lazy import (
     attention,
@@ -17,6 +18,7 @@ from edgetune.memory.lazy import (
     mixers,
     pointwise,
     routing,
+    streams,
 )
 from edgetune.memory.lazy.arrays import counted, gathered, matmul
 from edgetune.memory.lazy.attention import Keys
@@ -206,9 +208,40 @@ class LazyOps:
         """Return numbers that live through the whole pass."""
         return given((self.batch.batch, self.batch.context, self.own.per_layer), self.batch.width)
 
-    def layer_scaled(self, x: Array) -> Array:
-        """Multiply by the block's scalar."""
-        return times(x)
+    def frozen_times(self, x: Array, role: str) -> Array:
+        """Multiply by a frozen tensor of the block."""
+        return multiply(x, cast(self._frozen_tensors()[role], x.width))
+
+    # several streams
+
+    def parted_streams(self, x: Array, rule: AltUp) -> Array:
+        """Begin the streams."""
+        return counted((*x.shape[:-1], rule.count * x.shape[-1]), x.width)
+
+    def joined_streams(self, x: Array, rule: AltUp) -> Array:
+        """Average the streams."""
+        size = x.shape[-1] // rule.count
+        return streams.joined(x, [self.frozen.tensor((size, size)) for _ in rule.exits])
+
+    def predicted(self, x: Array, routed: Array) -> Array:
+        """Mix the streams."""
+        own = self._frozen_tensors()
+        return streams.predicted(x, routed, own["altup_router"], own["altup_prediction"])
+
+    def corrected(self, x: Array, made: Array, routed: Array) -> Array:
+        """Move the streams."""
+        own, rule = self._frozen_tensors(), self.own.altup
+        assert rule is not None
+        router, weight = own["altup_router"], own["altup_correction"]
+        return streams.corrected(x, made, routed, router, weight, active=rule.active)
+
+    def added_behind(self, x: Array, y: Array) -> Array:
+        """Add to all streams but the first."""
+        return streams.added_behind(x, y)
+
+    def above(self, x: Array, deviations: float) -> Array:  # noqa: ARG002
+        """Let through what is far above the mean."""
+        return streams.above(x)
 
     def some_heads(self, attended: Attended[Array], heads: slice) -> Attended[Array]:
         """Attend with some heads."""
@@ -420,3 +453,7 @@ class LazyOps:
     def _bias(self, role: str) -> Array | None:
         own = self.own.linear_by_role[role]
         return self.frozen.vector(own.outputs) if own.bias else None
+
+    def _frozen_tensors(self) -> dict[str, Array]:
+        """Return the block's tensors that are neither projections nor norms, by role."""
+        return {x.role: self.frozen.tensor(x.shape) for x in self.own.mixer_tensors}

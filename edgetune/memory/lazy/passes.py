@@ -66,7 +66,7 @@ class LazyPasses:
         """Prepare for the kinds of blocks that there are."""
         self.own, self.shape, self.rows, self.quantization = own, shape, rows, quantization
         self.streamed, self.ahead = streamed, ahead
-        self._entry = (rows.batch, rows.context, shape.hidden_size)
+        self._entry = (rows.batch, rows.context, shape.stream_size)
         self._graphs: dict[BlockKind, Graph] = {}
 
     def of(self, kind: BlockKind, *, summed: bool = False) -> BlockPass:
@@ -89,7 +89,7 @@ class LazyPasses:
         One that is computed at once joins its input, and the gradient, beside those of the tiles.
         """
         if not self.shape.blocks[kind.layer].splits:
-            states = self.rows.activation_bytes(self.shape.hidden_size)
+            states = self.rows.activation_bytes(self.shape.stream_size)
             return replace(
                 whole, plain=whole.plain + states, inference=whole.inference + states,
                 again=whole.again + 2 * states,

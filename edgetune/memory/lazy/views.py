@@ -20,6 +20,7 @@ from edgetune.memory.lazy.graph import (
     spanned,
     unrepeated,
 )
+from edgetune.storage import FLOAT32_BYTES
 
 
 def _view(x: Array, back: Back | None, shape: Shape, *others: Array) -> Array:
@@ -239,8 +240,9 @@ def total(x: Array, axes: Sequence[int], *, keep: bool = True) -> Array:
     shape = tuple(1 if axis in axes else size for axis, size in enumerate(x.shape))
     out = x
     if prod(shape) != x.numbers:
+        wide = FLOAT32_BYTES if x.width < FLOAT32_BYTES else 0  # what they are summed in
         operation = Operation(
-            (x,), nbytes=prod(shape) * x.width,
+            (x,), nbytes=prod(shape) * x.width, spare=prod(shape) * wide,
             back=lambda _, grads, __: [broadcast(one(grads), x.shape)],
         )  # fmt: skip
         out = Array(shape, x.width, operation)

@@ -35,6 +35,7 @@ _FAMILIES: Final[Mapping[str, str]] = {
     "gemma": "gemma",
     "gemma2": "gemma",
     "gemma3_text": "gemma",
+    "gemma3n_text": "gemma3n",
     "gemma4_text": "gemma4",
     "gemma4_unified_text": "gemma4",
     "glm": "glm",

@@ -82,11 +82,12 @@ def _shape(fields: Fields, family: str, *, per_layer: int) -> ModelShape:
         block_prefix="model.layers.{}.",
         embedding_scale=sizes.hidden**0.5,
         logit_softcap=fields.optional_number("final_logit_softcapping"),
-        per_layer=_per_layer(fields, per_layer) if per_layer else None,
+        per_layer=per_layer_inputs(fields, per_layer) if per_layer else None,
     )
 
 
-def _per_layer(fields: Fields, size: int) -> PerLayerInputs:
+def per_layer_inputs(fields: Fields, size: int) -> PerLayerInputs:
+    """Return what makes the numbers of its own that each block reads."""
     return PerLayerInputs(
         size=size,
         rows=fields.size("vocab_size_per_layer_input", 262_144),
@@ -110,7 +111,7 @@ class _Plan:
 def _plans(fields: Fields, sizes: Sizes) -> list[_Plan]:
     types = [*layer_types(fields, sizes, alternating(sizes, 6))]
     types[-1] = FULL  # as transformers reads every config
-    sources = _sources(fields, types)
+    sources = key_sources(fields, types)
     own = _own_sizes(fields, types)
     return [
         _Plan(
@@ -124,7 +125,7 @@ def _plans(fields: Fields, sizes: Sizes) -> list[_Plan]:
     ]
 
 
-def _sources(fields: Fields, types: Sequence[str]) -> list[int | None]:
+def key_sources(fields: Fields, types: Sequence[str]) -> list[int | None]:
     """Return for each layer the one whose keys and values it reads: the last of its type to make any."""
     first = len(types) - fields.count("num_kv_shared_layers", 0)
     last = {kind: layer for layer, kind in enumerate(types[: max(first, 0)])}

@@ -41,7 +41,7 @@ _TYPES: Final[Mapping[str, str]] = {
         aimv2 align altclip aya_vision blip blip-2 bridgetower chameleon chinese_clip clip clipseg
         cohere2_vision cohere_compass colmodernvbert colpali colqwen2 cosmos3_edge cosmos3_omni
         deepseek_vl deepseek_vl_hybrid emu3 evolla exaone4_5 fast_vlm flava flava_image_model
-        florence2 fuyu gemma3n git glm46v glm4v glm_image glm_ocr glmga
+        florence2 fuyu git glm46v glm4v glm_image glm_ocr glmga
         got_ocr2 granite4_vision granite_docling groupvit hunyuan_vl hyperclovax_vision_v2 idefics
         idefics2 idefics3 instructblip instructblipvideo janus kosmos-2 kosmos-2.5 lfm2_vl lfm3_vl
         lighton_ocr llava_next_video metaclip_2 minicpm_ocr minicpmv4_6 minicpmv4_7 mllama
@@ -93,7 +93,7 @@ _TYPES: Final[Mapping[str, str]] = {
     """,
     "a decoder that is not supported yet": """
         biogpt bitnet blt codegen cohere_compass_text cpmant ctrl diffllama
-        gemma3n_text gemma4_assistant gemma4_unified_assistant
+        gemma4_assistant gemma4_unified_assistant
         gpt-sw3 gpt_neox_japanese granite_swa hrm_text hyperclovax
         internlm3 iquestcoder jais2 minicpm3 modernbert-decoder nanochat openai-gpt
         vaultgemma xglm youtu

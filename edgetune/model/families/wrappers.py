@@ -15,6 +15,7 @@ from edgetune.shape import ModelShape
 
 INSIDE: Final[Mapping[str, tuple[str, ...]]] = {
     "gemma3": ("gemma3_text",),
+    "gemma3n": ("gemma3n_text",),
     "gemma4": ("gemma4_text",),
     "gemma4_unified": ("gemma4_unified_text",),
     "internvl": ("qwen2", "qwen3", "llama"),
