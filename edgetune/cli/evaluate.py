@@ -77,7 +77,7 @@ def command(
         say(f"Opened {one.model.folder} for {one.name}", level=VERBOSE)
         for notice in one.notices:
             say(notice)
-    dataset = dataset_of(opened[0], data)
+    dataset = dataset_of(opened[0], data, opened[1:])
     labels, notices = labels_of(opened, dataset)
     for notice in notices:
         say(notice)

@@ -110,8 +110,8 @@ class AttackableRows:
             raise UsageError(f"{lost}: {error}") from error
         if len(rows) != len(lines):
             raise UsageError(
-                f"{lost}: some are longer than the {self.opened.model.shape.max_context} positions of "
-                f"{self.opened.plan.model.ref}. Leave out the longest."
+                f"{lost}: some are longer than the {self.opened.positions} positions that "
+                f"{self.opened.plan.model.ref} has for them. Leave out the longest."
             )
         return rows
 

@@ -59,10 +59,10 @@ def _of_block(run: Opened, rows: Examples, labels: LabelSet) -> NDArray[np.float
     ]
     columns = token_store_of(answered, range(len(answered)))
     longest = int(columns.lengths.max())
-    if longest > run.model.shape.max_context:
+    if longest > run.positions:
         raise UsageError(
             f"A text with its label has {longest} tokens, and {run.plan.model.ref} has positions "
-            f"for {run.model.shape.max_context}. Leave out rows that long."
+            f"for {run.positions}. Leave out rows that long."
         )
     examples = Examples.of(columns, rows.locations)
     schedule = PaddedSchedules(columns.lengths, longest, run.plan.choice.micro_batch).by_length()

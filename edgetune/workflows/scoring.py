@@ -68,21 +68,28 @@ def rows_of(run: Opened, data: Path) -> Examples:
     return dataset_of(run, data).train
 
 
-def dataset_of(run: Opened, data: Path) -> Dataset:
+def dataset_of(run: Opened, data: Path, beside: Sequence[Opened] = ()) -> Dataset:
     """Return a file as the run would read it, with all of its rows in ``train``.
 
-    Its columns may have the names that the run's file had, or those that the formats know; labels
-    that are numbers have the names that they had in training.
+    They fit the positions that the run and those ``beside`` it have for tokens. Columns may have the
+    names that the run's file had, or those that the formats know; labels that are numbers have the
+    names that they had in training.
     """
     dataset = _as_trained(run, data)
-    longest, positions = int(dataset.lengths.max()), run.model.shape.max_context
+    longest = int(dataset.lengths.max())
+    positions = min(each.positions for each in (run, *beside))
     if longest > positions and dataset.long_rows == "refuse":
         raise UsageError(
             f"A row of {data} has {longest} tokens, and {run.plan.model.ref} has positions for "
-            f"{positions}. Leave out rows that long."
+            f"{positions}{_taken(run, positions)}. Leave out rows that long."
         )
     limit = max(run.plan.choice.context, longest)
     return dataset.fit(min(limit, positions))
+
+
+def _taken(run: Opened, positions: int) -> str:
+    taken = run.model.shape.max_context - positions
+    return f" besides the {taken} of an adapter" if taken else ""
 
 
 def _as_trained(run: Opened, data: Path) -> Dataset:

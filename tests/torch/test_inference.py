@@ -22,11 +22,12 @@ from edgetune.data.examples import RowLocations
 from edgetune.data.token_store import token_store_of
 from edgetune.errors import OutOfMemoryError, UsageError
 from edgetune.generation import generate
+from edgetune.methods.prefix import Prefix
 from edgetune.methods.prompt import Prompt
 from edgetune.model import LocalModel, resolve
 from edgetune.workflows.inference import answers
 from edgetune.workflows.opened import Opened
-from edgetune.workflows.scoring import rows_of, score
+from edgetune.workflows.scoring import dataset_of, rows_of, score
 from edgetune_torch.opening import open_session
 
 LENGTHS = (20, 20, 20, 90, 90, 90)
@@ -116,6 +117,26 @@ def test_rows_beyond_the_positions_of_the_model_are_refused(run: Opened, tmp_pat
     named = replace(run.plan.model, ref=str(run.model.folder))
     with pytest.raises(UsageError, match=rf"has positions for {POSITIONS}\. Leave out rows"):
         rows_of(replace(run, plan=replace(run.plan, model=named)), data)
+
+
+def test_rows_leave_the_positions_that_an_adapter_takes(run: Opened, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"prompt": "Turn on the lamp.", "completion": "lamp " * 20}) + "\n")
+    named = replace(run.plan.model, ref=str(run.model.folder))
+    own = replace(run, plan=replace(run.plan, model=named))
+    longest = int(rows_of(own, data).lengths.max())
+    rest = POSITIONS - longest
+    for fits, full in (
+        (Prefix(prefix_length=rest), Prefix(prefix_length=rest + 1)),
+        (Prompt(prompt_length=rest), Prompt(prompt_length=rest + 1)),
+    ):
+        adapted = replace(own, method=fits)
+        assert len(rows_of(adapted, data)) == len(dataset_of(own, data, [adapted]).train) == 1
+        adapted = replace(own, method=full)
+        for first, others in ((adapted, ()), (own, (adapted,))):
+            said = f"positions for {longest - 1} besides the {rest + 1} of an adapter"
+            with pytest.raises(UsageError, match=said):
+                dataset_of(first, data, others)
 
 
 def test_a_prompt_beyond_the_learned_positions_is_refused(run: Opened) -> None:
