@@ -35,7 +35,7 @@ class TorchBackend:
         except (ImportError, OSError) as error:
             return Decision(False, f"torch is installed and does not load: {error}.")
         if device.kind == "cpu":
-            from edgetune_torch.cpu_kernels import COMPILERS, lacks_compiler
+            from edgetune_torch.cpu_kernels.build import COMPILERS, lacks_compiler
 
             slower = f". Runs in bfloat16 are faster with a compiler: install {COMPILERS[1]}"
             more = slower if lacks_compiler() else ""

@@ -62,7 +62,7 @@ class FusedOnCpu(torch.autograd.Function):
         """Return the output (B, H, S, h), laid out (B, S, H, h)."""
         dtype, ctx.scale = attention_dtype(q.dtype, q.device), scale
         ctx.pieces = list(_pieces(documents, shared, apart=dtype != q.dtype))
-        ctx.served = kernel.served(q, v) and all(piece.trunk is None for piece in ctx.pieces)
+        ctx.served = kernel.served(q, k, v) and all(piece.trunk is None for piece in ctx.pieces)
         ctx.whole = ctx.served and all(piece.own == _EVERYTHING for piece in ctx.pieces)
         out, sums = laid_out(q, filled=ctx.whole), []
         for piece in ctx.pieces:

@@ -5,7 +5,9 @@ The gradient of the hidden states is computed in the forward pass. Logits are ma
 (C, W), and their log-sum-exp is kept up from tile to tile. A head on the device keeps the tiles
 of one chunk, (C, V) float32 in all, for the gradient; a streamed head makes each tile twice and
 holds one. Both compute the same numbers from the same tiles, bit for bit. On a card that our kernels
-serve, a head that is there is multiplied at once instead (:mod:`edgetune_torch.card_loss`).
+serve, a head that is there is multiplied at once instead (:mod:`edgetune_torch.card_loss`). On a processor a
+kernel in C reads and differentiates tiles of bfloat16 (C, W) as they come from the product
+(:mod:`edgetune_torch.cpu_kernels.loss`): no float32 tile is made of them.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from edgetune.buckets import chunked
 from edgetune.data.batch import IGNORED
 from edgetune.network.adaptation import Adaptation
 from edgetune_torch import kernels
+from edgetune_torch.cpu_kernels import loss as kernel
 from edgetune_torch.precision import product_dtype
 from edgetune_torch.vocabulary import HeadRows, TrainedHead
 
@@ -54,13 +57,24 @@ class Head:
             out[:, span] = tile
         return out
 
-    def tiles(self, x: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Yield vocabulary span, float32 logits (C, W) and the rows (W, D) they came from."""
+    def tiles(self, x: Tensor, *, narrow: bool = False) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Yield vocabulary span, float32 logits (C, W) and the rows (W, D) they came from.
+
+        ``narrow``: logits as the product gives them, for a head that does nothing to them.
+        """
         dtype = product_dtype(x.dtype, x.device)
         wide = x.to(dtype)
         for span, rows in self.rows.slices(dtype):
             self.rows.workspace.check()
-            yield span, self._finished((wide @ rows.T).float(), span), rows
+            yield span, self._tile(wide, rows, span, narrow=narrow), rows
+
+    def narrow(self, x: Tensor) -> bool:
+        """Return whether a kernel reads the logits of x (C, D) as the product gives them."""
+        plain = self.bias is None and self.scale == 1.0 and self.softcap is None
+        return plain and kernel.served(x)
+
+    def _tile(self, x: Tensor, rows: Tensor, span: slice, *, narrow: bool) -> Tensor:
+        return x @ rows.T if narrow else self._finished((x @ rows.T).float(), span)
 
     def _finished(self, tile: Tensor, span: slice) -> Tensor:
         if self.bias is not None:
@@ -108,7 +122,10 @@ class _Softmax:
         self.wanted = torch.zeros(shape, device=device)
 
     def add(self, span: slice, tile: Tensor) -> None:
-        """Take in the logits (C, W) of a span of the vocabulary."""
+        """Take in the logits (C, W) of a span of the vocabulary, narrow ones by a kernel."""
+        if tile.dtype != torch.float32:
+            kernel.take_in(tile, span.start, self.known)
+            return
         high, at = tile.max(-1, keepdim=True)
         self.best = torch.where(high > self.highest, at + span.start, self.best)
         highest = torch.maximum(self.highest, high)
@@ -122,6 +139,11 @@ class _Softmax:
         """Return whose target is in a span, and where in it, 0 for the others; both (C, 1)."""
         inside = (self.targets >= span.start) & (self.targets < span.stop)
         return inside, torch.where(inside, self.targets - span.start, 0)
+
+    @property
+    def known(self) -> kernel.Known:
+        """What a kernel reads and changes."""
+        return kernel.Known(self.targets, self.highest, self.total, self.wanted, self.best)
 
     @property
     def log_total(self) -> Tensor:
@@ -165,7 +187,7 @@ def loss_and_gradient(
 
         return at_once(x, targets, count, head, scale)
     sums, softmax, kept = Sums(), _Softmax(targets), []
-    for at, tile, rows in head.tiles(x):
+    for at, tile, rows in head.tiles(x, narrow=head.narrow(x)):
         softmax.add(at, tile)
         if not head.rows.streamed:
             kept.append(tile)
@@ -192,24 +214,42 @@ def _gradient(
     dtype = product_dtype(x.dtype, x.device)
     grad, log_total = torch.zeros(x.shape, device=x.device), softmax.log_total
     for span, tile, rows in _again(x, head, kept, dtype):
-        probability = (tile - log_total).exp_() if head.softcap else tile.sub_(log_total).exp_()
-        inside, index = softmax.inside(span)
-        probability.scatter_add_(1, index, torch.where(inside, -1.0, 0.0))
-        part = head.chain(probability.mul_(scale), tile).to(dtype)
+        part = _slopes(head, softmax, span, tile, log_total, scale).to(dtype)
         head.rows.learn(span, part[:count], x[:count])
         if dtype == torch.float32:
             grad.addmm_(part, rows)
         else:
             grad += part @ rows
-        del tile, rows, probability, part
+        del tile, rows, part
     return grad
+
+
+def _slopes(
+    head: Head,
+    softmax: _Softmax,
+    span: slice,
+    tile: Tensor,
+    log_total: Tensor,
+    scale: float | Tensor,
+) -> Tensor:
+    """Return ``scale`` times the gradient of logits (C, W) as the product gave them, in their place
+    unless they are capped.
+    """
+    if tile.dtype != torch.float32:
+        scales = torch.as_tensor(scale).expand(len(tile), 1).contiguous()
+        kernel.differentiate(tile, span.start, softmax.targets, log_total, scales)
+        return tile
+    probability = (tile - log_total).exp_() if head.softcap else tile.sub_(log_total).exp_()
+    inside, index = softmax.inside(span)
+    probability.scatter_add_(1, index, torch.where(inside, -1.0, 0.0))
+    return head.chain(probability.mul_(scale), tile)
 
 
 def _again(
     x: Tensor, head: Head, kept: list[Tensor], dtype: torch.dtype
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     if head.rows.streamed:
-        yield from head.tiles(x)
+        yield from head.tiles(x, narrow=head.narrow(x))
         return
     kept.reverse()
     for span, rows in head.rows.slices(dtype):
@@ -244,7 +284,7 @@ def _at_once(x: Tensor, head: Head) -> bool:
 def _softmax(x: Tensor, targets: Tensor, head: Head) -> _Softmax:
     """Return what is known of a chunk once all of its tiles were seen."""
     softmax = _Softmax(targets)
-    for span, tile, rows in head.tiles(x):
+    for span, tile, rows in head.tiles(x, narrow=head.narrow(x)):
         softmax.add(span, tile)
         del tile, rows
     return softmax

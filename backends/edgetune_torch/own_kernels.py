@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from edgetune_torch import cpu_kernels, kernels
+from edgetune_torch.cpu_kernels import build
 from edgetune_torch.precision import cpu_multiplies_bf16
 
 
@@ -18,7 +19,7 @@ def own_kernels(device: torch.device, dtype: torch.dtype) -> str:
     narrow = device.type == "cpu" and dtype == torch.bfloat16 and cpu_multiplies_bf16()
     if not narrow or cpu_kernels.library() is None:
         return ""
-    texts = b"".join(file.read_bytes() for file in cpu_kernels.SOURCES)
+    texts = b"".join(file.read_bytes() for file in build.TEXTS)
     return f"C {hashlib.sha256(texts).hexdigest()[:8]}"
 
 

@@ -17,6 +17,11 @@ MARGIN_SHARE: Final = 0.05
 _BFLOAT16: Final = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """What Linux calls bfloat16 products on x86 and on ARM."""
 
+_KERNELS: Final = frozenset(
+    {"avx512_bf16", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma"}
+)
+"""A virtual machine may hide any of them."""
+
 _LIMITS_OF_ONEDNN: Final = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 _WITHOUT_BFLOAT16: Final = frozenset(
     {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
@@ -92,8 +97,8 @@ def multiplies_16bit(system: System) -> bool:
 
 
 def dots_bfloat16(system: System) -> bool:
-    """Return whether the processor has AVX512-BF16, which kernels of our own are written for."""
-    return "avx512_bf16" in _flags(system)
+    """Return whether the processor has all that kernels of our own are compiled for."""
+    return _flags(system) >= _KERNELS
 
 
 def _in_use(system: System, field: str) -> int:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.device import list_devices, read_device
-from edgetune.device.cpu import host_memory, read_cpu
+from edgetune.device.cpu import dots_bfloat16, host_memory, read_cpu
 from edgetune.device.recorded import recorded_system
 from edgetune.device.system import System, this_system
 
@@ -87,6 +87,22 @@ def test_rates_follow_the_vector_units(flags: str, per_cycle_32: int, per_cycle_
     assert device.rate_32bit == 4 * 2e9 * per_cycle_32
     assert device.rate_16bit == 4 * 2e9 * per_cycle_16
     assert ("estimated" if per_cycle_32 else "unknown") in device.because
+
+
+EVERY = "avx2 fma avx512f avx512bw avx512dq avx512vl avx512_bf16"
+
+
+@pytest.mark.parametrize(
+    ("flags", "served"),
+    [(EVERY, True), (EVERY.replace("avx512bw ", ""), False), ("avx2 fma", False)],
+    ids=["all", "one is hidden", "none"],
+)
+def test_kernels_are_for_processors_with_all_that_they_are_compiled_for(
+    flags: str, served: bool
+) -> None:
+    files = {"/proc/cpuinfo": f"flags\t\t: {flags}\n"}
+    facts = {"total_bytes": 10**10, "available_bytes": 10**10}
+    assert dots_bfloat16(recorded_system({**facts, "files": files})) == served
 
 
 def test_without_a_clock_the_rates_are_unknown() -> None:

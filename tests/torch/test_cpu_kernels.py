@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,16 @@ import torch
 from torch import Tensor
 
 from edgetune_torch import cpu_kernels, nf4, pointwise
-from edgetune_torch.cpu_kernels import attention
+from edgetune_torch.cpu_kernels import attention, build
+from edgetune_torch.cpu_kernels import loss as loss_kernel
 from edgetune_torch.cpu_kernels import nf4 as nf4_kernel
 from edgetune_torch.cpu_kernels import pointwise as pointwise_kernel
 from edgetune_torch.flash import FusedOnCpu
+from edgetune_torch.loss import Head, Sums, loss_and_gradient, loss_only, token_losses
 from edgetune_torch.matrices import store
+from edgetune_torch.row_formats import PlainRows
+from edgetune_torch.vocabulary import ResidentHead
+from edgetune_torch.workspace import Workspace
 
 SHAPES = [
     # positions, heads, key/value heads, channels
@@ -59,7 +66,7 @@ def test_output_and_gradients_are_near_those_in_float64(
     positions: int, heads: int, groups: int, channels: int
 ) -> None:
     *inputs, grad = _drawn(positions, heads, groups, groups, heads, channels=channels)
-    assert attention.served(inputs[0], inputs[2])
+    assert attention.served(*inputs)
     found = _attended(inputs, grad, ((positions,),))
     for ours, exact in zip(found, _expected(inputs, grad), strict=True):
         assert float((ours - exact).norm()) <= ROUNDED * float(exact.norm()) + 1e-6
@@ -178,6 +185,162 @@ def test_unpacked_weights_have_the_bits_of_the_text(
     ours = matrix.dense(torch.bfloat16).clone()
     monkeypatch.setattr(nf4, "unpack_by_kernel", lambda *_: False)
     assert torch.equal(ours, matrix.dense(torch.bfloat16))
+
+
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_what_is_no_number_is_not_hidden_by_attention(part: int) -> None:
+    *inputs, grad = _drawn(70, 2, 2, 2, 2, channels=32)
+    inputs[part] = inputs[part].clone()
+    inputs[part][0, 0, 65] = torch.nan
+    out, *grads = _attended(inputs, grad, ((70,),))
+    sees_it = slice(65, 66) if part == 0 else slice(65, 70)
+    assert out[0, 0, sees_it].isnan().all()
+    assert out[0, 0, :64].isfinite().all()
+    assert any(x[0, 0].isnan().any() for x in grads)
+    assert all(x.isfinite().all() for x in (out[0, 1], *(x[0, 1] for x in grads)))
+
+
+HEADS = [
+    # vocabulary, states, under loss
+    (40, 3, 3), (2048, 70, 64), (5003, 64, 61),
+]  # fmt: skip
+
+
+def _losses(
+    size: tuple[int, int, int], scale: float | Tensor, *, streamed: bool
+) -> tuple[Sums, Tensor, Tensor, Sums]:
+    """Return what is said of the loss of some states, their gradient, and each one's loss."""
+    vocabulary, states, count = size
+    draw = torch.Generator().manual_seed(3)
+    weight = torch.randn(vocabulary, 32, generator=draw).mul_(0.5).bfloat16()
+    weight[vocabulary // 2] = weight[0]  # logits that are equal
+    x = torch.randn(states, 32, generator=draw).bfloat16()
+    x[1] = weight[0] * 4
+    targets = torch.randint(vocabulary, (states,), generator=draw, dtype=torch.int32)
+    targets[1] = 0
+    space = Workspace(torch.device("cpu"))
+    rows = ResidentHead(weight, PlainRows(32, x.dtype), (vocabulary, 32), space, shared=False)
+    rows.streamed = streamed
+    head = Head(rows=rows, bias=None, scale=1.0, softcap=None)
+    sums, grad = loss_and_gradient(x, targets, count, head, scale=scale)
+    return sums, grad, token_losses(x, targets, head), loss_only(x, targets, count, head)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("size", HEADS)
+def test_losses_are_near_their_text(
+    size: tuple[int, int, int], streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for scale in (0.25, torch.rand(size[1], generator=torch.Generator().manual_seed(4))):
+        assert loss_kernel._checked() is not None
+        ours = _losses(size, scale, streamed=streamed)
+        with monkeypatch.context() as patched:
+            patched.setattr(loss_kernel, "served", lambda _: False)
+            text = _losses(size, scale, streamed=streamed)
+        for own, its in ((ours[0], text[0]), (ours[3], text[3]), (ours[0], ours[3])):
+            assert own.loss == pytest.approx(its.loss, rel=1e-6)
+            assert (own.tokens, own.correct) == (its.tokens, its.correct)
+        assert ours[0].correct > 0
+        torch.testing.assert_close(ours[2], text[2], rtol=1e-5, atol=1e-5)
+        assert float((ours[1] - text[1]).norm()) <= 1e-3 * float(text[1].norm())
+
+
+def test_a_loss_of_what_is_no_number_is_none() -> None:
+    tile = torch.zeros(2, 50).bfloat16()
+    tile[0, 20] = torch.nan
+    zeros, targets = torch.zeros(3, 2), torch.tensor([3, 4])
+    known = loss_kernel.Known(targets, zeros[0] - torch.inf, *zeros[1:], targets.clone())
+    loss_kernel.take_in(tile, 0, known)
+    assert known.total.isnan().tolist() == [True, False]
+
+
+def test_threads_change_no_loss() -> None:
+    found = [_with_threads(n, lambda: _losses(HEADS[-1], 1.0, streamed=False)) for n in (1, 3)]
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def _with_threads(count: int, what: Callable[[], Any]) -> Any:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(count)
+        return what()
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder of kernels, empty."""
+    monkeypatch.setenv("EDGETUNE_CACHE", str(tmp_path))
+    return tmp_path / "kernels"
+
+
+@pytest.fixture
+def compiled(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Return how often a library has been compiled until now."""
+    calls: list[Any] = []
+    run = subprocess.run
+
+    def counted(*given: Any, **others: Any) -> Any:
+        calls.append(given)
+        return run(*given, **others)
+
+    monkeypatch.setattr(build, "FLAGS", ("-O0", *build.FLAGS[1:]))
+    monkeypatch.setattr(subprocess, "run", counted)
+    return lambda: len(calls)
+
+
+def test_a_library_is_compiled_once(cache: Path, compiled: Callable[[], int]) -> None:
+    for _ in range(2):
+        assert build.built() is not None
+    assert compiled() == 1
+    (kept,) = cache.iterdir()
+    assert kept.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("fault", ["damaged", "cut short", "writable by others", "a link"])
+def test_a_kept_library_that_may_not_be_this_users_own_is_made_anew(
+    cache: Path, compiled: Callable[[], int], fault: str, tmp_path: Path
+) -> None:
+    build.built()
+    (kept,) = cache.iterdir()
+    code, elsewhere = kept.read_bytes(), tmp_path / "elsewhere"
+    kept.rename(elsewhere)  # it is in use
+    match fault:
+        case "a link":
+            kept.symlink_to(elsewhere)
+        case "damaged":
+            kept.write_bytes(code[:5000] + bytes([code[5000] ^ 1]) + code[5001:])
+        case "cut short":
+            kept.write_bytes(code[:5000])
+        case "writable by others":
+            kept.write_bytes(code)
+    if fault != "a link":
+        kept.chmod(0o666 if fault == "writable by others" else 0o600)
+    assert build.built() is not None
+    assert compiled() == 2
+    assert build.built() is not None
+    assert compiled() == 2
+    assert not kept.is_symlink()
+
+
+def test_where_nothing_can_be_kept_each_process_compiles(
+    cache: Path, compiled: Callable[[], int]
+) -> None:
+    cache.write_text("no folder")
+    for count in (1, 2):
+        assert build.built() is not None
+        assert compiled() == count
+
+
+def test_processes_that_compile_at_once_do_not_disturb_each_other(
+    cache: Path, compiled: Callable[[], int]
+) -> None:
+    with ThreadPoolExecutor() as pool:
+        libraries = list(pool.map(lambda _: build.built(), range(3)))
+    assert all(library is not None for library in libraries)
+    assert [file.suffix for file in cache.iterdir()] == [".so"]
 
 
 def test_without_a_compiler_there_is_no_kernel(

@@ -20,7 +20,7 @@ from edgetune.settings.spec import Checkpointing
 from edgetune.speed import Rates, TimeModel, rates_of
 from edgetune.speed.blocks import Works
 from edgetune.speed.rows import rows_of
-from edgetune_torch.cpu_kernels import attention, nf4, pointwise
+from edgetune_torch.cpu_kernels import attention, loss, nf4, pointwise
 from edgetune_torch.ops import TorchOps
 from edgetune_torch.session import TorchSession
 
@@ -51,7 +51,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LocalModel]:
 @pytest.fixture(autouse=True)
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Count the text: what our kernels in C do is not dispatched."""
-    for module in (attention, pointwise):
+    for module in (attention, loss, pointwise):
         monkeypatch.setattr(module, "served", lambda *_: False)
     monkeypatch.setattr(nf4, "_checked", lambda: None)
 

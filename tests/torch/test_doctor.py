@@ -18,7 +18,7 @@ from edgetune.errors import UsageError
 from edgetune.model import open_model
 from edgetune.workflows.opening import open_session
 from edgetune.workflows.planning import PlanRequest, plan_for
-from edgetune_torch import cpu_kernels
+from edgetune_torch.cpu_kernels import build
 
 WITHOUT_CUDA = torch.version.cuda is None
 
@@ -41,17 +41,17 @@ def test_a_machine_with_torch_can_train(cli: Cli) -> None:
 def test_a_missing_compiler_is_told_where_kernels_would_serve(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    library = tmp_path / "kernels.so"
-    monkeypatch.setattr(cpu_kernels, "_file", lambda: library)
-    monkeypatch.setattr(cpu_kernels, "_serves", lambda: True)
+    monkeypatch.setenv("EDGETUNE_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "serves", lambda: True)
     monkeypatch.setenv("PATH", str(tmp_path))
     called = cli("doctor", "--device", "cpu")
     assert called.code == 0
     assert "\n       Runs in bfloat16 are faster with a compiler: install gcc\n" in called.out
-    library.touch()
+    library = build._file()
+    build._keep(b"code", library)
     assert "install gcc" not in cli("doctor", "--device", "cpu").out
     library.unlink()
-    monkeypatch.setattr(cpu_kernels, "_serves", lambda: False)
+    monkeypatch.setattr(build, "serves", lambda: False)
     assert "install gcc" not in cli("doctor", "--device", "cpu").out
 
 

@@ -6,19 +6,21 @@
    attention does on cards (Dao 2022). A call computes the key/value heads first..last-1 with all
    heads that share them, so what it returns does not depend on how calls share the work. */
 
-#include <immintrin.h>
+#include "numbers.h"
+
 #include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { BLOCK = 64, ROWS = 8, LANES = 16 };
+enum { BLOCK = 64, ROWS = 8 };
 
-/* Two bfloat16 numbers that are multiplied together. */
-typedef uint32_t pair;
+#define LOG2E 1.44269504f
+
+/* Two bfloat16 numbers that are multiplied together; they are also written as numbers. */
+typedef uint32_t __attribute__((may_alias)) pair;
 
 typedef struct {
-    uint16_t *at;
+    number *at;
     long position, head;
 } tensor;
 
@@ -27,7 +29,7 @@ typedef struct {
     float scale;
 } shape;
 
-static uint16_t *row_of(tensor x, long position, long head) {
+static number *row_of(tensor x, long position, long head) {
     return x.at + position * x.position + head * x.head;
 }
 
@@ -60,24 +62,6 @@ static void multiply(float *c, const pair *a, long row, long step, const pair *b
         }
 }
 
-/* e^x for x <= 0, to 2 ulp: 2^n times a polynomial in the rest. */
-static __m512 exponential(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 y = _mm512_set1_ps(1.9875691500e-4f);
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.3981999507e-3f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(8.3334519073e-3f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(4.1665795894e-2f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.6666665459e-1f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(5.0000001201e-1f));
-    y = _mm512_fmadd_ps(y, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-    return _mm512_scalef_ps(y, n);
-}
-
-static __m256i rounded(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
-
 /* Pairs of the numbers of two rows. */
 static __m512i paired(__m256i low, __m256i high) {
     return _mm512_or_si512(_mm512_cvtepu16_epi32(low),
@@ -85,7 +69,7 @@ static __m512i paired(__m256i low, __m256i high) {
 }
 
 /* Copy a block of one head as rows (BLOCK, h), with zeros behind the last position. */
-static void copied(uint16_t *rows, tensor x, long head, long start, const shape *s) {
+static void copied(number *rows, tensor x, long head, long start, const shape *s) {
     long size = s->channels;
     for (long i = 0; i < BLOCK; i++) {
         if (start + i < s->positions)
@@ -96,14 +80,14 @@ static void copied(uint16_t *rows, tensor x, long head, long start, const shape 
 }
 
 /* Pairs of channels, positions side by side: (h / 2, BLOCK). */
-static void by_channels(pair *out, const uint16_t *rows, long size) {
+static void by_channels(pair *out, const number *rows, long size) {
     for (long i = 0; i < BLOCK; i++)
         for (long p = 0; p < size / 2; p++)
             memcpy(out + p * BLOCK + i, rows + i * size + 2 * p, sizeof(pair));
 }
 
 /* Pairs of positions, channels side by side: (BLOCK / 2, h). */
-static void by_positions(pair *out, const uint16_t *rows, long size) {
+static void by_positions(pair *out, const number *rows, long size) {
     for (long i = 0; i < BLOCK; i += 2)
         for (long c = 0; c < size; c += LANES) {
             __m256i low = _mm256_loadu_si256((const __m256i *)(rows + i * size + c));
@@ -122,32 +106,34 @@ static long blocks_of(const shape *s) { return (s->positions + BLOCK - 1) / BLOC
 
 typedef struct {
     float scores[BLOCK * BLOCK], highest[BLOCK], total[BLOCK];
-    uint16_t weights[BLOCK * BLOCK];
+    number weights[BLOCK * BLOCK];
 } progress;
 
-/* Turn a block of scores into weights against the highest score so far, and scale what was summed. */
-static void weighed(progress *now, float *sum, long query, long key, const shape *s) {
-    __m512 scale = _mm512_set1_ps(s->scale);
+/* Turn a block of scores into weights against the highest score so far, and scale what was summed.
+   On the diagonal some keys are not `seen`. */
+static inline __attribute__((always_inline)) void weighed(progress *now, float *sum, int diagonal,
+                                                          const shape *s) {
+    __m512 scale = _mm512_set1_ps(s->scale * LOG2E);
     for (long i = 0; i < BLOCK; i++) {
         __m512 x[BLOCK / LANES], high = _mm512_set1_ps(now->highest[i]);
         for (int l = 0; l < BLOCK / LANES; l++) {
-            __mmask16 mask = seen(query + i, key + l * LANES);
             x[l] = _mm512_mul_ps(_mm512_loadu_ps(now->scores + i * BLOCK + l * LANES), scale);
-            x[l] = _mm512_mask_blend_ps(mask, _mm512_set1_ps(-INFINITY), x[l]);
+            if (diagonal)
+                x[l] = _mm512_mask_blend_ps(seen(i, l * LANES), _mm512_set1_ps(-INFINITY), x[l]);
             high = _mm512_max_ps(high, x[l]);
         }
         float highest = _mm512_reduce_max_ps(high), before = now->highest[i];
         __m512 total = _mm512_setzero_ps();
         for (int l = 0; l < BLOCK / LANES; l++) {
-            __mmask16 mask = seen(query + i, key + l * LANES);
-            __m512 y = exponential(_mm512_sub_ps(x[l], _mm512_set1_ps(highest)));
-            y = _mm512_maskz_mov_ps(mask, y);
+            __m512 y = power_below(_mm512_sub_ps(x[l], _mm512_set1_ps(highest)));
+            if (diagonal)
+                y = _mm512_maskz_mov_ps(seen(i, l * LANES), y);
             total = _mm512_add_ps(total, y);
-            _mm256_storeu_si256((__m256i *)(now->weights + i * BLOCK + l * LANES), rounded(y));
+            _mm256_storeu_si256((__m256i *)(now->weights + i * BLOCK + l * LANES), narrowed(y));
         }
         now->highest[i] = highest;
         if (highest != before) {
-            float factor = expf(before - highest);
+            float factor = exp2f(before - highest);
             now->total[i] *= factor;
             for (long c = 0; c < s->channels; c += LANES) {
                 float *own = sum + i * s->channels + c;
@@ -160,12 +146,13 @@ static void weighed(progress *now, float *sum, long query, long key, const shape
 
 static void *space(size_t bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64); }
 
-/* Attend: `out` and the logarithms (H, S) of the sums of exponents. Return 0, or 1 without memory. */
+/* Attend: `out` and the logarithms to base 2 (H, S) of the sums of exponents. Return 0, or 1 without
+   memory. */
 int attend(const shape *s, const tensor *q, const tensor *k, const tensor *v, const tensor *out,
            float *logarithms, long first, long last) {
     long size = s->channels, blocks = blocks_of(s), each = BLOCK * size / 2;
     pair *keys = space(sizeof(pair) * each * blocks), *values = space(sizeof(pair) * each * blocks);
-    uint16_t *rows = space(2 * BLOCK * size);
+    number *rows = space(2 * BLOCK * size);
     float *sum = space(sizeof(float) * BLOCK * size);
     progress *now = space(sizeof(progress));
     int failed = !keys || !values || !rows || !sum || !now;
@@ -187,19 +174,22 @@ int attend(const shape *s, const tensor *q, const tensor *k, const tensor *v, co
                 for (long b = 0; b <= query / BLOCK; b++) {
                     multiply(now->scores, (pair *)rows, size / 2, 1, keys + b * each, BLOCK, BLOCK,
                              size / 2, 0);
-                    weighed(now, sum, query, b * BLOCK, s);
+                    if (b == query / BLOCK)
+                        weighed(now, sum, 1, s);
+                    else
+                        weighed(now, sum, 0, s);
                     multiply(sum, (pair *)now->weights, BLOCK / 2, 1, values + b * each, BLOCK,
                              size, BLOCK / 2, 1);
                 }
                 for (long i = 0; i < BLOCK && query + i < s->positions; i++) {
                     __m512 factor = _mm512_set1_ps(1.0f / now->total[i]);
-                    uint16_t *to = row_of(*out, query + i, head);
+                    number *to = row_of(*out, query + i, head);
                     for (long c = 0; c < size; c += LANES) {
                         __m512 y = _mm512_mul_ps(_mm512_loadu_ps(sum + i * size + c), factor);
-                        _mm256_storeu_si256((__m256i *)(to + c), rounded(y));
+                        _mm256_storeu_si256((__m256i *)(to + c), narrowed(y));
                     }
                     logarithms[head * s->positions + query + i] =
-                        now->highest[i] + logf(now->total[i]);
+                        now->highest[i] + log2f(now->total[i]);
                 }
             }
     }
@@ -210,27 +200,28 @@ int attend(const shape *s, const tensor *q, const tensor *k, const tensor *v, co
 typedef struct {
     float scores[BLOCK * BLOCK], slopes[BLOCK * BLOCK], logarithm[BLOCK], inner[BLOCK];
     pair weights[BLOCK * BLOCK / 2], turned[BLOCK * BLOCK / 2];
-    uint16_t straight[BLOCK * BLOCK];
+    number straight[BLOCK * BLOCK];
 } way_back;
 
 /* Of scores and the gradients of weights make weights, and the gradients of scores in two orders. */
-static void differentiated(way_back *now, long query, long key, const shape *s) {
-    __m512 scale = _mm512_set1_ps(s->scale);
+static inline __attribute__((always_inline)) void differentiated(way_back *now, int diagonal,
+                                                                 const shape *s) {
+    __m512 scale = _mm512_set1_ps(s->scale), turned = _mm512_set1_ps(s->scale * LOG2E);
     for (long i = 0; i < BLOCK; i += 2)
         for (long l = 0; l < BLOCK; l += LANES) {
             __m256i weights[2], slopes[2];
             for (int r = 0; r < 2; r++) {
                 long at = (i + r) * BLOCK + l;
-                __mmask16 mask = seen(query + i + r, key + l);
-                __m512 x = _mm512_mul_ps(_mm512_loadu_ps(now->scores + at), scale);
-                x = _mm512_min_ps(_mm512_sub_ps(x, _mm512_set1_ps(now->logarithm[i + r])),
-                                  _mm512_setzero_ps());
-                x = _mm512_maskz_mov_ps(mask, exponential(x));
+                __m512 x = _mm512_fmsub_ps(_mm512_loadu_ps(now->scores + at), turned,
+                                           _mm512_set1_ps(now->logarithm[i + r]));
+                x = power_below(_mm512_min_ps(_mm512_setzero_ps(), x));
+                if (diagonal)
+                    x = _mm512_maskz_mov_ps(seen(i + r, l), x);
                 __m512 y = _mm512_sub_ps(_mm512_loadu_ps(now->slopes + at),
                                          _mm512_set1_ps(now->inner[i + r]));
                 y = _mm512_mul_ps(_mm512_mul_ps(x, y), scale);
-                weights[r] = rounded(x);
-                slopes[r] = rounded(y);
+                weights[r] = narrowed(x);
+                slopes[r] = narrowed(y);
                 _mm256_storeu_si256((__m256i *)(now->straight + at), slopes[r]);
             }
             _mm512_storeu_si512(now->weights + i / 2 * BLOCK + l, paired(weights[0], weights[1]));
@@ -257,12 +248,12 @@ static void prepared(way_back *now, tensor out, tensor grad, const float *logari
 static void turned_back(tensor to, const float *sums, long group, const shape *s) {
     for (long i = 0; i < s->positions; i++) {
         const float *own = sums + i / BLOCK * BLOCK * s->channels + i % BLOCK;
-        uint16_t *row = row_of(to, i, group);
+        number *row = row_of(to, i, group);
         float line[LANES];
         for (long c = 0; c < s->channels; c += LANES) {
             for (int l = 0; l < LANES; l++)
                 line[l] = own[(c + l) * BLOCK];
-            _mm256_storeu_si256((__m256i *)(row + c), rounded(_mm512_loadu_ps(line)));
+            _mm256_storeu_si256((__m256i *)(row + c), narrowed(_mm512_loadu_ps(line)));
         }
     }
 }
@@ -278,7 +269,7 @@ int attend_back(const shape *s, const tensor *q, const tensor *k, const tensor *
     pair *slopes = space(sizeof(pair) * each);
     float *of_keys = space(2 * sizeof(float) * each * blocks), *sum = space(2 * sizeof(float) * each);
     float *of_values = space(2 * sizeof(float) * each * blocks);
-    uint16_t *rows = space(2 * BLOCK * size), *slope_rows = space(2 * BLOCK * size);
+    number *rows = space(2 * BLOCK * size), *slope_rows = space(2 * BLOCK * size);
     way_back *now = space(sizeof(way_back));
     int failed = !keys || !values || !others || !queries || !slopes || !of_keys || !of_values ||
                  !sum || !rows || !slope_rows || !now;
@@ -305,7 +296,10 @@ int attend_back(const shape *s, const tensor *q, const tensor *k, const tensor *
                              size / 2, 0);
                     multiply(now->slopes, (pair *)slope_rows, size / 2, 1, values + b * each, BLOCK,
                              BLOCK, size / 2, 0);
-                    differentiated(now, query, b * BLOCK, s);
+                    if (b == query / BLOCK)
+                        differentiated(now, 1, s);
+                    else
+                        differentiated(now, 0, s);
                     multiply(of_values + 2 * b * each, slopes, 1, size, now->weights, size, BLOCK,
                              BLOCK / 2, 1);
                     multiply(of_keys + 2 * b * each, queries, 1, size, now->turned, size, BLOCK,
@@ -317,7 +311,7 @@ int attend_back(const shape *s, const tensor *q, const tensor *k, const tensor *
                     for (long c = 0; c < size; c += LANES)
                         _mm256_storeu_si256(
                             (__m256i *)(row_of(*q_grad, query + i, head) + c),
-                            rounded(_mm512_loadu_ps(sum + i * size + c)));
+                            narrowed(_mm512_loadu_ps(sum + i * size + c)));
             }
         turned_back(*k_grad, of_keys, group, s);
         turned_back(*v_grad, of_values, group, s);

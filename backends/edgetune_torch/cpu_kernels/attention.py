@@ -23,16 +23,16 @@ NEAR: Final = 0.02
 """Relative error that a check allows: roundings to bfloat16 make 0.003."""
 
 
-def served(q: Tensor, v: Tensor) -> bool:
-    """Return whether queries and values (B, heads, S, h) are of a kind that the kernel is for."""
-    plain = type(q) is Tensor and q.device.type == "cpu" and q.dtype == torch.bfloat16
-    size = q.shape[-1]
-    fits = plain and size % CHANNELS == 0 and v.shape[-1] == size
-    return fits and cpu_multiplies_bf16() and _checked() is not None
+def served(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Return whether queries, keys and values (B, heads, S, h) are what the kernel is for."""
+    plain = all(type(x) is Tensor and x.dtype == torch.bfloat16 for x in (q, k, v))
+    size, alike = q.shape[-1], q.shape[2:] == k.shape[2:] == v.shape[2:]
+    fits = plain and q.device.type == "cpu" and alike and q.numel() and size % CHANNELS == 0
+    return bool(fits) and cpu_multiplies_bf16() and _checked() is not None
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor) -> Tensor:
-    """Put the output into ``out``; return the logarithms (1, H, S) of the sums of exponents.
+    """Put the output into ``out``; return the logarithms to base 2 (1, H, S) of sums of exponents.
 
     q and ``out`` are (1, H, S, h), k and v (1, G, S, h).
     """

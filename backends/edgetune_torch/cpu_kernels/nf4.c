@@ -1,18 +1,15 @@
 /* NF4 with doubly quantized scales to bfloat16, for processors with AVX512-BF16: the scales too are
    made here, block by block, with the roundings of the text in edgetune_torch/nf4.py. */
 
-#include <immintrin.h>
-#include <stdint.h>
+#include "numbers.h"
 
 enum { BLOCK = 64, GROUP = 256, BYTES = 16 };
 
-static __m512i rounded(__m512 x) {
-    return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x));
-}
+static __m512i rounded(__m512 x) { return _mm512_cvtepu16_epi32(narrowed(x)); }
 
 /* Blocks first..last-1 of codes (N / 2), two in a byte, the first in the high bits. */
 int unpacked(const uint8_t *codes, const uint8_t *scales, const float *groups, const float *offset,
-             const float *map, const float *quantiles, uint16_t *out, long first, long last) {
+             const float *map, const float *quantiles, number *out, long first, long last) {
     __m512 table = _mm512_loadu_ps(quantiles);
     for (long b = first; b < last; b++) {
         float own = map[scales[b]] * groups[b / GROUP];

@@ -3,26 +3,9 @@
    bfloat16 where the text rounds them; sums and exponentials differ from its in their last bits.
    A call computes parts first..last-1 of the work and returns 0. */
 
-#include <immintrin.h>
-#include <stdint.h>
+#include "numbers.h"
 
-enum { LANES = 16 };
-
-typedef uint16_t number; /* a bfloat16 */
-
-static __m512 wide(const number *x) {
-    __m256i bits = _mm256_loadu_si256((const __m256i *)x);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
-
-static void put(number *to, __m512 x) {
-    _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(x));
-}
-
-static __m512 rounded(__m512 x) {
-    __m256i bits = (__m256i)_mm512_cvtneps_pbh(x);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
+static __m512 rounded(__m512 x) { return widened(narrowed(x)); }
 
 static __m512 inverse_rms(const number *x, long size, float eps) {
     __m512 one = _mm512_setzero_ps(), two = _mm512_setzero_ps();
@@ -68,22 +51,6 @@ int normed_back(const number *x, const float *weight, float eps, const number *g
         }
     }
     return 0;
-}
-
-/* e^x: 2^n times a polynomial in the rest; beyond float32's range 0 or infinity. */
-static __m512 exponential(__m512 x) {
-    x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-104.0f)), _mm512_set1_ps(89.0f));
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 y = _mm512_set1_ps(1.9875691500e-4f);
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.3981999507e-3f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(8.3334519073e-3f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(4.1665795894e-2f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.6666665459e-1f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(5.0000001201e-1f));
-    y = _mm512_fmadd_ps(y, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-    return _mm512_scalef_ps(y, n);
 }
 
 static __m512 sigmoid(__m512 x) {

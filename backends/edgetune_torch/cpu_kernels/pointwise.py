@@ -96,7 +96,9 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -> Tensor | None
 
 
 def _norms(x: Tensor, weight: Tensor | None) -> bool:
-    own = weight is not None and weight.dim() == 1 and weight.is_contiguous()
+    if weight is None or weight.dim() != 1 or weight.dtype != torch.float32:
+        return False
+    own = weight.is_contiguous()
     return own and x.is_contiguous() and x.shape[-1] % (2 * LANES) == 0 and served(x)
 
 

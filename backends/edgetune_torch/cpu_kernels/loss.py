@@ -1,0 +1,98 @@
+"""Cross entropy over tiles of bfloat16 logits by a kernel in C; see ``loss.c``.
+
+C rows, W logits of a tile.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from edgetune_torch.cpu_kernels import library, place, shared_out
+from edgetune_torch.precision import cpu_multiplies_bf16
+
+SHARED: Final = 1 << 17
+"""Logits from which on threads share them."""
+
+NEAR: Final = 1e-4
+"""Relative error of losses that a check allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of the softmax of C rows after some tiles: float32, but for the tokens."""
+
+    targets: Tensor
+    highest: Tensor
+    total: Tensor
+    wanted: Tensor
+    best: Tensor
+
+
+class _Tile(ctypes.Structure):
+    """As ``tile`` in C."""
+
+    _fields_ = (("at", ctypes.c_void_p), ("width", ctypes.c_long), ("start", ctypes.c_long))
+
+
+class _Softmax(ctypes.Structure):
+    """As ``softmax`` in C."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_void_p) for name in ("targets", "highest", "total", "wanted", "best")
+    )
+
+
+def served(x: Tensor) -> bool:
+    """Return whether logits of states x (C, D) are what the kernel is for."""
+    plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype == torch.bfloat16
+    return plain and cpu_multiplies_bf16() and _checked() is not None
+
+
+def take_in(tile: Tensor, start: int, known: Known) -> None:
+    """Take in the logits (C, W) of the tokens from ``start`` on."""
+    each = known.targets, known.highest, known.total, known.wanted, known.best
+    own = _Softmax(*(x.data_ptr() for x in each))
+    _call("softened", tile, start, [ctypes.byref(own)])
+
+
+def differentiate(
+    tile: Tensor, start: int, targets: Tensor, log_total: Tensor, scales: Tensor
+) -> None:
+    """Turn logits (C, W) into ``scales`` (C,) times the gradient of the rows' losses."""
+    each = [place(x) for x in (targets, log_total, scales)]
+    _call("differentiated_loss", tile, start, each)
+
+
+def _call(name: str, tile: Tensor, start: int, given: list[object]) -> None:
+    rows, width = tile.shape
+    own = _Tile(tile.data_ptr(), width, start)
+    least = max(1, SHARED // width)
+    shared_out(getattr(library(), name), [ctypes.byref(own), *given], rows, least=least)
+
+
+@cache
+def _checked() -> ctypes.CDLL | None:
+    """Return the library if its losses and gradients are near those of float32."""
+    if library() is None:
+        return None
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 50, generator=draw).mul_(4).bfloat16()
+    targets = torch.tensor([3, 0, 49, 16, 31])
+    wide = logits.float()
+    log_total = wide.logsumexp(1)
+    slopes = torch.softmax(wide, 1) - torch.nn.functional.one_hot(targets, 50)
+    known = Known(
+        targets, torch.full((5,), -torch.inf), torch.zeros(5), torch.zeros(5), torch.zeros_like(targets)
+    )  # fmt: skip
+    take_in(logits, 0, known)
+    found = known.highest + known.total.log()
+    right = torch.allclose(found, log_total, rtol=NEAR) and torch.equal(known.best, wide.argmax(1))
+    right = right and torch.equal(known.wanted, wide.gather(1, targets[:, None])[:, 0])
+    differentiate(logits, 0, targets, log_total, torch.ones(5))
+    return library() if right and torch.allclose(logits.float(), slopes, 0.01, 1e-6) else None
