@@ -57,7 +57,6 @@ from edgetune_torch.loss import (
     loss_positions,
     token_losses,
 )
-from edgetune_torch.malloc import trim
 from edgetune_torch.pulls import Pulls, activations, answer_starts_of
 from edgetune_torch.token_layout import Lent, TokenLayout
 
@@ -252,8 +251,6 @@ class Engine:
         weigh: Weigh | None,
     ) -> tuple[Sums, Tensor]:
         """Return the loss and the gradient (B, S, D) of the last block's output."""
-        if self.device.type == "cpu":
-            trim()  # more than ever lives from now on
         chunks, sums, flat = self._chunks(targets), Sums(), x.flatten(0, 1)
         counts, head = self._counts(x, chunks, method, weigh), self.head.of(method)
         grad = torch.zeros_like(x)

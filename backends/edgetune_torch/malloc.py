@@ -25,8 +25,12 @@ MMAP_THRESHOLD = -3
 """``M_MMAP_THRESHOLD`` of mallopt(3)."""
 
 MAPPED = 1 << 21
-"""Bytes from which a tensor gets pages of its own, which go back when it ends: from there on they
-can be large pages, 2 MB at a fault."""
+"""Bytes from which a tensor gets pages of its own, which go back when it ends, while a model is loaded:
+its tensors are of many sizes, and holes between them would be of no use."""
+
+REUSED = 1 << 25
+"""The same of a session that is open, whose steps want the same sizes again and again: the most that
+glibc takes."""
 
 TRIM_THRESHOLD = -1
 """``M_TRIM_THRESHOLD`` of mallopt(3)."""
@@ -35,7 +39,7 @@ TOP = 1 << 28
 """Free bytes at the end of the heap from which glibc gives them back by itself: hardly ever."""
 
 RESERVE = 32 * 2**20
-"""Bytes below the expected peak from which on holes are given back."""
+"""Bytes below the expected peak from which on holes are given back, at least."""
 
 GROWTH = 16 * 2**20
 """Bytes by which the process may have grown since, before they are given back again."""
@@ -52,6 +56,12 @@ def limit_heap() -> None:
         library.mallopt(TRIM_THRESHOLD, TOP)
 
 
+def reuse_freed() -> None:
+    """Have tensors of a step on the heap, too, where the next ones find their pages."""
+    if (library := _glibc()) is not None:
+        library.mallopt(MMAP_THRESHOLD, REUSED)
+
+
 class Heap:
     """Gives holes back while the process is near the memory that was planned for its peak."""
 
@@ -59,12 +69,17 @@ class Heap:
         self,
         expected: int,
         *,
+        between: int = 0,
         give_back: Callable[[], None] | None = None,
         look: Callable[[], int] = anonymous_bytes,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Expect the process to hold at most ``expected`` bytes."""
-        self._near = self._allowed = expected - RESERVE
+        """Expect the process to hold at most ``expected`` bytes.
+
+        At most ``between`` bytes are allocated between two checks.
+        """
+        self._expected = expected
+        self._near = self._allowed = expected - max(RESERVE, between)
         self._give_back = give_back or trim
         self._look = look
         self._clock = clock
@@ -78,7 +93,7 @@ class Heap:
         self._next = now + LOOK_SECONDS
         if self._look() > self._allowed:
             self._give_back()
-            self._allowed = max(self._near, self._look() + GROWTH)
+            self._allowed = max(self._near, min(self._look() + GROWTH, self._expected))
 
 
 def trim() -> None:

@@ -21,7 +21,7 @@ from edgetune_torch.decoder import Decoder
 from edgetune_torch.engine import Engine
 from edgetune_torch.load import Loader, Placements, Weights
 from edgetune_torch.loss import Head
-from edgetune_torch.malloc import Heap, limit_heap, trim
+from edgetune_torch.malloc import Heap, limit_heap, reuse_freed, trim
 from edgetune_torch.memory import MemoryWatch
 from edgetune_torch.memory_limit import MemoryLimit
 from edgetune_torch.onednn import limit_kernels
@@ -56,7 +56,7 @@ def _opened(spec: RunSpec, model: LocalModel, world: World) -> TorchSession:
         held.callback(watch.close)
         limit = MemoryLimit(device, spec.limits.limit_bytes, spec.limits.runtime_bytes)
         held.callback(limit.close)
-        heap = Heap(spec.limits.peak_bytes)
+        heap = Heap(spec.limits.peak_bytes, between=_between_products(spec, model))
 
         def check(divisible: bool) -> None:
             heap.check()
@@ -71,8 +71,22 @@ def _opened(spec: RunSpec, model: LocalModel, world: World) -> TorchSession:
         engine.decoder.weights.workspace.clear()  # what was read is wider than products may be
         method = Adapted[Tensor](spec.choice.method, model.shape, parameters)
         trim()
+        if device.type == "cpu":
+            reuse_freed()
         limit.check(False)
         return TorchSession(spec, engine, method, watch, held.pop_all(), world)
+
+
+WIDEST = 3
+"""Of the widest tensors of a block, how many are made between two products at most."""
+
+
+def _between_products(spec: RunSpec, model: LocalModel) -> int:
+    """Return how many bytes a step allocates between two products, at most."""
+    choice = spec.choice
+    tokens = choice.micro_batch * (choice.tile or choice.context)
+    widest = max(max(linear.inputs, linear.outputs) for linear in model.shape.all_linears)
+    return WIDEST * tokens * widest * DTYPES[choice.compute_dtype].itemsize
 
 
 def _place(spec: RunSpec) -> torch.device:

@@ -45,7 +45,7 @@ from edgetune_torch.generate import new_cache, read
 from edgetune_torch.gradients import Gradients
 from edgetune_torch.loss import Sums
 from edgetune_torch.loss_scale import LossScale
-from edgetune_torch.malloc import trim
+from edgetune_torch.malloc import limit_heap, trim
 from edgetune_torch.memory import MemoryWatch
 from edgetune_torch.optimizer import AdamW
 from edgetune_torch.out_of_memory import out_of_memory
@@ -126,11 +126,11 @@ class TorchSession:
             except BaseException:
                 self.loss_scale = scale
                 self.engine.checkpoints.clear()  # a step with fewer rows needs their memory
+                trim()
                 raise
             finally:
                 if self._gradients is not None:
                     self._gradients.end()
-                trim()
         return result
 
     def attach(self, name: str, method: Method, tensors: Tensors) -> None:
@@ -264,6 +264,7 @@ class TorchSession:
         self._held.close()
         del self.engine, self.optimizer, self.method, self._gradients, self._attached
         gc.collect()
+        limit_heap()
         trim()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -299,7 +300,9 @@ def test_a_library_is_compiled_once(cache: Path, compiled: Callable[[], int]) ->
     assert kept.stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("fault", ["damaged", "cut short", "writable by others", "a link"])
+@pytest.mark.parametrize(
+    "fault", ["damaged", "cut short", "writable by others", "a link", "a pipe"]
+)
 def test_a_kept_library_that_may_not_be_this_users_own_is_made_anew(
     cache: Path, compiled: Callable[[], int], fault: str, tmp_path: Path
 ) -> None:
@@ -310,13 +313,15 @@ def test_a_kept_library_that_may_not_be_this_users_own_is_made_anew(
     match fault:
         case "a link":
             kept.symlink_to(elsewhere)
+        case "a pipe":
+            os.mkfifo(kept)
         case "damaged":
             kept.write_bytes(code[:5000] + bytes([code[5000] ^ 1]) + code[5001:])
         case "cut short":
             kept.write_bytes(code[:5000])
         case "writable by others":
             kept.write_bytes(code)
-    if fault != "a link":
+    if fault not in {"a link", "a pipe"}:
         kept.chmod(0o666 if fault == "writable by others" else 0o600)
     assert build.built() is not None
     assert compiled() == 2

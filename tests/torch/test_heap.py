@@ -61,6 +61,24 @@ def test_holes_go_near_the_plan_and_again_only_after_some_growth() -> None:
     assert process.given_back == 2
 
 
+def test_more_is_kept_free_where_more_is_allocated_between_two_looks() -> None:
+    process = Process(500 * MB - 3 * RESERVE + 1, 300 * MB)
+    Heap(
+        500 * MB, between=3 * RESERVE, give_back=process.give_back,
+        look=lambda: next(process.held), clock=iter((0.0, 1.0)).__next__,
+    ).check()  # fmt: skip
+    assert process.given_back == 1
+
+
+def test_holes_never_grow_beyond_the_plan() -> None:
+    near_it = 500 * MB - GROWTH // 2
+    process = Process(near_it, near_it, 500 * MB + 1, near_it)
+    heap = heap_of(process, 500 * MB)
+    heap.check()
+    heap.check()
+    assert process.given_back == 2
+
+
 def test_a_look_follows_another_only_after_a_while() -> None:
     process = Process()  # a look would find nothing
     Heap(0, give_back=process.give_back, look=lambda: next(process.held), clock=lambda: 1.0)
@@ -75,8 +93,9 @@ import resource
 from edgetune.before_torch import set_environment
 set_environment()
 import torch
-from edgetune_torch.malloc import limit_heap
+from edgetune_torch.malloc import limit_heap, reuse_freed
 limit_heap()
+reuse_freed()
 a = torch.ones({numbers}); b = torch.ones({numbers}); c = a + b
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(50):
@@ -86,8 +105,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap")
-def test_tensors_below_two_megabytes_lie_on_pages_that_are_there() -> None:
-    numbers = 2**18
+@pytest.mark.parametrize("numbers", [2**18, 3 * 2**20], ids=["1 MB", "12 MB"])
+def test_tensors_of_a_session_lie_on_pages_that_are_there(numbers: int) -> None:
     script = PAGES.format(numbers=numbers)
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

@@ -116,7 +116,7 @@ def _opened(path: Path) -> int | None:
     It is opened once, so that what is loaded is what was looked at.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
     if _is_own(os.fstat(descriptor)) and _is_whole(descriptor, path):

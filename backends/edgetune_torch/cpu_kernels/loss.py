@@ -6,9 +6,10 @@ C rows, W logits of a tile.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ def differentiate(
     _call("differentiated_loss", tile, start, each)
 
 
-def _call(name: str, tile: Tensor, start: int, given: list[object]) -> None:
+def _call(name: str, tile: Tensor, start: int, given: Sequence[Any]) -> None:
     rows, width = tile.shape
     own = _Tile(tile.data_ptr(), width, start)
     least = max(1, SHARED // width)
