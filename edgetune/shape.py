@@ -145,6 +145,8 @@ class ModelShape:
     ahead: int = 0
     """Layers in the files behind the last one, which guess several tokens ahead: they are neither
     read nor trained."""
+    tower: bool = False
+    """Whether its GGUF file has what sees or hears besides, which is neither read nor trained."""
     inside: str | None = None
     """Module that holds the decoder in the class that its folder loads as, where that is a wrapper
     (a vision-language model); the names here are those of the decoder alone."""

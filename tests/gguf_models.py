@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,16 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 import edgetune_profiles
+from edgetune.exporters.gguf.file import GgufFile
 from edgetune.exporters.gguf.model_file import model_file
 from edgetune.exporters.gguf.tokenizer import TokenizerFacts
 from edgetune.exporters.updates import Merge
 from edgetune.model import LocalModel
+from edgetune.shape import ModelShape
+from edgetune.tensors.gguf.dequantize import dequantize
+from edgetune.tensors.gguf.quantize import quantized
 from edgetune.tensors.gguf.types import BY_NAME, QUANTIZED
+from edgetune.tensors.gguf.writer import Value
 
 Values = NDArray[np.float32]
 
@@ -88,6 +94,54 @@ def in_numbers(model: LocalModel, folder: Path) -> LocalModel:
     return LocalModel.open(folder)
 
 
+def absorbed(file: GgufFile, shape: ModelShape) -> GgufFile:
+    """Return a file as llama.cpp's script makes it today: latents become keys and values apart."""
+    block, changed = shape.blocks[0], []
+    rule = block.attention
+    assert rule is not None
+    assert rule.latent is not None
+    heads, rank, wide = block.heads, rule.latent.rank, rule.latent.value_dim
+    for tensor in file.tensors:
+        if "attn_kv_b" not in tensor.name:
+            changed.append(tensor)
+            continue
+        raw = np.concatenate([chunk.reshape(-1) for chunk in tensor.chunks()])
+        plain = raw.view(np.float32) if tensor.type.name == "F32" else None
+        blocks = raw.reshape(-1, tensor.type.nbytes)
+        rows = dequantize(tensor.type.name, blocks) if plain is None else plain
+        apart = rows.reshape(heads, -1, rank)
+        keys, values = apart[:, :-wide].swapaxes(1, 2), apart[:, -wide:]
+        for name, part in (("attn_k_b", keys), ("attn_v_b", values)):
+            blocks = quantized(np.ascontiguousarray(part).reshape(-1, part.shape[-1]), tensor.type)
+            new = replace(
+                tensor, name=tensor.name.replace("attn_kv_b", name), shape=part.shape,
+                chunks=lambda blocks=blocks: iter([blocks]),
+            )  # fmt: skip
+            changed.append(new)
+    rotated = file.metadata["deepseek2.rope.dimension_count"].content
+    sizes = {
+        "head_count_kv": 1, "key_length": rank + rotated, "value_length": rank,
+        "key_length_mla": block.head_dim, "value_length_mla": wide,
+    }  # fmt: skip
+    told = {f"deepseek2.attention.{key}": Value("uint32", size) for key, size in sizes.items()}
+    return replace(file, metadata={**file.metadata, **told}, tensors=tuple(changed))
+
+
+def fused(file: GgufFile) -> GgufFile:
+    """Return a file with queries, keys and values in one tensor, weights as biases."""
+    changed = {tensor.name: tensor for tensor in file.tensors}
+    for name, tensor in list(changed.items()):
+        if ".attn_q." not in name:
+            continue
+        each = [changed.pop(name.replace("attn_q", f"attn_{part}")) for part in "qkv"]
+        rows = sum(one.shape[0] for one in each)
+        changed[name] = replace(
+            tensor, name=name.replace("attn_q", "attn_qkv"), shape=(rows, *tensor.shape[1:]),
+            chunks=lambda each=each: (chunk for one in each for chunk in one.chunks()),
+        )  # fmt: skip
+    return replace(file, tensors=tuple(changed.values()))
+
+
 def _together(name: str) -> str:
     """Return the name under which llama.cpp's script puts the tensors of experts together."""
     merged = re.sub(r"(?<=mlp\.experts)\.\d+", "", name)
@@ -113,7 +167,6 @@ def _stored(values: Values, kind: str, seed: int) -> NDArray[Any]:
 
 def _calmed(kind: str, blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Make the numbers of random blocks as small as weights are."""
-    from edgetune.tensors.gguf.dequantize import dequantize
     from edgetune.tensors.gguf.finite import HALVES
 
     if kind == "MXFP4":

@@ -84,3 +84,19 @@ def change_config(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any
     """Write a folder's config anew."""
     file = folder / "config.json"
     file.write_text(json.dumps(change(json.loads(file.read_text()))))
+
+
+def make_mxfp4(folder: Path, **sizes: Any) -> Path:
+    """Write a gpt-oss as it is published: its experts in MX FP4, all else in bfloat16."""
+    make_model(folder, "gpt_oss", dtype=torch.bfloat16, **sizes)
+    draw, tensors = torch.Generator().manual_seed(3), load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, inputs, outputs = tensors.pop(name).shape
+        size = (experts, outputs, inputs // 32)
+        codes = torch.randint(0, 256, (*size, 16), dtype=torch.uint8, generator=draw)
+        scales = torch.randint(121, 126, size, dtype=torch.uint8, generator=draw)
+        tensors |= {f"{name}_blocks": codes, f"{name}_scales": scales}
+    write_tensors(folder, tensors)
+    settings = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    change_config(folder, lambda config: config | {"quantization_config": settings})
+    return folder

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.tensors.finite import require_finite
+from edgetune.tensors.gguf.rows import whole_bytes
 from edgetune.tensors.gguf.tensor import GgufTensor, RowOrder
 from edgetune.tensors.gguf.types import BY_NAME, TensorType
-from edgetune.tensors.raw import fill
 from edgetune_mlx.gguf_decode import decoded
 from edgetune_mlx.matrices import Packing, Parts
 
@@ -59,8 +59,7 @@ def read_blocks(stored: GgufTensor) -> mx.array:
     Raises:
         ModelError: if scales are not finite, or the file ends early.
     """
-    rows = np.empty((stored.file_shape[0], stored.row_bytes), np.uint8)
-    fill(rows, stored.file, stored.start)
+    rows = whole_bytes(stored).reshape(stored.file_shape[0], stored.row_bytes)
     require_finite(stored, rows.reshape(-1).data)
     return mx.array(_in_order(stored, rows))
 

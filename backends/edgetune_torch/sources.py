@@ -15,6 +15,7 @@ from edgetune.model import LocalModel, StoredTensor
 from edgetune.shape import Linear
 from edgetune.tensors.finite import require_finite
 from edgetune.tensors.gguf.tensor import GgufTensor
+from edgetune.tensors.gguf.types import BY_NAME, QUANTIZED
 from edgetune.tensors.packed import PackedTensor
 from edgetune.tensors.packed.values import kept_parts, packed_values
 from edgetune.tensors.reader import read_tensor
@@ -132,13 +133,14 @@ class Checkpoint:
             ModelError: if it is not.
         """
         dtype_of(stored)
-        width = stored.row_bytes if isinstance(stored, GgufTensor) else 8
-        size = max(CHUNK // width, 1) * width
-        buffer = bytes_of(torch.empty(min(size, stored.nbytes), dtype=torch.uint8))
-        for start in range(stored.start, stored.end, size):
-            length = min(size, stored.end - start)
-            self.files.read(Extent(stored.file, start, length), buffer)
-            require_finite(stored, buffer[:length])
+        for piece in stored.pieces if isinstance(stored, GgufTensor) else (stored,):
+            width = BY_NAME[piece.dtype].nbytes if piece.dtype in QUANTIZED else 8
+            size = max(CHUNK // width, 1) * width
+            buffer = bytes_of(torch.empty(min(size, piece.nbytes), dtype=torch.uint8))
+            for start in range(piece.start, piece.end, size):
+                length = min(size, piece.end - start)
+                self.files.read(Extent(piece.file, start, length), buffer)
+                require_finite(piece, buffer[:length])
 
     def _extents(self, layer: int, layout: Layout) -> Iterator[tuple[StoredTensor, Extent]]:
         """Yield what can be read to its place as it is."""
@@ -149,13 +151,14 @@ class Checkpoint:
 
     def _read(self, stored: StoredTensor, extent: Extent, memory: memoryview) -> None:
         """Read a matrix to its place; rows that a file has in another order go to their own."""
-        if not isinstance(stored, GgufTensor) or stored.order is None:
+        if not isinstance(stored, GgufTensor) or (stored.order is None and not stored.then):
             self.files.read(extent, memory)
             return
         width, offset = stored.row_bytes, extent.offset
-        spans = ((offset + row * width, count * width) for row, count in stored.order.runs())
-        pieces = [memory[start : start + length] for start, length in spans]
-        self.files.scatter(extent, pieces)
+        for piece, runs in stored.row_runs():
+            spans = ((offset + row * width, count * width) for row, count in runs)
+            places = [memory[start : start + length] for start, length in spans]
+            self.files.scatter(Extent(piece.file, piece.start, piece.nbytes), places)
 
     def _extent(self, stored: StoredTensor, item: Fitting) -> Extent:
         return Extent(stored.file, stored.start, stored.nbytes, item.places["values"].offset)
@@ -171,7 +174,7 @@ def stored_as(stored: StoredTensor, linear: Linear) -> StoredAs:
         return StoredAs(dtype_of(stored), transposed=linear.transposed, packed=packed)
     if stored.in_blocks:
         return StoredAs(dtype_of(stored), blocks=stored.dtype, columns=stored.columns)
-    return StoredAs(dtype_of(stored), packed=stored.columns is not None)
+    return StoredAs(dtype_of(stored), packed=stored.made)
 
 
 def _torch_numbers(values: NDArray[Any]) -> NDArray[Any]:

@@ -1,14 +1,15 @@
 """The tokenizer and the chat template that a GGUF file carries, as the library's fast tokenizer.
 
 A file has the tokens in order, the kind of each, and either merges with the name of the rule by
-which text is cut beforehand (``gpt2``: byte-level BPE) or scores (``llama``: BPE as SentencePiece
-does it, in which the best token that two neighbours make is made first).
+which text is cut beforehand (``gpt2``: byte-level BPE), or merges alone (``gemma4``: BPE of letters,
+with spaces among them), or scores (``llama``: BPE as SentencePiece does it, in which the best token
+that two neighbours make is made first).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,11 @@ USER_DEFINED: Final = 4
 UNUSED: Final = 5
 _KEY: Final = "tokenizer.ggml."
 _ENDS: Final = ("eos", "eot", "eom")
+_MORE_ENDS: Final = f"{_KEY}eos_token_ids"
+"""Further ones, a list, in Ollama's own files."""
+_GEMMA4: Final = "gemma4"
+_CUT_OTHERWISE: Final = {"gptoss": "gpt-4o"}
+"""The rules of Ollama's own files that name another one, by architecture."""
 _SPACE: Final = "\u2581"
 """SentencePiece's sign for a space."""
 
@@ -47,25 +53,37 @@ def read_gguf_tokenizer(file: Path) -> GgufTokenizer:
     Raises:
         ModelError: if it has none, a damaged one, or one of a kind that is not known.
     """
-    metadata = read_gguf(file).metadata
-    vocabulary = _Vocabulary.read(metadata)
-    match metadata.text(f"{_KEY}model", ""):
+    header = read_gguf(file)
+    metadata, embedding = header.metadata, header.tensors.get("token_embd.weight")
+    vocabulary = _Vocabulary.read(metadata, None if embedding is None else embedding.shape[0])
+    match _kind(metadata):
         case "gpt2":
             tokenizer, adds_bos = _byte_level(metadata, vocabulary)
+        case "gemma4":
+            tokenizer, adds_bos = _of_letters(metadata, vocabulary, _stated(metadata)), False
         case "llama":
-            tokenizer, adds_bos = _sentencepiece(metadata, vocabulary), True
+            merges = _of_scores(metadata, vocabulary)
+            tokenizer, adds_bos = _of_letters(metadata, vocabulary, merges), True
         case other:
             raise ModelError(
                 f"{file} has a tokenizer of the kind {short(other)}. Supported: gpt2 (byte-level "
-                "BPE) and llama (SentencePiece)."
+                "BPE), gemma4 and llama (SentencePiece)."
             )
     tokenizer.add_special_tokens(list(vocabulary.added(CONTROL)))
     tokenizer.add_tokens(list(vocabulary.added(USER_DEFINED)))
     special = _special_tokens(metadata, vocabulary)
     _frame(tokenizer, metadata, special, adds_bos=adds_bos)
     keys = [f"{_KEY}{name}_token_id" for name in _ENDS]
-    ends = frozenset(metadata.whole(key) for key in keys if key in metadata)
-    return GgufTokenizer(_fast(tokenizer, metadata, special), ends)
+    ends = {metadata.whole(key) for key in keys if key in metadata}
+    ends |= set(metadata.items(_MORE_ENDS, int) or ())
+    return GgufTokenizer(_fast(tokenizer, metadata, special), frozenset(ends))
+
+
+def _kind(metadata: Metadata) -> str:
+    """Return what kind of tokenizer a file has; Ollama's own files of Gemma 4 name another one."""
+    kind, merges = metadata.text(f"{_KEY}model", ""), f"{_KEY}merges"
+    mistaken = kind == "llama" and metadata.text(f"{_KEY}pre", "") == _GEMMA4
+    return _GEMMA4 if mistaken and merges in metadata else kind
 
 
 def save_gguf_tokenizer(file: Path, folder: Path) -> None:
@@ -87,9 +105,11 @@ class _Vocabulary:
 
     tokens: list[str]
     kinds: list[int]
+    listed: int
+    """How many the file lists: more than have an embedding, in some files of models that see."""
 
     @classmethod
-    def read(cls, metadata: Metadata) -> _Vocabulary:
+    def read(cls, metadata: Metadata, embedded: int | None) -> _Vocabulary:
         tokens = metadata.items(f"{_KEY}tokens", str)
         if not tokens:
             raise ModelError(
@@ -100,7 +120,7 @@ class _Vocabulary:
             raise ModelError(
                 f"{metadata.file} says of {len(kinds)} tokens what they are, and has {len(tokens)}."
             )
-        return cls(tokens, kinds)
+        return cls(tokens[:embedded], kinds[:embedded], len(tokens))
 
     @property
     def known(self) -> dict[str, int]:
@@ -125,16 +145,16 @@ def _byte_level(metadata: Metadata, vocabulary: _Vocabulary) -> tuple[Inner, boo
     """Return byte-level BPE, and whether texts begin with BOS where the file does not say."""
     from tokenizers import Tokenizer, decoders, models
 
-    name = metadata.text(f"{_KEY}pre", "gpt-2")
+    architecture = metadata.text("general.architecture", "")
+    name = _CUT_OTHERWISE.get(architecture) or metadata.text(f"{_KEY}pre", "gpt-2")
     if name not in CUTS:
         raise ModelError(
             f"{metadata.file} cuts text by the rule {short(name)}, which is not known here. "
             f"Supported: {', '.join(CUTS)}."
         )
     cut: Cut = CUTS[name]
-    merges = [tuple(pair.split(" ", 1)) for pair in metadata.items(f"{_KEY}merges", str) or ()]
     with _reported(metadata.file):
-        model = models.BPE(vocabulary.known, merges, ignore_merges=cut.whole_words)
+        model = models.BPE(vocabulary.known, _stated(metadata), ignore_merges=cut.whole_words)
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = cut.pre_tokenizer()
     tokenizer.normalizer = cut.normalizer()
@@ -142,24 +162,36 @@ def _byte_level(metadata: Metadata, vocabulary: _Vocabulary) -> tuple[Inner, boo
     return tokenizer, cut.adds_bos
 
 
-def _sentencepiece(metadata: Metadata, vocabulary: _Vocabulary) -> Inner:
+def _stated(metadata: Metadata) -> list[tuple[str, ...]]:
+    """Return the merges that a file lists."""
+    return [tuple(pair.split(" ", 1)) for pair in metadata.items(f"{_KEY}merges", str) or ()]
+
+
+def _of_scores(metadata: Metadata, vocabulary: _Vocabulary) -> list[tuple[str, str]]:
+    """Return the merges that scores stand for."""
+    scores = metadata.items(f"{_KEY}scores", float)
+    if scores is None or len(scores) != vocabulary.listed:
+        raise ModelError(f"{metadata.file} has no score for each of its tokens.")
+    return _merges(vocabulary.known, dict(zip(vocabulary.tokens, scores, strict=False)))
+
+
+def _of_letters(
+    metadata: Metadata, vocabulary: _Vocabulary, merges: Sequence[tuple[str, ...]]
+) -> Inner:
+    """Return BPE of letters, in which spaces are letters too; what has no token becomes bytes."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
-    scores = metadata.items(f"{_KEY}scores", float)
-    if scores is None or len(scores) != len(vocabulary.tokens):
-        raise ModelError(f"{metadata.file} has no score for each of its tokens.")
-    known = vocabulary.known
     unknown = metadata.whole(f"{_KEY}unknown_token_id", 0)
     with _reported(metadata.file):
         model = models.BPE(
-            known,
-            _merges(known, dict(zip(vocabulary.tokens, scores, strict=True))),
+            vocabulary.known,
+            list(merges),
             unk_token=_text(metadata, vocabulary, unknown),
             fuse_unk=True,
             byte_fallback=True,
         )
     tokenizer = Tokenizer(model)
-    prefix = metadata.flag(f"{_KEY}add_space_prefix", True)
+    prefix = metadata.flag(f"{_KEY}add_space_prefix", _kind(metadata) != _GEMMA4)
     before = [normalizers.Prepend(_SPACE)] if prefix else []
     tokenizer.normalizer = normalizers.Sequence([*before, normalizers.Replace(" ", _SPACE)])
     after = [decoders.Strip(content=" ", left=1)] if prefix else []

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from edgetune.errors import ModelError
 from edgetune.model.families import shape_of
-from edgetune.model.gguf_config import Architecture, architecture_of, config_of
-from edgetune.model.gguf_names import BESIDES, expert_place, gguf_names
+from edgetune.model.gguf_architectures import Architecture, architecture_of, config_of
+from edgetune.model.gguf_names import BESIDES, SPLIT_LATENTS, gguf_names
+from edgetune.model.gguf_ollama import has_tower, translated
+from edgetune.model.gguf_places import Piece, places_of
 from edgetune.model.gguf_source import Source
 from edgetune.model.weights import listing
 from edgetune.network.mixers.gated_delta import GatedDelta
+from edgetune.network.mixers.state_space import StateSpace
 from edgetune.shape import (
     BlockShape,
     FileFormats,
+    Linear,
     ModelShape,
     TensorShape,
 )
 from edgetune.storage import FLOAT32_BYTES, moved_in_files
+from edgetune.tensors.gguf.latents import LatentTensor
 from edgetune.tensors.gguf.metadata import Array
 from edgetune.tensors.gguf.parts import read_parts
 from edgetune.tensors.gguf.reader import GgufHeader
@@ -40,37 +46,41 @@ def read_model(file: Path) -> tuple[dict[str, Any], ModelShape, dict[str, GgufTe
         ModelError: if the file is damaged, of an architecture or in types that are not
             supported, or its tensors do not fit its metadata.
     """
-    header = read_parts(file)
+    whole = read_parts(file)
+    header = translated(whole)
     config = config_of(header)
-    shape = shape_of(config)
+    shape = replace(shape_of(config), tower=has_tower(whole))
     tensors = _checked(header, shape)
     return config, replace(shape, formats=_formats(shape, tensors)), tensors
 
 
 def _checked(header: GgufHeader, shape: ModelShape) -> dict[str, GgufTensor]:
-    names, problems, found = gguf_names(shape), [], {}
+    problems: list[str] = []
+    found: dict[str, GgufTensor] = {}
     _refuse_types(header)
-    architecture, experts = architecture_of(header), dict(_expert_places(shape, header))
-    names |= {name: place[0] for name, place in experts.items()}
+    architecture = architecture_of(header)
+    names, places = gguf_names(shape), places_of(shape, header.tensors)
+    latents = dict(_latents(header, shape, names))
+    linears = {id(kind): {x.module: x for x in kind.matrices} for kind in shape.kinds}
     for tensor in shape.tensors():
-        stored = header.tensors.get(names[tensor.name])
-        if stored is None and tensor.layer is not None:
-            stored = _listed(header, names[tensor.name], tensor)
-        if stored is not None and tensor.name in experts:
-            _, number, parts = experts[tensor.name]
-            stored = _of_expert(stored, number, parts)
-        if stored is not None and tensor.shape == (1, *stored.shape):  # a gate for one number
-            stored = replace(stored, shape=tensor.shape)
-        if stored is None:
-            problems.append(f"{names[tensor.name]}: missing, expected {tensor.shape}")
+        if tensor.name in latents:
+            found[tensor.name] = latents[tensor.name]
             continue
-        ours = _as_checkpoint(stored, tensor, shape, architecture)
+        parts = _stored(header, tensor, names, places)
+        if isinstance(parts, str):
+            problems.append(parts)
+            continue
+        known = {} if tensor.layer is None else linears[id(shape.blocks[tensor.layer])]
+        ours = _as_checkpoint(parts, tensor, shape, architecture, known)
         if ours.shape != tensor.shape:
             problems.append(
-                f"{stored.name}: is {stored.shape}, expected {_file_shape(ours, tensor.shape)}"
+                f"{parts[0].name}: is {parts[0].shape}, expected {_file_shape(ours, tensor.shape)}"
             )
         found[tensor.name] = ours
-    strange = header.tensors.keys() - names.values() - BESIDES
+    own = {piece.name for pieces in places.values() for piece in pieces}
+    used = own | {name for ours, name in names.items() if ours not in places}
+    parts_of_latents = {piece.name for tensor in latents.values() for piece in tensor.pieces}
+    strange = header.tensors.keys() - used - parts_of_latents - BESIDES
     further = _guessing(header)
     problems += [
         f"{name}: not expected" for name in sorted(strange) if not name.startswith(further)
@@ -82,30 +92,67 @@ def _checked(header: GgufHeader, shape: ModelShape) -> dict[str, GgufTensor]:
     return found
 
 
+def _stored(
+    header: GgufHeader,
+    tensor: TensorShape,
+    names: Mapping[str, str],
+    places: Mapping[str, tuple[Piece, ...]],
+) -> tuple[StoredTensor, ...] | str:
+    """Return what a file has of a tensor, piece after piece, or what is wrong with it."""
+    if tensor.name not in places:
+        name = names[tensor.name]
+        stored = header.tensors.get(name)
+        if stored is None and tensor.layer is not None:
+            stored = _listed(header, name, tensor)
+        return (stored,) if stored else f"{name}: missing, expected {tensor.shape}"
+    pieces, found = places[tensor.name], []
+    for piece in pieces:
+        if piece.name not in header.tensors:
+            return f"{piece.name}: missing, expected {tensor.shape}"
+        found.append(piece.cut(header.tensors[piece.name]))
+    if len({x.dtype for x in found}) > 1:
+        types = " and ".join(x.dtype for x in found)
+        return f"{' and '.join(x.name for x in pieces)}: are {types}, expected one type"
+    return tuple(found)
+
+
 def _guessing(header: GgufHeader) -> tuple[str, ...]:
     """Return what the names begin with in layers that guess further tokens, which stay unread."""
     source = Source(header)
     return tuple(f"blk.{layer}." for layer in range(source.layers, source.whole("block_count")))
 
 
-def _expert_places(
-    shape: ModelShape, header: GgufHeader
-) -> Iterator[tuple[str, tuple[str, int, int]]]:
-    """Yield the names of the tensors of experts, each with where it is (``expert_place``)."""
+def _latents(
+    header: GgufHeader, shape: ModelShape, names: Mapping[str, str]
+) -> Iterator[tuple[str, LatentTensor]]:
+    """Yield the projections of latents that a file has in two tensors, by the checkpoint's names."""
     for layer, block in enumerate(shape.blocks):
-        for linear in block.expert_linears:
-            name = f"{shape.block(layer)}{linear.module}.weight"
-            yield name, expert_place(layer, linear, header.tensors)
+        linear, rule = block.linear_by_role.get("kv_b"), block.attention
+        keys, values = (header.tensors.get(f"blk.{layer}.{name}.weight") for name in SPLIT_LATENTS)
+        if linear is None or rule is None or rule.latent is None or keys is None or values is None:
+            continue
+        name, rank = f"{shape.block(layer)}{linear.module}.weight", rule.latent.rank
+        width = linear.outputs // block.heads - rule.latent.value_dim
+        sizes = (block.heads * rank, width), (block.heads * rule.latent.value_dim, rank)
+        if names[name] in header.tensors or not all(map(_fits, (keys, values), sizes)):
+            continue
+        plain = keys.dtype == values.dtype and keys.dtype in FLOATS.values()
+        yield (
+            name,
+            LatentTensor(
+                keys.file, name, keys.dtype if plain else "float32", (linear.outputs, rank),
+                keys.start, keys.end, keys=_matrix(keys, sizes[0]), values=_matrix(values, sizes[1]),
+                heads=block.heads,
+            ),
+        )  # fmt: skip
 
 
-def _of_expert(stored: StoredTensor, number: int, parts: int) -> StoredTensor:
-    """Return one of the matrices in a tensor that has ``parts`` of each expert, if it has so many."""
-    if len(stored.shape) != 3 or stored.shape[1] % parts or number >= parts * stored.shape[0]:
-        return stored
-    experts, rows, inputs = stored.shape
-    size = stored.nbytes // (parts * experts)
-    start = stored.start + number * size
-    return replace(stored, shape=(rows // parts, inputs), start=start, end=start + size)
+def _fits(stored: StoredTensor, size: tuple[int, int]) -> bool:
+    return (prod(stored.shape[:-1]), stored.shape[-1]) == size
+
+
+def _matrix(stored: StoredTensor, size: tuple[int, int]) -> GgufTensor:
+    return GgufTensor(stored.file, stored.name, stored.dtype, size, stored.start, stored.end)
 
 
 def _listed(header: GgufHeader, key: str, tensor: TensorShape) -> StoredTensor | None:
@@ -131,12 +178,21 @@ def _refuse_types(header: GgufHeader) -> None:
 
 
 def _as_checkpoint(
-    stored: StoredTensor, tensor: TensorShape, shape: ModelShape, architecture: Architecture
+    parts: tuple[StoredTensor, ...],
+    tensor: TensorShape,
+    shape: ModelShape,
+    architecture: Architecture,
+    linears: Mapping[str, Linear],
 ) -> GgufTensor:
     """Return a tensor as the checkpoint has it, with what was done to it."""
+    first, *others = parts
+    rows = sum(x.shape[0] for x in parts if x.shape)
+    size = (rows, *first.shape[1:]) if others else first.shape
     found = GgufTensor(
-        stored.file, tensor.name, stored.dtype, stored.shape, stored.start, stored.end
+        first.file, tensor.name, first.dtype, size, first.start, first.end, then=tuple(others)
     )
+    if tensor.kind != "linear" and _lies_otherwise(size, tensor):
+        found = replace(found, shape=tensor.shape)
     if tensor.kind == "norm":
         return replace(found, added=_offset(tensor, shape))
     if tensor.layer is None:
@@ -145,29 +201,34 @@ def _as_checkpoint(
     inner = tensor.name.removeprefix(shape.block(tensor.layer))
     if tensor.kind == "mixer":
         role = next(x.role for x in block.mixer_tensors if x.name == inner)
-        return _of_mixer(found, tensor, role, block)
+        return _of_mixer(found, role, block)
     module, _, part = inner.rpartition(".")
-    linear = next((x for x in block.linears if x.module == module), None)
+    linear = linears.get(module)
     if linear is None:
         return found
     turned = linear.transposed and part == "weight"
     return replace(
         found,
-        shape=stored.shape[::-1] if turned else stored.shape,
-        order=_order(linear.role, block, architecture),
+        shape=size[::-1] if turned else size,
+        order=_order(linear, block, architecture),
         columns=column_order(linear.role, block),
         transposed=turned,
     )
 
 
-def _of_mixer(found: GgufTensor, tensor: TensorShape, role: str, block: BlockShape) -> GgufTensor:
-    """Return a tensor that is neither a projection nor a norm: a convolution's has another axis."""
-    channels = tensor.shape[:1] + tensor.shape[2:]
-    if role == "conv" and found.shape == channels:
-        found = replace(found, shape=tensor.shape)
-    if not isinstance(block.mixer, GatedDelta):
-        return found
-    return replace(found, order=_delta_order(block.mixer, role), decays=role == "a_log")
+def _lies_otherwise(size: tuple[int, ...], tensor: TensorShape) -> bool:
+    """Return whether a file has the same numbers with an axis of one more or less, or in groups."""
+    if tensor.kind == "norm":
+        return prod(size) == prod(tensor.shape)
+    return [x for x in size if x != 1] == [x for x in tensor.shape if x != 1]
+
+
+def _of_mixer(found: GgufTensor, role: str, block: BlockShape) -> GgufTensor:
+    """Return a tensor that is neither a projection nor a norm."""
+    mixer = block.recurrent
+    if isinstance(mixer, GatedDelta):
+        return replace(found, order=_delta_order(mixer, role), decays=role == "a_log")
+    return replace(found, decays=isinstance(mixer, StateSpace) and role == "a_log")
 
 
 def _offset(tensor: TensorShape, shape: ModelShape) -> float:
@@ -187,9 +248,11 @@ def _file_shape(tensor: GgufTensor, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[::-1] if tensor.transposed else shape
 
 
-def _order(role: str, block: BlockShape, architecture: Architecture) -> RowOrder | None:
-    half = block.head_dim // 2
+def _order(linear: Linear, block: BlockShape, architecture: Architecture) -> RowOrder | None:
+    half, role = block.head_dim // 2, linear.role
     match role:
+        case "gate_up" if block.experts is not None and block.experts.clamp is not None:
+            return RowOrder(1, linear.outputs // 2, 2)  # gate and up in turn
         case "q" if architecture.pairs_channels:
             return RowOrder(block.heads, 2, half)
         case "k" if architecture.pairs_channels:

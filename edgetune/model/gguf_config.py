@@ -1,82 +1,23 @@
-"""The ``config.json`` that a GGUF file was made with, as far as its metadata tell.
+"""Configs of models whose layers are alike, from GGUF metadata.
 
-llama.cpp names architectures as transformers names model types, nearly; it keeps what its own
-code needs and leaves out what follows from the architecture, which is put back here.
+llama.cpp keeps what its own code needs and leaves out what follows from the architecture, which is
+put back here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
-from edgetune.errors import ModelError
-from edgetune.escapes import one_line
-from edgetune.model import gguf_layers
-from edgetune.model.gguf_names import EXPERTS, FUSED_EXPERTS, HEAD
+from edgetune.model import gguf_hybrids, gguf_layers
 from edgetune.model.gguf_rotary import rotated_share
 from edgetune.model.gguf_source import Config, Source, sizes
-from edgetune.tensors.gguf.metadata import Metadata
-from edgetune.tensors.gguf.reader import GgufHeader
 
-_SHOWN: Final = 5
-
-
-def config_of(header: GgufHeader) -> Config:
-    """Return the config of a file's model.
-
-    Raises:
-        ModelError: if its architecture is not supported, or metadata are missing or wrong.
-    """
-    source = Source(header)
-    architecture = architecture_of(header)
-    config = architecture.config(source) | {
-        "vocab_size": source.vocabulary,
-        "tie_word_embeddings": not source.has_tensor(HEAD),
-        "architectures": [architecture.transformers],
-    }
-    return {"model_type": architecture.model_type} | config | _token_ids(source.metadata)
+_LONG: Final = 131_072
+"""The context of Gemma 3's sizes that see, of which rotation is stretched."""
 
 
-def architecture_of(header: GgufHeader) -> Architecture:
-    """Return how a file is read: what llama.cpp calls Llama can be a Mixtral.
-
-    Raises:
-        ModelError: if its architecture is not supported.
-    """
-    source = Source(header)
-    if source.architecture not in ARCHITECTURES:
-        raise ModelError(
-            f"{header.file} holds a model of the architecture {one_line(source.architecture)}, "
-            f"which is not supported. Supported: {', '.join(list(ARCHITECTURES)[:_SHOWN])} and "
-            f"{len(ARCHITECTURES) - _SHOWN} others (docs/models.md)."
-        )
-    found, last = _variant(source), source.layers - 1
-    known = (EXPERTS["gate"], FUSED_EXPERTS) if source.whole("expert_count", 0) else ()
-    there = [name for name in known if source.has_tensor(f"blk.{last}.{name}.weight")]
-    if found is None or (known and not there):
-        raise ModelError(f"{header.file} holds a mixture of experts, which is not supported yet.")
-    return found
-
-
-def _variant(source: Source) -> Architecture | None:
-    """Return what a file holds of the types that llama.cpp calls by one name; None if unknown."""
-    name = source.architecture
-    if not source.whole("expert_count", 0):
-        windowed = name == "olmo2" and source.has("attention.sliding_window")
-        return _OLMO3 if windowed else ARCHITECTURES[name]
-    if name == "deepseek2" and gguf_layers.has_sigmoids(source):
-        return _DEEPSEEK_V3
-    return MIXTURES.get(name)
-
-
-def _token_ids(metadata: Metadata) -> Config:
-    names = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
-    keys = {name: f"tokenizer.ggml.{short}_token_id" for name, short in names.items()}
-    return {name: metadata.whole(key) for name, key in keys.items() if key in metadata}
-
-
-def _llama(source: Source) -> Config:
+def llama(source: Source) -> Config:
+    """Return the config of a Llama, or a model like it."""
     config = sizes(source)
     if "head_dim" not in config and source.has("rope.dimension_count"):
         config["head_dim"] = source.whole("rope.dimension_count")
@@ -86,21 +27,19 @@ def _llama(source: Source) -> Config:
     }
 
 
-def _granite(source: Source) -> Config:
-    return _llama(source) | {
-        "attention_multiplier": source.number("attention.scale", 1.0),
-        "embedding_multiplier": source.number("embedding_scale", 1.0),
-        "residual_multiplier": source.number("residual_scale", 1.0),
-        "logits_scaling": source.number("logit_scale", 1.0),
-    }
+def granite(source: Source) -> Config:
+    """Return the config of a Granite model of the first three generations."""
+    return llama(source) | gguf_hybrids.multipliers(source)
 
 
-def _qwen3(source: Source) -> Config:
+def qwen3(source: Source) -> Config:
+    """Return the config of a dense Qwen3, or a model like it."""
     return sizes(source) | {"attention_bias": source.has_tensor("blk.0.attn_q.bias")}
 
 
-def _qwen3moe(source: Source) -> Config:
-    return _qwen3(source) | {
+def qwen3moe(source: Source) -> Config:
+    """Return the config of a Qwen3 mixture."""
+    return qwen3(source) | {
         "num_experts": source.whole("expert_count"),
         "num_experts_per_tok": source.whole("expert_used_count"),
         "moe_intermediate_size": source.whole("expert_feed_forward_length"),
@@ -108,15 +47,17 @@ def _qwen3moe(source: Source) -> Config:
     }
 
 
-def _mixtral(source: Source) -> Config:
-    config = {k: v for k, v in _llama(source).items() if k not in {"attention_bias", "mlp_bias"}}
+def mixtral(source: Source) -> Config:
+    """Return the config of a Mixtral model."""
+    config = {k: v for k, v in llama(source).items() if k not in {"attention_bias", "mlp_bias"}}
     return config | {
         "num_local_experts": source.whole("expert_count"),
         "num_experts_per_tok": source.whole("expert_used_count"),
     }
 
 
-def _qwen2moe(source: Source) -> Config:
+def qwen2moe(source: Source) -> Config:
+    """Return the config of a Qwen2 mixture."""
     return sizes(source) | {
         "num_experts": source.whole("expert_count"),
         "num_experts_per_tok": source.whole("expert_used_count"),
@@ -129,7 +70,8 @@ def _qwen2moe(source: Source) -> Config:
     }
 
 
-def _olmoe(source: Source) -> Config:
+def olmoe(source: Source) -> Config:
+    """Return the config of an OLMoE model."""
     return sizes(source) | {
         "num_experts": source.whole("expert_count"),
         "num_experts_per_tok": source.whole("expert_used_count"),
@@ -137,25 +79,29 @@ def _olmoe(source: Source) -> Config:
     }
 
 
-def _granitemoe(source: Source) -> Config:
-    return _granite(source) | {
+def granitemoe(source: Source) -> Config:
+    """Return the config of a mixture of Granite 3."""
+    return granite(source) | {
         "num_local_experts": source.whole("expert_count"),
         "num_experts_per_tok": source.whole("expert_used_count"),
     }
 
 
-def _cohere(source: Source) -> Config:
+def cohere(source: Source) -> Config:
+    """Return the config of a Command R model."""
     config = sizes(source, norm="layer_norm_eps", layer_norm=True)
     return config | {"logit_scale": source.number("logit_scale")}
 
 
-def _cohere2(source: Source) -> Config:
+def cohere2(source: Source) -> Config:
+    """Return the config of a Command R7B model."""
     window = source.whole("attention.sliding_window", 0)
     types = gguf_layers.window_types(source, every=4)
-    return _cohere(source) | {"sliding_window": window or None, "layer_types": types}
+    return cohere(source) | {"sliding_window": window or None, "layer_types": types}
 
 
-def _nemotron(source: Source) -> Config:
+def nemotron(source: Source) -> Config:
+    """Return the config of a dense Nemotron model."""
     config = sizes(source, norm="norm_eps", layer_norm=True)
     return config | {
         "attention_bias": source.has_tensor("blk.0.attn_q.bias"),
@@ -164,11 +110,13 @@ def _nemotron(source: Source) -> Config:
     }
 
 
-def _gemma(source: Source) -> Config:
+def gemma(source: Source) -> Config:
+    """Return the config of a Gemma model of the first generation."""
     return sizes(source) | {"hidden_act": "gelu_pytorch_tanh"}
 
 
-def _gemma2(source: Source) -> Config:
+def gemma2(source: Source) -> Config:
+    """Return the config of a Gemma 2 model."""
     config = sizes(source)
     return config | {
         "query_pre_attn_scalar": _query_scalar(source, config, largest=46),
@@ -179,23 +127,36 @@ def _gemma2(source: Source) -> Config:
     }
 
 
-def _gemma3(source: Source) -> Config:
-    config = sizes(source)
+def gemma3(source: Source) -> Config:
+    """Return the config of a Gemma 3 model, also of a file that Ollama's own converter made."""
+    config = sizes(source, eps=1e-6)
     rotary = config.pop("rope_parameters", None)
+    context, stretched = config["max_position_embeddings"], source.has("rope.scaling.factor")
+    if _by_ollama(source) and context >= _LONG and not stretched:
+        rotary = {"rope_type": "linear", "factor": 8.0}  # which these files leave out
     if rotary is not None:
         config["rope_scaling"] = rotary
     capped = source.has("final_logit_softcapping")
     window, types = source.whole("attention.sliding_window", 0), [gguf_layers.FULL] * source.layers
     if window:
         types = gguf_layers.window_types(source, every=6)
+    theta, local = (
+        source.number(f"rope.{name}.freq_base", default)
+        for name, default in (("global", 1e6), ("local", 1e4))
+    )
     return config | {
-        "rope_theta": source.number("rope.freq_base", 1e6),
-        "rope_local_base_freq": source.number("rope.freq_base_swa", 10_000.0),
+        "rope_theta": source.number("rope.freq_base", theta),
+        "rope_local_base_freq": source.number("rope.freq_base_swa", local),
         "query_pre_attn_scalar": _query_scalar(source, config, largest=62),
         "sliding_window": window or None,
         "layer_types": types,
         "final_logit_softcapping": source.number("final_logit_softcapping") if capped else None,
     }
+
+
+def _by_ollama(source: Source) -> bool:
+    """Return whether a Gemma 3 file has the keys of a tower, which llama.cpp's converter leaves out."""
+    return source.has("vision.block_count") or source.has("mm.tokens_per_image")
 
 
 def _query_scalar(source: Source, config: Config, *, largest: int) -> float:
@@ -210,7 +171,8 @@ def _query_scalar(source: Source, config: Config, *, largest: int) -> float:
     return float(config.get("head_dim", 256))
 
 
-def _phi3(source: Source) -> Config:
+def phi3(source: Source) -> Config:
+    """Return the config of a Phi-3 model."""
     config = sizes(source)
     window = source.whole("attention.sliding_window", 0)
     original = source.whole("rope.scaling.original_context_length", 0)
@@ -221,7 +183,8 @@ def _phi3(source: Source) -> Config:
     }
 
 
-def _gpt2(source: Source) -> Config:
+def gpt2(source: Source) -> Config:
+    """Return the config of a GPT-2 model."""
     return {
         "n_embd": source.whole("embedding_length"),
         "n_inner": source.whole("feed_forward_length"),
@@ -233,7 +196,8 @@ def _gpt2(source: Source) -> Config:
     }
 
 
-def _gptneox(source: Source) -> Config:
+def gptneox(source: Source) -> Config:
+    """Return the config of a GPT-NeoX model."""
     config = sizes(source, norm="layer_norm_eps", layer_norm=True)
     parallel = source.metadata.flag(f"{source.architecture}.use_parallel_residual", True)
     return config | {
@@ -245,13 +209,15 @@ def _gptneox(source: Source) -> Config:
     }
 
 
-def _starcoder2(source: Source) -> Config:
+def starcoder2(source: Source) -> Config:
+    """Return the config of a StarCoder2 model."""
     return sizes(source, norm="norm_epsilon", layer_norm=True) | {
         "use_bias": source.has_tensor("blk.0.attn_q.bias")
     }
 
 
-def _stablelm(source: Source) -> Config:
+def stablelm(source: Source) -> Config:
+    """Return the config of a StableLM model."""
     config = sizes(source, norm="layer_norm_eps", layer_norm=True)
     parallel = source.metadata.flag(f"{source.architecture}.use_parallel_residual", False)
     return config | {
@@ -262,7 +228,8 @@ def _stablelm(source: Source) -> Config:
     }
 
 
-def _glm4(source: Source) -> Config:
+def glm4(source: Source) -> Config:
+    """Return the config of a GLM-4-0414 model."""
     config = sizes(source)
     return config | {
         "attention_bias": source.has_tensor("blk.0.attn_q.bias"),
@@ -270,21 +237,24 @@ def _glm4(source: Source) -> Config:
     }
 
 
-def _phi(source: Source) -> Config:
+def phi(source: Source) -> Config:
+    """Return the config of a Phi-1 or Phi-2 model."""
     config = sizes(source, norm="layer_norm_eps", layer_norm=True)
     share = rotated_share(source.header, source.architecture, config)
     return config | {"partial_rotary_factor": share}
 
 
-def _gpt_bigcode(source: Source) -> Config:
+def gpt_bigcode(source: Source) -> Config:
+    """Return the config of a StarCoder model of the first generation."""
     heads = source.whole("attention.head_count")
-    return _gpt2(source) | {
+    return gpt2(source) | {
         "activation_function": "gelu_pytorch_tanh",
         "multi_query": source.whole("attention.head_count_kv", heads) == 1,
     }
 
 
-def _bloom(source: Source) -> Config:
+def bloom(source: Source) -> Config:
+    """Return the config of a BLOOM model."""
     return {
         "hidden_size": source.whole("embedding_length"),
         "n_layer": source.whole("block_count"),
@@ -294,7 +264,8 @@ def _bloom(source: Source) -> Config:
     }
 
 
-def _mpt(source: Source) -> Config:
+def mpt(source: Source) -> Config:
+    """Return the config of an MPT model."""
     clamp = "attention.clamp_kqv"
     return {
         "d_model": source.whole("embedding_length"),
@@ -307,68 +278,3 @@ def _mpt(source: Source) -> Config:
             "clip_qkv": source.number(clamp) if source.has(clamp) else None,
         },
     }
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """How files of one architecture are read."""
-
-    model_type: str
-    transformers: str
-    """Name of the class in transformers."""
-    config: Callable[[Source], Config]
-    pairs_channels: bool = False
-    """Whether channels that rotate together are neighbours: rows of queries and keys moved."""
-
-
-ARCHITECTURES: Final[Mapping[str, Architecture]] = {
-    "apertus": Architecture("apertus", "ApertusForCausalLM", _qwen3),
-    "arcee": Architecture("arcee", "ArceeForCausalLM", _llama, pairs_channels=True),
-    "bloom": Architecture("bloom", "BloomForCausalLM", _bloom),
-    "cohere2": Architecture("cohere2", "Cohere2ForCausalLM", _cohere2),
-    "command-r": Architecture("cohere", "CohereForCausalLM", _cohere),
-    "deepseek2": Architecture("deepseek_v2", "DeepseekV2ForCausalLM", gguf_layers.deepseek_v2),
-    "ernie4_5": Architecture("ernie4_5", "Ernie4_5ForCausalLM", sizes),
-    "gemma": Architecture("gemma", "GemmaForCausalLM", _gemma),
-    "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", _gemma2),
-    "gemma3": Architecture("gemma3_text", "Gemma3ForCausalLM", _gemma3),
-    "exaone4": Architecture("exaone4", "Exaone4ForCausalLM", gguf_layers.exaone4),
-    "gemma4": Architecture("gemma4_text", "Gemma4ForCausalLM", gguf_layers.gemma4),
-    "glm4": Architecture("glm4", "Glm4ForCausalLM", _glm4),
-    "gpt2": Architecture("gpt2", "GPT2LMHeadModel", _gpt2),
-    "gptneox": Architecture("gpt_neox", "GPTNeoXForCausalLM", _gptneox),
-    "granite": Architecture("granite", "GraniteForCausalLM", _granite, pairs_channels=True),
-    "hunyuan-dense": Architecture("hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", _qwen3),
-    "lfm2": Architecture("lfm2", "Lfm2ForCausalLM", gguf_layers.lfm2),
-    "llama": Architecture("llama", "LlamaForCausalLM", _llama, pairs_channels=True),
-    "mpt": Architecture("mpt", "MptForCausalLM", _mpt),
-    "nemotron": Architecture("nemotron", "NemotronForCausalLM", _nemotron),
-    "olmo2": Architecture("olmo2", "Olmo2ForCausalLM", sizes),
-    "phi2": Architecture("phi", "PhiForCausalLM", _phi),
-    "phi3": Architecture("phi3", "Phi3ForCausalLM", _phi3),
-    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", sizes),
-    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", _qwen3),
-    "qwen35": Architecture("qwen3_5_text", "Qwen3_5ForCausalLM", gguf_layers.qwen3_5),
-    "granitemoe": Architecture(
-        "granitemoe", "GraniteMoeForCausalLM", _granitemoe, pairs_channels=True
-    ),
-    "olmoe": Architecture("olmoe", "OlmoeForCausalLM", _olmoe),
-    "qwen2moe": Architecture("qwen2_moe", "Qwen2MoeForCausalLM", _qwen2moe),
-    "qwen3moe": Architecture("qwen3_moe", "Qwen3MoeForCausalLM", _qwen3moe),
-    "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", _llama, pairs_channels=True),
-    "stablelm": Architecture("stablelm", "StableLmForCausalLM", _stablelm),
-    "starcoder": Architecture("gpt_bigcode", "GPTBigCodeForCausalLM", _gpt_bigcode),
-    "starcoder2": Architecture("starcoder2", "Starcoder2ForCausalLM", _starcoder2),
-}
-
-MIXTURES: Final[Mapping[str, Architecture]] = {
-    "llama": Architecture("mixtral", "MixtralForCausalLM", _mixtral, pairs_channels=True),
-    **{
-        name: ARCHITECTURES[name]
-        for name in ("deepseek2", "gemma4", "granitemoe", "olmoe", "qwen2moe", "qwen3moe")
-    },
-}
-"""Those of files with experts."""
-
-_OLMO3: Final = Architecture("olmo3", "Olmo3ForCausalLM", gguf_layers.olmo3)
-_DEEPSEEK_V3: Final = Architecture("deepseek_v3", "DeepseekV3ForCausalLM", gguf_layers.deepseek_v3)

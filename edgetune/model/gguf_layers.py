@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from edgetune.errors import ModelError
 from edgetune.model.gguf_names import ROPE_FACTORS, TABLE
 from edgetune.model.gguf_rotary import factors, rotated_share
 from edgetune.model.gguf_source import Config, Source, sizes
@@ -12,6 +11,8 @@ from edgetune.model.gguf_source import Config, Source, sizes
 FULL, SLIDING = "full_attention", "sliding_attention"
 _STILL: Final = 1e6
 """A frequency that is divided by more than this does not turn."""
+_GLM_OF_OLLAMA: Final = "glm4moelite"
+"""Has the names of both sizes the other way round."""
 _SIGMOID: Final = 2
 """How llama.cpp calls weights of experts that are sigmoids."""
 
@@ -26,9 +27,11 @@ def lfm2(source: Source) -> Config:
     }
 
 
-def qwen3_5(source: Source) -> Config:
-    """Return the config of a dense Qwen3.5 model."""
-    config, heads = sizes(source), source.whole("ssm.time_step_rank")
+def qwen3_5(source: Source, *, ffn: int | None = None) -> Config:
+    """Return the config of a dense Qwen3.5 model; layers without attention may have 0 heads of keys."""
+    key = "attention.head_count_kv"
+    kv_heads = max(source.each(key)) if source.lists(key) else None
+    config, heads = sizes(source, ffn=ffn, kv_heads=kv_heads), source.whole("ssm.time_step_rank")
     return config | {
         "full_attention_interval": source.whole("full_attention_interval"),
         "partial_rotary_factor": rotated_share(source.header, source.architecture, config),
@@ -127,24 +130,21 @@ def _gemma4_rotation(source: Source) -> dict[str, Any]:
 def deepseek_v2(source: Source) -> Config:
     """Return the config of a model whose keys and values are made of latents.
 
-    Raises:
-        ModelError: if what is made of latents is in two tensors, in which blocks run another way.
+    Newer files say the sizes of attention to latents, and those of keys and values apart.
     """
-    if source.has_tensor("blk.0.attn_k_b.weight"):
-        raise ModelError(
-            f"{source.header.file} has keys and values of latents in two tensors (attn_k_b, "
-            "attn_v_b), which cannot be tuned as they are. Take the model as a folder."
-        )
     rotated = source.whole("rope.dimension_count")
-    config = sizes(source)
+    config = sizes(source, kv_heads=source.whole("attention.head_count"))
     key_dim = config.pop("head_dim")
+    newer = source.has("attention.key_length_mla") and source.architecture != _GLM_OF_OLLAMA
+    if newer:
+        key_dim = source.whole("attention.key_length_mla")
     width, rank = source.whole("expert_feed_forward_length"), "attention.q_lora_rank"
     config |= {
         "kv_lora_rank": source.whole("attention.kv_lora_rank"),
         "q_lora_rank": source.whole(rank) if source.has(rank) else None,
         "qk_rope_head_dim": rotated,
         "qk_nope_head_dim": key_dim - rotated,
-        "v_head_dim": source.whole("attention.value_length"),
+        "v_head_dim": source.whole(f"attention.value_length{'_mla' * newer}"),
         "first_k_dense_replace": source.whole("leading_dense_block_count", 0),
         "n_routed_experts": source.whole("expert_count"),
         "num_experts_per_tok": source.whole("expert_used_count"),

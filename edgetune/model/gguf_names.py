@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final, get_args
 
 from edgetune.mixer import XieluRole
-from edgetune.network.mixers.gated_delta import GatedDelta
 from edgetune.shape import MLP_ROLES, BlockShape, Linear, MixerTensor, ModelShape, Norm
 
 LINEARS: Final[Mapping[str, str]] = {
@@ -26,6 +25,8 @@ LINEARS: Final[Mapping[str, str]] = {
     "delta_b": "ssm_beta",
     "delta_a": "ssm_alpha",
     "delta_out": "ssm_out",
+    "scan_in": "ssm_in",
+    "scan_out": "ssm_out",
     "gate": "ffn_gate",
     "up": "ffn_up",
     "gate_up": "ffn_up",
@@ -41,10 +42,15 @@ EXPERTS: Final[Mapping[str, str]] = {
 
 FUSED_EXPERTS: Final = "ffn_gate_up_exps"
 """Gate and up of an expert in turn, where a file has them so."""
-FUSED_ROLES: Final = ("gate", "up")
+GATE_AND_UP: Final = ("gate", "up")
+SPLIT_LATENTS: Final = ("attn_k_b", "attn_v_b")
+"""What makes keys and what makes values of latents, where a file has them apart."""
+SPLIT: Final = frozenset({"granitemoehybrid"})
+"""Families whose gate and up are one projection, and two tensors in a file."""
 
 ROUTING: Final[Mapping[str, str]] = {
     "router": "ffn_gate_inp.weight",
+    "router_bias": "ffn_gate_inp.bias",
     "router_scale": "ffn_gate_inp.scale",
     "router_correction": "exp_probs_b.bias",
     "expert_scale": "ffn_down_exps.scale",
@@ -64,21 +70,32 @@ NORMS: Final[Mapping[str, str]] = {
     "q_a": "attn_q_a_norm",
     "kv_a": "attn_kv_a_norm",
     "delta": "ssm_norm",
+    "scan": "ssm_norm",
     "per_layer": "post_norm",
 }
 
 _OWN_NORMS: Final[Mapping[tuple[str, str], str]] = {
     ("lfm2", "final"): "token_embd_norm",
     ("qwen3_5_text", "mlp_input"): "post_attention_norm",
+    ("qwen3_5_moe_text", "mlp_input"): "post_attention_norm",
+    ("gpt_oss", "mlp_input"): "post_attention_norm",
+    ("nemotron_h", "mlp_input"): "attn_norm",
 }
 """By family and role, what is called otherwise there."""
+_BARE: Final = frozenset({("falcon_h1", "mlp_input")})
+"""Norms whose name has no ``.weight`` behind it."""
 
 _MIXERS: Final[Mapping[str, str]] = {
-    "conv": "shortconv.conv.weight", "scalar": "layer_output_scale.weight",
+    "scalar": "layer_output_scale.weight", "sinks": "attn_sinks.weight",
 }  # fmt: skip
-_DELTA: Final[Mapping[str, str]] = {
-    "conv": "ssm_conv1d.weight", "a_log": "ssm_a", "dt_bias": "ssm_dt.bias",
+_RECURRENT: Final[Mapping[str, Mapping[str, str]]] = {
+    "short_convolution": {"conv": "shortconv.conv.weight"},
+    "gated_delta": {"conv": "ssm_conv1d.weight", "a_log": "ssm_a", "dt_bias": "ssm_dt.bias"},
+    "state_space": {
+        "conv": "ssm_conv1d.weight", "conv_bias": "ssm_conv1d.bias", "a_log": "ssm_a",
+        "dt_bias": "ssm_dt.bias", "skip": "ssm_d"},
 }  # fmt: skip
+"""By kind of mixer and role."""
 
 XIELU: Final = "xielu."
 """What the keys of an activation's numbers begin with: lists in the metadata, one number a layer."""
@@ -98,22 +115,6 @@ BESIDES: Final = frozenset({ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS})
 """Tensors that say how to rotate; the config has what they say."""
 
 
-def expert_place(layer: int, linear: Linear, tensors: Container[str]) -> tuple[str, int, int]:
-    """Return the tensor that has an expert's matrix, its number in there, and how many an expert has.
-
-    A file has gate and up of all experts in a tensor each, or in one for both.
-    """
-    name, fused = (
-        f"blk.{layer}.{EXPERTS[linear.role]}.weight",
-        f"blk.{layer}.{FUSED_EXPERTS}.weight",
-    )
-    number = linear.expert or 0
-    if linear.role in FUSED_ROLES and name not in tensors and fused in tensors:
-        parts = len(FUSED_ROLES)
-        return fused, parts * number + FUSED_ROLES.index(linear.role), parts
-    return name, number, 1
-
-
 def linear_name(block: BlockShape, linear: Linear) -> str:
     """Return what a projection is called in its block.
 
@@ -131,16 +132,22 @@ def norm_name(shape: ModelShape, norm: Norm) -> str:
     return own or NORMS[norm.role]
 
 
+def norm_tensor(shape: ModelShape, norm: Norm, part: str) -> str:
+    """Return what the weight or the bias of a norm is called, in its block or at the ends."""
+    name = norm_name(shape, norm)
+    return name if (shape.family, norm.role) in _BARE else f"{name}.{part}"
+
+
 def mixer_name(block: BlockShape, tensor: MixerTensor) -> str:
     """Return what a tensor that is neither a projection nor a norm is called in its block."""
     if tensor.role in get_args(XieluRole):
         return f"{XIELU}{tensor.role}"
-    names = _DELTA if isinstance(block.mixer, GatedDelta) else _MIXERS
-    return names[tensor.role]
+    own = {} if block.recurrent is None else _RECURRENT[block.recurrent.kind]
+    return own.get(tensor.role) or _MIXERS[tensor.role]
 
 
 def gguf_names(shape: ModelShape) -> dict[str, str]:
-    """Return the name in a GGUF file of every tensor of a model."""
+    """Return the name in a GGUF file of every tensor of a model but those of experts."""
     return dict(_outer(shape)) | dict(_blocks(shape))
 
 
@@ -169,11 +176,8 @@ def _blocks(shape: ModelShape) -> Iterator[tuple[str, str]]:
             for part in ("weight", "bias") if linear.bias else ("weight",):
                 name = linear_name(block, linear)
                 yield f"{ours}{linear.module}.{part}", f"{prefix}{name}.{part}"
-        for linear in block.expert_linears:
-            yield f"{ours}{linear.module}.weight", f"{prefix}{EXPERTS[linear.role]}.weight"
         for tensor in block.routing_tensors:
-            if tensor.role in ROUTING:
-                yield f"{ours}{tensor.name}", f"{prefix}{ROUTING[tensor.role]}"
+            yield f"{ours}{tensor.name}", f"{prefix}{ROUTING[tensor.role]}"
         for own in block.mixer_tensors:
             name = mixer_name(block, own)
             yield f"{ours}{own.name}", name if name.startswith(XIELU) else f"{prefix}{name}"
@@ -183,4 +187,4 @@ def _blocks(shape: ModelShape) -> Iterator[tuple[str, str]]:
 
 def _norm(shape: ModelShape, norm: Norm, ours: str, prefix: str) -> Iterator[tuple[str, str]]:
     for part in norm.parts:
-        yield f"{ours}{norm.module}.{part}", f"{prefix}{norm_name(shape, norm)}.{part}"
+        yield f"{ours}{norm.module}.{part}", f"{prefix}{norm_tensor(shape, norm, part)}"

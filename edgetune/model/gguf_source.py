@@ -107,8 +107,12 @@ def sizes(
     layer_norm: bool = False,
     ffn: int | None = None,
     kv_heads: int | None = None,
+    eps: float | None = None,
 ) -> Config:
-    """Return the sizes that most models have; those given are not asked for."""
+    """Return the sizes that most models have; those given are not asked for.
+
+    ``eps`` is what norms have where a file does not say it.
+    """
     heads = source.whole("attention.head_count")
     kind = "layer_norm_epsilon" if layer_norm else "layer_norm_rms_epsilon"
     config = {
@@ -120,7 +124,7 @@ def sizes(
             source.whole("attention.head_count_kv", heads) if kv_heads is None else kv_heads
         ),
         "max_position_embeddings": source.whole("context_length"),
-        norm: source.number(f"attention.{kind}"),
+        norm: source.number(f"attention.{kind}", eps),
         "rope_theta": source.number("rope.freq_base", 10_000.0),
     }
     if source.has("attention.key_length"):

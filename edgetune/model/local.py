@@ -217,6 +217,8 @@ def _same(one: StoredTensor, other: StoredTensor) -> bool:
 
 def parts_of(tensor: StoredTensor) -> tuple[StoredTensor, ...]:
     """Return the stored tensors that one is made of."""
+    if isinstance(tensor, GgufTensor):
+        return tensor.pieces
     return tensor.parts if isinstance(tensor, PackedTensor) else (tensor,)
 
 

@@ -40,6 +40,8 @@ def reasons_for(
     yield from _vocabulary(found, problem)
     yield from _costly(found, problem)
     yield from _experts(found, problem)
+    if problem.shape.tower:
+        yield "what sees or hears in the model's file is neither read nor adapted"
     yield from _checkpointing(found, problem, search)
     yield from _tiles(found, problem, search)
     yield from _rows(found, problem)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from models import make_model
+from published_folders import make_mxfp4
 from safetensors.torch import load_file, save_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
@@ -27,22 +27,14 @@ EXPERTS = ("gate_up_proj", "down_proj")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Return a folder as published, and one with the same numbers in bfloat16."""
     packed, plain = (tmp_path_factory.mktemp(name) for name in ("packed", "plain"))
-    for folder in (packed, plain):
-        make_model(folder, "gpt_oss", dtype=torch.bfloat16, intermediate_size=32, layers=2)
-    draw, tensors = torch.Generator().manual_seed(3), load_file(plain / "model.safetensors")
-    unpacked = dict(tensors)
-    for name in [name for name in tensors if name.endswith(EXPERTS)]:
-        experts, inputs, outputs = tensors.pop(name).shape
-        size = (experts, outputs, inputs // 32)
-        codes = torch.randint(0, 256, (*size, 16), dtype=torch.uint8, generator=draw)
-        scales = torch.randint(121, 126, size, dtype=torch.uint8, generator=draw)
-        tensors |= {f"{name}_blocks": codes, f"{name}_scales": scales}
+    sizes = {"intermediate_size": 32, "layers": 2}
+    make_mxfp4(packed, **sizes)
+    make_model(plain, "gpt_oss", dtype=torch.bfloat16, **sizes)
+    tensors, unpacked = (load_file(x / "model.safetensors") for x in (packed, plain))
+    for name in [name for name in unpacked if name.endswith(EXPERTS)]:
+        codes, scales = tensors[f"{name}_blocks"], tensors[f"{name}_scales"]
         unpacked[name] = convert_moe_packed_tensors(codes, scales).contiguous()
-    save_file(tensors, packed / "model.safetensors")
     save_file(unpacked, plain / "model.safetensors")
-    config = json.loads((packed / "config.json").read_text())
-    settings = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
-    (packed / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
     return packed, plain
 
 

@@ -11,7 +11,8 @@ import gguf
 import numpy as np
 import pytest
 from adapters import random_adapter
-from model_folders import write_folder
+from gguf_models import absorbed, fused
+from model_folders import arrays_for, write_folder
 
 import edgetune_profiles
 from edgetune.exporters.gguf.model_file import model_file
@@ -38,6 +39,17 @@ GEMMA4 = SMALL | {
     "global_head_dim": 32, "sliding_window": 64,
     "layer_types": ["sliding_attention"] * 3 + ["full_attention", "sliding_attention"]
     + ["full_attention"] * 2,
+}  # fmt: skip
+GRANITE4 = SMALL | {
+    "num_hidden_layers": 3, "layer_types": ["mamba", "attention", "mamba"], "mamba_n_heads": 4,
+    "mamba_n_groups": 2, "mamba_d_state": 16, "shared_intermediate_size": 96,
+    "logits_scaling": 2.0, "attention_multiplier": 0.25, "position_embedding_type": "nope",
+}  # fmt: skip
+GPT_OSS = SMALL | {
+    "num_hidden_layers": 2, "num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": 64,
+    "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "truncate": False,
+        "original_max_position_embeddings": 128},
 }  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": SMALL,
@@ -87,8 +99,23 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2_moe": SMALL | {"num_experts": 5, "moe_intermediate_size": 32,
                           "shared_expert_intermediate_size": 96},
     "qwen3_moe": SMALL | {"num_experts": 8, "moe_intermediate_size": 96, "norm_topk_prob": True},
+    "qwen3_5_moe_text": SMALL | {
+        "num_hidden_layers": 4, "full_attention_interval": 2, "linear_num_key_heads": 2,
+        "linear_num_value_heads": 6, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+        "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 96},
+    "granitemoehybrid": GRANITE4 | {"num_local_experts": 0},
+    "granite4_mixture": GRANITE4 | {"num_local_experts": 5, "position_embedding_type": "rope"},
+    "falcon_h1": SMALL | {
+        "num_hidden_layers": 2, "mamba_d_ssm": 96, "mamba_n_heads": 6, "mamba_n_groups": 2,
+        "mamba_d_head": 16, "mamba_rms_norm": True, "mamba_norm_before_gate": False,
+        "mamba_d_state": 16},
+    "nemotron_h": SMALL | {
+        "layers_block_type": ["mamba", "mlp", "attention", "mamba"], "mamba_num_heads": 6,
+        "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 16},
+    "gpt_oss": GPT_OSS,
 }  # fmt: skip
-TYPES = {"gemma4_mixture": "gemma4_text"}
+TYPES = {"gemma4_mixture": "gemma4_text", "granite4_mixture": "granitemoehybrid"}
 """What families call themselves that are a variant of another one."""
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
@@ -185,6 +212,122 @@ def _fused(tensors: tuple[OutgoingBlocks, ...]) -> Iterator[OutgoingBlocks]:
             shape=(experts, 2 * rows, inputs),
             chunks=lambda blocks=blocks: iter([blocks.reshape(-1, blocks.shape[-1])]),
         )
+
+
+def test_experts_in_mx_fp4_are_copied(tmp_path: Path, facts: TokenizerFacts) -> None:
+    """Of a folder and of a GGUF file, whatever is done to the other matrices."""
+    config = {"model_type": "gpt_oss", **GPT_OSS, "quantization_config": {"quant_method": "mxfp4"}}
+    draw, arrays = np.random.default_rng(0), arrays_for(config)
+    for name in [name for name in arrays if ".experts." in name and name.endswith("weight")]:
+        del arrays[name]
+    for layer in range(GPT_OSS["num_hidden_layers"]):
+        for module, outputs, groups in (("gate_up_proj", 128, 1), ("down_proj", 32, 2)):
+            name = f"model.layers.{layer}.mlp.experts.{module}"
+            codes = draw.integers(0, 256, (3, outputs, groups, 16), np.uint8)
+            arrays[f"{name}_blocks"] = codes
+            arrays[f"{name}_scales"] = draw.integers(118, 130, codes.shape[:-1], np.uint8)
+    base = LocalModel.open(write_folder(tmp_path / "base", config, arrays=arrays))
+    first = LocalModel.open(_write(base, tmp_path / "1.gguf", facts, "f16"))
+    second = LocalModel.open(_write(first, tmp_path / "2.gguf", facts, "q8_0"))
+
+    for name in (name for name in base.tensors if ".experts." in name):
+        for model in (first, second):
+            assert model.tensors[name].dtype == ("float32" if "bias" in name else "MXFP4")
+            found = model.read(name)
+            np.testing.assert_array_equal(found, base.read(name).astype(np.float32), err_msg=name)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_oss"])
+def test_queries_keys_and_values_in_one_tensor_are_the_same(
+    tmp_path: Path, facts: TokenizerFacts, family: str
+) -> None:
+    base = LocalModel.open(
+        write_folder(tmp_path / "base", {"model_type": family, **CONFIGS[family]})
+    )
+    written = model_file(base, Merge(changes={}), "q8_0", facts)
+    _write(base, tmp_path / "apart.gguf", facts, "q8_0")
+    fused(written).write(tmp_path / "fused.gguf")
+    apart, found = (LocalModel.open(tmp_path / x) for x in ("apart.gguf", "fused.gguf"))
+
+    assert found.shape == apart.shape
+    for name in apart.tensors:
+        np.testing.assert_array_equal(found.read(name), apart.read(name), err_msg=name)
+
+
+@pytest.mark.parametrize("quantization", ["f32", "q8_0"])
+def test_keys_and_values_of_latents_in_two_tensors_are_put_together(
+    tmp_path: Path, facts: TokenizerFacts, quantization: Any
+) -> None:
+    config = {"model_type": "deepseek_v3", **CONFIGS["deepseek_v3"], "qk_nope_head_dim": 32}
+    base = LocalModel.open(write_folder(tmp_path / "base", config))
+    written = model_file(base, Merge(changes={}), quantization, facts)
+    absorbed(written, base.shape).write(tmp_path / "apart.gguf")
+    whole = LocalModel.open(_write(base, tmp_path / "whole.gguf", facts, quantization))
+    apart = LocalModel.open(tmp_path / "apart.gguf")
+
+    assert replace(apart.shape, formats=None) == replace(whole.shape, formats=None)
+    error = 0 if quantization == "f32" else 0.05  # blocks run along another axis
+    for name in whole.tensors:
+        near = error if "kv_b_proj" in name else 0
+        np.testing.assert_allclose(apart.read(name), whole.read(name), 0, near, err_msg=name)
+    assert apart.fingerprint != whole.fingerprint
+
+
+def test_a_file_of_ollama_s_own_converter_with_a_tower_is_the_text_model(
+    tmp_path: Path, facts: TokenizerFacts
+) -> None:
+    config = {"model_type": "gemma3_text", **CONFIGS["gemma3_text"]}
+    stretched = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "rms_norm_eps": 1e-6}
+    more = {"max_position_embeddings": 131_072, "rope_local_base_freq": 2e4, **stretched}
+    base = LocalModel.open(write_folder(tmp_path / "base", config | more))
+    written = model_file(base, Merge(changes={}), "q8_0", facts)
+    renamed = {
+        "rope.freq_base": "rope.global.freq_base",
+        "rope.freq_base_swa": "rope.local.freq_base",
+    }
+    unsaid = ("attention.layer_norm_rms_epsilon", "rope.scaling.type", "rope.scaling.factor")
+    metadata = {
+        f"gemma3.{renamed.get(short, short)}" if short != key else key: value
+        for key, value in written.metadata.items()
+        if (short := key.removeprefix("gemma3.")) not in unsaid
+    }
+    tower = [replace(written.tensors[1], name=x) for x in ("v.blk.0.ln1.weight", "mm.x.weight")]
+    replace(
+        written,
+        metadata=metadata | {"gemma3.vision.block_count": Value("uint32", 1)},
+        tensors=(*written.tensors, *tower),
+    ).write(tmp_path / "seeing.gguf")
+    plain = LocalModel.open(_write(base, tmp_path / "plain.gguf", facts, "q8_0"))
+    model = LocalModel.open(tmp_path / "seeing.gguf")
+
+    assert model.shape == replace(plain.shape, tower=True)
+    assert model.tensors.keys() == plain.tensors.keys()
+    assert all("left out" in x for x in model_file(model, Merge(changes={}), "q8_0", facts).notes)
+
+
+def test_a_gpt_oss_of_ollama_s_own_converter_is_read(tmp_path: Path, facts: TokenizerFacts) -> None:
+    base = LocalModel.open(write_folder(tmp_path / "base", {"model_type": "gpt_oss", **GPT_OSS}))
+    written = model_file(base, Merge(changes={}), "q8_0", facts)
+    names = {
+        "attn_output": "attn_out", "attn_sinks.weight": "attn_sinks", "post_attention_norm": "ffn_norm",
+    }  # fmt: skip
+    tensors = []
+    for tensor in written.tensors:
+        found = next((x for x in names if f".{x}" in tensor.name), "")
+        tensors.append(replace(tensor, name=tensor.name.replace(found, names.get(found, ""))))
+    unsaid = ("gpt-oss.expert_feed_forward_length", "gpt-oss.rope.scaling.type")
+    metadata = {
+        key.replace("gpt-oss.", "gptoss."): value
+        for key, value in written.metadata.items()
+        if key not in unsaid
+    } | {"general.architecture": Value("string", "gptoss")}
+    file = replace(written, metadata=metadata, tensors=tuple(tensors))
+    file.write(tmp_path / "ollama.gguf")
+    plain = LocalModel.open(_write(base, tmp_path / "plain.gguf", facts, "q8_0"))
+    model = LocalModel.open(tmp_path / "ollama.gguf")
+
+    assert model.shape == plain.shape
+    assert model.tensors.keys() == plain.tensors.keys()
 
 
 def test_layers_that_guess_further_tokens_stay_unread(

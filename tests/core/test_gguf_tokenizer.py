@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from gguf_files import write_gguf
 from gguf_tokenizers import (
@@ -16,6 +18,7 @@ from gguf_tokenizers import (
     SPACE,
     WORDS,
     byte_level,
+    gemma4,
     published,
     sentencepiece,
     texts,
@@ -106,6 +109,34 @@ def test_sentencepiece_tokens_are_merged_by_score(prefix: bool, tmp_path: Path) 
         assert ours.decode(ours.encode(text)) == text
     assert ours.adds_bos
     assert ours.encode("hello", special=True)[0] == 1
+
+
+@pytest.mark.parametrize("kind", ["gemma4", LLAMA_TYPE])
+def test_letters_are_merged_as_gemma_4_merges_them(kind: str, tmp_path: Path) -> None:
+    """Also where a file, as Ollama's do, names another kind, and lists tokens without embedding."""
+    theirs = gemma4()
+    definition = json.loads(theirs.to_str())["model"]
+    tokens = sorted(definition["vocab"], key=definition["vocab"].__getitem__)
+    kinds = [6 if token.startswith("<0x") else 3 if number < 6 else 1
+             for number, token in enumerate(tokens)]  # fmt: skip
+    metadata = {
+        "tokenizer.ggml.model": kind, "tokenizer.ggml.pre": "gemma4",
+        "tokenizer.ggml.tokens": [*tokens, "<image>"], "tokenizer.ggml.token_type": [*kinds, 3],
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in definition["merges"]],
+        "tokenizer.ggml.bos_token_id": 2, "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.unknown_token_id": 3, "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.eos_token_ids": [1, 5],
+    }  # fmt: skip
+    embedding = np.zeros((len(tokens), 1), np.float32)
+    tensors = {"token_embd.weight": (embedding, "F32")}
+    ours = load_tokenizer(write_gguf(tmp_path / "model.gguf", "gemma4", metadata, tensors))
+
+    for text in texts():
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids, text
+    assert ours.encode("a", special=True)[0] == 2
+    assert ours.decode(ours.encode("Two  words, é漢")) == "Two  words, é漢"
+    assert {1, 5} <= ours.end_tokens
+    assert ours.encode("<image>") != [len(tokens)]
 
 
 @pytest.mark.parametrize(

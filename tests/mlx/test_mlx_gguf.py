@@ -83,6 +83,10 @@ GEMMA4 = {
         ("gemma4_text", GEMMA4),
         ("lfm2", {"hidden_size": 64}),
         ("apertus", {}),
+        ("granitemoehybrid", {"shared_intermediate_size": 64}),
+        ("falcon_h1", {}),
+        ("nemotron_h", {"time_step_min": 1e-3}),
+        ("gpt_oss", {"swiglu_limit": 7.0, "intermediate_size": 64}),
     ],
 )
 def test_an_exported_model_is_computed_as_its_numbers(

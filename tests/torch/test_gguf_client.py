@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from adapters import random_adapter
+from gguf_models import absorbed
 from models import FAMILIES, make_model
 from numpy.typing import NDArray
 from opened import open_decoder
+from published_folders import make_mxfp4
 
 import edgetune_profiles
 from edgetune.errors import UsageError
@@ -73,6 +75,23 @@ QWEN35 = {
     "layer_types": ["linear_attention", "full_attention"] * 2, "num_hidden_layers": 4,
     "linear_key_head_dim": 32, "linear_value_head_dim": 32}  # fmt: skip
 NO_WINDOW = {"sliding_window": None}
+GRANITE4 = {
+    "layer_types": ["mamba", "attention", "mamba"], "mamba_n_heads": 8, "mamba_d_state": 32,
+    "shared_intermediate_size": 192,
+}  # fmt: skip
+FALCON_H1 = {"mamba_d_ssm": 256, "mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_d_state": 32}
+NEMOTRON_H = {
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 32,
+    "ssm_state_size": 32,
+    "time_step_min": 1e-3,
+}
+GPT_OSS = {
+    "sliding_window": 64, "swiglu_limit": 7.0, "num_hidden_layers": 2, "intermediate_size": 96,
+    "rope_parameters": {  # with whole bounds, 0 and 4
+        "rope_type": "yarn", "rope_theta": 2.0**20, "factor": 4.0, "truncate": False,
+        "original_max_position_embeddings": 201},
+}  # fmt: skip
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -149,6 +168,20 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_moe": ("qwen2_moe", {"moe_intermediate_size": 96, "mlp_only_layers": []}),
     "qwen3_moe": ("qwen3_moe", {"moe_intermediate_size": 96, "mlp_only_layers": []}),
     "phi": ("phi", {}),
+    "granite 4": (
+        "granitemoehybrid",
+        GRANITE4 | {"layer_types": ["attention"] * 3, "position_embedding_type": "rope"},
+    ),
+    "granite 4 h": ("granitemoehybrid", GRANITE4),
+    "granite 4 h, mixture": (
+        "granitemoehybrid",
+        GRANITE4 | {"num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 96},
+    ),
+    "falcon_h1": ("falcon_h1", FALCON_H1 | {"mamba_rms_norm": False}),
+    "falcon_h1, normed, tied": ("falcon_h1", FALCON_H1 | {"tie_word_embeddings": True}),
+    "nemotron_h": ("nemotron_h", NEMOTRON_H),
+    "qwen3.5, mixture": ("qwen3_5_moe_text", QWEN35 | {"moe_intermediate_size": 96}),
+    "gpt_oss": ("gpt_oss", GPT_OSS),
 }
 
 
@@ -194,6 +227,52 @@ def test_llama_cpp_computes_what_was_trained(
             assert logits.std() > 0.5
 
 
+@pytest.mark.parametrize("quantize", ["f16", "q8_0"])
+def test_experts_in_mx_fp4_stay_what_they_are(tmp_path: Path, quantize: str) -> None:
+    folder = make_mxfp4(tmp_path / "base", **SIZES | GPT_OSS)
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(TINY / file, folder)
+    result = export("gguf", _request(folder, tmp_path / "m.gguf", quantize=quantize))
+    base, file = LocalModel.open(folder), LocalModel.open(tmp_path / "m.gguf")
+    assert file.shape.formats is not None
+
+    experts = [name for name in base.tensors if ".experts." in name and name.endswith("weight")]
+    assert {file.tensors[name].dtype for name in experts} == {"MXFP4"}
+    for name in experts:
+        np.testing.assert_array_equal(file.read(name), base.read(name).astype(np.float32))
+    tokens = np.random.default_rng(1).integers(4, 1024, 64).tolist()
+    with Client(result.path, context=512) as client:
+        found = client.log_probabilities(tokens, 1024)
+    # activations become 8 bits before they meet such blocks
+    logits = open_decoder(file).logits(tokens, BASE)[-1].numpy()
+    assert np.abs(_centred(found) - _centred(logits)).max() < 0.1
+    assert logits.std() > 0.5
+
+
+def test_latents_in_two_tensors_are_what_llama_cpp_takes_them_for(tmp_path: Path) -> None:
+    base = LocalModel.open(_folder(tmp_path / "base", "deepseek_v3", **LATENTS))
+    absorbed(model_file(base, Merge(changes={}), "f32"), base.shape).write(tmp_path / "m.gguf")
+    model = LocalModel.open(tmp_path / "m.gguf")
+    tokens = np.random.default_rng(1).integers(4, 1024, 64).tolist()
+    with Client(tmp_path / "m.gguf", context=512) as client:
+        found = client.log_probabilities(tokens, 1024)
+
+    for ours in (base, model):
+        logits = open_decoder(ours).logits(tokens, BASE)[-1].numpy()
+        assert np.abs(_centred(found) - _centred(logits)).max() < 2e-3
+
+
+def test_bounds_of_a_rotation_that_llama_cpp_rounds_are_told(tmp_path: Path) -> None:
+    bounds = {"original_max_position_embeddings": 300}
+    rotation = {"rope_parameters": GPT_OSS["rope_parameters"] | bounds}
+    model = LocalModel.open(_folder(tmp_path / "base", "gpt_oss", **GPT_OSS | rotation))
+
+    (note,) = model_file(model, Merge(changes={}), "f16").notes
+
+    assert "rounds the bounds of this model's rotation" in note
+    assert "0.46 and 4.46 become 0 and 5, which turns a channel by up to" in note
+
+
 @pytest.mark.parametrize("quantization", MIXTURES)
 def test_every_quantization_loads_and_errs_by_its_bits(tmp_path: Path, quantization: str) -> None:
     sizes = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
@@ -221,6 +300,9 @@ LORAS = [
     ("qwen3_5_text", QWEN35, Lora(rank=2)),
     ("gpt2", GPT2, Lora(rank=2)),
     ("gpt_neox", {"rotary_pct": 0.5} | rope("default", partial_rotary_factor=0.5), Lora(rank=2)),
+    ("granitemoehybrid", GRANITE4, Lora(rank=2)),
+    ("falcon_h1", FALCON_H1, Lora(rank=2, targets=("all-linear", "mamba.out_proj"))),
+    ("gpt_oss", GPT_OSS, Lora(rank=2)),
     ("deepseek_v3", LATENTS, Lora(rank=2, targets=("o_proj", "mlp"))),
     ("gemma4_text", GEMMA4,
      Lora(rank=2, alpha=3.0, targets=("all-linear", "per_layer_input_gate"))),

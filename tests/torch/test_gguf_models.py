@@ -74,6 +74,10 @@ EXPORTED = {
     "gemma4_moe": {}, "gemma4_text": {"vocab_size_per_layer_input": 1024, "layer_types": GEMMA4},
     "glm4": {}, "gpt_bigcode": {}, "hunyuan_v1_dense": {}, "lfm2": {"hidden_size": 64}, "mpt": {},
     "olmo3": {}, "phi": {}, "qwen3_5_text": QWEN35,
+    "qwen3_5_moe_text": QWEN35 | {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 64},
+    "granitemoehybrid": {"shared_intermediate_size": 64},
+    "falcon_h1": {}, "nemotron_h": {"time_step_min": 1e-3},
+    "gpt_oss": {"swiglu_limit": 7.0, "intermediate_size": 64},
 }  # fmt: skip
 """Families whose files are our own."""
 

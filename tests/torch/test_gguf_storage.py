@@ -12,7 +12,7 @@ import pytest
 import torch
 from engines import micro_batch
 from gguf_files import random_blocks
-from gguf_models import convert, exported, in_numbers
+from gguf_models import TINY, absorbed, convert, exported, in_numbers
 from models import make_model
 from oracle import counted, family, plain
 from sessions import session_for
@@ -20,6 +20,9 @@ from sessions import session_for
 from edgetune.choice import Choice
 from edgetune.device import read_device
 from edgetune.errors import ModelError, UsageError
+from edgetune.exporters.gguf.model_file import model_file
+from edgetune.exporters.gguf.tokenizer import TokenizerFacts
+from edgetune.exporters.updates import Merge
 from edgetune.memory import Platform, estimate
 from edgetune.methods import METHODS, build
 from edgetune.model import LocalModel, resolve
@@ -98,6 +101,47 @@ def test_gated_delta_nets_train_in_the_blocks_of_a_file(tmp_path: Path) -> None:
     for places in ({}, DISK):
         np.testing.assert_allclose(
             _losses(model, "gguf", steps=3, **places), expected, rtol=0, atol=1e-5
+        )
+
+
+HYBRIDS = {
+    "granitemoehybrid": {"mamba_n_heads": 8, "shared_intermediate_size": 512, "num_hidden_layers": 2,
+                         "num_local_experts": 3, "intermediate_size": 256},
+    "gpt_oss": {"swiglu_limit": 7.0, "num_hidden_layers": 2, "intermediate_size": 256},
+}  # fmt: skip
+"""Models that have in one matrix what a file has in two."""
+
+
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_matrices_of_several_tensors_train_in_their_blocks(family: str, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 256, "head_dim": 64, "vocab_size": 1024, "initializer_range": 0.05}
+    base = LocalModel.open(make_model(tmp_path / "base", family, **sizes | HYBRIDS[family]))
+    model = LocalModel.open(exported(base, tmp_path / "model.gguf", "q4_k_m"))
+    folder = in_numbers(model, tmp_path / "numbers")
+
+    assert any(tensor.then for tensor in model.tensors.values() if tensor.in_blocks)
+    expected = _losses(folder, "none", steps=2)
+    for places in ({}, DISK):
+        np.testing.assert_allclose(
+            _losses(model, "gguf", steps=2, **places), expected, rtol=0, atol=1e-5
+        )
+
+
+def test_what_makes_keys_and_values_of_latents_trains_from_two_tensors(tmp_path: Path) -> None:
+    sizes = {"n_group": 1, "topk_group": 1, "vocab_size": 1024, "hidden_size": 64, "kv_lora_rank": 32,
+             "qk_nope_head_dim": 32, "v_head_dim": 32, "moe_intermediate_size": 32}  # fmt: skip
+    base = LocalModel.open(make_model(tmp_path / "base", "deepseek_v3", **sizes))
+    written = model_file(base, Merge(changes={}), "q8_0", TokenizerFacts.read(TINY))
+    absorbed(written, base.shape).write(tmp_path / "model.gguf")
+    model = LocalModel.open(tmp_path / "model.gguf")
+    folder = in_numbers(model, tmp_path / "numbers")
+
+    assert model.shape.formats is not None
+    assert {"F32", "Q8_0"} <= set(model.shape.formats.matrices[0])
+    expected = _losses(folder, "none", steps=2)
+    for places in ({}, DISK):
+        np.testing.assert_allclose(
+            _losses(model, "gguf", steps=2, **places), expected, rtol=0, atol=1e-5
         )
 
 

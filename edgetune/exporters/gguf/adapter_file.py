@@ -14,14 +14,13 @@ import numpy as np
 from edgetune.adapters import LoadedAdapter
 from edgetune.errors import UsageError
 from edgetune.exporters.base import ExportRequest
-from edgetune.exporters.gguf.architectures import architecture_of
+from edgetune.exporters.gguf.compared import architecture_of
 from edgetune.exporters.gguf.file import GgufFile, outgoing
-from edgetune.exporters.gguf.layout import arranged, columns_arranged
+from edgetune.exporters.gguf.layout import arranged, columns_arranged, parts
 from edgetune.exporters.gguf.model_file import refuse_folder_options
-from edgetune.exporters.gguf.rows import HeldRows, Rows
+from edgetune.exporters.gguf.rows import HeldRows, Reordered, Rows
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
-from edgetune.model.gguf_names import linear_name
 from edgetune.shape import ATTENTION_ROLES, ModelShape
 from edgetune.tensors.gguf.types import BY_NAME
 from edgetune.tensors.gguf.writer import Value
@@ -94,12 +93,12 @@ def _tensors(adapter: LoadedAdapter, model: LocalModel) -> Iterator[tuple[str, R
     architecture, alpha = architecture_of(shape), lora.scale * lora.rank
     for target in lora.select(shape):
         block = shape.blocks[target.layer]
-        name = f"blk.{target.layer}.{linear_name(block, target.linear)}.weight"
         own = lora.scale_of(target) * lora.rank_of(target) / alpha
         a = adapter.tensors[f"{target.module}.lora_A.weight"].astype(np.float32)
         b = adapter.tensors[f"{target.module}.lora_B.weight"].astype(np.float32) * np.float32(own)
-        yield f"{name}.lora_a", columns_arranged(HeldRows(a), target.linear, block)
-        yield (
-            f"{name}.lora_b",
-            arranged(HeldRows(b), target.linear, target.layer, shape, architecture),
-        )
+        inputs = columns_arranged(HeldRows(a), target.linear, block)
+        outputs = arranged(HeldRows(b), target.linear, target.layer, shape, architecture)
+        for part, rows in parts(shape, block, target.linear):
+            name = f"blk.{target.layer}.{part}.weight"
+            yield f"{name}.lora_a", inputs
+            yield f"{name}.lora_b", outputs if rows is None else Reordered(outputs, rows)

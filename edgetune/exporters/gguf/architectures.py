@@ -5,19 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import sqrt
-from typing import Final
+from typing import Final, Literal
 
-from edgetune.errors import UsageError
-from edgetune.exporters.gguf import by_layer, latent
-from edgetune.model.families.bloom import slopes
-from edgetune.network.mixers.gated_delta import GatedDelta
-from edgetune.network.mixers.short_convolution import ShortConvolution
-from edgetune.shape import (
-    ATTENTION_ROLES,
-    MLP_ROLES,
-    BlockShape,
-    ModelShape,
-)
+from edgetune.exporters.gguf import scan
+from edgetune.shape import ATTENTION_ROLES, MLP_ROLES, Clamp, ModelShape
 
 SILU: Final = frozenset({"silu"})
 GELU: Final = frozenset({"gelu_tanh"})
@@ -35,8 +26,12 @@ class Routed:
     """The weights of the chosen experts add up to one."""
     shared: bool = False
     """An MLP for all tokens stands beside them, behind a gate of its own."""
+    ungated: bool = False
+    """An MLP for all tokens stands beside them, without a gate."""
     apart: bool = False
     """They read the stream through a norm of their own, beside an MLP; models can do without."""
+    clamp: Clamp | None = None
+    """How gate and up become what is read, if not by an activation of the gate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +52,8 @@ class Architecture:
     """Takes Llama 3's rotation as a tensor, ``rope_freqs``."""
     unrotated_pattern: int | None = None
     """Every so manieth layer does not rotate."""
+    rotation: Literal["always", "never", "told"] = "always"
+    """Whether layers rotate at all; ``told``: the file says it of all."""
     multipliers: bool = False
     """Reads Granite's multipliers."""
     biases: frozenset[str] = frozenset()
@@ -73,6 +70,14 @@ class Architecture:
     """Taps of the short convolution that blocks can have in place of attention."""
     corrected: bool = False
     """Blocks can have Gated DeltaNet in place of attention."""
+    scans: bool = False
+    """Blocks can have Mamba-2 in place of attention, or beside it."""
+    folded: bool = False
+    """Multipliers of embedding, head and projections are in their weights."""
+    sinks: bool = False
+    """Scores have sinks, and the output of attention a bias."""
+    rounded_bounds: bool = False
+    """Bounds of YaRN that are not whole are taken: everybody runs these models with rounded ones."""
     routed: Routed | None = None
     """Its experts, if it has any."""
     untied: bool = False
@@ -91,6 +96,8 @@ class Architecture:
 
     def rotates(self, layer: int) -> bool:
         """Whether a layer has rotary embeddings, in a model that has them."""
+        if self.rotation == "never":
+            return False
         if self.windows_rotate:
             return self.windowed(layer)
         every = self.unrotated_pattern
@@ -111,6 +118,10 @@ _QKV: Final = frozenset({"q", "k", "v"})
 _LLAMA: Final = Architecture(
     name="llama", neighbours_rotate=True, rotation_tensor=True, biases=_ALL
 )
+_GRANITE: Final = Architecture(
+    name="granite", neighbours_rotate=True, rotation_tensor=True, multipliers=True
+)
+_ATTENTION: Final = frozenset({"q", "k", "v", "o"})
 _DEEPSEEK: Final = Architecture(name="deepseek2", neighbours_rotate=True, latents=True)
 
 ARCHITECTURES: Final[Mapping[str, Architecture]] = {
@@ -166,18 +177,28 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     "mpt": Architecture(name="mpt", activations=EITHER_GELU),
     "nemotron": Architecture(name="nemotron", activations=RELU2, biases=_ALL),
     "phi": Architecture(name="phi2", activations=GELU, biases=_ALL, parallel=True, head_bias=True),
-    "granite": Architecture(
-        name="granite", neighbours_rotate=True, rotation_tensor=True, multipliers=True
+    "granite": _GRANITE,
+    "falcon_h1": Architecture(
+        name="falcon-h1", scans=True, folded=True, biases=_QKV | {"gate", "up", "down"}
+    ),
+    "nemotron_h": Architecture(
+        name="nemotron_h", scans=True, activations=RELU2, rotation="never", biases=_ALL
     ),
     "qwen3_5_text": Architecture(name="qwen35", corrected=True),
-    "mixtral": replace(_LLAMA, routed=Routed(normalised=True)),
-    "granitemoe": Architecture(
-        name="granitemoe",
-        neighbours_rotate=True,
-        rotation_tensor=True,
-        multipliers=True,
-        routed=Routed(normalised=True),
+    "qwen3_5_moe_text": Architecture(
+        name="qwen35moe", corrected=True, routed=Routed(normalised=True, shared=True)
     ),
+    "gpt_oss": Architecture(
+        name="gpt-oss",
+        window_pattern=2,
+        biases=_ATTENTION,
+        untied=True,
+        sinks=True,
+        rounded_bounds=True,
+        routed=Routed(normalised=True, clamp=Clamp(limit=7.0, alpha=1.702)),
+    ),
+    "mixtral": replace(_LLAMA, routed=Routed(normalised=True)),
+    "granitemoe": replace(_GRANITE, name="granitemoe", routed=Routed(normalised=True)),
     "olmoe": Architecture(
         name="olmoe", routed=Routed(normalised=False), untied=True, plain_heads=True
     ),
@@ -196,128 +217,13 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
 """By family."""
 
 
-NOT_WRITTEN: Final[Mapping[str, str]] = {
-    "phimoe": "llama.cpp weighs its experts by one softmax, the model each by its own",
-    "gemma3n_text": "its streams are not laid out for llama.cpp yet, which counts deviations over n - 1",
-    "gpt_oss": "llama.cpp rounds the bounds of its rotation (YaRN), which the model does not",
-    "falcon_h1": "Mamba-2 beside attention is not laid out for llama.cpp yet",
-    "granitemoehybrid": "Granite 4's layers are not laid out for llama.cpp yet",
-    "nemotron_h": "layers of one half are not laid out for llama.cpp yet",
-    "qwen3_5_moe_text": "experts beside Gated DeltaNet are not laid out for llama.cpp yet",
-}
-"""Families that llama.cpp has, and why no files of theirs are made."""
-
-
-def architecture_of(shape: ModelShape) -> Architecture:
-    """Return llama.cpp's architecture for a model.
-
-    Raises:
-        UsageError: naming all that llama.cpp would compute otherwise.
-    """
-    found = ARCHITECTURES.get(shape.family)
-    if found is None and shape.family in NOT_WRITTEN:
-        raise UsageError(
-            f"GGUF files of {shape.family} models are not written: {NOT_WRITTEN[shape.family]}. "
-            "Export the model as a folder: --to hf."
-        )
-    if found is None:
-        raise UsageError(
-            f"No architecture of llama.cpp computes {shape.family} models as they are trained here. "
-            "Export the model as a folder: --to hf."
-        )
-    problems = list(_differences(shape, found))
-    if problems:
-        raise UsageError(
-            f"llama.cpp would not compute this {shape.family} model as it was trained: "
-            f"{'; '.join(problems)}. Export it as a folder: --to hf."
-        )
-    return found
-
-
-def _differences(shape: ModelShape, architecture: Architecture) -> list[str]:
-    attending = [kind for kind in shape.kinds if kind.attention is not None]
-    block = attending[0]
-    problems = []
-    alike = all(replace(each, mixer=block.mixer) == block for each in attending)
-    if not alike and not (architecture.by_layer or architecture.latents):
-        problems.append("its blocks differ in more than what they attend to")
-    for mixer in (kind.mixer for kind in shape.kinds if kind.attention is None):
-        if isinstance(mixer, GatedDelta):
-            if not architecture.corrected or mixer.key_dim != mixer.value_dim:
-                problems.append("its keys and values of Gated DeltaNet differ in size")
-        elif not isinstance(mixer, ShortConvolution):
-            problems.append("some of its blocks have no attention")
-        elif mixer.taps != architecture.convolved or mixer.bias:
-            problems.append(f"its convolutions have {mixer.taps} taps or biases")
-    if block.activation not in architecture.activations:
-        known = " or ".join(sorted(architecture.activations))
-        problems.append(f"its activation is {block.activation}, there it is {known}")
-    logits = 1.0 if architecture.logit_scale else shape.logit_scale
-    if (logits, shape.residual_scale) != (1.0, 1.0) and not architecture.multipliers:
-        problems.append("it has multipliers of its own")
-    if block.parallel and not architecture.parallel:
-        problems.append("both halves of a block read the same input")
-    capped = any(rule.softcap is not None for rule in shape.attention)
-    if capped != architecture.softcaps:
-        problems.append(f"its scores are {'' if capped else 'not '}capped")
-    if architecture.softcaps and shape.logit_softcap is None:
-        problems.append("its logits are not capped")
-    biased = [x.module for x in block.linears if x.bias and x.role not in architecture.biases]
-    if biased:
-        problems.append(f"{', '.join(biased)} have biases")
-    if shape.head_bias and not architecture.head_bias:
-        problems.append("its head has a bias")
-    if not architecture.latents:
-        problems += _routing_differences(block, architecture.routed)
-    if shape.tied and architecture.untied:
-        problems.append("its head is its embedding")
-    keys_differ = "k" in block.norm_by_role and block.kv_heads != block.heads
-    if architecture.plain_heads and (block.queries != shape.hidden_size or keys_differ):
-        problems.append("its heads together are not as wide as its hidden size")
-    if architecture.by_layer:
-        return [*problems, *by_layer.differences(shape)]
-    if architecture.latents:
-        problems += latent.differences(shape)
-    return problems + _attention_differences(shape, architecture)
-
-
-def _routing_differences(block: BlockShape, routed: Routed | None) -> list[str]:
-    rule = block.experts
-    if rule is None or routed is None:
-        alike = rule is None and (routed is None or routed.apart)
-        return [] if alike else ["its MLPs are experts in some blocks, or in none"]
-    problems = []
-    if rule.normalised != routed.normalised:
-        problems.append(
-            f"the weights of its experts do {'not ' * (not rule.normalised)}add up to 1"
-        )
-    beside = routed.shared or routed.apart
-    if (rule.shared_gate is not None) != routed.shared or block.shared != beside:
-        problems.append("its MLP for all tokens is there otherwise")
-    return problems
-
-
-def _attention_differences(shape: ModelShape, architecture: Architecture) -> list[str]:
-    problems = []
-    for layer, attention in enumerate(shape.attention):
-        windowed = architecture.windowed(layer)
-        if architecture.window_pattern is not None and windowed != (attention.window is not None):
-            has = "has no window" if windowed else "has a window"
-            problems.append(f"layer {layer} {has}")
-        elsewhere = shape.positions is not None or bool(attention.slopes)
-        rotates = not elsewhere and architecture.rotates(layer)
-        if rotates != (attention.rotary is not None):
-            has = "does not rotate" if rotates else "rotates"
-            problems.append(f"layer {layer} {has}")
-    if any(rule.interleaved for rule in shape.rotaries) and not architecture.neighbours_rotate:
-        problems.append("neighbouring channels rotate together")
-    if any(rule.growth for rule in shape.rotaries):
-        problems.append("its queries grow with the position")
-    rules_of = [(rule, kind.heads) for kind in shape.kinds if (rule := kind.attention) is not None]
-    if any(rule.slopes not in ((), slopes(heads)) for rule, heads in rules_of):
-        problems.append("its scores fall otherwise with the distance")
-    rules = {(a.rotary, a.window) for a in shape.attention if a.rotary is not None}
-    most = 1 if architecture.window_pattern is None else 2
-    if len({rotary for rotary, _ in rules}) > most:
-        problems.append("its layers rotate in different ways")
-    return problems
+def granite4(shape: ModelShape) -> Architecture:
+    """Return the architecture of a Granite 4 model: without Mamba-2 it is that of Granite 3."""
+    routed = Routed(normalised=True, ungated=True) if shape.has_experts else None
+    name = "granitemoe" if shape.has_experts else "granite"
+    if scan.mixers(shape):
+        return replace(
+            _GRANITE, name="granitehybrid", scans=True, rotation="told", biases=_ATTENTION,
+            routed=routed,
+        )  # fmt: skip
+    return replace(_GRANITE, name=name, routed=routed)

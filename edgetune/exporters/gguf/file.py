@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.errors import CheckFailedError
+from edgetune.exporters.gguf.experts import KeptBlocks
 from edgetune.exporters.gguf.rows import Rows, Stacked
+from edgetune.tensors.gguf.mxfp4 import NAME
 from edgetune.tensors.gguf.quantize import quantized
-from edgetune.tensors.gguf.types import TensorType
+from edgetune.tensors.gguf.types import BY_NAME, TensorType
 from edgetune.tensors.gguf.writer import Metadata, OutgoingBlocks, file_bytes, write_gguf
 from edgetune.tensors.writer import row_spans
 
@@ -54,8 +56,11 @@ class GgufFile:
         write_gguf(path, self.metadata, self.tensors)
 
 
-def outgoing(name: str, rows: Rows, kind: TensorType) -> OutgoingBlocks:
-    """Return a tensor of a file from its rows."""
+def outgoing(name: str, rows: Rows | KeptBlocks, kind: TensorType) -> OutgoingBlocks:
+    """Return a tensor of a file from its rows, or from blocks that stay what they are."""
+    if isinstance(rows, KeptBlocks):
+        kept = BY_NAME[NAME]
+        return OutgoingBlocks(name=name, type=kept, shape=rows.shape, chunks=rows.chunks)
     chunks, shape = partial(_chunks, name, rows, kind), rows.shape
     if isinstance(rows, Stacked):
         shape = (len(rows.parts), *rows.parts[0].shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import isclose
 from typing import get_args
 
@@ -10,30 +11,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.errors import UsageError
-from edgetune.exporters.gguf import delta
+from edgetune.exporters.gguf import delta, scan
 from edgetune.exporters.gguf.architectures import Architecture
+from edgetune.exporters.gguf.experts import KeptBlocks, expert_tensors
 from edgetune.exporters.gguf.metadata import rotation_tensors
 from edgetune.exporters.gguf.rows import (
     ColumnsReordered,
     FirstRescaled,
     Flat,
     HeldRows,
+    InRows,
     MergedRows,
     OneByTap,
     Reordered,
     Rescaled,
     Rows,
-    Stacked,
     Transposed,
 )
 from edgetune.exporters.updates import Merge
 from edgetune.mixer import XieluRole
 from edgetune.model import LocalModel, gguf_names
 from edgetune.network.mixers.gated_delta import GatedDelta
+from edgetune.network.mixers.state_space import StateSpace
 from edgetune.shape import BlockShape, Linear, ModelShape, Norm
 
 
-def file_tensors(model: LocalModel, merge: Merge, architecture: Architecture) -> dict[str, Rows]:
+def file_tensors(
+    model: LocalModel, merge: Merge, architecture: Architecture
+) -> dict[str, Rows | KeptBlocks]:
     """Return the tensors of a file by their names there, in its order; none is read yet."""
     return dict(_Layout(model, merge, architecture).tensors())
 
@@ -95,6 +100,10 @@ def arranged(
     block = shape.blocks[layer]
     order = row_order(shape, block, linear, architecture)
     rows = rows if order is None else Reordered(rows, order)
+    if linear.scale != 1.0:
+        rows = Rescaled(rows, 0.0, linear.scale)
+    if linear.role == "scan_in" and isinstance(block.recurrent, StateSpace):
+        rows = scan.rescaled(rows, block.recurrent)
     scale = query_scale(shape, architecture, layer)
     if linear.role not in ("q", "qkv") or "q" in block.norm_by_role or scale == 1.0:
         return rows
@@ -108,6 +117,29 @@ def columns_arranged(rows: Rows, linear: Linear, block: BlockShape) -> Rows:
     return rows if order is None else ColumnsReordered(rows, order)
 
 
+def parts(
+    shape: ModelShape, block: BlockShape, linear: Linear
+) -> Iterator[tuple[str, NDArray[np.int64] | None]]:
+    """Yield the tensors of a file that a projection is, each with its rows; None: all of them."""
+    if linear.role != "gate_up" or shape.family not in gguf_names.SPLIT:
+        yield gguf_names.linear_name(block, linear), None
+        return
+    half = linear.outputs // 2
+    for place, role in enumerate(gguf_names.GATE_AND_UP):
+        rows = np.arange(place * half, (place + 1) * half)
+        yield gguf_names.linear_name(block, replace(linear, role=role)), rows
+
+
+def own_tensor(block: BlockShape, role: str, rows: Rows) -> Rows:
+    """Return a tensor that is neither a projection nor a norm as the file has it."""
+    match block.recurrent:
+        case GatedDelta() as mixer:
+            return delta.own_tensor(mixer, role, rows)
+        case StateSpace():
+            return scan.own_tensor(role, rows)
+    return OneByTap(rows) if role == "conv" else rows
+
+
 class _Layout:
     """The tensors of one model."""
 
@@ -118,10 +150,13 @@ class _Layout:
         layers = range(self._shape.layers)
         self._query_scale = [query_scale(self._shape, architecture, layer) for layer in layers]
 
-    def tensors(self) -> Iterator[tuple[str, Rows]]:
+    def tensors(self) -> Iterator[tuple[str, Rows | KeptBlocks]]:
         """Yield names and rows."""
-        shape = self._shape
-        yield "token_embd.weight", self._source(f"{shape.embedding}.weight")
+        shape, folded = self._shape, self._architecture.folded
+        embedding = self._source(f"{shape.embedding}.weight")
+        if folded and shape.embedding_scale != 1.0:
+            embedding = Rescaled(embedding, 0.0, shape.embedding_scale)
+        yield "token_embd.weight", embedding
         if shape.embedding_norm is not None:
             yield from self._norm(shape.embedding_norm, "", "", 1.0)
         if shape.positions is not None:
@@ -136,68 +171,63 @@ class _Layout:
         for layer in range(shape.layers):
             yield from self._block(layer)
         yield from self._norm(shape.final_norm, "", "", 1.0)
-        if not shape.tied:
-            yield "output.weight", self._source(f"{shape.head}.weight")
+        apart = folded and shape.embedding_scale != shape.logit_scale
+        if not shape.tied or apart:
+            head = self._source(shape.head_tensor)
+            scaled = folded and shape.logit_scale != 1.0
+            yield "output.weight", Rescaled(head, 0.0, shape.logit_scale) if scaled else head
         if shape.head_bias:
             yield "output.bias", self._source(f"{shape.head}.bias")
 
-    def _block(self, layer: int) -> Iterator[tuple[str, Rows]]:
+    def _block(self, layer: int) -> Iterator[tuple[str, Rows | KeptBlocks]]:
         shape, prefix, target = self._shape, self._shape.block(layer), f"blk.{layer}."
-        for norm in (each for each in shape.blocks[layer].norms if not each.plain):
+        block = shape.blocks[layer]
+        for norm in (each for each in block.norms if not each.plain):
             scale = self._query_scale[layer] if norm.role == "q" else 1.0
             yield from self._norm(norm, prefix, target, scale)
-        mixer = shape.blocks[layer].mixer
-        for tensor in shape.blocks[layer].mixer_tensors:
+        for tensor in block.mixer_tensors:
             if tensor.role in get_args(XieluRole):  # which the metadata have
                 continue
             rows = self._source(f"{prefix}{tensor.name}")
-            if isinstance(mixer, GatedDelta):
-                rows = delta.own_tensor(mixer, tensor.role, rows)
-            else:
-                rows = rows if tensor.role == "scalar" else OneByTap(rows)
-            yield f"{target}{gguf_names.mixer_name(shape.blocks[layer], tensor)}", rows
-        for linear in shape.blocks[layer].linears:
+            name = gguf_names.mixer_name(block, tensor)
+            yield f"{target}{name}", own_tensor(block, tensor.role, rows)
+        for linear in block.linears:
             yield from self._linear(linear, layer, prefix, target)
-        yield from self._experts(shape.blocks[layer], prefix, target)
-
-    def _experts(self, block: BlockShape, prefix: str, target: str) -> Iterator[tuple[str, Rows]]:
-        """Yield the router, and a tensor for each projection with those of all experts."""
-        for tensor in block.routing_tensors:
-            rows = self._source(f"{prefix}{tensor.name}")
-            rows = Flat(rows) if tensor.role == "shared_gate" else rows
-            yield f"{target}{gguf_names.ROUTING[tensor.role]}", rows
-        by_role: dict[str, list[Rows]] = {}
-        for linear in block.expert_linears:
-            rows = self._source(f"{prefix}{linear.module}.weight")
-            by_role.setdefault(linear.role, []).append(rows)
-        for role, each in by_role.items():
-            yield f"{target}{gguf_names.EXPERTS[role]}.weight", Stacked(tuple(each))
+        for each in block.routing_tensors:
+            rows = self._source(f"{prefix}{each.name}")
+            rows = Flat(rows) if each.role == "shared_gate" else rows
+            yield f"{target}{gguf_names.ROUTING[each.role]}", rows
+        yield from expert_tensors(block, self._source, prefix, target)
 
     def _norm(
         self, norm: Norm, prefix: str, target: str, scale: float
     ) -> Iterator[tuple[str, Rows]]:
-        name = f"{target}{gguf_names.norm_name(self._shape, norm)}"
-        source = f"{prefix}{norm.module}"
+        names = {x: f"{target}{gguf_names.norm_tensor(self._shape, norm, x)}" for x in norm.parts}
+        source, kind = f"{prefix}{norm.module}", norm.kind or self._shape.norm
         weight = self._source(f"{source}.weight")
-        offset = (norm.kind or self._shape.norm).offset
-        plain = (scale, offset) == (1.0, 0.0)
-        yield f"{name}.weight", weight if plain else Rescaled(weight, offset, scale)
+        if norm.role == "scan":
+            weight = InRows(weight, norm.size // kind.groups)
+        plain = (scale, kind.offset) == (1.0, 0.0)
+        yield names["weight"], weight if plain else Rescaled(weight, kind.offset, scale)
         if norm.bias:
-            yield f"{name}.bias", self._source(f"{source}.bias")
+            yield names["bias"], self._source(f"{source}.bias")
 
     def _linear(
         self, linear: Linear, layer: int, prefix: str, target: str
     ) -> Iterator[tuple[str, Rows]]:
         block = self._shape.blocks[layer]
-        name = f"{target}{gguf_names.linear_name(block, linear)}"
         source = f"{prefix}{linear.module}"
         weight = self._source(f"{source}.weight")
         weight = Transposed(weight) if linear.transposed else weight
-        weight = columns_arranged(weight, linear, block)
-        yield f"{name}.weight", self._arranged(weight, linear, layer)
-        if linear.bias or f"{source}.bias" in self._merge.added:
-            self._require_bias(linear)
-            yield f"{name}.bias", self._arranged(self._source(f"{source}.bias"), linear, layer)
+        weight = self._arranged(columns_arranged(weight, linear, block), linear, layer)
+        biased = linear.bias or f"{source}.bias" in self._merge.added
+        for name, rows in parts(self._shape, block, linear):
+            full = f"{target}{name}"
+            yield f"{full}.weight", weight if rows is None else Reordered(weight, rows)
+            if biased:
+                self._require_bias(linear)
+                bias = self._arranged(self._source(f"{source}.bias"), linear, layer)
+                yield f"{full}.bias", bias if rows is None else Reordered(bias, rows)
 
     def _require_bias(self, linear: Linear) -> None:
         if linear.role not in self._architecture.biases:

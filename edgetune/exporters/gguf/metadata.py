@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.errors import UsageError
-from edgetune.exporters.gguf import by_layer, delta, latent
+from edgetune.exporters.gguf import by_layer, delta, latent, scan
 from edgetune.exporters.gguf.architectures import Architecture
 from edgetune.network.mixers.gated_delta import GatedDelta
 from edgetune.shape import ModelShape, Rotary
 from edgetune.tensors.gguf.writer import Value
 
 _LONGROPE: Final = "longrope"
+_HARDLY: Final = 1e-3
+"""Shares of a rotation's speed that are not worth a word."""
 _BOUNDS: Final = (32.0, 1.0)
 """YaRN's in llama.cpp, which does not read what a file says of them."""
 
@@ -45,6 +47,8 @@ def model_metadata(shape: ModelShape, architecture: Architecture) -> dict[str, V
         pairs += [*_multipliers(shape, architecture), *_rotation(shape, architecture)]
     if architecture.latents:
         pairs += latent.metadata(shape)  # in place of what was said before under the same names
+    if architecture.scans:
+        pairs += scan.metadata(shape)
     return {f"{architecture.name}.{key}": value for key, value in pairs}
 
 
@@ -71,7 +75,10 @@ def _sizes(shape: ModelShape, architecture: Architecture) -> Iterator[tuple[str,
     yield "embedding_length", Value("uint32", shape.hidden_size)
     yield "block_count", Value("uint32", shape.layers)
     block = shape.blocks[0]
-    yield "feed_forward_length", Value("uint32", block.ffn_size)
+    routed, width = architecture.routed, block.ffn_size
+    if block.experts is not None and routed is not None and routed.ungated:
+        width = block.experts.size
+    yield "feed_forward_length", Value("uint32", width)
     if block.experts is not None:
         yield "expert_count", Value("uint32", block.experts.number)
         yield "expert_used_count", Value("uint32", block.experts.chosen)
@@ -159,7 +166,7 @@ def _scaling(
         yield "rope.scaling.type", Value("string", rule.scaling)
         yield "rope.scaling.factor", Value("float32", rule.factor)
     if rule.scaling == "yarn":
-        if not rule.truncate:
+        if not rule.truncate and not architecture.rounded_bounds:
             raise _refused(shape, "YaRN without whole bounds")
         if (rule.beta_fast, rule.beta_slow) != _BOUNDS:
             raise _refused(shape, "YaRN with other bounds than 32 and 1")
@@ -168,6 +175,38 @@ def _scaling(
         yield "rope.scaling.attn_factor", Value("float32", rule.attention_factor / own)
         yield "rope.scaling.yarn_beta_fast", Value("float32", rule.beta_fast)
         yield "rope.scaling.yarn_beta_slow", Value("float32", rule.beta_slow)
+
+
+def rounding(rule: Rotary) -> str | None:
+    """Return what llama.cpp makes of YaRN's bounds that are not whole, in words; None if they are.
+
+    The ramp between both decides by how much each channel's rotation is slowed.
+    """
+    if rule.scaling != "yarn" or rule.truncate:
+        return None
+    bounds = [_bound(rule, turns) for turns in (rule.beta_fast, rule.beta_slow)]
+    rounded = [math.floor(bounds[0]), math.ceil(bounds[1])]
+    exact, theirs = (_slowed(rule, *each) for each in (bounds, rounded))
+    most = float(np.abs(theirs / exact - 1).max())
+    if most < _HARDLY:
+        return None
+    told = f"{bounds[0]:.2f} and {bounds[1]:.2f} become {rounded[0]} and {rounded[1]}"
+    return f"{told}, which turns a channel by up to {most:.0%} more or less than in training"
+
+
+def _bound(rule: Rotary, turns: float) -> float:
+    """Return the pair of channels that turns so often in the original context."""
+    ratio = rule.original_context / (turns * 2 * math.pi)
+    return rule.dimensions * math.log(ratio) / (2 * math.log(rule.theta))
+
+
+def _slowed(rule: Rotary, low: float, high: float) -> NDArray[np.float64]:
+    """Return what each pair's rotation is multiplied by."""
+    low, high = max(low, 0.0), min(high, rule.dimensions - 1.0)
+    pairs = np.arange(rule.dimensions // 2)
+    ramp = np.clip((pairs - low) / max(high - low, 1e-3), 0, 1)
+    slowed: NDArray[np.float64] = ramp / rule.factor + 1 - ramp
+    return slowed
 
 
 def _refused(shape: ModelShape, what: str) -> UsageError:

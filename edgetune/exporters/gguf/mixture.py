@@ -77,7 +77,7 @@ def tensor_type(
 ) -> TensorType:
     """Return the format of a tensor by its name in the file."""
     plain = name == "position_embd.weight" or name.endswith(
-        ("shortconv.conv.weight", "ssm_conv1d.weight", "ffn_gate_inp.weight")
+        ("shortconv.conv.weight", "ssm_conv1d.weight", "ssm_norm.weight", "ffn_gate_inp.weight")
     )
     matrix = len(size) == 2 and name.endswith(".weight") and not plain
     if not matrix:

@@ -8,11 +8,13 @@ from typing import Final, cast
 
 from edgetune.errors import UsageError
 from edgetune.exporters.base import ExportRequest
+from edgetune.exporters.gguf import scan
 from edgetune.exporters.gguf.activation import activation_metadata
-from edgetune.exporters.gguf.architectures import Architecture, architecture_of
+from edgetune.exporters.gguf.architectures import Architecture
+from edgetune.exporters.gguf.compared import architecture_of
 from edgetune.exporters.gguf.file import GgufFile, outgoing
 from edgetune.exporters.gguf.layout import file_tensors
-from edgetune.exporters.gguf.metadata import context_of, model_metadata
+from edgetune.exporters.gguf.metadata import context_of, model_metadata, rounding
 from edgetune.exporters.gguf.mixture import MIXTURES, Quantization, tensor_type
 from edgetune.exporters.gguf.tokenizer import TokenizerFacts
 from edgetune.exporters.updates import Merge, merge_of
@@ -94,3 +96,11 @@ def _notes(shape: ModelShape, architecture: Architecture) -> Iterator[str]:
             f"llama.cpp has no attention windows for {architecture.name}: the file says a context "
             f"of {context:,} tokens, the model's window, of the model's {shape.max_context:,}"
         )
+    for rule in shape.rotaries if architecture.rounded_bounds else ():
+        if (said := rounding(rule)) is not None:
+            yield f"llama.cpp rounds the bounds of this model's rotation (YaRN) for all who run it: {said}"
+    least = max((mixer.least_step for mixer in scan.mixers(shape)), default=0.0)
+    if least:
+        yield f"llama.cpp does not bound the steps of Mamba layers from below, the model does ({least:g})"
+    if shape.tower:
+        yield "what sees or hears in the base's file is left out; text does not reach it"

@@ -87,6 +87,58 @@ class Stacked:
 
 
 @dataclass(frozen=True, slots=True)
+class Vectors:
+    """Lists of as many numbers, one a row: the biases of all experts of a block."""
+
+    parts: tuple[Rows, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """How many, and of how many numbers."""
+        return (len(self.parts), *self.parts[0].shape)
+
+    def read(self, start: int, stop: int) -> Float32:
+        """Read the lists."""
+        return np.stack([part.read(0, part.shape[0]) for part in self.parts[start:stop]])
+
+
+@dataclass(frozen=True, slots=True)
+class InRows:
+    """A list of numbers as a matrix of rows of ``width`` numbers."""
+
+    rows: Rows
+    width: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows, width."""
+        return self.rows.shape[0] // self.width, self.width
+
+    def read(self, start: int, stop: int) -> Float32:
+        """Read the rows' numbers."""
+        return self.rows.read(start * self.width, stop * self.width).reshape(-1, self.width)
+
+
+@dataclass(frozen=True, slots=True)
+class RowsRescaled:
+    """Every row, multiplied by a number of its own."""
+
+    rows: Rows
+    scales: Float32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The same."""
+        return self.rows.shape
+
+    def read(self, start: int, stop: int) -> Float32:
+        """Change the rows in place."""
+        rows = self.rows.read(start, stop)
+        rows *= self.scales[start:stop].reshape(-1, *(1,) * (rows.ndim - 1))
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
 class Flat:
     """A matrix of one row, as a list of numbers."""
 

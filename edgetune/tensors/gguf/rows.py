@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.tensors.gguf.dequantize import dequantize
+from edgetune.tensors.gguf.latents import LatentTensor
 from edgetune.tensors.gguf.tensor import GgufTensor
 from edgetune.tensors.raw import fill, number_type
 
@@ -24,19 +25,60 @@ def read_gguf_rows(tensor: GgufTensor, start: int, stop: int) -> NDArray[Any]:
     Raises:
         ModelError: if the file cannot be read or ends early.
     """
+    if isinstance(tensor, LatentTensor):
+        return _latents(tensor)[start:stop]
     if len(tensor.file_shape) <= 1:
         return _vector(tensor)[start:stop]
     if tensor.transposed:
         return _columns(tensor, start, stop)
-    rows = _in_order(tensor, start, stop).reshape(stop - start, *tensor.shape[1:])
+    rows = _numbers(tensor, block_rows(tensor, start, stop))
+    rows = rows.reshape(stop - start, *tensor.shape[1:])
     if tensor.columns is None:
         return rows
     places = [tensor.columns.row_in_file(column) for column in range(rows.shape[-1])]
     return np.ascontiguousarray(rows[..., places])
 
 
+def whole_bytes(tensor: GgufTensor) -> NDArray[np.uint8]:
+    """Return all bytes of a tensor, piece after piece, as the file has them.
+
+    Raises:
+        ModelError: if the file cannot be read or ends early.
+    """
+    found, place = np.empty(tensor.nbytes, np.uint8), 0
+    for piece in tensor.pieces:
+        fill(found[place : place + piece.nbytes], piece.file, piece.start)
+        place += piece.nbytes
+    return found
+
+
+def block_rows(tensor: GgufTensor, start: int, stop: int) -> NDArray[np.uint8]:
+    """Return rows of the checkpoint as the bytes of the file (rows, bytes of a row).
+
+    Of a turned matrix they are those of its outputs.
+    """
+    if tensor.order is None:
+        return _file_rows(tensor, start, stop)
+    places = [tensor.order.row_in_file(row) for row in range(start, stop)]
+    rising = sorted(places)
+    together = groupby(enumerate(rising), lambda pair: pair[1] - pair[0])
+    runs = [[place for _, place in run] for _, run in together]
+    rows = np.concatenate([_file_rows(tensor, run[0], run[-1] + 1) for run in runs])
+    found: NDArray[np.uint8] = rows[np.searchsorted(rising, places)]
+    return found
+
+
+def _latents(tensor: LatentTensor) -> NDArray[Any]:
+    """Return what makes keys and values of latents (heads * (keys + values), latents)."""
+    latents = tensor.shape[1]
+    parts = [_numbers(x, _file_rows(x, 0, x.shape[0])) for x in (tensor.keys, tensor.values)]
+    keys = parts[0].reshape(tensor.heads, latents, -1).swapaxes(1, 2)
+    values = parts[1].reshape(tensor.heads, -1, latents)
+    return np.concatenate([keys, values], axis=1).reshape(tensor.shape)
+
+
 def _vector(tensor: GgufTensor) -> NDArray[Any]:
-    values = _numbers(tensor, _file_rows(tensor, 0, 1)).reshape(-1)
+    values = _numbers(tensor, whole_bytes(tensor)[None]).reshape(-1)
     if tensor.order is not None:
         places = [tensor.order.row_in_file(row) for row in range(len(values))]
         values = values[places]
@@ -47,31 +89,26 @@ def _vector(tensor: GgufTensor) -> NDArray[Any]:
     return values
 
 
-def _in_order(tensor: GgufTensor, start: int, stop: int) -> NDArray[Any]:
-    if tensor.order is None:
-        return _numbers(tensor, _file_rows(tensor, start, stop))
-    places = [tensor.order.row_in_file(row) for row in range(start, stop)]
-    together = groupby(enumerate(places), lambda pair: pair[1] - pair[0])
-    runs = [[place for _, place in run] for _, run in together]
-    rows = [_file_rows(tensor, run[0], run[-1] + 1) for run in runs]
-    return _numbers(tensor, np.concatenate(rows))
-
-
 def _columns(tensor: GgufTensor, start: int, stop: int) -> NDArray[Any]:
     """Return rows of a matrix whose columns are the file's rows, some of these at a time."""
     height, width = tensor.file_shape
     step = max(1, _TURNED // width)
-    parts = [
-        _numbers(tensor, _file_rows(tensor, first, min(first + step, height)))[:, start:stop].T
-        for first in range(0, height, step)
-    ]
+    spans = ((first, min(first + step, height)) for first in range(0, height, step))
+    parts = [_numbers(tensor, block_rows(tensor, *span))[:, start:stop].T for span in spans]
     return np.ascontiguousarray(np.concatenate(parts, axis=1))
 
 
 def _file_rows(tensor: GgufTensor, start: int, stop: int) -> NDArray[np.uint8]:
     """Return the bytes of rows of the file, (rows, bytes of a row)."""
-    rows = np.empty((stop - start, tensor.row_bytes), np.uint8)
-    fill(rows, tensor.file, tensor.start + start * tensor.row_bytes)
+    width = tensor.row_bytes
+    rows, before = np.empty((stop - start, width), np.uint8), 0
+    for piece in tensor.pieces:
+        after = before + piece.nbytes // width
+        first, last = max(start, before), min(stop, after)
+        if first < last:
+            place = piece.start + (first - before) * width
+            fill(rows[first - start : last - start], piece.file, place)
+        before = after
     return rows
 
 

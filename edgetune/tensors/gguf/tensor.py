@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from edgetune.tensors.gguf.types import BY_NAME, FLOATS, QUANTIZED, TensorType
 from edgetune.tensors.header import StoredTensor
@@ -70,6 +71,45 @@ class GgufTensor(StoredTensor):
     """What the file has more than the checkpoint: Gemma's norms are kept around one."""
     decays: bool = False
     """Whether the file has ``-exp(x)`` for every x of the checkpoint (Gated DeltaNet)."""
+    then: tuple[StoredTensor, ...] = ()
+    """Tensors of the same type whose rows follow: the checkpoint has all of them in one."""
+
+    @property
+    def pieces(self) -> tuple[StoredTensor, ...]:
+        """The tensors of the file that it is made of."""
+        first = StoredTensor(self.file, self.name, self.dtype, self.shape, self.start, self.end)
+        return (first, *self.then)
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes of all pieces."""
+        return sum(piece.nbytes for piece in self.pieces)
+
+    @property
+    def made(self) -> bool:
+        """Whether its plain numbers do not lie in the file in rows, as the model has them."""
+        return self.columns is not None
+
+    def row_runs(self) -> Iterator[tuple[StoredTensor, list[tuple[int, int]]]]:
+        """Yield the pieces, each with where its rows go: first row and number of rows of each run.
+
+        No run of rows goes on from one piece to the next.
+        """
+        if self.order is None:
+            first = 0
+            for piece in self.pieces:
+                rows = piece.nbytes // self.row_bytes
+                yield piece, [(first, rows)]
+                first += rows
+            return
+        runs = self.order.runs()
+        for piece in self.pieces:
+            left, own = piece.nbytes // self.row_bytes, []
+            while left > 0:
+                (run,) = islice(runs, 1)
+                own.append(run)
+                left -= run[1]
+            yield piece, own
 
     @property
     def kind(self) -> TensorType:

@@ -1,0 +1,141 @@
+"""Configs of models with Mamba-2, Gated DeltaNet or attention sinks, from GGUF metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from edgetune.model.gguf_layers import qwen3_5, window_types
+from edgetune.model.gguf_source import Config, Source, sizes
+
+_PLAIN_ROTATION: Final = {"rope_type": "default"}
+
+
+def multipliers(source: Source) -> Config:
+    """Return Granite's."""
+    return {
+        "attention_multiplier": source.number("attention.scale", 1.0),
+        "embedding_multiplier": source.number("embedding_scale", 1.0),
+        "residual_multiplier": source.number("residual_scale", 1.0),
+        "logits_scaling": source.number("logit_scale", 1.0),
+    }
+
+
+def granitehybrid(source: Source) -> Config:
+    """Return the config of a Granite 4 model with Mamba-2: in layers without heads of keys."""
+    kv_heads = source.each("attention.head_count_kv")
+    config = sizes(source, kv_heads=max(kv_heads))
+    experts, width = source.whole("expert_count", 0), config["intermediate_size"]
+    if experts:
+        width = source.whole("expert_shared_feed_forward_length")
+        config["num_experts_per_tok"] = source.whole("expert_used_count")
+    rotates = source.metadata.flag(f"{source.architecture}.rope.scaling.finetuned", True)
+    return (
+        config
+        | multipliers(source)
+        | _mamba(source, _first(kv_heads, 0))
+        | {
+            "num_local_experts": experts,
+            "shared_intermediate_size": width,
+            "layer_types": ["attention" if heads else "mamba" for heads in kv_heads],
+            "position_embedding_type": "rope" if rotates else "nope",
+            "attention_bias": source.has_tensor(f"blk.{_first_not(kv_heads, 0)}.attn_q.bias"),
+            "mamba_expand": source.whole("ssm.inner_size") // max(config["hidden_size"], 1),
+        }
+    )
+
+
+def falcon_h1(source: Source) -> Config:
+    """Return the config of a Falcon-H1 model, whose multipliers are in its weights."""
+    return (
+        sizes(source)
+        | _mamba(source, 0)
+        | {
+            "mamba_d_ssm": source.whole("ssm.inner_size"),
+            "mamba_rms_norm": source.has_tensor("blk.0.ssm_norm.weight"),
+            "mamba_norm_before_gate": False,
+            "attention_bias": source.has_tensor("blk.0.attn_q.bias"),
+            "mlp_bias": source.has_tensor("blk.0.ffn_up.bias"),
+        }
+    )
+
+
+def nemotron_h(source: Source) -> Config:
+    """Return the config of a Nemotron-H model: a layer has heads of keys, or an MLP, or Mamba-2."""
+    kv_heads, wide = source.each("attention.head_count_kv"), source.each("feed_forward_length")
+    kinds = [
+        "attention" if heads else "mlp" if width else "mamba"
+        for heads, width in zip(kv_heads, wide, strict=True)
+    ]
+    config = sizes(source, norm="layer_norm_epsilon", ffn=max(wide), kv_heads=max(kv_heads))
+    first = _first(kinds, "mamba")
+    return config | {
+        "layers_block_type": kinds,
+        "mlp_bias": source.has_tensor(f"blk.{_first(kinds, 'mlp')}.ffn_up.bias"),
+        "mamba_num_heads": source.whole("ssm.time_step_rank"),
+        "mamba_head_dim": _head_dim(source),
+        "n_groups": source.whole("ssm.group_count"),
+        "ssm_state_size": source.whole("ssm.state_size"),
+        "conv_kernel": source.whole("ssm.conv_kernel"),
+        "use_conv_bias": source.has_tensor(f"blk.{first}.ssm_conv1d.bias"),
+    }
+
+
+def qwen3_5_moe(source: Source) -> Config:
+    """Return the config of a Qwen3.5 mixture."""
+    shared = source.whole("expert_shared_feed_forward_length")
+    return qwen3_5(source, ffn=shared) | {
+        "num_experts": source.whole("expert_count"),
+        "num_experts_per_tok": source.whole("expert_used_count"),
+        "moe_intermediate_size": source.whole("expert_feed_forward_length"),
+        "shared_expert_intermediate_size": shared,
+    }
+
+
+def gpt_oss(source: Source) -> Config:
+    """Return the config of a gpt-oss model, also of a file that Ollama's own converter made."""
+    gates = source.header.tensors.get("blk.0.ffn_gate_exps.weight")
+    wide = gates.shape[1] if gates is not None and len(gates.shape) == 3 else None
+    config = sizes(source, ffn=source.whole("expert_feed_forward_length", wide))
+    rotation = config.get("rope_parameters", _PLAIN_ROTATION | {"rope_theta": config["rope_theta"]})
+    if not source.has("rope.scaling.type") and source.has("rope.scaling.factor"):
+        rotation |= {"rope_type": "yarn"}
+        rotation["original_max_position_embeddings"] = source.whole(
+            "rope.scaling.original_context_length"
+        )
+    if rotation["rope_type"] == "yarn":
+        rotation["truncate"] = False  # as the models were trained
+    return config | {
+        "rope_parameters": rotation,
+        "num_local_experts": source.whole("expert_count"),
+        "num_experts_per_tok": source.whole("expert_used_count"),
+        "sliding_window": source.whole("attention.sliding_window"),
+        "layer_types": window_types(source, every=2),
+        "attention_bias": source.has_tensor("blk.0.attn_output.bias"),
+    }
+
+
+def _mamba(source: Source, layer: int) -> Config:
+    """Return what a config says of Mamba-2, of which a layer is one."""
+    return {
+        "mamba_n_heads": source.whole("ssm.time_step_rank"),
+        "mamba_n_groups": source.whole("ssm.group_count"),
+        "mamba_d_head": _head_dim(source),
+        "mamba_d_state": source.whole("ssm.state_size"),
+        "mamba_d_conv": source.whole("ssm.conv_kernel"),
+        "mamba_conv_bias": source.has_tensor(f"blk.{layer}.ssm_conv1d.bias"),
+    }
+
+
+def _head_dim(source: Source) -> int:
+    return source.whole("ssm.inner_size") // max(source.whole("ssm.time_step_rank"), 1)
+
+
+def _first(items: Sequence[object], wanted: object) -> int:
+    """Return where something comes first; 0 if it does not."""
+    return items.index(wanted) if wanted in items else 0
+
+
+def _first_not(items: Sequence[object], unwanted: object) -> int:
+    """Return where something else comes first; 0 if nothing does."""
+    return next((place for place, item in enumerate(items) if item != unwanted), 0)
