@@ -77,9 +77,12 @@ QWEN35 = {
 NO_WINDOW = {"sliding_window": None}
 GRANITE4 = {
     "layer_types": ["mamba", "attention", "mamba"], "mamba_n_heads": 8, "mamba_d_state": 32,
-    "shared_intermediate_size": 192,
+    "shared_intermediate_size": 192, "logits_scaling": 1.5,
 }  # fmt: skip
-FALCON_H1 = {"mamba_d_ssm": 256, "mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_d_state": 32}
+FALCON_H1 = {
+    "mamba_d_ssm": 256, "mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_d_state": 32,
+    "lm_head_multiplier": 0.75,
+}  # fmt: skip
 NEMOTRON_H = {
     "mamba_num_heads": 8,
     "mamba_head_dim": 32,

@@ -75,6 +75,7 @@ def metadata(shape: ModelShape) -> Iterator[tuple[str, Value]]:
     yield "attention.head_count_kv", Value("int32", [block.kv_heads for block in shape.blocks])
     if shape.family == "nemotron_h":
         yield "feed_forward_length", Value("int32", [_width(block) for block in shape.blocks])
+        yield "attention.layer_norm_epsilon", Value("float32", shape.norm.eps)  # asked for as well
     if shape.family == "granitemoehybrid":
         yield "rope.scaling.finetuned", Value("bool", bool(shape.rotaries))
 
