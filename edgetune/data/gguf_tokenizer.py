@@ -9,7 +9,7 @@ that two neighbours make is made first).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,9 +162,10 @@ def _byte_level(metadata: Metadata, vocabulary: _Vocabulary) -> tuple[Inner, boo
     return tokenizer, cut.adds_bos
 
 
-def _stated(metadata: Metadata) -> list[tuple[str, ...]]:
+def _stated(metadata: Metadata) -> list[tuple[str, str]]:
     """Return the merges that a file lists."""
-    return [tuple(pair.split(" ", 1)) for pair in metadata.items(f"{_KEY}merges", str) or ()]
+    pairs = (pair.partition(" ") for pair in metadata.items(f"{_KEY}merges", str) or ())
+    return [(first, second) for first, _, second in pairs]
 
 
 def _of_scores(metadata: Metadata, vocabulary: _Vocabulary) -> list[tuple[str, str]]:
@@ -176,7 +177,7 @@ def _of_scores(metadata: Metadata, vocabulary: _Vocabulary) -> list[tuple[str, s
 
 
 def _of_letters(
-    metadata: Metadata, vocabulary: _Vocabulary, merges: Sequence[tuple[str, ...]]
+    metadata: Metadata, vocabulary: _Vocabulary, merges: list[tuple[str, str]]
 ) -> Inner:
     """Return BPE of letters, in which spaces are letters too; what has no token becomes bytes."""
     from tokenizers import Tokenizer, decoders, models, normalizers
@@ -185,7 +186,7 @@ def _of_letters(
     with _reported(metadata.file):
         model = models.BPE(
             vocabulary.known,
-            list(merges),
+            merges,
             unk_token=_text(metadata, vocabulary, unknown),
             fuse_unk=True,
             byte_fallback=True,
