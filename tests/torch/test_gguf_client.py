@@ -211,7 +211,17 @@ def _centred(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return values - values.mean(dtype=np.float64).astype(np.float32)
 
 
-@pytest.mark.parametrize(("family", "changes"), CASES.values(), ids=list(CASES))
+LONG = frozenset({"granite 4", "granite 4 h", "falcon_h1"})
+"""What others are more of."""
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        pytest.param(*case, id=name, marks=[pytest.mark.long] if name in LONG else [])
+        for name, case in CASES.items()
+    ],
+)
 def test_llama_cpp_computes_what_was_trained(
     tmp_path: Path, family: str, changes: dict[str, Any]
 ) -> None:
@@ -304,8 +314,11 @@ LORAS = [
     ("gpt2", GPT2, Lora(rank=2)),
     ("gpt_neox", {"rotary_pct": 0.5} | rope("default", partial_rotary_factor=0.5), Lora(rank=2)),
     ("granitemoehybrid", GRANITE4, Lora(rank=2)),
-    ("falcon_h1", FALCON_H1, Lora(rank=2, targets=("all-linear", "mamba.out_proj"))),
-    ("gpt_oss", GPT_OSS, Lora(rank=2)),
+    pytest.param(
+        "falcon_h1", FALCON_H1, Lora(rank=2, targets=("all-linear", "mamba.out_proj")),
+        marks=pytest.mark.long,
+    ),
+    pytest.param("gpt_oss", GPT_OSS, Lora(rank=2), marks=pytest.mark.long),
     ("deepseek_v3", LATENTS, Lora(rank=2, targets=("o_proj", "mlp"))),
     ("gemma4_text", GEMMA4,
      Lora(rank=2, alpha=3.0, targets=("all-linear", "per_layer_input_gate"))),
