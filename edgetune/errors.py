@@ -32,10 +32,15 @@ class DiskError(EdgetuneError):
 
 
 class NothingFitsError(EdgetuneError):
-    """No plan within the memory satisfies what was asked."""
+    """No plan within the memory satisfies what was asked; ``needed`` bytes would, where that is known."""
 
     exit_code = 3
     kind = "nothing-fits"
+
+    def __init__(self, message: str, needed: int | None = None) -> None:
+        """Take the message, and the bytes of the least choice."""
+        super().__init__(message)
+        self.needed = needed
 
 
 class DataError(EdgetuneError):

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgetune.device import Device
-from edgetune.errors import NothingFitsError
 from edgetune.garbage import rarely_collected
 from edgetune.planning.alternatives import alternatives
 from edgetune.planning.ladder import Rung, rungs
@@ -47,7 +46,7 @@ def make_plan(
     search = Search(problem, rates_of(device, measured))
     found, above = _first_fit(problem, search)
     if found is None:
-        raise NothingFitsError(refusal(ref, problem, search))
+        raise refusal(ref, problem, search)
     times = search.times(found.choice.method)
     return Plan(
         device=DeviceSummary.of(device, problem.budget, memory),

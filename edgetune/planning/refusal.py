@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from edgetune.choice import Choice
+from edgetune.errors import NothingFitsError
 from edgetune.planning.ladder import rungs
 from edgetune.planning.problem import SearchProblem
 from edgetune.planning.reasons import PLACES
@@ -20,8 +21,8 @@ LET_GO = (
 of the method come after, and the method itself."""
 
 
-def refusal(ref: str, problem: SearchProblem, search: Search) -> str:
-    """Return why nothing fits and what would."""
+def refusal(ref: str, problem: SearchProblem, search: Search) -> NothingFitsError:
+    """Return the error that says why nothing fits and what would."""
     least, budget = _least(problem, search), precise_bytes(problem.budget)
     asked = " as asked for" if problem.asked else ""
     if least is None:
@@ -36,7 +37,8 @@ def refusal(ref: str, problem: SearchProblem, search: Search) -> str:
     found = (
         f"The nearest that would fit: {', or '.join(nearest)}." if nearest else _nothing(problem)
     )
-    return f"{why}. {found}"
+    needed = None if least is None else least.memory.peak_bytes
+    return NothingFitsError(f"{why}. {found}", needed)
 
 
 def _least(problem: SearchProblem, search: Search) -> Found | None:

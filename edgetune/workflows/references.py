@@ -12,13 +12,14 @@ from typing import Any
 
 from edgetune.adapters import LoadedAdapter, base_of, is_adapter, load_adapter
 from edgetune.data import load_tokenizer
-from edgetune.errors import ModelError, UsageError
+from edgetune.errors import ModelError, NothingFitsError, UsageError
 from edgetune.memory.serving import adapter_bytes
 from edgetune.methods import Method
 from edgetune.model import LocalModel, open_model
 from edgetune.planning import Plan
 from edgetune.runs import RunFolder
 from edgetune.settings.spec import values
+from edgetune.units import precise_bytes
 from edgetune.workflows.opened import Opened
 from edgetune.workflows.opening import open_adapted, open_planned, open_session
 from edgetune.workflows.over import Over
@@ -268,25 +269,43 @@ def _as_trained(found: Reference, folder: RunFolder | None) -> Reference:
 
 
 def new_plan(item: Reference, over: Over) -> Plan:
-    """Return a plan for what has none."""
+    """Return a plan for what has none.
+
+    Raises:
+        NothingFitsError: if it does not fit; what it is cannot be changed, more memory alone helps.
+    """
     settings = dict(_UNTRAINED)
     if item.adapter is not None:
         method = item.adapter.method
         settings = values(method) | {"method": method.kind}
-    planned = plan_for(
-        PlanRequest(
-            model=item.model.ref,
-            device=over.device,
-            memory=over.memory,
-            choice={**settings, "micro_batch": 1},
-        )
+    request = PlanRequest(
+        model=item.model.ref,
+        device=over.device,
+        memory=over.memory,
+        choice={**settings, "micro_batch": 1},
     )
+    try:
+        planned = plan_for(request)
+    except NothingFitsError as error:
+        if error.needed is None:
+            raise
+        raise NothingFitsError(_too_large(item, over, error.needed), error.needed) from error
     if not planned.here:
         raise UsageError(
             f"--device {over.device} is another machine's profile, to plan for. Use a device that "
             "is here: auto, cpu, cuda or mlx."
         )
     return planned.plan
+
+
+def _too_large(item: Reference, over: Over, needed: int) -> str:
+    takes = f"{item.name} takes at least {precise_bytes(needed)} to be used"
+    if over.memory is None:
+        return f"{takes}, and the device has less for it. Close other programs, or take a smaller model."
+    return (
+        f"{takes}, and --memory allows {precise_bytes(over.memory)}. Let more be used: "
+        f"--memory {-(-needed // 10**6)}MB."
+    )
 
 
 def _refuse_twice(names: Sequence[str]) -> None:

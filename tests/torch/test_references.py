@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from edgetune.adapters import load_adapter
 from edgetune.adapters.mlx_lm import PARTS
 from edgetune.files import sha256_file
 from edgetune.model import open_model
+from edgetune.workflows.over import Over
+from edgetune.workflows.references import new_plan, read_reference
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "home_commands.jsonl"
 ASKED = ("-p", "Turn on the lamp in the kitchen.", "--max-tokens", "12")
@@ -39,6 +42,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cli(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
     monkeypatch.chdir(folder)
     return Cli(capsys)
+
+
+@pytest.mark.parametrize("name", ["tiny", "run/adapter"])
+def test_what_is_too_large_to_be_used_asks_for_memory_alone(cli: Cli, name: str) -> None:
+    called = cli("generate", name, *ASKED, "--device", "cpu", "--memory", "20MB")
+    assert called.code == 3
+    told = re.search(r"--memory allows 20\.0 MB\. Let more be used: --memory (\d+)MB", called.err)
+    assert told is not None, called.err
+    assert "--method" not in called.err
+    over = Over(device="cpu", memory=int(told[1]) * 10**6)
+    assert new_plan(read_reference(name, over), over).memory.peak_bytes <= int(told[1]) * 10**6
 
 
 def _as_mlx_lm(adapter: Path, target: Path) -> None:
