@@ -30,7 +30,8 @@ from edgetune_mlx.checkpoints import Entries, States
 from edgetune_mlx.compiled import Blocks
 from edgetune_mlx.decoder import Decoder
 from edgetune_mlx.gradients import Gradients, added
-from edgetune_mlx.loss import Head, Loss, Parts, Sums, Wanted, losses_only, token_losses
+from edgetune_mlx.head_loss import HeadLoss
+from edgetune_mlx.loss import Head, Loss, Parts, Sums, Wanted
 from edgetune_mlx.memory import Guard
 from edgetune_mlx.pulls import Pulls, at_starts
 from edgetune_mlx.tiles import TiledBlocks, joined
@@ -83,9 +84,9 @@ class Engine:
         self.decoder = decoder
         self.blocks = Blocks(decoder, compiled=compiled)
         self.head = head
+        self.head_loss = HeadLoss(decoder, head, guard, chunk)
         self.guard = guard
         self.checkpointed = checkpointed
-        self.chunk = chunk
         self.entries = entries
 
     def gradients(
@@ -109,7 +110,7 @@ class Engine:
         whole = weigh is not None or bool(self.decoder.shape.lenders)
         cut = last if whole else max(first, min(self.checkpointed, last))
         every = slice(0, batch.targets.shape[1])
-        wanted = Parts.of(batch.targets, self.chunk, tiled.spans if cut == last else [every])
+        wanted = self.head_loss.wanted(batch.targets, tiled.spans if cut == last else [every])
         run = Pass(mx.array(batch.tokens), tiled, wanted, method, scale, into, weigh)
         x = self._through(run, range(first), self._embedded(run.tokens, tiled, method))
         with self.entries as entries:
@@ -133,7 +134,7 @@ class Engine:
         It is told the output (B, D) of each block where the rows' answers begin.
         """
         batch, tiled = self._placed(batch, method)
-        wanted = Parts.of(batch.targets, self.chunk, tiled.spans)
+        wanted = self.head_loss.wanted(batch.targets, tiled.spans)
         run = Pass(mx.array(batch.tokens), tiled, wanted, method, 1.0, into)
         first, last = method.first_layer, self.decoder.shape.layers
         pulls = Pulls(pull, answer_starts(batch.targets))
@@ -168,24 +169,27 @@ class Engine:
     def evaluate(self, batch: MicroBatch, method: Adaptation[mx.array]) -> Sums:
         """Return the summed loss of a micro-batch."""
         batch, tiled = self._placed(batch, method)
-        x = self._hidden(mx.array(batch.tokens), tiled, method)
-        return self._loss(x, batch.targets, tiled, method)
+        x = tiled.parts(self._hidden(mx.array(batch.tokens), tiled, method))
+        return self.head_loss.summed(x, self.head_loss.wanted(batch.targets, tiled.spans), method)
 
     def evaluate_rows(self, batch: MicroBatch, method: Adaptation[mx.array]) -> list[Sums]:
         """Return the summed loss of each row of a micro-batch."""
         batch, tiled = self._placed(batch, method)
         x = self._hidden(mx.array(batch.tokens), tiled, method)
         each = method.of_rows(len(batch.tokens))
-        return [
-            self._loss([part[i : i + 1] for part in x], batch.targets[i : i + 1], tiled, one)
-            for i, one in enumerate(each)
-        ]
+        sums = []
+        for i, one in enumerate(each):
+            row = tiled.parts([part[i : i + 1] for part in x])
+            wanted = self.head_loss.wanted(batch.targets[i : i + 1], tiled.spans)
+            sums.append(self.head_loss.summed(row, wanted, one))
+        return sums
 
     def losses(self, batch: MicroBatch, method: Adaptation[mx.array]) -> NDArray[np.float32]:
         """Return the loss of each loss token of a micro-batch, in order, (N,)."""
         batch, tiled = self._placed(batch, method)
         x = tiled.parts(self._hidden(mx.array(batch.tokens), tiled, method))
-        return self._losses(x, Parts.of(batch.targets, self.chunk, tiled.spans), method)
+        wanted = self.head_loss.wanted(batch.targets, tiled.spans)
+        return self.head_loss.of_tokens(x, wanted, method)
 
     def logits(self, row: Sequence[int], method: Adaptation[mx.array]) -> NDArray[np.float32]:
         """Return float32 logits (S, V) after each token of one row."""
@@ -201,19 +205,6 @@ class Engine:
         self.guard.divisible = len(batch.tokens) > 1
         batch, layout = self.decoder.placed(batch, method)
         return batch, TiledBlocks(self.decoder, layout, self._evaluate)
-
-    def _loss(
-        self, x: States, targets: NDArray[np.int32], tiled: TiledBlocks,
-        method: Adaptation[mx.array],
-    ) -> Sums:  # fmt: skip
-        """Return the summed loss of the last block's output."""
-        sums, head = Sums(), self.head.of(method)
-        wanted = Parts.of(targets, self.chunk, tiled.spans)
-        for part, own in zip(tiled.parts(x), wanted.each, strict=True):
-            selected = self.decoder.final_norm(part.flatten(0, 1)[own.at], method)
-            sums.add(losses_only(selected, own, head, chunk=self.chunk))
-            self.guard.check()
-        return sums
 
     def _embedded(
         self, tokens: mx.array, tiled: TiledBlocks, method: Adaptation[mx.array]
@@ -254,25 +245,14 @@ class Engine:
                 self._evaluate(*x, *run.layout.lent.get(layer, ()))
         return x
 
-    def _losses(
-        self, x: States, wanted: Parts, method: Adaptation[mx.array]
-    ) -> NDArray[np.float32]:
-        """Return the losses (N,) of the last block's output, row by row."""
-        losses, head = [], self.head.of(method)
-        for part, own in zip(x, wanted.each, strict=True):
-            normed = self.decoder.final_norm(part.flatten(0, 1)[own.at], method)
-            losses.append(token_losses(normed, own, head, chunk=self.chunk))
-            self.guard.check()
-        return wanted.row_by_row(losses)
-
     def _head_alone(self, run: Pass, _: range, x: States) -> tuple[Sums, States]:
         """Return the loss and the gradient of x, which is used up; add those of the head."""
         x[:] = run.tiled.parts(x)
         wanted, sums = run.wanted, Sums()
         if run.weigh is not None:
-            wanted = wanted.weighed(run.weigh(self._losses(x, wanted, run.method)))
+            wanted = wanted.weighed(run.weigh(self.head_loss.of_tokens(x, wanted, run.method)))
         for number, own in enumerate(wanted.each):
-            loss, grad, found = self._head(run, x[number], own)
+            loss, grad, found = self._ending(run, x[number], own)
             with self.guard.in_order():
                 loss.evaluate()
             sums.add(Sums.of(loss.losses, own.count))
@@ -293,7 +273,7 @@ class Engine:
             for layer, tensors in zip(layers, own, strict=True):
                 x = self.decoder.block(layer, x, run.layout, run.method.over(tensors))
             last = mx.stop_gradient(x)
-            loss, grad, grads = self._head(run, last, wanted)
+            loss, grad, grads = self._ending(run, last, wanted)
             return (x * grad).sum(), (last, (loss.losses, loss.grad, loss.stages), grads)
 
         own, (wanted,) = [run.method.of_block(layer) for layer in layers], run.wanted.each
@@ -319,28 +299,9 @@ class Engine:
         self._evaluate(x_grad)
         return sums, [x_grad]
 
-    def _head(self, run: Pass, x: mx.array, wanted: Wanted) -> tuple[Loss, mx.array, Gradients]:
+    def _ending(self, run: Pass, x: mx.array, wanted: Wanted) -> tuple[Loss, mx.array, Gradients]:
         """Return the loss, the gradient (B, S, D) of x, and those of the final norm and the head."""
-        flat = x.flatten(0, 1)
-        selected, own = flat[wanted.at], run.method.of_head()
-
-        def final(x: mx.array, *tensors: mx.array) -> mx.array:
-            method = run.method.over(dict(zip(own, tensors, strict=True)))
-            return self.decoder.final_norm(x, method)
-
-        inputs = [selected, *own.values()]
-        name = run.method.spec.trained_head(self.decoder.shape)
-        before = None if name is None else run.grads.pop(name, None)
-        loss = Loss.of(
-            final(*inputs), wanted, self.head.of(run.method),
-            chunk=self.chunk, scale=run.scale, before=before,
-        )  # fmt: skip
-        grad, *grads = mx.vjp(final, inputs, [loss.grad])[1]
-        spread = mx.zeros_like(flat).at[wanted.at].add(grad).reshape(x.shape)
-        found = dict(zip(own, grads, strict=True))
-        if name is not None and loss.head_grad is not None:
-            found[name] = loss.head_grad
-        return loss, spread, found
+        return self.head_loss.gradient(x, wanted, run.method, run.scale, run.grads)
 
     def _checkpointed(self, run: Pass, layer: int, block_input: States, grad: States) -> States:
         """Return the gradient of a block's input; add those of its tensors."""

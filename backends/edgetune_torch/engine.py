@@ -35,7 +35,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
@@ -49,25 +48,10 @@ from edgetune.network.adaptation import Adaptation
 from edgetune.network.tiles import spans
 from edgetune_torch.checkpoints import Checkpoints, KeptCheckpoints
 from edgetune_torch.decoder import Decoder
-from edgetune_torch.loss import (
-    Head,
-    Sums,
-    loss_and_gradient,
-    loss_only,
-    loss_positions,
-    token_losses,
-)
+from edgetune_torch.head_loss import HeadLoss
+from edgetune_torch.loss import Head, Sums
 from edgetune_torch.pulls import Pulls, activations, answer_starts_of
 from edgetune_torch.token_layout import Lent, TokenLayout
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Some positions under loss: flat indices and targets (C,); those behind ``count`` fill up."""
-
-    at: Tensor
-    targets: Tensor
-    count: int
 
 
 @dataclass(slots=True)
@@ -94,8 +78,8 @@ class Engine:
         """Checkpoint the first ``checkpointed`` blocks; hold ``chunk`` tokens' logits at once."""
         self.decoder = decoder
         self.head = head
+        self.head_loss = HeadLoss(decoder, head, chunk)
         self.checkpointed = checkpointed
-        self.chunk = chunk
         self.checkpoints = checkpoints or KeptCheckpoints()
 
     def gradients(
@@ -116,7 +100,7 @@ class Engine:
         layout, tokens, targets = self._layout(batch, method)
         self.checkpoints.clear()
         saved, x = self._forward(tokens, layout, method)
-        sums, *last = self._head_gradient(x, targets, method, scale, weigh)
+        sums, *last = self.head_loss.gradient(x, targets, method, scale, weigh)
         del x
         grad = self._backward(saved, last, layout, method, done=done)
         self._input_backward(tokens, grad, layout, method)
@@ -156,7 +140,7 @@ class Engine:
     def evaluate(self, batch: MicroBatch, method: Adaptation[Tensor]) -> Sums:
         """Return the summed loss of a micro-batch."""
         layout, tokens, targets = self._layout(batch, method)
-        return self._loss(self.decoder.hidden(tokens, layout, method), targets, method)
+        return self.head_loss.summed(self.decoder.hidden(tokens, layout, method), targets, method)
 
     @torch.no_grad()
     def evaluate_rows(self, batch: MicroBatch, method: Adaptation[Tensor]) -> list[Sums]:
@@ -164,14 +148,17 @@ class Engine:
         layout, tokens, targets = self._layout(batch, method)
         x = self.decoder.hidden(tokens, layout, method)
         each = method.of_rows(len(x))
-        return [self._loss(x[i : i + 1], targets[i : i + 1], one) for i, one in enumerate(each)]
+        return [
+            self.head_loss.summed(x[i : i + 1], targets[i : i + 1], one)
+            for i, one in enumerate(each)
+        ]
 
     @torch.no_grad()
     def losses(self, batch: MicroBatch, method: Adaptation[Tensor]) -> NDArray[np.float32]:
         """Return the loss of each loss token of a micro-batch, in order, (N,)."""
         layout, tokens, targets = self._layout(batch, method)
         x = self.decoder.hidden(tokens, layout, method)
-        return self._losses(x, self._chunks(targets), method)
+        return self.head_loss.of_tokens(x, targets, method)
 
     @torch.no_grad()
     def logits(self, row: Sequence[int], method: Adaptation[Tensor]) -> Tensor:
@@ -200,28 +187,6 @@ class Engine:
         tokens = torch.from_numpy(batch.tokens).to(self.device).long()
         return layout, tokens, torch.from_numpy(batch.targets).to(self.device)
 
-    def _loss(self, x: Tensor, targets: Tensor, method: Adaptation[Tensor]) -> Sums:
-        """Return the summed loss of the last block's output (B, S, D)."""
-        sums, flat, head = Sums(), x.flatten(0, 1), self.head.of(method)
-        for chunk in self._chunks(targets):
-            normed = self.decoder.final_norm(flat[chunk.at], method)
-            sums.add(loss_only(normed, chunk.targets, chunk.count, head))
-            del normed
-        return sums
-
-    def _chunks(self, targets: Tensor) -> list[Chunk]:
-        """Return the positions under loss in targets (B, S), some at a time."""
-        at, count = loss_positions(targets, self.chunk)
-        if not count:
-            return []
-        wanted = targets.reshape(-1)[at]
-        parts = zip(torch.split(at, self.chunk), torch.split(wanted, self.chunk), strict=True)
-        starts = range(0, len(at), self.chunk)
-        return [
-            Chunk(some, own, min(len(some), max(0, count - start)))
-            for start, (some, own) in zip(starts, parts, strict=True)
-        ]
-
     def _forward(
         self, tokens: Tensor, layout: TokenLayout, method: Adaptation[Tensor]
     ) -> tuple[list[SavedBlock], Tensor]:
@@ -241,59 +206,6 @@ class Engine:
             x = tiled.forward(layer, x)
             _cut_off(layout, layer, method)
         return saved, x.detach()
-
-    def _head_gradient(
-        self,
-        x: Tensor,
-        targets: Tensor,
-        method: Adaptation[Tensor],
-        scale: float,
-        weigh: Weigh | None,
-    ) -> tuple[Sums, Tensor]:
-        """Return the loss and the gradient (B, S, D) of the last block's output."""
-        chunks, sums, flat = self._chunks(targets), Sums(), x.flatten(0, 1)
-        counts, head = self._counts(x, chunks, method, weigh), self.head.of(method)
-        grad = torch.zeros_like(x)
-        flat_grad = grad.view(-1, x.shape[-1])
-        for number, chunk in enumerate(chunks):
-            selected = flat[chunk.at].requires_grad_()
-            normed = self.decoder.final_norm(selected, method)
-            factor = scale if counts is None else counts[number].to(self.device).mul_(scale)
-            own, normed_grad = loss_and_gradient(
-                normed.detach(), chunk.targets, chunk.count, head, scale=factor
-            )
-            sums.add(own)
-            torch.autograd.backward(normed, normed_grad)
-            del normed, normed_grad
-            found = cast("Tensor", selected.grad)
-            flat_grad[chunk.at[: chunk.count]] = found[: chunk.count]
-            del selected, found  # before those of the next chunk are there
-        return sums, grad
-
-    def _counts(
-        self, x: Tensor, chunks: list[Chunk], method: Adaptation[Tensor], weigh: Weigh | None
-    ) -> Sequence[Tensor] | None:
-        """Return how much each token of each chunk counts (C,), None if all count once."""
-        if weigh is None:
-            return None
-        weights = torch.zeros(sum(len(chunk.at) for chunk in chunks))
-        with torch.no_grad():
-            told = torch.from_numpy(weigh(self._losses(x, chunks, method)))
-        weights[: len(told)] = told
-        return torch.split(weights, [len(chunk.at) for chunk in chunks])
-
-    def _losses(
-        self, x: Tensor, chunks: list[Chunk], method: Adaptation[Tensor]
-    ) -> NDArray[np.float32]:
-        """Return the losses of the loss tokens (N,) of the last block's output (B, S, D)."""
-        flat, losses, head = x.flatten(0, 1), [], self.head.of(method)
-        for chunk in chunks:
-            normed = self.decoder.final_norm(flat[chunk.at], method)
-            losses.append(token_losses(normed, chunk.targets, head)[: chunk.count].cpu())
-        found: NDArray[np.float32] = (
-            torch.cat(losses).numpy() if losses else np.empty(0, np.float32)
-        )
-        return found
 
     def _backward(
         self,
