@@ -98,11 +98,18 @@ class MlxWorld:
 
 
 def _ring(deadline: float) -> mx.distributed.Group:
-    """Return the ring, tried again until a deadline: MLX itself gives up after some seconds."""
+    """Return the ring, tried again until a deadline: MLX itself gives up after some seconds.
+
+    It takes the first that calls for its neighbour, whoever that is.
+    """
     while True:
         try:
             return mx.distributed.init(strict=True, backend="ring")
-        except RuntimeError:
+        except RuntimeError as error:
             if time.monotonic() > deadline:
-                raise
+                raise LostRankError(
+                    f"The ranks did not come together in time ({error}): one did not start, an "
+                    f"address in {os.environ[MLX_HOSTS]} is another machine's, or a program that "
+                    "is no rank called its port first. Start all of them again."
+                ) from None
             time.sleep(RETRY_SECONDS)
