@@ -47,9 +47,7 @@ def training_for(
         settings |= values(objective)
         reasons += _of_objective(objective, fixed)
     if settings.get("learning_rate") is None:
-        width = (RATE_WIDTH / shape.hidden_size) ** RATE_POWER
-        factor = method.rate_factor * (1.0 if objective is None else objective.rate_factor)
-        rate = float(f"{RATE * width * factor:.1e}")
+        rate = usual_rate(shape.hidden_size, method, objective)
         settings["learning_rate"] = rate
         by = method.kind if objective is None else f"{objective.name} with {method.kind}"
         reasons.append(
@@ -71,6 +69,12 @@ def training_for(
             "some with --validation or --validation-data, or leave it out."
         )
     return Training(**settings), reasons
+
+
+def usual_rate(width: int, method: Method, objective: Objective | None = None) -> float:
+    """Return the learning rate of a method over a hidden state of so many channels."""
+    factor = method.rate_factor * (1.0 if objective is None else objective.rate_factor)
+    return float(f"{RATE * (RATE_WIDTH / width) ** RATE_POWER * factor:.1e}")
 
 
 def _of_objective(objective: Objective, fixed: Mapping[str, Any]) -> Iterator[str]:

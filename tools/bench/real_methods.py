@@ -5,7 +5,8 @@
     python tools/bench/real_methods.py --table tools/bench/results/real-methods.jsonl
 
 The first form does the runs that the file does not hold yet: SmolLM2-135M-Instruct, every method, each
-task of ``tasks.py`` from several seeds; on the first task also at other learning rates. The second
+task of ``tasks.py`` from several seeds; on the first task also at other learning rates. With ``--steps 0``
+it does those of the first task at their defaults alone, for as many epochs as plans give them. The second
 form writes the tables into docs/methods.md. Every run is ``edgetune train`` in a process of its own.
 """
 
@@ -20,7 +21,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from math import exp
+from math import exp, log
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,8 +30,9 @@ from real_model import dequantized
 from tasks import TASKS, Task
 
 from edgetune.device import read_device
-from edgetune.methods import METHODS
+from edgetune.methods import METHODS, method_class
 from edgetune.neutral import drift, neutral_batches
+from edgetune.planning.defaults import usual_rate
 from edgetune.units import format_bytes
 from edgetune.workflows.opened import Opened
 from edgetune.workflows.references import open_references
@@ -43,6 +45,8 @@ from fetch_real_model import real_model  # noqa: E402
 
 PAGE = ROOT / "docs" / "methods.md"
 MARKS = ("<!-- tables: tools/bench/real_methods.py -->", "<!-- end of tables -->")
+WIDTH = 576
+"""Channels of SmolLM2-135M's hidden state."""
 FACTORS = (0.3, 1.0, 3.0, 10.0)
 """Multiples of a method's learning rate."""
 DENSE = ("full",)
@@ -58,11 +62,15 @@ class Run:
     seed: int
     factor: float
     steps: int
+    """How many; zero: as many as are planned."""
 
 
 def wanted(methods: Sequence[str], steps: int, seeds: int) -> Iterator[Run]:
     """Yield all runs: the first task at its defaults and other rates, other tasks, other seeds."""
     first, *others = TASKS
+    if steps == 0:
+        yield from (Run(first, method, 0, 1.0, 0) for method in methods)
+        return
     for factor in sorted(FACTORS, key=lambda each: each != 1.0):
         yield from (Run(first, method, 0, factor, steps) for method in methods)
     for task in others:
@@ -79,8 +87,8 @@ def measure(run: Run, folder: Path) -> dict[str, Any]:
     model = _dense(folder.parent) if run.method in DENSE else real_model()
     command = [sys.executable, "-m", "edgetune", "train", "--model", str(model), "--quiet"]
     command += ["--data", str(rows), "--output", str(output), "--method", run.method]
-    command += ["--steps", str(run.steps), "--seed", str(run.seed), "--eval-every", "30"]
-    command += ["--no-verdict", "--samples", "0"]
+    command += ["--seed", str(run.seed), "--eval-every", "30", "--no-verdict", "--samples", "0"]
+    command += ["--steps", str(run.steps)] if run.steps else []
     if run.factor != 1.0:
         planned = subprocess.run(
             [*command, "--dry-run"], check=True, capture_output=True, text=True
@@ -148,31 +156,47 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def tables(results: Sequence[dict[str, Any]]) -> str:
-    """Return what was learned at the defaults, and over learning rates."""
-    lines = [line for line in results if "failed" not in line]
-    methods = [name for name in METHODS if any(line["method"] == name for line in lines)]
-    default = [line for line in lines if line["factor"] == 1.0]
+    """Return what was learned at today's defaults, and over learning rates."""
+    done = [line for line in results if "failed" not in line]
+    methods = [name for name in METHODS if any(line["method"] == name for line in done)]
+    lines = [line for line in done if line["steps"]]
+    planned = {line["method"]: line for line in done if not line["steps"] and _times(line) == 1.0}
+    default = [line for line in lines if _times(line) == 1.0]
     tasks = [task for task in TASKS if any(line["task"] == task for line in default)]
-    text = f"| method | {' | '.join(tasks)} | perplexity on neutral text | peak | file |\n"
-    text += "|---|" + "---:|" * (len(tasks) + 3) + "\n"
+    heads = [*tasks, "perplexity on neutral text", "as long as planned", "peak", "file"]
+    text = f"| method | {' | '.join(heads)} |\n|---|{'---:|' * len(heads)}\n"
     for method in methods:
         own = [line for line in default if line["method"] == method]
         cells = [_qualities([line for line in own if line["task"] == task]) for task in tasks]
-        forgot = median(line["neutral"] / line["neutral_base"] - 1 for line in own)
         text += (
-            f"| {method} | {' | '.join(cells)} | {forgot:+.0%} "
+            f"| {method} | {' | '.join(cells)} | {median(map(_forgotten, own)):+.0%} "
+            f"| {_in_short(planned.get(method), steps=True)} "
             f"| {format_bytes(median(line['peak_bytes'] for line in own))} "
             f"| {format_bytes(own[0]['adapter_bytes'])} |\n"
         )
     first = [line for line in lines if line["task"] == tasks[0] and line["seed"] == 0]
-    factors = [factor for factor in FACTORS if any(line["factor"] == factor for line in first)]
+    factors = [factor for factor in FACTORS if any(_times(line) == factor for line in first)]
     text += f"\n| method | rate | {' | '.join(f'{factor:g} x' for factor in factors)} |\n"
     text += "|---|---:|" + "---:|" * len(factors) + "\n"
     for method in methods:
-        own = {line["factor"]: line for line in first if line["method"] == method}
-        cells = [_at_rate(own.get(factor)) for factor in factors]
-        text += f"| {method} | {own[1.0]['learning_rate']:.2g} | {' | '.join(cells)} |\n"
+        at = {_times(line): line for line in first if line["method"] == method}
+        cells = [_in_short(at.get(factor)) for factor in factors]
+        text += f"| {method} | {_default_rate(method):.2g} | {' | '.join(cells)} |\n"
     return text
+
+
+def _default_rate(method: str) -> float:
+    return usual_rate(WIDTH, method_class(method)())
+
+
+def _times(line: dict[str, Any]) -> float:
+    """Return about how many times today's default a run's rate is: defaults were others once."""
+    times = log(line["learning_rate"] / _default_rate(line["method"]))
+    return min(FACTORS, key=lambda factor: abs(log(factor) - times))
+
+
+def _forgotten(line: dict[str, Any]) -> float:
+    return float(line["neutral"] / line["neutral_base"] - 1)
 
 
 def _qualities(lines: Sequence[dict[str, Any]]) -> str:
@@ -183,10 +207,11 @@ def _qualities(lines: Sequence[dict[str, Any]]) -> str:
     return f"{sum(values) / len(values):.0%}{spread}"
 
 
-def _at_rate(line: dict[str, Any] | None) -> str:
+def _in_short(line: dict[str, Any] | None, *, steps: bool = False) -> str:
     if line is None:
         return ""
-    return f"{line['quality']:.0%}, {line['neutral'] / line['neutral_base'] - 1:+.0%}"
+    after = f" ({line['steps_done']} steps)" if steps else ""
+    return f"{line['quality']:.0%}, {_forgotten(line):+.0%}{after}"
 
 
 def write_tables(results: Path) -> None:
@@ -202,7 +227,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--table", type=Path)
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=120, help="zero: as planned")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--only", type=int, help="end after so many runs")
     given = parser.parse_args()
@@ -210,7 +235,10 @@ def main() -> None:
         write_tables(given.table)
         return
     there = (
-        [tuple(line[key] for key in Run.__annotations__) for line in _read(given.output)]
+        [
+            tuple((line | {"factor": _times(line)})[key] for key in Run.__annotations__)
+            for line in _read(given.output)
+        ]
         if given.output.exists()
         else []
     )
