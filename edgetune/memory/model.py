@@ -21,6 +21,7 @@ from edgetune.memory.step import StepModel
 from edgetune.memory.weights import load_bytes, read_bytes, weight_bytes
 from edgetune.methods.base import Method
 from edgetune.methods.planned import BlockKind, kinds
+from edgetune.network.tiles import spans
 from edgetune.objectives import Objective
 from edgetune.shape import ModelShape
 from edgetune.storage import FILE_FORMAT, FLOAT32_BYTES
@@ -117,9 +118,11 @@ class MemoryModel:
             rows, choice.quantization, choice.placement, summed=choice.accumulation > 1
         )
         head = choice.head if self.head is None else TRAINED
-        chunk = min(choice.loss_chunk, bucket(choice.tokens))  # nothing is learned of a prompt
         kept = choice.checkpointing
         at_once = replace(rows, tile=0) if kept.layers < self.shape.layers else rows
+        in_a_tile = self.costs.lazy and at_once.tile > 0
+        learnt = learnt_in_a_tile(choice, at_once) if in_a_tile else choice.tokens
+        chunk = min(choice.loss_chunk, bucket(learnt))
         stored = choice.quantization if self.costs.lazy else "none"
         loss = self._loss(
             at_once, chunk, head, stored,
@@ -264,6 +267,16 @@ class MemoryModel:
         last, *others = accumulate(reversed(self.by_block[1:]), initial=self.of_head)
         after = [last, *(self.of_all + given for given in others)]
         return [*reversed(after), 0]
+
+
+def learnt_in_a_tile(choice: Choice, rows: BatchShape) -> int:
+    """Return the most loss tokens of a tile: nothing is learned of a trained prompt."""
+    first = choice.method.virtual_tokens
+    if rows.documents > 1:
+        return choice.tokens
+    tiles = spans(rows.context, rows.tile)
+    most: int = max(min(x.stop, first + choice.context) - max(x.start, first) for x in tiles)
+    return choice.micro_batch * most
 
 
 def place_bytes(shape: ModelShape, rows: BatchShape) -> int:

@@ -306,6 +306,12 @@ NAMED = (
         model="apart", context=128, checkpointed=True, fixed={"method": "prompt", "loss_chunk": 64}
     ),
     Case(model="inclined", context=16, fixed={"method": "vera", "quantization": "nvfp4"}),
+    Case(
+        model="untied",
+        context=96,
+        checkpointed=True,
+        fixed={"tile": 64, "method": "prompt", "quantization": "q8", "micro_batch": 2},
+    ),
 )
 
 REST = tuple(
