@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from math import isclose, log
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, Final
 
 import numpy as np
@@ -26,6 +27,7 @@ from edgetune.exporters.hf import Merged
 from edgetune.methods.lora import Lora, LowRank
 from edgetune.model import LocalModel
 from edgetune.model.config import Fields
+from edgetune.model.families.gemma4 import FULL, SLIDING
 from edgetune.model.rotary import rope_table
 from edgetune.model.weights import stored_tensors
 from edgetune.shape import ModelShape
@@ -45,8 +47,8 @@ TYPES: Final = frozenset({
 _BEFORE_YARN: Final = 4096
 """The context before YaRN that mlx-lm's DeepSeek-V2 takes where the rotation's table has none."""
 
-_LISTED: Final = ("layer_types", "activation_sparsity_pattern")
-"""What mlx-lm's Gemma 3n has no defaults for."""
+_CLIP: Final = 120.0
+"""How large coefficients of Gemma 3n's streams may be in a config that does not say it."""
 
 _PARTS: Final = {ours.partition(".")[0]: theirs for theirs, ours in PARTS.items()}
 
@@ -156,9 +158,50 @@ def readable_config(config: Mapping[str, object], shape: ModelShape) -> dict[str
         written["global_head_dim"] = seeing_all.head_dim
         written["num_global_key_value_heads"] = seeing_all.kv_heads
         written["hidden_size_per_layer_input"] = seeing_all.per_layer
+    if shape.family == "gemma3n_text":
+        for name, value in _wanted_of_gemma3n(config, shape).items():
+            if written.get(name) is None:
+                written[name] = value
     if shape.family == "qwen3_5_text":
         written["full_attention_interval"] = attention_interval(shape)
     return written
+
+
+def _wanted_of_gemma3n(config: Mapping[str, object], shape: ModelShape) -> dict[str, object]:
+    """Return what mlx-lm's Gemma 3n has no defaults for; configs leave out what transformers has."""
+    block, altup, table = shape.blocks[0], shape.altup, shape.per_layer
+    assert altup is not None  # as all models of the family have
+    assert table is not None
+    windows = [rule.window for rule in shape.attention]
+    rotaries = {rule.window is None: rule.rotary for rule in shape.attention}
+    thetas = {sees_all: rotary.theta for sees_all, rotary in rotaries.items() if rotary is not None}
+    cutoffs = (block.cutoff for block in shape.blocks)
+    return {
+        "model_type": shape.family,
+        "hidden_size": shape.hidden_size,
+        "num_hidden_layers": shape.layers,
+        "intermediate_size": [block.ffn_size for block in shape.blocks],
+        "num_attention_heads": block.heads,
+        "num_key_value_heads": block.kv_heads,
+        "head_dim": block.head_dim,
+        "rms_norm_eps": shape.norm.eps,
+        "vocab_size": shape.vocabulary,
+        "vocab_size_per_layer_input": table.rows,
+        "hidden_size_per_layer_input": table.size,
+        "num_kv_shared_layers": sum(rule.source is not None for rule in shape.attention),
+        "layer_types": [FULL if window is None else SLIDING for window in windows],
+        "sliding_window": next((window for window in windows if window is not None), None),
+        "rope_theta": thetas.get(True),
+        "rope_local_base_freq": thetas.get(False),
+        "max_position_embeddings": shape.max_context,
+        "final_logit_softcapping": shape.logit_softcap,
+        "activation_sparsity_pattern": [0.0 if x is None else NormalDist().cdf(x) for x in cutoffs],
+        "altup_num_inputs": altup.count,
+        "altup_active_idx": altup.active,
+        "altup_correct_scale": altup.scaled,
+        "altup_coef_clip": config.get("altup_coef_clip", _CLIP),
+        "laurel_rank": block.linear_by_role["laurel_left"].outputs,
+    }
 
 
 def _refuse_unknown(model: LocalModel) -> None:
@@ -222,8 +265,7 @@ def _other_in_gemma3n(model: LocalModel) -> list[str]:
     layers that read others' take projections of their own, which files have and nothing uses.
     """
     shape, inner = model.shape, Fields(model.config).table("text_config")
-    block, clip = shape.blocks[0], inner.get("altup_coef_clip")
-    unlisted = [name for name in _LISTED if not isinstance(inner.get(name), list)]
+    block, clip = shape.blocks[0], inner.get("altup_coef_clip", _CLIP)
     last = model.tensors[f"{shape.block(shape.layers - 1)}self_attn.q_proj.weight"].name
     differences = {
         f"its activation is {block.activation}": block.activation != "gelu_tanh",
@@ -232,7 +274,6 @@ def _other_in_gemma3n(model: LocalModel) -> list[str]:
         "its rotation is scaled": any(rotary.scaling != "none" for rotary in shape.rotaries),
         "its layers all see a window, or none does":
             len({rule.window is None for rule in shape.attention}) == 1,
-        f"its config does not list {' and '.join(unlisted)}": bool(unlisted),
         "its files lack the keys' and values' projections that its last layers do not use":
             last.replace("q_proj", "k_proj") not in stored_tensors(model.folder),
         "it clips coefficients of streams (altup_coef_clip)":

@@ -8,6 +8,7 @@ from edgetune.adapters import save_adapter
 from edgetune.errors import UsageError
 from edgetune.exporters.base import Exported, ExportRequest
 from edgetune.exporters.folder import folder_bytes, needed_bytes, new_folder
+from edgetune.exporters.gguf.architectures import multiplied_into_weights
 
 _WHOLE: Final = (
     "The adapter is for the whole vision-language model: load its base with transformers' "
@@ -29,7 +30,8 @@ def export_peft(request: ExportRequest) -> Exported:
     """Write the adapter in float32 with its own base, or the model's name if none is known.
 
     Raises:
-        UsageError: if the output folder cannot be made, or an option of merging is given.
+        UsageError: if the output folder cannot be made, an option of merging is given, or PEFT would
+            not compute the adapter as it was trained.
     """
     if request.dtype is not None or request.shard_bytes is not None:
         raise UsageError(
@@ -42,6 +44,13 @@ def export_peft(request: ExportRequest) -> Exported:
             f"PEFT takes the MLPs of {model.shape.family} models that all tokens go through for "
             "experts, and would load this adapter into other modules. Adapt attention alone "
             "(--targets attention), or merge it (--to hf)."
+        )
+    if model.folder.is_file() and multiplied_into_weights(model.shape):
+        raise UsageError(
+            f"A GGUF file of a {model.shape.family} model has its multipliers in its weights: PEFT "
+            "would load this adapter over the model that the file was made from, which multiplies "
+            "what it adds once more. Export it for the file (--to gguf --adapter), or merge it "
+            "(--to gguf or --to hf)."
         )
     tensors = [tensor.size for tensor in adapter.method.tensors(model.shape)]
     needed = needed_bytes(4 * size for size in tensors)

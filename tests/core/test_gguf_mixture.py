@@ -19,7 +19,9 @@ CONFIG = {
 
 
 def _types(quantization: Quantization, name: str, size: tuple[int, ...], **changes: object) -> str:
-    return tensor_type(name, size, shape_of(CONFIG | changes), quantization).name
+    shape = shape_of(CONFIG | changes)
+    output = "token_embd.weight" if shape.tied else "output.weight"
+    return tensor_type(name, size, shape, quantization, output=output).name
 
 
 def test_the_numbers_of_file_types_are_the_published_ones() -> None:

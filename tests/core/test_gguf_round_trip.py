@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,9 @@ from gguf_models import absorbed, fused
 from model_folders import arrays_for, write_folder
 
 import edgetune_profiles
+from edgetune.errors import UsageError
+from edgetune.exporters import ExportRequest, export
+from edgetune.exporters.gguf import rows as rows_module
 from edgetune.exporters.gguf.model_file import model_file
 from edgetune.exporters.gguf.tokenizer import TokenizerFacts
 from edgetune.exporters.updates import Merge, merge_of
@@ -372,6 +376,78 @@ def test_updates_of_experts_are_in_the_matrices_of_the_file(
         merge.changes[name].apply(expected, 0, len(expected))
         np.testing.assert_allclose(back.read(name), expected, 1e-6, 1e-6, err_msg=name)
         assert np.abs(expected - before).max() > 1e-3
+
+
+def test_a_head_that_is_written_of_a_tied_model_gets_the_bits_of_a_head(
+    tmp_path: Path, facts: TokenizerFacts
+) -> None:
+    """Its multiplier is another than the embedding's, so that the file has both."""
+    wide = {"hidden_size": 256, "tie_word_embeddings": True}
+    for scale, embedding, head in ((0.5, "Q4_K", "Q6_K"), (1.0, "Q6_K", None)):
+        config = {
+            "model_type": "falcon_h1",
+            **CONFIGS["falcon_h1"],
+            **wide,
+            "lm_head_multiplier": scale,
+        }
+        base = LocalModel.open(write_folder(tmp_path / f"{scale}", config))
+        written = model_file(base, Merge(changes={}), "q4_k_m", facts)
+        types = {tensor.name: tensor.type.name for tensor in written.tensors}
+        assert (types["token_embd.weight"], types.get("output.weight")) == (embedding, head)
+
+
+def test_what_is_multiplied_into_a_file_s_weights_is_no_adapter_of_peft(
+    tmp_path: Path, facts: TokenizerFacts
+) -> None:
+    """PEFT would load it over the checkpoint, whose multipliers are beside the weights."""
+    own = {"model_type": "falcon_h1", "key_multiplier": 0.25, "attention_in_multiplier": 0.5}
+    base = LocalModel.open(write_folder(tmp_path / "base", CONFIGS["falcon_h1"] | own))
+    read = LocalModel.open(_write(base, tmp_path / "base.gguf", facts, "f32"))
+    adapter = random_adapter(Lora(rank=3, targets=("k_proj",)), base.shape)
+    request = ExportRequest(adapter=adapter, model=read, output=tmp_path / "out")
+    k_proj = "model.layers.0.self_attn.k_proj.weight"
+    np.testing.assert_allclose(read.read(k_proj), 0.125 * base.read(k_proj), rtol=1e-6)
+
+    with pytest.raises(
+        UsageError, match=r"has its multipliers in its weights.*--to gguf --adapter"
+    ):
+        export("peft", request)
+    assert not request.output.exists()
+    export("gguf", replace(request, alone=True, output=tmp_path / "lora.gguf"))
+    export("peft", replace(request, model=base))
+
+
+@pytest.mark.parametrize("source", ["folder", "file"])
+@pytest.mark.parametrize("chunk", [700, None])
+def test_experts_that_are_stored_turned_are_read_once_a_tensor(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    facts: TokenizerFacts,
+    source: str,
+    chunk: int | None,
+) -> None:
+    """Of a folder in plain numbers and of a GGUF file of it, in runs of rows or all at once."""
+    base = LocalModel.open(write_folder(tmp_path / "base", {"model_type": "gpt_oss", **GPT_OSS}))
+    if source == "file":
+        base = LocalModel.open(_write(base, tmp_path / "base.gguf", facts, "f32"))
+    if chunk is not None:
+        monkeypatch.setattr("edgetune.tensors.writer.CHUNK_ELEMENTS", chunk)
+    counted: Counter[tuple[str, int]] = Counter()
+    read = rows_module.read_rows
+
+    def counting(stored: Any, start: int, stop: int) -> Any:
+        counted[stored.name, stored.start] += stop - start
+        return read(stored, start, stop)
+
+    monkeypatch.setattr(rows_module, "read_rows", counting)
+    back = LocalModel.open(_write(base, tmp_path / "m.gguf", facts, "f32"))
+
+    for name in (name for name in base.tensors if ".experts." in name):
+        stored = base.tensors[name]
+        np.testing.assert_array_equal(back.read(name), base.read(name), err_msg=name)
+        tensors = 2 if "gate_up" in name else 1
+        if name.endswith("weight"):
+            assert counted[stored.name, stored.start] == tensors * stored.shape[0], name
 
 
 WINDOWS = "attention.sliding_window"

@@ -27,7 +27,8 @@ from gguf_tokenizers import (
 from edgetune.data.gguf_cutting import CUTS
 from edgetune.data.gguf_tokenizer import read_gguf_tokenizer, save_gguf_tokenizer
 from edgetune.data.tokenizer import load_tokenizer
-from edgetune.errors import ModelError
+from edgetune.errors import ModelError, UsageError
+from edgetune.exporters.gguf.pretokenizers import pretokenizer_name
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -44,6 +45,60 @@ def test_byte_level_tokens_are_those_of_the_published_rule(name: str, tmp_path: 
     assert ours.chat_template == CHATML
     assert ours.decode(ours.encode("Ünïcödé 漢 x")) == "Ünïcödé 漢 x"
     assert "[PAD999]" not in ours.end_texts
+
+
+SAME = {"hunyuan-dense": "deepseek-v3", "lfm2": "dbrx", "glm4": "dbrx", "llama-bpe": "dbrx"}
+"""Names that llama.cpp computes alike, as long as no whole word is a token before any merge."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_rule_is_written_by_llama_cpp_s_name(name: str, tmp_path: Path) -> None:
+    """From the model's folder, and from its GGUF file once that was opened."""
+    theirs = published(name)
+    wanted = SAME.get(name, name)
+    assert pretokenizer_name(json.loads(theirs.to_str())) == wanted
+    file = write_gguf(tmp_path / "model.gguf", "llama", byte_level(theirs, name), {})
+    (tmp_path / "folder").mkdir()
+    save_gguf_tokenizer(file, tmp_path / "folder")
+
+    saved = json.loads((tmp_path / "folder" / "tokenizer.json").read_text())
+    assert CUTS[pretokenizer_name(saved)].expressions == CUTS[wanted].expressions
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("deepseek-v3", {r"\r": "\r", r"\n": "\n"}),
+        ("deepseek-coder", {"[\r\n]": r"[\r\n]"}),
+        ("bloom", {"[.,!?": ".,!?", "])]": ")]"}),
+    ],
+)
+def test_rules_that_are_written_otherwise_are_the_same(name: str, change: dict[str, str]) -> None:
+    tokenizer = json.loads(published(name).to_str())
+    for step in tokenizer["pre_tokenizer"]["pretokenizers"][:-1]:
+        for one, other in change.items():
+            step["pattern"]["Regex"] = step["pattern"]["Regex"].replace(one, other)
+
+    assert pretokenizer_name(tokenizer) == name
+
+
+def test_digits_that_no_merge_joins_may_stand_alone() -> None:
+    """As in DeepSeek's published files, where llama.cpp lets them stand together."""
+    tokenizer = json.loads(published("deepseek-llm").to_str())
+    steps = tokenizer["pre_tokenizer"]["pretokenizers"]
+    steps[-2] = {"type": "Digits", "individual_digits": True}
+    merges = tokenizer["model"]["merges"]
+    assert any(
+        "".join(pair).isdecimal() for pair in merges
+    )  # trained on digits that stand together
+    with pytest.raises(UsageError, match=r"None of llama\.cpp's names that are known here"):
+        pretokenizer_name(tokenizer)
+
+    apart = [pair for pair in merges if not "".join(pair).isdecimal()]
+    tokenizer["model"]["merges"] = apart
+    assert pretokenizer_name(tokenizer) == "deepseek-llm"
+    tokenizer["model"]["merges"] = [" ".join(pair) for pair in apart]
+    assert pretokenizer_name(tokenizer) == "deepseek-llm"
 
 
 def test_all_ends_that_a_file_lists_end_an_answer(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from adapters import random_adapter
 from answers import continued
 from mlx.utils import tree_flatten
 from mlx_lm import load, stream_generate
+from mlx_lm.models.gemma3n import TextConfig
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 from mlx_lm.utils import load_model
 from mlx_sessions import VOCABULARY, open_session
@@ -135,16 +138,29 @@ def test_a_deepseek_model_that_mlx_lm_computes_otherwise_is_refused(
         export("mlx", ExportRequest(adapter=adapter, model=model, output=tmp_path / "out"))
 
 
+UNSET = object()
+"""In the place of a field's value: the config does not have it."""
+
+
 def _gemma3n(folder: Path, **changes: Any) -> LocalModel:
     make_wrapper(folder, "gemma3n")
     config = json.loads((folder / "config.json").read_text())
     config["text_config"] |= changes
+    config["text_config"] = {k: x for k, x in config["text_config"].items() if x is not UNSET}
     (folder / "config.json").write_text(json.dumps(config))
     return LocalModel.open(folder)
 
 
-def test_mlx_lm_computes_gemma_3n_with_a_cache(tmp_path: Path) -> None:
-    model = _gemma3n(tmp_path / "base")
+UNSAID = (
+    "rms_norm_eps", "altup_num_inputs", "altup_active_idx", "altup_correct_scale", "altup_coef_clip",
+    "activation_sparsity_pattern", "rope_parameters", "model_type",
+)  # fmt: skip
+"""What a config of Gemma 3n can leave to transformers' defaults, and mlx-lm has none for."""
+
+
+@pytest.mark.parametrize("unsaid", [(), UNSAID], ids=["said", "unsaid"])
+def test_mlx_lm_computes_gemma_3n_with_a_cache(unsaid: tuple[str, ...], tmp_path: Path) -> None:
+    model = _gemma3n(tmp_path / "base", **dict.fromkeys(unsaid, UNSET))
     adapter = random_adapter(build("lora", {"rank": 4, "layers": 4}), model.shape)
     out = tmp_path / "out"
     export("mlx", ExportRequest(adapter=adapter, model=model, output=out))
@@ -160,12 +176,46 @@ def test_mlx_lm_computes_gemma_3n_with_a_cache(tmp_path: Path) -> None:
     assert not np.allclose(session.logits(ROW, adapter=None), expected, atol=1e-2)
 
 
+def test_gemma_3n_s_fields_are_those_of_its_config(tmp_path: Path) -> None:
+    """All that mlx-lm asks for, made of the shape alone, are what the config says."""
+    model = _gemma3n(tmp_path / "base")
+    said = readable_config(model.config, model.shape)["text_config"]
+    made = readable_config({}, replace(model.shape, inside=None))
+    signature = inspect.signature(TextConfig).parameters.items()
+    asked = {name for name, own in signature if own.default is inspect.Parameter.empty}
+
+    assert len(asked) > 20
+    assert asked <= made.keys()
+    for name in asked - {"activation_sparsity_pattern"}:
+        assert made[name] == said[name], name
+    shares = "activation_sparsity_pattern"
+    assert made[shares] == pytest.approx(said[shares])
+    assert (
+        readable_config({"altup_coef_clip": None}, replace(model.shape, inside=None))[
+            "altup_coef_clip"
+        ]
+        is None
+    )
+
+
+def test_gemma_3n_s_coefficients_are_held_against_the_default_bound(tmp_path: Path) -> None:
+    folder = _gemma3n(tmp_path / "base", altup_coef_clip=UNSET).folder
+    weights = mx.load(str(folder / "model.safetensors"))
+    name = next(name for name in weights if name.endswith("layers.2.altup.correction_coefs.weight"))
+    weights[name] = weights[name] * 0 + 121
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+    model = LocalModel.open(folder)
+    adapter = random_adapter(build("lora", {"rank": 4}), model.shape)
+
+    with pytest.raises(UsageError, match="it clips coefficients"):
+        export("mlx", ExportRequest(adapter=adapter, model=model, output=tmp_path / "out"))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"altup_coef_clip": 0.01}, "it clips coefficients"),
         ({"hidden_activation": "gelu"}, "activation is gelu"),
-        ({"activation_sparsity_pattern": None}, "does not list activation_sparsity_pattern"),
     ],
 )
 def test_a_gemma_3n_that_mlx_lm_computes_otherwise_is_refused(

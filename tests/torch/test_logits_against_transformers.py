@@ -58,7 +58,8 @@ ODD_OF: dict[str, dict[str, Any]] = {
     "nemotron_h": ODD | {
         "mamba_num_heads": 3, "mamba_head_dim": 10, "n_groups": 1, "use_bias": True,
         "mlp_bias": True, "time_step_min": 0.001},
-    "gemma3n_text": ODD | {"vocab_size_per_layer_input": 60, "altup_num_inputs": 3},
+    "gemma3n_text": ODD | {
+        "vocab_size_per_layer_input": 60, "altup_num_inputs": 3, "altup_coef_clip": 0.1},
     "granitemoehybrid": ODD | {
         "mamba_n_groups": 1, "mamba_n_heads": 3, "position_embedding_type": "rope",
         "num_local_experts": 3, "num_experts_per_tok": 2},

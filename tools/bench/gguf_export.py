@@ -29,6 +29,7 @@ from edgetune.adapters import save_adapter
 from edgetune.exporters.gguf.mixture import tensor_type
 from edgetune.methods.lora import Lora
 from edgetune.model import LocalModel
+from edgetune.model.gguf_names import EMBEDDING, HEAD
 from edgetune.tensors.reader import read_rows
 from edgetune.tensors.writer import row_spans
 
@@ -109,10 +110,11 @@ def _bare(model: LocalModel, quantization: Any) -> float:
     import gguf
     import libgguf
 
-    seconds = 0.0
+    seconds, output = 0.0, EMBEDDING if model.shape.tied else HEAD
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for tensor in model.shape.tensors():
-            kind = tensor_type(_named(tensor.name), tensor.shape, model.shape, quantization)
+            name = _named(tensor.name)
+            kind = tensor_type(name, tensor.shape, model.shape, quantization, output=output)
             if not kind.name.startswith("Q"):
                 continue
             number = gguf.GGMLQuantizationType[kind.name]
@@ -131,7 +133,7 @@ def _named(name: str) -> str:
     parts = {"v_proj": "attn_v", "down_proj": "ffn_down", "embed_tokens": None, "lm_head": "output"}
     part = next((to for of, to in parts.items() if of in name), "attn_q")
     if part is None:
-        return "token_embd.weight"
+        return EMBEDDING
     return f"{part}.weight" if part == "output" else f"blk.{layer}.{part}.weight"
 
 

@@ -217,6 +217,12 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
 """By family."""
 
 
+def multiplied_into_weights(shape: ModelShape) -> bool:
+    """Return whether files of a model's family have its multipliers in their weights."""
+    found = ARCHITECTURES.get(shape.family)
+    return found is not None and found.folded
+
+
 def granite4(shape: ModelShape) -> Architecture:
     """Return the architecture of a Granite 4 model: without Mamba-2 it is that of Granite 3."""
     routed = Routed(normalised=True, ungated=True) if shape.has_experts else None

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.exporters.gguf.rows import MergedRows, Reordered, Rows, Stacked, Transposed, Vectors
+from edgetune.exporters.gguf.rows import MergedRows, Reordered, Rows, Stacked, Vectors
 from edgetune.model import StoredTensor
 from edgetune.model.gguf_names import EXPERTS, GATE_AND_UP
 from edgetune.shape import BlockShape, Linear
 from edgetune.tensors.gguf.mxfp4 import is_mxfp4, mxfp4_rows
+from edgetune.tensors.writer import row_spans
 
 Order = NDArray[np.int64]
 
@@ -44,9 +46,36 @@ class KeptBlocks:
             yield np.ascontiguousarray(mxfp4_rows(stored)[self.order])
 
 
+@dataclass(frozen=True, slots=True)
+class TurnedMatrices:
+    """Matrices of all experts that are stored (inputs, outputs); ``order`` names outputs of each.
+
+    By outputs they are columns, for any of which the whole matrix has to be read.
+    """
+
+    parts: tuple[Rows, ...]
+    order: Order
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The outputs of all, inputs."""
+        return len(self.parts) * len(self.order), self.parts[0].shape[0]
+
+    def runs(self) -> Iterator[NDArray[np.float32]]:
+        """Yield the outputs in runs; each matrix is read once, and held meanwhile."""
+        for part in self.parts:
+            turned = part.read(0, part.shape[0])[:, self.order].T
+            for start, stop in row_spans(turned.shape):
+                yield np.ascontiguousarray(turned[start:stop])
+
+
+Content: TypeAlias = Rows | KeptBlocks | TurnedMatrices
+"""What a tensor of a file is written from."""
+
+
 def expert_tensors(
     block: BlockShape, source: Callable[[str], Rows], prefix: str, target: str
-) -> Iterator[tuple[str, Rows | KeptBlocks]]:
+) -> Iterator[tuple[str, Content]]:
     """Yield the tensors of a block's experts by their names in the file."""
     by_name: dict[str, list[tuple[Linear, Order]]] = {}
     for linear in block.expert_linears:
@@ -69,11 +98,12 @@ def _halves(linear: Linear) -> Iterator[tuple[str, Order]]:
         yield role, np.arange(place, linear.outputs, len(GATE_AND_UP))
 
 
-def _together(weights: list[Rows], linear: Linear, order: Order) -> Rows | KeptBlocks:
+def _together(weights: list[Rows], linear: Linear, order: Order) -> Content:
     kept = [x.stored for x in weights if isinstance(x, MergedRows) and x.change is None]
     if len(kept) == len(weights) and all(map(is_mxfp4, kept)):
         return KeptBlocks(tuple(kept), order, linear.inputs)
-    matrices = (Transposed(x) if linear.transposed else x for x in weights)
+    if linear.transposed:
+        return TurnedMatrices(tuple(weights), order)
     if len(order) < linear.outputs:
-        return Stacked(tuple(Reordered(x, order) for x in matrices))
-    return Stacked(tuple(matrices))
+        return Stacked(tuple(Reordered(x, order) for x in weights))
+    return Stacked(tuple(weights))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.errors import CheckFailedError
-from edgetune.exporters.gguf.experts import KeptBlocks
+from edgetune.exporters.gguf.experts import Content, KeptBlocks, TurnedMatrices
 from edgetune.exporters.gguf.rows import Rows, Stacked
 from edgetune.tensors.gguf.mxfp4 import NAME
 from edgetune.tensors.gguf.quantize import quantized
@@ -56,22 +56,28 @@ class GgufFile:
         write_gguf(path, self.metadata, self.tensors)
 
 
-def outgoing(name: str, rows: Rows | KeptBlocks, kind: TensorType) -> OutgoingBlocks:
+def outgoing(name: str, rows: Content, kind: TensorType) -> OutgoingBlocks:
     """Return a tensor of a file from its rows, or from blocks that stay what they are."""
     if isinstance(rows, KeptBlocks):
         kept = BY_NAME[NAME]
         return OutgoingBlocks(name=name, type=kept, shape=rows.shape, chunks=rows.chunks)
     chunks, shape = partial(_chunks, name, rows, kind), rows.shape
-    if isinstance(rows, Stacked):
-        shape = (len(rows.parts), *rows.parts[0].shape)
+    if isinstance(rows, Stacked | TurnedMatrices):
+        shape = (len(rows.parts), shape[0] // len(rows.parts), shape[1])
     return OutgoingBlocks(name=name, type=kind, shape=shape, chunks=chunks)
 
 
-def _chunks(name: str, rows: Rows, kind: TensorType) -> Iterator[NDArray[np.uint8]]:
-    for start, stop in row_spans(rows.shape):
-        values = rows.read(start, stop)
+def _chunks(
+    name: str, rows: Rows | TurnedMatrices, kind: TensorType
+) -> Iterator[NDArray[np.uint8]]:
+    for values in rows.runs() if isinstance(rows, TurnedMatrices) else _runs(rows):
         _require_finite(name, values, kind)
         yield quantized(values if values.ndim > 1 else values[None], kind)
+
+
+def _runs(rows: Rows) -> Iterator[NDArray[np.float32]]:
+    for start, stop in row_spans(rows.shape):
+        yield rows.read(start, stop)
 
 
 def _require_finite(name: str, values: NDArray[np.float32], kind: TensorType) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgetune.errors import UsageError
 from edgetune.exporters.gguf import delta, scan
 from edgetune.exporters.gguf.architectures import Architecture
-from edgetune.exporters.gguf.experts import KeptBlocks, expert_tensors
+from edgetune.exporters.gguf.experts import Content, expert_tensors
 from edgetune.exporters.gguf.metadata import rotation_tensors
 from edgetune.exporters.gguf.rows import (
     ColumnsReordered,
@@ -36,9 +36,7 @@ from edgetune.network.mixers.state_space import StateSpace
 from edgetune.shape import BlockShape, Linear, ModelShape, Norm
 
 
-def file_tensors(
-    model: LocalModel, merge: Merge, architecture: Architecture
-) -> dict[str, Rows | KeptBlocks]:
+def file_tensors(model: LocalModel, merge: Merge, architecture: Architecture) -> dict[str, Content]:
     """Return the tensors of a file by their names there, in its order; none is read yet."""
     return dict(_Layout(model, merge, architecture).tensors())
 
@@ -150,13 +148,13 @@ class _Layout:
         layers = range(self._shape.layers)
         self._query_scale = [query_scale(self._shape, architecture, layer) for layer in layers]
 
-    def tensors(self) -> Iterator[tuple[str, Rows | KeptBlocks]]:
+    def tensors(self) -> Iterator[tuple[str, Content]]:
         """Yield names and rows."""
         shape, folded = self._shape, self._architecture.folded
         embedding = self._source(f"{shape.embedding}.weight")
         if folded and shape.embedding_scale != 1.0:
             embedding = Rescaled(embedding, 0.0, shape.embedding_scale)
-        yield "token_embd.weight", embedding
+        yield gguf_names.EMBEDDING, embedding
         if shape.embedding_norm is not None:
             yield from self._norm(shape.embedding_norm, "", "", 1.0)
         if shape.positions is not None:
@@ -175,11 +173,11 @@ class _Layout:
         if not shape.tied or apart:
             head = self._source(shape.head_tensor)
             scaled = folded and shape.logit_scale != 1.0
-            yield "output.weight", Rescaled(head, 0.0, shape.logit_scale) if scaled else head
+            yield gguf_names.HEAD, Rescaled(head, 0.0, shape.logit_scale) if scaled else head
         if shape.head_bias:
             yield "output.bias", self._source(f"{shape.head}.bias")
 
-    def _block(self, layer: int) -> Iterator[tuple[str, Rows | KeptBlocks]]:
+    def _block(self, layer: int) -> Iterator[tuple[str, Content]]:
         shape, prefix, target = self._shape, self._shape.block(layer), f"blk.{layer}."
         block = shape.blocks[layer]
         for norm in (each for each in block.norms if not each.plain):

@@ -73,28 +73,32 @@ _FEW_WEIGHTS: Final[Mapping[str, Mapping[str, str]]] = {
 
 
 def tensor_type(
-    name: str, size: tuple[int, ...], shape: ModelShape, quantization: Quantization
+    name: str,
+    size: tuple[int, ...],
+    shape: ModelShape,
+    quantization: Quantization,
+    *,
+    output: str,
 ) -> TensorType:
-    """Return the format of a tensor by its name in the file."""
+    """Return the format of a tensor by its name in the file; ``output`` is the one that makes logits."""
     plain = name == "position_embd.weight" or name.endswith(
         ("shortconv.conv.weight", "ssm_conv1d.weight", "ssm_norm.weight", "ffn_gate_inp.weight")
     )
     matrix = len(size) == 2 and name.endswith(".weight") and not plain
     if not matrix:
         return BY_NAME["F32"]
-    wanted = _wanted(name, size[-1], shape, MIXTURES[quantization])
+    wanted = _wanted(name, size[-1], shape, MIXTURES[quantization], output)
     while size[-1] % BY_NAME[wanted].block:
         wanted = _FALLBACKS[wanted]
     return BY_NAME[wanted]
 
 
-def _wanted(name: str, inputs: int, shape: ModelShape, mixture: Mixture) -> str:
+def _wanted(name: str, inputs: int, shape: ModelShape, mixture: Mixture, output: str) -> str:
     main = mixture.main
     if main in _PLAIN:
         return main
     if name == TABLE_PROJECTION:
         return "BF16" if shape.dtype == "bfloat16" else "F16"
-    output = "token_embd.weight" if shape.tied else "output.weight"
     if name == output:
         return "Q8_0" if main == "Q8_0" or inputs % BY_NAME[main].block else "Q6_K"
     if not name.startswith("blk."):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final, cast
 
@@ -19,6 +20,7 @@ from edgetune.exporters.gguf.mixture import MIXTURES, Quantization, tensor_type
 from edgetune.exporters.gguf.tokenizer import TokenizerFacts
 from edgetune.exporters.updates import Merge, merge_of
 from edgetune.model import LocalModel
+from edgetune.model.gguf_names import EMBEDDING, HEAD
 from edgetune.shape import ModelShape
 from edgetune.tensors.gguf.writer import Value
 
@@ -56,10 +58,10 @@ def model_file(
         **activation_metadata(model),
         **facts.metadata(model.shape.vocabulary),
     }
-    tensors = [
-        outgoing(name, rows, tensor_type(name, rows.shape, model.shape, quantization))
-        for name, rows in file_tensors(model, merge, architecture).items()
-    ]
+    found = file_tensors(model, merge, architecture)
+    output = HEAD if HEAD in found else EMBEDDING
+    type_of = partial(tensor_type, shape=model.shape, quantization=quantization, output=output)
+    tensors = [outgoing(name, rows, type_of(name, rows.shape)) for name, rows in found.items()]
     return GgufFile(
         label=quantization.upper(),
         metadata=metadata,

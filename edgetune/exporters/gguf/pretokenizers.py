@@ -6,23 +6,53 @@ steps that ``tokenizer.json`` describes are compared here with those that a name
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from edgetune.data.gguf_cutting import CUTS, GPT2
 from edgetune.errors import UsageError
 from edgetune.escapes import short
 
-_ENDINGS: Final = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
-_ANY_CASE: Final = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-"""Two ways to write the same."""
+_SAME: Final[Mapping[str, str]] = {
+    "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])": "(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+    "\r": r"\r",
+    "\n": r"\n",
+    r"\"": '"',
+}
+"""Two ways to write the same: endings in any case, ends of lines, a quotation mark."""
+
+_CLASS_IN_CLASS: Final = re.compile(r"\|\[([^\[\]]+)\]\)\]")
+"""How BLOOM's published rule ends."""
+_RANGE: Final = re.compile("(.)-(.)")
+
+
+def _normal(regex: str) -> str:
+    """Return an expression in the one of several ways to write it that is compared."""
+    for one, same in _SAME.items():
+        regex = regex.replace(one, same)
+    regex = _CLASS_IN_CLASS.sub(r"|\1)]", regex)
+    return _RANGE.sub(_of_neighbours, regex)
+
+
+def _of_neighbours(found: re.Match[str]) -> str:
+    """Return a range of two signs as these, any other as it is."""
+    first, last = found.groups()
+    return first + last if ord(last) == ord(first) + 1 else found[0]
+
 
 _NAMES: Final[Mapping[tuple[tuple[str, ...], bool], str]] = {
-    (CUTS[name].expressions, CUTS[name].whole_words): name
-    for name in ("gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2", "qwen35", "tekken", "gpt-4o")
-}
+    (tuple(map(_normal, CUTS[name].expressions)), CUTS[name].whole_words): name
+    for name in (
+        "gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2", "qwen35", "tekken", "gpt-4o", "bloom",
+        "deepseek-llm", "deepseek-coder", "deepseek-v3",
+    )
+}  # fmt: skip
 """Regular expressions, one after another, and whether whole words of the vocabulary are taken
-before any merge, to the name."""
+before any merge, to the name; Hunyuan's is DeepSeek-V3's."""
+
+_DIGIT: Final = r"\p{N}"
+_DIGITS: Final = r"\p{N}+"
 
 
 def pretokenizer_name(tokenizer: Mapping[str, Any]) -> str:
@@ -31,16 +61,31 @@ def pretokenizer_name(tokenizer: Mapping[str, Any]) -> str:
     Raises:
         UsageError: if it has none.
     """
-    steps = tuple(_steps(tokenizer.get("pre_tokenizer")))
-    whole_words = bool(tokenizer["model"].get("ignore_merges"))
-    name = _NAMES.get((steps, whole_words)) or _NAMES.get((steps, not whole_words))
+    steps, model = tuple(_steps(tokenizer.get("pre_tokenizer"))), tokenizer["model"]
+    whole_words = bool(model.get("ignore_merges"))
+    name = _name(steps, whole_words)
+    if name is None and steps[-1:] == (_DIGIT,) and not _joins_digits(model["merges"]):
+        name = _name((*steps[:-1], _DIGITS), whole_words)
     if name is None or whole_words > _takes_whole_words(name):
         raise UsageError(
-            "llama.cpp has no name for how this model's tokenizer cuts texts "
-            f"({short(' then '.join(steps))}), so it would split them into other tokens. Export "
-            "the model as a folder: --to hf."
+            "None of llama.cpp's names that are known here stands for how this model's tokenizer "
+            f"cuts texts ({short(' then '.join(steps))}); under another name llama.cpp would make "
+            "other tokens. Export the model as a folder: --to hf."
         )
     return name
+
+
+def _name(steps: tuple[str, ...], whole_words: bool) -> str | None:
+    return _NAMES.get((steps, whole_words)) or _NAMES.get((steps, not whole_words))
+
+
+def _joins_digits(merges: Sequence[str | Sequence[str]]) -> bool:
+    """Return whether a merge makes a token with two digits: only then do cuts between them matter.
+
+    llama.cpp lets DeepSeek's digits stand together (``deepseek-llm``), its published files each alone.
+    """
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
+    return any(re.search(r"[0-9]{2}", "".join(pair)) for pair in pairs)
 
 
 def _takes_whole_words(name: str) -> bool:
@@ -59,7 +104,7 @@ def _steps(step: Any) -> Iterator[str]:
         if step.get("use_regex", True):
             yield GPT2
     elif kind == "Digits":
-        yield r"\p{N}" if step.get("individual_digits") else r"\p{N}+"
+        yield _DIGIT if step.get("individual_digits") else _DIGITS
     elif kind == "Split" and _isolates(step):
         pattern = step["pattern"]
         yield _normal(pattern.get("Regex") or str(pattern))
@@ -71,7 +116,3 @@ def _isolates(step: Mapping[str, Any]) -> bool:
     """Return whether what a split finds, and what lies between, are pieces of their own."""
     behavior, inverted = step.get("behavior"), bool(step.get("invert"))
     return behavior == "Isolated" or (behavior == "Removed" and inverted)
-
-
-def _normal(regex: str) -> str:
-    return regex.replace(_ENDINGS, _ANY_CASE)
