@@ -142,7 +142,6 @@ _DEEPSEEK_CODER: Final = Cut(
 CUTS: Final[Mapping[str, Cut]] = {
     "gpt-2": _GPT2,
     "gpt2": _GPT2,
-    "default": _GPT2,
     "phi-2": _GPT2,
     "mpt": Cut(composed=True),
     "olmo": Cut(composed=True),

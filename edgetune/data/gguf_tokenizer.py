@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from edgetune.data.gguf_cutting import CUTS, Cut
+from edgetune.data.gguf_rules import LLAMA3_TURN_END, RULE, is_llama3, rule_of
 from edgetune.data.panics import refused_panics
 from edgetune.errors import ModelError
 from edgetune.escapes import short
 from edgetune.tensors.gguf.metadata import Metadata
-from edgetune.tensors.gguf.reader import read_gguf
+from edgetune.tensors.gguf.reader import GgufHeader, read_gguf
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Inner
@@ -33,8 +34,6 @@ _ENDS: Final = ("eos", "eot", "eom")
 _MORE_ENDS: Final = f"{_KEY}eos_token_ids"
 """Further ones, a list, in Ollama's own files."""
 _GEMMA4: Final = "gemma4"
-_CUT_OTHERWISE: Final = {"gptoss": "gpt-4o"}
-"""The rules of Ollama's own files that name another one, by architecture."""
 _SPACE: Final = "\u2581"
 """SentencePiece's sign for a space."""
 
@@ -58,7 +57,7 @@ def read_gguf_tokenizer(file: Path) -> GgufTokenizer:
     vocabulary = _Vocabulary.read(metadata, None if embedding is None else embedding.shape[0])
     match _kind(metadata):
         case "gpt2":
-            tokenizer, adds_bos = _byte_level(metadata, vocabulary)
+            tokenizer, adds_bos = _byte_level(header, vocabulary)
         case "gemma4":
             tokenizer, adds_bos = _of_letters(metadata, vocabulary, _stated(metadata)), False
         case "llama":
@@ -73,16 +72,21 @@ def read_gguf_tokenizer(file: Path) -> GgufTokenizer:
     tokenizer.add_tokens(list(vocabulary.added(USER_DEFINED)))
     special = _special_tokens(metadata, vocabulary)
     _frame(tokenizer, metadata, special, adds_bos=adds_bos)
+    return GgufTokenizer(_fast(tokenizer, metadata, special), _ends(metadata, vocabulary))
+
+
+def _ends(metadata: Metadata, vocabulary: _Vocabulary) -> frozenset[int]:
+    """Return the tokens that end an answer; files of Llama 3 may not name the one of a turn."""
     keys = [f"{_KEY}{name}_token_id" for name in _ENDS]
-    ends = {metadata.whole(key) for key in keys if key in metadata}
-    ends |= set(metadata.items(_MORE_ENDS, int) or ())
-    return GgufTokenizer(_fast(tokenizer, metadata, special), frozenset(ends))
+    stated = {metadata.whole(key) for key in keys if key in metadata}
+    turn = {LLAMA3_TURN_END} if is_llama3(vocabulary.tokens) else set()
+    return frozenset(stated | turn | set(metadata.items(_MORE_ENDS, int) or ()))
 
 
 def _kind(metadata: Metadata) -> str:
     """Return what kind of tokenizer a file has; Ollama's own files of Gemma 4 name another one."""
     kind, merges = metadata.text(f"{_KEY}model", ""), f"{_KEY}merges"
-    mistaken = kind == "llama" and metadata.text(f"{_KEY}pre", "") == _GEMMA4
+    mistaken = kind == "llama" and metadata.text(RULE, "") == _GEMMA4
     return _GEMMA4 if mistaken and merges in metadata else kind
 
 
@@ -141,12 +145,11 @@ class _Vocabulary:
                 yield AddedToken(token, special=kind == CONTROL, normalized=False)
 
 
-def _byte_level(metadata: Metadata, vocabulary: _Vocabulary) -> tuple[Inner, bool]:
+def _byte_level(header: GgufHeader, vocabulary: _Vocabulary) -> tuple[Inner, bool]:
     """Return byte-level BPE, and whether texts begin with BOS where the file does not say."""
     from tokenizers import Tokenizer, decoders, models
 
-    architecture = metadata.text("general.architecture", "")
-    name = _CUT_OTHERWISE.get(architecture) or metadata.text(f"{_KEY}pre", "gpt-2")
+    metadata, name = header.metadata, rule_of(header, vocabulary.tokens)
     if name not in CUTS:
         raise ModelError(
             f"{metadata.file} cuts text by the rule {short(name)}, which is not known here. "

@@ -35,6 +35,12 @@ class Architecture:
 
 _OLMO3: Final = Architecture("olmo3", "Olmo3ForCausalLM", gguf_layers.olmo3)
 _DEEPSEEK_V3: Final = Architecture("deepseek_v3", "DeepseekV3ForCausalLM", gguf_layers.deepseek_v3)
+_GRANITE_SHARED: Final = Architecture(
+    "granitemoehybrid",
+    "GraniteMoeHybridForCausalLM",
+    gguf_hybrids.granite_shared,
+    pairs_channels=True,
+)
 _GPT_OSS: Final = Architecture("gpt_oss", "GptOssForCausalLM", gguf_hybrids.gpt_oss)
 
 ARCHITECTURES: Final[Mapping[str, Architecture]] = {
@@ -167,6 +173,8 @@ def _variant(source: Source) -> Architecture | None:
         return _OLMO3 if windowed else ARCHITECTURES[name]
     if name == "deepseek2" and gguf_layers.has_sigmoids(source):
         return _DEEPSEEK_V3
+    if name == "granitemoe" and gguf_hybrids.has_shared(source):
+        return _GRANITE_SHARED
     return MIXTURES.get(name)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from edgetune.errors import ModelError
 from edgetune.model import gguf_hybrids, gguf_layers
 from edgetune.model.gguf_rotary import rotated_share
 from edgetune.model.gguf_source import Config, Source, sizes
@@ -29,6 +30,11 @@ def llama(source: Source) -> Config:
 
 def granite(source: Source) -> Config:
     """Return the config of a Granite model of the first three generations."""
+    if gguf_hybrids.position(source) != "rope":
+        raise ModelError(
+            f"{source.header.file} says that a {source.architecture} model does not rotate "
+            "positions, which is not supported."
+        )
     return llama(source) | gguf_hybrids.multipliers(source)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from edgetune.errors import ModelError
 from edgetune.model.gguf_layers import qwen3_5, window_types
 from edgetune.model.gguf_source import Config, Source, sizes
 
@@ -12,13 +13,32 @@ _PLAIN_ROTATION: Final = {"rope_type": "default"}
 
 
 def multipliers(source: Source) -> Config:
-    """Return Granite's."""
+    """Return Granite's; llama.cpp scales scores by the size of a head where a file does not say."""
     return {
-        "attention_multiplier": source.number("attention.scale", 1.0),
+        "attention_multiplier": source.number("attention.scale", 0.0) or _head(source) ** -0.5,
         "embedding_multiplier": source.number("embedding_scale", 1.0),
         "residual_multiplier": source.number("residual_scale", 1.0),
         "logits_scaling": source.number("logit_scale", 1.0),
     }
+
+
+def position(source: Source) -> str:
+    """Return how a Granite model knows positions: by rotation (``rope``) or not at all (``nope``).
+
+    Raises:
+        ModelError: if a part of each head rotates, as in Bamba.
+    """
+    if not source.metadata.flag(f"{source.architecture}.rope.scaling.finetuned", True):
+        return "nope"
+    head = _head(source)
+    turning = source.whole("rope.dimension_count", head)
+    if turning != head:
+        raise ModelError(
+            f"{source.header.file} rotates {turning} of the {head} channels of a head, which no "
+            "Granite does. Bamba does, whose files llama.cpp calls granitehybrid as Granite 4's: it "
+            "is not supported."
+        )
+    return "rope"
 
 
 def granitehybrid(source: Source) -> Config:
@@ -29,7 +49,6 @@ def granitehybrid(source: Source) -> Config:
     if experts:
         width = source.whole("expert_shared_feed_forward_length")
         config["num_experts_per_tok"] = source.whole("expert_used_count")
-    rotates = source.metadata.flag(f"{source.architecture}.rope.scaling.finetuned", True)
     return (
         config
         | multipliers(source)
@@ -38,11 +57,32 @@ def granitehybrid(source: Source) -> Config:
             "num_local_experts": experts,
             "shared_intermediate_size": width,
             "layer_types": ["attention" if heads else "mamba" for heads in kv_heads],
-            "position_embedding_type": "rope" if rotates else "nope",
+            "position_embedding_type": position(source),
             "attention_bias": source.has_tensor(f"blk.{_first_not(kv_heads, 0)}.attn_q.bias"),
             "mamba_expand": source.whole("ssm.inner_size") // max(config["hidden_size"], 1),
         }
     )
+
+
+def granite_shared(source: Source) -> Config:
+    """Return the config of a Granite mixture without Mamba-2, with an MLP for all beside experts."""
+    return (
+        sizes(source)
+        | multipliers(source)
+        | {
+            "num_local_experts": source.whole("expert_count"),
+            "num_experts_per_tok": source.whole("expert_used_count"),
+            "shared_intermediate_size": source.whole("expert_shared_feed_forward_length"),
+            "layer_types": ["attention"] * source.layers,
+            "position_embedding_type": position(source),
+            "attention_bias": source.has_tensor("blk.0.attn_q.bias"),
+        }
+    )
+
+
+def has_shared(source: Source) -> bool:
+    """Return whether an MLP that all tokens go through stands beside experts."""
+    return source.whole("expert_shared_feed_forward_length", 0) > 0
 
 
 def falcon_h1(source: Source) -> Config:
@@ -113,6 +153,12 @@ def gpt_oss(source: Source) -> Config:
         "layer_types": window_types(source, every=2),
         "attention_bias": source.has_tensor("blk.0.attn_output.bias"),
     }
+
+
+def _head(source: Source) -> int:
+    """Return the channels of a head; what a damaged file says of them is refused with the sizes."""
+    heads = max(1, source.whole("attention.head_count"))
+    return max(1, source.whole("attention.key_length", source.whole("embedding_length") // heads))
 
 
 def _mamba(source: Source, layer: int) -> Config:

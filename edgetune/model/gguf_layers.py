@@ -18,9 +18,13 @@ _SIGMOID: Final = 2
 
 
 def lfm2(source: Source) -> Config:
-    """Return the config of an LFM2 model: a layer without heads of keys is a convolution."""
-    kv_heads = source.each("attention.head_count_kv")
-    return sizes(source, norm="norm_eps", kv_heads=max(kv_heads)) | {
+    """Return the config of an LFM2 model: a layer without heads of keys is a convolution.
+
+    Some files of Ollama's own converter say another size of the MLP than theirs has.
+    """
+    kv_heads, gate = source.each("attention.head_count_kv"), "blk.0.ffn_gate.weight"
+    wide = source.header.tensors[gate].shape[0] if source.has_tensor(gate) else None
+    return sizes(source, norm="norm_eps", ffn=wide, kv_heads=max(kv_heads)) | {
         "block_auto_adjust_ff_dim": False,
         "conv_L_cache": source.whole("shortconv.l_cache"),
         "layer_types": [FULL if heads else "conv" for heads in kv_heads],

@@ -12,7 +12,7 @@ from typing import Final
 
 from edgetune.tensors.gguf.reader import GgufHeader
 
-TOWERS: Final = ("v.", "mm.", "a.", "mtp.")
+TOWERS: Final = ("v.", "mm.", "a.", "mtp.", "model.vision_tower.")
 """What the names of tensors begin with that no text goes through: what sees, hears, or guesses
 further tokens. They are neither read nor adapted."""
 

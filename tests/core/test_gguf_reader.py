@@ -89,6 +89,7 @@ def test_metadata_and_tensors_are_where_the_package_wrote_them(tmp_path: Path) -
         (assembled([], [listed("a", (1 << 39,) * 4, 0, 0)], b"\0" * 64), "ends at byte"),
         (assembled([], [listed("a", (1 << 63,), 0, 0)], b"\0" * 64), "cannot have the shape"),
         (assembled([], [listed("a", (2,), 4711, 0)], b"\0" * 64), "of type 4711"),
+        (assembled([], [listed("a", (32,), 4, 0)], b"\0" * 64), "which Ollama 0.11 wrote for MX"),
         (assembled([], [listed("a", (48,), 2, 0)], b"\0" * 64), "no whole blocks of Q4_0"),
         (assembled([], [listed("a", (2,), 0, 8)], b"\0" * 64), "begin at a multiple of 32"),
         (assembled([], [listed("a", (2,), 0, 1 << 63)], b"\0" * 64), "ends at byte"),

@@ -110,6 +110,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "shared_expert_intermediate_size": 96},
     "granitemoehybrid": GRANITE4 | {"num_local_experts": 0},
     "granite4_mixture": GRANITE4 | {"num_local_experts": 5, "position_embedding_type": "rope"},
+    "granite4_attention": SMALL | {
+        "num_hidden_layers": 2, "layer_types": ["attention"] * 2, "shared_intermediate_size": 96,
+        "num_local_experts": 5, "logits_scaling": 2.0, "attention_multiplier": 0.25,
+        "position_embedding_type": "rope"},
     "falcon_h1": SMALL | {
         "num_hidden_layers": 2, "mamba_d_ssm": 96, "mamba_n_heads": 6, "mamba_n_groups": 2,
         "mamba_d_head": 16, "mamba_rms_norm": True, "mamba_norm_before_gate": False,
@@ -119,7 +123,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 16},
     "gpt_oss": GPT_OSS,
 }  # fmt: skip
-TYPES = {"gemma4_mixture": "gemma4_text", "granite4_mixture": "granitemoehybrid"}
+TYPES = {
+    "gemma4_mixture": "gemma4_text", "granite4_mixture": "granitemoehybrid",
+    "granite4_attention": "granitemoehybrid",
+}  # fmt: skip
 """What families call themselves that are a variant of another one."""
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,

@@ -25,10 +25,12 @@ from gguf_tokenizers import (
 )
 
 from edgetune.data.gguf_cutting import CUTS
+from edgetune.data.gguf_rules import rule_of
 from edgetune.data.gguf_tokenizer import read_gguf_tokenizer, save_gguf_tokenizer
 from edgetune.data.tokenizer import load_tokenizer
 from edgetune.errors import ModelError, UsageError
 from edgetune.exporters.gguf.pretokenizers import pretokenizer_name
+from edgetune.tensors.gguf.reader import read_gguf
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -99,6 +101,70 @@ def test_digits_that_no_merge_joins_may_stand_alone() -> None:
     assert pretokenizer_name(tokenizer) == "deepseek-llm"
     tokenizer["model"]["merges"] = [" ".join(pair) for pair in apart]
     assert pretokenizer_name(tokenizer) == "deepseek-llm"
+
+
+LAST_NORM = {"output_norm.weight": (np.zeros(1, np.float32), "F32")}
+"""By this name Ollama's own files of LFM2 are known."""
+
+
+@pytest.mark.parametrize(
+    ("architecture", "said", "tensors", "rule"),
+    [
+        ("lfm2", "default", LAST_NORM, "lfm2"),
+        ("lfm2", "gpt-2", LAST_NORM, "lfm2"),
+        ("lfm2", None, {}, "lfm2"),
+        ("qwen2", None, {}, "qwen2"),
+        ("starcoder2", "", {}, "smollm"),
+        ("phi2", "default", {}, "gpt-2"),
+    ],
+)
+def test_files_that_do_not_say_the_rule_are_cut_as_their_models_are(
+    architecture: str, said: str | None, tensors: dict[str, Any], rule: str, tmp_path: Path
+) -> None:
+    theirs = published(rule)
+    metadata = byte_level(theirs, rule) | {"tokenizer.ggml.pre": said}
+    kept = {key: value for key, value in metadata.items() if value is not None}
+    ours = load_tokenizer(write_gguf(tmp_path / "model.gguf", architecture, kept, tensors))
+
+    for text in texts():
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids, text
+
+
+@pytest.mark.parametrize(
+    ("architecture", "said", "rule"),
+    [
+        ("gptoss", "gpt-2", "gpt-4o"),
+        ("gpt-oss", "default", "gpt-4o"),
+        ("mpt", "", "mpt"),
+        ("lfm2", "qwen2", "qwen2"),
+        ("llama", "smollm", "smollm"),
+    ],
+)
+def test_what_a_file_says_of_the_rule_counts_but_in_ollama_s_own(
+    architecture: str, said: str, rule: str, tmp_path: Path
+) -> None:
+    file = write_gguf(tmp_path / "model.gguf", architecture, {"tokenizer.ggml.pre": said}, {})
+
+    assert rule_of(read_gguf(file), []) == rule
+    assert rule in CUTS
+
+
+def test_a_llama_3_that_says_neither_its_rule_nor_the_end_of_a_turn(tmp_path: Path) -> None:
+    theirs, turn_end = published("llama-bpe"), 128_009
+    metadata = byte_level(theirs, "default")
+    metadata.pop("tokenizer.chat_template")
+    for key, more in {"tokens": "<|eot_id|>", "token_type": 3}.items():
+        before = metadata[f"tokenizer.ggml.{key}"][:-1]
+        fill = range(len(before), turn_end)
+        filling = [f"<filling {x}>" for x in fill] if key == "tokens" else [1] * len(fill)
+        metadata[f"tokenizer.ggml.{key}"] = [*before, *filling, more]
+    ours = load_tokenizer(write_gguf(tmp_path / "model.gguf", "llama", metadata, {}))
+
+    for text in ("x=1234567 I'LL", *texts()):
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids, text
+    assert ours.end_tokens == {2, turn_end}
+    assert ours.text_of(ours.eos_id) == "<|im_end|>"
+    assert ours.adds_bos
 
 
 def test_all_ends_that_a_file_lists_end_an_answer(tmp_path: Path) -> None:
@@ -200,6 +266,8 @@ def test_letters_are_merged_as_gemma_4_merges_them(kind: str, tmp_path: Path) ->
         ({"tokenizer.ggml.tokens": None}, "has no tokenizer"),
         ({"tokenizer.ggml.model": "bert"}, "of the kind 'bert'. Supported: gpt2"),
         ({"tokenizer.ggml.model": LLAMA_TYPE}, "no score for each of its tokens"),
+        ({"tokenizer.ggml.pre": None}, r"by which rule its tokenizer cuts text \(.*pre is missing"),
+        ({"tokenizer.ggml.pre": "default"}, r"pre is 'default'\), and models of .* llama are cut"),
         ({"tokenizer.ggml.pre": "unheard-of"}, "by the rule 'unheard-of', which is not known"),
         ({"tokenizer.ggml.merges": ["x yzzy"]}, "cannot be read"),
         ({"tokenizer.ggml.merges": ["nospace"]}, "cannot be read"),

@@ -26,6 +26,8 @@ MOST_AXES: Final = 4
 LARGEST_SIZE: Final = 1 << 40
 """No axis of a tensor is near it."""
 LARGEST_ALIGNMENT: Final = 1 << 20
+_MXFP4_OF_OLLAMA: Final = 4
+"""What Ollama 0.11 called MXFP4, for a while; llama.cpp's type of that number was gone before GGUF."""
 _PLAIN: Final = {"F64": "float64", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"}
 _DTYPES: Final = {**FLOATS, **_PLAIN}
 
@@ -132,6 +134,11 @@ def _entry(cursor: Cursor) -> _Entry:
     number, offset = cursor.number("I"), cursor.number("Q")
     if not all(0 < size < LARGEST_SIZE for size in shape):
         raise damaged(cursor.file, f"tensor {short(name)} cannot have the shape {short(shape)}")
+    if number == _MXFP4_OF_OLLAMA:
+        raise ModelError(
+            f"{cursor.file}: tensor {one_line(name)} is of type {number}, which Ollama 0.11 wrote for "
+            "MXFP4, with its codes in another order. Pull the model again, or take another file of it."
+        )
     if number not in BY_ID:
         raise ModelError(
             f"{cursor.file}: tensor {one_line(name)} is of type {number}, which is not known here. "

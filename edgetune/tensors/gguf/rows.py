@@ -26,7 +26,7 @@ def read_gguf_rows(tensor: GgufTensor, start: int, stop: int) -> NDArray[Any]:
         ModelError: if the file cannot be read or ends early.
     """
     if isinstance(tensor, LatentTensor):
-        return _latents(tensor)[start:stop]
+        return _latents(tensor, start, stop)
     if len(tensor.file_shape) <= 1:
         return _vector(tensor)[start:stop]
     if tensor.transposed:
@@ -68,13 +68,25 @@ def block_rows(tensor: GgufTensor, start: int, stop: int) -> NDArray[np.uint8]:
     return found
 
 
-def _latents(tensor: LatentTensor) -> NDArray[Any]:
-    """Return what makes keys and values of latents (heads * (keys + values), latents)."""
-    latents = tensor.shape[1]
-    parts = [_numbers(x, _file_rows(x, 0, x.shape[0])) for x in (tensor.keys, tensor.values)]
-    keys = parts[0].reshape(tensor.heads, latents, -1).swapaxes(1, 2)
-    values = parts[1].reshape(tensor.heads, -1, latents)
-    return np.concatenate([keys, values], axis=1).reshape(tensor.shape)
+def _latents(tensor: LatentTensor, start: int, stop: int) -> NDArray[Any]:
+    """Return rows of what makes keys and values of latents (heads * (keys + values), latents).
+
+    Only the heads that have these rows are read.
+    """
+    height = tensor.shape[0] // tensor.heads
+    first, last = start // height, -(-stop // height)
+    keys = _of_heads(tensor, tensor.keys, first, last).swapaxes(1, 2)
+    values = _of_heads(tensor, tensor.values, first, last)
+    rows = np.concatenate([keys, values], axis=1).reshape(-1, tensor.shape[1])
+    return rows[start - first * height : stop - first * height]
+
+
+def _of_heads(tensor: LatentTensor, part: GgufTensor, first: int, last: int) -> NDArray[Any]:
+    """Return what a part has of some heads (heads, rows of the file, columns)."""
+    rows = part.shape[0] // tensor.heads
+    numbers = _numbers(part, _file_rows(part, first * rows, last * rows))
+    found = numbers.reshape(last - first, rows, part.shape[1])
+    return found.astype(number_type(tensor.dtype), copy=False)
 
 
 def _vector(tensor: GgufTensor) -> NDArray[Any]:
