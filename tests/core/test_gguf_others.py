@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,12 @@ def base(request: pytest.FixtureRequest, tmp_path: Path) -> LocalModel:
 
 def written(base: LocalModel, quantization: Any = "f32") -> GgufFile:
     """Return the file that we write of a model."""
-    return model_file(base, Merge(changes={}), quantization, TokenizerFacts.read(TINY))
+    return model_file(base, Merge(changes={}), quantization, facts())
+
+
+@cache
+def facts() -> TokenizerFacts:
+    return TokenizerFacts.read(TINY)
 
 
 def opened(file: GgufFile, path: Path) -> LocalModel:
