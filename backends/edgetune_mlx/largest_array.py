@@ -30,7 +30,7 @@ def largest_array(choice: Choice, shape: ModelShape) -> int:
         tokens * shape.stream_size,
         *(tokens * _widest(block) for block in shape.kinds),
         *(rows * _scores(block, queries, keys) for block in shape.kinds),
-        min(choice.loss_chunk, choice.tokens) * shape.vocabulary,
+        min(choice.loss_chunk, bucket(choice.tokens)) * shape.vocabulary,
         *(tensor.size for tensor in choice.method.tensors(shape)),
         *(linear.inputs * linear.outputs for linear in shape.all_matrices),
         0 if multiplies_quantized() else _stacks(shape),

@@ -10,16 +10,19 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
+from threading import Lock
+from typing import Any, cast
 
 from edgetune.device.footprint import anonymous_bytes
 
 ARENA_MAX = -8
 """``M_ARENA_MAX`` of mallopt(3)."""
 
-ARENAS = 2
-"""One for the computation and one for the thread that reads ahead."""
+ARENAS = 1
+"""Of a second one, which other threads would get, the free end is never given back."""
 
 MMAP_THRESHOLD = -3
 """``M_MMAP_THRESHOLD`` of mallopt(3)."""
@@ -41,29 +44,53 @@ TOP = 1 << 28
 RESERVE = 32 * 2**20
 """Bytes below the expected peak from which on holes are given back, at least."""
 
-GROWTH = 16 * 2**20
-"""Bytes by which the process may have grown since, before they are given back again."""
+HOLES = 16 * 2**20
+"""Bytes of holes, beyond those that were given back already, which may be there all the same."""
 
 LOOK_SECONDS = 0.001
 """Seconds between two looks at what the process holds."""
 
+_open = 0
+_opening = Lock()
+
 
 def limit_heap() -> None:
-    """Have few heaps, nothing large on them, and holes that stay until :func:`trim`."""
+    """Have one heap, nothing large on it, and holes that stay until :func:`trim`."""
     if (library := _glibc()) is not None:
         library.mallopt(ARENA_MAX, ARENAS)
-        library.mallopt(MMAP_THRESHOLD, MAPPED)
         library.mallopt(TRIM_THRESHOLD, TOP)
+        if not _open:
+            library.mallopt(MMAP_THRESHOLD, MAPPED)
 
 
-def reuse_freed() -> None:
-    """Have tensors of a step on the heap, too, where the next ones find their pages."""
-    if (library := _glibc()) is not None:
-        library.mallopt(MMAP_THRESHOLD, REUSED)
+@contextmanager
+def reused() -> Iterator[None]:
+    """Have tensors of a step on the heap, too, where the next ones find their pages.
+
+    The setting is the process's: it ends with the last that wants it.
+    """
+    global _open  # noqa: PLW0603
+    library = _glibc()
+    with _opening:
+        _open += 1
+        if library is not None:
+            library.mallopt(MMAP_THRESHOLD, REUSED)
+    try:
+        yield
+    finally:
+        with _opening:
+            _open -= 1
+            if library is not None and not _open:
+                library.mallopt(MMAP_THRESHOLD, MAPPED)
+        trim()
 
 
 class Heap:
-    """Gives holes back while the process is near the memory that was planned for its peak."""
+    """Gives holes back while the process is near the memory that was planned for its peak.
+
+    Bytes that are free and were given back count as free still, until something lies on them: of
+    the least that was free since, no hole is known.
+    """
 
     def __init__(
         self,
@@ -72,16 +99,18 @@ class Heap:
         between: int = 0,
         give_back: Callable[[], None] | None = None,
         look: Callable[[], int] = anonymous_bytes,
+        free: Callable[[], int] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Expect the process to hold at most ``expected`` bytes.
 
         At most ``between`` bytes are allocated between two checks.
         """
-        self._expected = expected
-        self._near = self._allowed = expected - max(RESERVE, between)
+        self._near = expected - max(RESERVE, between)
+        self._given_back = 0
         self._give_back = give_back or trim
         self._look = look
+        self._free = free or free_bytes
         self._clock = clock
         self._next = clock()
 
@@ -91,15 +120,56 @@ class Heap:
         if now < self._next:
             return
         self._next = now + LOOK_SECONDS
-        if self._look() > self._allowed:
+        if self._look() <= self._near:
+            self._given_back = 0
+            return
+        free = self._free()
+        self._given_back = min(self._given_back, free)
+        if free > self._given_back + HOLES:
             self._give_back()
-            self._allowed = max(self._near, min(self._look() + GROWTH, self._expected))
+            self._given_back = self._free()
 
 
 def trim() -> None:
     """Give free pages back to the system, wherever in the heap they are."""
     if (library := _glibc()) is not None:
         library.malloc_trim(0)
+
+
+FIELDS = (
+    "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks",
+    "keepcost",
+)  # fmt: skip
+"""Of ``struct mallinfo2`` of mallinfo(3)."""
+
+
+class _Mallinfo(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in FIELDS]
+
+
+class _ShortMallinfo(ctypes.Structure):
+    """What glibc before 2.33 has alone: what is over 4 GiB is lost."""
+
+    _fields_ = [(name, ctypes.c_uint) for name in FIELDS]
+
+
+def free_bytes() -> int:
+    """Return the bytes of the heap on which nothing lies, given back or not; 0 without glibc."""
+    return int(found().fordblks) if (found := _mallinfo()) is not None else 0
+
+
+@cache
+def _mallinfo() -> Callable[[], Any] | None:
+    library = _glibc()
+    if library is None:
+        return None
+    try:
+        found = library.mallinfo2
+        found.restype = _Mallinfo
+    except AttributeError:
+        found = library.mallinfo
+        found.restype = _ShortMallinfo
+    return cast("Callable[[], Any]", found)
 
 
 @cache

@@ -9,10 +9,15 @@ import torch
 from torch import Tensor
 
 from edgetune.backend import DeviceOutOfMemoryError, opening_error
+from edgetune.block_shape import BlockShape
+from edgetune.buckets import bucket
+from edgetune.choice import Choice
 from edgetune.methods.adapted import Adapted
 from edgetune.model import LocalModel
 from edgetune.run_spec import RunSpec
 from edgetune.settings.spec import Offload
+from edgetune.shape import ModelShape
+from edgetune.storage import BYTES
 from edgetune.world import ALONE, World
 from edgetune_torch import cpu_kernels
 from edgetune_torch.cards import card_number
@@ -21,7 +26,7 @@ from edgetune_torch.decoder import Decoder
 from edgetune_torch.engine import Engine
 from edgetune_torch.load import Loader, Placements, Weights
 from edgetune_torch.loss import Head
-from edgetune_torch.malloc import Heap, limit_heap, reuse_freed, trim
+from edgetune_torch.malloc import Heap, limit_heap, reused, trim
 from edgetune_torch.memory import MemoryWatch
 from edgetune_torch.memory_limit import MemoryLimit
 from edgetune_torch.onednn import limit_kernels
@@ -47,6 +52,7 @@ def open_session(spec: RunSpec, model: LocalModel, world: World = ALONE) -> Torc
 
 def _opened(spec: RunSpec, model: LocalModel, world: World) -> TorchSession:
     limit_heap()
+    trim()  # what was opened or measured before has left holes
     limit_kernels()
     device = _place(spec)
     if device.type == "cpu" and spec.choice.compute_dtype == "bfloat16":
@@ -56,10 +62,11 @@ def _opened(spec: RunSpec, model: LocalModel, world: World) -> TorchSession:
         held.callback(watch.close)
         limit = MemoryLimit(device, spec.limits.limit_bytes, spec.limits.runtime_bytes)
         held.callback(limit.close)
-        heap = Heap(spec.limits.peak_bytes, between=_between_products(spec, model))
+        heap = Heap(spec.limits.peak_bytes, between=_between_products(spec.choice, model.shape))
 
         def check(divisible: bool) -> None:
-            heap.check()
+            if device.type == "cpu":
+                heap.check()
             limit.check(divisible)
 
         engine = open_engine(spec, model, device, check)
@@ -72,7 +79,7 @@ def _opened(spec: RunSpec, model: LocalModel, world: World) -> TorchSession:
         method = Adapted[Tensor](spec.choice.method, model.shape, parameters)
         trim()
         if device.type == "cpu":
-            reuse_freed()
+            held.enter_context(reused())
         limit.check(False)
         return TorchSession(spec, engine, method, watch, held.pop_all(), world)
 
@@ -80,13 +87,28 @@ def _opened(spec: RunSpec, model: LocalModel, world: World) -> TorchSession:
 WIDEST = 3
 """Of the widest tensors of a block, how many are made between two products at most."""
 
+SCORED = 32
+"""Bytes that attention makes of a number of its queries, at most (docs/decisions/0045)."""
 
-def _between_products(spec: RunSpec, model: LocalModel) -> int:
+
+def _between_products(choice: Choice, shape: ModelShape) -> int:
     """Return how many bytes a step allocates between two products, at most."""
-    choice = spec.choice
-    tokens = choice.micro_batch * (choice.tile or choice.context)
-    widest = max(max(linear.inputs, linear.outputs) for linear in model.shape.all_linears)
-    return WIDEST * tokens * widest * DTYPES[choice.compute_dtype].itemsize
+    positions = bucket(choice.context + choice.method.virtual_tokens)
+    tiled = choice.checkpointing.layers >= shape.layers and all(x.splits for x in shape.kinds)
+    if choice.tile and tiled:
+        positions = min(positions, choice.tile + shape.reach)
+    width = BYTES[choice.compute_dtype]
+    numbers = max(
+        max(WIDEST * _widest(kind) * width, SCORED * kind.queries) for kind in shape.kinds
+    )
+    return choice.micro_batch * positions * numbers
+
+
+def _widest(kind: BlockShape) -> int:
+    """Return the most numbers of a token in one tensor."""
+    rule = kind.experts
+    chosen = 0 if rule is None else rule.chosen * max(rule.hidden, 2 * rule.size)
+    return max(chosen, *(max(linear.inputs, linear.outputs) for linear in kind.linears))
 
 
 def _place(spec: RunSpec) -> torch.device:

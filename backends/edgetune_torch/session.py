@@ -45,7 +45,7 @@ from edgetune_torch.generate import new_cache, read
 from edgetune_torch.gradients import Gradients
 from edgetune_torch.loss import Sums
 from edgetune_torch.loss_scale import LossScale
-from edgetune_torch.malloc import limit_heap, trim
+from edgetune_torch.malloc import trim
 from edgetune_torch.memory import MemoryWatch
 from edgetune_torch.optimizer import AdamW
 from edgetune_torch.out_of_memory import out_of_memory
@@ -131,6 +131,8 @@ class TorchSession:
             finally:
                 if self._gradients is not None:
                     self._gradients.end()
+                if self.engine.device.type != "cpu":
+                    trim()  # nothing is reused there
         return result
 
     def attach(self, name: str, method: Method, tensors: Tensors) -> None:
@@ -221,11 +223,13 @@ class TorchSession:
 
     def adapter_tensors(self) -> Tensors:
         """Return the tensors of the adapter's file by name."""
+        trim()  # copies are made, and no product in which the process is looked at
         with self._within_memory():
             return saved_tensors(self.method)
 
     def optimizer_tensors(self) -> Tensors:
         """Return the optimizer's state and the step counter, from which dropout is seeded."""
+        trim()
         with self._within_memory():
             return {
                 STEP: np.array(self.steps, np.int64),
@@ -264,7 +268,6 @@ class TorchSession:
         self._held.close()
         del self.engine, self.optimizer, self.method, self._gradients, self._attached
         gc.collect()
-        limit_heap()
         trim()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -268,6 +269,27 @@ def _with_threads(count: int, what: Callable[[], Any]) -> Any:
         return what()
     finally:
         torch.set_num_threads(threads)
+
+
+def test_an_interrupted_computation_ends_before_its_tensors_can() -> None:
+    """Parts that run in threads write into what the caller owns."""
+    ended: list[int] = []
+
+    def part(first: Any, _: Any) -> int:
+        if first.value == 0:
+            raise KeyboardInterrupt
+        time.sleep(0.2)
+        ended.append(first.value)
+        return 0
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with pytest.raises(KeyboardInterrupt):
+            cpu_kernels.shared_out(part, [], 3)
+    finally:
+        torch.set_num_threads(before)
+    assert sorted(ended) == [1, 2]
 
 
 @pytest.fixture

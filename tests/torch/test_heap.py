@@ -4,88 +4,124 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
-from edgetune_torch.malloc import GROWTH, RESERVE, Heap
+from edgetune_torch.malloc import HOLES, RESERVE, Heap
 
 MB = 2**20
+PLAN = 500 * MB
+NEAR = PLAN - RESERVE
 
 
 class Process:
-    """A process whose memory is set by hand."""
+    """A process whose memory, and how much of its heap is free, are set by hand."""
 
-    def __init__(self, *held: int) -> None:
-        self.held = iter(held)
-        self.given_back = 0
+    def __init__(self) -> None:
+        self.held = self.free = self.given_back = 0
+        self._seconds = 0.0
 
-    def give_back(self) -> None:
+    def heap(self, between: int = 0) -> Heap:
+        return Heap(
+            PLAN, between=between, give_back=self._give_back,
+            look=lambda: self.held, free=lambda: self.free, clock=self._clock,
+        )  # fmt: skip
+
+    def _give_back(self) -> None:
         self.given_back += 1
 
+    def _clock(self) -> float:
+        self._seconds += 1.0
+        return self._seconds
 
-def heap_of(process: Process, expected: int) -> Heap:
-    def seconds() -> Iterator[float]:
-        now = 0.0
-        while True:
-            yield now
-            now += 1.0
 
-    clock = seconds()
-    return Heap(
-        expected,
-        give_back=process.give_back,
-        look=lambda: next(process.held),
-        clock=lambda: next(clock),
-    )
+def looked(process: Process, heap: Heap, held: int, free: int) -> int:
+    """Return how often holes were given back after another look."""
+    process.held, process.free = held, free
+    heap.check()
+    return process.given_back
 
 
 def test_holes_stay_while_the_process_is_far_from_its_plan() -> None:
-    process = Process(100 * MB, 300 * MB, 500 * MB - RESERVE)
-    heap = heap_of(process, 500 * MB)
-    for _ in range(3):
-        heap.check()
-    assert process.given_back == 0
+    process = Process()
+    heap = process.heap()
+    assert looked(process, heap, 100 * MB, 90 * MB) == 0
+    assert looked(process, heap, NEAR, 300 * MB) == 0
 
 
-def test_holes_go_near_the_plan_and_again_only_after_some_growth() -> None:
-    near = 500 * MB - RESERVE
-    after = near + 8 * MB
-    process = Process(near + 1, after, after + GROWTH, after + GROWTH + 1, near - 1, near)
-    heap = heap_of(process, 500 * MB)
-    heap.check()
-    assert process.given_back == 1
-    heap.check()
-    assert process.given_back == 1, "what lives is no hole"
-    heap.check()
-    assert process.given_back == 2
+def test_near_the_plan_holes_go_whenever_there_are_some() -> None:
+    process = Process()
+    heap = process.heap()
+    assert looked(process, heap, NEAR + 1, HOLES + 1) == 1
+    assert looked(process, heap, PLAN, HOLES + 1) == 1, "nothing lay on them since"
+    assert looked(process, heap, PLAN, 0) == 1, "all of them are in use"
+    assert looked(process, heap, PLAN, HOLES + 1) == 2, "after the first peak as before it"
+
+
+def test_what_lives_is_no_hole_even_above_the_plan() -> None:
+    process = Process()
+    heap = process.heap()
+    assert [looked(process, heap, 3 * PLAN, HOLES) for _ in range(100)][-1] == 0
+
+
+def test_nothing_is_known_of_holes_that_came_far_from_the_plan() -> None:
+    process = Process()
+    heap = process.heap()
+    assert looked(process, heap, PLAN, 2 * HOLES) == 1
+    assert looked(process, heap, NEAR, HOLES) == 1
+    assert looked(process, heap, PLAN, 2 * HOLES) == 2
 
 
 def test_more_is_kept_free_where_more_is_allocated_between_two_looks() -> None:
-    process = Process(500 * MB - 3 * RESERVE + 1, 300 * MB)
-    Heap(
-        500 * MB, between=3 * RESERVE, give_back=process.give_back,
-        look=lambda: next(process.held), clock=iter((0.0, 1.0)).__next__,
-    ).check()  # fmt: skip
-    assert process.given_back == 1
-
-
-def test_holes_never_grow_beyond_the_plan() -> None:
-    near_it = 500 * MB - GROWTH // 2
-    process = Process(near_it, near_it, 500 * MB + 1, near_it)
-    heap = heap_of(process, 500 * MB)
-    heap.check()
-    heap.check()
-    assert process.given_back == 2
+    process = Process()
+    assert looked(process, process.heap(3 * RESERVE), PLAN - 3 * RESERVE + 1, HOLES + 1) == 1
 
 
 def test_a_look_follows_another_only_after_a_while() -> None:
-    process = Process()  # a look would find nothing
-    Heap(0, give_back=process.give_back, look=lambda: next(process.held), clock=lambda: 1.0)
-    heap = Heap(0, give_back=process.give_back, look=lambda: MB, clock=lambda: 1.0)
-    heap.check()
-    heap.check()
-    assert process.given_back == 1
+    looks: list[int] = []
+
+    def look() -> int:
+        looks.append(MB)
+        return MB
+
+    clock = iter((0.0, 0.0, 0.0005, 0.0015)).__next__
+    heap = Heap(0, give_back=lambda: None, look=look, free=lambda: 0, clock=clock)
+    for _ in range(3):
+        heap.check()
+    assert len(looks) == 2
+
+
+LASTING = """
+from edgetune.before_torch import set_environment
+set_environment()
+import torch
+from edgetune.device.footprint import anonymous_bytes
+from edgetune_torch.malloc import Heap, free_bytes, limit_heap, reused, trim
+limit_heap()
+first, second = reused(), reused()
+first.__enter__(), second.__enter__()
+first.__exit__(None, None, None)
+between = [torch.ones(2**21) for _ in range(32)]
+fixed = [torch.ones(2**10) for _ in range(64)]
+del between
+trim()
+before = anonymous_bytes()
+between = [torch.ones(2**21) for _ in range(32)]
+kept = [torch.ones(2**10) for _ in range(64)]
+del between
+print(free_bytes() >= 2**28, anonymous_bytes() - before >= 2**27)
+heap = Heap(anonymous_bytes(), clock=iter((0.0, 1.0)).__next__)
+heap.check()
+print(anonymous_bytes() - before < 2**24)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap")
+def test_a_second_session_reuses_when_the_first_is_closed_and_gives_back_near_its_plan() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LASTING], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["True", "True", "True"]
 
 
 PAGES = """
@@ -93,9 +129,10 @@ import resource
 from edgetune.before_torch import set_environment
 set_environment()
 import torch
-from edgetune_torch.malloc import limit_heap, reuse_freed
+from edgetune_torch.malloc import limit_heap, reused
 limit_heap()
-reuse_freed()
+own = reused()
+own.__enter__()
 a = torch.ones({numbers}); b = torch.ones({numbers}); c = a + b
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(50):

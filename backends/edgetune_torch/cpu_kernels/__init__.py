@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -28,7 +28,7 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         return built()
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: there is no home
         return None
 
 
@@ -48,8 +48,28 @@ def shared_out(
     threads = max(1, min(torch.get_num_threads(), count // least))
     cuts = [ctypes.c_long(count * each // threads) for each in range(threads + 1)]
     first, *others = pairwise(cuts)
-    begun = [_threads().submit(function, *arguments, *part) for part in others]
-    return not any([function(*arguments, *first), *(each.result() for each in begun)])
+    begun: list[Future[int]] = []
+    try:
+        begun += (_threads().submit(function, *arguments, *part) for part in others)
+        return not any([function(*arguments, *first), *(each.result() for each in begun)])
+    finally:
+        _ended(begun)
+
+
+def _ended(begun: Sequence[Future[int]]) -> None:
+    """Wait for all, also if interrupted: they write into what the caller owns.
+
+    Raises:
+        KeyboardInterrupt: afterwards, if one came meanwhile.
+    """
+    interrupted: KeyboardInterrupt | None = None
+    while not all(each.done() for each in begun):
+        try:
+            wait(begun)
+        except KeyboardInterrupt as error:
+            interrupted = error
+    if interrupted is not None:
+        raise interrupted
 
 
 @cache

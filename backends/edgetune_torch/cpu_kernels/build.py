@@ -46,7 +46,10 @@ def lacks_compiler() -> bool:
     """Return whether kernels would serve this processor, and nothing here can compile them."""
     if not serves() or _compiler() is not None:
         return False
-    descriptor = _opened(_file())
+    try:
+        descriptor = _opened(_file())
+    except RuntimeError:  # there is no home to keep anything in
+        return True
     if descriptor is not None:
         os.close(descriptor)
     return descriptor is None
@@ -57,6 +60,7 @@ def built() -> ctypes.CDLL | None:
 
     Raises:
         OSError, SubprocessError: if it cannot be compiled or loaded.
+        RuntimeError: if the user has no home.
     """
     path = _file()
     kept, compiler = _loaded(path), _compiler()
@@ -119,8 +123,11 @@ def _opened(path: Path) -> int | None:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
-    if _is_own(os.fstat(descriptor)) and _is_whole(descriptor, path):
-        return descriptor
+    try:
+        if _is_own(os.fstat(descriptor)) and _is_whole(descriptor, path):
+            return descriptor
+    except OSError:  # a disk that cannot read it
+        pass
     os.close(descriptor)
     return None
 
