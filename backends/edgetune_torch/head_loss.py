@@ -25,6 +25,7 @@ from edgetune_torch.loss import (
     loss_positions,
     token_losses,
 )
+from edgetune_torch.malloc import trim
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,8 @@ class HeadLoss:
         weigh: Weigh | None,
     ) -> tuple[Sums, Tensor]:
         """Return the loss and the gradient (B, S, D) of x (B, S, D); add those of what is trained."""
+        if x.device.type == "cpu":
+            trim()  # more than ever lives from now on
         chunks, sums, flat = self._chunks(targets), Sums(), x.flatten(0, 1)
         counts, head = self._counts(x, chunks, method, weigh), self.head.of(method)
         grad = torch.zeros_like(x)

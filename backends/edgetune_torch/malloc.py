@@ -10,10 +10,8 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
-from threading import Lock
 from typing import Any, cast
 
 from edgetune.device.footprint import anonymous_bytes
@@ -28,12 +26,8 @@ MMAP_THRESHOLD = -3
 """``M_MMAP_THRESHOLD`` of mallopt(3)."""
 
 MAPPED = 1 << 21
-"""Bytes from which a tensor gets pages of its own, which go back when it ends, while a model is loaded:
-its tensors are of many sizes, and holes between them would be of no use."""
-
-REUSED = 1 << 25
-"""The same of a session that is open, whose steps want the same sizes again and again: the most that
-glibc takes."""
+"""Bytes from which a tensor gets pages of its own, which go back when it ends: from there on they
+can be large pages, 2 MB at a fault."""
 
 TRIM_THRESHOLD = -1
 """``M_TRIM_THRESHOLD`` of mallopt(3)."""
@@ -50,39 +44,13 @@ HOLES = 16 * 2**20
 LOOK_SECONDS = 0.001
 """Seconds between two looks at what the process holds."""
 
-_open = 0
-_opening = Lock()
-
 
 def limit_heap() -> None:
     """Have one heap, nothing large on it, and holes that stay until :func:`trim`."""
     if (library := _glibc()) is not None:
         library.mallopt(ARENA_MAX, ARENAS)
+        library.mallopt(MMAP_THRESHOLD, MAPPED)
         library.mallopt(TRIM_THRESHOLD, TOP)
-        if not _open:
-            library.mallopt(MMAP_THRESHOLD, MAPPED)
-
-
-@contextmanager
-def reused() -> Iterator[None]:
-    """Have tensors of a step on the heap, too, where the next ones find their pages.
-
-    The setting is the process's: it ends with the last that wants it.
-    """
-    global _open  # noqa: PLW0603
-    library = _glibc()
-    with _opening:
-        _open += 1
-        if library is not None:
-            library.mallopt(MMAP_THRESHOLD, REUSED)
-    try:
-        yield
-    finally:
-        with _opening:
-            _open -= 1
-            if library is not None and not _open:
-                library.mallopt(MMAP_THRESHOLD, MAPPED)
-        trim()
 
 
 class Heap:

@@ -11,7 +11,7 @@ from edgetune.device import Device
 from edgetune.shape import Attention
 from edgetune.speed import ATTENTION_PASSES, Measurements, shortest_seconds, versions_of
 from edgetune_torch.attention import attend
-from edgetune_torch.malloc import limit_heap, reused
+from edgetune_torch.malloc import limit_heap
 from edgetune_torch.matrices import store
 from edgetune_torch.precision import product_dtype
 
@@ -23,12 +23,7 @@ ROWS, HEADS, LENGTH, WIDTH = 2, 8, 256, 64
 
 def measure(device: Device) -> Measurements:
     """Return the rates of ``device``, the best of some tries each."""
-    limit_heap()
-    with reused():  # as in a session: what is allocated anew finds pages that are there
-        return _measured(device)
-
-
-def _measured(device: Device) -> Measurements:
+    limit_heap()  # as in a session: what is allocated anew has pages to be made
     place = torch.device("cuda" if device.kind == "cuda" else "cpu")
     matrix = torch.randn(SIDE, SIDE, device=place)
     narrow = torch.bfloat16 if device.has_bfloat16 else torch.float16

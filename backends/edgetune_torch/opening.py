@@ -26,7 +26,7 @@ from edgetune_torch.decoder import Decoder
 from edgetune_torch.engine import Engine
 from edgetune_torch.load import Loader, Placements, Weights
 from edgetune_torch.loss import Head
-from edgetune_torch.malloc import Heap, limit_heap, reused, trim
+from edgetune_torch.malloc import Heap, limit_heap, trim
 from edgetune_torch.memory import MemoryWatch
 from edgetune_torch.memory_limit import MemoryLimit
 from edgetune_torch.onednn import limit_kernels
@@ -78,8 +78,6 @@ def _opened(spec: RunSpec, model: LocalModel, world: World) -> TorchSession:
         engine.decoder.weights.workspace.clear()  # what was read is wider than products may be
         method = Adapted[Tensor](spec.choice.method, model.shape, parameters)
         trim()
-        if device.type == "cpu":
-            held.enter_context(reused())
         limit.check(False)
         return TorchSession(spec, engine, method, watch, held.pop_all(), world)
 

@@ -126,13 +126,11 @@ class TorchSession:
             except BaseException:
                 self.loss_scale = scale
                 self.engine.checkpoints.clear()  # a step with fewer rows needs their memory
-                trim()
                 raise
             finally:
                 if self._gradients is not None:
                     self._gradients.end()
-                if self.engine.device.type != "cpu":
-                    trim()  # nothing is reused there
+                trim()
         return result
 
     def attach(self, name: str, method: Method, tensors: Tensors) -> None:

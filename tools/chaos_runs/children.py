@@ -73,10 +73,15 @@ def run(arguments: Sequence[str], place: Path, child: Child | None = None) -> En
 
 
 def import_as(place: Path) -> None:
-    """Import what the last command at a place had imported when it ended; nothing is computed."""
+    """Import what the last command at a place had imported when it ended; nothing is computed.
+
+    Kernels are compiled: a child whose disk is full could not, and would round as their text does.
+    """
     for name in (place / MODULES).read_text("utf-8").split():
         with suppress(Exception):  # names that lazy modules made up
             import_module(name)
+    if (kernels := sys.modules.get("edgetune_torch.cpu_kernels")) is not None:
+        kernels.library()
 
 
 def _wait(pid: int, begun: float) -> int:
