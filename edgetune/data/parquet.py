@@ -24,4 +24,6 @@ def read_parquet(stream: BufferedReader, faults: Faults) -> Iterator[tuple[int, 
         file = parquet.ParquetFile(stream)
     except arrow.ArrowException as error:
         raise ReadingError(f"it cannot be read: {error}") from error
-    yield from read_batches(file.schema_arrow.names, file.iter_batches(batch_size=ROWS))
+    # threads of its own may outlive the interpreter, which ends the process by a signal
+    batches = file.iter_batches(batch_size=ROWS, use_threads=False)
+    yield from read_batches(file.schema_arrow.names, batches)
