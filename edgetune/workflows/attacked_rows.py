@@ -83,7 +83,7 @@ class AttackableRows:
     ) -> Examples:
         """Return the rows under an attack, of ``tries`` variants of each the worst.
 
-        That is the one of the greatest loss; one that is no number is greater than any.
+        That is the one of the greatest loss; NaN counts as greater than any.
         """
         worst, highest = [""] * len(self.contents), np.full(len(self.contents), -np.inf)
         for number in range(tries):

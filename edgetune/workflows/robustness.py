@@ -164,7 +164,7 @@ def steered(
     Yields the distance before each step.
 
     Raises:
-        CheckFailedError: if it is no number.
+        CheckFailedError: if it is not finite.
     """
     own = {name: np.array(x, np.float32) for name, x in session.adapter_tensors().items()}
     added, distances = _Added(own, steering.tuning_rate), []

@@ -40,7 +40,7 @@ class KeptBlocks:
         """Yield the blocks of one expert after the other.
 
         Raises:
-            ModelError: if a scale is no number, or a file ends early.
+            ModelError: if a scale is not a number, or a file ends early.
         """
         for stored in self.parts:
             yield np.ascontiguousarray(mxfp4_rows(stored)[self.order])
