@@ -38,7 +38,7 @@ ARCHITECTURES = {
     "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma", "gemma2": "gemma2",
     "gemma3_text": "gemma3", "phi3": "phi3", "olmo2": "olmo2", "gpt2": "gpt2",
     "gpt_neox": "gptneox", "granite": "granite", "smollm3": "smollm3", "stablelm": "stablelm",
-    "starcoder2": "starcoder2", "qwen3_moe": "qwen3moe", "mixtral": "llama",
+    "starcoder2": "starcoder2", "qwen3_moe": "qwen3moe", "mixtral": "llama", "phimoe": "phimoe",
 }  # fmt: skip
 PAIRED = frozenset({"llama", "granite", "smollm3"})
 """Architectures in which channels that rotate together are made neighbours."""
@@ -75,6 +75,7 @@ def convert(
         wanted = _wanted(kind, target) if values.ndim == 2 else "F32"
         tensors[target] = (_stored(values, wanted, seed=len(tensors)), wanted)
     metadata = _metadata(architecture, model.config) | dict(tokenizer or {})
+    tensors |= _rotation(model.config)
     return write_gguf(file, architecture, metadata, tensors, part=part)
 
 
@@ -140,6 +141,16 @@ def fused(file: GgufFile) -> GgufFile:
             chunks=lambda each=each: (chunk for one in each for chunk in one.chunks()),
         )  # fmt: skip
     return replace(file, tensors=tuple(changed.values()))
+
+
+def _rotation(config: Mapping[str, Any]) -> dict[str, tuple[Values, str]]:
+    """Return the tensors of factors that a LongRoPE has."""
+    table = config.get("rope_parameters") or {}
+    return {
+        f"rope_factors_{length}.weight": (np.array(table[f"{length}_factor"], np.float32), "F32")
+        for length in ("long", "short")
+        if table.get("rope_type") == "longrope"
+    }
 
 
 def _together(name: str) -> str:
@@ -251,6 +262,19 @@ def _experts(config: Mapping[str, Any]) -> dict[str, Any]:
     return own | ({"expert_feed_forward_length": width} if width else {})
 
 
+def _phimoe(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what llama.cpp's script says: of what scores grow by, what it computes itself."""
+    rotary = config["rope_parameters"]
+    if rotary["rope_type"] != "longrope":
+        return _experts(config)
+    original = rotary["original_max_position_embeddings"]
+    ratio = config["max_position_embeddings"] / original
+    return _experts(config) | {
+        "rope.scaling.original_context_length": original,
+        "rope.scaling.attn_factor": (1 + np.log(ratio) / np.log(original)).item() ** 0.5,
+    }
+
+
 OWN: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "llama": _experts,
     "qwen3moe": _experts,
@@ -264,6 +288,7 @@ OWN: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
         "attention.sliding_window": config["sliding_window"],
         "attention.scale": config["query_pre_attn_scalar"] ** -0.5,
     },
+    "phimoe": _phimoe,
     "phi3": lambda config: {"attention.sliding_window": config["sliding_window"]},
     "gptneox": lambda config: {
         **_partial(config), "use_parallel_residual": config["use_parallel_residual"],

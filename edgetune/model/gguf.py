@@ -13,7 +13,7 @@ from edgetune.model.families import shape_of
 from edgetune.model.gguf_architectures import Architecture, architecture_of, config_of
 from edgetune.model.gguf_names import BESIDES, SPLIT_LATENTS, gguf_names
 from edgetune.model.gguf_ollama import has_tower, translated
-from edgetune.model.gguf_places import Piece, places_of
+from edgetune.model.gguf_places import Piece, places_of, unread
 from edgetune.model.gguf_source import Source
 from edgetune.model.weights import listing
 from edgetune.network.mixers.gated_delta import GatedDelta
@@ -80,7 +80,7 @@ def _checked(header: GgufHeader, shape: ModelShape) -> dict[str, GgufTensor]:
     own = {piece.name for pieces in places.values() for piece in pieces}
     used = own | {name for ours, name in names.items() if ours not in places}
     parts_of_latents = {piece.name for tensor in latents.values() for piece in tensor.pieces}
-    strange = header.tensors.keys() - used - parts_of_latents - BESIDES
+    strange = header.tensors.keys() - used - parts_of_latents - BESIDES - unread(shape)
     further = _guessing(header)
     problems += [
         f"{name}: not expected" for name in sorted(strange) if not name.startswith(further)

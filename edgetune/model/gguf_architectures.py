@@ -55,6 +55,7 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     "gemma": Architecture("gemma", "GemmaForCausalLM", gguf_config.gemma),
     "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", gguf_config.gemma2),
     "gemma3": Architecture("gemma3_text", "Gemma3ForCausalLM", gguf_config.gemma3),
+    "gemma3n": Architecture("gemma3n_text", "Gemma3nForCausalLM", gguf_layers.gemma3n),
     "exaone4": Architecture("exaone4", "Exaone4ForCausalLM", gguf_layers.exaone4),
     "gemma4": Architecture("gemma4_text", "Gemma4ForCausalLM", gguf_layers.gemma4),
     "glm4moelite": _DEEPSEEK_V3,  # as Ollama's own files call GLM-4.7-Flash
@@ -84,6 +85,7 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     "olmo3": _OLMO3,  # as Ollama's own files call it
     "phi2": Architecture("phi", "PhiForCausalLM", gguf_config.phi),
     "phi3": Architecture("phi3", "Phi3ForCausalLM", gguf_config.phi3),
+    "phimoe": Architecture("phimoe", "PhimoeForCausalLM", gguf_layers.phimoe),
     "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", sizes),
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", gguf_config.qwen3),
     "qwen35": Architecture("qwen3_5_text", "Qwen3_5ForCausalLM", gguf_layers.qwen3_5),
@@ -119,6 +121,7 @@ MIXTURES: Final[Mapping[str, Architecture]] = {
             "granitehybrid",
             "granitemoe",
             "olmoe",
+            "phimoe",
             "qwen2moe",
             "qwen35moe",
             "qwen3moe",

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from math import isclose
+from statistics import NormalDist
 from typing import Any, Final
 
-from edgetune.model.gguf_names import ROPE_FACTORS, TABLE
+from edgetune.model.gguf_names import HEAD_BIAS, LAUREL, ROPE_FACTORS, TABLE
 from edgetune.model.gguf_rotary import factors, rotated_share
 from edgetune.model.gguf_source import Config, Source, sizes
+from edgetune.model.rotary import longrope_magnitude
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 _STILL: Final = 1e6
 """A frequency that is divided by more than this does not turn."""
+_OWN_KEYS: Final = 20
+"""Layers of Gemma 3n that make keys and values, in every model that there is."""
+_SPARSE_LAYERS: Final = 10
+_SPARSITY: Final = 0.95
+_DIGITS: Final = 6
+"""Of a share whose deviations are a float32."""
+_PHIMOE_MAGNITUDE: Final = 1.243163121016122
+"""By it scores of Phi-3.5-MoE grow, of documents of any length, as its publisher says."""
 _GLM_OF_OLLAMA: Final = "glm4moelite"
 """Has the names of both sizes the other way round."""
 _SIGMOID: Final = 2
@@ -97,6 +108,45 @@ def gemma4(source: Source) -> Config:
     }
 
 
+def gemma3n(source: Source) -> Config:
+    """Return the config of a Gemma 3n model, also of a file that Ollama's own converter made.
+
+    What a file does not say is as llama.cpp computes it.
+    """
+    wide, first = source.each("feed_forward_length"), source.header.tensors.get(LAUREL)
+    table = source.header.tensors.get(TABLE)
+    config = {"head_dim": source.whole("head_dim", 256)} | sizes(source, ffn=max(wide, default=1))
+    rotary = config.pop("rope_parameters", None)
+    local = source.number("rope.freq_base_local", 10_000.0)
+    return config | {
+        "intermediate_size": wide,
+        "rope_theta": source.number("rope.freq_base", 1e6),
+        "rope_local_base_freq": source.number("rope.freq_base_swa", local),
+        **({} if rotary is None else {"rope_scaling": rotary}),
+        "sliding_window": source.whole("attention.sliding_window"),
+        "layer_types": window_types(source, every=5),
+        "num_kv_shared_layers": source.whole(
+            "attention.shared_kv_layers", max(0, source.layers - _OWN_KEYS)
+        ),
+        "activation_sparsity_pattern": _shares(source),
+        "altup_num_inputs": source.whole("altup.num_inputs", 4),
+        "altup_active_idx": source.whole("altup.active_idx", 0),
+        "laurel_rank": first.shape[0] if first is not None and first.shape else 64,
+        "hidden_size_per_layer_input": source.whole("embedding_length_per_layer_input", 256),
+        "vocab_size_per_layer_input": source.vocabulary if table is None else table.shape[0],
+        "final_logit_softcapping": source.number("final_logit_softcapping", 30.0),
+    }
+
+
+def _shares(source: Source) -> list[float]:
+    """Return which share each layer's gate leaves out: files have it in deviations."""
+    key = "activation_sparsity_scale"
+    if not source.lists(key):
+        return [_SPARSITY if layer < _SPARSE_LAYERS else 0.0 for layer in range(source.layers)]
+    normal = NormalDist()
+    return [round(normal.cdf(bound), _DIGITS) for bound in source.each(key, float)]
+
+
 def _gemma4_tables(source: Source) -> Config:
     """Return what a config says of per-layer embeddings and of experts."""
     table, own = source.header.tensors.get(TABLE), "embedding_length_per_layer_input"
@@ -129,6 +179,29 @@ def _gemma4_rotation(source: Source) -> dict[str, Any]:
         full |= {"rope_type": "proportional", "partial_rotary_factor": turning / len(found)}
     theta = source.number("rope.freq_base_swa", 10_000.0)
     return {FULL: full, SLIDING: {"rope_type": "default", "rope_theta": theta}}
+
+
+def phimoe(source: Source) -> Config:
+    """Return the config of a PhiMoE model.
+
+    What llama.cpp's script says scores grow by is what the contexts make of it; the model has a
+    number of its own, which its files leave out.
+    """
+    config, window = sizes(source), source.whole("attention.sliding_window", 0)
+    table = config.get("rope_parameters")
+    if table is not None and table["rope_type"] == "longrope":
+        stated = table.pop("attention_factor", None)
+        usual = longrope_magnitude(table["factor"], table["original_max_position_embeddings"])
+        computed = stated is None or isclose(stated, usual, rel_tol=1e-5)
+        grown = _PHIMOE_MAGNITUDE if computed else stated
+        table |= {"short_mscale": grown, "long_mscale": grown}
+    return config | {
+        "num_local_experts": source.whole("expert_count"),
+        "num_experts_per_tok": source.whole("expert_used_count"),
+        "sliding_window": window or None,
+        "attention_bias": source.has_tensor("blk.0.attn_q.bias"),
+        "lm_head_bias": source.has_tensor(HEAD_BIAS),
+    }
 
 
 def deepseek_v2(source: Source) -> Config:

@@ -33,6 +33,8 @@ LINEARS: Final[Mapping[str, str]] = {
     "down": "ffn_down",
     "per_layer_gate": "inp_gate",
     "per_layer_out": "proj",
+    "laurel_left": "laurel_l",
+    "laurel_right": "laurel_r",
 }
 
 EXPERTS: Final[Mapping[str, str]] = {
@@ -72,6 +74,8 @@ NORMS: Final[Mapping[str, str]] = {
     "delta": "ssm_norm",
     "scan": "ssm_norm",
     "per_layer": "post_norm",
+    "altup": "altup_router_norm",
+    "laurel": "laurel_post_norm",
 }
 
 _OWN_NORMS: Final[Mapping[tuple[str, str], str]] = {
@@ -87,6 +91,8 @@ _BARE: Final = frozenset({("falcon_h1", "mlp_input")})
 
 _MIXERS: Final[Mapping[str, str]] = {
     "scalar": "layer_output_scale.weight", "sinks": "attn_sinks.weight",
+    "altup_router": "altup_router.weight", "altup_prediction": "altup_predict_coef.weight",
+    "altup_correction": "altup_correct_coef.weight", "altup_scale": "altup_correct_scale.weight",
 }  # fmt: skip
 _RECURRENT: Final[Mapping[str, Mapping[str, str]]] = {
     "short_convolution": {"conv": "shortconv.conv.weight"},
@@ -103,9 +109,14 @@ XIELU: Final = "xielu."
 TABLE: Final = "per_layer_token_embd.weight"
 TABLE_PROJECTION: Final = "per_layer_model_proj.weight"
 TABLE_NORM: Final = "per_layer_proj_norm.weight"
+STREAM_ENTRIES: Final = "altup_proj.weight"
+STREAM_EXITS: Final = "altup_unembd_proj.weight"
+"""The projections of all streams but the first, one after the other."""
+LAUREL: Final = "blk.0.laurel_l.weight"
 
 EMBEDDING: Final = "token_embd.weight"
 HEAD: Final = "output.weight"
+HEAD_BIAS: Final = "output.bias"
 POSITIONS: Final = "position_embd.weight"
 
 ROPE_FACTORS: Final = "rope_freqs.weight"
@@ -166,7 +177,7 @@ def _outer(shape: ModelShape) -> Iterator[tuple[str, str]]:
     if not shape.tied:
         yield f"{shape.head}.weight", HEAD
     if shape.head_bias:
-        yield f"{shape.head}.bias", "output.bias"
+        yield f"{shape.head}.bias", HEAD_BIAS
 
 
 def _blocks(shape: ModelShape) -> Iterator[tuple[str, str]]:

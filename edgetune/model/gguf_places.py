@@ -11,7 +11,10 @@ from edgetune.model.gguf_names import (
     FUSED_EXPERTS,
     GATE_AND_UP,
     LINEARS,
+    NORMS,
     SPLIT,
+    STREAM_ENTRIES,
+    STREAM_EXITS,
     linear_name,
 )
 from edgetune.shape import BlockShape, Linear, ModelShape
@@ -22,7 +25,7 @@ _HEADS: Final = ("q", "k", "v")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """Rows of a tensor of the file, or of the matrix that it has of one expert."""
+    """Rows of a tensor of the file, or of the matrix that it has of one expert, or of one stream."""
 
     name: str
     rows: int
@@ -45,11 +48,31 @@ class Piece:
 
 def places_of(shape: ModelShape, tensors: Container[str]) -> dict[str, tuple[Piece, ...]]:
     """Return by their names in the checkpoint where such tensors are, piece after piece."""
-    return {
+    return dict(_of_streams(shape)) | {
         name: pieces
         for layer, block in enumerate(shape.blocks)
         for name, pieces in _of_block(shape, block, layer, tensors)
     }
+
+
+def unread(shape: ModelShape) -> frozenset[str]:
+    """Return what files have of layers that read the keys and values of others: what makes these."""
+    names = [f"{LINEARS['k']}.weight", f"{LINEARS['v']}.weight", f"{NORMS['k']}.weight"]
+    readers = [layer for layer in range(shape.layers) if shape.source(layer) is not None]
+    return frozenset(f"blk.{layer}.{name}" for layer in readers for name in names)
+
+
+def _of_streams(shape: ModelShape) -> Iterator[tuple[str, tuple[Piece, ...]]]:
+    """Yield where the projections are by which streams begin and end."""
+    if shape.altup is None:
+        return
+    size = shape.hidden_size
+    for name, modules in (
+        (STREAM_ENTRIES, shape.altup.entries),
+        (STREAM_EXITS, shape.altup.exits),
+    ):
+        for number, module in enumerate(modules):
+            yield f"{module}.weight", (Piece(name=name, rows=size, of=size, expert=number),)
 
 
 def _of_block(

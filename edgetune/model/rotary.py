@@ -133,13 +133,14 @@ def _factors(table: Fields, name: str, scaling: Scaling, count: int) -> tuple[fl
 def _attention_factor(table: Fields, scaling: Scaling, factor: float, original: int) -> float:
     given = table.optional_number("attention_factor")
     if scaling == "longrope":
-        return _longrope_magnitude(factor, original) if given is None else given
+        return longrope_magnitude(factor, original) if given is None else given
     if scaling == "yarn":
         return _yarn_magnitude(table, factor) if given is None else given
     return 1.0
 
 
-def _longrope_magnitude(factor: float, original: int) -> float:
+def longrope_magnitude(factor: float, original: int) -> float:
+    """Return by what scores grow in a context that is so many times the original one."""
     if factor <= 1 or original <= 1:
         return 1.0
     return math.sqrt(1 + math.log(factor) / math.log(original))

@@ -79,6 +79,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "q_lora_rank": 32, "first_k_dense_replace": 2, "n_group": 1, "topk_group": 1,
         "norm_topk_prob": True},
     "exaone4": SMALL | {"sliding_window": None},
+    "gemma3n_text": SMALL | {
+        "num_hidden_layers": 22, "num_kv_shared_layers": 2, "sliding_window": 64,
+        "rope_theta": 2e6, "rope_local_base_freq": 2e4, "vocab_size_per_layer_input": 1024,
+        "layer_types": ["sliding_attention"] * 19 + ["full_attention"] * 2 + ["sliding_attention"]},
     "gemma4_text": GEMMA4 | {
         "hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": 1024,
         "num_kv_shared_layers": 3, "use_double_wide_mlp": True, "final_logit_softcapping": 20.0},

@@ -58,8 +58,19 @@ OLMO3 = {"rope_parameters": {
     "full_attention": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0,
                        "original_max_position_embeddings": 128},
     "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}}  # fmt: skip
+GEMMA3N = {
+    "intermediate_size": 2048, "hidden_size_per_layer_input": 256, "laurel_rank": 64,
+    "vocab_size_per_layer_input": 1000, "sliding_window": 64, "final_logit_softcapping": 30.0,
+    "num_hidden_layers": 6, "num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.95] * 6,
+}  # fmt: skip
+SHARED = {
+    "num_hidden_layers": 22, "num_kv_shared_layers": 2,
+    "activation_sparsity_pattern": [0.95] * 10 + [0.0] * 12,
+    "layer_types": ["sliding_attention"] * 19 + ["full_attention"] * 2 + ["sliding_attention"],
+}  # fmt: skip
+"""Two layers read the keys of others: one of those that see a window, one that sees all."""
 GEMMA4 = {
-    "vocab_size_per_layer_input": 1024, "global_head_dim": 64, "sliding_window": 64,
+    "vocab_size_per_layer_input": 1100, "global_head_dim": 64, "sliding_window": 64,
     "hidden_size_per_layer_input": 32,
     "layer_types": ["sliding_attention"] * 2 + ["full_attention"] + ["sliding_attention"] * 2
     + ["full_attention"],
@@ -111,10 +122,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", WINDOW | {"query_pre_attn_scalar": 144}),
     "gemma3": ("gemma3_text", WINDOW),
     "gemma3, capped": ("gemma3_text", WINDOW | GEMMA3 | {"final_logit_softcapping": 20.0}),
+    "gemma3n": ("gemma3n_text", GEMMA3N),
+    "gemma3n, shared": ("gemma3n_text", GEMMA3N | SHARED),
+    "gemma3n, stretched, unscaled, untied": (
+        "gemma3n_text",
+        GEMMA3N | GEMMA3 | {"altup_correct_scale": False, "tie_word_embeddings": False},
+    ),
     "gemma4": ("gemma4_text", GEMMA4),
     "gemma4, untied, not shared": (
         "gemma4_text",
-        GEMMA4 | {"tie_word_embeddings": False, "num_kv_shared_layers": 0},
+        GEMMA4
+        | {"tie_word_embeddings": False, "num_kv_shared_layers": 0}
+        | {"vocab_size_per_layer_input": 1000},
     ),
     "gemma4, 12B": ("gemma4_unified_text", {"sliding_window": 64, "global_head_dim": 64}),
     "gemma4, mixture": (
@@ -320,6 +339,10 @@ LORAS = [
     ),
     pytest.param("gpt_oss", GPT_OSS, Lora(rank=2), marks=pytest.mark.long),
     ("deepseek_v3", LATENTS, Lora(rank=2, targets=("o_proj", "mlp"))),
+    ("gemma3n_text", GEMMA3N,
+     Lora(rank=2, alpha=3.0, targets=(
+         "all-linear", "per_layer_input_gate", "per_layer_projection", "laurel.linear_left",
+         "laurel.linear_right"))),
     ("gemma4_text", GEMMA4,
      Lora(rank=2, alpha=3.0, targets=("all-linear", "per_layer_input_gate"))),
 ]  # fmt: skip

@@ -25,6 +25,23 @@ OWN = {
 }  # fmt: skip
 """Families beyond those of ``models``."""
 
+CHANGED = {
+    "qwen3_moe": {"mlp_only_layers": []},
+    "phimoe": {  # as published: files say neither the jitter nor by what scores grow
+        "router_jitter_noise": 0.01, "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 10000.0, "factor": 2.0,
+            "original_max_position_embeddings": 64, "short_factor": [1.0, 1.125, 1.25, 1.375],
+            "long_factor": [2.0, 3.0, 5.0, 8.0], "short_mscale": 1.243163121016122,
+            "long_mscale": 1.243163121016122}},
+}  # fmt: skip
+"""What is otherwise than in ``models``."""
+
+GEMMA3N = {
+    "num_hidden_layers": 22, "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 256,
+    "vocab_size_per_layer_input": 1024, "laurel_rank": 64, "final_logit_softcapping": 30.0,
+    "activation_sparsity_pattern": [0.95] * 10 + [0.0] * 12,
+    "layer_types": ["sliding_attention"] * 19 + ["full_attention"] * 2 + ["sliding_attention"],
+}  # fmt: skip
 GEMMA4 = (
     ["sliding_attention"] * 2 + ["full_attention", "sliding_attention"] + ["full_attention"] * 2
 )
@@ -46,8 +63,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[LocalModel, Lo
     changes = OWN.get(family, {})
     if family in OWN:
         FAMILIES.setdefault(family, changes)
-    without = {"mlp_only_layers": []} if family == "qwen3_moe" else {}
-    folder = make_model(tmp_path / "folder", family, **without)
+    folder = make_model(tmp_path / "folder", family, **CHANGED.get(family, {}))
     file = convert(folder, tmp_path / "model.gguf")
     return LocalModel.open(folder), LocalModel.open(file)
 
@@ -71,7 +87,7 @@ def test_a_converted_model_is_the_one_it_was_made_from(
 EXPORTED = {
     "apertus": {}, "bloom": {}, "deepseek_v2": LATENTS | {"topk_method": "greedy"}, "deepseek_v3": LATENTS,
     "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 4},
-    "gemma4_moe": {}, "gemma4_text": {"vocab_size_per_layer_input": 1024, "layer_types": GEMMA4},
+    "gemma3n_text": GEMMA3N, "gemma4_moe": {}, "gemma4_text": {"vocab_size_per_layer_input": 1024, "layer_types": GEMMA4},
     "glm4": {}, "gpt_bigcode": {}, "hunyuan_v1_dense": {}, "lfm2": {"hidden_size": 64}, "mpt": {},
     "olmo3": {}, "phi": {}, "qwen3_5_text": QWEN35,
     "qwen3_5_moe_text": QWEN35 | {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 64},

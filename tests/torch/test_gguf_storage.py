@@ -104,6 +104,24 @@ def test_gated_delta_nets_train_in_the_blocks_of_a_file(tmp_path: Path) -> None:
         )
 
 
+def test_streams_train_in_the_blocks_of_a_file(tmp_path: Path) -> None:
+    sizes = {"num_hidden_layers": 3, "num_kv_shared_layers": 0, "hidden_size": 256, "head_dim": 64,
+             "intermediate_size": 512, "vocab_size": 1024, "vocab_size_per_layer_input": 1024,
+             "hidden_size_per_layer_input": 256, "laurel_rank": 64, "final_logit_softcapping": 30.0,
+             "activation_sparsity_pattern": [0.95] * 3, "initializer_range": 0.05}  # fmt: skip
+    base = LocalModel.open(make_model(tmp_path / "base", "gemma3n_text", **sizes))
+    model = LocalModel.open(exported(base, tmp_path / "model.gguf", "q4_k_m"))
+    folder = in_numbers(model, tmp_path / "numbers")
+
+    assert model.shape.formats is not None
+    assert {"Q4_K", "F16"} <= {*model.shape.formats.matrices[0]}
+    expected = _losses(folder, "none", steps=3)
+    for places in ({}, DISK):
+        np.testing.assert_allclose(
+            _losses(model, "gguf", steps=3, **places), expected, rtol=0, atol=1e-5
+        )
+
+
 HYBRIDS = {
     "granitemoehybrid": {"mamba_n_heads": 8, "shared_intermediate_size": 512, "num_hidden_layers": 2,
                          "num_local_experts": 3, "intermediate_size": 256},

@@ -88,6 +88,13 @@ class Architecture:
     """Sizes are told by layer, scores are not scaled, layers can read the keys of others (Gemma 4)."""
     latents: bool = False
     """Keys and values are made of latents; the first layers have an MLP, the others experts."""
+    streams: bool = False
+    """Has four streams; layers can read the keys of others, scores are not scaled (Gemma 3n)."""
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether layers can see a window of tokens alone."""
+        return self.window_pattern is not None or self.by_layer or self.streams
 
     def windowed(self, layer: int) -> bool:
         """Whether a layer sees only the tokens of the model's window."""
@@ -105,7 +112,7 @@ class Architecture:
 
     def attention_scale(self, shape: ModelShape, layer: int) -> float:
         """What a layer's scores are multiplied by."""
-        if self.by_layer:
+        if self.by_layer or self.streams:
             return 1.0
         if self.latents:  # the file says what it grows by
             return shape.attention[layer].scale
@@ -140,6 +147,7 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     "gemma3_text": Architecture(
         name="gemma3", activations=GELU, window_pattern=6, wide_scales=frozenset({62})
     ),
+    "gemma3n_text": Architecture(name="gemma3n", activations=GELU, streams=True),
     "gemma4_text": Architecture(
         name="gemma4", activations=GELU, by_layer=True, routed=Routed(normalised=True, apart=True)
     ),

@@ -32,14 +32,23 @@ def differences(shape: ModelShape) -> Iterator[str]:
         yield "its rotation is scaled"
     if any(rule.rotary and _turns_apart(rule.rotary, rule.window) for rule in shape.attention):
         yield "heads turn in part in layers with a window"
-    first = _first_reading(shape)
+    yield from sharing(shape)
+
+
+def sharing(shape: ModelShape) -> Iterator[str]:
+    """Yield the first layer that reads the keys of another one than llama.cpp lets it read."""
+    first = first_reading(shape)
     for layer in range(first, shape.layers):
         rule = shape.attention[layer]
         if rule.source != first - (1 if rule.window is None else 2):
             yield f"layer {layer} reads the keys of layer {rule.source}"
             break
-    if shape.per_layer is not None and shape.per_layer.rows != shape.vocabulary:
-        yield f"its table of per-layer embeddings has {shape.per_layer.rows} rows"
+
+
+def first_reading(shape: ModelShape) -> int:
+    """Return the first layer that reads the keys and values of another; past the last if none."""
+    own = [layer for layer in range(shape.layers) if shape.source(layer) is not None]
+    return own[0] if own else shape.layers
 
 
 def metadata(shape: ModelShape) -> Iterator[tuple[str, Value]]:
@@ -59,7 +68,7 @@ def metadata(shape: ModelShape) -> Iterator[tuple[str, Value]]:
     yield "attention.sliding_window", Value("uint32", max((x for x in windows if x), default=512))
     pattern = [window is not None for window in windows]
     yield "attention.sliding_window_pattern", Value("bool", pattern)
-    shared = shape.layers - _first_reading(shape)
+    shared = shape.layers - first_reading(shape)
     yield "attention.shared_kv_layers", Value("uint32", shared)
     own = 0 if shape.per_layer is None else shape.per_layer.size
     yield "embedding_length_per_layer_input", Value("uint32", own)
@@ -74,12 +83,6 @@ def rotation_factors(rule: Rotary) -> NDArray[np.float32]:
 
 def _turns_apart(rotary: Rotary, window: int | None) -> bool:
     return rotary.scaling == "proportional" and window is not None
-
-
-def _first_reading(shape: ModelShape) -> int:
-    """Return the first layer that reads the keys and values of another; past the last if none."""
-    own = [layer for layer in range(shape.layers) if shape.source(layer) is not None]
-    return own[0] if own else shape.layers
 
 
 def _one(shape: ModelShape, *, windowed: bool) -> int:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from edgetune.errors import UsageError
-from edgetune.exporters.gguf import by_layer, latent, scan
+from edgetune.exporters.gguf import by_layer, latent, scan, streams
 from edgetune.exporters.gguf.architectures import ARCHITECTURES, Architecture, Routed, granite4
 from edgetune.model.families.bloom import slopes
 from edgetune.network.mixers.gated_delta import GatedDelta
@@ -16,8 +16,8 @@ from edgetune.shape import BlockShape, ModelShape
 
 _GRANITE4: Final = "granitemoehybrid"
 NOT_WRITTEN: Final[Mapping[str, str]] = {
-    "phimoe": "llama.cpp weighs its experts by one softmax, the model each by its own",
-    "gemma3n_text": "its streams are not laid out for llama.cpp yet, which counts deviations over n - 1",
+    "phimoe": "llama.cpp weighs its experts by one softmax, the model each by its own; nor does it take "
+    "the mean off in norms",
 }
 """Families that llama.cpp has, and why no files of theirs are made."""
 
@@ -53,7 +53,7 @@ def _differences(shape: ModelShape, architecture: Architecture) -> list[str]:
     block = attending[0]
     problems = []
     alike = all(replace(each, mixer=block.mixer) == block for each in attending)
-    if not alike and not (architecture.by_layer or architecture.latents):
+    if not (alike or architecture.by_layer or architecture.latents or architecture.streams):
         problems.append("its blocks differ in more than what they attend to")
     for mixer in (kind.mixer for kind in shape.kinds if kind.attention is None):
         if isinstance(mixer, GatedDelta):
@@ -98,6 +98,8 @@ def _differences(shape: ModelShape, architecture: Architecture) -> list[str]:
         return [*problems, *by_layer.differences(shape)]
     if architecture.latents:
         problems += latent.differences(shape)
+    if architecture.streams:
+        problems += streams.differences(shape)
     return problems + _attention_differences(shape, architecture)
 
 
@@ -141,7 +143,7 @@ def _attention_differences(shape: ModelShape, architecture: Architecture) -> lis
         problems.append("its scores fall otherwise with the distance")
     told = architecture.rotation == "told"
     rules = {(a.rotary, a.window) for a in shape.attention if told or a.rotary is not None}
-    most = 1 if architecture.window_pattern is None else 2
+    most = 2 if architecture.has_windows else 1
     if len({rotary for rotary, _ in rules}) > most:
         problems.append("its layers rotate in different ways")
     return problems

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.errors import UsageError
-from edgetune.exporters.gguf import delta, scan
+from edgetune.exporters.gguf import delta, scan, streams
 from edgetune.exporters.gguf.architectures import Architecture
 from edgetune.exporters.gguf.experts import Content, expert_tensors
 from edgetune.exporters.gguf.metadata import rotation_tensors
@@ -22,6 +22,7 @@ from edgetune.exporters.gguf.rows import (
     HeldRows,
     InRows,
     MergedRows,
+    OfTokens,
     OneByTap,
     Reordered,
     Rescaled,
@@ -135,7 +136,7 @@ def own_tensor(block: BlockShape, role: str, rows: Rows) -> Rows:
             return delta.own_tensor(mixer, role, rows)
         case StateSpace():
             return scan.own_tensor(role, rows)
-    return OneByTap(rows) if role == "conv" else rows
+    return OneByTap(rows) if role == "conv" else streams.scale_of_one(block, role, rows)
 
 
 class _Layout:
@@ -163,9 +164,11 @@ class _Layout:
             yield name, HeldRows(values)
         if shape.per_layer is not None:
             own = shape.per_layer
-            yield gguf_names.TABLE, self._source(f"{own.table}.weight")
+            table = self._source(f"{own.table}.weight")
+            yield gguf_names.TABLE, OfTokens(table, shape.vocabulary)
             yield gguf_names.TABLE_PROJECTION, self._source(f"{own.projection}.weight")
             yield gguf_names.TABLE_NORM, self._source(f"{own.norm.module}.weight")
+        yield from streams.outer_tensors(shape, self._source)
         for layer in range(shape.layers):
             yield from self._block(layer)
         yield from self._norm(shape.final_norm, "", "", 1.0)
@@ -175,7 +178,7 @@ class _Layout:
             scaled = folded and shape.logit_scale != 1.0
             yield gguf_names.HEAD, Rescaled(head, 0.0, shape.logit_scale) if scaled else head
         if shape.head_bias:
-            yield "output.bias", self._source(f"{shape.head}.bias")
+            yield gguf_names.HEAD_BIAS, self._source(f"{shape.head}.bias")
 
     def _block(self, layer: int) -> Iterator[tuple[str, Content]]:
         shape, prefix, target = self._shape, self._shape.block(layer), f"blk.{layer}."
@@ -191,6 +194,8 @@ class _Layout:
             yield f"{target}{name}", own_tensor(block, tensor.role, rows)
         for linear in block.linears:
             yield from self._linear(linear, layer, prefix, target)
+        if self._architecture.streams:
+            yield from streams.unread_keys(block, target)
         for each in block.routing_tensors:
             rows = self._source(f"{prefix}{each.name}")
             rows = Flat(rows) if each.role == "shared_gate" else rows

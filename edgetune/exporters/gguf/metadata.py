@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.errors import UsageError
-from edgetune.exporters.gguf import by_layer, delta, latent, scan
+from edgetune.exporters.gguf import by_layer, delta, latent, scan, streams
 from edgetune.exporters.gguf.architectures import Architecture
 from edgetune.network.mixers.gated_delta import GatedDelta
 from edgetune.shape import ModelShape, Rotary
@@ -28,7 +28,7 @@ def context_of(shape: ModelShape, architecture: Architecture) -> int:
 
     It has no windows in most architectures: there, only documents within one are right.
     """
-    if architecture.window_pattern is not None or architecture.by_layer:
+    if architecture.has_windows:
         return shape.max_context
     windows = [rule.window for rule in shape.attention if rule.window is not None]
     return min([shape.max_context, *windows])
@@ -49,6 +49,8 @@ def model_metadata(shape: ModelShape, architecture: Architecture) -> dict[str, V
         pairs += latent.metadata(shape)  # in place of what was said before under the same names
     if architecture.scans:
         pairs += scan.metadata(shape)
+    if architecture.streams:
+        pairs += streams.metadata(shape)
     return {f"{architecture.name}.{key}": value for key, value in pairs}
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from edgetune.model.gguf_names import TABLE_PROJECTION
+from edgetune.model.gguf_names import STREAM_ENTRIES, STREAM_EXITS, TABLE_PROJECTION
 from edgetune.shape import ModelShape
 from edgetune.tensors.gguf.types import BY_NAME, TensorType
 
@@ -62,6 +62,11 @@ _FALLBACKS: Final[Mapping[str, str]] = {
 """What a format gives way to where a row is not whole blocks."""
 
 
+_BESIDE_STREAM: Final = frozenset({TABLE_PROJECTION, STREAM_ENTRIES, STREAM_EXITS})
+_OF_STREAMS: Final = (
+    "altup_router.weight", "altup_predict_coef.weight", "altup_correct_coef.weight",
+)  # fmt: skip
+"""What mixes the streams of Gemma 3n: a few numbers a layer."""
 _MANY_BITS: Final = 8
 """Of models with so many experts, attention's few weights get more bits."""
 _FEW_WEIGHTS: Final[Mapping[str, Mapping[str, str]]] = {
@@ -82,8 +87,9 @@ def tensor_type(
 ) -> TensorType:
     """Return the format of a tensor by its name in the file; ``output`` is the one that makes logits."""
     plain = name == "position_embd.weight" or name.endswith(
-        ("shortconv.conv.weight", "ssm_conv1d.weight", "ssm_norm.weight", "ffn_gate_inp.weight")
-    )
+        ("shortconv.conv.weight", "ssm_conv1d.weight", "ssm_norm.weight", "ffn_gate_inp.weight",
+         *_OF_STREAMS)
+    )  # fmt: skip
     matrix = len(size) == 2 and name.endswith(".weight") and not plain
     if not matrix:
         return BY_NAME["F32"]
@@ -97,7 +103,7 @@ def _wanted(name: str, inputs: int, shape: ModelShape, mixture: Mixture, output:
     main = mixture.main
     if main in _PLAIN:
         return main
-    if name == TABLE_PROJECTION:
+    if name in _BESIDE_STREAM or ".laurel_" in name:
         return "BF16" if shape.dtype == "bfloat16" else "F16"
     if name == output:
         return "Q8_0" if main == "Q8_0" or inputs % BY_NAME[main].block else "Q6_K"

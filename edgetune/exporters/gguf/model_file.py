@@ -9,7 +9,7 @@ from typing import Final, cast
 
 from edgetune.errors import UsageError
 from edgetune.exporters.base import ExportRequest
-from edgetune.exporters.gguf import scan
+from edgetune.exporters.gguf import scan, streams
 from edgetune.exporters.gguf.activation import activation_metadata
 from edgetune.exporters.gguf.architectures import Architecture
 from edgetune.exporters.gguf.compared import architecture_of
@@ -104,5 +104,7 @@ def _notes(shape: ModelShape, architecture: Architecture) -> Iterator[str]:
     least = max((mixer.least_step for mixer in scan.mixers(shape)), default=0.0)
     if least:
         yield f"llama.cpp does not bound the steps of Mamba layers from below, the model does ({least:g})"
+    if (said := streams.rough_gates(shape)) is not None:
+        yield said
     if shape.tower:
         yield "what sees or hears in the base's file is left out; text does not reach it"

@@ -65,6 +65,41 @@ class HeldRows:
 
 
 @dataclass(frozen=True, slots=True)
+class Constant:
+    """Zeros: what a file has to have and nothing reads."""
+
+    shape: tuple[int, ...]
+
+    def read(self, start: int, stop: int) -> Float32:
+        """Make the rows."""
+        return np.zeros((stop - start, *self.shape[1:]), np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class OfTokens:
+    """The rows of a table of as many tokens as there are: what has no row of its own is as the first."""
+
+    rows: Rows
+    count: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """A row a token."""
+        return (self.count, *self.rows.shape[1:])
+
+    def read(self, start: int, stop: int) -> Float32:
+        """Read the rows that are there, and the first for each other one."""
+        last = self.rows.shape[0]
+        own = self.rows.read(min(start, last), min(stop, last)) if start < last else None
+        missing = stop - max(start, last)
+        if missing <= 0:
+            assert own is not None
+            return own
+        others = np.repeat(self.rows.read(0, 1), missing, axis=0)
+        return others if own is None else np.concatenate((own, others))
+
+
+@dataclass(frozen=True, slots=True)
 class Stacked:
     """Matrices of one size, one after the other: those of all experts of a block, read by rows."""
 
