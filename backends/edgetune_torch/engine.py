@@ -11,9 +11,8 @@ checkpointed, f the first adapted block):
 - *forward, block i*: the inputs of the checkpointed blocks f..i (c T D each, unless offloaded),
   everything saved of the blocks m..i-1, what one block computes, one dense matrix;
 - *loss*: all of the above that is kept, the last hidden states and their gradient, and of one
-  chunk the states under loss, their norm, its gradient, logits in float32 (all of its vocabulary
-  with a head on the device, one tile of it with a streamed head), and one slice of the head in
-  the type of products;
+  chunk the states under loss, their norm, its gradient, one tile of logits in float32 (all of them
+  for a head that is trained) and one slice of the head in the type of products;
 - *backward, block i*: the inputs of the blocks below, everything saved of the blocks m..i, for a
   checkpointed block the same of block i alone, the gradient coming in, the gradients of what one
   block computes, one dense matrix.

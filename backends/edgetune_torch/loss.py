@@ -2,11 +2,12 @@
 
 N loss tokens, D hidden size, V vocabulary, C tokens of a chunk, W rows of a slice of the head.
 The gradient of the hidden states is computed in the forward pass. Logits are made tile by tile,
-(C, W), and their log-sum-exp is kept up from tile to tile. A head on the device keeps the tiles
-of one chunk, (C, V) float32 in all, for the gradient; a streamed head makes each tile twice and
-holds one. Both compute the same numbers from the same tiles, bit for bit. On a card that our kernels
-serve, a head that is there is multiplied at once instead (:mod:`edgetune_torch.card_loss`). On a processor a
-kernel in C reads and differentiates tiles of bfloat16 (C, W) as they come from the product
+(C, W), and their log-sum-exp is kept up from tile to tile. A frozen head is walked over once: what a
+tile adds to the gradient is summed beside the log-sum-exp, and divided by it at the end, so that one
+tile is there at a time, wherever the head is. Only a head that is trained needs the slopes of all
+logits: it keeps the tiles of one chunk, (C, V) float32 in all. On a card that our kernels serve, a
+head that is there is multiplied at once instead (:mod:`edgetune_torch.card_loss`). On a processor a
+kernel in C reads and changes tiles of bfloat16 (C, W) as they come from the product
 (:mod:`edgetune_torch.cpu_kernels.loss`): no float32 tile is made of them.
 """
 
@@ -24,6 +25,7 @@ from edgetune.network.adaptation import Adaptation
 from edgetune_torch import kernels
 from edgetune_torch.cpu_kernels import loss as kernel
 from edgetune_torch.precision import product_dtype
+from edgetune_torch.softmax import Softmax
 from edgetune_torch.vocabulary import HeadRows, TrainedHead
 
 
@@ -85,10 +87,10 @@ class Head:
             tile.div_(self.softcap).tanh_().mul_(self.softcap)
         return tile
 
-    def chain(self, gradient: Tensor, tile: Tensor) -> Tensor:
-        """Return the gradient before scale and cap of the gradient after; overwrites it."""
+    def chain(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """Return the gradient before scale and cap of the gradient after; overwrites both."""
         if self.softcap is not None:
-            gradient *= 1 - (tile / self.softcap) ** 2
+            gradient *= logits.div_(self.softcap).square_().neg_().add_(1)
         if self.scale != 1.0:
             gradient *= self.scale
         return gradient
@@ -108,59 +110,12 @@ class Sums:
         self.tokens += other.tokens
         self.correct += other.correct
 
-
-class _Softmax:
-    """What is known of the softmax of C rows after some tiles."""
-
-    def __init__(self, targets: Tensor) -> None:
-        """Begin with no tile, for targets (C,)."""
-        shape, device = (len(targets), 1), targets.device
-        self.targets = targets.long()[:, None]
-        self.highest = torch.full(shape, float("-inf"), device=device)
-        self.best = torch.zeros(shape, dtype=torch.long, device=device)
-        self.total = torch.zeros(shape, device=device)
-        self.wanted = torch.zeros(shape, device=device)
-
-    def add(self, span: slice, tile: Tensor) -> None:
-        """Take in the logits (C, W) of a span of the vocabulary, narrow ones by a kernel."""
-        if tile.dtype != torch.float32:
-            kernel.take_in(tile, span.start, self.known)
-            return
-        high, at = tile.max(-1, keepdim=True)
-        self.best = torch.where(high > self.highest, at + span.start, self.best)
-        highest = torch.maximum(self.highest, high)
-        self.total *= torch.exp(self.highest - highest)
-        self.total += (tile - highest).exp_().sum(-1, keepdim=True)
-        self.highest = highest
-        inside, index = self.inside(span)
-        self.wanted += torch.where(inside, tile.gather(1, index), 0.0)
-
-    def inside(self, span: slice) -> tuple[Tensor, Tensor]:
-        """Return whose target is in a span, and where in it, 0 for the others; both (C, 1)."""
-        inside = (self.targets >= span.start) & (self.targets < span.stop)
-        return inside, torch.where(inside, self.targets - span.start, 0)
-
-    @property
-    def known(self) -> kernel.Known:
-        """What a kernel reads and changes."""
-        return kernel.Known(self.targets, self.highest, self.total, self.wanted, self.best)
-
-    @property
-    def log_total(self) -> Tensor:
-        """The log-sum-exp of every row, (C, 1)."""
-        return self.highest + self.total.log()
-
-    @property
-    def losses(self) -> Tensor:
-        """The loss of every row, (C,)."""
-        return (self.log_total - self.wanted)[:, 0]
-
-    def add_to(self, sums: Sums, count: int) -> None:
-        """Add the losses of the first ``count`` rows."""
-        losses = self.losses[:count]
-        sums.loss += float(losses.sum(dtype=torch.float64))
-        sums.tokens += len(losses)
-        sums.correct += int((self.best == self.targets)[:count].sum())
+    def take(self, softmax: Softmax, count: int) -> None:
+        """Add the losses of the first ``count`` rows of a softmax that has seen all logits."""
+        losses = softmax.losses[:count]
+        self.loss += float(losses.sum(dtype=torch.float64))
+        self.tokens += len(losses)
+        self.correct += int((softmax.best == softmax.targets)[:count].sum())
 
 
 def loss_positions(targets: Tensor, chunk: int) -> tuple[Tensor, int]:
@@ -186,47 +141,85 @@ def loss_and_gradient(
         from edgetune_torch.card_loss import loss_and_gradient as at_once
 
         return at_once(x, targets, count, head, scale)
-    sums, softmax, kept = Sums(), _Softmax(targets), []
-    for at, tile, rows in head.tiles(x, narrow=head.narrow(x)):
-        softmax.add(at, tile)
-        if not head.rows.streamed:
-            kept.append(tile)
-        del tile, rows  # not needed any more while the next ones are made
-    softmax.add_to(sums, count)
-    own = scale if isinstance(scale, float) else scale[:, None]
-    grad = _gradient(x, count, head, softmax, kept, own).to(x.dtype)
+    sums, softmax = Sums(), Softmax(targets)
+    if head.rows.learns:
+        grad = _by_slopes(x, count, head, softmax, scale)
+    else:
+        grad = _in_one_walk(x, head, softmax)
+        grad *= scale if isinstance(scale, float) else scale[:, None]
+    sums.take(softmax, count)
+    grad = grad.to(x.dtype)
     grad[count:] = 0
     return sums, grad
 
 
-def _gradient(
-    x: Tensor,
-    count: int,
-    head: Head,
-    softmax: _Softmax,
-    kept: list[Tensor],
-    scale: float | Tensor,
-) -> Tensor:
-    """Return the gradient (C, D) of the hidden states; takes the ``kept`` tiles away.
+def _in_one_walk(x: Tensor, head: Head, softmax: Softmax) -> Tensor:
+    """Return the gradient (C, D) of the summed losses, float32, and take in all logits of x.
 
-    A head that is trained is given its own, by the first ``count`` rows.
+    The rows of the head are summed with weights e^(l - m), l being the logit and m the highest one so
+    far; a higher one makes what is summed less. The targets' own rows are kept apart: their slope
+    p - 1 is known at the end, and where p is near one it would be lost in a sum of 16-bit products.
     """
     dtype = product_dtype(x.dtype, x.device)
+    summed = torch.zeros(x.shape, device=x.device)
+    own = torch.zeros(x.shape, dtype=dtype, device=x.device)
+    for span, tile, rows in head.tiles(x, narrow=head.narrow(x)):
+        weights, shrunk = softmax.weigh(span, tile, head.chain)
+        del tile
+        inside, index = softmax.inside(span)
+        torch.where(inside, rows[index[:, 0]], own, out=own)
+        weights = weights.to(dtype)
+        _add(summed, shrunk, weights, rows)
+        del weights, rows
+    slopes = head.chain(softmax.target_slopes(), softmax.wanted.clone())
+    summed /= softmax.total
+    wide = own.float()
+    del own
+    summed += wide.mul_(slopes)
+    return summed
+
+
+def _add(summed: Tensor, shrunk: Tensor, weights: Tensor, rows: Tensor) -> None:
+    """Let sums (C, D) shrink by (C, 1) and add rows (W, D) with weights (C, W)."""
+    if weights.dtype == torch.float32:
+        summed.mul_(shrunk).addmm_(weights, rows)
+        return
+    product = weights @ rows
+    if kernel.served(product):
+        kernel.add(summed, shrunk, product)
+    else:
+        summed.mul_(shrunk).add_(product)
+
+
+def _by_slopes(
+    x: Tensor, count: int, head: Head, softmax: Softmax, scale: float | Tensor
+) -> Tensor:
+    """Return ``scale`` times the gradient (C, D) of the losses, float32; takes in all logits of x.
+
+    The head, which is trained, is given its own, by the first ``count`` rows.
+    """
+    kept = []
+    for at, tile, _ in head.tiles(x, narrow=head.narrow(x)):
+        softmax.add(at, tile)
+        kept.append(tile)
+        del tile
+    kept.reverse()
+    dtype = product_dtype(x.dtype, x.device)
     grad, log_total = torch.zeros(x.shape, device=x.device), softmax.log_total
-    for span, tile, rows in _again(x, head, kept, dtype):
-        part = _slopes(head, softmax, span, tile, log_total, scale).to(dtype)
+    for span, rows in head.rows.slices(dtype):
+        part = _slopes(head, softmax, span, kept.pop(), log_total, scale).to(dtype)
         head.rows.learn(span, part[:count], x[:count])
         if dtype == torch.float32:
             grad.addmm_(part, rows)
         else:
             grad += part @ rows
-        del tile, rows, part
+        del rows, part
     return grad
 
 
 def _slopes(
     head: Head,
-    softmax: _Softmax,
+    softmax: Softmax,
     span: slice,
     tile: Tensor,
     log_total: Tensor,
@@ -236,24 +229,14 @@ def _slopes(
     unless they are capped.
     """
     if tile.dtype != torch.float32:
-        scales = torch.as_tensor(scale).expand(len(tile), 1).contiguous()
+        scales = torch.as_tensor(scale).expand(len(tile)).contiguous()
         kernel.differentiate(tile, span.start, softmax.targets, log_total, scales)
         return tile
     probability = (tile - log_total).exp_() if head.softcap else tile.sub_(log_total).exp_()
     inside, index = softmax.inside(span)
     probability.scatter_add_(1, index, torch.where(inside, -1.0, 0.0))
-    return head.chain(probability.mul_(scale), tile)
-
-
-def _again(
-    x: Tensor, head: Head, kept: list[Tensor], dtype: torch.dtype
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    if head.rows.streamed:
-        yield from head.tiles(x, narrow=head.narrow(x))
-        return
-    kept.reverse()
-    for span, rows in head.rows.slices(dtype):
-        yield span, kept.pop(), rows
+    own = scale if isinstance(scale, float) else scale[:, None]
+    return head.chain(probability.mul_(own), tile)
 
 
 def loss_only(x: Tensor, targets: Tensor, count: int, head: Head) -> Sums:
@@ -263,7 +246,7 @@ def loss_only(x: Tensor, targets: Tensor, count: int, head: Head) -> Sums:
 
         return at_once(x, targets, count, head)
     sums = Sums()
-    _softmax(x, targets, head).add_to(sums, count)
+    sums.take(_softmax(x, targets, head), count)
     return sums
 
 
@@ -281,9 +264,9 @@ def _at_once(x: Tensor, head: Head) -> bool:
     return kernels.served(x.device) and not head.rows.streamed
 
 
-def _softmax(x: Tensor, targets: Tensor, head: Head) -> _Softmax:
+def _softmax(x: Tensor, targets: Tensor, head: Head) -> Softmax:
     """Return what is known of a chunk once all of its tiles were seen."""
-    softmax = _Softmax(targets)
+    softmax = Softmax(targets)
     for span, tile, rows in head.tiles(x, narrow=head.narrow(x)):
         softmax.add(span, tile)
         del tile, rows

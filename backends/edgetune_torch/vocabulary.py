@@ -95,6 +95,8 @@ class HeadRows(ABC):
 
     streamed = False
     """Whether a slice is costly to have again."""
+    learns = False
+    """Whether it is trained, and wants the gradient of its own rows."""
 
     def __init__(self, shape: tuple[int, int], workspace: Workspace) -> None:
         """Slice ``shape`` evenly, whatever holds the rows: results do not depend on it."""
@@ -156,6 +158,8 @@ class ResidentHead(HeadRows):
 
 class TrainedHead(HeadRows):
     """A float32 head that is trained, whose gradient is added up in place."""
+
+    learns = True
 
     def __init__(self, weight: Tensor, workspace: Workspace) -> None:
         """Take the trained tensor (V, D), which is the method's."""

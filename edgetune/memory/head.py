@@ -22,6 +22,9 @@ CARD_SLICE = 4096
 LOSS_BYTES = 9
 """Bytes a loss token of what a kernel says of it: loss, factor, hit."""
 
+STATISTICS = 40
+"""Bytes a loss token of what is known of its softmax after some tiles."""
+
 INDEX = 8
 """Bytes of a position."""
 
@@ -88,20 +91,32 @@ def _chunk(shape: ModelShape, rows: BatchShape, chunk: int, head: str, *, gradie
     height = min(HEAD_SLICE if rows.keeps_scratch else CARD_SLICE, shape.vocabulary)
     if rows.kernels and head != "disk":
         return _at_once(shape, rows, tokens, height, head, gradient=gradient)
-    tile = FLOAT32_BYTES * tokens * height
-    kept = FLOAT32_BYTES * tokens * shape.vocabulary if gradient and head != "disk" else tile
-    wide = tokens * shape.hidden_size * rows.product if rows.upcast else 0
+    tile, numbers = FLOAT32_BYTES * tokens * height, tokens * shape.hidden_size
     narrow = 0 if rows.product == FLOAT32_BYTES else tokens * height * rows.product
-    statistics = 10 * FLOAT32_BYTES * tokens + _slices(shape, rows, height, head)
+    kept = numbers * rows.product if rows.upcast else 0
+    kept += STATISTICS * tokens + _slices(shape, rows, height, head)
+    if head == TRAINED and gradient:
+        return kept + _by_slopes(shape, rows, tokens, height)
+    if not gradient:
+        return kept + 2 * tile
+    kept += numbers * (FLOAT32_BYTES + rows.product)  # sums, and the targets' own rows
+    product = numbers * rows.product
+    tiles = max(2 * tile, tile + max(narrow, product), (narrow or tile) + product)
+    widened = 0 if rows.product == FLOAT32_BYTES else numbers * FLOAT32_BYTES
+    return kept + max(tiles, widened)
+
+
+def _by_slopes(shape: ModelShape, rows: BatchShape, tokens: int, height: int) -> int:
+    """Return the peak where a head is trained, which keeps all tiles of the chunk for their slopes."""
+    tile, kept = FLOAT32_BYTES * tokens * height, FLOAT32_BYTES * tokens * shape.vocabulary
     last = FLOAT32_BYTES * tokens * (shape.vocabulary % height or height)
-    going = kept + max(tile, narrow) if kept == tile else kept + max(last, tile - last)
-    summand = 0 if rows.product == FLOAT32_BYTES else tokens * shape.hidden_size * rows.product
-    if head == TRAINED and rows.product != FLOAT32_BYTES:
-        summand = max(summand, height * shape.hidden_size * rows.product)
-    back = FLOAT32_BYTES * tokens * shape.hidden_size + kept + narrow + summand
-    if gradient and shape.logit_softcap is not None:
-        back += 3 * tile
-    return wide + statistics + max(going, back if gradient else 0)
+    going = kept + (tile if kept == tile else max(last, tile - last))
+    again = kept + tile if shape.logit_softcap is not None else kept
+    if rows.product != FLOAT32_BYTES:  # a slope is narrowed, and takes its tile's place
+        narrow = tokens * height * rows.product
+        learnt = max(tokens, height) * shape.hidden_size * rows.product
+        again = max(again, kept + narrow + max(0, learnt - min(tile, kept)))
+    return max(going, FLOAT32_BYTES * tokens * shape.hidden_size + again)
 
 
 def _at_once(

@@ -49,8 +49,9 @@ def loss_seconds(shape: ModelShape, rates: Rates, choice: Choice, *, trained: bo
     brought = chunks * stored * (choice.head == "disk") / rates.disk
     table = vocabulary_bytes(shape, choice.quantization, "embedding")
     looked_up = tokens * table / shape.vocabulary / rates.disk
-    computed = rates.head_factor(choice) * (products + logits + 2 * chunks * read)
-    return computed + 2 * brought + looked_up * (choice.embedding == "disk")
+    walks = 2 if trained or rates.asynchronous else 1
+    computed = rates.head_factor(choice) * (products + logits + walks * chunks * read)
+    return computed + brought + looked_up * (choice.embedding == "disk")
 
 
 def loss_launches(shape: ModelShape, choice: Choice, *, trained: bool, fused: bool) -> float:

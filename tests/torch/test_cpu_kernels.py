@@ -209,7 +209,7 @@ HEADS = [
 
 
 def _losses(
-    size: tuple[int, int, int], scale: float | Tensor, *, streamed: bool
+    size: tuple[int, int, int], scale: float | Tensor, *, learns: bool
 ) -> tuple[Sums, Tensor, Tensor, Sums]:
     """Return what is said of the loss of some states, their gradient, and each one's loss."""
     vocabulary, states, count = size
@@ -222,23 +222,23 @@ def _losses(
     targets[1] = 0
     space = Workspace(torch.device("cpu"))
     rows = ResidentHead(weight, PlainRows(32, x.dtype), (vocabulary, 32), space, shared=False)
-    rows.streamed = streamed
+    rows.learns = learns
     head = Head(rows=rows, bias=None, scale=1.0, softcap=None)
     sums, grad = loss_and_gradient(x, targets, count, head, scale=scale)
     return sums, grad, token_losses(x, targets, head), loss_only(x, targets, count, head)
 
 
-@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("learns", [False, True])
 @pytest.mark.parametrize("size", HEADS)
 def test_losses_are_near_their_text(
-    size: tuple[int, int, int], streamed: bool, monkeypatch: pytest.MonkeyPatch
+    size: tuple[int, int, int], learns: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for scale in (0.25, torch.rand(size[1], generator=torch.Generator().manual_seed(4))):
         assert loss_kernel._checked() is not None
-        ours = _losses(size, scale, streamed=streamed)
+        ours = _losses(size, scale, learns=learns)
         with monkeypatch.context() as patched:
             patched.setattr(loss_kernel, "served", lambda _: False)
-            text = _losses(size, scale, streamed=streamed)
+            text = _losses(size, scale, learns=learns)
         for own, its in ((ours[0], text[0]), (ours[3], text[3]), (ours[0], ours[3])):
             assert own.loss == pytest.approx(its.loss, rel=1e-6)
             assert (own.tokens, own.correct) == (its.tokens, its.correct)
@@ -257,7 +257,7 @@ def test_a_loss_of_what_is_no_number_is_none() -> None:
 
 
 def test_threads_change_no_loss() -> None:
-    found = [_with_threads(n, lambda: _losses(HEADS[-1], 1.0, streamed=False)) for n in (1, 3)]
+    found = [_with_threads(n, lambda: _losses(HEADS[-1], 1.0, learns=False)) for n in (1, 3)]
     assert found[0][0] == found[1][0]
     assert torch.equal(found[0][1], found[1][1])
 

@@ -3,9 +3,10 @@
     python tools/bench/mlx_peers.py [--output FILE]
 
 Each contender runs in a process of its own: LoRA of rank 8 on all projections of a random Llama,
-every token under loss, every block checkpointed, float32, for vocabularies of 32,000 and 128,256.
-One JSON line a vocabulary, with the ratios ours / mlx-lm. Where others use the machine as well,
-`busy_seconds` is what to compare.
+every token under loss, float32. ``edgetune`` checkpoints every block, as mlx-lm does with
+``--grad-checkpoint``; ``edgetune-planned`` leaves that to the planner, which may use as much memory as
+mlx-lm has just taken. One JSON line a shape, with the ratios to mlx-lm. Where others use the machine
+as well, ``busy_seconds`` is what to compare.
 """
 
 from __future__ import annotations
@@ -18,38 +19,50 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-VOCABULARIES = (32_000, 128_256)
-ROWS, CONTEXT, STEPS, RANK = 2, 64, 4, 8
+STEPS, RANK, BLOCKS = 5, 8, 4
 KEYS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
         "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]  # fmt: skip
 
 
-def make_model(folder: Path, vocabulary: int) -> None:
-    """Write a random model of 4 blocks."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+@dataclass(frozen=True)
+class Work:
+    """A model of four blocks and the rows of a step."""
 
-    config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=64, intermediate_size=192, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
+    vocabulary: int
+    width: int
+    rows: int
+    context: int
+
+    def write(self, folder: Path) -> None:
+        """Write the model with random weights."""
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        config = LlamaConfig(
+            vocab_size=self.vocabulary, hidden_size=self.width, intermediate_size=3 * self.width,
+            num_hidden_layers=BLOCKS, num_attention_heads=self.width // 16,
+            num_key_value_heads=self.width // 32, max_position_embeddings=512, tie_word_embeddings=True,
+        )  # fmt: skip
+        LlamaForCausalLM(config).save_pretrained(folder)
+
+    def tokens(self) -> np.ndarray[Any, np.dtype[np.int32]]:
+        """Return the rows of all steps (rows, context + 1)."""
+        size = (self.rows * STEPS, self.context + 1)
+        return np.random.default_rng(0).integers(3, 30_000, size).astype(np.int32)
 
 
-def rows() -> np.ndarray[Any, np.dtype[np.int32]]:
-    """Return token rows, one more long than the context."""
-    draw = np.random.default_rng(0)
-    return draw.integers(3, 30_000, (ROWS * STEPS, CONTEXT + 1)).astype(np.int32)
+WORKS = (Work(32_000, 64, 2, 64), Work(128_256, 64, 2, 64), Work(32_000, 512, 1, 256))
 
 
-def ours(folder: Path) -> dict[str, Any]:
-    """Train with edgetune."""
+def ours(folder: Path, work: Work, room: int) -> dict[str, Any]:
+    """Train with edgetune, with every block checkpointed or in ``room`` bytes more than that takes."""
     import mlx.core as mx
 
     from edgetune.backend import load_backend
@@ -61,24 +74,30 @@ def ours(folder: Path) -> dict[str, Any]:
 
     model = LocalModel.open(folder)
     fixed = {
-        "rank": RANK, "quantization": "none", "checkpointing": Checkpointing(layers=4),
-        "placement": "resident", "compute_dtype": "float32", "context": CONTEXT,
-        "micro_batch": ROWS, "accumulation": 1,
+        "rank": RANK, "quantization": "none", "placement": "resident",
+        "compute_dtype": "float32", "context": work.context, "micro_batch": work.rows,
+        "accumulation": 1,
     }  # fmt: skip
-    plan = make_plan(read_device("mlx"), str(folder), model.shape, fixed=fixed, training={})
+    plan_for = partial(make_plan, read_device("mlx"), str(folder), model.shape, training={})
+    plan = plan_for(fixed={**fixed, "checkpointing": Checkpointing(layers=BLOCKS)})
+    if room:
+        plan = plan_for(fixed=fixed, memory=plan.memory.total + room)
     session = load_backend("mlx").open(plan.spec, model)
     mx.reset_peak_memory()
     seconds, busy = [], []
-    for part in np.split(rows(), STEPS):
-        batch = MicroBatch(tokens=part[:, :-1], targets=part[:, 1:], documents=((CONTEXT,),) * ROWS)
+    for part in np.split(work.tokens(), STEPS):
+        batch = MicroBatch(
+            tokens=part[:, :-1], targets=part[:, 1:], documents=((work.context,),) * work.rows
+        )
         begun, worked = time.perf_counter(), time.process_time()
-        session.step((batch,), loss_tokens=ROWS * CONTEXT, learning_rate=1e-3)
+        session.step((batch,), loss_tokens=work.rows * work.context, learning_rate=1e-3)
         seconds.append(time.perf_counter() - begun)
         busy.append(time.process_time() - worked)
-    return figures(session.memory().peak_bytes, seconds, busy)
+    found = figures(session.memory().peak_bytes, seconds, busy)
+    return {**found, "checkpointed": plan.choice.checkpointing.layers}
 
 
-def mlx_lm(folder: Path) -> dict[str, Any]:
+def mlx_lm(folder: Path, work: Work) -> dict[str, Any]:
     """Train with mlx-lm's trainer and ``--grad-checkpoint``."""
     import mlx.core as mx
     from mlx import optimizers
@@ -91,7 +110,7 @@ def mlx_lm(folder: Path) -> dict[str, Any]:
     model, _ = load_model(folder)
     model.freeze()
     settings = {"rank": RANK, "scale": 2.0, "dropout": 0.0, "keys": KEYS}
-    linear_to_lora_layers(model, 4, settings)
+    linear_to_lora_layers(model, BLOCKS, settings)
     seconds: list[float] = []
     busy: list[float] = []
     worked = time.process_time()
@@ -106,7 +125,7 @@ def mlx_lm(folder: Path) -> dict[str, Any]:
 
     class Rows:
         def __init__(self) -> None:
-            self.rows = rows()
+            self.rows = work.tokens()
 
         def __len__(self) -> int:
             return len(self.rows)
@@ -118,8 +137,8 @@ def mlx_lm(folder: Path) -> dict[str, Any]:
             return row
 
     arguments = TrainingArgs(
-        batch_size=ROWS, iters=STEPS, steps_per_report=1, steps_per_eval=10**9,
-        steps_per_save=10**9, max_seq_length=CONTEXT + 1, grad_checkpoint=True,
+        batch_size=work.rows, iters=STEPS, steps_per_report=1, steps_per_eval=10**9,
+        steps_per_save=10**9, max_seq_length=work.context + 1, grad_checkpoint=True,
         adapter_file=str(folder / "adapters.safetensors"),
     )  # fmt: skip
     mx.reset_peak_memory()
@@ -137,43 +156,64 @@ def figures(peak: int, seconds: list[float], busy: list[float]) -> dict[str, Any
     }
 
 
-CONTENDERS = {"edgetune": ours, "mlx-lm": mlx_lm}
+CONTENDERS = ("mlx-lm", "edgetune", "edgetune-planned")
 
 
-def measure(name: str, folder: Path) -> dict[str, Any]:
+def contend(name: str, folder: Path, work: Work, room: int) -> dict[str, Any]:
+    """Do the work as one contender."""
+    if name == "mlx-lm":
+        return mlx_lm(folder, work)
+    return ours(folder, work, room if name == "edgetune-planned" else 0)
+
+
+def measure(name: str, folder: Path, work: Work, room: int) -> dict[str, Any]:
     """Run one contender in a process of its own."""
     command = [sys.executable, __file__, "--contender", name, "--model", str(folder)]
+    command += ["--work", json.dumps(asdict(work)), "--room", str(room)]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found: dict[str, Any] = json.loads(out.splitlines()[-1])
     return found
 
 
+def compare(work: Work) -> dict[str, Any]:
+    """Run all contenders one after the other; the last may use what mlx-lm took beyond ours."""
+    found: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        work.write(Path(folder))
+        for name in CONTENDERS:
+            peaks = [found.get(each, {}).get("peak_bytes", 0) for each in CONTENDERS[:2]]
+            found[name] = measure(name, Path(folder), work, max(0, peaks[0] - peaks[1]))
+    theirs = found["mlx-lm"]
+    ratio = {
+        name: {key: round(found[name][key] / theirs[key], 3)
+               for key in ("peak_bytes", "seconds", "busy_seconds")}
+        for name in CONTENDERS[1:]
+    }  # fmt: skip
+    return {**asdict(work), "steps": STEPS, **found, "ratio": ratio}
+
+
 def main() -> None:
     """Compare, or be one of the contenders."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--contender", choices=list(CONTENDERS))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--contender", choices=CONTENDERS)
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--work", type=json.loads)
+    parser.add_argument("--room", type=int, default=0)
     parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
-    if arguments.contender:
-        print(json.dumps(CONTENDERS[arguments.contender](arguments.model)))
+    given = parser.parse_args()
+    if given.contender:
+        print(json.dumps(contend(given.contender, given.model, Work(**given.work), given.room)))
         return
+    facts = {
+        "machine": platform.processor() or platform.machine(),
+        "versions": {name: version(name) for name in ("mlx", "mlx-lm")},
+    }
     lines = []
-    for vocabulary in VOCABULARIES:
-        with tempfile.TemporaryDirectory() as folder:
-            make_model(Path(folder), vocabulary)
-            found = {name: measure(name, Path(folder)) for name in CONTENDERS}
-        facts = {
-            "machine": platform.processor() or platform.machine(),
-            "versions": {name: version(name) for name in ("mlx", "mlx-lm")},
-            "vocabulary": vocabulary, "rows": ROWS, "context": CONTEXT, "steps": STEPS,
-        }  # fmt: skip
-        ratio = {key: round(found["edgetune"][key] / found["mlx-lm"][key], 3)
-                 for key in ("peak_bytes", "seconds", "busy_seconds")}  # fmt: skip
-        lines.append(json.dumps({**facts, **found, "ratio": ratio}))
+    for work in WORKS:
+        lines.append(json.dumps({**facts, **compare(work)}))
         print(lines[-1], flush=True)
-    if arguments.output:
-        arguments.output.write_text("\n".join(lines) + "\n", "utf-8")
+    if given.output:
+        given.output.write_text("\n".join(lines) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

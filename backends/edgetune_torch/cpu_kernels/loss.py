@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +23,7 @@ NEAR: Final = 1e-4
 """Relative error of losses that a check allows."""
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(NamedTuple):
     """What is known of the softmax of C rows after some tiles: float32, but for the tokens."""
 
     targets: Tensor
@@ -57,9 +55,25 @@ def served(x: Tensor) -> bool:
 
 def take_in(tile: Tensor, start: int, known: Known) -> None:
     """Take in the logits (C, W) of the tokens from ``start`` on."""
-    each = known.targets, known.highest, known.total, known.wanted, known.best
-    own = _Softmax(*(x.data_ptr() for x in each))
+    own = _Softmax(*(x.data_ptr() for x in known))
     _call("softened", tile, start, [ctypes.byref(own)])
+
+
+def weigh(tile: Tensor, start: int, known: Known) -> Tensor:
+    """Take in a tile and leave e^(l - m) in the place of its logits; see :mod:`edgetune_torch.softmax`.
+
+    Returns by how much earlier sums shrink, (C, 1).
+    """
+    own, shrunk = _Softmax(*(x.data_ptr() for x in known)), torch.empty_like(known.total)
+    _call("weighed", tile, start, [ctypes.byref(own), place(shrunk)])
+    return shrunk
+
+
+def add(summed: Tensor, shrunk: Tensor, part: Tensor) -> None:
+    """Let float32 sums (C, D) shrink by (C, 1) and add a bfloat16 part (C, D)."""
+    rows, width = summed.shape
+    given = [place(summed), place(shrunk), place(part), ctypes.c_long(width)]
+    shared_out(library().shrunk_and_added, given, rows, least=max(1, SHARED // width))
 
 
 def differentiate(
@@ -91,9 +105,15 @@ def _checked() -> ctypes.CDLL | None:
     known = Known(
         targets, torch.full((5,), -torch.inf), torch.zeros(5), torch.zeros(5), torch.zeros_like(targets)
     )  # fmt: skip
+    weights, sums = logits.clone(), torch.ones(5, 50)
+    shrunk = weigh(weights, 0, Known(*(each.clone() for each in known)))
+    add(sums, shrunk + 0.5, weights)
+    high = (wide - wide.amax(1, keepdim=True)).exp_().scatter_(1, targets[:, None], 0.0)
     take_in(logits, 0, known)
     found = known.highest + known.total.log()
-    right = torch.allclose(found, log_total, rtol=NEAR) and torch.equal(known.best, wide.argmax(1))
+    right = torch.allclose(sums, high + 0.5, 0.01, 1e-6)
+    right = right and torch.allclose(found, log_total, rtol=NEAR)
+    right = right and torch.equal(known.best, wide.argmax(1))
     right = right and torch.equal(known.wanted, wide.gather(1, targets[:, None])[:, 0])
     differentiate(logits, 0, targets, log_total, torch.ones(5))
     return library() if right and torch.allclose(logits.float(), slopes, 0.01, 1e-6) else None
