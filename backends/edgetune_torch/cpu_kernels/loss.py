@@ -71,9 +71,8 @@ def weigh(tile: Tensor, start: int, known: Known) -> Tensor:
 
 def add(summed: Tensor, shrunk: Tensor, part: Tensor) -> None:
     """Let float32 sums (C, D) shrink by (C, 1) and add a bfloat16 part (C, D)."""
-    rows, width = summed.shape
-    given = [place(summed), place(shrunk), place(part), ctypes.c_long(width)]
-    shared_out(library().shrunk_and_added, given, rows, least=max(1, SHARED // width))
+    each = [place(x) for x in (summed, shrunk, part)]
+    _shared("shrunk_and_added", [*each, ctypes.c_long(summed.shape[1])], summed)
 
 
 def differentiate(
@@ -85,10 +84,14 @@ def differentiate(
 
 
 def _call(name: str, tile: Tensor, start: int, given: Sequence[Any]) -> None:
-    rows, width = tile.shape
-    own = _Tile(tile.data_ptr(), width, start)
-    least = max(1, SHARED // width)
-    shared_out(getattr(library(), name), [ctypes.byref(own), *given], rows, least=least)
+    own = _Tile(tile.data_ptr(), tile.shape[1], start)
+    _shared(name, [ctypes.byref(own), *given], tile)
+
+
+def _shared(name: str, given: Sequence[Any], numbers: Tensor) -> None:
+    """Call a function over the rows of numbers (C, W), shared out among threads."""
+    rows, width = numbers.shape
+    shared_out(getattr(library(), name), list(given), rows, least=max(1, SHARED // width))
 
 
 @cache
