@@ -38,7 +38,7 @@ def plan_for(work: Work, model: LocalModel, places: dict[str, str]) -> Plan:
         context=work.tokens,
         micro_batch=1,
         accumulation=1,
-        **{"placement": "resident", "loss_chunk": 256, **places},  # type: ignore[arg-type]
+        **{"placement": "resident", "loss_chunk": 2048, **places},  # type: ignore[arg-type]
     )
     training = {"learning_rate": work.learning_rate, "steps": work.steps, "seed": SEED}
     device = read_device(work.device)

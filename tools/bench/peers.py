@@ -32,7 +32,7 @@ from edgetune.model import LocalModel
 from edgetune.units import format_bytes
 
 HERE = Path(__file__).parent
-ON_DISK = {"placement": "disk", "embedding": "disk", "head": "disk", "loss_chunk": 4096}
+ON_DISK = {"placement": "disk", "embedding": "disk", "head": "disk"}
 CONTENDERS: dict[str, list[str]] = {
     "edgetune": ["peer_edgetune.py", json.dumps({"embedding": "disk"})],
     "edgetune-disk": ["peer_edgetune.py", json.dumps(ON_DISK)],
