@@ -166,8 +166,8 @@ def _in_one_walk(x: Tensor, head: Head, softmax: Softmax) -> Tensor:
     for span, tile, rows in head.tiles(x, narrow=head.narrow(x)):
         weights, shrunk = softmax.weigh(span, tile, head.chain)
         del tile
-        inside, index = softmax.inside(span)
-        torch.where(inside, rows[index[:, 0]], own, out=own)
+        at = softmax.targets_in(span)
+        own[at] = rows[softmax.targets[at, 0] - span.start]
         weights = weights.to(dtype)
         _add(summed, shrunk, weights, rows)
         del weights, rows

@@ -68,6 +68,10 @@ class Softmax:
         inside = (self.targets >= span.start) & (self.targets < span.stop)
         return inside, torch.where(inside, self.targets - span.start, 0)
 
+    def targets_in(self, span: slice) -> Tensor:
+        """Return the rows whose target is in a span, (at most C,)."""
+        return self.inside(span)[0][:, 0].nonzero()[:, 0]
+
     def target_slopes(self) -> Tensor:
         """Return p - 1 of every row's target, (C, 1)."""
         return torch.expm1(self.wanted - self.log_total)
