@@ -25,6 +25,11 @@ from edgetune_mlx.matrices import Matrix
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 64,
         "num_key_value_heads": 2, "vocab_size": 300, "num_hidden_layers": 2}  # fmt: skip
 MIXED = {"token_embd": "Q8_0", "attn_v": "Q6_K", "attn_q": "F16", "": "Q4_K"}
+STREAMS = {
+    "num_hidden_layers": 3, "num_kv_shared_layers": 0, "vocab_size_per_layer_input": 1024,
+    "hidden_size_per_layer_input": 256, "laurel_rank": 64, "final_logit_softcapping": 30.0,
+    "activation_sparsity_pattern": [0.95] * 3,
+}  # fmt: skip
 LEAST, MOST = -0.02, 0.25
 """How far plans may be from what MLX held: a matrix is on its way in codes and in float32, and MLX
 prepares more or less of it ahead."""
@@ -87,6 +92,7 @@ GEMMA4 = {
         ("falcon_h1", {}),
         ("nemotron_h", {"time_step_min": 1e-3}),
         ("gpt_oss", {"swiglu_limit": 7.0, "intermediate_size": 64}),
+        ("gemma3n_text", STREAMS),
     ],
 )
 def test_an_exported_model_is_computed_as_its_numbers(
