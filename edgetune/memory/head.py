@@ -54,7 +54,7 @@ def loss_bytes(
     ledger.alloc(rows.activation_bytes(shape.stream_size))  # the gradient of all states
     ledger.alloc(some.activation_bytes(shape.stream_size))
     joined = joined_forward(ledger, shape, some)
-    norm_forward(ledger, shape.norm, size, some, size)
+    norm_forward(ledger, shape.norm, size, some, size, graded=True)
     ledger.transient(_chunk(shape, some, chunk, head, gradient=True))
     ledger.alloc(some.activation_bytes(size))  # the gradient behind the norm
     norm_backward(ledger, shape.norm, size, some, size)
@@ -68,7 +68,8 @@ def _evaluated(shape: ModelShape, some: BatchShape, chunk: int, head: str) -> in
     ledger = Ledger()
     selected = ledger.alloc(some.activation_bytes(shape.stream_size))
     joined = joined_forward(ledger, shape, some)
-    kept = norm_forward(ledger, shape.norm, shape.hidden_size, some, shape.hidden_size)
+    size = shape.hidden_size
+    kept = norm_forward(ledger, shape.norm, size, some, size, graded=False)
     ledger.free(selected + joined + kept)
     ledger.transient(_chunk(shape, some, chunk, head, gradient=False))
     return ledger.peak

@@ -11,11 +11,13 @@ from edgetune.shape import NormKind
 from edgetune.storage import FLOAT32_BYTES
 
 
-def norm_forward(ledger: Ledger, kind: NormKind, size: int, rows: BatchShape, columns: int) -> int:
+def norm_forward(
+    ledger: Ledger, kind: NormKind, size: int, rows: BatchShape, columns: int, *, graded: bool
+) -> int:
     """Normalise ``columns`` numbers a token in groups of ``size``; the output stays.
 
     Returns the bytes that stay besides for the backward pass: the widened gain, of a layer norm
-    also the statistics and a widened input.
+    also the statistics and, where its gradient is wanted, a widened input.
     """
     if rows.kernels and kind.kind == "rms":
         ledger.alloc(rows.activation_bytes(columns))
@@ -25,9 +27,8 @@ def norm_forward(ledger: Ledger, kind: NormKind, size: int, rows: BatchShape, co
     if kind.offset and rows.stored != FLOAT32_BYTES:
         ledger.transient(weight_bytes)
     wide, out = FLOAT32_BYTES * rows.tokens * columns, rows.activation_bytes(columns)
-    statistic = wide // size
     if kind.kind == "layer":
-        return weight_bytes + _layer_norm(ledger, rows, weight_bytes, wide, statistic)
+        return weight_bytes + _layer_norm(ledger, rows, weight_bytes, wide, graded=graded)
     ledger.alloc(out)
     piece = FLOAT32_BYTES * _at_once(rows, columns)
     ledger.transient(piece if rows.width == FLOAT32_BYTES else 2 * piece, piece // size)
@@ -41,15 +42,19 @@ def _at_once(rows: BatchShape, columns: int) -> int:
 
 
 def _layer_norm(
-    ledger: Ledger, rows: BatchShape, weight_bytes: int, wide: int, statistic: int
+    ledger: Ledger, rows: BatchShape, weight_bytes: int, wide: int, *, graded: bool
 ) -> int:
-    bias = ledger.alloc(weight_bytes)
-    copy = 0 if rows.width == FLOAT32_BYTES else ledger.alloc(wide)
-    ledger.alloc(2 * statistic)
+    bias, narrow = ledger.alloc(weight_bytes), wide // FLOAT32_BYTES * rows.width
+    copy = 0 if narrow == wide else ledger.alloc(wide)
+    statistics = ledger.alloc(2 * FLOAT32_BYTES * rows.tokens)
     if copy:
-        ledger.transient(wide, wide // FLOAT32_BYTES * rows.width)
-    ledger.alloc(wide // FLOAT32_BYTES * rows.width)
-    return bias + copy + 2 * statistic
+        ledger.transient(wide)
+        if not graded:  # what is widened ends with the product of it
+            ledger.free(copy)
+            copy = 0
+        ledger.transient(wide, narrow)
+    ledger.alloc(narrow)
+    return bias + copy + statistics
 
 
 def norm_backward(ledger: Ledger, kind: NormKind, size: int, rows: BatchShape, columns: int) -> int:

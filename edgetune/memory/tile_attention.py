@@ -115,6 +115,10 @@ class _Piece:
     shares: bool
     """Whether heads share keys, so that their queries are put together by a copy."""
     kernel: bool
+    whole: bool
+    """Whether these are all queries of a row's tile."""
+    several: bool
+    """Whether there are more rows."""
     rule: Attention
 
     @classmethod
@@ -122,7 +126,7 @@ class _Piece:
         cls, batch: BatchShape, q: Sized, k: Sized, rule: Attention, tile: SizedTile, front: int
     ) -> _Piece:
         """Return the largest piece of a tile."""
-        _, heads, positions, size = q.shape
+        batched, heads, positions, size = q.shape
         kernel = _fused(batch, rule, tile.positions + front, size)
         count = positions if kernel else min(positions, SCORED_QUERIES)
         past = max(tile.start, positions - count, front)
@@ -134,52 +138,69 @@ class _Piece:
             own=k.shape[1] * count * size, shares=heads != k.shape[1],
             keys=k.shape[1] * later * size, later=later, attended=batch.attended,
             widens=batch.attended != q.width, kernel=kernel, rule=rule,
+            whole=count == positions and batch.documents == 1, several=batched > 1,
         )  # fmt: skip
 
     def forward(self) -> int:
         """Return the most bytes on the way forward."""
         wide, found = self.queries * self.attended * self.widens, self._found
+        wide += self._each if self.several or not self.whole else 0  # sums of the piece before
         if self.kernel:
-            first = self._wide_keys(self.own) + self._narrow + found
+            first = self._wide_keys(self.own) + self._narrow + found + self._each
             then = self._wide_keys(self.keys) + self._narrow + 2 * found
-            then += STATISTICS * FLOAT32_BYTES * self.rows
+            then += STATISTICS * self._each
             return wide + max(first, then if self.keys else 0)
         first, then = self._scored(self.own, self.count), self._scored(self.keys, self.later)
-        return wide + self._grouped + max(first, then + found if self.keys else 0)
+        return wide + max(first, then + found if self.keys else 0)
 
     def backward(self) -> int:
         """Return the most bytes on the way back, above the gradients that are gathered."""
         wide, total = 3 * self.queries * self.attended * self.widens, self._found
+        wide += 0 if self.whole else self._each  # their sums, put together
         if self.kernel:
             own, later = (self._wide_keys(x) + 2 * x * self.attended for x in (self.own, self.keys))
             both = max(own, later + total if self.keys else 0)
             return wide + both + total + self._narrow
         first = self._scored_back(self.own, self.count)
         then = self._scored_back(self.keys, self.later)
-        return wide + self._grouped + max(first, then + total if self.keys else 0)
+        return wide + max(first, then + total if self.keys else 0)
 
     def _scored(self, keys: int, length: int) -> int:
-        """Return what a piece takes whose scores are made: those, masks, and then its output."""
+        """Return what a piece takes whose scores are made: those, masks, and then its output.
+
+        Queries put together are there while they are multiplied, and no longer.
+        """
         scores, narrow = self._scores(length)
-        then = narrow + self._narrow + self._found
-        statistics = STATISTICS * FLOAT32_BYTES * self.rows
-        return self._wide_keys(keys) + statistics + scores + max(self._masks(length), then)
+        statistics = STATISTICS * self._each
+        moments = (
+            self._grouped + (narrow or scores),
+            scores + max(narrow, self._masks(length)),
+            scores + self._narrow + max(narrow, self._found),
+        )
+        return self._wide_keys(keys) + statistics + max(moments)
 
     def _scored_back(self, keys: int, length: int) -> int:
         """Return the same on the way back, where the slope of a cap is there from the first on.
 
-        A gradient of scores comes beside them; then it makes those of keys and of queries.
+        A gradient of scores comes beside them; then it makes those of keys and of queries. Those of
+        outputs stay put together, queries only while they are multiplied.
         """
         scores, narrow = self._scores(length)
         slope = scores if self.rule.softcap is not None else 0
         each = keys * self.attended
-        products = self._found * (1 + (self._narrow > 0) + self.shares)
+        products = 2 * self._found if self._narrow or self.shares else self._found + self._each
+        then = (narrow or scores) + 2 * each + max(self._grouped, self._narrow + self._found)
         moments = (
-            scores + self._masks(length),
-            2 * scores + each + max(narrow, products),
-            (narrow or scores) + 2 * each + self._grouped + self._narrow + self._found,
+            scores + max(self._grouped, self._masks(length)),
+            self._grouped + 2 * scores + each + max(narrow, products),
+            self._grouped + then,
         )
         return self._wide_keys(keys) + slope + max(moments)
+
+    @property
+    def _each(self) -> int:
+        """The bytes of a float32 a query."""
+        return FLOAT32_BYTES * self.rows
 
     @property
     def _found(self) -> int:
