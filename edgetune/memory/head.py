@@ -22,8 +22,9 @@ CARD_SLICE = 4096
 LOSS_BYTES = 9
 """Bytes a loss token of what a kernel says of it: loss, factor, hit."""
 
-STATISTICS = 40
-"""Bytes a loss token of what is known of its softmax after some tiles."""
+STATISTICS, SLOPES, WALK = 32, 50, 63
+"""Bytes a loss token of its target as a place, and of what is known of its softmax after some tiles:
+in an evaluation, where a head is trained, and in one walk over a frozen head."""
 
 INDEX = 8
 """Bytes of a position."""
@@ -95,12 +96,13 @@ def _chunk(shape: ModelShape, rows: BatchShape, chunk: int, head: str, *, gradie
     tile, numbers = FLOAT32_BYTES * tokens * height, tokens * shape.hidden_size
     narrow = 0 if rows.product == FLOAT32_BYTES else tokens * height * rows.product
     kept = numbers * rows.product if rows.upcast else 0
-    kept += STATISTICS * tokens + _slices(shape, rows, height, head)
-    if head == TRAINED and gradient:
-        return kept + _by_slopes(shape, rows, tokens, height)
+    kept += _slices(shape, rows, height, head)
     if not gradient:
-        return kept + 2 * tile
-    kept += numbers * (FLOAT32_BYTES + rows.product)  # sums, and the targets' own rows
+        return kept + STATISTICS * tokens + 2 * tile
+    if head == TRAINED:
+        return kept + SLOPES * tokens + _by_slopes(shape, rows, tokens, height)
+    # sums, and the targets' own rows
+    kept += WALK * tokens + numbers * (FLOAT32_BYTES + rows.product)
     product = numbers * rows.product
     tiles = max(2 * tile, tile + max(narrow, product), (narrow or tile) + product)
     widened = 0 if rows.product == FLOAT32_BYTES else numbers * FLOAT32_BYTES

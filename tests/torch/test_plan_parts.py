@@ -36,8 +36,8 @@ from edgetune_torch.tile_attention import BlockKeys, Tile, attend_in_tile
 
 OVER = 0.004
 CAPPED, STREAMS, LAYER_NORM, PLAIN = "gemma4_text", "gemma3n_text", "pythia-160m", "smollm2-135m"
-TARGET = 8
-"""Bytes a token of its target as a place, which are counted with the micro-batch."""
+FEW = 16
+"""Bytes a token that a part may be over in any case."""
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def test_a_loss_takes_what_is_planned(
         held = learnt, _held(live, evaluated)
         del gradients
     for mine, its in zip(planned, held, strict=True):
-        assert -TARGET * rows.tokens <= mine - its <= OVER * its + TARGET * rows.tokens
+        assert 0 <= mine - its <= OVER * its + FEW * rows.tokens
 
 
 RULES = {
