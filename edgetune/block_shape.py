@@ -198,13 +198,14 @@ class BlockShape:
     def expert_stacks(self) -> tuple[Linear, ...]:
         """The projections of all experts as methods adapt them: each kind is one module.
 
-        ``gate_up`` is what an expert's gate and up read alike, one's outputs after the other's.
+        ``gate_up`` is what an expert's gate and up read alike, one's outputs after the other's; it
+        is ``up`` where there is no gate.
         """
         rule = self.experts
         if rule is None:
             return ()
         sizes: tuple[tuple[LinearRole, int, int], ...] = (
-            ("gate_up", rule.hidden, 2 * rule.size),
+            (rule.first_stack, rule.hidden, rule.first_outputs),
             ("down", rule.size, rule.hidden),
         )
         return tuple(

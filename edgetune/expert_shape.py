@@ -104,8 +104,8 @@ class Experts:
     fused: tuple[Fused, ...] = ()
     """Tensors of the files that have all experts at once, if they do."""
     stack: str = "mlp.experts"
-    """Module inside the block that has ``gate_up_proj`` and ``down_proj`` of all experts, where the
-    model is loaded: transformers 5 has no others, whatever the files have."""
+    """Module inside the block that has ``gate_up_proj``, or ``up_proj``, and ``down_proj`` of all
+    experts, where the model is loaded: transformers 5 has no others, whatever the files have."""
 
     apart: bool = False
     """Router and experts read the stream, through norms of their own if the block has such (Gemma
@@ -137,11 +137,27 @@ class Experts:
             found.append(RoutingTensor("shared_gate", f"{self.shared_gate}.weight", shape))
         return tuple(found)
 
+    @property
+    def gated(self) -> bool:
+        """Whether a gate decides what of the up projection's output is read, as in most models."""
+        return any(role in ("gate", "gate_up") for role, _ in self.projections)
+
+    @property
+    def first_stack(self) -> ExpertRole:
+        """The role of the stack of all experts that reads what comes in."""
+        return "gate_up" if self.gated else "up"
+
+    @property
+    def first_outputs(self) -> int:
+        """How many numbers an expert makes of what comes in."""
+        return 2 * self.size if self.gated else self.size
+
     def in_stack(self, role: str) -> tuple[str, slice]:
         """Return the role of the stack that has a projection of all experts, and its outputs there.
 
         >>> rule = Experts(
-        ...     number=8, chosen=2, hidden=6, size=4, router="", projections=(), normalised=True
+        ...     number=8, chosen=2, hidden=6, size=4, router="", normalised=True,
+        ...     projections=(("gate", "{}.gate"), ("up", "{}.up"), ("down", "{}.down")),
         ... )
         >>> rule.in_stack("up")
         ('gate_up', slice(4, 8, None))
@@ -149,7 +165,7 @@ class Experts:
         match role:
             case "gate":
                 return "gate_up", slice(0, self.size)
-            case "up":
+            case "up" if self.gated:
                 return "gate_up", slice(self.size, 2 * self.size)
         return role, slice(None)
 

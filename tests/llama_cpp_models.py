@@ -75,6 +75,10 @@ NEMOTRON_H = {
     "ssm_state_size": 32,
     "time_step_min": 1e-3,
 }
+NEMOTRON_3 = {name: x for name, x in NEMOTRON_H.items() if name != "time_step_min"} | {
+    "moe_intermediate_size": 96, "moe_shared_expert_intermediate_size": 160, "n_group": 1,
+    "topk_group": 1,
+}  # fmt: skip
 GPT_OSS = {
     "sliding_window": 64, "swiglu_limit": 7.0, "num_hidden_layers": 2, "intermediate_size": 96,
     "rope_parameters": {  # with whole bounds, 0 and 4
@@ -177,6 +181,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon_h1": ("falcon_h1", FALCON_H1 | {"mamba_rms_norm": False}),
     "falcon_h1, normed, tied": ("falcon_h1", FALCON_H1 | {"tie_word_embeddings": True}),
     "nemotron_h": ("nemotron_h", NEMOTRON_H),
+    "nemotron_h_moe": ("nemotron_h_moe", NEMOTRON_3),
+    "nemotron_h_moe, not normalised": ("nemotron_h_moe", NEMOTRON_3 | {"norm_topk_prob": False}),
     "qwen3.5, mixture": ("qwen3_5_moe_text", QWEN35 | {"moe_intermediate_size": 96}),
     "gpt_oss": ("gpt_oss", GPT_OSS),
 }

@@ -100,6 +100,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "layer_types": ["linear_attention", "mlp", "full_attention", "linear_attention"],
         "num_hidden_layers": 4, "mamba_num_heads": 4, "mamba_head_dim": 12, "n_groups": 2,
         "ssm_state_size": 8, "time_step_min": 0.8},
+    "nemotron_h_moe": SMALL | {
+        "layer_types": ["moe", "full_attention", "linear_attention", "moe"],
+        "num_hidden_layers": 4, "mamba_num_heads": 4, "mamba_head_dim": 12, "n_groups": 2,
+        "ssm_state_size": 8, "n_routed_experts": 6, "num_experts_per_tok": 3, "n_group": 3,
+        "topk_group": 2, "moe_intermediate_size": 24, "moe_shared_expert_intermediate_size": 40,
+        "routed_scaling_factor": 1.5},
     "apertus": SMALL,
     "arcee": SMALL,
     "helium": SMALL,
@@ -193,7 +199,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
             "full_attention", "full_attention"]},
 }  # fmt: skip
 
-MODEL_TYPES = {"gemma4_moe": "gemma4_text"}
+MODEL_TYPES = {"gemma4_moe": "gemma4_text", "nemotron_h_moe": "nemotron_h"}
 """What the configs of families call themselves that are a variant of another one."""
 
 SHAPES = {

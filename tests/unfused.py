@@ -30,6 +30,7 @@ def unfused(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     sparse = shape.family in {"mixtral", "granitemoe", "granitemoehybrid", "phimoe"}
     mixture = "block_sparse_moe" if sparse else "mlp"
+    mixture = "mixer" if shape.family == "nemotron_h" else mixture
     beside = shape.family == "gemma4_text"
     experts = {shape.block(layer): block.experts for layer, block in enumerate(shape.blocks)}
     for name, tensor in parameters.items():
@@ -50,7 +51,7 @@ def unfused(
                 yield f"{prefix}{module}.{fused.part}", tensor[number]
             continue
         for number in range(rule.number):
-            of_role = {"down": tensor[number]}
+            of_role = {part.removesuffix("_proj"): tensor[number]}
             if part == "gate_up_proj":
                 gate, up = tensor[number].chunk(2)
                 of_role = {"gate": gate, "up": up}

@@ -21,7 +21,7 @@ from edgetune.shape import Experts
 from edgetune_mlx.expert_updates import Update, runs_of
 from edgetune_mlx.linear import recomputed
 from edgetune_mlx.matrices import Gather, Matrix
-from edgetune_mlx.pointwise import clamped, gated_activation
+from edgetune_mlx.pointwise import clamped, gated_activation, plain_activation
 
 
 def shared(x: mx.array, y: mx.array, gate: mx.array) -> mx.array:
@@ -78,7 +78,7 @@ class FrozenExperts:
         """Return the weighted sum (T, D) of what the experts make of x (T, D)."""
         order = self.order()
         reading, own = self.gather(order, tokens=True), self.gather(order, tokens=False)
-        entry, down = self.update("gate_up", x), self.update("down", x)
+        entry, down = self.update(self.rule.first_stack, x), self.update("down", x)
         low = None if entry is None else entry.low(x, reading)
         inner = self._gated(*self._gates(x, reading, entry, low, own))
         out = self._times("down", inner, own)
@@ -93,7 +93,7 @@ class FrozenExperts:
         """Return the gradients of x, of the weights and of what is trained, for that of the sum."""
         order = self.order()
         reading, own = self.gather(order, tokens=True), self.gather(order, tokens=False)
-        entry, down = self.update("gate_up", x), self.update("down", x)
+        entry, down = self.update(self.rule.first_stack, x), self.update("down", x)
         low = None if entry is None else entry.low(x, reading)
         gates = self._gates(x, reading, entry, low, own)
         plain = self.matrices["down"].gathered_back(grad, reading)
@@ -120,7 +120,7 @@ class FrozenExperts:
             low_grad = entry.low_back(gates_grad, own)
             x_grad = x_grad + entry.back(low_grad, own).astype(x_grad.dtype)
             read = x[order // self.rule.chosen]
-            learned["gate_up"] = entry.learned(read, low, low_grad, gates_grad, runs)
+            learned[self.rule.first_stack] = entry.learned(read, low, low_grad, gates_grad, runs)
         x_grad = reduce(mx.add, self._by_choice(x_grad, order)).astype(x.dtype)
         each = self.updates.items()
         return x_grad, weights_grad, *(y for k, u in each for y in learned[k][u.fixed :])
@@ -151,6 +151,8 @@ class FrozenExperts:
         """Return what the last projection reads (T k, F) of what the first ones made."""
         if self.rule.clamp is not None:
             return clamped(gates[0], self.rule.clamp)
+        if not self.rule.gated:
+            return plain_activation(gates[0], self.activation)
         gate, up = gates
         return gated_activation(gate, up, self.activation)
 

@@ -41,7 +41,7 @@ def largest_array(choice: Choice, shape: ModelShape) -> int:
 def _widest(block: BlockShape) -> int:
     """Return the most numbers of a token in one array."""
     rule = block.experts
-    chosen = 0 if rule is None else rule.chosen * max(rule.hidden, 2 * rule.size)
+    chosen = 0 if rule is None else rule.chosen * max(rule.hidden, rule.first_outputs)
     return max(chosen, block.ffn_size, *(max(x.inputs, x.outputs) for x in block.linears))
 
 

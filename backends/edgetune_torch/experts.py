@@ -83,9 +83,11 @@ class FrozenExperts:
 
     def inner(self, expert: int, x: Tensor) -> Tensor:
         """Return what the expert's last projection reads (n, F)."""
-        low = self.low("gate_up", expert, x)
+        low = self.low(self.rule.first_stack, expert, x)
         if self.rule.clamp is not None:
             return clamped.gated(self.times("gate_up", expert, x, low), self.rule.clamp)
+        if not self.rule.gated:
+            return activated(self.times("up", expert, x, low), self.activation)
         gate, up = self.times("gate", expert, x, low), self.times("up", expert, x, low)
         return activated(gate, self.activation).mul_(up)
 
@@ -93,6 +95,8 @@ class FrozenExperts:
         """Return the gradients of x and of its weights (n,) for that of the output (n, D)."""
         if self.rule.clamp is not None:
             return self._clamped_back(expert, x, grad, share, self.rule.clamp)
+        if not self.rule.gated:
+            return self._ungated_back(expert, x, grad, share)
         low = self.low("gate_up", expert, x)
         gate, up = self.times("gate", expert, x, low), self.times("up", expert, x, low)
         down = self._low_back("down", expert, ((slice(None), grad),))
@@ -124,8 +128,8 @@ class FrozenExperts:
         return None if update is None else update.back(expert, grads, self._any(expert))
 
     def _learn_first(self, expert: int, x: Tensor, grads: Grads, low: Low) -> Low:
-        """Add the gradients of what updates gate and up; return what it adds to that of x."""
-        update, matrix = self.updates["gate_up"], self._any(expert)
+        """Add the gradients of what updates what reads x; return what it adds to that of x."""
+        update, matrix = self.updates[self.rule.first_stack], self._any(expert)
         back = update.back(expert, grads, matrix)
         update.learn(expert, x, low.rows, back.rows, grads, matrix)
         return back
@@ -139,6 +143,26 @@ class FrozenExperts:
         shares = share.to(ahead.dtype)[:, None]
         grads = ((slice(None), grad),)
         update.learn(expert, inner, ahead.mul_(shares), down.rows * shares, grads, matrix)
+
+    def _ungated_back(self, expert: int, x: Tensor, grad: Tensor, share: Tensor) -> Piece:
+        low = self.low("up", expert, x)
+        up = self.times("up", expert, x, low)
+        down = self._low_back("down", expert, ((slice(None), grad),))
+        inner_grad = self.back("down", expert, grad, down)
+        with torch.enable_grad():
+            active = activated(up.requires_grad_(), self.activation)
+        inner = active.detach()
+        weights_grad = (inner_grad * inner).float().sum(-1)
+        if down is not None:
+            self._learn_down(expert, inner, grad, share, down)
+        del down, inner
+        inner_grad.mul_(share.to(grad.dtype)[:, None])
+        (up_grad,) = torch.autograd.grad(active, up, inner_grad)
+        del up, active, inner_grad
+        entry = None
+        if low is not None:
+            entry = self._learn_first(expert, x, ((slice(None), up_grad),), low)
+        return Piece(self.back("up", expert, up_grad, entry), weights_grad)
 
     def _clamped_back(
         self, expert: int, x: Tensor, grad: Tensor, share: Tensor, clamp: Clamp

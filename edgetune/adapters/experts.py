@@ -1,8 +1,9 @@
 """Updates of experts as PEFT has them: its ``target_parameters``.
 
 PEFT wraps the module that holds a parameter, and wraps the wrapper for a second one. So the tensors
-of what ``down_proj`` adds are the module's own, and those of ``gate_up_proj`` are behind its
-``base_layer``; where one of both is adapted alone, its tensors are the module's own.
+of what ``down_proj`` adds are the module's own, and those of ``gate_up_proj``, or of ``up_proj``
+where there is no gate, are behind its ``base_layer``; where one of both is adapted alone, its
+tensors are the module's own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ from edgetune.escapes import short
 from edgetune.shape import Experts, ModelShape
 
 _INNER: Final = ".base_layer"
-_FIRST, _LAST = "gate_up_proj", "down_proj"
+
+
+def _parts(rule: Experts) -> tuple[str, str]:
+    """Return the experts' parameters, that which is wrapped first first."""
+    return f"{rule.first_stack}_proj", "down_proj"
 
 
 def _layers(shape: ModelShape) -> Iterator[tuple[str, Experts]]:
@@ -28,14 +33,13 @@ def _layers(shape: ModelShape) -> Iterator[tuple[str, Experts]]:
 def wrapped(names: Collection[str], shape: ModelShape) -> dict[str, str]:
     """Return what PEFT calls the modules of updates of experts that tensors are named after."""
     found = {}
-    for stack, _ in _layers(shape):
-        first, last = (
-            any(name.startswith(f"{stack}.{part}.") for name in names) for part in (_FIRST, _LAST)
-        )
+    for stack, rule in _layers(shape):
+        parts = _parts(rule)
+        first, last = (any(name.startswith(f"{stack}.{part}.") for name in names) for part in parts)
         if first:
-            found[f"{stack}.{_FIRST}"] = f"{stack}{_INNER}" if last else stack
+            found[f"{stack}.{parts[0]}"] = f"{stack}{_INNER}" if last else stack
         if last:
-            found[f"{stack}.{_LAST}"] = stack
+            found[f"{stack}.{parts[1]}"] = stack
     return found
 
 
@@ -44,13 +48,13 @@ def unwrapped(
 ) -> dict[str, str]:
     """Return our names of the modules that PEFT's tensors of experts' updates are named after."""
     found: dict[str, str] = {}
-    for stack, _ in _layers(shape):
+    for stack, rule in _layers(shape):
+        first, last = (f"{stack}.{part}" for part in _parts(rule))
         inner = any(name.startswith(f"{stack}{_INNER}.lora_") for name in names)
         if inner:
-            found |= {f"{stack}{_INNER}": f"{stack}.{_FIRST}", stack: f"{stack}.{_LAST}"}
+            found |= {f"{stack}{_INNER}": first, stack: last}
         elif any(name.startswith(f"{stack}.lora_") for name in names):
-            parts = [f"{stack}.{part}" for part in (_FIRST, _LAST)]
-            named = [module for module in parts if _named(module, config, shape)]
+            named = [module for module in (first, last) if _named(module, config, shape)]
             found |= {stack: named[0]} if named else {}
     return found
 
@@ -83,7 +87,7 @@ def parameters(modules: Collection[str], shape: ModelShape) -> list[str]:
     """Return names that make PEFT select the parameters of these modules: paths where some are not."""
     short: dict[str, list[str]] = {}
     for stack, rule in _layers(shape):
-        for part in (_FIRST, _LAST):
+        for part in _parts(rule):
             short.setdefault(f"{rule.stack}.{part}", []).append(f"{stack}.{part}")
     found = []
     for name, members in short.items():

@@ -38,6 +38,7 @@ _BLOCKS: Final[Mapping[str, str]] = {
     "gpt2": "model.h.{}.",
     "gpt_neox": "model.h.{}.",
     "gemma3n_text": "model.language_model.layers.{}.",
+    "nemotron_h": "backbone.layers.{}.",
 }
 """Where mlx-lm has the blocks of an architecture, if not where transformers has them."""
 

@@ -7,9 +7,9 @@ for some architectures. Its merged models are those of transformers.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
-from math import isclose, log
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Final
@@ -24,12 +24,11 @@ from edgetune.exporters.base import Exported, ExportRequest
 from edgetune.exporters.folder import folder_bytes, new_folder
 from edgetune.exporters.gguf.delta import attention_interval
 from edgetune.exporters.hf import Merged
+from edgetune.exporters.mlx_differences import CLIP, differences
 from edgetune.methods.lora import Lora, LowRank
 from edgetune.model import LocalModel
-from edgetune.model.config import Fields
 from edgetune.model.families.gemma4 import FULL, SLIDING
-from edgetune.model.rotary import rope_table
-from edgetune.model.weights import stored_tensors
+from edgetune.network.mixers.state_space import StateSpace
 from edgetune.shape import ModelShape
 from edgetune.tensors.writer import Outgoing, write_safetensors
 
@@ -37,18 +36,15 @@ TYPES: Final = frozenset({
     "apertus", "cohere", "cohere2", "deepseek_v2", "ernie4_5", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma4",
     "gemma4_text", "gemma4_unified", "glm4", "gpt2", "gpt_neox", "granite", "granitemoe", "helium", "hunyuan_v1_dense", "lfm2", "llama", "ministral3",
     "mistral",
-    "mixtral", "nemotron", "olmo2", "olmo3", "olmoe", "phi", "phi3", "qwen2", "qwen3", "qwen3_5",
+    "mixtral", "nemotron", "nemotron_h", "olmo2", "olmo3", "olmoe", "phi", "phi3", "qwen2", "qwen3", "qwen3_5",
     "qwen3_moe",
     "seed_oss", "smollm3",
     "stablelm", "starcoder2",
 })  # fmt: skip
 """The model types that mlx-lm computes as transformers does; it has no others, or other formulas."""
 
-_BEFORE_YARN: Final = 4096
-"""The context before YaRN that mlx-lm's DeepSeek-V2 takes where the rotation's table has none."""
-
-_CLIP: Final = 120.0
-"""How large coefficients of Gemma 3n's streams may be in a config that does not say it."""
+_LARGEST: Final = 1e30
+"""A bound of steps that is none: JSON has no infinity."""
 
 _PARTS: Final = {ours.partition(".")[0]: theirs for theirs, ours in PARTS.items()}
 
@@ -162,6 +158,8 @@ def readable_config(config: Mapping[str, object], shape: ModelShape) -> dict[str
         for name, value in _wanted_of_gemma3n(config, shape).items():
             if written.get(name) is None:
                 written[name] = value
+    if shape.family == "nemotron_h":
+        written |= _wanted_of_nemotron_h(shape)
     if shape.family == "qwen3_5_text":
         written["full_attention_interval"] = attention_interval(shape)
     return written
@@ -199,8 +197,24 @@ def _wanted_of_gemma3n(config: Mapping[str, object], shape: ModelShape) -> dict[
         "altup_num_inputs": altup.count,
         "altup_active_idx": altup.active,
         "altup_correct_scale": altup.scaled,
-        "altup_coef_clip": config.get("altup_coef_clip", _CLIP),
+        "altup_coef_clip": config.get("altup_coef_clip", CLIP),
         "laurel_rank": block.linear_by_role["laurel_left"].outputs,
+    }
+
+
+def _wanted_of_nemotron_h(shape: ModelShape) -> dict[str, object]:
+    """Return what mlx-lm's Nemotron-H has no defaults for, or under another name."""
+    scans = next(kind for kind in shape.kinds if isinstance(kind.recurrent, StateSpace))
+    mixer = scans.recurrent
+    assert isinstance(mixer, StateSpace)
+    biased = scans.linear_by_role["scan_in"].bias
+    return {
+        "time_step_limit": [mixer.least_step, _LARGEST],
+        "attention_bias": False,
+        "mamba_proj_bias": biased,
+        "use_bias": biased,
+        "use_conv_bias": mixer.bias,
+        "mlp_bias": any(x.bias for x in shape.all_linears if x.role == "up"),
     }
 
 
@@ -212,86 +226,11 @@ def _refuse_unknown(model: LocalModel) -> None:
             f"(it agrees on {', '.join(sorted(TYPES))}). Export the merged model (--to hf) or the "
             "adapter itself (--to peft)."
         )
-    others = {
-        "apertus": _other_in_apertus,
-        "deepseek_v2": _other_in_deepseek,
-        "gemma3n_text": _other_in_gemma3n,
-    }
-    other = others.get(model.shape.family)
-    if other is not None and (reasons := other(model)):
+    if reasons := differences(model):
         raise UsageError(
             f"mlx-lm computes this {model_type} model otherwise: {'; '.join(reasons)}. Export the "
             "merged model (--to hf) or the adapter itself (--to peft)."
         )
-
-
-def _other_in_apertus(model: LocalModel) -> list[str]:
-    """Return what of an Apertus model mlx-lm 0.32 does not read."""
-    shape, reasons = model.shape, []
-    block = shape.blocks[0]
-    if block.xielu is None:
-        reasons.append(f"its activation is {block.activation}")
-    if block.linear_by_role["q"].bias:
-        reasons.append("its attention has biases")
-    if block.queries != shape.hidden_size:
-        reasons.append("its heads together are not as wide as its hidden size")
-    return reasons
-
-
-def _other_in_deepseek(model: LocalModel) -> list[str]:
-    """Return what of a DeepSeek-V2 model mlx-lm 0.32 does not read: it has YaRN and SiLU alone."""
-    shape, reasons = model.shape, []
-    if shape.blocks[0].activation != "silu":
-        reasons.append(f"its activation is {shape.blocks[0].activation}")
-    if shape.tied:
-        reasons.append("its head is its embedding")
-    rule, table = shape.attention[0].rotary, Fields(rope_table(Fields(model.config)))
-    if rule is None or rule.scaling != "yarn" or table.raw("factor") is None:
-        return [*reasons, "its rotation is not YaRN's with a factor"]
-    growth = 0.1 * log(max(rule.factor, 1.0))
-    scale, scale_all = table.number("mscale", 1.0), table.number("mscale_all_dim", 0.0)
-    if not isclose((1 + growth * scale) / (1 + growth * scale_all), rule.attention_factor):
-        reasons.append("what rotates is multiplied by another factor")
-    before = table.size("original_max_position_embeddings", _BEFORE_YARN)
-    if before != rule.original_context or not rule.truncate:
-        reasons.append("YaRN's bounds are others")
-    return reasons
-
-
-def _other_in_gemma3n(model: LocalModel) -> list[str]:
-    """Return what of a Gemma 3n model mlx-lm 0.32 does not read, and what it wants and is not there.
-
-    It computes as transformers does where it keeps keys and values, as in generation; without a cache
-    layers that read others' take projections of their own, which files have and nothing uses.
-    """
-    shape, inner = model.shape, Fields(model.config).table("text_config")
-    block, clip = shape.blocks[0], inner.get("altup_coef_clip", _CLIP)
-    last = model.tensors[f"{shape.block(shape.layers - 1)}self_attn.q_proj.weight"].name
-    differences = {
-        f"its activation is {block.activation}": block.activation != "gelu_tanh",
-        "its attention has biases": block.linear_by_role["q"].bias,
-        "its head is a matrix of its own": not shape.tied,
-        "its rotation is scaled": any(rotary.scaling != "none" for rotary in shape.rotaries),
-        "its layers all see a window, or none does":
-            len({rule.window is None for rule in shape.attention}) == 1,
-        "its files lack the keys' and values' projections that its last layers do not use":
-            last.replace("q_proj", "k_proj") not in stored_tensors(model.folder),
-        "it clips coefficients of streams (altup_coef_clip)":
-            isinstance(clip, int | float) and _largest_coefficient(model) > clip,
-    }  # fmt: skip
-    return [reason for reason, there in differences.items() if there]
-
-
-def _largest_coefficient(model: LocalModel) -> float:
-    """Return the largest coefficient by which streams are mixed or moved."""
-    roles = {"altup_prediction", "altup_correction"}
-    names = [
-        f"{model.shape.block(layer)}{tensor.name}"
-        for layer, block in enumerate(model.shape.blocks)
-        for tensor in block.mixer_tensors
-        if tensor.role in roles
-    ]
-    return max(float(np.abs(model.read(name).astype(np.float32)).max()) for name in names)
 
 
 def _widest(lora: LowRank, shape: ModelShape) -> int:
@@ -326,11 +265,13 @@ def _lora(adapter: LoadedAdapter, shape: ModelShape) -> Lora:
 
 
 def _as_mlx_names(merged: Merged, shape: ModelShape) -> Merged:
-    """Leave out the prefix before which mlx-lm's GPT-2 puts its own."""
-    if shape.family != "gpt2":
+    """Leave out the prefix before which mlx-lm's GPT-2 puts its own; Nemotron-H's is the hub's."""
+    others = {"gpt2": ("transformer.", ""), "nemotron_h": ("model.", "backbone.")}
+    if shape.family not in others:
         return merged
+    ours, theirs = others[shape.family]
     shards = {
-        name: [replace(tensor, name=tensor.name.removeprefix("transformer.")) for tensor in shard]
+        name: [replace(x, name=re.sub(f"^{re.escape(ours)}", theirs, x.name)) for x in shard]
         for name, shard in merged.shards.items()
     }
     return replace(merged, shards=shards)

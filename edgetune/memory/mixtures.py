@@ -114,7 +114,7 @@ class _Pieces:
         inner, outer = rows * self.rule.size * self.width, rows * self.rule.hidden * self.width
         numbers = ledger.alloc(self._numbers(rows))
         entry = ledger.alloc(outer)
-        low = self._low("gate_up", rows)
+        low = self._low(self.rule.first_stack, rows)
         gates = self._gates(inner)
         if self.rule.clamp is not None:
             ledger.transient(2 * inner)
@@ -136,9 +136,10 @@ class _Pieces:
         inner, outer = rows * self.rule.size * self.width, rows * self.rule.hidden * self.width
         numbers = ledger.alloc(self._numbers(rows) + 2 * FLOAT32_BYTES * rows)
         entries = ledger.alloc(2 * outer)
-        low = self._low("gate_up", rows)
-        if self.rule.clamp is not None:
-            self._clamped_back(rows, inner, outer)
+        low = self._low(self.rule.first_stack, rows)
+        if self.rule.clamp is not None or not self.rule.gated:
+            back = self._ungated_back if self.rule.clamp is None else self._clamped_back
+            back(rows, inner, outer)
             ledger.free(entries + low)
             ledger.transient(outer, self._widened(rows))
             ledger.free(numbers)
@@ -160,6 +161,22 @@ class _Pieces:
         ledger.free(again + grad + entries + low + first)
         ledger.transient(self._widened(rows))
         ledger.free(x_grad + numbers)
+
+    def _ungated_back(self, rows: int, inner: int, outer: int) -> None:
+        """Go back without a gate; the gradient of what an expert read is free again."""
+        ledger = self.ledger
+        up = self._times("up", inner)
+        down = self._low_back("down", rows)
+        grad = self._times("down", inner)
+        active = ledger.alloc(inner)
+        ledger.transient(inner, 0 if self.width == FLOAT32_BYTES else 2 * inner)
+        self._learn_down(rows, 0)
+        ledger.free(down)
+        up_grad = ledger.alloc(inner)
+        ledger.free(up + active + grad)
+        first = self._learn_first(rows)
+        ledger.free(self._times("up", outer))
+        ledger.free(up_grad + first)
 
     def _clamped_back(self, rows: int, inner: int, outer: int) -> None:
         """Go back through gpt-oss's gate; the gradient of what an expert read is free again."""
@@ -201,18 +218,20 @@ class _Pieces:
 
     def _learn_first(self, rows: int) -> int:
         """Add gradients of what updates the first projections; return the bytes that stay."""
-        own = self.updates.get("gate_up")
+        own = self.updates.get(self.rule.first_stack)
         if own is None:
             return 0
-        parts = 1 if self.rule.clamp is not None else 2
+        parts = 2 if self.rule.gated and self.rule.clamp is None else 1
         back = own.back(self.ledger, rows, parts)
         own.learn(self.ledger, parts)
         return back
 
     def _gates(self, inner: int) -> int:
-        """Multiply by the projections that read what comes in; return the bytes of both."""
+        """Multiply by the projections that read what comes in; return the bytes of all."""
         if "gate_up" in self.products:
             return self._times("gate_up", 2 * inner)
+        if not self.rule.gated:
+            return self._times("up", inner)
         return self._times("gate", inner) + self._times("up", inner)
 
     def _times(self, role: str, made: int) -> int:

@@ -41,6 +41,7 @@ _GRANITE_SHARED: Final = Architecture(
     gguf_hybrids.granite_shared,
     pairs_channels=True,
 )
+_NEMOTRON_H: Final = Architecture("nemotron_h", "NemotronHForCausalLM", gguf_hybrids.nemotron_h)
 _GPT_OSS: Final = Architecture("gpt_oss", "GptOssForCausalLM", gguf_hybrids.gpt_oss)
 
 ARCHITECTURES: Final[Mapping[str, Architecture]] = {
@@ -80,7 +81,8 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     "llama": Architecture("llama", "LlamaForCausalLM", gguf_config.llama, pairs_channels=True),
     "mpt": Architecture("mpt", "MptForCausalLM", gguf_config.mpt),
     "nemotron": Architecture("nemotron", "NemotronForCausalLM", gguf_config.nemotron),
-    "nemotron_h": Architecture("nemotron_h", "NemotronHForCausalLM", gguf_hybrids.nemotron_h),
+    "nemotron_h": _NEMOTRON_H,
+    "nemotron_h_moe": _NEMOTRON_H,
     "olmo2": Architecture("olmo2", "Olmo2ForCausalLM", sizes),
     "olmo3": _OLMO3,  # as Ollama's own files call it
     "phi2": Architecture("phi", "PhiForCausalLM", gguf_config.phi),
@@ -120,6 +122,7 @@ MIXTURES: Final[Mapping[str, Architecture]] = {
             "gptoss",
             "granitehybrid",
             "granitemoe",
+            "nemotron_h_moe",
             "olmoe",
             "phimoe",
             "qwen2moe",
@@ -160,12 +163,15 @@ def architecture_of(header: GgufHeader) -> Architecture:
             f"which is not supported. Supported: {', '.join(list(ARCHITECTURES)[:_SHOWN])} and "
             f"{len(ARCHITECTURES) - _SHOWN} others (docs/models.md)."
         )
-    found, last = _variant(source), source.layers - 1
-    known = (EXPERTS["gate"], FUSED_EXPERTS) if source.whole("expert_count", 0) else ()
-    there = [name for name in known if source.has_tensor(f"blk.{last}.{name}.weight")]
-    if found is None or (known and not there):
+    found, mixture = _variant(source), source.whole("expert_count", 0) > 0
+    if found is None or (mixture and not any(map(_of_all_experts, header.tensors))):
         raise ModelError(f"{header.file} holds a mixture of experts, which is not supported yet.")
     return found
+
+
+def _of_all_experts(name: str) -> bool:
+    """Return whether a tensor has a matrix of each expert of a block."""
+    return name.endswith((f".{EXPERTS['up']}.weight", f".{FUSED_EXPERTS}.weight"))
 
 
 def _variant(source: Source) -> Architecture | None:

@@ -101,13 +101,19 @@ def falcon_h1(source: Source) -> Config:
 
 
 def nemotron_h(source: Source) -> Config:
-    """Return the config of a Nemotron-H model: a layer has heads of keys, or an MLP, or Mamba-2."""
+    """Return the config of a Nemotron-H model: a layer has heads of keys, or an MLP, or Mamba-2.
+
+    Where there are experts, they are in the place of all MLPs.
+    """
     kv_heads, wide = source.each("attention.head_count_kv"), source.each("feed_forward_length")
+    experts = source.whole("expert_count", 0)
+    feeds = "moe" if experts else "mlp"
     kinds = [
-        "attention" if heads else "mlp" if width else "mamba"
+        "attention" if heads else feeds if width else "mamba"
         for heads, width in zip(kv_heads, wide, strict=True)
     ]
     config = sizes(source, norm="layer_norm_epsilon", ffn=max(wide), kv_heads=max(kv_heads))
+    config |= _nemotron_experts(source, experts) if experts else {}
     first = _first(kinds, "mamba")
     return config | {
         "layers_block_type": kinds,
@@ -118,6 +124,23 @@ def nemotron_h(source: Source) -> Config:
         "ssm_state_size": source.whole("ssm.state_size"),
         "conv_kernel": source.whole("ssm.conv_kernel"),
         "use_conv_bias": source.has_tensor(f"blk.{first}.ssm_conv1d.bias"),
+    }
+
+
+def _nemotron_experts(source: Source, experts: int) -> Config:
+    """Return what the config of a Nemotron 3 model says of its experts."""
+    normalised = source.metadata.flag(f"{source.architecture}.expert_weights_norm", False)
+    return {
+        "n_routed_experts": experts,
+        "num_experts_per_tok": source.whole("expert_used_count"),
+        "n_shared_experts": source.whole("expert_shared_count", 1),
+        "moe_intermediate_size": source.whole("expert_feed_forward_length"),
+        "moe_shared_expert_intermediate_size": source.whole("expert_shared_feed_forward_length"),
+        "moe_latent_size": source.whole("moe_latent_size", 0) or None,
+        "routed_scaling_factor": source.number("expert_weights_scale", 0.0) or 1.0,
+        "norm_topk_prob": normalised,
+        "n_group": source.whole("expert_group_count", 1),
+        "topk_group": source.whole("expert_group_used_count", 1),
     }
 
 

@@ -81,7 +81,7 @@ class ExpertUpdate(Generic[A]):
 
 
 ExpertUpdates = Mapping[str, ExpertUpdate[A]]
-"""By role: ``gate_up`` for gate and up together, ``down``."""
+"""By role: ``gate_up`` for gate and up together, ``up`` where there is no gate, ``down``."""
 
 
 class Ops(Protocol[A]):

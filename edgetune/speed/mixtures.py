@@ -68,7 +68,9 @@ class Mixing(Attending):
             own.ahead(self.ahead, rows, pieces)
             if out.needs:
                 own.back(self.back, rows, pieces, down=role == "down")
-                gated = 2 if role == "down" and not clamped else 0  # what it reads is made again
+                gated = (
+                    2 if role == "down" and rule.gated and not clamped else 0
+                )  # what it reads is made again
                 self.back.count(gated * pieces, gated * 3 * inner)
         if updates and out.needs:
             self.back.count(FILLED * pieces + len(trained), sum(each.nbytes for each in trained))

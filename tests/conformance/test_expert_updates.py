@@ -56,7 +56,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LocalMod
 
 @pytest.mark.parametrize(
     ("family", "case"),
-    [("qwen2_moe", LORA), ("gpt_oss", LORA), ("gemma4_moe", FIXED)],
+    [("qwen2_moe", LORA), ("gpt_oss", LORA), ("gemma4_moe", FIXED), ("nemotron_h_moe", LORA)],
     ids=lambda x: getattr(x, "name", x),
 )
 def test_experts_count_learn_and_merge(
@@ -71,7 +71,7 @@ def test_experts_count_learn_and_merge(
     every.test_the_merged_model_computes_the_same(case, bench, model, tmp_path / "merged")
 
 
-@pytest.mark.parametrize("family", ["qwen2_moe", "gpt_oss"])
+@pytest.mark.parametrize("family", ["qwen2_moe", "gpt_oss", "nemotron_h_moe"])
 def test_steps_are_the_same_whatever_the_parts(
     family: str, bench: Bench, models: Callable[[str], LocalModel], tmp_path: Path
 ) -> None:

@@ -25,7 +25,7 @@ RULE = Experts(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["qwen3_moe", "gemma4_moe", "deepseek_v3"])
+@pytest.fixture(scope="module", params=["qwen3_moe", "gemma4_moe", "deepseek_v3", "nemotron_h_moe"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
     folder = tmp_path_factory.mktemp("mixture")
     return LocalModel.open(make_model(folder, request.param, layers=2))

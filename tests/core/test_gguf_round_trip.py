@@ -125,11 +125,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "nemotron_h": SMALL | {
         "layers_block_type": ["mamba", "mlp", "attention", "mamba"], "mamba_num_heads": 6,
         "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 16},
+    "nemotron_h_moe": SMALL | {
+        "layers_block_type": ["mamba", "moe", "attention", "mamba"], "mamba_num_heads": 6,
+        "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 16, "n_routed_experts": 5,
+        "moe_intermediate_size": 32, "moe_shared_expert_intermediate_size": 96,
+        "routed_scaling_factor": 2.5},
     "gpt_oss": GPT_OSS,
 }  # fmt: skip
 TYPES = {
     "gemma4_mixture": "gemma4_text", "granite4_mixture": "granitemoehybrid",
-    "granite4_attention": "granitemoehybrid",
+    "granite4_attention": "granitemoehybrid", "nemotron_h_moe": "nemotron_h",
 }  # fmt: skip
 """What families call themselves that are a variant of another one."""
 LLAMA3 = {

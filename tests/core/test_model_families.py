@@ -290,7 +290,11 @@ def test_layers_that_scan_are_refused_for_what_cannot_be_computed(
     ("changes", "words"),
     [
         ({"hybrid_override_pattern": "M-M"}, "none of its layers has attention"),
-        ({"hybrid_override_pattern": "M*E"}, "mixtures of experts without a gate"),
+        ({"moe_latent_size": 4}, "moe_latent_size is 4: experts that read less than the stream"),
+        ({"n_shared_experts": 2}, "n_shared_experts is not 1"),
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok is 9, but there are 8 experts"),
+        ({"n_group": 3}, "n_group is 3 and topk_group 1: 8 experts cannot be chosen so"),
+        ({"n_group": 8, "topk_group": 2}, "n_group leaves groups of one expert"),
         ({"hybrid_override_pattern": "M*x"}, r"must say of each layer .*found 'M\*x'"),
         ({"hybrid_override_pattern": None}, "must say of each layer"),
         ({"mamba_hidden_act": "gelu"}, "mamba_hidden_act is gelu: only silu"),
@@ -302,13 +306,37 @@ def test_layers_of_one_half_are_refused_for_what_cannot_be_computed(
     changes: dict[str, object], words: str
 ) -> None:
     config = TINY | {
-        "model_type": "nemotron_h", "hybrid_override_pattern": "M*-", "mamba_num_heads": 4,
+        "model_type": "nemotron_h", "hybrid_override_pattern": "M*-E", "mamba_num_heads": 4,
         "n_groups": 2,
     }  # fmt: skip
-    scans, attends, feeds = shape_of(config).blocks
-    assert (scans.feeds, attends.feeds, feeds.mixer) == (False, False, None)
+    scans, attends, feeds, mixes = shape_of(config).blocks
+    assert (scans.feeds, attends.feeds, feeds.mixer, mixes.mixer) == (False, False, None, None)
+    assert (feeds.experts, mixes.shared) == (None, True)
     with pytest.raises(ModelError, match=words):
         shape_of(config | changes)
+
+
+def test_nemotron_3_has_no_gates_and_one_expert_for_all() -> None:
+    shape = _published("nemotron-3-nano-30b-a3b")
+
+    block = shape.blocks[1]
+    assert [sum(k.experts is not None for k in shape.blocks), len(shape.attention)] == [23, 6]
+    assert block.experts is not None
+    assert not block.experts.gated
+    assert [x.role for x in block.expert_stacks] == ["up", "down"]
+    assert block.ffn_size == 3712
+    # of 128 experts a token goes through 6, and through the one for all
+    active = shape.parameters - 23 * (128 - 6) * 2 * 2688 * 1856
+    assert 3.5e9 < active < 3.7e9
+
+
+def test_names_that_fields_of_nemotron_h_had_are_read() -> None:
+    now = {"n_groups": 2, "conv_kernel": 3, "use_conv_bias": False, "time_step_min": 0.5}
+    names = ("mamba_n_groups", "mamba_d_conv", "mamba_conv_bias", "mamba_dt_min")
+    config = TINY | {"model_type": "nemotron_h", "mamba_num_heads": 4}
+    listed = {"layers_block_type": ["linear_attention", "full_attention", "moe"]}
+    earlier = dict(zip(names, now.values(), strict=True)) | {"hybrid_override_pattern": "M*E"}
+    assert shape_of(config | now | listed) == shape_of(config | earlier)
 
 
 def test_steps_without_an_upper_limit_are_read_as_they_are_written() -> None:

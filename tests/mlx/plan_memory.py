@@ -118,6 +118,14 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "n_groups": 2, "ssm_state_size": 32,
         "layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention"],
     },
+    "ungated": {
+        "model_type": "nemotron_h_moe", "hidden_size": 192, "num_attention_heads": 6,
+        "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 3000,
+        "max_position_embeddings": 1024, "mamba_num_heads": 6, "mamba_head_dim": 32,
+        "ssm_state_size": 32, "moe_intermediate_size": 64, "n_routed_experts": 8, "n_group": 4,
+        "moe_shared_expert_intermediate_size": 256,
+        "layer_types": ["moe", "full_attention", "linear_attention", "moe"],
+    },
     "flanked": {
         "model_type": "falcon_h1", "hidden_size": 192, "intermediate_size": 384,
         "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2,
@@ -167,7 +175,7 @@ bfloat16. And a GPT-2, a Gemma 2, whose logits are capped, a BLOOM, whose scores
 distance, a Cohere, both halves of which read one norm, an AFM, which squares, an LFM2, which
 convolves, a Qwen3.5, which corrects a state, a Gemma 4, of which layers lend keys, a Gemma 3n, which has four streams, a gpt-oss, whose attention has sinks, and mixtures of
 experts, one of them beside an MLP for all tokens, one (Gemma 4's) with norms of its own, one
-(DeepSeek's) behind attention to latents."""
+(DeepSeek's) behind attention to latents, one (Nemotron 3's) without gates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,6 +275,8 @@ NAMED = (
     Case(model="latent", context=320, checkpointed=True),
     Case(model="apart", context=128),
     Case(model="apart", context=192, checkpointed=True),
+    Case(model="ungated", context=128),
+    Case(model="ungated", context=192, checkpointed=True, fixed={"targets": ("experts",)}),
     Case(model="untied", context=128, fixed={"quantization": "mxfp4"}),
     Case(model="narrow", context=128),
     Case(model="narrow", context=64, checkpointed=True, fixed={"quantization": "q8"}),

@@ -21,7 +21,7 @@ LOSE = {"max_grad_norm": 1e9}
 
 @pytest.mark.parametrize(
     ("family", "layers", "steps"),
-    [("llama", 2, 50), ("gemma4_text", 3, 20), ("gemma3n_text", 4, 10)],
+    [("llama", 2, 50), ("gemma4_text", 3, 20), ("gemma3n_text", 4, 10), ("nemotron_h_moe", 4, 20)],
 )
 def test_losses_agree(family: str, layers: int, steps: int, tmp_path: Path) -> None:
     folder = make_model(tmp_path, family, num_hidden_layers=layers)
@@ -54,7 +54,7 @@ def test_gradients_agree(family: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(moments["mlx"][name], expected, atol=2e-5 * scale, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["qwen2_moe", "gpt_oss"])
+@pytest.mark.parametrize("family", ["qwen2_moe", "gpt_oss", "nemotron_h_moe"])
 def test_gradients_of_updates_of_experts_agree(family: str, tmp_path: Path) -> None:
     folder, found, targets = make_model(tmp_path, family, layers=2), {}, ("experts", "attention")
     for backend in ("torch", "mlx"):

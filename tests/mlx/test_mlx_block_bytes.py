@@ -39,6 +39,7 @@ CASES = (
     Case(model="mixed", context=128, fixed={"targets": ("experts",)}),
     Case(model="sinking", context=64, fixed={"targets": ("experts",), "method": "lora-fa"}),
     Case(model="beside", context=128, fixed={"method": "norm"}),
+    Case(model="ungated", context=128, fixed={"targets": ("attention", "experts")}),
     Case(model="convolving", context=320, checkpointed=True, fixed={"tile": 128}),
     Case(model="tied", context=320, checkpointed=True, fixed={"tile": 128, "micro_batch": 2}),
 )

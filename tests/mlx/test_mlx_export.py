@@ -45,7 +45,7 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_tex
 READ_BY_MLX_LM = ("cohere", "cohere2", "olmo3", "glm4", "ernie4_5", "hunyuan_v1_dense", "seed_oss", "apertus",
                   "granite", "nemotron", "helium", "ministral3", "phi", "stablelm", "lfm2", "qwen3_5", "mixtral", "olmoe",
                   "qwen3_moe", "granitemoe", "gemma4_text", "gemma4_moe", "gemma4", "gemma4_unified",
-                  "deepseek_v2")  # fmt: skip
+                  "deepseek_v2", "nemotron_h", "nemotron_h_moe")  # fmt: skip
 """Further families, of which the merged model and the adapter are compared."""
 
 WITHOUT_WINDOW = {"mistral", "phi3", "gemma2"}
@@ -61,6 +61,7 @@ CHANGES = {
     "gemma4": {"text_config": FAMILY_SIZES["gemma4_text"]},
     "gpt_neox": {"intermediate_size": 128},
     "phi": {"num_attention_heads": 2, "head_dim": 16},
+    "nemotron_h_moe": {"n_group": 1, "topk_group": 1},
 }
 """mlx-lm wants one layer that sees everything, and fixes the width of GPT-NeoX's MLP."""
 

@@ -91,6 +91,7 @@ GEMMA4 = {
         ("granitemoehybrid", {"shared_intermediate_size": 64}),
         ("falcon_h1", {}),
         ("nemotron_h", {"time_step_min": 1e-3}),
+        ("nemotron_h_moe", {"n_group": 1, "topk_group": 1}),
         ("gpt_oss", {"swiglu_limit": 7.0, "intermediate_size": 64}),
         ("gemma3n_text", STREAMS),
     ],

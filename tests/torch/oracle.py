@@ -124,6 +124,15 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
         "ssm_state_size": 64,
         "n_groups": 2,
     },
+    "nemotron_h_moe": {
+        "layer_types": ["linear_attention", "moe", "full_attention"],
+        "num_hidden_layers": 3,
+        "sliding_window": None,
+        "mamba_num_heads": 18,
+        "ssm_state_size": 64,
+        "moe_intermediate_size": 320,
+        "moe_shared_expert_intermediate_size": 640,
+    },
     "granitemoehybrid": {
         "layer_types": ["mamba", "attention"] * 2,
         "shared_intermediate_size": 1536,
@@ -324,6 +333,7 @@ REFUSED = {
     "deepseek_v3": {"prefix", "mam"},
     "glm4_moe_lite": {"prefix", "mam"},
     "nemotron_h": {"ia3", "mam"},
+    "nemotron_h_moe": {"ia3", "mam"},
 }
 """Methods that have no place in a family."""
 

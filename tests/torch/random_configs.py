@@ -83,10 +83,10 @@ def _falcon_h1(draw: random.Random) -> Config:
 
 def _nemotron_h(draw: random.Random) -> Config:
     config = common("llama", draw)
-    kinds = ["linear_attention", "full_attention", "mlp"]
+    kinds = ["linear_attention", "full_attention", "mlp", "moe"]
     layers = [draw.choice(kinds) for _ in range(config["num_hidden_layers"])]
     layers[draw.randrange(len(layers))] = "full_attention"
-    letters = {"linear_attention": "M", "full_attention": "*", "mlp": "-"}
+    letters = {"linear_attention": "M", "full_attention": "*", "mlp": "-", "moe": "E"}
     told = draw.choice(
         [
             {"layers_block_type": layers},
@@ -112,6 +112,9 @@ def _nemotron_h(draw: random.Random) -> Config:
             "use_bias": draw.random() < 0.5,
             "mlp_bias": draw.random() < 0.5,
             "layer_norm_epsilon": 1e-6,
+            "n_routed_experts": draw.choice([4, 6]),
+            "moe_intermediate_size": 16,
+            "moe_shared_expert_intermediate_size": 24,
         }
     )
 

@@ -31,7 +31,16 @@ SETTINGS = {"context": 32, "micro_batch": 2, "loss_chunk": 64, "compute_dtype": 
 DEEP = ("llama", "apertus", "gemma2", "qwen3", "mixtral", "gpt2", "gpt_neox")
 METHOD = {"experts": Lora(rank=4, targets=("experts",))}
 PLAIN = tuple(
-    {"gpt_oss", "lfm2", "qwen3_5_text", "gemma3n_text", "gemma4_text", "deepseek_v3", *RECURRENT}
+    {
+        "gpt_oss",
+        "lfm2",
+        "qwen3_5_text",
+        "gemma3n_text",
+        "gemma4_text",
+        "deepseek_v3",
+        "nemotron_h_moe",
+        *RECURRENT,
+    }
 )
 
 
@@ -72,6 +81,7 @@ CASES = [
     ("gemma4_text", "lora", "none", 3), ("gemma3n_text", "lora", "none", 3),
     ("deepseek_v3", "lora", "none", 1), ("mixtral", "experts", "none", 0),
     ("mixtral", "experts", "nf4", 4), ("gpt_oss", "experts", "none", 2),
+    ("nemotron_h_moe", "lora", "none", 2), ("nemotron_h_moe", "experts", "none", 2),
     *((family, "lora", "none", 2) for family in RECURRENT),
 ]  # fmt: skip
 

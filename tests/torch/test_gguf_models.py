@@ -93,6 +93,7 @@ EXPORTED = {
     "qwen3_5_moe_text": QWEN35 | {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 64},
     "granitemoehybrid": {"shared_intermediate_size": 64},
     "falcon_h1": {}, "nemotron_h": {"time_step_min": 1e-3},
+    "nemotron_h_moe": {"n_group": 1, "topk_group": 1},
     "gpt_oss": {"swiglu_limit": 7.0, "intermediate_size": 64},
 }  # fmt: skip
 """Families whose files are our own."""

@@ -58,6 +58,10 @@ ODD_OF: dict[str, dict[str, Any]] = {
     "nemotron_h": ODD | {
         "mamba_num_heads": 3, "mamba_head_dim": 10, "n_groups": 1, "use_bias": True,
         "mlp_bias": True, "time_step_min": 0.001},
+    "nemotron_h_moe": ODD | {
+        "mamba_num_heads": 3, "mamba_head_dim": 10, "n_groups": 1, "mlp_bias": True,
+        "time_step_min": 0.001, "n_group": 1, "topk_group": 1, "norm_topk_prob": False,
+        "layer_types": ["mlp", "moe", "full_attention", "linear_attention"]},
     "gemma3n_text": ODD | {
         "vocab_size_per_layer_input": 60, "altup_num_inputs": 3, "altup_coef_clip": 0.1},
     "granitemoehybrid": ODD | {

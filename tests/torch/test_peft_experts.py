@@ -35,6 +35,7 @@ pytestmark = [
 FAMILIES = (
     "qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "granitemoe", "gpt_oss", "deepseek_v2",
     "deepseek_v3", "glm4_moe_lite", "gemma4_moe", "phimoe", "qwen3_5_moe_text",
+    "nemotron_h_moe",
 )  # fmt: skip
 TOKENS = np.random.default_rng(0).integers(3, 97, 24).tolist()
 TOLERANCE = 1e-4
@@ -43,9 +44,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "attention-too": {"targets": ("attention", "experts"), "rank_pattern": ("experts=2",)},
     "last-of-two": {"targets": ("experts.down_proj",), "rslora": True, "alpha": 3.0},
     "first-of-two": {"targets": ("*.experts.gate_up_proj",), "layers": 2},
+    "first-of-ungated": {"targets": ("experts.up_proj",)},
 }
 CASES = [(family, "attention-too") for family in FAMILIES] + [
     ("qwen3_moe", "last-of-two"), ("gpt_oss", "first-of-two"), ("granitemoe", "first-of-two"),
+    ("nemotron_h_moe", "first-of-ungated"), ("nemotron_h_moe", "last-of-two"),
 ]  # fmt: skip
 
 
@@ -120,6 +123,7 @@ def _assert_gradients(model: LocalModel, adapter: LoadedAdapter, theirs: Any) ->
         ("qwen3_moe", ("gate_up_proj", "down_proj")),
         ("gpt_oss", ("down_proj",)),
         ("granitemoe", ("experts.gate_up_proj",)),
+        ("nemotron_h_moe", ("experts.up_proj", "experts.down_proj")),
     ],
 )
 def test_we_compute_what_peft_saved(tmp_path: Path, family: str, parts: tuple[str, ...]) -> None:
@@ -150,7 +154,9 @@ def test_peft_computes_what_we_do_inside_a_model_of_images(tmp_path: Path) -> No
     assert again.tensors.keys() == adapter.tensors.keys()
 
 
-@pytest.mark.parametrize("family", ["mixtral", "granitemoe", "gpt_oss", "gemma4_moe"])
+@pytest.mark.parametrize(
+    "family", ["mixtral", "granitemoe", "gpt_oss", "gemma4_moe", "nemotron_h_moe"]
+)
 def test_the_merged_model_computes_what_was_trained(tmp_path: Path, family: str) -> None:
     model = LocalModel.open(make_model(tmp_path / "base", family))
     adapter = random_adapter(Lora(rank=4, targets=("experts", "attention")), model.shape)

@@ -18,7 +18,17 @@ from edgetune.methods import METHODS, build
 from edgetune.model import LocalModel
 from edgetune.network.adaptation import BASE
 
-FAMILIES = ("llama", "gpt_neox", "cohere", "gemma2", "gemma4_text", "phi3", "nemotron_h", "mixtral")
+FAMILIES = (
+    "llama",
+    "gpt_neox",
+    "cohere",
+    "gemma2",
+    "gemma4_text",
+    "phi3",
+    "nemotron_h",
+    "mixtral",
+    "nemotron_h_moe",
+)
 """Blocks in a row and beside each other, with norms behind and without, and of one half."""
 
 

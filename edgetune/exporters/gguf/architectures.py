@@ -20,7 +20,7 @@ EITHER_GELU: Final = frozenset({"gelu", "gelu_tanh"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routed:
-    """How an architecture has experts: in every block."""
+    """How an architecture has experts: in every block, or alone in some."""
 
     normalised: bool
     """The weights of the chosen experts add up to one."""
@@ -32,6 +32,8 @@ class Routed:
     """They read the stream through a norm of their own, beside an MLP; models can do without."""
     clamp: Clamp | None = None
     """How gate and up become what is read, if not by an activation of the gate."""
+    alone: bool = False
+    """They are a block's only half, and none has an MLP instead; their weights are sigmoids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +231,15 @@ def multiplied_into_weights(shape: ModelShape) -> bool:
     """Return whether files of a model's family have its multipliers in their weights."""
     found = ARCHITECTURES.get(shape.family)
     return found is not None and found.folded
+
+
+def nemotron_h(shape: ModelShape) -> Architecture:
+    """Return the architecture of a Nemotron-H model: one with experts has a name of its own."""
+    found = ARCHITECTURES["nemotron_h"]
+    if not shape.has_experts:
+        return found
+    routed = Routed(normalised=True, ungated=True, alone=True)
+    return replace(found, name="nemotron_h_moe", biases=_ATTENTION, routed=routed)
 
 
 def granite4(shape: ModelShape) -> Architecture:

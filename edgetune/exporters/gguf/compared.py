@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
 from edgetune.errors import UsageError
 from edgetune.exporters.gguf import by_layer, latent, scan, streams
-from edgetune.exporters.gguf.architectures import ARCHITECTURES, Architecture, Routed, granite4
+from edgetune.exporters.gguf.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    Routed,
+    granite4,
+    nemotron_h,
+)
 from edgetune.model.families.bloom import slopes
 from edgetune.network.mixers.gated_delta import GatedDelta
 from edgetune.network.mixers.short_convolution import ShortConvolution
 from edgetune.shape import BlockShape, ModelShape
 
-_GRANITE4: Final = "granitemoehybrid"
+_OF_SEVERAL: Final = {"granitemoehybrid": granite4, "nemotron_h": nemotron_h}
+"""Families whose models are of one architecture or another."""
 NOT_WRITTEN: Final[Mapping[str, str]] = {
     "phimoe": "llama.cpp weighs its experts by one softmax, the model each by its own; nor does it take "
     "the mean off in norms",
@@ -28,7 +35,8 @@ def architecture_of(shape: ModelShape) -> Architecture:
     Raises:
         UsageError: naming all that llama.cpp would compute otherwise.
     """
-    found = granite4(shape) if shape.family == _GRANITE4 else ARCHITECTURES.get(shape.family)
+    chosen = _OF_SEVERAL.get(shape.family)
+    found = ARCHITECTURES.get(shape.family) if chosen is None else chosen(shape)
     if found is None and shape.family in NOT_WRITTEN:
         raise UsageError(
             f"GGUF files of {shape.family} models are not written: {NOT_WRITTEN[shape.family]}. "
@@ -87,7 +95,9 @@ def _differences(shape: ModelShape, architecture: Architecture) -> list[str]:
         problems += scan.differences(shape)
     if shape.head_bias and not architecture.head_bias:
         problems.append("its head has a bias")
-    if not architecture.latents:
+    if architecture.routed is not None and architecture.routed.alone:
+        problems += _differences_alone(shape)
+    elif not architecture.latents:
         problems += _routing_differences(block, architecture.routed)
     if shape.tied and architecture.untied:
         problems.append("its head is its embedding")
@@ -119,6 +129,15 @@ def _routing_differences(block: BlockShape, routed: Routed | None) -> list[str]:
     if (rule.shared_gate is not None) != routed.shared or block.shared != beside:
         problems.append("its MLP for all tokens is there otherwise")
     return problems
+
+
+def _differences_alone(shape: ModelShape) -> Iterator[str]:
+    """Yield what differs where experts are a block's only half."""
+    rules = [kind.experts for kind in shape.kinds if kind.feeds]
+    if None in rules:
+        yield "some of its layers have an MLP, others experts"
+    if any(rule.groups > 1 for rule in rules if rule is not None):
+        yield "its experts are chosen in groups"
 
 
 def _attention_differences(shape: ModelShape, architecture: Architecture) -> list[str]:

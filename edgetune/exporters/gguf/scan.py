@@ -76,9 +76,29 @@ def metadata(shape: ModelShape) -> Iterator[tuple[str, Value]]:
     if shape.family == "nemotron_h":
         yield "feed_forward_length", Value("int32", [_width(block) for block in shape.blocks])
         yield "attention.layer_norm_epsilon", Value("float32", shape.norm.eps)  # asked for as well
+        yield from _experts(shape)
     if shape.family == "granitemoehybrid":
         yield "rope.scaling.finetuned", Value("bool", bool(shape.rotaries))
 
 
 def _width(block: BlockShape) -> int:
+    if block.experts is not None:
+        return block.experts.size
     return block.ffn_size if block.feeds else 0
+
+
+def _experts(shape: ModelShape) -> Iterator[tuple[str, Value]]:
+    """Yield how many experts a layer has, if any does, and how they are chosen."""
+    block = next((kind for kind in shape.kinds if kind.experts is not None), None)
+    if block is None or block.experts is None:
+        return
+    rule = block.experts
+    yield "expert_count", Value("uint32", rule.number)
+    yield "expert_used_count", Value("uint32", rule.chosen)
+    yield "expert_feed_forward_length", Value("uint32", rule.size)
+    yield "expert_shared_feed_forward_length", Value("uint32", block.ffn_size)
+    yield "expert_shared_count", Value("uint32", 1)
+    yield "expert_weights_norm", Value("bool", rule.normalised)
+    yield "expert_weights_scale", Value("float32", rule.factor)
+    yield "expert_group_count", Value("uint32", rule.groups)
+    yield "expert_group_used_count", Value("uint32", rule.chosen_groups)

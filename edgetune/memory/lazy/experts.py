@@ -16,7 +16,7 @@ from edgetune.memory.lazy.expert_updates import Gather, Update, runs_of
 from edgetune.memory.lazy.gradients import custom, recomputed, vjp
 from edgetune.memory.lazy.graph import Array, Grads, Operation, Wanted
 from edgetune.memory.lazy.matrices import Matrix
-from edgetune.memory.lazy.pointwise import clamped, gated_activation
+from edgetune.memory.lazy.pointwise import clamped, gated_activation, plain_activation
 from edgetune.memory.lazy.views import (
     concatenate,
     cut,
@@ -81,7 +81,7 @@ class FrozenExperts:
         """Return the weighted sum (T, D) of what the experts make of x (T, D)."""
         order = self._order()
         reading, own = self._gather(order, tokens=True), self._gather(order, tokens=False)
-        entry, down = self._update("gate_up"), self._update("down")
+        entry, down = self._update(self.rule.first_stack), self._update("down")
         low = None if entry is None else entry.low(x, reading)
         inner = self._gated(*self._gates(x, reading, entry, low, own))
         out = self._times("down", inner, own)
@@ -97,7 +97,7 @@ class FrozenExperts:
         x, weights = primals[:2]
         order = self._order()
         reading, own = self._gather(order, tokens=True), self._gather(order, tokens=False)
-        entry, down = self._update("gate_up"), self._update("down")
+        entry, down = self._update(self.rule.first_stack), self._update("down")
         low = None if entry is None else entry.low(x, reading)
         gates = self._gates(x, reading, entry, low, own)
         plain = self._product("down", grad, reading, transposed=False)
@@ -137,7 +137,7 @@ class FrozenExperts:
             low_grad = entry.low_back(gates_grad, own)
             rows = add(rows, cast(entry.back(low_grad, own), rows.width))
             read = gathered(x, order, (order.shape[0], x.shape[-1]))
-            learned["gate_up"] = entry.learned(read, low, low_grad, gates_grad, runs)
+            learned[self.rule.first_stack] = entry.learned(read, low, low_grad, gates_grad, runs)
         x_grad = cast(reduce(add, self._by_choice(rows, order)), x.width)
         each = self.updates.items()
         found = (
@@ -205,6 +205,8 @@ class FrozenExperts:
     def _gated(self, *gates: Array) -> Array:
         if self.rule.clamp is not None:
             return clamped(gates[0], self.rule.clamp)
+        if not self.rule.gated:
+            return plain_activation(gates[0], self.activation)
         gate, up = gates
         return gated_activation(gate, up, self.activation)
 

@@ -18,7 +18,13 @@ from edgetune.model.families.common import (
     read_sizes,
     rms_norm,
 )
-from edgetune.model.families.mixtures import checked_experts, with_experts
+from edgetune.model.families.mixtures import (
+    checked_experts,
+    checked_groups,
+    corrected,
+    refuse_other,
+    with_experts,
+)
 from edgetune.model.rotary import rope_table, rotary
 from edgetune.shape import Attention, Experts, Latent, Linear, ModelShape, Norm, NormKind, Rotary
 
@@ -37,7 +43,7 @@ def deepseek_v2(fields: Fields) -> ModelShape:
     method = fields.raw("topk_method") or "greedy"
     if method not in {"greedy", "group_limited_greedy"}:
         fields.problems.append(f"topk_method is {short(method)}: that is not supported")
-    _refuse_other(fields, "scoring_func", "softmax")
+    refuse_other(fields, "scoring_func", "softmax")
     first = fields.count("first_k_dense_replace", 0)
     parts = _parts(fields, query_rank, context=2048, interleaved=True)
     experts = _experts(fields, parts.sizes, grouped=method == "group_limited_greedy")
@@ -56,7 +62,7 @@ def deepseek_v3(fields: Fields) -> ModelShape:
     parts = _parts(
         fields, query_rank, context=4096, interleaved=fields.flag("rope_interleave", True)
     )
-    experts = _corrected(fields, _experts(fields, parts.sizes, grouped=True))
+    experts = corrected(fields, _experts(fields, parts.sizes, grouped=True))
     return _shape(fields, "deepseek_v3", parts, experts, range(first, parts.sizes.layers))
 
 
@@ -73,7 +79,7 @@ def glm4_moe_lite(fields: Fields) -> ModelShape:
     parts = _parts(
         fields, query_rank, context=202_752, interleaved=fields.flag("rope_interleave", True)
     )
-    experts = _corrected(fields, _experts(fields, parts.sizes, grouped=True))
+    experts = corrected(fields, _experts(fields, parts.sizes, grouped=True))
     return _shape(fields, "glm4_moe_lite", parts, experts, _sparse(fields, parts.sizes))
 
 
@@ -165,48 +171,7 @@ def _experts(fields: Fields, sizes: Sizes, *, grouped: bool) -> Experts:
     )
     if fields.raw("moe_layer_freq") not in (None, 1):
         fields.problems.append("moe_layer_freq is not 1: layers without experts come first")
-    return _checked_groups(fields, checked_experts(fields, experts))
-
-
-def _corrected(fields: Fields, experts: Experts) -> Experts:
-    """Return experts whose weights are sigmoids, corrected where experts are chosen."""
-    _refuse_other(fields, "scoring_func", "sigmoid")
-    _refuse_other(fields, "topk_method", "noaux_tc")
-    if experts.groups > 1 and experts.number // experts.groups < 2:
-        fields.problems.append("n_group leaves groups of one expert, which are chosen by two")
-    return replace(
-        experts,
-        score="sigmoid",
-        normalised=fields.flag("norm_topk_prob", True),
-        correction="mlp.gate.e_score_correction_bias",
-    )
-
-
-def _refuse_other(fields: Fields, name: str, only: str) -> None:
-    """Note a problem where a field says that experts are chosen in another way than the family's.
-
-    transformers does not read these fields, and would choose as the family does.
-    """
-    value = fields.raw(name)
-    if value not in (None, only):
-        fields.problems.append(f"{name} is {short(value)}: only {only} is supported")
-
-
-def _checked_groups(fields: Fields, experts: Experts) -> Experts:
-    """Return experts in groups of one size, of which those chosen have as many as are wanted."""
-    number, groups, chosen = experts.number, experts.groups, experts.chosen_groups
-    if number % groups == 0 and chosen <= groups:
-        if experts.chosen <= number // groups * chosen:
-            return experts if chosen < groups else replace(experts, groups=1, chosen_groups=1)
-        fields.problems.append(
-            f"num_experts_per_tok is {experts.chosen}, but {chosen} of {groups} groups have "
-            f"{number // groups * chosen} of {number} experts"
-        )
-    else:
-        fields.problems.append(
-            f"n_group is {groups} and topk_group {chosen}: {number} experts cannot be chosen so"
-        )
-    return replace(experts, groups=1, chosen_groups=1)
+    return checked_groups(fields, checked_experts(fields, experts))
 
 
 def _sparse(fields: Fields, sizes: Sizes) -> frozenset[int]:

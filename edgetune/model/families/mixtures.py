@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, Literal
 
+from edgetune.escapes import short
 from edgetune.model.config import Fields
 from edgetune.model.families.common import (
     Sizes,
@@ -192,6 +193,47 @@ def checked_experts(fields: Fields, experts: Experts, name: str = "num_experts_p
         return experts
     fields.problems.append(f"{name} is {experts.chosen}, but there are {experts.number} experts")
     return replace(experts, chosen=experts.number)
+
+
+def corrected(fields: Fields, experts: Experts) -> Experts:
+    """Return experts whose weights are sigmoids, corrected where experts are chosen."""
+    refuse_other(fields, "scoring_func", "sigmoid")
+    refuse_other(fields, "topk_method", "noaux_tc")
+    if experts.groups > 1 and experts.number // experts.groups < 2:
+        fields.problems.append("n_group leaves groups of one expert, which are chosen by two")
+    return replace(
+        experts,
+        score="sigmoid",
+        normalised=fields.flag("norm_topk_prob", True),
+        correction=f"{experts.router}.e_score_correction_bias",
+    )
+
+
+def refuse_other(fields: Fields, name: str, only: str) -> None:
+    """Note a problem where a field says that experts are chosen in another way than the family's.
+
+    transformers does not read these fields, and would choose as the family does.
+    """
+    value = fields.raw(name)
+    if value not in (None, only):
+        fields.problems.append(f"{name} is {short(value)}: only {only} is supported")
+
+
+def checked_groups(fields: Fields, experts: Experts) -> Experts:
+    """Return experts in groups of one size, of which those chosen have as many as are wanted."""
+    number, groups, chosen = experts.number, experts.groups, experts.chosen_groups
+    if number % groups == 0 and chosen <= groups:
+        if experts.chosen <= number // groups * chosen:
+            return experts if chosen < groups else replace(experts, groups=1, chosen_groups=1)
+        fields.problems.append(
+            f"num_experts_per_tok is {experts.chosen}, but {chosen} of {groups} groups have "
+            f"{number // groups * chosen} of {number} experts"
+        )
+    else:
+        fields.problems.append(
+            f"n_group is {groups} and topk_group {chosen}: {number} experts cannot be chosen so"
+        )
+    return replace(experts, groups=1, chosen_groups=1)
 
 
 def _every(fields: Fields) -> int:
