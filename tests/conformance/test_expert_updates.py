@@ -23,10 +23,14 @@ RANK = 2
 
 
 def _experts(shape: ModelShape, *, a: bool = True) -> int:
-    """Return r (inputs + outputs) for each projection of each expert, gate and up being one."""
+    """Return r (inputs + outputs) for each projection of each expert, gate and up being one.
+
+    Nemotron 3's experts have no gate.
+    """
+    read = 1 if shape.family == "nemotron_h" else 2
     rules = [block.experts for block in shape.blocks if block.experts is not None]
     sizes = [(x.number, x.hidden, x.size) for x in rules]
-    ends = [e * (2 * f + d) for e, d, f in sizes]
+    ends = [e * (read * f + d) for e, d, f in sizes]
     starts = [e * (d + f) for e, d, f in sizes] if a else []
     return RANK * sum(ends + starts)
 
