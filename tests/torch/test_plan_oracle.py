@@ -75,6 +75,7 @@ def test_no_method_needs_more_than_planned(kind: str, dtype: ComputeDtype) -> No
         ("qwen3_moe", Lora(rank=16, targets=("experts",))),
         ("gpt_oss", Lora(rank=8, targets=("experts", "attention"), layers=1)),
         ("qwen2_moe", LoraFa(rank=16, targets=("experts.down_proj",))),
+        ("nemotron_h_moe", Lora(rank=16, targets=("experts",))),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
