@@ -95,10 +95,7 @@ def _differences(shape: ModelShape, architecture: Architecture) -> list[str]:
         problems += scan.differences(shape)
     if shape.head_bias and not architecture.head_bias:
         problems.append("its head has a bias")
-    if architecture.routed is not None and architecture.routed.alone:
-        problems += _differences_alone(shape)
-    elif not architecture.latents:
-        problems += _routing_differences(block, architecture.routed)
+    problems += _routing_differences(shape, architecture)
     if shape.tied and architecture.untied:
         problems.append("its head is its embedding")
     keys_differ = "k" in block.norm_by_role and block.kv_heads != block.heads
@@ -113,7 +110,16 @@ def _differences(shape: ModelShape, architecture: Architecture) -> list[str]:
     return problems + _attention_differences(shape, architecture)
 
 
-def _routing_differences(block: BlockShape, routed: Routed | None) -> list[str]:
+def _routing_differences(shape: ModelShape, architecture: Architecture) -> list[str]:
+    if architecture.routed is not None and architecture.routed.alone:
+        return list(_differences_alone(shape))
+    if architecture.latents:
+        return []
+    block = next(kind for kind in shape.kinds if kind.attention is not None)
+    return _differences_everywhere(block, architecture.routed)
+
+
+def _differences_everywhere(block: BlockShape, routed: Routed | None) -> list[str]:
     rule = block.experts
     if rule is None or routed is None:
         alike = rule is None and (routed is None or routed.apart)
