@@ -13,12 +13,13 @@ import pytest
 from gguf_models import TINY, absorbed
 from model_folders import write_folder
 
-from edgetune.errors import ModelError
+from edgetune.errors import ModelError, UsageError
+from edgetune.exporters.gguf.compared import architecture_of
 from edgetune.exporters.gguf.file import GgufFile
 from edgetune.exporters.gguf.model_file import model_file
 from edgetune.exporters.gguf.tokenizer import TokenizerFacts
 from edgetune.exporters.updates import Merge
-from edgetune.model import LocalModel
+from edgetune.model import LocalModel, shape_of
 from edgetune.tensors.gguf import rows as rows_of_files
 from edgetune.tensors.gguf.quantize import quantized
 from edgetune.tensors.gguf.rows import read_gguf_rows
@@ -37,6 +38,12 @@ GRANITE4 = SMALL | {
 }  # fmt: skip
 ROTATED = {"position_embedding_type": "rope"}
 ATTENTION = ROTATED | {"layer_types": ["attention"] * 2}
+NEMOTRON_3 = SMALL | {
+    "model_type": "nemotron_h", "layers_block_type": ["mamba", "moe", "attention"],
+    "num_hidden_layers": 3, "mamba_num_heads": 6, "mamba_head_dim": 16, "n_groups": 2,
+    "ssm_state_size": 16, "n_routed_experts": 6, "moe_intermediate_size": 32,
+    "moe_shared_expert_intermediate_size": 96, "routed_scaling_factor": 2.5,
+}  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
     "granite 3": SMALL | {
         "model_type": "granite", "attention_multiplier": 0.5, "tie_word_embeddings": True},
@@ -51,6 +58,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "n_shared_experts": 2, "num_nextn_predict_layers": 0, "first_k_dense_replace": 1,
         "n_group": 1, "topk_group": 1, "norm_topk_prob": True},
     "lfm2": SMALL | {"model_type": "lfm2", "layer_types": ["conv", "full_attention"]},
+    "nemotron 3": NEMOTRON_3,
     "gemma 4": SMALL | {
         "model_type": "gemma4_text", "global_head_dim": 32, "sliding_window": 64,
         "layer_types": ["sliding_attention", "full_attention"], "hidden_size_per_layer_input": 32,
@@ -211,3 +219,33 @@ def test_a_gemma_4_whose_tower_has_its_full_name_is_read(tmp_path: Path, base: L
     seeing = opened(replace(file, tensors=(*file.tensors, tower)), tmp_path / "seeing.gguf")
 
     assert seeing.shape == replace(opened(file, tmp_path / "plain.gguf").shape, tower=True)
+
+
+@pytest.mark.parametrize("base", ["nemotron 3"], indirect=True)
+def test_nemotron_3_says_how_experts_are_chosen(tmp_path: Path, base: LocalModel) -> None:
+    unsaid = ("expert_weights_norm", "expert_weights_scale", "expert_group_count")
+    file = said(written(base), dict.fromkeys(unsaid))
+    found, expected = (x.shape.blocks[1].experts for x in (opened(file, tmp_path / "1.gguf"), base))
+    assert expected is not None
+    assert found == replace(expected, normalised=False, factor=1.0)
+
+    narrow = said(written(base), {"moe_latent_size": Value("uint32", 16)})
+    with pytest.raises(ModelError, match="moe_latent_size is 16"):
+        opened(narrow, tmp_path / "2.gguf")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"n_routed_experts": 6, "n_group": 3, "topk_group": 2}, "experts are chosen in groups"),
+        (
+            {"layers_block_type": ["mamba", "moe", "attention", "mlp"]},
+            "have an MLP, others experts",
+        ),
+        ({"mlp_bias": True}, r"mixer\.shared_experts\.up_proj, .* have biases"),
+    ],
+)
+def test_what_llama_cpp_lacks_of_nemotron_3_is_refused(changes: dict[str, Any], words: str) -> None:
+    shape = shape_of(NEMOTRON_3 | changes)
+    with pytest.raises(UsageError, match=words):
+        architecture_of(shape)

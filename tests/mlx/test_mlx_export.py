@@ -139,6 +139,25 @@ def test_a_deepseek_model_that_mlx_lm_computes_otherwise_is_refused(
         export("mlx", ExportRequest(adapter=adapter, model=model, output=tmp_path / "out"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "its experts are chosen in groups"),
+        ({"mlp_hidden_act": "silu"}, "its activation is silu"),
+        ({"n_group": 1, "topk_group": 1, "num_experts_per_tok": 1}, "goes through one expert"),
+        ({"layer_types": ["moe", "full_attention"], "num_hidden_layers": 2}, "none .* is Mamba"),
+    ],
+)
+def test_a_nemotron_3_that_mlx_lm_computes_otherwise_is_refused(
+    changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    model = LocalModel.open(make_model(tmp_path / "base", "nemotron_h_moe", **changes))
+    adapter = random_adapter(build("lora", {"rank": 4}), model.shape)
+
+    with pytest.raises(UsageError, match=words):
+        export("mlx", ExportRequest(adapter=adapter, model=model, output=tmp_path / "out"))
+
+
 UNSET = object()
 """In the place of a field's value: the config does not have it."""
 
