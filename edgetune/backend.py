@@ -321,6 +321,12 @@ class Session(Protocol):
     def kernels(self) -> str:
         """Return which kernels of the backend's own compute, with their version; nothing if none do."""
 
+    def only_kernels(self, told: str) -> None:
+        """Compute with no kernels from now on but those that :meth:`kernels` told, if they are here.
+
+        What was computed without them goes on with the same roundings.
+        """
+
     def memory(self) -> MemoryReading:
         """Return what the session holds of the device's memory."""
 

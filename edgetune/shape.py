@@ -7,7 +7,7 @@ has a :class:`BlockShape` for every layer; layers that are alike share one objec
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -154,6 +154,8 @@ class ModelShape:
     """How a GGUF file stores its matrices, if any of them is in blocks."""
     published: Published | None = None
     """How the files of a quantized checkpoint have them."""
+    in_file: bool = field(default=False, compare=False)
+    """Whether it is a GGUF file's, which can have multipliers of the model in its weights."""
 
     def __post_init__(self) -> None:
         """Let equal blocks share one object, and with it all that is computed of it."""

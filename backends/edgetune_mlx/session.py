@@ -193,6 +193,9 @@ class MlxSession:
         """Return nothing: MLX's kernels compute."""
         return ""
 
+    def only_kernels(self, told: str) -> None:
+        """Change nothing: there are none of our own."""
+
     def memory(self) -> MemoryReading:
         """Return what MLX holds."""
         return self.engine.guard.reading()

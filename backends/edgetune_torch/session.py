@@ -43,13 +43,14 @@ from edgetune_torch.engine import Engine
 from edgetune_torch.exchange import Exchange, pieces_of
 from edgetune_torch.generate import new_cache, read
 from edgetune_torch.gradients import Gradients
+from edgetune_torch.kernel_use import leaving_out
 from edgetune_torch.loss import Sums
 from edgetune_torch.loss_scale import LossScale
 from edgetune_torch.malloc import trim
 from edgetune_torch.memory import MemoryWatch
 from edgetune_torch.optimizer import AdamW
 from edgetune_torch.out_of_memory import out_of_memory
-from edgetune_torch.own_kernels import own_kernels
+from edgetune_torch.own_kernels import others, own_kernels
 from edgetune_torch.tensors import (
     TRAINED,
     loaded_parameters,
@@ -85,6 +86,7 @@ class TorchSession:
         self.loss_scale = LossScale(engine.decoder.dtype)
         self._watch = watch
         self._held = held
+        self._left_out: frozenset[str] = frozenset()
         self._gradients: Gradients | None = None
         self._attached = Attached[Adapted[Tensor]]()
         sizes = {name: x.numel() for name, x in self.parameters.items()}
@@ -255,7 +257,11 @@ class TorchSession:
 
     def kernels(self) -> str:
         """Return which kernels of our own compute."""
-        return own_kernels(self.engine.device, self.engine.decoder.dtype)
+        return own_kernels(self.engine.device, self.engine.decoder.dtype, self._left_out)
+
+    def only_kernels(self, told: str) -> None:
+        """Compute with no kernels but these; see :class:`edgetune.backend.Session`."""
+        self._left_out |= others(told)
 
     def memory(self) -> MemoryReading:
         """Return what is held of the device's memory."""
@@ -276,7 +282,7 @@ class TorchSession:
         if self.optimizer.torn:
             raise TornStateError
         try:
-            with out_of_memory():
+            with out_of_memory(), leaving_out(self._left_out):
                 yield
         except DeviceOutOfMemoryError:
             if self.optimizer.torn:

@@ -80,6 +80,20 @@ class AdapterFormat(ABC):
         """Return what :mod:`edgetune.methods` calls each tensor of a file."""
         return {name: self.own_name(name, shape) for name in stored}
 
+    def stored_values(self, name: str, values: NDArray[Any], shape: ModelShape) -> NDArray[Any]:
+        """Return a tensor as the file has it."""
+        return values
+
+    def own_values(
+        self,
+        name: str,
+        values: NDArray[np.float32],
+        config: Mapping[str, object],
+        shape: ModelShape,
+    ) -> NDArray[np.float32]:
+        """Return a tensor of a file as :mod:`edgetune.methods` has it."""
+        return values
+
     def copies(self, names: Collection[str], shape: ModelShape) -> dict[str, str]:
         """Return what the file has besides these tensors, and which of them each is the same as."""
         return {}

@@ -16,6 +16,7 @@ from edgetune.adapters.base import (
     check_shapes,
     peft_kinds,
 )
+from edgetune.adapters.form import brought_over, form_of
 from edgetune.adapters.mlx_lm import MLX_WEIGHTS, load_mlx_lm
 from edgetune.adapters.values import float_values
 from edgetune.errors import ModelError
@@ -24,7 +25,7 @@ from edgetune.model import StoredTensor
 from edgetune.model.names import is_for_images
 from edgetune.model.weights import read_json
 from edgetune.shape import ModelShape
-from edgetune.tensors.header import read_header
+from edgetune.tensors.header import read_header, read_metadata
 
 
 def load_adapter(folder: Path, shape: ModelShape) -> LoadedAdapter:
@@ -51,14 +52,19 @@ def load_adapter(folder: Path, shape: ModelShape) -> LoadedAdapter:
     shapes = {name: x.shape for name, x in named.items() if name not in twice} | sizes
     check_shapes(str(folder), method, shape, shapes)
     base = config.get("base_model_name_or_path")
-    values = float_values(folder / WEIGHTS, named)
+    values = {
+        name: written.own_values(name, x, config, shape)
+        for name, x in float_values(folder / WEIGHTS, named).items()
+    }
     _drop_copies(folder, values, twice)
-    return LoadedAdapter(
+    form = form_of(read_metadata(folder / WEIGHTS), config, str(folder / WEIGHTS))
+    found = LoadedAdapter(
         method=method,
         tensors={**values, **written.drawn(config, sizes)},
         base=base if isinstance(base, str) else None,
         unused=len(unused),
     )
+    return brought_over(found, form, shape, str(folder))
 
 
 def _drop_copies(folder: Path, values: dict[str, Any], twice: Mapping[str, str]) -> None:

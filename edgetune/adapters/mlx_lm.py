@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.adapters.base import LoadedAdapter, check_shapes
+from edgetune.adapters.form import FOLDED, Form, brought_over
 from edgetune.adapters.modules import adaptable, exact_names
 from edgetune.adapters.values import float_values
 from edgetune.errors import ModelError
@@ -81,9 +82,11 @@ def load_mlx_lm(folder: Path, config: Mapping[str, object], shape: ModelShape) -
     tensors = {known[name]: _turned(x) for name, x in values.items()}
     check_shapes(str(folder), method, shape, {name: x.shape for name, x in tensors.items()})
     base = config.get("model")
-    return LoadedAdapter(
+    found = LoadedAdapter(
         method=method, tensors=tensors, base=base if isinstance(base, str) else None
     )
+    form = Form(in_file=True) if shape.family in FOLDED else None
+    return brought_over(found, form, shape, str(folder))
 
 
 def _known_names(shape: ModelShape) -> dict[str, str]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Final, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgetune.adapters.base import ANYWHERE, AdapterFormat, unsupported
 from edgetune.errors import ModelError
 from edgetune.methods.base import Method
@@ -24,6 +27,18 @@ ALLOWED: Final[Mapping[str, tuple[object, ...]]] = {
 }
 
 
+_AS_PEFT: Final = "revision"
+"""PEFT's files all have it; edgetune's older ones, whose prompts are as they stand in the stream, lack it."""
+
+_MULTIPLIES: Final = frozenset({"granite", "granitemoe", "granitemoehybrid"})
+"""Families whose models in transformers multiply the embeddings that they are given, prompts too."""
+
+
+def _multiplied(shape: ModelShape) -> float:
+    """Return what the model multiplies a prompt by that PEFT gives it."""
+    return shape.embedding_scale if shape.family in _MULTIPLIES else 1.0
+
+
 class PromptFormat(AdapterFormat):
     """``prompt_embeddings`` (length, hidden)."""
 
@@ -34,6 +49,7 @@ class PromptFormat(AdapterFormat):
         return {
             "peft_type": "PROMPT_TUNING",
             "prompt_tuning_init": "RANDOM",
+            _AS_PEFT: None,
             **sizes(
                 shape,
                 cast("Prompt", method).prompt_length,
@@ -41,6 +57,22 @@ class PromptFormat(AdapterFormat):
                 shape.blocks[0].heads,
             ),
         }
+
+    def stored_values(self, name: str, values: NDArray[Any], shape: ModelShape) -> NDArray[Any]:
+        """Return a prompt as PEFT gives it to the model, which may multiply it."""
+        factor = _multiplied(shape)
+        return values if factor == 1.0 else values / values.dtype.type(factor)
+
+    def own_values(
+        self,
+        name: str,
+        values: NDArray[np.float32],
+        config: Mapping[str, object],
+        shape: ModelShape,
+    ) -> NDArray[np.float32]:
+        """Return a prompt as it stands in the stream."""
+        factor = _multiplied(shape) if _AS_PEFT in config else 1.0
+        return values if factor == 1.0 else values * np.float32(factor)
 
     def method(
         self, config: Mapping[str, object], names: Collection[str], shape: ModelShape

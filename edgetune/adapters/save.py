@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.adapters.base import CONFIG, WEIGHTS, adapter_format, check_shapes
+from edgetune.adapters.form import Form
 from edgetune.files import write_text
 from edgetune.methods.base import Method
 from edgetune.shape import ModelShape
@@ -46,11 +47,13 @@ def save_adapter(
     sources = {**{name: name for name in tensors}, **twice}
     names = written.stored_names(sources, shape)
     named = [
-        Outgoing.of(names[name], np.asarray(tensors[source]), "float32")
+        Outgoing.of(
+            names[name], written.stored_values(name, np.asarray(tensors[source]), shape), "float32"
+        )
         for name, source in sorted(sources.items())
     ]
     folder.mkdir(exist_ok=True)
     return {
-        WEIGHTS: write_safetensors(folder / WEIGHTS, named),
+        WEIGHTS: write_safetensors(folder / WEIGHTS, named, told=Form.of(shape).written()),
         CONFIG: write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n"),
     }

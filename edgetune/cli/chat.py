@@ -19,8 +19,9 @@ from edgetune.cli.process import this_process
 from edgetune.cli.show import complain, out, out_json_line, say
 from edgetune.errors import EdgetuneError, UsageError
 from edgetune.workflows.chatting import LONGEST_ANSWER, Chat
+from edgetune.workflows.opened import Opened
 from edgetune.workflows.over import Over
-from edgetune.workflows.references import open_references
+from edgetune.workflows.references import opened_references
 
 HELP = """/reset      forget what was said
 /save FILE  write the chat as rows that can be trained on
@@ -60,7 +61,19 @@ def command(
     lists the commands; questions can be piped in, one a line.
     """
     given = {name: value for name, value in flags.items() if value is not None}
-    opened = open_references(names, over)
+    with opened_references(names, over) as opened:
+        _chat(opened, given, system, compare=compare, as_json=as_json)
+
+
+def _chat(
+    opened: list[Opened],
+    given: dict[str, Any],
+    system: str | None,
+    *,
+    compare: bool,
+    as_json: bool,
+) -> None:
+    """Answer until the input ends."""
     for notice in (notice for one in opened for notice in one.notices):
         say(notice)
     if compare:

@@ -14,8 +14,9 @@ from edgetune.cli.show import VERBOSE, out, out_json, say, table
 from edgetune.escapes import without
 from edgetune.settings.spec import to_plain
 from edgetune.workflows.ensemble import Ensemble, ensemble
+from edgetune.workflows.opened import Opened
 from edgetune.workflows.over import Over
-from edgetune.workflows.references import open_references
+from edgetune.workflows.references import opened_references
 from edgetune.workflows.scoring import (
     ScoredRow,
     Scores,
@@ -72,7 +73,20 @@ def command(
     model without the adapter is scored on the same rows, to show the gain. It is loaded once, so
     all REFs must be over the same one; rows are read as the first REF reads them.
     """
-    opened = open_references(names, over)
+    with opened_references(names, over) as opened:
+        _scored(opened, data, exact_match=exact_match, show=show, as_one=as_one, as_json=as_json)
+
+
+def _scored(
+    opened: list[Opened],
+    data: Path,
+    *,
+    exact_match: bool,
+    show: int,
+    as_one: bool,
+    as_json: bool,
+) -> None:
+    """Print how well what was opened predicts rows."""
     for one in opened:
         say(f"Opened {one.model.folder} for {one.name}", level=VERBOSE)
         for notice in one.notices:

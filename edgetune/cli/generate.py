@@ -16,8 +16,9 @@ from edgetune.errors import UsageError
 from edgetune.escapes import without
 from edgetune.workflows.ensemble import vote
 from edgetune.workflows.inference import answers
+from edgetune.workflows.opened import Opened
 from edgetune.workflows.over import Over
-from edgetune.workflows.references import open_references
+from edgetune.workflows.references import opened_references
 
 VOTE = "vote"
 """What the answer of several adapters is called among the answers of each."""
@@ -58,7 +59,33 @@ def command(
     if as_one and len(names) < 2:
         raise UsageError("--vote needs several REFs. Name another one.")
     options = GenerateOptions(**{name: value for name, value in flags.items() if value is not None})
-    opened = open_references(names, over)
+    with opened_references(names, over) as opened:
+        _answer(
+            opened,
+            names,
+            prompts,
+            system,
+            options,
+            raw=raw,
+            base=base,
+            as_one=as_one,
+            as_json=as_json,
+        )
+
+
+def _answer(
+    opened: list[Opened],
+    names: tuple[str, ...],
+    prompts: tuple[str, ...],
+    system: str | None,
+    options: GenerateOptions,
+    *,
+    raw: bool,
+    base: bool,
+    as_one: bool,
+    as_json: bool,
+) -> None:
+    """Print the answers of what was opened."""
     for one in opened:
         say(f"Opened {one.model.folder} for {one.name}", level=VERBOSE)
         for notice in one.notices:

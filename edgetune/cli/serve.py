@@ -8,8 +8,9 @@ import click
 
 from edgetune.cli.options import Ref, common_options, over_options
 from edgetune.cli.show import out, out_json_line, say
+from edgetune.workflows.opened import Opened
 from edgetune.workflows.over import Over
-from edgetune.workflows.references import open_references
+from edgetune.workflows.references import opened_references
 from edgetune.workflows.several import serving_of, serving_text
 
 PORT = 8321
@@ -33,10 +34,15 @@ def command(names: tuple[str, ...], port: int, over: Over, as_json: bool) -> Non
     the base. Adapters that do not fit into the memory together are refused before anything is
     loaded. Only programs on this machine are answered.
     """
+    with opened_references(names, over) as opened:
+        _serve(opened, names, port, as_json=as_json)
+
+
+def _serve(opened: list[Opened], names: tuple[str, ...], port: int, *, as_json: bool) -> None:
+    """Serve what was opened until the command is interrupted."""
     from edgetune.serving.requests import names_of
     from edgetune.serving.server import serve
 
-    opened = open_references(names, over)
     for notice in (notice for one in opened for notice in one.notices):
         say(notice)
     served = dict(zip(names_of(names), opened, strict=True))

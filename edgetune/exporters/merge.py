@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgetune.errors import CheckFailedError, UsageError
 from edgetune.exporters.base import ExportRequest
+from edgetune.exporters.turned import spans_of
 from edgetune.exporters.updates import Merge
 from edgetune.methods.merging import Piece, Stacked, Update
 from edgetune.model import LocalModel, StoredTensor
@@ -24,7 +25,7 @@ from edgetune.model.published import assembled, needless_biases
 from edgetune.model.weights import stored_tensors
 from edgetune.tensors.packed import PackedTensor
 from edgetune.tensors.reader import number_type, read_rows
-from edgetune.tensors.writer import Chunks, Outgoing, row_spans
+from edgetune.tensors.writer import Chunks, Outgoing
 
 
 def merged_tensors(request: ExportRequest, merge: Merge) -> list[Outgoing]:
@@ -136,7 +137,7 @@ def _in_file_order(tensors: Mapping[str, StoredTensor]) -> list[StoredTensor]:
 
 
 def _chunks(stored: StoredTensor, change: Update | None, dtype: str) -> Chunks:
-    for start, stop in row_spans(stored.shape):
+    for start, stop in spans_of(stored):
         values = read_rows(stored, start, stop)
         if change is None and stored.read_dtype == dtype:
             yield values

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 from edgetune.adapters import save_adapter
+from edgetune.adapters.form import FOLDED
 from edgetune.errors import UsageError
 from edgetune.exporters.base import Exported, ExportRequest
 from edgetune.exporters.folder import folder_bytes, needed_bytes, new_folder
 from edgetune.exporters.gguf.architectures import multiplied_into_weights
+from edgetune.methods.prompt import Prompt
 
 _WHOLE: Final = (
     "The adapter is for the whole vision-language model: load its base with transformers' "
@@ -49,8 +51,15 @@ def export_peft(request: ExportRequest) -> Exported:
         raise UsageError(
             f"A GGUF file of a {model.shape.family} model has its multipliers in its weights: PEFT "
             "would load this adapter over the model that the file was made from, which multiplies "
-            "what it adds once more. Export it for the file (--to gguf --adapter), or merge it "
+            "what it adds once more. Export the adapter of the run over that model (edgetune export "
+            "RUN/adapter --model FOLDER --to peft), for the file (--to gguf --adapter), or merged "
             "(--to gguf or --to hf)."
+        )
+    if model.shape.family in FOLDED and isinstance(adapter.method, Prompt):
+        raise UsageError(
+            f"PEFT gives {model.shape.family} models embeddings of tokens beside a prompt, which "
+            "transformers does not multiply as it does those that it looks up itself: the model "
+            "would be another one. Train --method prefix or lora for PEFT."
         )
     tensors = [tensor.size for tensor in adapter.method.tensors(model.shape)]
     needed = needed_bytes(4 * size for size in tensors)

@@ -51,7 +51,7 @@ def read_model(file: Path) -> tuple[dict[str, Any], ModelShape, dict[str, GgufTe
     config = config_of(header)
     shape = replace(shape_of(config), tower=has_tower(whole))
     tensors = _checked(header, shape)
-    return config, replace(shape, formats=_formats(shape, tensors)), tensors
+    return config, replace(shape, formats=_formats(shape, tensors), in_file=True), tensors
 
 
 def _checked(header: GgufHeader, shape: ModelShape) -> dict[str, GgufTensor]:

@@ -30,6 +30,11 @@ _PROJECTOR: Final = "mmproj"
 """What the names of vision towers begin with, which lie beside their models."""
 
 
+def names_file(ref: str) -> bool:
+    """Return whether this is what a GGUF file is called."""
+    return ref.startswith(STORES) or ref.lower().endswith(".gguf")
+
+
 def file_of(ref: str) -> Path:
     """Return the GGUF file of a model in a store: ``ollama:NAME`` or ``lmstudio:PUBLISHER/MODEL``.
 

@@ -34,6 +34,7 @@ EVENTS = {
     "ended learning": "No lower validation loss",
     "checkpoint refused": "Checkpoint refused",
     "versions changed": "Versions changed",
+    "kernels": "Kernels",
     "rates corrected": "Rates corrected",
     "steps shared": "Steps shared",
     "sums in another order": "Sums in another order",

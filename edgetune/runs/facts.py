@@ -36,6 +36,9 @@ LATER_CHOICES: Final[Mapping[str, Any]] = {
 KERNELS: Final = "kernels"
 """What the backend's own kernels are among versions, where they compute."""
 
+PRODUCTS: Final = "products of bfloat16"
+"""How a processor multiplies them, among versions: older states do not say it."""
+
 RANDOM: Final = "every draw is a function of (seed, step, name); no generator has a state"
 
 
@@ -85,6 +88,13 @@ class RunFacts:
         """Return the facts of a run in which these kernels of the backend's own compute."""
         return replace(self, versions={**self.versions, KERNELS: kernels}) if kernels else self
 
+    def computed_on(self, plan: Plan) -> RunFacts:
+        """Return the facts of a run that multiplies as the plan's processor does."""
+        if plan.device.kind != "cpu" or plan.choice.compute_dtype != "bfloat16":
+            return self
+        how = "as they are" if plan.device.multiplies_16bit else "widened"
+        return replace(self, versions={**self.versions, PRODUCTS: how})
+
     def state(self, progress: RunState) -> dict[str, Any]:
         """Return what ``state.json`` says at a point of the run."""
         epoch, step = divmod(progress.step, self.steps_per_epoch)
@@ -112,6 +122,7 @@ class RunFacts:
             name: f"{before.get(name)} -> {self.versions.get(name)}"
             for name in sorted(before.keys() | self.versions.keys())
             if before.get(name) != self.versions.get(name)
+            and not (name == PRODUCTS and name not in before)
         }
 
 

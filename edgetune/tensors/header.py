@@ -73,27 +73,48 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     Raises:
         ModelError: if the file cannot be read, is cut short or contradicts itself.
     """
+    text, size = _text(file)
+    tensors = _parse(file, text, 8 + len(text))
+    _check_layout(file, tensors, 8 + len(text), size)
+    return tensors
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """Return what a file says of itself beside its tensors.
+
+    Raises:
+        ModelError: if the file cannot be read, is cut short or contradicts itself.
+    """
+    found = _entries(file, _text(file)[0]).get("__metadata__")
+    told = found if isinstance(found, dict) else {}
+    return {name: value for name, value in told.items() if isinstance(value, str)}
+
+
+def _text(file: Path) -> tuple[bytes, int]:
+    """Return a file's header and the size of the file."""
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if not 2 <= length <= min(size - 8, LONGEST_HEADER):
                 raise _damaged(file, f"its header cannot be {length} bytes long")
-            text = stream.read(length)
+            return stream.read(length), size
     except OSError as error:
         raise ModelError(f"{file} cannot be read: {error.strerror or error}.") from error
-    tensors = _parse(file, text, 8 + length)
-    _check_layout(file, tensors, 8 + length, size)
-    return tensors
 
 
-def _parse(file: Path, text: bytes, base: int) -> dict[str, StoredTensor]:
+def _entries(file: Path, text: bytes) -> dict[str, object]:
     try:
         entries = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise _damaged(file, f"its header is not valid ({error})") from error
     if not isinstance(entries, dict):
         raise _damaged(file, "its header is not a JSON object")
+    return entries
+
+
+def _parse(file: Path, text: bytes, base: int) -> dict[str, StoredTensor]:
+    entries = _entries(file, text)
     if not isinstance(entries.pop("__metadata__", None), dict | None):  # MLX writes null
         raise _damaged(file, "its __metadata__ is not a JSON object")
     return {name: _entry(file, name, value, base) for name, value in entries.items()}

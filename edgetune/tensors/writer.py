@@ -58,11 +58,17 @@ class Outgoing:
         return prod(self.shape) * self.width
 
 
-def write_safetensors(path: Path, tensors: Sequence[Outgoing], made_for: str = "pt") -> str:
+def write_safetensors(
+    path: Path,
+    tensors: Sequence[Outgoing],
+    made_for: str = "pt",
+    told: Mapping[str, str] | None = None,
+) -> str:
     """Write one file, whole or not at all, and return the SHA-256 of its bytes.
 
     The widest number formats come first, so that every tensor is aligned. ``made_for`` is the
-    framework that the file names, from which other tools know how to read it.
+    framework that the file names, from which other tools know how to read it; ``told`` is what
+    else it says of itself.
 
     Raises:
         ValueError: if the chunks of a tensor are not of its size and number format.
@@ -71,7 +77,7 @@ def write_safetensors(path: Path, tensors: Sequence[Outgoing], made_for: str = "
     ordered = sorted(tensors, key=lambda tensor: -tensor.width)
     digest = hashlib.sha256()
     with replacing(path) as temporary, temporary.open("wb") as file:
-        for data in _pieces(ordered, made_for):
+        for data in _pieces(ordered, {"format": made_for, **(told or {})}):
             digest.update(data)
             file.write(data)
     return digest.hexdigest()
@@ -84,7 +90,7 @@ def write_scratch(path: Path, tensors: Sequence[Outgoing], made_for: str) -> Non
         OSError: if it cannot be written.
     """
     with path.open("wb") as file:
-        for data in _pieces(tensors, made_for):
+        for data in _pieces(tensors, {"format": made_for}):
             file.write(data)
 
 
@@ -105,9 +111,11 @@ def _rows(values: NDArray[Any], dtype: np.dtype[Any]) -> Chunks:
         yield rows[start:stop].astype(dtype, order="C", copy=False)
 
 
-def _pieces(tensors: Sequence[Outgoing], made_for: str) -> Iterator[bytes | memoryview]:
+def _pieces(
+    tensors: Sequence[Outgoing], metadata: Mapping[str, str]
+) -> Iterator[bytes | memoryview]:
     """Yield the bytes of a file in order."""
-    yield _header(tensors, made_for)
+    yield _header(tensors, metadata)
     for tensor in tensors:
         written = 0
         for chunk in tensor.chunks():
@@ -122,8 +130,8 @@ def _pieces(tensors: Sequence[Outgoing], made_for: str) -> Iterator[bytes | memo
             raise ValueError(f"{tensor.name}: {written} bytes of values, expected {tensor.nbytes}")
 
 
-def _header(tensors: Sequence[Outgoing], made_for: str) -> bytes:
-    entries: dict[str, object] = {"__metadata__": {"format": made_for}}
+def _header(tensors: Sequence[Outgoing], metadata: Mapping[str, str]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
     start = 0
     for tensor in tensors:
         entries[tensor.name] = {

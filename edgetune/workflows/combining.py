@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
@@ -20,7 +21,7 @@ from edgetune.storage import FLOAT32_BYTES
 from edgetune.workflows.over import Over
 from edgetune.workflows.references import (
     Adapted,
-    open_references,
+    opened_references,
     read_each_adapted,
 )
 from edgetune.workflows.scoring import rows_of, score
@@ -33,6 +34,9 @@ BOUND: Final = 1.5
 
 PENALTY: Final = 0.05
 """What it adds to the loss for each unit of weight (equation 2)."""
+
+LossOf = Callable[[Recipe | None], float]
+"""From a recipe, or None for the base, to the loss on the rows."""
 
 _CANDIDATE: Final = "combined"
 """What a session calls the combination that is evaluated."""
@@ -163,7 +167,17 @@ def _searched(
     The search begins at the base and at each adapter alone, so that it ends at nothing worse.
     """
     assert asked.data is not None
-    loss_of, rows = _loss_on(asked.data, found, asked.over)
+    with _loss_on(asked.data, found, asked.over) as (loss_of, rows):
+        return _sought(asked, found, recipe, loss_of, rows)
+
+
+def _sought(
+    asked: CombineRequest,
+    found: Sequence[Adapted],
+    recipe: Recipe,
+    loss_of: LossOf,
+    rows: int,
+) -> tuple[Recipe, Search]:
     corners = [(0.0,) * len(found), *map(tuple, np.eye(len(found)).tolist())]
     losses: list[float] = []
 
@@ -190,29 +204,28 @@ def _searched(
     return replace(recipe, weights=best.point), seen
 
 
-def _loss_on(
-    data: Path, found: Sequence[Adapted], over: Over
-) -> tuple[Callable[[Recipe | None], float], int]:
-    """Return a function from a recipe, or None for the base, to its loss, and the rows it is of.
+@contextmanager
+def _loss_on(data: Path, found: Sequence[Adapted], over: Over) -> Iterator[tuple[LossOf, int]]:
+    """Yield a function from a recipe, or None for the base, to its loss, and the rows it is of.
 
     The model is opened once.
     """
     first = found[0]
     base = None if first.plan is not None else first.model.ref  # a run says it itself
-    (opened,) = open_references((first.name,), replace(over, model=base))
-    rows = rows_of(opened, data)
+    with opened_references((first.name,), replace(over, model=base)) as (opened,):
+        rows = rows_of(opened, data)
 
-    def loss(recipe: Recipe | None) -> float:
-        if recipe is None:
-            return score(opened.base(), rows, exact_match=False).loss
-        adapter = _combined(found, recipe)
-        opened.session.attach(_CANDIDATE, adapter.method, adapter.tensors)
-        try:
-            tried = replace(opened, adapter=_CANDIDATE, method=adapter.method)
-            return score(tried, rows, exact_match=False).loss
-        except CheckFailedError:  # not finite
-            return inf
-        finally:
-            opened.session.detach(_CANDIDATE)
+        def loss(recipe: Recipe | None) -> float:
+            if recipe is None:
+                return score(opened.base(), rows, exact_match=False).loss
+            adapter = _combined(found, recipe)
+            opened.session.attach(_CANDIDATE, adapter.method, adapter.tensors)
+            try:
+                tried = replace(opened, adapter=_CANDIDATE, method=adapter.method)
+                return score(tried, rows, exact_match=False).loss
+            except CheckFailedError:  # not finite
+                return inf
+            finally:
+                opened.session.detach(_CANDIDATE)
 
-    return loss, len(rows)
+        yield loss, len(rows)

@@ -69,7 +69,8 @@ class Job:
 
     def opened(self, session: Session) -> Job:
         """Return the job with what its session says of itself."""
-        return replace(self, facts=self.facts.computed_by(session.kernels()))
+        facts = self.facts.computed_by(session.kernels()).computed_on(self.plan)
+        return replace(self, facts=facts)
 
     def evaluation(self) -> Iterator[MicroBatch]:
         """Return this rank's share of the validation rows, which may be none."""

@@ -6,7 +6,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import time
@@ -175,15 +175,14 @@ def _plan(
 
 def _step(plan: Plan, model: LocalModel) -> float:
     """Return the shortest seconds of a step."""
-    session, choice = open_session(plan, model), plan.choice
+    choice = plan.choice
     batch = full_batch(choice.micro_batch, choice.context, model.shape.vocabulary)
+    with closing(open_session(plan, model)) as session:
 
-    def step() -> None:
-        session.step([batch], loss_tokens=batch.loss_tokens, learning_rate=1e-4)
+        def step() -> None:
+            session.step([batch], loss_tokens=batch.loss_tokens, learning_rate=1e-4)
 
-    best = shortest_seconds(step, STEPS_WITHIN)
-    session.close()
-    return best
+        return shortest_seconds(step, STEPS_WITHIN)
 
 
 if __name__ == "__main__":

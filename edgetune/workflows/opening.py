@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +57,9 @@ def open_adapted(plan: Plan, model: LocalModel, adapter: LoadedAdapter) -> Sessi
         UsageError: if the backend cannot be used here, with its reason.
     """
     choice = replace(plan.choice, method=adapter.method)
-    session = open_session(replace(plan, choice=choice), model)
-    session.restore(adapter.tensors)
+    with ExitStack() as held:
+        session = open_session(replace(plan, choice=choice), model)
+        held.callback(session.close)
+        session.restore(adapter.tensors)
+        held.pop_all()
     return session

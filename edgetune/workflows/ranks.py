@@ -31,6 +31,7 @@ from edgetune.together import together
 from edgetune.workflows.job import Job
 from edgetune.workflows.opening import open_session
 from edgetune.workflows.planning import PlanRequest, PreparedPlan, plan_for
+from edgetune.workflows.roundings import ANEW, Roundings
 from edgetune.workflows.sharing import begun, meet, sharing_of
 from edgetune.world import Place, World
 
@@ -87,9 +88,17 @@ def join(place: Place, device: str, timeout: float) -> World:
     return load_backend(found.backend).join(place, timeout, found)
 
 
-def tell_plan(world: World, plan: Plan, facts: RunFacts, parts: int) -> None:
-    """Tell the followers what is trained on what, in how many parts of a step, as rank 0."""
-    told = {"plan": plan.to_json(), "data": facts.data, "model": facts.model, "parts": parts}
+def tell_plan(
+    world: World, plan: Plan, facts: RunFacts, parts: int, roundings: Roundings = ANEW
+) -> None:
+    """Tell the followers what is trained on what, in how many parts of a step, as rank 0.
+
+    A run that goes on rounds as it did.
+    """
+    told = {
+        "plan": plan.to_json(), "data": facts.data, "model": facts.model, "parts": parts,
+        "kernels": roundings.kernels,
+    }  # fmt: skip
     world.spread(json.dumps(told).encode())
 
 
@@ -187,7 +196,9 @@ class Follower:
             self.place, theirs, told["parts"],
             ref=ref, data=data, device=self.device, memory=self.memory,
         )  # fmt: skip
-        plan = planned.plan
+        alike = planned.plan.device.kind == theirs.device.kind
+        roundings = Roundings(told["kernels"] if alike else None)
+        plan = roundings.planned(planned.plan)
         assert planned.dataset is not None
         job = Job.of(plan, planned.dataset.fit(plan.choice.context), model, world)
         other = [name for name in ("model", "data") if getattr(job.facts, name) != told[name]]
@@ -196,7 +207,9 @@ class Follower:
                 f"Rank {self.place.rank} does not have the same {' and '.join(other)} as rank 0: "
                 f"{ref}, {data}. Give it the same files: --model and --data."
             )
-        return job, open_session(plan, model, world)
+        session = open_session(plan, model, world)
+        roundings.keep(session)
+        return job, session
 
 
 def plan_on(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from os.path import realpath
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.adapters import LoadedAdapter, base_of, is_adapter, load_adapter
+from edgetune.backend import Session
 from edgetune.data import load_tokenizer
 from edgetune.errors import ModelError, NothingFitsError, UsageError
 from edgetune.memory.serving import adapter_bytes
@@ -136,6 +137,14 @@ def open_references(names: Sequence[str], over: Over | None = None) -> list[Open
     return _opened(found, own, plan or new_plan(found[own or 0], over))
 
 
+@contextmanager
+def opened_references(names: Sequence[str], over: Over | None = None) -> Iterator[list[Opened]]:
+    """Yield what :func:`open_references` returns, and give its memory and its files back."""
+    opened = open_references(names, over)
+    with closing(opened[0].session):
+        yield opened
+
+
 def _require_together(found: Sequence[Reference]) -> None:
     planned = [item for item in found if item.plan is not None]
     for other in found[1:]:
@@ -162,6 +171,18 @@ def _opened(found: list[Reference], own: int | None, plan: Plan) -> list[Opened]
     mine = None if own is None else found[own].adapter
     session = open_session(plan, model) if mine is None else open_adapted(plan, model, mine)
     del mine
+    with ExitStack() as held:
+        held.callback(session.close)
+        opened = _shared_out(found, own, plan, session, attached)
+        held.pop_all()
+    return opened
+
+
+def _shared_out(
+    found: list[Reference], own: int | None, plan: Plan, session: Session, attached: int
+) -> list[Opened]:
+    """Return what shares a session, with all adapters but its own attached; empty ``found``."""
+    model = found[0].model
     tokenizer = load_tokenizer(model.folder, model.shape.vocabulary)
     opened = []
     for number in range(len(found)):

@@ -22,6 +22,7 @@ from edgetune.runs import (
     none_whole,
     recording,
 )
+from edgetune.runs.facts import KERNELS
 from edgetune.runs.rewind import rewind
 from edgetune.shares import sums_held
 from edgetune.together import together
@@ -31,6 +32,7 @@ from edgetune.workflows.job import Job
 from edgetune.workflows.opening import open_planned, open_session
 from edgetune.workflows.planning import read_rows
 from edgetune.workflows.ranks import plan_on, tell_plan
+from edgetune.workflows.roundings import Roundings
 from edgetune.workflows.searching import damage
 from edgetune.workflows.training import Run
 from edgetune.workflows.worker import Recovery
@@ -67,18 +69,22 @@ def resume_run(
         job = Job.of(plan, dataset.fit(plan.choice.context), model, world)
         checkpoint, refused = _checkpoint(folder, job)
         before = () if checkpoint is None else checkpoint.state.progress.shares
-        parts, plan, anew = _parts(len(before), plan, memory, world)
+        roundings = Roundings.of(folder, checkpoint)
+        parts, plan, anew = _parts(len(before), roundings.planned(plan), memory, world)
         job, shares = replace(job, plan=plan), () if anew else before
-        tell_plan(world, plan, job.facts, parts)
+        tell_plan(world, plan, job.facts, parts, roundings)
         with together(world):
             session = open_session(_own(plan, rows, memory, place, parts), model, world)
         stack.callback(session.close)
+        kept, lost = roundings.keep(session), roundings.lost(session)
         job = job.opened(session)
         start, recovered, newer = RunState(), None, ""
         if checkpoint is not None:
             session.restore(checkpoint.adapter, checkpoint.optimizer)
             with recording(folder):
                 newer = _rewound(folder, checkpoint, refused, job.facts)
+                for because in filter(None, (kept, lost)):
+                    folder.note("kernels", because)
                 if anew and checkpoint.state.progress.step:
                     folder.note("sums in another order", anew, parts=parts)
             start = replace(checkpoint.state.progress, shares=shares)
@@ -100,6 +106,8 @@ def resume_run(
             *(item.notice for item in refused),
             *([anew] if anew and start.step else []),
             *([newer] if newer and start.step else []),
+            *([lost] if lost and start.step else []),
+            *([kept] if kept else []),
             *damage(folder, plan, start),
         ],
         recovered=recovered,
@@ -196,6 +204,8 @@ def _rewound(
     dropped = rewind(folder, checkpoint, refused, first=0 if step else 1)
     folder.note("resumed", f"from {checkpoint.path.name}", step=step, dropped=dropped)
     newer = facts.newer(checkpoint.state)
+    if KERNELS not in facts.versions:
+        newer.pop(KERNELS, None)  # told by themselves
     if not newer:
         return ""
     because = "the result may differ in its last bits"

@@ -19,7 +19,7 @@ from edgetune.events import Event, RateChosen, RateRaced, RunState
 from edgetune.files import load_json
 from edgetune.planning import Plan, plan_from_json, read_plan_file
 from edgetune.racing import Lengths, Race, because, following, lengths, winner
-from edgetune.runs import RunFolder, load_checkpoint, plan_hash
+from edgetune.runs import RunFolder, checkpoint_name, load_checkpoint, plan_hash
 from edgetune.runs.checkpoint import save_checkpoint
 from edgetune.settings.parse import checked
 from edgetune.settings.spec import to_plain
@@ -68,6 +68,11 @@ def damage(folder: RunFolder, plan: Plan, start: RunState) -> list[str]:
         return []
     found = read_record(folder.path / RECORD).damage
     return [found] if found else []
+
+
+def start_of_races(folder: RunFolder) -> Path:
+    """Return where a run's start is kept while learning rates are raced: a checkpoint."""
+    return folder.path / START / checkpoint_name(0)
 
 
 @dataclass(slots=True)

@@ -34,6 +34,8 @@ pytestmark = [
 TOKENS = np.random.default_rng(0).integers(3, 97, 24).tolist()
 TOLERANCE = 1e-4
 FAMILIES = ("llama", "phi3", "gpt2", "gemma3")
+MULTIPLIED = ("granite", "granitemoe", "granitemoehybrid")
+"""Families that multiply the embeddings which they are given."""
 
 OURS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "dora": ("dora", {"rank": 4}, FAMILIES),
@@ -43,7 +45,7 @@ OURS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "ia3-all": ("ia3", {"targets": ("all-linear",)}, FAMILIES),
     "norm": ("norm", {}, FAMILIES),
     "norm-last": ("norm", {"layers": 1}, FAMILIES),
-    "prompt": ("prompt", {"prompt_length": 5}, (*FAMILIES, "gemma2")),
+    "prompt": ("prompt", {"prompt_length": 5}, (*FAMILIES, "gemma2", *MULTIPLIED)),
     "prefix": ("prefix", {"prefix_length": 5, "reparameterize": False}, (*FAMILIES, "gemma2")),
     "llama-adapter": ("llama-adapter", {"gate": "layer", "layers": 2}, ("llama",)),
 }
@@ -126,6 +128,7 @@ def _config(name: str, shape: ModelShape) -> Any:
 
 
 SAVED = [(n, f) for n in ("dora", "vera", "ia3", "norm", "prompt", "prefix") for f in FAMILIES]
+SAVED += [("prompt", family) for family in MULTIPLIED]
 
 
 @pytest.mark.parametrize(

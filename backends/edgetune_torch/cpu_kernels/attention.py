@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from edgetune_torch.cpu_kernels import library, place, shared_out
+from edgetune_torch.kernel_use import ATTENTION, used
 from edgetune_torch.precision import cpu_multiplies_bf16
 
 CHANNELS: Final = 32
@@ -28,7 +29,7 @@ def served(q: Tensor, k: Tensor, v: Tensor) -> bool:
     plain = all(type(x) is Tensor and x.dtype == torch.bfloat16 for x in (q, k, v))
     size, alike = q.shape[-1], q.shape[2:] == k.shape[2:] == v.shape[2:]
     fits = plain and q.device.type == "cpu" and alike and q.numel() and size % CHANNELS == 0
-    return bool(fits) and cpu_multiplies_bf16() and _checked() is not None
+    return bool(fits) and used(ATTENTION) and cpu_multiplies_bf16() and compiled()
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor) -> Tensor:
@@ -90,6 +91,11 @@ def _call(name: str, q: Tensor, k: Tensor, scale: float, given: tuple[Any, ...])
     arguments = [place(x) if isinstance(x, Tensor) else ctypes.byref(x) for x in given]
     if not shared_out(getattr(library(), name), [ctypes.byref(own), *arguments], groups):
         raise MemoryError("no memory for attention")
+
+
+def compiled() -> bool:
+    """Return whether the kernel is here, and computes what its text does."""
+    return _checked() is not None
 
 
 @cache

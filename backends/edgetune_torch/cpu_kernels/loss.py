@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from edgetune_torch.cpu_kernels import library, place, shared_out
+from edgetune_torch.kernel_use import LOSS, used
 from edgetune_torch.precision import cpu_multiplies_bf16
 
 SHARED: Final = 1 << 17
@@ -50,7 +51,7 @@ class _Softmax(ctypes.Structure):
 def served(x: Tensor) -> bool:
     """Return whether logits of states x (C, D) are what the kernel is for."""
     plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype == torch.bfloat16
-    return plain and cpu_multiplies_bf16() and _checked() is not None
+    return plain and used(LOSS) and cpu_multiplies_bf16() and compiled()
 
 
 def take_in(tile: Tensor, start: int, known: Known) -> None:
@@ -92,6 +93,11 @@ def _shared(name: str, given: Sequence[Any], numbers: Tensor) -> None:
     """Call a function over the rows of numbers (C, W), shared out among threads."""
     rows, width = numbers.shape
     shared_out(getattr(library(), name), list(given), rows, least=max(1, SHARED // width))
+
+
+def compiled() -> bool:
+    """Return whether the kernel is here, and computes what its text does."""
+    return _checked() is not None
 
 
 @cache

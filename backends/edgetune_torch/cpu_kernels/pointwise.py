@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from edgetune_torch.cpu_kernels import library, place, shared_out
+from edgetune_torch.kernel_use import POINTWISE, used
 from edgetune_torch.precision import cpu_multiplies_bf16
 
 LANES: Final = 16
@@ -30,7 +31,7 @@ def served(*tensors: Tensor) -> bool:
     """Return whether these tensors are of the kind that the kernels are for."""
     plain = all(type(x) is Tensor and x.dtype == torch.bfloat16 for x in tensors)
     here = plain and all(x.device.type == "cpu" for x in tensors)
-    return here and cpu_multiplies_bf16() and _checked() is not None
+    return here and used(POINTWISE) and cpu_multiplies_bf16() and compiled()
 
 
 def normed(x: Tensor, weight: Tensor | None, eps: float) -> Tensor | None:
@@ -119,6 +120,11 @@ def _by_lanes(name: str, tensors: list[Tensor]) -> None:
 
 def _function(name: str) -> Any:
     return getattr(library(), name)
+
+
+def compiled() -> bool:
+    """Return whether the kernel is here, and computes what its text does."""
+    return _checked() is not None
 
 
 @cache

@@ -15,13 +15,17 @@ from torch import Tensor
 
 from edgetune.device.kernels import kernel_absence
 from edgetune.device.system import this_system
+from edgetune_torch.kernel_use import OF_CARDS, used
+
+
+def served(device: torch.device) -> bool:
+    """Return whether these kernels compute on a device, as plans for it say."""
+    return device.type == "cuda" and used(OF_CARDS) and here(device)
 
 
 @cache
-def served(device: torch.device) -> bool:
-    """Return whether these kernels compute on a device, as plans for it say."""
-    if device.type != "cuda":
-        return False
+def here(device: torch.device) -> bool:
+    """Return whether a card has what these kernels need."""
     return kernel_absence(this_system(), torch.cuda.get_device_capability(device)) is None
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune.exporters.turned import HELD, spans_of
 from edgetune.methods.merging import Update
 from edgetune.model import StoredTensor
 from edgetune.tensors.reader import read_rows
@@ -46,6 +48,10 @@ class MergedRows:
             self.change.apply(rows, start, stop)
         return rows
 
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """Yield the runs in which all rows are best read."""
+        return spans_of(self.stored)
+
 
 @dataclass(frozen=True, slots=True)
 class HeldRows:
@@ -62,6 +68,10 @@ class HeldRows:
         """Copy the rows."""
         copied: Float32 = self.values[start:stop].copy()
         return copied
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """Yield the runs in which all rows are best read."""
+        return row_spans(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +218,15 @@ class OneByTap:
 
 @dataclass(frozen=True, slots=True)
 class Transposed:
-    """A matrix that is stored (inputs, outputs), read by its outputs."""
+    """A matrix that is stored (inputs, outputs), read by its outputs from the first to the last.
 
-    rows: Rows
+    Each of them is a column, for which all of the stored matrix is read: so as many as may be are
+    held until they are asked for.
+    """
+
+    rows: MergedRows | HeldRows
+    _held: list[tuple[int, Float32]] = field(default_factory=list, compare=False, repr=False)
+    """The first output that is held, and those from there on."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -218,11 +234,22 @@ class Transposed:
         return self.rows.shape[::-1]
 
     def read(self, start: int, stop: int) -> Float32:
-        """Gather the columns; the stored matrix is read once a call, some rows at a time."""
-        spans = row_spans(self.rows.shape)
-        parts = [self.rows.read(*span)[:, start:stop].copy() for span in spans]
-        whole: Float32 = np.concatenate(parts)
-        return np.ascontiguousarray(whole.T)
+        """Return outputs; those behind the last are not held any more."""
+        if not any(first <= start and stop <= first + len(x) for first, x in self._held):
+            self._held[:] = [(start, self._gathered(start, stop))]
+        ((first, held),) = self._held
+        if stop == first + len(held):
+            self._held.clear()
+        whole = (start, stop) == (first, first + len(held))
+        return held if whole else held[start - first : stop - first].copy()
+
+    def _gathered(self, start: int, stop: int) -> Float32:
+        outputs, inputs = self.shape
+        stop = min(max(stop, start + HELD // inputs), outputs)
+        found = np.empty((stop - start, inputs), np.float32)
+        for first, last in self.rows.spans():
+            found[:, first:last] = self.rows.read(first, last)[:, start:stop].T
+        return found
 
 
 @dataclass(frozen=True, slots=True)
