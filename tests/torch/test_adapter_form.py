@@ -191,8 +191,7 @@ def test_peft_gets_an_adapter_of_a_file_over_the_folder(
 def test_a_lora_for_a_file_is_the_same_from_both(
     falcon: tuple[LocalModel, LocalModel], tmp_path: Path
 ) -> None:
-    folder, file = falcon
-    _start(Lora(rank=2), file, tmp_path / "a")
+    _start(Lora(rank=2), falcon[1], tmp_path / "a")
     written = []
     for model in falcon:
         request = ExportRequest(
@@ -235,7 +234,8 @@ def test_what_mlx_lm_trained_is_in_the_files_form(
 def _forget_form(folder: Path, metadata: dict[str, str] | None = None) -> None:
     """Write an adapter's tensors again, as older versions and PEFT do."""
     file = folder / "adapter_model.safetensors"
-    save_file(load_file(file), file, {"format": "pt", **(metadata or {})})
+    tensors = {name: x.clone() for name, x in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt", **(metadata or {})})
 
 
 @pytest.mark.parametrize("scalar", [7, 40])
