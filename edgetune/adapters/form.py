@@ -208,7 +208,8 @@ def _ratio(old: Form, new: Form, shape: ModelShape, layer: int, linear: Linear) 
     if linear.role == "scan_in" and isinstance(mixer, StateSpace):
         parts = [old.at(_part(i), layer) / new.at(_part(i), layer) for i in range(_PARTS)]
         counts = (mixer.values, mixer.values, mixer.keys, mixer.keys, mixer.heads)
-        return ratio * np.repeat(np.array(parts, np.float32), counts)
+        by_part: NDArray[np.float32] = np.repeat(np.array(parts, np.float32), counts)
+        return (ratio * by_part).astype(np.float32)
     scores = old.at(SCORES, layer) / new.at(SCORES, layer)
     if linear.role not in ("q", "qkv") or "q" in block.norm_by_role or scores == 1.0:
         return ratio
