@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import isclose, sqrt
-from typing import Final, Self
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +62,7 @@ class Form:
     layers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, shape: ModelShape) -> Self:
+    def of(cls, shape: ModelShape) -> Form:
         """Return the form of a model."""
         found = [dict(_multipliers(block)) for block in shape.blocks]
         names = sorted({name for each in found for name in each})
@@ -75,15 +75,15 @@ class Form:
         )
 
     @classmethod
-    def parse(cls, text: str, where: str) -> Self:
+    def parse(cls, text: str, where: str) -> Form:
         """Return the form that a file says.
 
         Raises:
             ModelError: if it says nothing that can be understood.
         """
         try:
-            plain = checked(dict, json.loads(text), KEY)
-            layers = checked(dict, plain.get("layers", {}), "layers")
+            plain: dict[str, Any] = checked(dict, json.loads(text), KEY)
+            layers: dict[str, Any] = checked(dict, plain.get("layers", {}), "layers")
             if not all(isinstance(x, list) and all(map(is_number, x)) for x in layers.values()):
                 raise ValueError("its multipliers are no lists of numbers.")
             return cls(
@@ -157,7 +157,8 @@ def _times(x: NDArray[np.float32], factor: Factor, added: float) -> NDArray[np.f
     """Return rows of x times ``factor``, as if ``added`` were part of them."""
     rows = np.asarray(factor, np.float32)
     rows = rows.reshape(-1, *[1] * (x.ndim - 1)) if rows.ndim else rows
-    return ((x + np.float32(added)) * rows - np.float32(added)).astype(np.float32)
+    changed: NDArray[np.float32] = (x + np.float32(added)) * rows - np.float32(added)
+    return changed
 
 
 def _factors(

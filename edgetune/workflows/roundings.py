@@ -7,7 +7,7 @@ could not be had goes on without them, wherever that is.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final, Self
+from typing import Final
 
 from edgetune.backend import Session
 from edgetune.device import found_again
@@ -26,7 +26,7 @@ class Roundings:
     kernels: str | None = None
 
     @classmethod
-    def of(cls, folder: RunFolder, checkpoint: Checkpoint | None) -> Self:
+    def of(cls, folder: RunFolder, checkpoint: Checkpoint | None) -> Roundings:
         """Return those that a state names: the checkpoint's, or that of races before the run."""
         if checkpoint is not None:
             return cls(checkpoint.state.versions.get(KERNELS, ""))

@@ -243,7 +243,7 @@ class _Layout:
     def _arranged(self, rows: Rows, linear: Linear, layer: int) -> Rows:
         return arranged(rows, linear, layer, self._shape, self._architecture)
 
-    def _source(self, name: str) -> MergedRows | HeldRows:
+    def _source(self, name: str) -> Rows:
         added = self._merge.added.get(name)
         if added is not None:
             return HeldRows(added)

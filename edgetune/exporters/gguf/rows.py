@@ -69,10 +69,6 @@ class HeldRows:
         copied: Float32 = self.values[start:stop].copy()
         return copied
 
-    def spans(self) -> Iterator[tuple[int, int]]:
-        """Yield the runs in which all rows are best read."""
-        return row_spans(self.shape)
-
 
 @dataclass(frozen=True, slots=True)
 class Constant:
@@ -224,7 +220,7 @@ class Transposed:
     held until they are asked for.
     """
 
-    rows: MergedRows | HeldRows
+    rows: Rows
     _held: list[tuple[int, Float32]] = field(default_factory=list, compare=False, repr=False)
     """The first output that is held, and those from there on."""
 
@@ -247,7 +243,8 @@ class Transposed:
         outputs, inputs = self.shape
         stop = min(max(stop, start + HELD // inputs), outputs)
         found = np.empty((stop - start, inputs), np.float32)
-        for first, last in self.rows.spans():
+        rows = self.rows
+        for first, last in rows.spans() if isinstance(rows, MergedRows) else row_spans(rows.shape):
             found[:, first:last] = self.rows.read(first, last)[:, start:stop].T
         return found
 
