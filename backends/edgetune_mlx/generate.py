@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
 
 from edgetune.data.batch import prompt_batch
-from edgetune.network.adaptation import Adaptation
+from edgetune.network.adaptation import BASE, Adaptation
 from edgetune.network.mixed import mixed
 from edgetune_mlx.decoder import Decoder
 from edgetune_mlx.loss import Head
@@ -22,15 +24,23 @@ def read(decoder: Decoder, head: Head, rows: Sequence[tuple[Cache, Sequence[int]
 
 
 def _in_pieces(decoder: Decoder, head: Head, cache: Cache, tokens: Sequence[int]) -> mx.array:
-    """Return the logits (1, V) after a row, of which a tile is read behind the cache at a time.
+    """Return the logits (1, V) after a row, of which a tile is read behind the cache at a time."""
+    for piece, context in _pieces(decoder, cache, tokens):
+        logits = _read(decoder, head, [(cache, piece)], context)
+    return logits
+
+
+def _pieces(
+    decoder: Decoder, cache: Cache, tokens: Sequence[int]
+) -> Iterator[tuple[Sequence[int], int]]:
+    """Yield the tokens of a row, a tile at a time.
 
     As far as the rotation depends on the length of a row, it is that of all tokens.
     """
     _, whole = decoder.placed(prompt_batch([tokens]), cache.method, [cache])
-    for start in range(0, len(tokens), decoder.tile):
-        piece = tokens[start : start + decoder.tile]
-        logits = _read(decoder, head, [(cache, piece)], context=whole.context)
-    return logits
+    size = decoder.tile or len(tokens)
+    for start in range(0, len(tokens), size):
+        yield tokens[start : start + size], whole.context
 
 
 def _read(
@@ -38,6 +48,17 @@ def _read(
     context: int | None = None,
 ) -> mx.array:  # fmt: skip
     """Return the logits (B, V) after each row's last token, all tokens read at once."""
+    caches = [cache for cache, _ in rows]
+    method, x = _joined(decoder, rows, context)
+    last = mx.array([cache.arriving - 1 for cache in caches])
+    states = decoder.final_norm(x[mx.arange(len(caches)), last], method)
+    return head.logits_of_rows(states, method)
+
+
+def _joined(
+    decoder: Decoder, rows: Sequence[tuple[Cache, Sequence[int]]], context: int | None = None
+) -> tuple[Adaptation[mx.array], mx.array]:
+    """Let tokens join the caches; return the rows' method and the last block's outputs."""
     caches, tokens = [cache for cache, _ in rows], [own for _, own in rows]
     method = mixed([cache.method for cache in caches])
     batch, layout = decoder.placed(prompt_batch(tokens), method, caches)
@@ -45,10 +66,26 @@ def _read(
         layout.context = context
     for cache, (count,) in zip(caches, batch.documents, strict=True):
         cache.arriving = count
-    x = _hidden(decoder, mx.array(batch.tokens), layout, method)
-    last = mx.array([cache.arriving - 1 for cache in caches])
-    states = decoder.final_norm(x[mx.arange(len(caches)), last], method)
-    return head.logits_of_rows(states, method)
+    return method, _hidden(decoder, mx.array(batch.tokens), layout, method)
+
+
+def keys_values(decoder: Decoder, tokens: Sequence[int]) -> NDArray[np.float32]:
+    """Return what a cache of the base holds of tokens (P), (P, numbers).
+
+    Layer after layer: the keys of all heads, then their values.
+    """
+    cache = new_cache(decoder, BASE, len(tokens))
+    for piece, context in _pieces(decoder, cache, tokens):
+        _joined(decoder, [(cache, piece)], context)
+    held = [x for pair in zip(cache.keys, cache.values, strict=True) for x in pair]
+    found = np.empty((len(tokens), sum(x.shape[1] * x.shape[3] for x in held)), np.float32)
+    start = 0
+    for x in held:  # (1, G, P, h)
+        stop = start + x.shape[1] * x.shape[3]
+        flat = x[0].swapaxes(0, 1).reshape(len(tokens), stop - start)
+        found[:, start:stop] = np.array(flat.astype(mx.float32))
+        start = stop
+    return found
 
 
 def _hidden(

@@ -50,8 +50,9 @@ def _opened(spec: RunSpec, model: LocalModel, world: World) -> MlxSession:
             scale=shape.logit_scale,
             softcap=shape.logit_softcap,
         )
+        decoder = Decoder(shape, weights, DTYPES[choice.compute_dtype], choice.tile)
         engine = Engine(
-            Decoder(shape, weights, DTYPES[choice.compute_dtype], choice.tile),
+            decoder,
             head,
             guard,
             checkpointed=choice.checkpointing.layers,
@@ -59,7 +60,7 @@ def _opened(spec: RunSpec, model: LocalModel, world: World) -> MlxSession:
             entries=OnDisk() if choice.checkpointing.offload == "disk" else InMemory(),
             compiled=compiles(),
         )
-        base = LoadedBase(shape, weights, model.folder)
+        base = LoadedBase(decoder, model.folder)
         parameters = new_parameters(choice.method, shape, base, spec.training.seed)
         method = Adapted(choice.method, shape, parameters)
     except BaseException:

@@ -14,7 +14,9 @@ from edgetune.errors import ModelError
 from edgetune.methods import Method, initial_value
 from edgetune.methods.adapted import Adapted
 from edgetune.shape import BlockShape, ModelShape
-from edgetune_mlx.load import BlockWeights, Weights
+from edgetune_mlx.decoder import Decoder
+from edgetune_mlx.generate import keys_values
+from edgetune_mlx.load import BlockWeights
 
 TRAINED = "trained."
 """What the names of tensors begin with that are trained but not part of the adapter."""
@@ -23,10 +25,11 @@ TRAINED = "trained."
 class LoadedBase:
     """A loaded model as :class:`edgetune.methods.initial.Base` wants it."""
 
-    def __init__(self, shape: ModelShape, weights: Weights, folder: Path) -> None:
-        """Read from ``weights``; ``folder`` has the tokenizer."""
-        self.shape = shape
-        self.weights = weights
+    def __init__(self, decoder: Decoder, folder: Path) -> None:
+        """Read from a decoder's weights, and compute with it; ``folder`` has the tokenizer."""
+        self.decoder = decoder
+        self.shape = decoder.shape
+        self.weights = decoder.weights
         self.folder = folder
 
     @property
@@ -47,11 +50,15 @@ class LoadedBase:
         """Return some rows of the embedding."""
         return _numbers(self.weights.embedding.rows(mx.array(list(indices)), mx.float32))
 
-    def encode(self, text: str) -> list[int]:
-        """Return the tokens of a text."""
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Return the tokens of a text; ``special`` begins them with BOS, if the model wants it."""
         from edgetune.data import load_tokenizer
 
-        return load_tokenizer(self.folder).encode(text)
+        return load_tokenizer(self.folder).encode(text, special)
+
+    def keys_values(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Return what its cache holds of tokens (P) at the first positions, (P, numbers)."""
+        return keys_values(self.decoder, tokens)
 
     def _inner(self, name: str) -> mx.array:
         layers = range(self.shape.layers)

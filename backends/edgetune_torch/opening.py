@@ -71,7 +71,7 @@ def _opened(spec: RunSpec, model: LocalModel, world: World) -> TorchSession:
 
         engine = open_engine(spec, model, device, check)
         held.callback(engine.close)
-        base = LoadedBase(model.shape, engine.decoder.weights, model.folder)
+        base = LoadedBase(engine.decoder, model.folder)
         parameters = new_parameters(
             spec.choice.method, model.shape, base, spec.training.seed, device
         )

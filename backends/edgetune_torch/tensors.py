@@ -16,7 +16,8 @@ from edgetune.errors import ModelError
 from edgetune.methods import Method, initial_value
 from edgetune.methods.adapted import Adapted
 from edgetune.shape import BlockShape, ModelShape
-from edgetune_torch.load import Weights
+from edgetune_torch.decoder import Decoder
+from edgetune_torch.generate import keys_values
 from edgetune_torch.weights import BlockWeights
 
 ROWS = 2048
@@ -29,10 +30,11 @@ TRAINED = "trained."
 class LoadedBase:
     """A loaded model as :class:`edgetune.methods.initial.Base` wants it."""
 
-    def __init__(self, shape: ModelShape, weights: Weights, folder: Path) -> None:
-        """Read from ``weights``; ``folder`` has the tokenizer."""
-        self.shape = shape
-        self.weights = weights
+    def __init__(self, decoder: Decoder, folder: Path) -> None:
+        """Read from a decoder's weights, and compute with it; ``folder`` has the tokenizer."""
+        self.decoder = decoder
+        self.shape = decoder.shape
+        self.weights = decoder.weights
         self.folder = folder
 
     @property
@@ -54,11 +56,15 @@ class LoadedBase:
             self.weights.embedding.rows(torch.tensor(indices, device=self.weights.device))
         )
 
-    def encode(self, text: str) -> list[int]:
-        """Return the tokens of a text."""
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Return the tokens of a text; ``special`` begins them with BOS, if the model wants it."""
         from edgetune.data import load_tokenizer
 
-        return load_tokenizer(self.folder).encode(text)
+        return load_tokenizer(self.folder).encode(text, special)
+
+    def keys_values(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Return what its cache holds of tokens (P) at the first positions, (P, numbers)."""
+        return keys_values(self.decoder, tokens)
 
     def _inner(self, name: str) -> Tensor:
         layers = range(self.shape.layers)

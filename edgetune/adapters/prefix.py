@@ -40,4 +40,4 @@ class PrefixFormat(AdapterFormat):
         self, config: Mapping[str, object], names: Collection[str], shape: ModelShape
     ) -> Prefix:
         """Return prefix tuning of the length that the config says, without a network."""
-        return Prefix(prefix_length=read_length(config, _KNOWN), reparameterize=False)
+        return Prefix(prefix_length=read_length(config, _KNOWN)).on_disk()

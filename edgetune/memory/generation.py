@@ -9,12 +9,10 @@ from edgetune.buckets import bucket
 from edgetune.choice import Choice
 from edgetune.memory.estimate import MemoryEstimate
 from edgetune.shape import ModelShape
-from edgetune.storage import FLOAT32_BYTES
+from edgetune.storage import BYTES, FLOAT32_BYTES
 
 MOST_ROWS = 16
 """More at once no longer make the products faster on a processor."""
-
-BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def cache_bytes(shape: ModelShape, choice: Choice, tokens: int) -> int:

@@ -13,6 +13,7 @@ from edgetune.choice import Choice
 from edgetune.memory.batch_shape import BatchShape, Platform, batch_shape_of
 from edgetune.memory.block_pass import BlockPass, Passes, SizedMethod, beside
 from edgetune.memory.estimate import MemoryEstimate, Parts, Phases
+from edgetune.memory.generation import attended_bytes, cache_bytes
 from edgetune.memory.head import TRAINED, evaluation_bytes, loss_bytes
 from edgetune.memory.loading import Loading
 from edgetune.memory.optimizer import state_bytes, update_bytes
@@ -20,6 +21,7 @@ from edgetune.memory.scratch import scratch_bytes
 from edgetune.memory.step import StepModel
 from edgetune.memory.weights import load_bytes, read_bytes, weight_bytes
 from edgetune.methods.base import Method
+from edgetune.methods.initial import text_length
 from edgetune.methods.planned import BlockKind, kinds
 from edgetune.network.tiles import spans
 from edgetune.objectives import Objective
@@ -84,6 +86,7 @@ class MemoryModel:
         self._method = method
         lasting, frozen = beside(self._own, shape, self.kinds)
         self.adapter = FLOAT32_BYTES * sum(tensor.size for tensor in tensors) + lasting
+        self.text = max((text_length(x.initial, x.shape) for x in tensors), default=0)
         self.runtime = self.costs.runtime(shape.vocabulary)
         self._weights = cache(partial(weight_bytes, shape, lazy=self.costs.lazy))
         self._load = cache(self._make_load)
@@ -151,7 +154,8 @@ class MemoryModel:
         )
         return _estimate(
             parts,
-            load=self._load(places) - computing,  # none of it is there yet
+            # no kernels are there yet while weights are loaded
+            load=max(self._load(places) - computing, self._started(choice, rows)),
             evaluation=scratch
             + step.evaluation(
                 max(self._evaluated(rows, chunk, each, stored) for each in {head, choice.head})
@@ -170,6 +174,22 @@ class MemoryModel:
         return max(
             there, Loading.peak(self.shape, quantization, streamed=streamed, unpacks=unpacks)
         )
+
+    def _started(self, choice: Choice, rows: BatchShape) -> int:
+        """Return the peak of the tensors while the base reads the text that some start from.
+
+        It is read a tile at a time. 0: none do.
+        """
+        if not self.text:
+            return 0
+        own = (choice.quantization, choice.placement)
+        size = bucket(min(self.text, choice.tile or self.text))
+        piece = replace(rows, batch=1, context=size, documents=1, forked=False, tile=0)
+        step = self._step(piece, *own, summed=False)
+        passing = self._scratch(piece, choice.quantization, choice.head) + step.evaluation(0)
+        kept = cache_bytes(self.shape, choice, self.text) + attended_bytes(self.shape, self.text)
+        there = self._weights(*own, choice.embedding, choice.head) + self.adapter
+        return there + self.costs.reused + passing + kept
 
     def _make_step(
         self, rows: BatchShape, quantization: str, placement: str, *, summed: bool

@@ -116,6 +116,11 @@ class Method(ABC):
         return next(adapted, shape.layers)
 
     @property
+    def usual_factor(self) -> float:
+        """:attr:`rate_factor`, unless the settings want another one."""
+        return self.rate_factor
+
+    @property
     def largest_step(self) -> str:
         """A step in which as much is drawn, and takes memory, as ever is."""
         return "0"

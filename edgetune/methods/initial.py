@@ -95,7 +95,19 @@ class Order:
     """The numbers from 0 on in a random order."""
 
 
-Initial = Constant | Uniform | Normal | Signs | Order | Copy | RowNorms | Principal | Tokens
+@dataclass(frozen=True, slots=True)
+class KeysValues:
+    """What the model's cache holds of a text at the first positions: a row (numbers) a token.
+
+    ``text`` begins as texts begin for the model's tokenizer, and is repeated or cut to the length.
+    """
+
+    text: str
+
+
+Initial = (
+    Constant | Uniform | Normal | Signs | Order | Copy | RowNorms | Principal | Tokens | KeysValues
+)
 
 ZEROS = Constant(0.0)
 ONES = Constant(1.0)
@@ -110,8 +122,14 @@ class Base(Protocol):
     def rows(self, indices: Sequence[int]) -> NDArray[np.float32]:
         """Return some rows of the embedding, as they are stored."""
 
-    def encode(self, text: str) -> list[int]:
-        """Return the tokens of a text, without those that begin or end a sequence."""
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Return the tokens of a text; ``special`` begins them with BOS, if the model wants it."""
+
+    def keys_values(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Return what its cache holds of tokens (P) at the first positions, (P, numbers).
+
+        Layer after layer: the keys of all heads, then their values.
+        """
 
     @property
     def vocabulary(self) -> int:
@@ -149,6 +167,14 @@ def start(
             return _principal(initial, shape, seed, base)
         case Tokens():
             return _token_rows(initial, name, shape[0], seed, base)
+        case KeysValues():
+            first, text = base.encode(initial.text, special=True), base.encode(initial.text)
+            return base.keys_values([*first, *_repeated(text, shape[0])][: shape[0]])
+
+
+def text_length(initial: Initial, shape: tuple[int, ...]) -> int:
+    """Return how many tokens the base computes on for the start of a tensor."""
+    return shape[0] if isinstance(initial, KeysValues) else 0
 
 
 def generator(name: str, seed: int | str) -> np.random.Generator:
@@ -219,11 +245,14 @@ def _token_rows(
         case "vocabulary":
             rows = base.rows(sampled)
         case "text":
-            tokens = base.encode(initial.text)
-            rows = base.rows([tokens[i % len(tokens)] for i in range(length)])
+            rows = base.rows(_repeated(base.encode(initial.text), length))
         case "labels":
             labels = [base.encode(label.strip()) for label in initial.text.split(",")][:length]
             means = [base.rows(label).mean(0, keepdims=True) for label in labels]
             rest = base.rows(sampled[len(means) :])
             rows = np.concatenate([*means, rest])
     return (rows * initial.factor).astype(np.float32)
+
+
+def _repeated(tokens: Sequence[int], length: int) -> list[int]:
+    return [tokens[i % len(tokens)] for i in range(length)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.bottleneck import Bottleneck
@@ -36,7 +36,17 @@ class Mam(Method):
         "Trained keys and values per layer (default: 20; 30 for mam).",
         interval=Interval(low=1),
     )
-    reparameterize: bool = knob(True, "Train prefixes through a small network, dropped when saved.")
+    prefix_initial: Literal["text", "random"] | None = knob(
+        None,
+        "What prefixes start from: the base's keys and values of --prefix-text, or noise (default: "
+        "text; random with --reparameterize).",
+    )
+    prefix_text: str | None = knob(
+        None, "The text that prefixes start from (default: a neutral instruction)."
+    )
+    reparameterize: bool = knob(
+        False, "Train prefixes through a small network, dropped when saved."
+    )
     prefix_hidden: int = knob(512, "Width of that network.", interval=Interval(low=1))
     bottleneck: int | None = knob(
         None, "Width of an adapter (default: 64; 512 for mam).", interval=Interval(low=1)
@@ -46,6 +56,11 @@ class Mam(Method):
         "What an adapter's output is multiplied by (default: 4 if parallel, else 1).",
         interval=Interval(above=0),
     )
+
+    def __post_init__(self) -> None:
+        """Refuse what either part refuses."""
+        Method.__post_init__(self)
+        _parts(self)
 
     @property
     def prefix(self) -> Prefix:
@@ -64,12 +79,18 @@ class Mam(Method):
 
     def used(self) -> dict[str, Any]:
         """Return the settings with the sizes that hold."""
-        sizes = {"prefix_length": self.prefix.length, "bottleneck": self.adapter.bottleneck}
-        return Method.used(self) | sizes | {"adapter_scale": self.adapter.scale}
+        own = self.prefix
+        start = {"prefix_length": own.length, "prefix_initial": own.start}
+        sizes = {"bottleneck": self.adapter.bottleneck, "adapter_scale": self.adapter.scale}
+        return Method.used(self) | start | sizes
 
     def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
-        """Return the tensors of both parts."""
-        return self.prefix.tensors(shape) + self.adapter.tensors(shape)
+        """Return the tensors of both parts; keys and values learn as fast as they do alone."""
+        own = self.prefix.tensors(shape)
+        if not self.reparameterize:
+            faster = self.prefix.rate_factor / self.rate_factor
+            own = tuple(replace(tensor, rate=faster) for tensor in own)
+        return own + self.adapter.tensors(shape)
 
     def refusals(self, shape: ModelShape, *, context: int, quantization: str) -> list[str]:
         """Refuse what the prefix refuses."""
@@ -89,7 +110,7 @@ class Mam(Method):
 
     def on_disk(self) -> Mam:
         """Return the keys and values of the prefix alone, and the adapter."""
-        return replace(self, reparameterize=False)
+        return replace(self, reparameterize=False, prefix_initial="random", prefix_text=None)
 
     def fold(self, shape: ModelShape, tensors: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         """Return the prefix folded, the adapter as it is."""
@@ -103,6 +124,8 @@ def _parts(mam: Mam) -> tuple[Prefix, Bottleneck]:
     """Return both parts; they are asked for in every block of every pass."""
     prefix = Prefix(
         prefix_length=30 if mam.prefix_length is None else mam.prefix_length,
+        prefix_initial=mam.prefix_initial,
+        prefix_text=mam.prefix_text,
         reparameterize=mam.reparameterize,
         prefix_hidden=mam.prefix_hidden,
     )

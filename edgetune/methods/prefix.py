@@ -1,14 +1,18 @@
-"""Prefix tuning: trained keys and values before each layer's own (Li & Liang 2021)."""
+"""Prefix tuning: trained keys and values before each layer's own (Li & Liang 2021).
+
+They start from those that the base computes of a text, or are trained through a small network.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import sqrt
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from edgetune.errors import UsageError
 from edgetune.methods.base import AdapterTensor, Method
-from edgetune.methods.initial import ZEROS, Normal, Uniform
+from edgetune.methods.initial import ZEROS, Initial, KeysValues, Normal, Uniform
 from edgetune.methods.prompt import NAME, too_long
 from edgetune.network.ops import A, Attended
 from edgetune.settings.spec import Interval, knob
@@ -25,16 +29,28 @@ DEFAULT_LENGTH = 20
 _INSTEAD = "Use --method lora."
 
 SPREAD = 0.02
-"""Deviation of the first keys and values: small, so that the base's attention is hardly moved."""
+"""Deviation of keys and values that start from noise: small, so that attention is hardly moved."""
+
+TEXT = (
+    "Read the request below and answer with exactly what it asks for, in the form that it wants. "
+    "Say nothing before the answer and nothing after it. "
+)
+"""What prefixes start from if no text is given: an instruction for any task; its first sentence
+has as many tokens as a prefix."""
+
+NETWORK_FACTOR = 2.0
+"""The usual learning rate of the network, as a multiple of LoRA's."""
+
+Start = Literal["text", "random"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prefix(Method):
-    """``prefix_length`` keys and values a layer, the output of a small network in training.
+    """``prefix_length`` keys and values a layer, trained directly from those of a text.
 
-    The network (section 4.3) maps an embedding (length, width) through ``prefix_hidden`` tanh
-    units to (length, all keys and values), width being that of a layer's keys; on disk only its output
-    is left.
+    With ``reparameterize`` they are the output of a small network in training (section 4.3), which
+    maps an embedding (length, width) through ``prefix_hidden`` tanh units to (length, all keys and
+    values), width being that of a layer's keys; on disk only its output is left.
     """
 
     kind: ClassVar[str] = "prefix"
@@ -42,7 +58,7 @@ class Prefix(Method):
     mergeable: ClassVar[bool] = False
     format: ClassVar[str] = "edgetune.adapters.prefix:PrefixFormat"
     peft_type: ClassVar[str] = "PREFIX_TUNING"
-    rate_factor: ClassVar[float] = 2.0
+    rate_factor: ClassVar[float] = 5.0
     reads_summands: ClassVar[bool] = False
 
     prefix_length: int | None = knob(
@@ -50,17 +66,55 @@ class Prefix(Method):
         "Trained keys and values per layer (default: 20; 30 for mam).",
         interval=Interval(low=1),
     )
-    reparameterize: bool = knob(True, "Train prefixes through a small network, dropped when saved.")
+    prefix_initial: Start | None = knob(
+        None,
+        "What prefixes start from: the base's keys and values of --prefix-text, or noise (default: "
+        "text; random with --reparameterize).",
+    )
+    prefix_text: str | None = knob(
+        None, "The text that prefixes start from (default: a neutral instruction)."
+    )
+    reparameterize: bool = knob(
+        False, "Train prefixes through a small network, dropped when saved."
+    )
     prefix_hidden: int = knob(512, "Width of that network.", interval=Interval(low=1))
+
+    def __post_init__(self) -> None:
+        """Refuse a start that the network has not, or a text that nothing reads."""
+        Method.__post_init__(self)
+        if self.reparameterize and self.prefix_initial == "text":
+            raise UsageError(
+                "--reparameterize trains a network, which starts from noise: it has no "
+                "--prefix-initial text. Leave out one of both."
+            )
+        if self.prefix_text is None:
+            return
+        if self.start != "text" or not self.prefix_text.strip():
+            raise UsageError(
+                "--prefix-text is what prefixes start from with --prefix-initial text, which is the "
+                f"default without --reparameterize. Found --prefix-initial {self.start}, "
+                f"--prefix-text {self.prefix_text!r}."
+            )
 
     @property
     def length(self) -> int:
         """The keys of a layer."""
         return DEFAULT_LENGTH if self.prefix_length is None else self.prefix_length
 
+    @property
+    def start(self) -> Start:
+        """What the keys and values start from."""
+        default: Start = "random" if self.reparameterize else "text"
+        return self.prefix_initial or default
+
+    @property
+    def usual_factor(self) -> float:
+        """That of keys and values, or of the network that they are the output of."""
+        return NETWORK_FACTOR if self.reparameterize else self.rate_factor
+
     def used(self) -> dict[str, Any]:
-        """Return the settings with the length that holds."""
-        return Method.used(self) | {"prefix_length": self.length}
+        """Return the settings with the length and the start that hold."""
+        return Method.used(self) | {"prefix_length": self.length, "prefix_initial": self.start}
 
     @property
     def positions(self) -> int:
@@ -72,7 +126,7 @@ class Prefix(Method):
         width, numbers = max(block.keys for block in shape.kinds), end_of(shape, shape.layers - 1)
         if not self.reparameterize:
             size = (self.length, numbers)
-            return (AdapterTensor(name=NAME, shape=size, initial=Normal(SPREAD)),)
+            return (AdapterTensor(name=NAME, shape=size, initial=self._initial),)
         hidden, outputs = self.prefix_hidden, numbers
         return (
             AdapterTensor(name="prefix.embedding", shape=(self.length, width), initial=Normal(1.0)),
@@ -131,13 +185,17 @@ class Prefix(Method):
         weight, bias = (ops.some_rows(part, span) for part in outer)
         return ops.float32_linear(ops.tanh(inner), weight, bias)
 
+    @property
+    def _initial(self) -> Initial:
+        return KeysValues(self.prefix_text or TEXT) if self.start == "text" else Normal(SPREAD)
+
     def everywhere(self, name: str) -> bool:
         """Return whether a tensor is the prefix's: one holds the numbers of all layers."""
         return name == NAME or name.startswith("prefix.")
 
     def on_disk(self) -> Prefix:
-        """Return the keys and values alone."""
-        return replace(self, reparameterize=False)
+        """Return the keys and values alone, which start from nothing."""
+        return replace(self, reparameterize=False, prefix_initial="random", prefix_text=None)
 
     def fold(self, shape: ModelShape, tensors: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         """Return the network's output."""

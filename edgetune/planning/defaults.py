@@ -73,7 +73,7 @@ def training_for(
 
 def usual_rate(width: int, method: Method, objective: Objective | None = None) -> float:
     """Return the learning rate of a method over a hidden state of so many channels."""
-    factor = method.rate_factor * (1.0 if objective is None else objective.rate_factor)
+    factor = method.usual_factor * (1.0 if objective is None else objective.rate_factor)
     return float(f"{RATE * (RATE_WIDTH / width) ** RATE_POWER * factor:.1e}")
 
 

@@ -171,12 +171,16 @@ CASES = (
         parameters=lambda s: 5 * s.hidden_size,
     ),
     Case(
-        name="prefix", rate=0.1, kind="prefix", settings={"prefix_length": 4, "prefix_hidden": 16},
-        parameters=_prefix(4, 16), identity=False,
+        name="prefix", rate=0.1, kind="prefix", parameters=_prefix(4, 16), identity=False,
+        settings={"prefix_length": 4, "reparameterize": True, "prefix_hidden": 16},
     ),
     Case(
         name="prefix-direct", rate=1.0, kind="prefix", identity=False, parameters=_prefix(4, None),
-        settings={"prefix_length": 4, "reparameterize": False},
+        settings={"prefix_length": 4, "prefix_initial": "random"},
+    ),
+    Case(
+        name="prefix-text", rate=1.0, kind="prefix", identity=False, parameters=_prefix(4, None),
+        settings={"prefix_length": 4, "prefix_text": "Say what this is."},
     ),
     Case(
         name="llama-adapter", rate=1.0, kind="llama-adapter", settings={"adaption_length": 4},
@@ -189,7 +193,9 @@ CASES = (
     ),
     Case(
         name="mam", rate=0.05, kind="mam", identity=False,
-        settings={"prefix_length": 4, "prefix_hidden": 16, "bottleneck": 8},
+        settings={
+            "prefix_length": 4, "reparameterize": True, "prefix_hidden": 16, "bottleneck": 8,
+        },
         parameters=lambda s: _prefix(4, 16)(s) + _adapter(8, 1)(s),
     ),
     Case(name="bitfit", rate=0.1, kind="bitfit", parameters=_biases),

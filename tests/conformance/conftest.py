@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
+from letters import with_letters
 from models import make_model
 
 from conformance.backends import BACKENDS, WAYS
@@ -25,9 +26,9 @@ def _imports_are_no_garbage() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
-    """A random Llama of two blocks."""
+    """A random Llama of two blocks, and a tokenizer."""
     folder = tmp_path_factory.mktemp("llama")
-    return LocalModel.open(make_model(folder, "llama", num_hidden_layers=2))
+    return LocalModel.open(with_letters(make_model(folder, "llama", num_hidden_layers=2)))
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ PILOT = Pilot(step=step_of(90))
 METHODS: list[Method] = [
     Lora(rank=2, dropout=0.2),
     DyLora(rank=2),
-    Prefix(prefix_length=3, prefix_hidden=8),
+    Prefix(prefix_length=3, reparameterize=True, prefix_hidden=8),
     Full(),
 ]
 

@@ -44,7 +44,7 @@ SHORT = Schedule(steps=2, eval_every=2, save_every=2, warmup=0, learning_rate=1e
 METHODS: list[Method] = [
     Lora(rank=2, dropout=0.2),
     Dora(rank=2),
-    Prefix(prefix_length=3, prefix_hidden=8),
+    Prefix(prefix_length=3, reparameterize=True, prefix_hidden=8),
     BitFit(),
 ]
 

@@ -21,7 +21,7 @@ from edgetune.memory import Platform, estimate
 from edgetune.methods import METHODS, build, initial_value, known_settings, method_class
 from edgetune.methods.base import AdapterTensor
 from edgetune.methods.dylora import DyLora
-from edgetune.methods.initial import Principal, RowNorms, Tokens
+from edgetune.methods.initial import KeysValues, Principal, RowNorms, Tokens
 from edgetune.methods.lora import Lora
 from edgetune.model import resolve
 from edgetune.model.families import shape_of
@@ -36,9 +36,15 @@ SHAPE = shape_of(
 )  # fmt: skip
 
 
+BOS = 25
+
+
 @dataclass
 class Numbers:
-    """A base whose tensors are all the same matrix; a letter of a text is a token."""
+    """A base whose tensors are all the same matrix; a letter of a text is a token.
+
+    Of a token its cache holds its number.
+    """
 
     matrix: NDArray[np.float32]
 
@@ -52,8 +58,11 @@ class Numbers:
     def rows(self, indices: Sequence[int]) -> NDArray[np.float32]:
         return self.matrix[list(indices)]
 
-    def encode(self, text: str) -> list[int]:
-        return [ord(letter) - ord("a") for letter in text]
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        return [BOS] * special + [ord(letter) - ord("a") for letter in text]
+
+    def keys_values(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        return np.array(tokens, np.float32)[:, None]
 
 
 def _matrix(rows: int, columns: int) -> NDArray[np.float32]:
@@ -71,6 +80,46 @@ def test_a_prompt_starts_from_a_text_repeated_to_its_length() -> None:
     found = _prompt(Tokens("text", "abc", factor=2.0))
 
     np.testing.assert_array_equal(found, 2 * _matrix(26, 8)[[0, 1, 2, 0, 1]])
+
+
+@pytest.mark.parametrize(("length", "tokens"), [(6, [BOS, 0, 1, 2, 0, 1]), (2, [BOS, 0])])
+def test_a_prefix_starts_from_a_text_as_the_model_reads_it(
+    length: int, tokens: list[int]
+) -> None:
+    tensor = AdapterTensor(name="prefix", shape=(length, 1), initial=KeysValues("abc"))
+
+    found = initial_value(tensor, 0, Numbers(_matrix(26, 8)))
+
+    assert found[:, 0].tolist() == tokens
+
+
+@pytest.mark.parametrize("kind", ["prefix", "mam"])
+def test_a_prefix_has_one_start(kind: str) -> None:
+    starts = {
+        "text": ({}, {"prefix_text": "Say what."}, {"prefix_initial": "text"}),
+        "random": ({"reparameterize": True}, {"prefix_initial": "random"}),
+    }
+    for start, ways in starts.items():
+        assert [build(kind, given).used()["prefix_initial"] for given in ways] == [start] * len(ways)
+    for strange in (
+        {"reparameterize": True, "prefix_initial": "text"},
+        {"reparameterize": True, "prefix_text": "Say what."},
+        {"prefix_initial": "random", "prefix_text": "Say what."},
+        {"prefix_text": " "},
+    ):
+        with pytest.raises(UsageError, match="--prefix-initial"):
+            build(kind, strange)
+
+
+def test_keys_and_values_learn_at_a_rate_of_their_own() -> None:
+    prefix, network = build("prefix", {}), build("prefix", {"reparameterize": True})
+    mam = build("mam", {})
+    rates = {tensor.name: tensor.rate for tensor in mam.tensors(SHAPE)}
+
+    assert prefix.usual_factor == prefix.rate_factor != network.usual_factor
+    assert rates.pop("prompt_embeddings") * mam.usual_factor == prefix.usual_factor
+    assert set(rates.values()) == {1.0}
+    assert {x.rate for x in build("mam", {"reparameterize": True}).tensors(SHAPE)} == {1.0}
 
 
 def test_a_prompt_starts_from_the_mean_of_each_label_and_common_tokens() -> None:

@@ -212,6 +212,7 @@ TIED = {"modules_to_save": ("embeddings", "norms")}
 DISK = {"placement": "disk"}
 OFFLOADED = {"checkpointing": Checkpointing(layers=4, offload="disk")}
 NARROW = {"compute_dtype": "bfloat16"}
+NETWORK = {"method": "prefix", "reparameterize": True}
 STEPS = 6
 
 NAMED = (
@@ -225,11 +226,12 @@ NAMED = (
     Case(model="untied", context=128, fixed={"method": "bitfit"}),
     Case(model="untied", context=192, checkpointed=True, fixed={"method": "full"}),
     Case(model="untied", context=32, checkpointed=True, fixed={"method": "full"}),
-    Case(model="untied", context=16, checkpointed=True, fixed={"method": "prefix"}),
+    Case(model="untied", context=16, checkpointed=True, fixed=NETWORK),
+    Case(model="untied", context=64, checkpointed=True, fixed={"method": "prefix"}),
     Case(model="untied", context=320, fixed={"method": "lora-fa"}),
     Case(model="untied", context=320, fixed={"method": "vera"}),
     Case(model="tied", context=192, checkpointed=True, fixed={"method": "vera"}),
-    Case(model="untied", context=320, fixed={"method": "prefix"}),
+    Case(model="untied", context=320, fixed=NETWORK),
     Case(model="capped", context=64, checkpointed=True),
     Case(model="untied", context=128, checkpointed=True, fixed={"method": "mam"}),
     Case(model="tied", context=96, fixed={"micro_batch": 2}),
@@ -454,10 +456,11 @@ def measure(case: Case, folder: Path) -> Measured:
 
 def make(name: str, folder: Path) -> Path:
     """Write one of the models."""
+    from letters import with_letters
     from models import make_model
 
     settings = dict(MODELS[name])
-    return make_model(folder / name, settings.pop("model_type", "llama"), **settings)
+    return with_letters(make_model(folder / name, settings.pop("model_type", "llama"), **settings))
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from block_bytes import measured, planned
-from plan_memory import NARROW, REST, Case, make, opened
+from plan_memory import NARROW, NETWORK, REST, Case, make, opened
 
 from edgetune.memory.lazy.evaluation import AHEAD
 
@@ -24,6 +24,7 @@ CASES = (
     Case(model="capped", context=64, fixed={"method": "full"}),
     Case(model="parallel", context=128, fixed={"method": "bitfit"}),
     Case(model="inclined", context=320, fixed={"method": "prefix"}),
+    Case(model="inclined", context=320, fixed=NETWORK),
     Case(model="curved", context=192),
     Case(model="convolving", context=96, fixed={"method": "lora-fa"}),
     Case(model="correcting", context=192),

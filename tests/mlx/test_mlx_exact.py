@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from engines import micro_batch
+from letters import with_letters
 from mlx_sessions import batch_of, one_document, open_session, plan_of, take_steps
 from models import LONGROPE, make_model
 
@@ -21,7 +22,7 @@ LAYERS = 3
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model"), "llama")
+    return with_letters(make_model(tmp_path_factory.mktemp("model"), "llama"))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from answers import continued
+from letters import with_letters
 from mlx_sessions import batch_of, open_session, take_steps
 from models import make_model
 
@@ -17,6 +18,7 @@ from edgetune.methods import METHODS
 OWN: dict[str, dict[str, Any]] = {
     "prompt": {"prompt_length": 3}, "prefix": {"prefix_length": 3},
     "llama-adapter": {"adaption_length": 3}, "mam": {"prefix_length": 3},
+    "prefix-network": {"prefix_length": 3, "reparameterize": True},
     "lora-pissa": {"lora_initial": "pissa"}, "lora-plus": {"lora_plus": 4.0},
     "adapter-parallel": {"adapter_kind": "parallel"},
 }  # fmt: skip
@@ -28,7 +30,7 @@ BATCH = batch_of(((7, 12, 13), (20, 5), (30,)))
 @pytest.mark.parametrize("name", SETTINGS)
 def test_gradients_agree_with_torch(name: str, tmp_path: Path) -> None:
     found = {}
-    folder = make_model(tmp_path, FAMILIES[len(name) % len(FAMILIES)])
+    folder = with_letters(make_model(tmp_path, FAMILIES[len(name) % len(FAMILIES)]))
     for backend in ("torch", "mlx"):
         session = _open(folder, name, backend)
         for _ in range(2):  # after the first, what began as zero is zero no more
@@ -46,7 +48,7 @@ def test_gradients_agree_with_torch(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_fifty_losses_agree_with_torch(kind: str, tmp_path: Path) -> None:
-    folder = make_model(tmp_path, "llama", num_hidden_layers=2)
+    folder = with_letters(make_model(tmp_path, "llama", num_hidden_layers=2))
     losses = {}
     for backend in ("torch", "mlx"):
         session = _open(folder, kind, backend)
@@ -58,7 +60,7 @@ def test_fifty_losses_agree_with_torch(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_checkpointing_and_streaming_change_nothing(name: str, tmp_path: Path) -> None:
-    folder = make_model(tmp_path, "llama", num_hidden_layers=2)
+    folder = with_letters(make_model(tmp_path, "llama", num_hidden_layers=2))
     plain = _open(folder, name)
     streamed = _open(folder, name, checkpointing=2, placement="disk")
 
@@ -73,7 +75,7 @@ def test_checkpointing_and_streaming_change_nothing(name: str, tmp_path: Path) -
 @pytest.mark.parametrize("name", SETTINGS)
 def test_generation_and_resuming(name: str, tmp_path: Path) -> None:
     """A resumed run is the same bit for bit; cached text is what whole rows predict."""
-    folder = make_model(tmp_path, "llama", num_hidden_layers=2)
+    folder = with_letters(make_model(tmp_path, "llama", num_hidden_layers=2))
     whole, begun = _open(folder, name), _open(folder, name)
     take_steps(whole, 2)
     take_steps(begun, 1)

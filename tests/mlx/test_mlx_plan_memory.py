@@ -68,6 +68,11 @@ def test_plans_of_drawn_settings_are_what_training_takes(folders: dict[str, Path
         ("mixed", "none", {}),
         ("mixed", "nvfp4", {}),
         ("gpt2", "mxfp4", DISK),
+        ("untied", "none", {"method": "prefix", "prefix_length": 20}),
+        ("untied", "none", {"method": "prefix", "prefix_length": 200}),
+        ("untied", "q4", NARROW | {"method": "prefix", "prefix_length": 200}),
+        ("convolving", "none", {"method": "prefix", "prefix_length": 200}),
+        ("untied", "none", DISK | {"method": "prefix", "prefix_length": 60}),
     ],
 )
 def test_the_plan_is_what_opening_takes(

@@ -31,6 +31,7 @@ FAMILIES = (
 """With norms of heads, windows and caps, joined projections, biases, slopes, sinks and experts,
 parallel halves, latents."""
 LORA = Lora(rank=3)
+NETWORK = build("prefix", {"reparameterize": True})
 EXACT, CLOSE = 1e-6, 4e-6
 """Of losses, and of gradients, which float32 leaves as far from those in float64."""
 TILES = (8, 5)
@@ -96,7 +97,7 @@ def test_every_method(kind: str, llama: Path) -> None:
 
 @pytest.mark.parametrize("family", ["gemma2", "bloom", "gpt_oss"])
 def test_prefixes_before_windows_slopes_and_sinks(family: str, tmp_path: Path) -> None:
-    _same(make_model(tmp_path / "base", family), build("prefix", {}))
+    _same(make_model(tmp_path / "base", family), NETWORK)
 
 
 def test_attention_in_groups(llama: Path) -> None:
@@ -156,7 +157,7 @@ def test_answers_are_weighed_row_by_row(llama: Path) -> None:
 
 
 def test_rows_of_several_adapters(llama: Path) -> None:
-    session, other = _opened(llama, build("prefix", {})), build("lora", {"rank": 2})
+    session, other = _opened(llama, NETWORK), build("lora", {"rank": 2})
     session.attach("other", other, random_tensors(other, session.shape, seed=1))
     batch, results = micro_batch((17,), (16,), width=19), []
     for tile in (0, 5):

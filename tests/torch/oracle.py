@@ -297,6 +297,27 @@ def generation(case: Case, prompt: int, answer: int) -> tuple[int, int]:
     return planned.peak_bytes - planned.parts.runtime, live.peak
 
 
+def opening(case: Case, *, multiplies_16bit: bool) -> tuple[int, int]:
+    """Return what a plan allows while a model is opened, and what is held while it reads a text."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from edgetune_torch.dry_run import LiveBytes
+    from edgetune_torch.fake import fake_engine, warm_up
+    from edgetune_torch.generate import filled
+
+    shape, choice = case.shape, case.choice
+    planned = estimate(shape, choice, Platform(kind="cpu", multiplies_16bit=multiplies_16bit))
+    (tensor,) = choice.method.tensors(shape)
+    warm_up(choice.quantization)
+    live = LiveBytes()
+    with products(multiplies_16bit=multiplies_16bit):
+        with FakeTensorMode(allow_non_fake_inputs=True), live:
+            engine = fake_engine(shape, choice)
+            cache = filled(engine.decoder, [1] * tensor.shape[0])
+            del cache
+    return planned.phases.load - planned.parts.runtime, live.peak + 4 * tensor.size
+
+
 def _together(room: Room, prompt: int, answer: int) -> int:
     """Return how many rows of that many tokens begin together."""
     most = room.prompts_at_once(prompt)
@@ -338,6 +359,10 @@ REFUSED = {
 """Methods that have no place in a family."""
 
 
+SETTINGS: dict[str, dict[str, Any]] = {"prefix": {"reparameterize": True}}
+"""What methods are drawn with: of keys and values alone, MAM adapters are."""
+
+
 def _method(draw: random.Random, model: str) -> Method:
     """Return LoRA, which has most settings, or one of the others."""
     others = model in MIXTURES or model == "nemotron_h"  # whose last block has no MLP
@@ -350,7 +375,8 @@ def _method(draw: random.Random, model: str) -> Method:
             dropout=draw.choice((0.0, 0.0, 0.1)),
         )
     left_out = {"lora", *REFUSED.get(model, ())}
-    return build(draw.choice([kind for kind in METHODS if kind not in left_out]), {})
+    kind = draw.choice([kind for kind in METHODS if kind not in left_out])
+    return build(kind, SETTINGS.get(kind, {}))
 
 
 def plain(**knobs: Any) -> Choice:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from dispatched import Dispatched
+from letters import with_letters
 from models import RECURRENT, SMALL, make_model
 from sessions import session_for
 
@@ -44,7 +45,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LocalModel]:
 
     def made(family: str, **changes: Any) -> LocalModel:
         written = make_model(folder / family, family, dtype=torch.bfloat16, **changes)
-        return LocalModel.open(written)
+        return LocalModel.open(with_letters(written))
 
     deep = {family: made(family, layers=4) for family in DEEP}
     deep["nemotron_h_moe"] = made("nemotron_h_moe", **ALL_USED)

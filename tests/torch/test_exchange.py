@@ -22,6 +22,8 @@ from edgetune_torch import exchange
 from edgetune_torch.backend import TorchBackend
 from edgetune_torch.exchange import Exchange, Piece, pieces_of
 
+NETWORK = Prefix(prefix_length=3, reparameterize=True)
+
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
@@ -54,11 +56,11 @@ def test_pieces_hold_neighbouring_blocks_the_last_ones_first(
         (layer * every // layers, (layer + 1) * every // layers) for layer in range(layers)
     ]
 
-    (prefix,) = pieces_of(sizes_of(llama, Prefix(prefix_length=3)), llama.shape)
+    (prefix,) = pieces_of(sizes_of(llama, NETWORK), llama.shape)
     assert prefix.layer == exchange.NO_BLOCK
 
 
-@pytest.mark.parametrize("method", [Lora(rank=2, dropout=0.2), Prefix(prefix_length=3)], ids=str)
+@pytest.mark.parametrize("method", [Lora(rank=2, dropout=0.2), NETWORK], ids=str)
 def test_pieces_are_sent_during_the_backward_pass_and_change_no_bit(
     bench: Bench, llama: LocalModel, method: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -158,7 +158,7 @@ def _transformers(folder: Path, rows: Sequence[torch.Tensor], dtype: str) -> Map
 def _ours(model: LocalModel, batch: MicroBatch) -> dict[str, torch.Tensor]:
     """Return the gradient of every tensor of the blocks, as they are stored."""
     engine, method = open_decoder(model), build("full", {})
-    base = LoadedBase(model.shape, engine.decoder.weights, model.folder)
+    base = LoadedBase(engine.decoder, model.folder)
     parameters = {
         tensor.name: torch.nn.Parameter(torch.from_numpy(initial_value(tensor, 0, base)))
         for tensor in method.tensors(model.shape)

@@ -46,7 +46,7 @@ OURS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "norm": ("norm", {}, FAMILIES),
     "norm-last": ("norm", {"layers": 1}, FAMILIES),
     "prompt": ("prompt", {"prompt_length": 5}, (*FAMILIES, "gemma2", *MULTIPLIED)),
-    "prefix": ("prefix", {"prefix_length": 5, "reparameterize": False}, (*FAMILIES, "gemma2")),
+    "prefix": ("prefix", {"prefix_length": 5}, (*FAMILIES, "gemma2")),
     "llama-adapter": ("llama-adapter", {"gate": "layer", "layers": 2}, ("llama",)),
 }
 CASES = [(name, family) for name, (_, _, families) in OURS.items() for family in families]

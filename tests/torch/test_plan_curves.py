@@ -8,7 +8,7 @@ from statistics import median
 
 import pytest
 from curves import counted, planned
-from oracle import LARGE, MODELS, Case, plain
+from oracle import LARGE, MODELS, SETTINGS, Case, plain
 
 from edgetune.methods import METHODS, build
 from edgetune.settings.spec import ComputeDtype
@@ -29,7 +29,7 @@ def drawn(count: int, seed: int = 0) -> Iterator[tuple[Case, int, bool, bool]]:
         model, kind = MODELS[place % len(MODELS)], draw.choice(list(METHODS))
         quantizations = ("none",) if kind == "full" or model in LARGE else ("none", "int8")
         choice = plain(
-            method=build(kind, {}), compute_dtype=draw.choice(("float32", "bfloat16")),
+            method=build(kind, SETTINGS.get(kind, {})), compute_dtype=draw.choice(("float32", "bfloat16")),
             context=draw.choice((64, 128, 300, 700)), micro_batch=draw.choice((1, 2)),
             quantization=draw.choice(quantizations),
         )  # fmt: skip
@@ -68,7 +68,7 @@ def test_a_block_takes_at_every_moment_what_is_planned(place: int) -> None:
 def test_gradients_that_meet_are_counted_where_they_meet(
     model: str, kind: str, dtype: ComputeDtype, context: int
 ) -> None:
-    choice = plain(method=build(kind, {}), compute_dtype=dtype, context=context)
+    choice = plain(method=build(kind, SETTINGS.get(kind, {})), compute_dtype=dtype, context=context)
     ways = {"multiplies_16bit": False, "goes_on": True}
     case = Case(model, 2, 512, choice)
     assert planned(case, 1, **ways) == counted(case, 1, **ways)

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
 from statistics import median
+from typing import Any
 
 import pytest
 from models import MIXERS
-from oracle import Case, Compared, cases, compare, generation, plain
+from oracle import Case, Compared, cases, compare, generation, opening, plain
 from products import products
 
 from edgetune.memory import MemoryModel, Platform, estimate
@@ -55,13 +56,17 @@ def test_the_closed_form_is_never_under_and_hardly_over(drawn: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", METHODS)
-def test_no_method_needs_more_than_planned(kind: str, dtype: ComputeDtype) -> None:
+@pytest.mark.parametrize(
+    ("kind", "settings"), [*((kind, {}) for kind in METHODS), ("prefix", {"reparameterize": True})]
+)
+def test_no_method_needs_more_than_planned(
+    kind: str, settings: dict[str, Any], dtype: ComputeDtype
+) -> None:
     for checkpointed in (0, 2):
         case = next(cases(1))
         kept = Checkpointing(layers=checkpointed)
         choice = replace(
-            case.choice, method=build(kind, {}), quantization="none", checkpointing=kept,
+            case.choice, method=build(kind, settings), quantization="none", checkpointing=kept,
             placement="resident", compute_dtype=dtype, context=128, micro_batch=2,
         )  # fmt: skip
         for item in compare(Case("smollm2-135m", 2, 512, choice)):
@@ -277,6 +282,31 @@ def test_prompts_that_go_together_fit_into_the_plan(kind: str) -> None:
     for prompt, answer in ((40, 2), (2, 10)):
         allowed, held = generation(Case("gemma-3-1b", 2, 256_000, choice), prompt, answer)
         assert held <= allowed, (prompt, answer)
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype", "length", "knobs"),
+    [
+        ("smollm2-135m", "float32", 20, {}),
+        ("smollm2-135m", "bfloat16", 300, {}),
+        ("smollm2-135m", "bfloat16", 20, {"quantization": "nf4"}),
+        ("smollm2-135m", "bfloat16", 20, {"placement": "disk", "quantization": "int8"}),
+        ("smollm2-135m", "float32", 1000, {"context": 512, "tile": 128}),
+        ("gemma2", "bfloat16", 700, {}),
+        ("bloom", "float32", 300, {}),
+        ("gpt_oss", "bfloat16", 100, {}),
+        ("lfm2", "bfloat16", 300, {"context": 512, "tile": 128}),
+        ("falcon_h1", "float32", 300, {}),
+    ],
+)
+def test_the_text_that_a_prefix_starts_from_is_read_within_the_plan(
+    model: str, dtype: ComputeDtype, length: int, knobs: dict[str, Any]
+) -> None:
+    method = build("prefix", {"prefix_length": length})
+    choice = plain(**{"method": method, "compute_dtype": dtype, "context": 32} | knobs)
+    for multiplies_16bit in (True, False):
+        allowed, held = opening(Case(model, 2, 512, choice), multiplies_16bit=multiplies_16bit)
+        assert 0 <= allowed - held < 0.25 * held, (allowed, held)
 
 
 def _words(item: Compared) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from engines import micro_batch
+from letters import with_letters
 from models import make_model
 from sessions import session_for
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -57,7 +58,7 @@ def _fixed(model: LocalModel) -> Iterator[int]:
     "kind", [kind for kind in METHODS if kind != "dylora"]
 )  # whose rank is drawn
 def test_rows_of_any_length_are_multiplied_in_few_row_counts(kind: str, tmp_path: Path) -> None:
-    model = LocalModel.open(make_model(tmp_path / "base", "llama"))
+    model = LocalModel.open(with_letters(make_model(tmp_path / "base", "llama")))
     draw, sizes, method = np.random.default_rng(0), Sizes(), build(kind, {})
     options = GenerateOptions(max_tokens=3, end_tokens=frozenset())
     with session_for(model, method=method, context=128, loss_chunk=CHUNK) as session, sizes:
@@ -75,7 +76,7 @@ def test_rows_of_any_length_are_multiplied_in_few_row_counts(kind: str, tmp_path
 
 @pytest.mark.parametrize("kind", METHODS)
 def test_what_fills_a_row_up_changes_nothing(kind: str, tmp_path: Path) -> None:
-    model = LocalModel.open(make_model(tmp_path / "base", "llama"))
+    model = LocalModel.open(with_letters(make_model(tmp_path / "base", "llama")))
     short = micro_batch((9, 6, 2), (17,), width=17)
     results = [_after_a_step(model, kind, batch) for batch in (short, short.widened(24))]
     (loss, norm, tensors), (other_loss, other_norm, other_tensors) = results

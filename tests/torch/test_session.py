@@ -79,7 +79,10 @@ def test_generation_is_greedy_as_in_transformers(
     assert found == expected
 
 
-@pytest.mark.parametrize("method", [Lora(rank=3), Prefix(prefix_length=3), Prompt(prompt_length=3)])
+@pytest.mark.parametrize(
+    "method",
+    [Lora(rank=3), Prefix(prefix_length=3, prefix_initial="random"), Prompt(prompt_length=3)],
+)
 def test_generation_goes_on_beyond_what_longrope_leaves_as_it_was(
     method: Method, tmp_path: Path
 ) -> None:
@@ -95,10 +98,11 @@ def test_generation_goes_on_beyond_what_longrope_leaves_as_it_was(
             assert found == alone
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
-def test_a_cache_is_as_large_as_is_counted(family: str, tmp_path: Path) -> None:
+def test_a_cache_is_as_large_as_is_counted(family: str, dtype: str, tmp_path: Path) -> None:
     model = LocalModel.open(make_model(tmp_path, family))
-    with session_for(model) as session:
+    with session_for(model, compute_dtype=dtype) as session:
         cache = session.new_cache(None, 9 + 5)
         held = sum(x.nbytes for x in (*cache.keys, *cache.values))
         assert held == cache_bytes(model.shape, session.spec.choice, 9 + 5)

@@ -29,6 +29,7 @@ parallel halves, latents."""
 EXACT, CLOSE = 1e-6, 4e-6
 """Of losses, and of gradients, which float32 leaves as far from those in float64."""
 TILES = (8, 5)
+NETWORK = build("prefix", {"reparameterize": True})
 ALL = {"checkpointed": 99, "chunk": 7}
 
 
@@ -75,7 +76,7 @@ def test_every_method(kind: str, llama: LocalModel) -> None:
 
 @pytest.mark.parametrize("family", ["gemma2", "bloom", "gpt_oss"])
 def test_prefixes_before_scores_that_are_made(family: str, tmp_path: Path) -> None:
-    _same(LocalModel.open(make_model(tmp_path / "base", family)), build("prefix", {}))
+    _same(LocalModel.open(make_model(tmp_path / "base", family)), NETWORK)
 
 
 def test_attention_in_groups(llama: LocalModel) -> None:
@@ -137,9 +138,9 @@ def test_more_keys_than_a_piece_has(llama: LocalModel, monkeypatch: pytest.Monke
     monkeypatch.setattr(tile_attention, "SCORED_KEYS", 3)
     monkeypatch.setattr(tile_attention, "SCORED_QUERIES", 2)
     batch = micro_batch((40, 6), (45,), width=48)
-    _same(llama, build("prefix", {}), batch)
+    _same(llama, NETWORK, batch)
     monkeypatch.setattr(tile_attention, "_fused", lambda *_: False)
-    _same(llama, build("prefix", {}), batch)
+    _same(llama, NETWORK, batch)
 
 
 @pytest.mark.usefixtures("products")

@@ -6,8 +6,9 @@
 
 The first form does the runs that the file does not hold yet: SmolLM2-135M-Instruct, every method, each
 task of ``tasks.py`` from several seeds; on the first task also at other learning rates. With ``--steps 0``
-it does those of the first task at their defaults alone, for as many epochs as plans give them. The second
-form writes the tables into docs/methods.md. Every run is ``edgetune train`` in a process of its own.
+it does those of the first task alone, for as many epochs as plans give them. ``--factors`` names the
+multiples of the rates. The second form writes the tables into docs/methods.md. Every run is ``edgetune
+train`` in a process of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from real_model import dequantized
 from tasks import TASKS, Task
 
 from edgetune.device import read_device
-from edgetune.methods import METHODS, method_class
+from edgetune.methods import METHODS, build
 from edgetune.neutral import drift, neutral_batches
 from edgetune.planning.defaults import usual_rate
 from edgetune.units import format_bytes
@@ -49,8 +50,12 @@ WIDTH = 576
 """Channels of SmolLM2-135M's hidden state."""
 FACTORS = (0.3, 1.0, 3.0, 10.0)
 """Multiples of a method's learning rate."""
+SAME = 0.15
+"""How far, as a logarithm, two rates may be apart that are the same: they are rounded."""
 DENSE = ("full",)
 """Methods that train the model's own matrices, and so need them as numbers."""
+VARIANTS = {"prefix-network": ("prefix", "--reparameterize"), "mam-network": ("mam", "--reparameterize")}
+"""Methods with a setting of their own, as flags."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +70,15 @@ class Run:
     """How many; zero: as many as are planned."""
 
 
-def wanted(methods: Sequence[str], steps: int, seeds: int) -> Iterator[Run]:
+def wanted(
+    methods: Sequence[str], factors: Sequence[float], steps: int, seeds: int
+) -> Iterator[Run]:
     """Yield all runs: the first task at its defaults and other rates, other tasks, other seeds."""
     first, *others = TASKS
-    if steps == 0:
-        yield from (Run(first, method, 0, 1.0, 0) for method in methods)
-        return
-    for factor in sorted(FACTORS, key=lambda each: each != 1.0):
+    for factor in sorted(factors, key=lambda each: each != 1.0):
         yield from (Run(first, method, 0, factor, steps) for method in methods)
+    if steps == 0:
+        return
     for task in others:
         yield from (Run(task, method, 0, 1.0, steps) for method in methods)
     for seed in range(1, seeds):
@@ -86,7 +92,8 @@ def measure(run: Run, folder: Path) -> dict[str, Any]:
     rows, held_out = task.write(folder)
     model = _dense(folder.parent) if run.method in DENSE else real_model()
     command = [sys.executable, "-m", "edgetune", "train", "--model", str(model), "--quiet"]
-    command += ["--data", str(rows), "--output", str(output), "--method", run.method]
+    kind, *settings = VARIANTS.get(run.method, (run.method,))
+    command += ["--data", str(rows), "--output", str(output), "--method", kind, *settings]
     command += ["--seed", str(run.seed), "--eval-every", "30", "--no-verdict", "--samples", "0"]
     command += ["--steps", str(run.steps)] if run.steps else []
     if run.factor != 1.0:
@@ -158,15 +165,18 @@ def _read(path: Path) -> list[dict[str, Any]]:
 def tables(results: Sequence[dict[str, Any]]) -> str:
     """Return what was learned at today's defaults, and over learning rates."""
     done = [line for line in results if "failed" not in line]
-    methods = [name for name in METHODS if any(line["method"] == name for line in done)]
+    every = (*METHODS, *VARIANTS)
+    methods = [name for name in every if any(line["method"] == name for line in done)]
     lines = [line for line in done if line["steps"]]
-    planned = {line["method"]: line for line in done if not line["steps"] and _times(line) == 1.0}
-    default = [line for line in lines if _times(line) == 1.0]
+    planned = {line["method"]: line for line in done if not line["steps"] and _is_default(line)}
+    default = [line for line in lines if _is_default(line)]
     tasks = [task for task in TASKS if any(line["task"] == task for line in default)]
     heads = [*tasks, "perplexity on neutral text", "as long as planned", "peak", "file"]
     text = f"| method | {' | '.join(heads)} |\n|---|{'---:|' * len(heads)}\n"
     for method in methods:
         own = [line for line in default if line["method"] == method]
+        if not own:
+            continue
         cells = [_qualities([line for line in own if line["task"] == task]) for task in tasks]
         text += (
             f"| {method} | {' | '.join(cells)} | {median(map(_forgotten, own)):+.0%} "
@@ -174,25 +184,37 @@ def tables(results: Sequence[dict[str, Any]]) -> str:
             f"| {format_bytes(median(line['peak_bytes'] for line in own))} "
             f"| {format_bytes(own[0]['adapter_bytes'])} |\n"
         )
-    first = [line for line in lines if line["task"] == tasks[0] and line["seed"] == 0]
-    factors = [factor for factor in FACTORS if any(_times(line) == factor for line in first)]
-    text += f"\n| method | rate | {' | '.join(f'{factor:g} x' for factor in factors)} |\n"
-    text += "|---|---:|" + "---:|" * len(factors) + "\n"
+    text += f"\n| method | rate | {tasks[0]} at other rates |\n|---|---:|---|\n"
     for method in methods:
-        at = {_times(line): line for line in first if line["method"] == method}
-        cells = [_in_short(at.get(factor)) for factor in factors]
-        text += f"| {method} | {_default_rate(method):.2g} | {' | '.join(cells)} |\n"
+        other = [x for x in done if x["method"] == method and not _is_default(x) and not x["seed"]]
+        other.sort(key=lambda line: (line["learning_rate"], line["steps_done"]))
+        found = "; ".join(
+            f"{line['learning_rate']:.2g}: {_in_short(line, steps=not line['steps'])}"
+            for line in other
+        )
+        text += f"| {method} | {_default_rate(method):.2g} | {found} |\n"
     return text
 
 
 def _default_rate(method: str) -> float:
-    return usual_rate(WIDTH, method_class(method)())
+    kind, *settings = VARIANTS.get(method, (method,))
+    switches = {setting.removeprefix("--"): True for setting in settings}
+    return usual_rate(WIDTH, build(kind, switches))
 
 
-def _times(line: dict[str, Any]) -> float:
-    """Return about how many times today's default a run's rate is: defaults were others once."""
-    times = log(line["learning_rate"] / _default_rate(line["method"]))
-    return min(FACTORS, key=lambda factor: abs(log(factor) - times))
+def _is_default(line: dict[str, Any]) -> bool:
+    """Return whether a run's rate is today's default: defaults were others once."""
+    return _is_like(line, 1.0)
+
+
+def _is_like(line: dict[str, Any], factor: float) -> bool:
+    times = line["learning_rate"] / _default_rate(line["method"])
+    return abs(log(times / factor)) < SAME
+
+
+def _is_of(line: dict[str, Any], run: Run) -> bool:
+    same = all(line[name] == getattr(run, name) for name in ("task", "method", "seed", "steps"))
+    return same and "failed" not in line and _is_like(line, run.factor)
 
 
 def _forgotten(line: dict[str, Any]) -> float:
@@ -227,6 +249,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--table", type=Path)
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--factors", default=",".join(map(str, FACTORS)))
     parser.add_argument("--steps", type=int, default=120, help="zero: as planned")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--only", type=int, help="end after so many runs")
@@ -234,18 +257,12 @@ def main() -> None:
     if given.table is not None:
         write_tables(given.table)
         return
-    there = (
-        [
-            tuple((line | {"factor": _times(line)})[key] for key in Run.__annotations__)
-            for line in _read(given.output)
-        ]
-        if given.output.exists()
-        else []
-    )
+    there = _read(given.output) if given.output.exists() else []
+    factors = [float(each) for each in given.factors.split(",")]
     missing = [
         run
-        for run in wanted(given.methods.split(","), given.steps, given.seeds)
-        if tuple(vars(run).values()) not in there
+        for run in wanted(given.methods.split(","), factors, given.steps, given.seeds)
+        if not any(_is_of(line, run) for line in there)
     ]
     with tempfile.TemporaryDirectory() as kept:
         for run in missing[: given.only]:
