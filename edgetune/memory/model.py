@@ -21,7 +21,7 @@ from edgetune.memory.scratch import scratch_bytes
 from edgetune.memory.step import StepModel
 from edgetune.memory.weights import load_bytes, read_bytes, weight_bytes
 from edgetune.methods.base import Method
-from edgetune.methods.initial import text_length
+from edgetune.methods.initial import reads_text, text_length
 from edgetune.methods.planned import BlockKind, kinds
 from edgetune.network.tiles import spans
 from edgetune.objectives import Objective
@@ -86,6 +86,7 @@ class MemoryModel:
         self._method = method
         lasting, frozen = beside(self._own, shape, self.kinds)
         self.adapter = FLOAT32_BYTES * sum(tensor.size for tensor in tensors) + lasting
+        self.reads_text = any(reads_text(x.initial) for x in tensors)
         self.text = max((text_length(x.initial, x.shape) for x in tensors), default=0)
         self.runtime = self.costs.runtime(shape.vocabulary)
         self._weights = cache(partial(weight_bytes, shape, lazy=self.costs.lazy))
@@ -176,19 +177,22 @@ class MemoryModel:
         )
 
     def _started(self, choice: Choice, rows: BatchShape) -> int:
-        """Return the peak of the tensors while the base reads the text that some start from.
+        """Return the peak while the text is read that some tensors start from; 0: none do.
 
-        It is read a tile at a time. 0: none do.
+        A tokenizer of its own cuts it. The base computes on it, if it does, a tile at a time.
         """
-        if not self.text:
+        if not self.reads_text:
             return 0
         own = (choice.quantization, choice.placement)
+        there = self._weights(*own, choice.embedding, choice.head) + self.adapter
+        there += self.runtime - self.costs.libraries
+        if not self.text:
+            return there
         size = bucket(min(self.text, choice.tile or self.text))
         piece = replace(rows, batch=1, context=size, documents=1, forked=False, tile=0)
         step = self._step(piece, *own, summed=False)
         passing = self._scratch(piece, choice.quantization, choice.head) + step.evaluation(0)
         kept = cache_bytes(self.shape, choice, self.text) + attended_bytes(self.shape, self.text)
-        there = self._weights(*own, choice.embedding, choice.head) + self.adapter
         return there + self.costs.reused + passing + kept
 
     def _make_step(

@@ -168,8 +168,15 @@ def start(
         case Tokens():
             return _token_rows(initial, name, shape[0], seed, base)
         case KeysValues():
-            first, text = base.encode(initial.text, special=True), base.encode(initial.text)
-            return base.keys_values([*first, *_repeated(text, shape[0])][: shape[0]])
+            tokens = base.encode(initial.text, special=True)[: shape[0]]
+            if (rest := shape[0] - len(tokens)) > 0:
+                tokens += _repeated(base.encode(initial.text), rest)
+            return base.keys_values(tokens)
+
+
+def reads_text(initial: Initial) -> bool:
+    """Return whether a tensor starts from the tokens of a text."""
+    return isinstance(initial, KeysValues) or bool(isinstance(initial, Tokens) and initial.text)
 
 
 def text_length(initial: Initial, shape: tuple[int, ...]) -> int:

@@ -41,7 +41,8 @@ def cached(session: Session, tokens: Sequence[int]) -> NDArray[np.float32]:
     """Return what the base's cache holds of tokens, layer after layer keys and values (P, numbers)."""
     cache: Any = session.new_cache(None, len(tokens))
     session.read([(cache, tokens)])
-    held = (np.array(x) for pair in zip(cache.keys, cache.values, strict=True) for x in pair)
+    pairs = zip(cache.keys, cache.values, strict=True)
+    held = (np.array(x.tolist(), np.float32) for pair in pairs for x in pair)
     flat = [x[0].transpose(1, 0, 2).reshape(len(tokens), -1) for x in held if x.size]
     return np.concatenate(flat, axis=1)
 

@@ -83,9 +83,7 @@ def test_a_prompt_starts_from_a_text_repeated_to_its_length() -> None:
 
 
 @pytest.mark.parametrize(("length", "tokens"), [(6, [BOS, 0, 1, 2, 0, 1]), (2, [BOS, 0])])
-def test_a_prefix_starts_from_a_text_as_the_model_reads_it(
-    length: int, tokens: list[int]
-) -> None:
+def test_a_prefix_starts_from_a_text_as_the_model_reads_it(length: int, tokens: list[int]) -> None:
     tensor = AdapterTensor(name="prefix", shape=(length, 1), initial=KeysValues("abc"))
 
     found = initial_value(tensor, 0, Numbers(_matrix(26, 8)))
@@ -100,7 +98,9 @@ def test_a_prefix_has_one_start(kind: str) -> None:
         "random": ({"reparameterize": True}, {"prefix_initial": "random"}),
     }
     for start, ways in starts.items():
-        assert [build(kind, given).used()["prefix_initial"] for given in ways] == [start] * len(ways)
+        assert [build(kind, given).used()["prefix_initial"] for given in ways] == [start] * len(
+            ways
+        )
     for strange in (
         {"reparameterize": True, "prefix_initial": "text"},
         {"reparameterize": True, "prefix_text": "Say what."},

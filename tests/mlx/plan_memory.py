@@ -22,8 +22,10 @@ from edgetune.data.batch import full_batch
 from edgetune.device import read_device
 from edgetune.memory import MemoryEstimate, MemoryModel
 from edgetune.memory.batch_shape import BatchShape, Platform
+from edgetune.memory.costs import COSTS
 from edgetune.memory.lazy.passes import LazyPasses
 from edgetune.methods import METHODS
+from edgetune.methods.initial import reads_text
 from edgetune.model import LocalModel
 from edgetune.planning import make_plan
 from edgetune.planning.plan import Plan
@@ -429,6 +431,10 @@ def measure_opening(case: Case, folder: Path) -> Measured:
     peak = session.memory().peak_bytes - held
     session.close()
     planned = plan.memory.phases.load - plan.memory.parts.runtime
+    if any(reads_text(x.initial) for x in plan.choice.method.tensors(model.shape)):
+        planned -= (
+            COSTS["mlx"].token * model.shape.vocabulary
+        )  # a tokenizer's, which MLX does not hold
     return Measured(planned, planned, peak)
 
 

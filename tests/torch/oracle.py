@@ -17,6 +17,7 @@ from edgetune.backend import GenerateOptions, Session
 from edgetune.choice import Choice
 from edgetune.generation import Generation, Row
 from edgetune.memory import MemoryEstimate, Platform, estimate
+from edgetune.memory.costs import COSTS
 from edgetune.memory.generation import Room
 from edgetune.methods import METHODS, Method, build
 from edgetune.methods.lora import Lora
@@ -310,12 +311,13 @@ def opening(case: Case, *, multiplies_16bit: bool) -> tuple[int, int]:
     (tensor,) = choice.method.tensors(shape)
     warm_up(choice.quantization)
     live = LiveBytes()
-    with products(multiplies_16bit=multiplies_16bit):
-        with FakeTensorMode(allow_non_fake_inputs=True), live:
-            engine = fake_engine(shape, choice)
-            cache = filled(engine.decoder, [1] * tensor.shape[0])
-            del cache
-    return planned.phases.load - planned.parts.runtime, live.peak + 4 * tensor.size
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with products(multiplies_16bit=multiplies_16bit), fake, live:
+        engine = fake_engine(shape, choice)
+        cache = filled(engine.decoder, [1] * tensor.shape[0])
+        del cache
+    beside = planned.parts.runtime + COSTS["cpu"].token * shape.vocabulary  # of a tokenizer
+    return planned.phases.load - beside, live.peak + 4 * tensor.size
 
 
 def _together(room: Room, prompt: int, answer: int) -> int:

@@ -54,7 +54,10 @@ SAME = 0.15
 """How far, as a logarithm, two rates may be apart that are the same: they are rounded."""
 DENSE = ("full",)
 """Methods that train the model's own matrices, and so need them as numbers."""
-VARIANTS = {"prefix-network": ("prefix", "--reparameterize"), "mam-network": ("mam", "--reparameterize")}
+VARIANTS = {
+    "prefix-network": ("prefix", "--reparameterize"),
+    "mam-network": ("mam", "--reparameterize"),
+}
 """Methods with a setting of their own, as flags."""
 
 
