@@ -85,12 +85,8 @@ class Mam(Method):
         return Method.used(self) | start | sizes
 
     def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
-        """Return the tensors of both parts; keys and values learn as fast as they do alone."""
-        own = self.prefix.tensors(shape)
-        if not self.reparameterize:
-            faster = self.prefix.rate_factor / self.rate_factor
-            own = tuple(replace(tensor, rate=faster) for tensor in own)
-        return own + self.adapter.tensors(shape)
+        """Return the tensors of both parts."""
+        return self.prefix.tensors(shape) + self.adapter.tensors(shape)
 
     def refusals(self, shape: ModelShape, *, context: int, quantization: str) -> list[str]:
         """Refuse what the prefix refuses."""

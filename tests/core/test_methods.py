@@ -111,15 +111,10 @@ def test_a_prefix_has_one_start(kind: str) -> None:
             build(kind, strange)
 
 
-def test_keys_and_values_learn_at_a_rate_of_their_own() -> None:
+def test_a_network_learns_at_a_rate_of_its_own() -> None:
     prefix, network = build("prefix", {}), build("prefix", {"reparameterize": True})
-    mam = build("mam", {})
-    rates = {tensor.name: tensor.rate for tensor in mam.tensors(SHAPE)}
 
-    assert prefix.usual_factor == prefix.rate_factor != network.usual_factor
-    assert rates.pop("prompt_embeddings") * mam.usual_factor == prefix.usual_factor
-    assert set(rates.values()) == {1.0}
-    assert {x.rate for x in build("mam", {"reparameterize": True}).tensors(SHAPE)} == {1.0}
+    assert prefix.usual_factor == prefix.rate_factor > network.usual_factor
 
 
 def test_a_prompt_starts_from_the_mean_of_each_label_and_common_tokens() -> None:

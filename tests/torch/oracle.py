@@ -298,8 +298,10 @@ def generation(case: Case, prompt: int, answer: int) -> tuple[int, int]:
     return planned.peak_bytes - planned.parts.runtime, live.peak
 
 
-def opening(case: Case, *, multiplies_16bit: bool) -> tuple[int, int]:
-    """Return what a plan allows while a model is opened, and what is held while it reads a text."""
+def opening(case: Case, *, multiplies_16bit: bool) -> tuple[int, int, int]:
+    """Return what a plan allows while a model is opened, what is held while it reads a text, and
+    what the plan allows to training.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from edgetune_torch.dry_run import LiveBytes
@@ -317,7 +319,7 @@ def opening(case: Case, *, multiplies_16bit: bool) -> tuple[int, int]:
         cache = filled(engine.decoder, [1] * tensor.shape[0])
         del cache
     beside = planned.parts.runtime + COSTS["cpu"].token * shape.vocabulary  # of a tokenizer
-    return planned.phases.load - beside, live.peak + 4 * tensor.size
+    return planned.phases.load - beside, live.peak + 4 * tensor.size, planned.phases.train - beside
 
 
 def _together(room: Room, prompt: int, answer: int) -> int:
