@@ -293,7 +293,7 @@ def test_prompts_that_go_together_fit_into_the_plan(kind: str) -> None:
         ("smollm2-135m", "bfloat16", 20, {"placement": "disk", "quantization": "int8"}),
         ("smollm2-135m", "float32", 1000, {"context": 512, "tile": 128}),
         ("gemma2", "bfloat16", 700, {}),
-        ("bloom", "float32", 300, {}),
+        ("bloom", "float32", 100, {}),
         ("gpt_oss", "bfloat16", 100, {}),
         ("lfm2", "bfloat16", 300, {"context": 512, "tile": 128}),
         ("falcon_h1", "float32", 300, {}),
