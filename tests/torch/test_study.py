@@ -173,7 +173,7 @@ def test_a_prefix_is_attacked_and_tuned(cli: Cli, folder: Path) -> None:
     called = cli(
         "train", "--model", "tiny", "--device", "cpu", "--data", "asked.jsonl", "--method", "prefix",
         "--compute-dtype", "float32",
-        "--prefix-length", "4", "--prefix-hidden", "32", "--steps", "40", "--learning-rate", "0.02",
+        "--prefix-length", "4", "--reparameterize", "--prefix-hidden", "32", "--steps", "40", "--learning-rate", "0.02",
         "--validation", "0", "--no-verdict", "--samples", "0", "--output", "prefix", "-q",
     )  # fmt: skip
     assert called.code == 0, called.err
