@@ -81,7 +81,7 @@ def ours(folder: Path, work: Work, room: int) -> dict[str, Any]:
     plan_for = partial(make_plan, read_device("mlx"), str(folder), model.shape, training={})
     plan = plan_for(fixed={**fixed, "checkpointing": Checkpointing(layers=BLOCKS)})
     if room:
-        plan = plan_for(fixed=fixed, memory=plan.memory.total + room)
+        plan = plan_for(fixed=fixed, memory=plan.memory.peak_bytes + room)
     session = load_backend("mlx").open(plan.spec, model)
     mx.reset_peak_memory()
     seconds, busy = [], []
