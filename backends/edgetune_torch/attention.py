@@ -15,7 +15,6 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from edgetune.network.ops import Attended
 from edgetune.shape import Attention
@@ -30,6 +29,7 @@ from edgetune_torch.documents import (
 )
 from edgetune_torch.flash import FusedOnCpu
 from edgetune_torch.precision import attends, attention_dtype
+from edgetune_torch.recomputed import recomputed
 from edgetune_torch.tile_attention import Tile, attend_in_tile
 
 QUERY_CHUNK = 256
@@ -174,7 +174,7 @@ def _document(
         return causal(*own, rule, sinks)
     inputs = (*own, k[:, :, span.trunk], v[:, :, span.trunk])
     if _fused(rule, span.trunk.stop - span.trunk.start + own[0].shape[2], q):
-        return _recomputed(partial(_behind, rule=rule), *inputs)
+        return recomputed(partial(_behind, rule=rule), *inputs)
     keys, values = (
         torch.cat((before, x), 2) for x, before in zip(own[1:], inputs[3:], strict=True)
     )
@@ -188,14 +188,6 @@ def _behind(
     length = k_before.shape[2]
     k, v = torch.cat((k_before, k), 2), torch.cat((v_before, v), 2)
     return causal(F.pad(q, (0, 0, length, 0)), k, v, rule)[:, :, length:]
-
-
-def _recomputed(part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Return a part of the output that is computed again in the backward pass and not kept."""
-    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-        out: Tensor = checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
-        return out
-    return part(*inputs)
 
 
 def _chunks(q: Tensor, k: Tensor, v: Tensor, rule: Attention, sinks: Tensor | None) -> list[Tensor]:
@@ -213,7 +205,7 @@ def _chunks(q: Tensor, k: Tensor, v: Tensor, rule: Attention, sinks: Tensor | No
             _explicit, rule=rule, shift=offset + start - first, sinks=sinks
         )
         inputs = (q[:, :, start:stop], k[:, :, first:last], v[:, :, first:last])
-        outputs.append(_recomputed(part, *inputs))
+        outputs.append(recomputed(part, *inputs))
     return outputs
 
 
