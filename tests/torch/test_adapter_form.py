@@ -63,13 +63,13 @@ METHODS: dict[str, Method] = {
     "full": Full(),
     "bottleneck": Bottleneck(),
     "prompt": Prompt(prompt_length=3, prompt_initial="random"),
-    "prefix": Prefix(prefix_length=3, reparameterize=False),
+    "prefix": Prefix(prefix_length=3, prefix_initial="random"),
 }
 
 
 def _start(method: Method, model: LocalModel, folder: Path, seed: int = 0) -> LoadedAdapter:
     """Return an adapter that changed each tensor a little from where it starts."""
-    base = LoadedBase(model.shape, open_decoder(model).decoder.weights, model.folder)
+    base = LoadedBase(open_decoder(model).decoder, model.folder)
     noise = random_tensors(method, model.shape, seed)
     tensors = {
         tensor.name: (
