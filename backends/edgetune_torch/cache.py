@@ -209,7 +209,7 @@ def _write(
 def _footer(descriptor: int) -> dict[str, Any] | None:
     """Return the footer, or None if there is no whole file."""
     try:
-        with open(descriptor, "rb", closefd=False) as file:  # noqa: PTH123: it has no path any more
+        with open(descriptor, "rb", closefd=False) as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(0, end - 8))
             length = int.from_bytes(file.read(8), "little")

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, ClassVar
 from edgetune.errors import UsageError
 from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.initial import ZEROS, Copy
+from edgetune.methods.knobs import layers_knob, targets_knob
 from edgetune.methods.targets import Target, biased_norms, select
 from edgetune.methods.trained import trained_norm
 from edgetune.network.ops import A
-from edgetune.settings.spec import Interval, knob
+from edgetune.settings.spec import knob
 from edgetune.shape import Linear, ModelShape
 
 if TYPE_CHECKING:
@@ -34,14 +35,8 @@ class BitFit(Method):
     rate_factor: ClassVar[float] = 1.5  # five forgets five times as much, see docs/methods.md
     reads_summands: ClassVar[bool] = False
 
-    targets: tuple[str, ...] = knob(
-        ("all-linear",), "Adapted projections: a group, names or globs, comma-separated."
-    )
-    layers: int | None = knob(
-        None,
-        "How many of the last blocks to adapt (default: all).",
-        interval=Interval(low=1),
-    )
+    targets: tuple[str, ...] = targets_knob()
+    layers: int | None = layers_knob()
     new_biases: bool = knob(True, "Add zero biases to targets that have none.")
 
     def select(self, shape: ModelShape) -> list[Target]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.initial import ZEROS, Copy, Uniform
+from edgetune.methods.knobs import layers_knob
 from edgetune.methods.targets import last_blocks, norms
 from edgetune.methods.trained import trained_norm
 from edgetune.network.adaptation import Sublayer
@@ -55,11 +56,7 @@ class Bottleneck(Method):
         interval=Interval(above=0),
     )
     train_norms: bool = knob(False, "Train the norms of adapted blocks too.")
-    layers: int | None = knob(
-        None,
-        "How many of the last blocks to adapt (default: all).",
-        interval=Interval(low=1),
-    )
+    layers: int | None = layers_knob()
 
     @property
     def scale(self) -> float:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, ClassVar, get_args
 from edgetune.altup import AltUpRole
 from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.initial import Copy
+from edgetune.methods.knobs import layers_knob
 from edgetune.methods.targets import last_blocks
 from edgetune.methods.trained import trained_norm
 from edgetune.mixer import XieluRole
 from edgetune.network.ops import A
-from edgetune.settings.spec import Interval, knob
 from edgetune.shape import Linear, ModelShape
 
 if TYPE_CHECKING:
@@ -38,11 +38,7 @@ class Full(Method):
     format: ClassVar[str] = "edgetune.adapters.native:TypedFormat"
     rate_factor: ClassVar[float] = 0.1
 
-    layers: int | None = knob(
-        None,
-        "How many of the last blocks to adapt (default: all).",
-        interval=Interval(low=1),
-    )
+    layers: int | None = layers_knob()
 
     def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
         """Return every tensor of the trained blocks, and the final norm's."""

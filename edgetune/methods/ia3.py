@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.initial import ONES
+from edgetune.methods.knobs import layers_knob, targets_knob
 from edgetune.methods.targets import Target, select
 from edgetune.network.ops import A
-from edgetune.settings.spec import Interval, knob
 from edgetune.shape import Linear, ModelShape
 
 if TYPE_CHECKING:
@@ -32,15 +32,8 @@ class Ia3(Method):
     peft_type: ClassVar[str] = "IA3"
     rate_factor: ClassVar[float] = 30.0  # ten learns less, see docs/methods.md
 
-    targets: tuple[str, ...] = knob(
-        ("keys-values", "mlp-output"),
-        "Adapted projections: a group, names or globs, comma-separated.",
-    )
-    layers: int | None = knob(
-        None,
-        "How many of the last blocks to adapt (default: all).",
-        interval=Interval(low=1),
-    )
+    targets: tuple[str, ...] = targets_knob("keys-values", "mlp-output")
+    layers: int | None = layers_knob()
 
     def select(self, shape: ModelShape) -> list[Target]:
         """Return the scaled projections."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from edgetune.errors import UsageError
 from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.initial import ONES, ZEROS, Normal, Order, Signs
+from edgetune.methods.knobs import targets_knob
 from edgetune.methods.targets import Target, select
 from edgetune.network.ops import A
 from edgetune.settings.spec import Interval, knob
@@ -51,9 +52,7 @@ class Intrinsic(Method):
     dimension: int = knob(
         1024, "Trained numbers of --method intrinsic, a power of two.", interval=Interval(low=2)
     )
-    targets: tuple[str, ...] = knob(
-        ("all-linear",), "Adapted projections: a group, names or globs, comma-separated."
-    )
+    targets: tuple[str, ...] = targets_knob()
 
     def __post_init__(self) -> None:
         """Refuse a dimension without a Walsh-Hadamard matrix."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.initial import ZEROS, Normal
+from edgetune.methods.knobs import layers_knob
 from edgetune.methods.targets import last_blocks
 from edgetune.network.ops import A, Attended
 from edgetune.settings.spec import Interval, knob
@@ -39,11 +40,7 @@ class LlamaAdapter(Method):
     gate: Literal["head", "layer"] = knob(
         "head", "LLaMA-Adapter's gates: one per head, or one per layer as in PEFT."
     )
-    layers: int | None = knob(
-        None,
-        "How many of the last blocks to adapt (default: all).",
-        interval=Interval(low=1),
-    )
+    layers: int | None = layers_knob()
 
     def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
         """Return ``length * hidden`` parameters and the gates of every adapted layer."""

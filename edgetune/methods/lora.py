@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.initial import ZEROS, Initial, Normal, Principal, Uniform
+from edgetune.methods.knobs import dropout_knob, layers_knob, targets_knob
 from edgetune.methods.patterns import entries, refuse_unmatched, value_of
 from edgetune.methods.targets import Target, select
 from edgetune.methods.whole_modules import NORMS, WithModules
@@ -51,19 +52,9 @@ class LowRank(WithModules):
         "LoRA alpha: the update is scaled by alpha / rank (default: twice the rank).",
         interval=Interval(above=0),
     )
-    dropout: float = knob(
-        0.0,
-        "Dropout probability of the update's inputs.",
-        interval=Interval(low=0, below=1),
-    )
-    targets: tuple[str, ...] = knob(
-        ("all-linear",), "Adapted projections: a group, names or globs, comma-separated."
-    )
-    layers: int | None = knob(
-        None,
-        "How many of the last blocks to adapt (default: all).",
-        interval=Interval(low=1),
-    )
+    dropout: float = dropout_knob()
+    targets: tuple[str, ...] = targets_knob()
+    layers: int | None = layers_knob()
     rslora: bool = knob(False, "Scale by alpha / sqrt(rank) instead of alpha / rank.")
     lora_plus: float | None = knob(
         None,

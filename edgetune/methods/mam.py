@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.bottleneck import Bottleneck
-from edgetune.methods.prefix import Prefix
+from edgetune.methods.knobs import shared_knob
+from edgetune.methods.prefix import Prefix, Start
 from edgetune.network.adaptation import Sublayer
 from edgetune.network.ops import A, Attended
-from edgetune.settings.spec import Interval, knob
 from edgetune.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -31,31 +31,13 @@ class Mam(Method):
     mergeable: ClassVar[bool] = False
     format: ClassVar[str] = "edgetune.adapters.native:TypedFormat"
 
-    prefix_length: int | None = knob(
-        None,
-        "Trained keys and values per layer (default: 20; 30 for mam).",
-        interval=Interval(low=1),
-    )
-    prefix_initial: Literal["text", "random"] | None = knob(
-        None,
-        "What prefixes start from: the base's keys and values of --prefix-text, or noise (default: "
-        "text; random with --reparameterize).",
-    )
-    prefix_text: str | None = knob(
-        None, "The text that prefixes start from (default: a neutral instruction)."
-    )
-    reparameterize: bool = knob(
-        False, "Train prefixes through a small network, dropped when saved."
-    )
-    prefix_hidden: int = knob(512, "Width of that network.", interval=Interval(low=1))
-    bottleneck: int | None = knob(
-        None, "Width of an adapter (default: 64; 512 for mam).", interval=Interval(low=1)
-    )
-    adapter_scale: float | None = knob(
-        None,
-        "What an adapter's output is multiplied by (default: 4 if parallel, else 1).",
-        interval=Interval(above=0),
-    )
+    prefix_length: int | None = shared_knob(Prefix, "prefix_length")
+    prefix_initial: Start | None = shared_knob(Prefix, "prefix_initial")
+    prefix_text: str | None = shared_knob(Prefix, "prefix_text")
+    reparameterize: bool = shared_knob(Prefix, "reparameterize")
+    prefix_hidden: int = shared_knob(Prefix, "prefix_hidden")
+    bottleneck: int | None = shared_knob(Bottleneck, "bottleneck")
+    adapter_scale: float | None = shared_knob(Bottleneck, "adapter_scale")
 
     def __post_init__(self) -> None:
         """Refuse what either part refuses."""

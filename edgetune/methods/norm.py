@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.initial import Copy
+from edgetune.methods.knobs import layers_knob
 from edgetune.methods.targets import select_norms
 from edgetune.methods.trained import trained_norm
 from edgetune.network.ops import A
-from edgetune.settings.spec import Interval, knob
+from edgetune.settings.spec import knob
 from edgetune.shape import ModelShape, Norm
 
 if TYPE_CHECKING:
@@ -40,11 +41,7 @@ class NormTuning(Method):
     norms: tuple[str, ...] = knob(
         ("all",), "Norms trained by norm tuning: all, names or globs, comma-separated."
     )
-    layers: int | None = knob(
-        None,
-        "How many of the last blocks to adapt (default: all).",
-        interval=Interval(low=1),
-    )
+    layers: int | None = layers_knob()
 
     def select(self, shape: ModelShape) -> list[tuple[str, Norm]]:
         """Return the trained norms with their full module paths."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from edgetune.methods.base import AdapterTensor, Method
 from edgetune.methods.initial import ZEROS, Constant, Uniform
+from edgetune.methods.knobs import dropout_knob, layers_knob, targets_knob
 from edgetune.methods.targets import Target, select
 from edgetune.network.ops import A
 from edgetune.settings.spec import Interval, knob
@@ -42,19 +43,9 @@ class Vera(Method):
 
     vera_rank: int = knob(256, "Rank of vera's shared random matrices.", interval=Interval(low=1))
     vera_initial: float = knob(0.1, "Initial value of vera's inner vectors.")
-    dropout: float = knob(
-        0.0,
-        "Dropout probability of the update's inputs.",
-        interval=Interval(low=0, below=1),
-    )
-    targets: tuple[str, ...] = knob(
-        ("all-linear",), "Adapted projections: a group, names or globs, comma-separated."
-    )
-    layers: int | None = knob(
-        None,
-        "How many of the last blocks to adapt (default: all).",
-        interval=Interval(low=1),
-    )
+    dropout: float = dropout_knob()
+    targets: tuple[str, ...] = targets_knob()
+    layers: int | None = layers_knob()
 
     def select(self, shape: ModelShape) -> list[Target]:
         """Return the adapted projections of a model."""
