@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -81,6 +80,8 @@ def named(kind: Kind, name: str) -> str:
 
 def unknown(kind: Kind, name: str) -> str:
     """Return the text that says a profile is unknown, with the nearest names."""
+    from difflib import get_close_matches
+
     singular = kind.removesuffix("s")
     near = get_close_matches(name.lower(), names(kind), n=MOST_PROPOSED, cutoff=0.5)
     return f"There is no {singular} profile {short(name)}. {proposal(kind, near)}"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from io import StringIO, TextIOWrapper
@@ -22,7 +22,6 @@ from edgetune.errors import DiskError, EdgetuneError, OutOfMemoryError, StoppedE
 from edgetune.files import disk_failed
 from edgetune.garbage import rarely_collected
 from edgetune.version import __version__
-from edgetune.workflows.supervise import can_supervise, supervise
 from edgetune.world import MOST_RANKS, RANK, STORE, started_as_rank
 
 COMMANDS = {
@@ -71,8 +70,12 @@ class LazyGroup(click.Group):
         """Return a command, or None if there is none of that name."""
         if cmd_name not in COMMANDS:
             return None
-        with rarely_collected():
-            found: click.Command = import_module(COMMANDS[cmd_name]).command
+        name = COMMANDS[cmd_name]
+        if name not in sys.modules:
+            with rarely_collected():
+                import_module(name)
+                gc.freeze()  # modules stay
+        found: click.Command = sys.modules[name].command
         return found
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
@@ -85,6 +88,8 @@ class LazyGroup(click.Group):
 
 def _instead(name: str) -> str:
     """Return what to type in place of a command that is not there."""
+    from difflib import get_close_matches
+
     near = [ELSEWHERE[name]] if name in ELSEWHERE else get_close_matches(name, COMMANDS, n=3)
     if not near:
         return "`edgetune --help` lists what there is."
@@ -201,6 +206,8 @@ def _run_here(arguments: Sequence[str]) -> int:
     """Run a command line in this process, or as the parent of one that does."""
     process = Process.here()
     if process.worker is None and _is_supervised(arguments):
+        from edgetune.workflows.supervise import supervise
+
         ranks = _ranks(arguments)
         return _reported(arguments, lambda: supervise(arguments, partial(_tell, arguments), ranks))
     return run(arguments, process)
@@ -227,10 +234,12 @@ def _stopped() -> int:
 
 def _is_supervised(arguments: Sequence[str]) -> bool:
     """Tell whether a command runs in a process of its own, because it may take much memory."""
+    if not arguments or arguments[0] not in SUPERVISED:
+        return False
+    from edgetune.workflows.supervise import can_supervise
+
     return (
-        bool(arguments)
-        and arguments[0] in SUPERVISED
-        and not {"-h", "--help"}.intersection(arguments)
+        not {"-h", "--help"}.intersection(arguments)
         and can_supervise()
         and not started_as_rank(os.environ)  # whoever starts ranks also looks after them
     )

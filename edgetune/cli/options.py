@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from errno import ENAMETOOLONG
 from functools import wraps
 from pathlib import Path
@@ -102,6 +101,8 @@ class MethodName(click.Choice[str]):
 
 
 def _no_method(name: str, known: list[str]) -> str:
+    from difflib import get_close_matches
+
     near = get_close_matches(name, known, n=4, cutoff=0.5) or _USUAL_METHODS
     quantized = " 4-bit weights are --quantization." if "qlora" in name else ""
     return f"{name!r} is no method. Nearest: {', '.join(near)}; docs/methods.md has all.{quantized}"

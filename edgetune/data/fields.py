@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 from edgetune.data.formats import Fields, kind_of, named
@@ -68,6 +67,8 @@ def parse_fields(text: str) -> dict[str, str]:
     Raises:
         UsageError: if a part of it is no such pair, or names a field that no format has.
     """
+    from difflib import get_close_matches
+
     pairs = [part.partition("=") for part in text.split(",") if part.strip()]
     fields = {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
     known = sorted({name for format_ in ALL_FORMATS for name in format_.fields})

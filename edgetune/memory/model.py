@@ -76,7 +76,8 @@ class MemoryModel:
             for layer in range(shape.layers)
         ]
         final, self.head = f"{shape.final_norm.module}.", method.trained_head(shape)
-        at_end = [x for x in trained if x.name.startswith(final) or x.name == self.head]
+        self._of_norm = [x for x in trained if x.name.startswith(final)]
+        at_end = [x for x in trained if x in self._of_norm or x.name == self.head]
         self.of_head = FLOAT32_BYTES * sum(x.size for x in at_end)
         at_input = [x for x in trained if method.at_input(shape, x.name) and x.name != self.head]
         self.of_input = FLOAT32_BYTES * sum(x.size for x in at_input)
@@ -275,7 +276,7 @@ class MemoryModel:
     def _lazy_loss(self, rows: BatchShape, head: str, quantization: str) -> LazyLoss:
         from edgetune.memory.lazy.loss import LazyLoss
 
-        return LazyLoss.of(self._lazy, self.shape, rows, head, quantization)
+        return LazyLoss.of(self._lazy, self._of_norm, self.shape, rows, head, quantization)
 
     def _grown(self, *, whole: bool) -> list[int]:
         """Return the bytes of the gradients that are there when each block goes back, and at last.

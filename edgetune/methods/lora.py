@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import sqrt
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -160,8 +161,7 @@ class LowRank(WithModules):
 
     def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
         """Return the tensors of every target, and those of the modules that are trained whole."""
-        own = tuple(tensor for target in self.select(shape) for tensor in self.of_target(target))
-        return (*own, *self.module_tensors(shape))
+        return (*_of_targets(self, shape), *self.module_tensors(shape))
 
     def of_target(self, target: Target) -> tuple[AdapterTensor, ...]:
         """Return the tensors of one target."""
@@ -407,3 +407,9 @@ def pair_of(block: Block[A], own: Adapted[A], linear: Linear) -> tuple[A, A] | N
 def constant(name: str) -> str:
     """Return the name of the constant copy of a PiSSA tensor's start."""
     return f"{name}.start"
+
+
+@lru_cache(maxsize=4)
+def _of_targets(lora: Lora, shape: ModelShape) -> tuple[AdapterTensor, ...]:
+    """Return the tensors of all targets; a plan asks for them a dozen times."""
+    return tuple(x for target in lora.select(shape) for x in lora.of_target(target))

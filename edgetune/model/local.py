@@ -19,7 +19,6 @@ from edgetune.errors import ModelError
 from edgetune.model.config import FloatName
 from edgetune.model.families import shape_of
 from edgetune.model.fused_experts import taken_apart
-from edgetune.model.gguf import read_model
 from edgetune.model.names import match_names, tied_heads
 from edgetune.model.published import assembled, needless_biases, untold, written_plain
 from edgetune.model.weights import listing, read_json, stored_tensors
@@ -75,6 +74,8 @@ class LocalModel:
 
     @classmethod
     def _of_gguf(cls, file: Path, ref: str | None) -> LocalModel:
+        from edgetune.model.gguf import read_model
+
         file = first_part(file)
         config, shape, tensors = read_model(file)
         dtype = _main_dtype(tensors) if shape.formats is None else "float32"

@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from functools import cache
 from typing import Final
 
@@ -129,5 +128,7 @@ def _has(profile: str, words: list[str]) -> bool:
 
 
 def _likeness(one: Reading, other: Reading) -> float:
+    from difflib import SequenceMatcher
+
     alike = SequenceMatcher(None, " ".join(one.words), " ".join(other.words)).ratio()
     return alike - (0.0 if one.tuned == other.tuned else 0.05)

@@ -36,6 +36,8 @@ class Search:
         self.space = Space(problem)
         self.rates = rates
         self._memory = cache(self._memory_model)
+        self.least = cache(self._least)
+        """The choice of a rung that needs the fewest bytes."""
         self.times = cache(self._time_model)
         """The times of a method's choices."""
 
@@ -57,15 +59,29 @@ class Search:
                     best = found.seconds, place, found
         return None if best is None else best[2]
 
-    def least(self, rung: Rung) -> Found | None:
-        """Return the choice of a rung that needs the fewest bytes."""
-        choices = (
-            replace(start, checkpointing=kept)
-            for start in self.space.starts(rung)
-            for kept in self.space.ends(start)
+    def _least(self, rung: Rung) -> Found | None:
+        """Return the choice of a rung that needs the fewest bytes; of equals, the plainest.
+
+        Starts are taken in the order of what they hold at rest, so that the search ends at the
+        first that holds more than another one needs. Of those that sum gradients over micro-batches
+        the one with the fewest rows needs the least.
+        """
+        fewest = self.space.rows[-1][0]
+        starts = (
+            (self._resting(start), place, start)
+            for place, start in enumerate(self.space.starts(rung))
+            if start.accumulation == 1 or start.micro_batch == fewest
         )
-        least = min(choices, key=self._peak, default=None)
-        return None if least is None else self.weigh(least)
+        best: tuple[int, int, Choice] | None = None
+        for resting, place, start in sorted(starts, key=lambda each: each[:2]):
+            if best is not None and resting > best[0]:
+                break
+            for kept in self.space.ends(start):
+                choice = replace(start, checkpointing=kept)
+                peak = self._peak(choice)
+                if best is None or (peak, place) < best[:2]:
+                    best = peak, place, choice
+        return None if best is None else self.weigh(best[2])
 
     def weigh(self, choice: Choice) -> Found:
         """Return a choice with its bytes and seconds."""

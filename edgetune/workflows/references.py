@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from os.path import realpath
 from pathlib import Path
 from typing import Any
@@ -359,6 +358,8 @@ def _require_same_numbers(first: Reference, other: Reference) -> None:
 
 def _near(path: Path) -> str:
     """Return a question for the folder beside it that may have been meant, or nothing."""
+    from difflib import get_close_matches
+
     with suppress(OSError):
         beside = [each.name for each in path.parent.iterdir() if each.is_dir()]
         for name in get_close_matches(path.name, beside, 1):

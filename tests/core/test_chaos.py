@@ -17,8 +17,8 @@ CHAOS = Path(__file__).resolve().parents[2] / "tools" / "chaos.py"
 @pytest.mark.parametrize(
     ("backend", "kills"),
     [
-        ("torch", 22),
-        ("mlx", 8),
+        ("torch", 26),
+        ("mlx", 4),
         pytest.param("torch", 700, marks=pytest.mark.long),
         pytest.param("mlx", 300, marks=pytest.mark.long),
     ],

@@ -33,13 +33,20 @@ SMALL = 24576
 """Bytes of scales and positions on their way."""
 
 
+SOME = [
+    pytest.param(case, id=str(case), marks=[pytest.mark.long] if place % 2 else [])
+    for place, case in enumerate(CASES)
+]
+"""Every second setting; the others in the long form."""
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
     return {name: make(name, folder) for name in MODELS}
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", SOME)
 def test_the_plan_is_what_training_takes(case: Case, folders: dict[str, Path]) -> None:
     _is_near(case, measure(case, folders[case.model]))
 

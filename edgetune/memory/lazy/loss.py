@@ -44,6 +44,7 @@ from edgetune.memory.lazy.views import (
 )
 from edgetune.memory.lazy.weights import FrozenBlock, frozen_head, trained_head
 from edgetune.memory.ledger import Ledger
+from edgetune.methods.base import AdapterTensor
 from edgetune.network.block import Block
 from edgetune.shape import ModelShape
 from edgetune.storage import FLOAT32_BYTES
@@ -77,9 +78,11 @@ class LazyLoss:
     """The loss of rows of one shape under a method, behind a head that may be the method's own.
 
     ``rows`` are what it is computed of at once, a tile where ``whole`` ones are computed in tiles.
+    ``of_norm`` are the trained tensors of the final norm.
     """
 
     own: LazyMethod
+    of_norm: Sequence[AdapterTensor]
     shape: ModelShape
     whole: BatchShape
     rows: BatchShape
@@ -88,13 +91,14 @@ class LazyLoss:
 
     @classmethod
     def of(
-        cls, own: LazyMethod, shape: ModelShape, rows: BatchShape, head: str, quantization: str
-    ) -> LazyLoss:
+        cls, own: LazyMethod, of_norm: Sequence[AdapterTensor], shape: ModelShape,
+        rows: BatchShape, head: str, quantization: str,
+    ) -> LazyLoss:  # fmt: skip
         """Return the loss behind the model's head, or behind one that is ``TRAINED``."""
         trained = head == TRAINED
         matrix = trained_head(shape, rows) if trained else frozen_head(shape, rows, quantization)
         some = rows.of_tile() if rows.tile else rows
-        return cls(own, shape, rows, some, matrix, trained)
+        return cls(own, of_norm, shape, rows, some, matrix, trained)
 
     def gradient(self, chunk: int, *, weighed: bool, summed: bool) -> int:
         """Return the peak of the loss and its gradients, over the last block's output.
@@ -144,11 +148,9 @@ class LazyLoss:
 
     def _inputs(self) -> tuple[list[str], list[Array]]:
         """Return the names of the final norm's trained tensors, and what the norm reads: states first."""
-        rows, final = self.rows, f"{self.shape.final_norm.module}."
+        rows, kept = self.rows, self.of_norm
         size = (rows.tokens, self.shape.stream_size)
         selected = gathered(given(size, rows.width), given(size[:1], PLACE), size)
-        tensors = [x for x in self.own.spec.tensors(self.shape) if x.name.startswith(final)]
-        kept = [x for x in tensors if x.trained]
         return [x.name for x in kept], [selected, *(given(x.shape, FLOAT32_BYTES) for x in kept)]
 
     def _final(self, names: list[str], x: Array, *tensors: Array) -> Array:

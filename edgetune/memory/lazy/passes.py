@@ -77,30 +77,35 @@ class LazyPasses:
         graph, everywhere = self._graph(kind), self.own.spec.everywhere
         asked = graph.asked(kind, lambda name: summed or (kind.adds and everywhere(name)))
         kept, forward, backward = self._in_one_graph(graph.outputs, asked)
-        whole = BlockPass(
-            kept=kept, forward=forward, plain=graph.plain, inference=graph.inference,
-            backward=backward, again=self._again(graph.outputs.frozen, asked),
+        if self.rows.tile and self.shape.blocks[kind.layer].splits:
+            plain, inference, again = self._in_tiles(kind, summed=summed)
+        else:
+            plain, inference, again = self._at_once(graph, asked)
+        return BlockPass(
+            kept=kept, forward=forward, plain=plain, inference=inference,
+            backward=backward, again=again,
         )  # fmt: skip
-        return self._in_tiles(kind, whole, summed=summed) if self.rows.tile else whole
 
-    def _in_tiles(self, kind: BlockKind, whole: BlockPass, *, summed: bool) -> BlockPass:
-        """Return the passes of a block where others are computed in tiles, if it is not.
-
-        One that is computed at once joins its input, and the gradient, beside those of the tiles.
-        """
-        if not self.shape.blocks[kind.layer].splits:
-            states = self.rows.activation_bytes(self.shape.stream_size)
-            return replace(
-                whole, plain=whole.plain + states, inference=whole.inference + states,
-                again=whole.again + 2 * states,
-            )  # fmt: skip
+    def _in_tiles(self, kind: BlockKind, *, summed: bool) -> tuple[int, int, int]:
+        """Return the peaks without gradients, in training and not, and with them, of a block in tiles."""
         tiles = TiledGraphs(
             self.own, self.shape, kind, self.rows, self.quantization, self.streamed, self.ahead
         )
         plain = inference = tiles.forward(training=True)
         if self.own.spec.draws:
             inference = tiles.forward(training=False)
-        return replace(whole, plain=plain, inference=inference, again=tiles.again(summed=summed))
+        return plain, inference, tiles.again(summed=summed)
+
+    def _at_once(self, graph: Graph, asked: Sequence[Array]) -> tuple[int, int, int]:
+        """Return the same of a block that is computed at once.
+
+        Where others are computed in tiles it joins its input, and the gradient, beside those of
+        the tiles.
+        """
+        size = self.shape.stream_size
+        joined = self.rows.activation_bytes(size) if self.rows.tile else 0
+        again = self._again(graph.outputs.frozen, asked)
+        return graph.plain + joined, graph.inference + joined, again + 2 * joined
 
     def _plain(self, outputs: Outputs) -> int:
         """Return the peak of a pass of which nothing but what it makes is asked for."""

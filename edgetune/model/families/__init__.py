@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from typing import Final, cast
@@ -123,6 +122,8 @@ def _unsupported(model_type: object, config: Mapping[str, object]) -> str:
 
 def _supported(model_type: str) -> str:
     """Return a sentence with the supported types most like one, and how many others there are."""
+    from difflib import get_close_matches
+
     known = supported()
     near = get_close_matches(model_type, known, n=_SHOWN, cutoff=0.6) or list(_USUAL)
     return f"Supported: {', '.join(near)} and {len(known) - len(near)} others (docs/models.md)."
