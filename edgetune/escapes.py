@@ -63,6 +63,20 @@ def marked(text: str, parts: Collection[str]) -> Iterator[tuple[str, bool]]:
             yield piece, number % 2 == 1
 
 
+def half_character(text: str) -> str | None:
+    """Return what to say of a text that cannot be written as UTF-8; None if it can.
+
+    >>> half_character("caf\\udce9"), half_character("caf\\xe9")
+    ("The text holds half a character ('\\\\udce9' at character 4). Remove it.", None)
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = f"{text[error.start]!a} at character {error.start + 1}"
+        return f"The text holds half a character ({found}). Remove it."
+    return None
+
+
 def shell_word(text: str) -> str:
     """Return a text as a POSIX shell takes it as one word; ``$'…'`` where it cannot be shown."""
     if one_line(text) == text:

@@ -187,6 +187,8 @@ def _failed(arguments: Sequence[str], kind: str, exit_code: int, message: str) -
 
 def main() -> None:
     """Entry point of the ``edgetune`` program."""
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # refused where it would become tokens
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -15,6 +15,7 @@ from edgetune.data.problems import RowError
 from edgetune.data.replay import ReplayingMasker
 from edgetune.data.template import Span
 from edgetune.data.tokenizer import Tokenizer
+from edgetune.escapes import half_character
 
 LossOn = Literal["assistant", "completion", "all"]
 
@@ -88,11 +89,8 @@ class Encoder:
             text, spans, altered, unwritten, cut = self._chats().mask(rendered, self._loss_on)
         else:
             (text, spans), altered, unwritten, cut = self._plain(rendered), False, frozenset(), ""
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            found = f"{text[error.start]!a} at character {error.start + 1}"
-            raise RowError(f"The text holds half a character ({found}). Remove it.") from error
+        if found := half_character(text):
+            raise RowError(found)
         is_chat = isinstance(rendered, Chat)
         end = self._end(text, spans[-1], is_chat)
         ended = spans if end is None else spans[:-1]

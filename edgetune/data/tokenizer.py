@@ -24,8 +24,8 @@ from edgetune.data.turn_tokens import (
     sample_chats,
     turn_ends,
 )
-from edgetune.errors import ModelError
-from edgetune.escapes import short
+from edgetune.errors import ModelError, UsageError
+from edgetune.escapes import half_character, short
 
 _SPACES = 8  # tokens before BOS that may be white space
 _PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
@@ -125,7 +125,12 @@ class Tokenizer:
         return self.bos_id is not None and tokens[:1] == [self.bos_id]
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """Return the tokens of a text; ``special`` begins them with BOS, if the model wants it."""
+        """Return the tokens of a text; ``special`` begins them with BOS, if the model wants it.
+
+        Raises:
+            UsageError: if the text is none, as what is read from bytes that are not UTF-8.
+        """
+        _refuse_half_characters(text)
         found = self.encode_many([text])[0].ids
         tokens: list[int] = (self.with_bos(found) if special else found).tolist()
         return tokens
@@ -181,7 +186,13 @@ class Tokenizer:
         """Return what generation starts from: a text as it stands, or a chat up to the answer.
 
         ``cut`` is left out of the generation prompt's end, as it was in training.
+
+        Raises:
+            UsageError: as :meth:`encode` does, with the place in the text that was given.
         """
+        for given in () if isinstance(prompt, str) else (x.get("content") for x in prompt):
+            if isinstance(given, str):
+                _refuse_half_characters(given)
         text = prompt if isinstance(prompt, str) else self.render(prompt, True).removesuffix(cut)
         return self.encode(text, special=True)
 
@@ -219,6 +230,11 @@ class Tokenizer:
             return True, own_template(inner.chat_template, texts)
         end = "<|im_end|>" if "<|im_end|>" in self._added else self.text_of(self.eos_id)
         return False, default_template(end, texts) if end else None
+
+
+def _refuse_half_characters(text: str) -> None:
+    if problem := half_character(text):
+        raise UsageError(problem)
 
 
 def load_tokenizer(folder: Path, embeddings: int | None = None) -> Tokenizer:

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from edgetune.errors import UsageError
+from edgetune.escapes import half_character
 from edgetune.methods.initial import Base, Initial, start
 from edgetune.network.adaptation import Sublayer
 from edgetune.network.block import Block
 from edgetune.network.experts import chosen_experts
 from edgetune.network.ops import A, Attended
-from edgetune.settings.spec import check_numbers, values
+from edgetune.settings.spec import check_numbers, knobs, values
 from edgetune.shape import Experts, Linear, ModelShape
 
 if TYPE_CHECKING:
@@ -67,8 +69,12 @@ class Method(ABC):
     """The usual learning rate as a multiple of LoRA's, as the papers' recipes have it."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that mean nothing."""
+        """Refuse numbers that mean nothing, and texts that cannot be written down."""
         check_numbers(self)
+        for item in knobs(type(self)):
+            value = getattr(self, item.name)
+            if isinstance(value, str) and (problem := half_character(value)):
+                raise UsageError(f"{item.flag}: {problem}")
 
     @abstractmethod
     def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:

@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from edgetune.data.problems import RowError
 from edgetune.errors import EdgetuneError, OutOfMemoryError, UsageError
+from edgetune.escapes import plain
 from edgetune.serving.batching import Ask, BusyError, Piece
 from edgetune.serving.guard import LoopbackOnly
 from edgetune.serving.requests import BadRequestError, Request, read_request
@@ -262,6 +263,7 @@ def _refusal(error: EdgetuneError) -> Response:
 
 def _error(status: int, message: str, param: str | None, code: str) -> Response:
     kind = "invalid_request_error" if status < 500 else "server_error"
+    message, param = plain(message), None if param is None else plain(param)  # they quote names
     return JSONResponse(
         {"error": {"message": message, "type": kind, "param": param, "code": code}}, status
     )

@@ -159,7 +159,8 @@ def _messages(value: object) -> list[Message]:
 
 
 def _message(value: object) -> Message:
-    if not isinstance(value, dict) or value.get("role") not in _ROLES:
+    role = value.get("role") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or not isinstance(role, str) or role not in _ROLES:
         raise BadRequestError(
             f"A message must have one of the roles {', '.join(_ROLES)}; found {short(value)}.",
             "messages",
@@ -167,7 +168,7 @@ def _message(value: object) -> Message:
     for name in value.keys() - {"role", "content", "name"}:
         if not _says_nothing(name, value[name]):
             raise BadRequestError(f"A message has {name}: not supported.", "messages")
-    return {"role": _ROLES[value["role"]], "content": _content(value.get("content"))}
+    return {"role": _ROLES[role], "content": _content(value.get("content"))}
 
 
 def _content(value: object) -> str:
@@ -186,7 +187,7 @@ def _content(value: object) -> str:
 def _is_text(part: object) -> bool:
     return (
         isinstance(part, dict)
-        and part.get("type") in {"text", "input_text"}
+        and part.get("type") in ("text", "input_text")
         and isinstance(part.get("text"), str)
     )
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from io import StringIO
 from pathlib import Path
 
@@ -112,12 +115,31 @@ def test_a_chat_that_has_become_too_long_is_said_and_goes_on(chat: Piped) -> Non
     assert len(called.out.splitlines()) == 1
 
 
+def test_a_question_that_is_not_utf_8_is_refused_and_the_chat_goes_on(chat: Piped) -> None:
+    called = chat("tiny", "--max-tokens", "4", lines=("caf\udce9", "Hello"))
+    assert called.code == 0
+    assert "half a character ('\\udce9' at character 4)" in called.err
+    assert len(called.out.splitlines()) == 1
+
+
+def test_a_prompt_in_a_pipe_that_is_not_utf_8_is_refused(folder: Path) -> None:
+    """Even where Python would fail as it reads it."""
+    asked = subprocess.run(
+        [sys.executable, "-m", "edgetune", "generate", "tiny", "--raw"],
+        cwd=folder, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}, input=b"caf\xe9",
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert asked.returncode == 2
+    assert b"half a character ('\\udce9' at character 4)" in asked.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "because"),
     [
         (("tiny", "--compare"), "there is no adapter"),
         (("absent",), "no run and no adapter absent"),
         (("run", "run"), "given twice"),
+        (("tiny", "--system", "a\udcff"), "half a character ('\\udcff' at character 2)"),
     ],
 )
 def test_chats_that_make_no_sense_are_refused(

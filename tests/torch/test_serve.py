@@ -230,19 +230,37 @@ def test_strangers_are_refused(url: str, headers: dict[str, str], status: int) -
     assert method == "GET"
 
 
+def _chat_body(message: Any, **more: Any) -> bytes:
+    return json.dumps({"model": "home", "messages": [message], "max_tokens": 1, **more}).encode()
+
+
 @pytest.mark.parametrize(
     ("body", "kind"),
     [
+        (json.dumps({"model": "home", "prompt": "a\ud800b"}).encode(), "application/json"),
         (b"{", "application/json"),
         (b"[]", "application/json"),
         (b"\xff", "application/json"),
         (b'{"model": "home", "messages": [{"role": "user", "content": "a"}]}', "text/plain"),
         (b" " * (5 << 20), "application/json"),
+        *((_chat_body(message), "application/json") for message in (
+            {"role": ["user"], "content": "a"},
+            {"role": {"a": 1}, "content": "a"},
+            {"role": 1, "content": "a"},
+            {"role": "user", "content": [{"type": ["text"], "text": "a"}]},
+            {"role": "user", "content": [{"type": {}, "text": "a"}]},
+            {"role": "user", "content": "a\ud800b"},
+            {"role": "user", "content": "a", "\ud800": 1},
+            "user",
+        )),
+        (b'{"model": "home", "\\ud800": 1}', "application/json"),
+        (_chat_body({"role": "user", "content": "a"}, temperature=10**400), "application/json"),
     ],
 )
 def test_bodies_that_are_no_requests_are_refused(url: str, body: bytes, kind: str) -> None:
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
-    connection.request("POST", "/v1/chat/completions", body, {"Content-Type": kind})
+    path = "completions" if b'"prompt"' in body else "chat/completions"
+    connection.request("POST", f"/v1/{path}", body, {"Content-Type": kind})
     answer = connection.getresponse()
     assert answer.status == 400
     assert json.loads(answer.read())["error"]["type"] == "invalid_request_error"
