@@ -35,6 +35,7 @@ from edgetune.model import LocalModel, resolve
 from edgetune.owned import ScratchFolder
 from edgetune.planning import Plan
 from edgetune.settings.spec import Checkpointing, to_plain
+from edgetune.workflows.as_trained import read_as_trained
 from edgetune.workflows.client_check import (
     ClientCheck,
     Loaded,
@@ -132,7 +133,7 @@ def _exported(found: Adapted, to: str, output: Path, options: ExportOptions) -> 
             f"--quantize is for --to {', '.join((TARGET, *sorted(GGUF)))}, not --to {to}."
         )
     if options.quantize is not None and to == TARGET:
-        return _quantized_folder(found.name, output, found.model, options)
+        return _quantized_folder(found, output, options)
     adapter = found.adapter
     if options.rank is not None:
         trained = (found.plan.choice if found.plan else adapter).method
@@ -152,14 +153,14 @@ def _exported(found: Adapted, to: str, output: Path, options: ExportOptions) -> 
     if to in GGUF and not client_is_here():
         return _not_checked(to, request)
     plan = found.plan or new_plan(found, options.over)
+    tokenizer, rows = _rows(plan, options.data, found.label_names)
     if to in GGUF:
-        return _checked_in_client(to, request, plan, options)
-    return _checked(to, request, plan, options)
+        return _checked_in_client(to, request, plan, tokenizer, rows)
+    return _checked(to, request, plan, rows)
 
 
-def _checked(to: str, request: ExportRequest, plan: Plan, options: ExportOptions) -> ExportResult:
+def _checked(to: str, request: ExportRequest, plan: Plan, rows: list[list[int]]) -> ExportResult:
     """Export a folder and compare it in our own engine."""
-    _, rows = _rows(plan, options.data)
     checks: list[MergeCheck] = []
 
     def verify(merged: Path) -> None:
@@ -172,10 +173,9 @@ def _checked(to: str, request: ExportRequest, plan: Plan, options: ExportOptions
 
 
 def _checked_in_client(
-    to: str, request: ExportRequest, plan: Plan, options: ExportOptions
+    to: str, request: ExportRequest, plan: Plan, tokenizer: Tokenizer, rows: list[list[int]]
 ) -> ExportResult:
     """Export a GGUF file and compare it in llama.cpp."""
-    tokenizer, rows = _rows(plan, options.data)
     checks: list[ClientCheck] = []
 
     def verify(file: Path) -> None:
@@ -218,36 +218,50 @@ def _not_checked(to: str, request: ExportRequest) -> ExportResult:
     return ExportResult(exported=replace(exported, notes=(*exported.notes, note)), check=None)
 
 
-def _quantized_folder(
-    name: str, output: Path, model: LocalModel, options: ExportOptions
-) -> ExportResult:
+def _quantized_folder(found: Adapted, output: Path, options: ExportOptions) -> ExportResult:
     if options.quantize not in BITS:
         raise UsageError(
             f"--to {TARGET} takes --quantize {' or '.join(BITS)}, not {options.quantize}."
         )
     bits = cast("Bits", options.quantize)
-    refuse_unquantizable(model, bits)
+    refuse_unquantizable(found.model, bits)
     with new_folder(output, 0) as folder, ScratchFolder(folder.parent) as by:
         whole = by / "model"
-        result = export_run(name, TARGET, whole, replace(options, quantize=None))
+        result = _exported(found, TARGET, whole, replace(options, quantize=None))
         quantize_folder(whole, folder, bits)
         nbytes = folder_bytes(folder)
-    return ExportResult(exported=Exported(folder=output, nbytes=nbytes), check=result.check)
+    exported = replace(result.exported, folder=output, nbytes=nbytes)
+    return ExportResult(exported=exported, check=result.check)
 
 
-def _rows(plan: Plan, data: Path | None) -> tuple[Tokenizer, list[list[int]]]:
-    """Return the first rows that the run did not train on, of its own data or another file."""
-    path = data or (Path(plan.data.path) if plan.data else None)
+def _rows(
+    plan: Plan, data: Path | None, label_names: tuple[str, ...]
+) -> tuple[Tokenizer, list[list[int]]]:
+    """Return the first rows of another file, else of those that the run did not train on.
+
+    Labels that are numbers in another file have ``label_names``, if the plan gives them none.
+    """
+    if data is not None:
+        _require_rows(data)
+        tokenizer, dataset = read_as_trained(plan, data, label_names)
+    else:
+        path = _require_rows(Path(plan.data.path) if plan.data else None)
+        if plan.training.validation_data is not None:
+            _require_rows(Path(plan.training.validation_data))
+        tokenizer, dataset = read_rows(resolve(plan.model.ref), path, plan.training)
+    dataset = dataset.fit(max(plan.choice.context, int(dataset.lengths.max())))
+    rows = dataset.validation if len(dataset.validation) else dataset.train
+    first = range(min(CHECK_ROWS, len(rows)))
+    return tokenizer, [rows[i][0][:CHECK_TOKENS].tolist() for i in first]
+
+
+def _require_rows(path: Path | None) -> Path:
     if path is None or not path.exists():
         raise UsageError(
             f"A merge is checked on rows, and {path or 'the data of the run'} is not there. "
             "Give a file of rows: --data FILE."
         )
-    tokenizer, dataset = read_rows(resolve(plan.model.ref), path, plan.training)
-    dataset = dataset.fit(max(plan.choice.context, int(dataset.lengths.max())))
-    rows = dataset.validation if len(dataset.validation) else dataset.train
-    first = range(min(CHECK_ROWS, len(rows)))
-    return tokenizer, [rows[i][0][:CHECK_TOKENS].tolist() for i in first]
+    return path
 
 
 def _unquantized(plan: Plan) -> Plan:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
 from math import exp, isfinite
 from pathlib import Path
 
@@ -16,16 +14,15 @@ from numpy.typing import NDArray
 from edgetune.backend import EvalResult, GenerateOptions
 from edgetune.data import Dataset, Examples, evaluation_batches
 from edgetune.data.labels import LabelSet
-from edgetune.errors import CheckFailedError, DataError, UsageError
+from edgetune.errors import CheckFailedError, UsageError
 from edgetune.metrics.labels import LabelScores
 from edgetune.metrics.texts import score_texts
-from edgetune.model import resolve
-from edgetune.settings.spec import OBJECTIVE_SETTINGS, Training, values
+from edgetune.settings.spec import values
+from edgetune.workflows.as_trained import read_as_trained
 from edgetune.workflows.in_parts import in_parts
 from edgetune.workflows.inference import continued
 from edgetune.workflows.labelling import label_scores, log_probs
 from edgetune.workflows.opened import Opened
-from edgetune.workflows.planning import read_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +72,7 @@ def dataset_of(run: Opened, data: Path, beside: Sequence[Opened] = ()) -> Datase
     names that the run's file had, or those that the formats know; labels that are numbers have the
     names that they had in training.
     """
-    dataset = _as_trained(run, data)
+    _, dataset = read_as_trained(run.plan, data, run.label_names)
     longest = int(dataset.lengths.max())
     positions = min(each.positions for each in (run, *beside))
     if longest > positions and dataset.long_rows == "refuse":
@@ -90,39 +87,6 @@ def dataset_of(run: Opened, data: Path, beside: Sequence[Opened] = ()) -> Datase
 def _taken(run: Opened, positions: int) -> str:
     taken = run.model.shape.max_context - positions
     return f" besides the {taken} of an adapter" if taken else ""
-
-
-def _as_trained(run: Opened, data: Path) -> Dataset:
-    """Return a file read with the settings of the training, those that suit it.
-
-    A run that learned from pairs takes pairs, and plain answers too.
-    """
-    if run.plan.objective is None:
-        return _read(run, data, ())
-    try:
-        return _read(run, data, ("objective", "share_prompts", *OBJECTIVE_SETTINGS))
-    except DataError as error:
-        with suppress(DataError):
-            return _read(run, data, ())
-        raise error from None
-
-
-def _read(run: Opened, data: Path, objective: Sequence[str]) -> Dataset:
-    """Return a file read with the training's settings, also those of the ``objective`` named."""
-    training = run.plan.training
-    names_kept = ("loss_on", "seed", "long_rows", *objective)
-    kept = {name: getattr(training, name) for name in names_kept}
-    named = training.label_names or run.label_names
-    ways = dict.fromkeys(product((training.fields, None), (named, ())))
-    refused: UsageError | None = None
-    for fields, names in ways:
-        try:
-            whole = Training(**kept, validation=0.0, fields=fields, label_names=names)
-            return read_rows(resolve(run.plan.model.ref), data, whole, by_name=False)[1]
-        except UsageError as error:
-            refused = refused or error
-    assert refused is not None
-    raise refused
 
 
 def labels_of(opened: Sequence[Opened], dataset: Dataset) -> tuple[LabelSet | None, list[str]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +12,18 @@ import numpy as np
 import peft
 import pytest
 import torch
-from rows import Cli, call
-from tiny_runs import LEARN, LONGEST, exported, generated, held_out_prompts
+from rows import Cli, call, write_rows
+from tiny_runs import LEARN, LONGEST, exported, generated, held_out_prompts, lines
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from edgetune.backend import GenerateOptions
+from edgetune.errors import CheckFailedError
+from edgetune.exporters import Exported, ExportRequest
+from edgetune.exporters.mlx import export_mlx
 from edgetune.generation import generate
 from edgetune.model import open_model
+from edgetune.workflows import exporting
+from edgetune.workflows.exporting import CHECK_ROWS, ExportOptions
 from edgetune.workflows.opening import open_planned
 from edgetune.workflows.references import open_references
 
@@ -116,3 +124,55 @@ def test_an_export_is_never_written_over(run: Path, cli: Cli, tmp_path: Path) ->
     assert called.code == 2
     assert "Nothing is overwritten" in called.err
     assert [path.name for path in tmp_path.iterdir()] == ["letter"]
+
+
+def test_another_file_is_checked_on_whatever_the_run_had(
+    folder: Path, cli: Cli, tmp_path: Path
+) -> None:
+    """Neither the run's validation file nor the names of its columns belong to another file."""
+    held, another = folder / "held.jsonl", write_rows(tmp_path / "another.jsonl")
+    asked = [{"q": f"Is {number} on?", "a": "It is."} for number in range(9)]
+    write_rows(folder / "asked.jsonl", asked[3:])
+    write_rows(held, asked[:3])
+    fields = ("--fields", "prompt=q,completion=a", "--validation-data", held, "--steps", "1")
+    train = ("train", "--model", "tiny", "--device", "cpu", "--data", "asked.jsonl", *fields)
+    called = cli(*train, "--output", "apart", "--no-verdict", "--samples", "0", "-q")
+    assert called.code == 0, called.err
+
+    merge = ("export", "apart", "--to", "hf", "--json", "--output")
+    checks = [json.loads(cli(*merge, tmp_path / "own").out)["check"]]
+    held.unlink()
+    gone = cli(*merge, tmp_path / "gone")
+    other = cli(*merge, tmp_path / "other", "--data", another)
+    assert other.code == 0, other.err
+    checks.append(json.loads(other.out)["check"])
+
+    assert [check["rows"] for check in checks] == [3, CHECK_ROWS]
+    assert gone.code == 2
+    assert f"{held} is not there. Give a file of rows: --data FILE" in gone.err
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_quantized_export_is_noted_once_and_passes_on_what_is_said(
+    folder: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    made = folder / f"told-{refused}"
+    shutil.copytree(run, made, symlinks=True)
+
+    def export(_: str, request: ExportRequest) -> Exported:
+        if refused:
+            raise CheckFailedError("not the same model")
+        return replace(export_mlx(request), notes=("mind this",))
+
+    monkeypatch.setattr(exporting, "export", export)
+    options = ExportOptions(quantize="q8", check=False)
+    if refused:
+        with pytest.raises(CheckFailedError):
+            exporting.export_run(str(made), "mlx", tmp_path / "q8", options)
+    else:
+        result = exporting.export_run(str(made), "mlx", tmp_path / "q8", options)
+        assert result.exported.notes == ("mind this",)
+    exports = [line for line in lines(made / "journal.jsonl") if line["what"] == "exported"]
+    assert [(line["output"], line.get("refused", False)) for line in exports] == [
+        (str(tmp_path / "q8"), refused)
+    ]
