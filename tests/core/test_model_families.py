@@ -101,6 +101,16 @@ def test_qwen2_windows_only_when_switched_on() -> None:
     assert [layer.window for layer in off.attention] == [None, None]
 
 
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_qwen_windows_may_be_in_all_layers_and_none(family: str) -> None:
+    config = TINY | {"model_type": family, "use_sliding_window": True}
+    every = shape_of(config | {"max_window_layers": 0})
+    none = shape_of(config | {"max_window_layers": 0, "sliding_window": None})
+
+    assert [layer.window for layer in every.attention] == [4096, 4096]
+    assert [layer.window for layer in none.attention] == [None, None]
+
+
 def test_a_missing_window_of_mistral_differs_from_none() -> None:
     config = TINY | {"model_type": "mistral"}
 

@@ -35,8 +35,8 @@ def switches(family: str, draw: random.Random, head_dim: int) -> Config:
     wide = {"head_dim": draw.choice([head_dim * 2, head_dim])}
     sometimes_windowed = {
         "use_sliding_window": draw.random() < 0.6,
-        "sliding_window": 8,
-        "max_window_layers": draw.choice([1, 2, 4]),
+        "sliding_window": draw.choice([8, None]),
+        "max_window_layers": draw.choice([0, 1, 2, 4]),
     }
     eps = {"rms_norm_eps": draw.choice([1e-5, 1e-6])}
     return (

@@ -49,6 +49,19 @@ def test_a_random_config_gives_the_transformers_model(family: str, seed: int) ->
         _assert_same_norms(shape, model)
 
 
+@pytest.mark.parametrize("first", [0, 2, 9])
+@pytest.mark.parametrize("window", [8, None])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen3_moe"])
+def test_windows_of_qwen_are_those_of_transformers(
+    family: str, window: int | None, first: int
+) -> None:
+    """A null is no window, and a first layer of 0 means all."""
+    config = random_config(family, 0) | {"num_hidden_layers": 4, "use_sliding_window": True}
+    config |= {"sliding_window": window, "max_window_layers": first}
+
+    _assert_same_attention(shape_of(config), _meta_model(config))
+
+
 @pytest.mark.parametrize("shard_size", ["1GB", "4KB"])
 @pytest.mark.parametrize("family", [name for name in supported() if name not in INSIDE])
 def test_what_transformers_saves_can_be_opened(

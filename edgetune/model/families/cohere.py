@@ -15,6 +15,7 @@ from edgetune.model.families.common import (
     layer_types,
     read_rotary,
     read_sizes,
+    read_window,
     same_attention,
     split_attention,
 )
@@ -33,7 +34,7 @@ def cohere2(fields: Fields) -> ModelShape:
     """Return the shape of a Command R7B or A model: only layers with a window rotate."""
     sizes = read_sizes(fields, context=8192)
     full = Attention(scale=sizes.head_dim**-0.5)
-    window = fields.optional_size("sliding_window") if fields.has("sliding_window") else 4096
+    window = read_window(fields, 4096)
     rotary = interleaved(read_rotary(fields, sizes)) if window is not None else None
     sliding = replace(full, window=window, rotary=rotary)
     every = fields.size("sliding_window_pattern", 4)

@@ -88,6 +88,11 @@ def same_attention(
     return (layer,) * sizes.layers
 
 
+def read_window(fields: Fields, default: int) -> int | None:
+    """Return how far tokens see where there is a window: a null means without end, as in transformers."""
+    return fields.optional_size("sliding_window") if fields.has("sliding_window") else default
+
+
 def interleaved(rule: Rotary) -> Rotary:
     """Return the same rotation of neighbouring channels."""
     return replace(rule, interleaved=True)

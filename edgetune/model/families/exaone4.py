@@ -15,6 +15,7 @@ from edgetune.model.families.common import (
     output_norms,
     read_rotary,
     read_sizes,
+    read_window,
     rms_norm,
     split_attention,
 )
@@ -38,7 +39,7 @@ def exaone4(fields: Fields) -> ModelShape:
 
 
 def _attention(fields: Fields, sizes: Sizes) -> list[Attention]:
-    window = fields.optional_size("sliding_window") if fields.has("sliding_window") else 4096
+    window = read_window(fields, 4096)
     rotating = Attention(scale=sizes.head_dim**-0.5, rotary=read_rotary(fields, sizes))
     if window is None:
         return [rotating] * sizes.layers

@@ -20,6 +20,7 @@ from edgetune.model.families.common import (
     pre_norms,
     read_rotary,
     read_sizes,
+    read_window,
     rms_norm,
     rotary_of_type,
     same_attention,
@@ -51,7 +52,7 @@ def gemma2(fields: Fields) -> ModelShape:
         softcap=_cap(fields, "attn_logit_softcapping", 50.0),
         rotary=read_rotary(fields, sizes),
     )
-    sliding = replace(full, window=_window(fields))
+    sliding = replace(full, window=read_window(fields, 4096))
     attention = _alternate(fields, sizes, full, sliding, every=2)
     shape = _shape(
         fields,
@@ -83,7 +84,7 @@ def gemma3_text(fields: Fields) -> ModelShape:
     sliding = Attention(
         scale=scale,
         rotary=_local_or_global(fields, sizes, "sliding_attention"),
-        window=_window(fields),
+        window=read_window(fields, 4096),
     )
     every = fields.size("sliding_window_pattern", 6)
     attention = _alternate(fields, sizes, full, sliding, every=every)
@@ -125,10 +126,6 @@ def _alternate(
 ) -> list[Attention]:
     types = layer_types(fields, sizes, alternating(sizes, every))
     return [sliding if name == "sliding_attention" else full for name in types]
-
-
-def _window(fields: Fields) -> int | None:
-    return fields.optional_size("sliding_window") if fields.has("sliding_window") else 4096
 
 
 def _cap(fields: Fields, name: str, default: float) -> float | None:

@@ -15,6 +15,7 @@ from edgetune.model.families.common import (
     pre_norms,
     read_rotary,
     read_sizes,
+    read_window,
     rms_norm,
     split_attention,
 )
@@ -41,7 +42,7 @@ def gpt_oss(fields: Fields) -> ModelShape:
         rotary=read_rotary(fields, sizes, theta=150_000.0),
         sinks="self_attn.sinks",
     )
-    window = fields.optional_size("sliding_window") if fields.has("sliding_window") else 128
+    window = read_window(fields, 128)
     sliding, bias = replace(full, window=window), fields.flag("attention_bias", True)
     types = layer_types(fields, sizes, alternating(sizes, 2))
     clamp = Clamp(

@@ -12,6 +12,7 @@ from edgetune.model.families.common import (
     layer_types,
     read_rotary,
     read_sizes,
+    read_window,
     same_attention,
 )
 from edgetune.model.families.llama import like_llama
@@ -28,8 +29,7 @@ _YARN: Final[Mapping[str, object]] = {
 def mistral(fields: Fields) -> ModelShape:
     """Return the shape of a Mistral model: Llama with the same window in every layer."""
     sizes = read_sizes(fields, kv_heads=8, context=4096 * 32)
-    # A missing window means 4,096 tokens and an explicit null means none, as in transformers.
-    window = fields.optional_size("sliding_window") if fields.has("sliding_window") else 4096
+    window = read_window(fields, 4096)
     attention = same_attention(sizes, read_rotary(fields, sizes), window)
     return _shape(fields, sizes, "mistral", attention)
 
@@ -37,7 +37,7 @@ def mistral(fields: Fields) -> ModelShape:
 def ministral(fields: Fields) -> ModelShape:
     """Return the shape of a Ministral model of 2024: some layers have a window."""
     sizes = read_sizes(fields, kv_heads=8, context=4096 * 32)
-    window = fields.optional_size("sliding_window") if fields.has("sliding_window") else 4096
+    window = read_window(fields, 4096)
     full = Attention(scale=sizes.head_dim**-0.5, rotary=read_rotary(fields, sizes))
     default = "full_attention" if window is None else "sliding_attention"
     types = layer_types(fields, sizes, [default] * sizes.layers)

@@ -16,6 +16,7 @@ from edgetune.model.families.common import (
     pre_norms,
     read_rotary,
     read_sizes,
+    read_window,
     rms_norm,
     same_attention,
     split_attention,
@@ -37,7 +38,7 @@ def qwen3_moe(fields: Fields) -> ModelShape:
     )
     bias, every = fields.flag("attention_bias", False), _every(fields)
     sliding = fields.flag("use_sliding_window", False)
-    window = fields.size("sliding_window", 4096) if sliding else None
+    window = read_window(fields, 4096) if sliding else None
     experts = _experts(
         fields,
         sizes,

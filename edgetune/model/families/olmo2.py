@@ -21,6 +21,7 @@ from edgetune.model.families.common import (
     pre_norms,
     read_rotary,
     read_sizes,
+    read_window,
     rms_norm,
     rotary_of_type,
     same_attention,
@@ -63,7 +64,7 @@ def olmo3(fields: Fields) -> ModelShape:
     Only the latter's rotation is scaled; as in transformers, ``rope_theta`` is theirs alone.
     """
     sizes = read_sizes(fields)
-    window = fields.optional_size("sliding_window") if fields.has("sliding_window") else 4096
+    window = read_window(fields, 4096)
     theta = fields.positive("rope_theta", _THETA)
     full = Attention(
         scale=sizes.head_dim**-0.5,

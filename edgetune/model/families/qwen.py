@@ -14,6 +14,7 @@ from edgetune.model.families.common import (
     pre_norms,
     read_rotary,
     read_sizes,
+    read_window,
     rms_norm,
     split_attention,
 )
@@ -58,11 +59,11 @@ def _shape(
 
 def _attention(fields: Fields, sizes: Sizes) -> list[Attention]:
     full = Attention(scale=sizes.head_dim**-0.5, rotary=read_rotary(fields, sizes))
-    window = fields.size("sliding_window", 4096)
+    window = read_window(fields, 4096)
     if not fields.flag("use_sliding_window", False):
         return [full] * sizes.layers
     sliding = replace(full, window=window)
-    first = fields.size("max_window_layers", 28)
+    first = fields.count("max_window_layers", 28)
     default = [
         "sliding_attention" if layer >= first else "full_attention" for layer in range(sizes.layers)
     ]
