@@ -39,7 +39,7 @@ def plan_line(plan: Plan) -> str:
         f"learning rate {plan.training.learning_rate:g}",
     ]
     if time.run is not None:
-        parts.append(f"about {format_seconds(sum(values(time.run).values()))}")
+        parts.append(f"about {format_seconds(time.run.total)}")
     return ", ".join(parts)
 
 
@@ -144,13 +144,15 @@ def _time(plan: Plan) -> list[str]:
 
 
 def _whole(plan: Plan) -> Iterable[str]:
-    """Yield how long the whole run takes, where its rows are known."""
+    """Yield how long the whole run takes and each of its parts, where its rows are known."""
     if run := plan.time.run:
-        parts = {"opening": run.opening, "steps": run.steps, "evaluation": run.evaluations}
-        parts |= {"verdict": run.judging} if run.judging else {}
         races = f"races of {'methods' if plan.training.search == 'method' else 'rates'} at most"
-        parts |= {races: run.search} if run.search else {}
-        text = ", ".join(f"{name} {format_seconds(value)}" for name, value in parts.items())
+        parts = {
+            "opening": run.opening, races: run.search, "pilot": run.pilot, "steps": run.steps,
+            "evaluation": run.evaluations, "saves": run.saves, "verdict": run.judging,
+        }  # fmt: skip
+        told = {name: format_seconds(value) for name, value in parts.items() if value}
+        text = ", ".join(f"{name} {value}" for name, value in told.items())
         yield from _wrapped("       ", f"about {format_seconds(run.total)} in all: {text}")
 
 

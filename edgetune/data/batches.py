@@ -94,6 +94,11 @@ class Batches:
         learned = np.add.reduceat(self._loss_tokens[first.order], starts)
         return int(np.lexsort((learned[:count], areas[:count]))[-1]) // self._group
 
+    def worst_rectangles(self, steps: int) -> list[tuple[int, int]]:
+        """Return the (rows, length) of every micro-batch of :meth:`worst_step`."""
+        start = self.worst_step(steps) * self._group
+        return self.rectangles[start : start + self._group]
+
     @property
     def mean_positions(self) -> float:
         """Tokens and padding of a step of the first epoch on average."""

@@ -30,7 +30,7 @@ _opened: dict[tuple[object, ...], tuple[Tokenizer, Dataset]] = {}
 
 
 def _plan(request: Plain) -> Iterable[Plain]:
-    """Answer with a plan and the receipt of its rows; settings are values by name."""
+    """Answer with a plan, the time of its run and the receipt of its rows; settings are values by name."""
     fixed = Fixed.named(request["settings"])
     memory = request.get("memory")
     asked = PlanRequest(
@@ -45,7 +45,11 @@ def _plan(request: Plain) -> Iterable[Plain]:
         asked = read_beginning(source, asked.model).request(asked)
     planned = plan_for(asked)
     receipt = planned.dataset.receipt.lines() if planned.dataset else []
-    yield {"plan": planned.plan.to_json(), "receipt": receipt, "here": planned.here}
+    run = planned.plan.time.run
+    yield {
+        "plan": planned.plan.to_json(), "receipt": receipt, "here": planned.here,
+        "seconds": None if run is None else run.total,
+    }  # fmt: skip
 
 
 def _rows(request: Plain) -> Iterable[Plain]:

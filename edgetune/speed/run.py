@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgetune.choice import Choice
 from edgetune.shape import ModelShape
@@ -35,7 +35,7 @@ class Work:
     """What a run does besides opening the model.
 
     ``epoch`` and ``evaluation`` are the micro-batches of one pass over the training and the
-    validation rows. Of the steps the first ``shortest`` are taken in any case: an early end may come
+    validation rows, ``pilot`` those of the step that is tried before the first one. Of the steps the first ``shortest`` are taken in any case: an early end may come
     after them. ``race_steps`` counts the steps of all races of learning rates before it, and
     ``raced`` are the micro-batches that are evaluated after them. When the run is trained, base and
     tuned model read ``neutral`` and give ``answers``: the tokens of each prompt and of its answer.
@@ -48,6 +48,7 @@ class Work:
     saves: int
     epoch: tuple[Rectangle, ...]
     evaluation: tuple[Rectangle, ...]
+    pilot: tuple[Rectangle, ...]
     race_steps: int = 0
     raced: tuple[Rectangle, ...] = ()
     neutral: tuple[Rectangle, ...] = ()
@@ -69,7 +70,7 @@ def run_estimate(time: TimeModel, choice: Choice, work: Work) -> RunEstimate:
     return RunEstimate(
         opening=rates.opening + loading,
         loading=loading,
-        pilot=time.seconds(choice) + evaluation + save,
+        pilot=_tried(time, choice, work) + save,
         steps=steps,
         evaluations=work.evaluations * evaluation,
         saves=work.saves * save,
@@ -100,6 +101,12 @@ def _evaluated(time: TimeModel, choice: Choice, micro_batches: Sequence[Rectangl
         return 0.0
     passes = sum(each.count * time.validation(each.of(choice)) for each in micro_batches)
     return passes + time.state(choice)
+
+
+def _tried(time: TimeModel, choice: Choice, work: Work) -> float:
+    """Return the seconds of the pilot's step, and of evaluating the largest micro-batch."""
+    largest = max(work.evaluation or work.pilot, key=lambda each: each.rows * each.width)
+    return time.step_of(choice, work.pilot) + _evaluated(time, choice, (replace(largest, count=1),))
 
 
 def _judging(time: TimeModel, choice: Choice, work: Work, limit: float) -> float:

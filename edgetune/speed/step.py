@@ -30,7 +30,7 @@ class RunEstimate:
 
     opening: float
     pilot: float
-    """A step, an evaluation and a save before the first step."""
+    """A step, a micro-batch evaluated and a save before the first step."""
     steps: float
     evaluations: float
     saves: float

@@ -114,6 +114,7 @@ def work_of(plan: Plan, dataset: Dataset) -> Work:
         saves=1 + ceil(schedule.steps / schedule.save_every),
         epoch=rectangles(batches.rectangles),
         evaluation=rectangles(evaluation),
+        pilot=rectangles(batches.worst_rectangles(schedule.steps)),
     )
     return _with_races(work, choice) if plan.training.search == "lr" else work
 

@@ -114,6 +114,7 @@ def test_shapes_are_few_and_bounded(lengths, layout):
         worst = steps[batches.worst_step(count)]
         assert largest(worst) == max(largest(step) for step in run)
         assert batches.worst_step(count) < count
+        assert batches.worst_rectangles(count) == [x.tokens.shape for x in worst.micro_batches]
 
 
 def largest(step):

@@ -9,9 +9,11 @@ from time import sleep
 import pytest
 from measurements import plain_measurements
 from mixed_shapes import mixed, narrower
-from planning import card, processor, shape_of
+from planning import card, plan_of, processor, shape_of
+from rows import write_rows
 
 from edgetune.choice import Choice
+from edgetune.cli.plan_text import plan_line, plan_text
 from edgetune.device import Device, read_device
 from edgetune.methods import build
 from edgetune.planning import Plan, make_plan
@@ -20,6 +22,7 @@ from edgetune.speed import (
     Experience,
     Measurements,
     Rectangle,
+    RunEstimate,
     TimeModel,
     Work,
     judging_limit,
@@ -34,6 +37,7 @@ from edgetune.speed import (
 )
 from edgetune.speed.rates import Rates
 from edgetune.workflows.experience import NEAR, learn
+from edgetune.workflows.planning import PlanRequest, plan_for
 
 WORK = Work(
     steps=20,
@@ -43,6 +47,7 @@ WORK = Work(
     saves=2,
     epoch=(Rectangle(10, 4, 128),),
     evaluation=(Rectangle(5, 4, 64),),
+    pilot=(Rectangle(1, 4, 128),),
 )
 
 
@@ -69,9 +74,44 @@ def test_a_run_is_its_steps_evaluations_and_saves() -> None:
     assert twice.evaluations == pytest.approx(2 * once.evaluations)
     assert twice.saves == pytest.approx(2 * once.saves)
     assert twice.opening == once.opening > 0
-    assert once.pilot > once.steps / WORK.steps
+    largest = time.evaluation(WORK.evaluation[0].of(choice))
+    save = once.saves / WORK.saves
+    assert once.pilot == pytest.approx(time.step_of(choice, WORK.pilot) + largest + save)
     parts = once.opening, once.pilot, once.steps, once.evaluations, once.saves
     assert once.total == pytest.approx(sum(parts))
+
+
+def test_the_pilot_is_a_step_that_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many micro-batches are asked for, no step has more than an epoch."""
+    monkeypatch.setenv("EDGETUNE_CACHE", str(tmp_path))
+    data = write_rows(tmp_path / "rows.jsonl")
+
+    def planned(accumulation: int) -> RunEstimate:
+        choice = {"micro_batch": 2, "accumulation": accumulation}
+        training = {"packing": False, "epochs": 1.0, "validation": 0.2}
+        request = PlanRequest(
+            model="tiny", data=data, device="cpu-laptop-16gb", choice=choice, training=training
+        )
+        run = plan_for(request).plan.time.run
+        assert run is not None
+        return run
+
+    whole, beyond = planned(8), planned(100_000)  # 16 rows
+    assert beyond.pilot == pytest.approx(whole.pilot)
+    assert whole.steps < whole.pilot < whole.steps + whole.evaluations + whole.saves
+
+
+def test_a_plan_tells_all_that_a_run_takes() -> None:
+    plan = plan_of("smollm2-135m", processor())
+    run = RunEstimate(
+        opening=10.0, loading=4.0, pilot=2.5, steps=30.0, evaluations=5.0, saves=1.5, judging=6.0
+    )
+    known = replace(plan, time=replace(plan.time, run=run))
+    told = "opening 10.0 s, pilot 2.5 s, steps 30.0 s, evaluation 5.0 s, saves 1.5 s, verdict 6.0 s"
+    assert f"about 55.0 s in all: {told}" in " ".join(plan_text(known).split())
+    assert plan_line(known).endswith(", about 55.0 s")
+    bare = replace(plan, time=replace(plan.time, run=replace(run, saves=0.0, judging=0.0)))
+    assert "evaluation 5.0 s\n" in plan_text(bare)
 
 
 def test_a_verdict_takes_what_is_read_and_answered_until_time_is_up() -> None:

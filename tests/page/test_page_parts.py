@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from recorded import make_plan
+from rows import write_rows
 from sites import Site, viewed
 
 from edgetune.errors import UsageError
@@ -32,6 +33,7 @@ from edgetune.page.views.compare import compare
 from edgetune.planning import Plan
 from edgetune.report.markup import DASH
 from edgetune.runs import RunFolder
+from edgetune.units import format_seconds
 from edgetune.workflows.settings import Fixed, knob_specs
 
 MANY = 1000
@@ -295,6 +297,14 @@ def test_a_child_answers_fails_dies_and_comes_again(tmp_path: Path) -> None:
     try:
         found = child.ask({"do": "plan", "model": "llama-7b", "device": "rtx-4090", "settings": {}})
         assert found["plan"]["fits"] is True
+        assert found["seconds"] is None
+        rows = str(write_rows(tmp_path / "rows.jsonl"))
+        asked = {"do": "plan", "model": "tiny", "device": "rtx-4090", "settings": {}}
+        found = child.ask({**asked, "data": rows})
+        run = found["plan"]["time"]["run"]
+        assert found["seconds"] == pytest.approx(sum(run.values()) - run["loading"])
+        told = format_seconds(found["seconds"])
+        assert f"about {told}<" in rendered("_plan.html", command="", **found)
         with pytest.raises(ChildError, match="no setting magic"):
             child.ask({"do": "plan", "model": "tiny", "settings": {"magic": 1}})
         with pytest.raises(ChildError, match="There is no") as raised:
