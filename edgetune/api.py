@@ -23,6 +23,7 @@ from edgetune.owned import ScratchFolder
 from edgetune.planning import Plan
 from edgetune.runs import RunFolder
 from edgetune.units import parse_bytes
+from edgetune.workflows.measured import refuse_elsewhere
 from edgetune.workflows.over import Over
 from edgetune.workflows.planning import PlanRequest, PreparedPlan, plan_for
 from edgetune.workflows.settings import Fixed, Setting
@@ -67,6 +68,8 @@ def plan(
         NothingFitsError: if nothing fits, with the nearest thing that would.
         EdgetuneError: if the model, the data or the device cannot be had.
     """
+    if measure:
+        refuse_elsewhere(device)
     with ScratchFolder() as scratch:
         request = _request(model, data, device, memory, settings, scratch, measure=measure)
         return plan_for(request).plan
@@ -327,6 +330,7 @@ def _request(
         memory=size_of(memory),
         choice=fixed.choice,
         training=fixed.training,
+        named=fixed.names,
         measure=measure,
         run=run,
     )

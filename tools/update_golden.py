@@ -93,7 +93,7 @@ def _plan(device: str, model: str, memory: str | None, method: str) -> str:
         )
     except EdgetuneError as error:
         return f"exit {error.exit_code}: {error}\n"
-    return plan_text(plan) + "\n"
+    return plan_text(plan, here=False) + "\n"
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from edgetune.device import read_device
 from edgetune.errors import UsageError
 from edgetune.planning import FILE_NAME, Plan, is_plan_file
 from edgetune.settings.spec import MOST_PARTS, to_plain
+from edgetune.workflows.measured import refuse_elsewhere
 from edgetune.workflows.planning import PlanRequest, plan_for
 from edgetune.workflows.settings import Fixed
 from edgetune.workflows.several import serving_of, with_room
@@ -96,13 +97,17 @@ def command(
         memory=memory,
         choice=fixed.choice,
         training=fixed.training,
+        named=fixed.names,
         measure=measure,
         place=_place(nproc, device) if nproc > 1 else None,
     )
     if plan_file is not None:
         request = complete(request, plan_file)
+    if measure:
+        refuse_elsewhere(request.device)
     with reading_bar() as report:
-        plan = plan_for(request, report, say).plan
+        planned = plan_for(request, report, say)
+    plan = planned.plan
     serving = None if adapters is None else serving_of(plan, [plan.choice.method] * adapters)
     if serving is not None:
         with_room(plan, serving)
@@ -114,7 +119,7 @@ def command(
         more |= {} if serving is None else {"serving": serving.to_json()}
         out_json(plan.to_json() | more)
     else:
-        out(plan_text(plan))
+        out(plan_text(plan, here=planned.here))
         if serving is not None:
             out("\n" + served_text(plan, serving))
         if checks is not None:

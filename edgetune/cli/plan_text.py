@@ -23,9 +23,10 @@ BAR = 44
 """Columns of the memory bar."""
 
 
-def plan_text(plan: Plan) -> str:
-    """Return the plan as people read it."""
-    sections = (_head(plan), _bar(plan), _phases(plan), _time(plan), _reasons(plan), _others(plan))
+def plan_text(plan: Plan, *, here: bool = True) -> str:
+    """Return the plan as people read it; ``here`` is whether it is for this machine."""
+    time = _time(plan, here=here)
+    sections = (_head(plan), _bar(plan), _phases(plan), time, _reasons(plan), _others(plan))
     return "\n\n".join("\n".join(section) for section in sections if section)
 
 
@@ -128,15 +129,15 @@ def _phases(plan: Plan) -> list[str]:
     return _wrapped("Peak by phase   ", text)
 
 
-def _time(plan: Plan) -> list[str]:
+def _time(plan: Plan, *, here: bool) -> list[str]:
     time = plan.time
     if not time.seconds_per_step:
-        return _wrapped(
-            "Time   ", "not known for this machine; `edgetune plan --measure` measures it"
-        )
+        more = "; `edgetune plan --measure` measures it" if here else ""
+        return _wrapped("Time   ", f"not known for this machine{more}")
     speed = f"{time.tokens_per_second:,.0f} tokens/s"
     if time.basis == "profile":
-        basis = "estimated from published rates; --measure measures this machine"
+        more = "; --measure measures this machine" if here else ""
+        basis = f"estimated from published rates{more}"
     else:
         basis = "measured on this machine"
     step = f"{format_seconds(time.seconds_per_step)} a step, {speed} ({basis})"

@@ -163,6 +163,7 @@ def command(
         memory=memory,
         choice=fixed.choice,
         training=fixed.training,
+        named=fixed.names,
         measure=True,
         run=not dry_run,
         after=after,
@@ -187,6 +188,8 @@ def command(
             _train(run, again, stages)
         elif as_json:
             out_json(planned.plan.to_json())
+        elif brief and verbosity() < VERBOSE:
+            out(plan_line(planned.plan))
         else:
             _show(planned, out)
 
@@ -273,7 +276,7 @@ def _fresh_name(planned: PreparedPlan) -> Path:
 
 
 def _show(planned: PreparedPlan, show: Callable[[str], None]) -> None:
-    show(plan_text(planned.plan))
+    show(plan_text(planned.plan, here=planned.here))
     if planned.dataset is not None:
         show("\n" + "\n".join(planned.dataset.receipt.lines()) + "\n")
 

@@ -40,6 +40,7 @@ def _plan(request: Plain) -> Iterable[Plain]:
         memory=parse_bytes(memory) if memory else None,
         choice=fixed.choice,
         training=fixed.training,
+        named=fixed.names,
     )
     if source := request.get("from"):
         asked = read_beginning(source, asked.model).request(asked)

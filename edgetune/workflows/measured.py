@@ -24,6 +24,19 @@ def measured(device: Device) -> Measurements | None:
     return load_measurements(device.name, versions_of(device.backend)) if device.here else None
 
 
+def refuse_elsewhere(name: str) -> None:
+    """Refuse to measure a machine that is not this one.
+
+    Raises:
+        UsageError: if the device called ``name`` is a profile.
+    """
+    if not read_device(name).here:
+        raise UsageError(
+            f"--measure times this machine, and --device {name} is another machine's profile. "
+            "Leave one out."
+        )
+
+
 def measured_once(name: str, say: Callable[[str], None] = lambda _: None) -> Measurements | None:
     """Return what was measured of the device called ``name``, measuring it first if need be.
 

@@ -22,6 +22,7 @@ from edgetune.speed import Measurements, Rates, TimeModel, Work, rates_of, run_e
 from edgetune.workflows.after import AFTER, After
 from edgetune.workflows.measured import measured, measured_once
 from edgetune.workflows.rank_plans import on_shared_host, own_memory, shared
+from edgetune.workflows.unread import INSTEAD, refuse_unevaluated, refuse_unread
 from edgetune.world import Place
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ class PlanRequest:
     """Whether a run follows: a device that cannot be used is refused then."""
     fixed: tuple[str, ...] = ()
     """Of the knobs, those that a plan or an adapter fixed and not the user."""
+
+    named: frozenset[str] = frozenset()
+    """Of the knobs, those that the user names now; what nothing reads of them is refused."""
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -97,6 +101,7 @@ def plan_for(
             f"--search {searches} races in one process, and this is one of several. Search first, "
             f"and give the run of several the {won} that won."
         )
+    refuse_unread(request.named, request.choice, request.training)
     source = resolve(request.model)
     device = on_shared_host(read_device(request.device), request.place)
     if request.run and device.fault is not None:
@@ -118,6 +123,7 @@ def plan_for(
     if sharing is not None:
         training["share_prompts"] = sharing.value
     tokenizer, dataset = read_rows(source, request.data, Training(**training), report)
+    refuse_unevaluated(request.named, training, len(dataset.validation))
     found = _found(request, device, say)  # only now: bad data is told at once
     rows = _Rows(request.data, source, device, found, tokenizer, dataset)
     asked = replace(request, training=training)
@@ -327,6 +333,11 @@ def replanned(plan: Plan, request: PlanRequest) -> PlanRequest:
     if "epochs" in request.training:
         training["steps"] = None
     given = {*(plan.given or ()), *request.choice, *request.training}
+    for name, (other, value) in INSTEAD.items():
+        for old, new in ((settings, request.choice), (training, request.training)):
+            if name in new and other in old and other not in new:
+                old[other] = value
+                given.discard(other)
     return replace(
         request,
         model=plan.model.ref,

@@ -65,6 +65,11 @@ class Fixed:
             )
         return cls.of({name: _typed(known[name], value) for name, value in settings.items()})
 
+    @property
+    def names(self) -> frozenset[str]:
+        """What was fixed."""
+        return frozenset({*self.choice, *self.training})
+
     def __bool__(self) -> bool:
         """Tell whether anything was fixed."""
         return bool(self.choice or self.training)

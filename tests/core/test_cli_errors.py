@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rows import Cli, chat, write_rows
 
 from edgetune import errors
@@ -19,6 +20,7 @@ from edgetune.cli import COMMANDS
 from edgetune.errors import EdgetuneError
 from edgetune.settings.spec import knobs
 from edgetune.workflows.settings import knob_specs
+from edgetune.workflows.unread import INSTEAD
 
 ROOT = Path(__file__).parents[2]
 TRAIN = ("train", "--model", "tiny")
@@ -396,6 +398,64 @@ def test_a_dry_run_prints_the_plan_and_the_receipt_and_trains_nothing(cli: Cli) 
     assert "lora" in called.out
     assert "20 = 18 trained + 2 validation + 0 dropped" in called.out
     assert tree() == before
+
+
+def test_a_brief_dry_run_prints_one_line(cli: Cli) -> None:
+    data = write_rows(Path("rows.jsonl"))
+    called = cli(*TRAIN, "--data", data, "--dry-run", "--brief", "--quiet")
+    assert (called.code, called.out.count("\n")) == (0, 1)
+    assert called.out.startswith("Plan: lora of rank")
+    called = cli(*TRAIN, "--data", data, "--dry-run", "--brief", "--verbose")
+    assert "20 = 18 trained + 2 validation + 0 dropped" in called.out
+
+
+@pytest.mark.parametrize(
+    ("kept", "given"),
+    [
+        ({"validation_data": "more.jsonl"}, {"validation": 0.2}),
+        ({"validation": 0.2}, {"validation_data": "more.jsonl"}),
+        ({"method": "adapter", "reduction": 4.0}, {"bottleneck": 8}),
+        ({"method": "adapter", "bottleneck": 8}, {"reduction": 4.0}),
+    ],
+)
+def test_a_flag_takes_the_place_of_what_a_plan_has_in_its_stead(
+    cli: Cli, kept: dict[str, Any], given: dict[str, Any]
+) -> None:
+    data = write_rows(Path("rows.jsonl"))
+    write_rows(Path("more.jsonl"), [chat("Is it dark?", "It is.")])
+    first, then = (
+        [f"--{name.replace('_', '-')}={value}" for name, value in some.items()]
+        for some in (kept, given)
+    )
+    plan = (*PLAN, "--data", data, "--output", "edgetune-plan.yaml", "-q")
+    assert cli(*plan, *first).code == 0
+    called = cli("train", "--dry-run", "--json", "-q", *then)
+    assert called.code == 0, called.err
+    found = json.loads(called.out)
+    values = {**found["training"], **found["choice"]}
+    (name, value), *_ = given.items()
+    assert str(values[name]).endswith(str(value))
+    other, _ = INSTEAD[name]
+    assert values[other] in {None, 0.1}
+    assert name in found["given"]
+    assert other not in found["given"]
+
+
+def test_a_plan_keeps_what_nothing_reads(cli: Cli) -> None:
+    """Plans of older versions have such settings."""
+    data = write_rows(Path("rows.jsonl"))
+    kept = ("--data", data, "--output", "edgetune-plan.yaml", "-q")
+    assert cli(*PLAN, *kept, "--method", "prefix").code == 0
+    file = Path("edgetune-plan.yaml")
+    plain = yaml.safe_load(file.read_text())
+    plain["choice"]["prefix_hidden"], plain["given"] = 4, ["method", "prefix_hidden"]
+    plain["training"]["eval_every"] = 5
+    plain["training"]["search_methods"] = ["lora", "ia3"]
+    plain["training"]["patience"] = 0
+    file.write_text(yaml.safe_dump(plain))
+    called = cli("train", "--dry-run", "--json", "-q", "--validation", "0")
+    assert called.code == 0, called.err
+    assert json.loads(called.out)["choice"]["prefix_hidden"] == 4
 
 
 def test_epochs_take_the_place_of_a_plans_steps(cli: Cli) -> None:

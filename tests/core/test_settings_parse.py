@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from edgetune.api import plan as planned_by_code
 from edgetune.cli import run
 from edgetune.errors import UsageError
 from edgetune.model import resolve
@@ -64,6 +65,13 @@ def test_a_plan_remembers_what_was_given_and_passes_it_on(plain: dict[str, Any])
     assert len(again.choice) > 5
     assert again.given == ("rank", "seed")
     assert plan_for(again).plan.given == ("rank", "seed")
+
+
+def test_python_code_is_refused_as_a_command_line_is() -> None:
+    with pytest.raises(UsageError, match="--reparameterize"):
+        planned_by_code("llama-7b", device="rtx-4060-laptop", method="prefix", prefix_hidden=4)
+    with pytest.raises(UsageError, match="--measure times this machine"):
+        planned_by_code("llama-7b", device="rtx-4060-laptop", measure=True)
 
 
 def test_any_value_of_a_wrong_type_is_named_or_means_the_same(plain: dict[str, Any]) -> None:

@@ -243,16 +243,19 @@ def _chat_body(message: Any, **more: Any) -> bytes:
         (b"\xff", "application/json"),
         (b'{"model": "home", "messages": [{"role": "user", "content": "a"}]}', "text/plain"),
         (b" " * (5 << 20), "application/json"),
-        *((_chat_body(message), "application/json") for message in (
-            {"role": ["user"], "content": "a"},
-            {"role": {"a": 1}, "content": "a"},
-            {"role": 1, "content": "a"},
-            {"role": "user", "content": [{"type": ["text"], "text": "a"}]},
-            {"role": "user", "content": [{"type": {}, "text": "a"}]},
-            {"role": "user", "content": "a\ud800b"},
-            {"role": "user", "content": "a", "\ud800": 1},
-            "user",
-        )),
+        *(
+            (_chat_body(message), "application/json")
+            for message in (
+                {"role": ["user"], "content": "a"},
+                {"role": {"a": 1}, "content": "a"},
+                {"role": 1, "content": "a"},
+                {"role": "user", "content": [{"type": ["text"], "text": "a"}]},
+                {"role": "user", "content": [{"type": {}, "text": "a"}]},
+                {"role": "user", "content": "a\ud800b"},
+                {"role": "user", "content": "a", "\ud800": 1},
+                "user",
+            )
+        ),
         (b'{"model": "home", "\\ud800": 1}', "application/json"),
         (_chat_body({"role": "user", "content": "a"}, temperature=10**400), "application/json"),
     ],

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from mistakes.mistake import Mistake, thread
+from mistakes.mistake import Mistake, jsonl, thread
+
+MORE = jsonl({"messages": [{"role": "user", "content": "Is it dark?"},
+                           {"role": "assistant", "content": "It is."}]})  # fmt: skip
 
 
 def planned(flags: str, *says: str, code: int = 2, link: str = "", model: str = "tiny") -> Mistake:
@@ -78,6 +81,23 @@ SETTINGS = (
     planned("--method prefix --prefix-text a\udcff", "--prefix-text", "half a character"),
     planned("--method mam --prefix-text a\udcff", "--prefix-text", "half a character"),
     planned("--method prompt --prompt-initial text --prompt-text a\udcff", "half a character"),
+    planned("--method adapter --bottleneck 8 --reduction 2", "--bottleneck and --reduction"),
+    planned("--search-methods lora,bitfit", "--search method", "leave it out"),
+    planned("--search-size 2 --search lr", "--search method", "leave it out"),
+    planned("--method prefix --prefix-hidden 4", "--prefix-hidden", "--reparameterize"),
+    planned("--method mam --prefix-hidden 4", "--prefix-hidden", "--reparameterize"),
+    planned("--modules-rate 0.4", "--modules-rate", "--modules-to-save"),
+    planned("--modules-rate 0.4 --modules-to-save norms", "--modules-rate", "embeddings"),
+    planned("--data rows.jsonl --validation 0.5 --validation-data rows.jsonl", "--validation-data",
+            "Give one of them"),
+    planned("--data rows.jsonl --eval-every 5 --validation 0", "--eval-every 5", "--save-every"),
+    planned("--device rtx-4090 --measure", "--measure times this machine", "rtx-4090"),
+    planned("--method adapter --reduction 2", "Method", code=0),
+    planned("--method prefix --reparameterize --prefix-hidden 4", "Method", code=0),
+    planned("--modules-rate 0.4 --modules-to-save embeddings", "Method", code=0),
+    Mistake(line="plan --model tiny --data rows.jsonl --validation 0 --validation-data more.jsonl "
+            "--eval-every 5", code=0, says=("Method",), files={"more.jsonl": MORE}),
+    planned("--device rtx-4090", "(estimated from published rates)", code=0),
     planned("--quiet --verbose", "contradict each other"),
     configured("learning_rate: 2e-5\n", code=0, link=thread("hiyouga/LlamaFactory", 4014)),
     configured("train: true\niters: 100\n", "`edgetune train` trains without it",
