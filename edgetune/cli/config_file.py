@@ -25,6 +25,9 @@ _OF_RUNS: Final = frozenset(
 """What only `edgetune train` takes: a plan made from the same file leaves it alone."""
 _NEVER: Final = frozenset({"config", "help", "debug", "json", "nproc"})
 """What is read before a file is: on the command line alone."""
+_NUMBERS: Final = {
+    "integer": "a whole number", "float": "a number", "size": "a size such as 6GB",
+}  # fmt: skip
 
 
 def _read(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
@@ -83,7 +86,7 @@ def _settings(
             continue
         if parameter.name in found:
             raise UsageError(f"{path} says --{ours} twice: {name} is the same setting.")
-        found[parameter.name] = _plain(path, name, known)
+        found[parameter.name] = _plain(path, name, known, parameter)
         if hint is not None and name.replace("_", "-") != ours:
             hints.append(hint.removeprefix("--"))
     if problems:
@@ -96,10 +99,16 @@ def _settings(
     return found, hints
 
 
-def _plain(path: Path, name: str, value: Any) -> Any:
+def _plain(path: Path, name: str, value: Any, parameter: click.Parameter) -> Any:
     """Return a value as a command line would have it."""
     if isinstance(value, bool):
-        return value
+        if isinstance(parameter, click.Option) and parameter.is_flag:
+            return value
+        wanted = _NUMBERS.get(parameter.type.name.removesuffix(" range"), "a text")
+        raise UsageError(
+            f"{path}: {name} must be {wanted}; found {str(value).lower()}, as YAML also reads yes, "
+            "no, on and off without quotation marks."
+        )
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return ",".join(value)
     if isinstance(value, str | int | float):

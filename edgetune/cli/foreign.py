@@ -112,7 +112,6 @@ VALUES: Final[Mapping[str, Mapping[str, str]]] = {
         "adamw_8bit": "adamw-8bit", "adamw_bnb_8bit": "adamw-8bit",
         "paged_adamw_8bit": "paged-adamw-8bit",
     },
-    "method": {"qlora": "lora"},
 }  # fmt: skip
 """Other tools' values under their own names for a setting."""
 

@@ -98,6 +98,55 @@ def test_switches_with_and_without_a_value(cli: Cli, given: list[str], quantizat
     assert found["training"]["steps"] == 3
 
 
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ("--load-in-4bit --quantization int8", ("--load-in-4bit", "--quantization", "nf4", "int8")),
+        ("--quantization=int8 --qlora true", ("--qlora", "--quantization", "nf4", "int8")),
+        ("--load-in-4bit --load-in-8bit", ("--load-in-4bit", "--load-in-8bit")),
+        ("--rank 4 --lora-r 8", ("--rank", "--lora-r", "4", "8")),
+        ("--lora_r=8 --rank=4", ("--rank", "--lora_r", "4", "8")),
+        ("--lora-rank 8 --lora-r 4", ("--lora-rank", "--lora-r")),
+        ("--rank 8 --rank 4 --lora-r 8", ("--rank", "--lora-r")),
+        ("--rank 8 --lora-r 8 --rank 4", ("--rank", "--lora-r")),
+        ("--learning_rate 1e-3 --learning-rate 1e-4", ("--learning_rate", "--learning-rate")),
+        ("--optim adamw_8bit --optimizer adamw", ("--optim", "adamw-8bit")),
+        ("--use-dora --method lora", ("--use-dora", "dora")),
+        ("--use-cpu --device cuda", ("--use-cpu", "cuda")),
+    ],
+)
+def test_two_names_of_a_setting_do_not_contradict(
+    cli: Cli, given: str, names: tuple[str, ...]
+) -> None:
+    for command in ("plan", "train"):
+        called = cli(command, "--model", "tiny", *given.split())
+        assert called.code == 2
+        assert "are one setting" in called.err
+        assert all(name in called.err for name in names)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "--rank 4 --rank 8", "--rank 8 --lora-r 8", "--rank=4 --lora-r 8 --rank 8 --r 8",
+        "--lora-r 4 --lora-r=8",
+        "--load-in-4bit false --load-in-8bit false --rank 8",
+        "--alpha 9 --lora-alpha 9.0 --rank 8", "--targets q_proj, --target_modules q_proj --r 8",
+    ],
+)  # fmt: skip
+def test_two_names_may_say_the_same_and_one_name_is_said_anew(cli: Cli, given: str) -> None:
+    assert planned(cli, *given.split())["choice"]["rank"] == 8
+
+
+@pytest.mark.parametrize("name", ["fine-tune-type", "finetuning_type", "train-type"])
+def test_qlora_is_no_method_under_any_name(cli: Cli, name: str) -> None:
+    called = cli("plan", "--model", "tiny", f"--{name}", "qlora")
+    assert called.code == 2
+    assert "'qlora' is no method" in called.err
+    assert "4-bit weights are --quantization" in called.err
+    assert planned(cli, f"--{name}", "dora")["choice"]["method"] == "dora"
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_has_no_place_here_is_refused_with_what_to_do(cli: Cli, name: str) -> None:
     for written in (f"--{name}=5", f"--{name.replace('-', '_')}=5"):
@@ -180,6 +229,16 @@ def test_other_tools_configs_are_understood_as_their_flags(cli: Cli) -> None:
         ("rank: 4\nlora_r: 8\n", "says --rank twice"),
         ("rank: 4\nrank: 8\n", "a name occurs twice"),
         ("rank: four\n", "'four' is not a valid integer"),
+        ("rank: on\n", "rank must be a whole number; found true"),
+        ("warmup: true\n", "warmup must be a number; found true"),
+        ("warmup_ratio: no\n", "warmup_ratio must be a number; found false"),
+        ("patience: yes\n", "patience must be a whole number; found true"),
+        ("keep: true\n", "keep must be a whole number; found true"),
+        ("max_grad_norm: true\n", "max_grad_norm must be a number; found true"),
+        ("prompt_text: yes\n", "prompt_text must be a text; found true"),
+        ("data: off\n", "data must be a text; found false"),
+        ("method: on\n", "method must be a text; found true"),
+        ("memory: true\n", "memory must be a size such as 6GB; found true"),
         ("rank: 4.5\n", "'4.5' is not a valid integer"),
         ("warmup_steps: 10\n", "Warm-up is a share of the steps"),
         ("- rank\n", "is no config"),
