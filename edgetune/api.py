@@ -21,7 +21,7 @@ from edgetune.escapes import short
 from edgetune.events import Event
 from edgetune.owned import ScratchFolder
 from edgetune.planning import Plan
-from edgetune.runs import RunFolder
+from edgetune.runs import RunFolder, RunOptions
 from edgetune.units import parse_bytes
 from edgetune.workflows.measured import refuse_elsewhere
 from edgetune.workflows.over import Over
@@ -123,7 +123,9 @@ def train(
             raise UsageError(f"{device} is another machine's profile, to plan for.")
         own = request.data is not None and request.data.parent == scratch
         planned, races = chosen(planned, folder, lambda _: None, stop, strict=strict)
-        with closing(start_run(_kept_at(planned, folder) if own else planned, folder)) as run:
+        options = RunOptions(strict=strict, verdict=verdict, samples=samples)
+        ready = _kept_at(planned, folder) if own else planned
+        with closing(start_run(ready, folder, options=options)) as run:
             keep(races, run.folder)
             if own and request.data is not None:
                 (folder / ROWS).write_bytes(request.data.read_bytes())
@@ -138,13 +140,14 @@ def resume(
     memory: int | str | None = None,
     on_event: Callable[[Event], object] | None = None,
     stop: Callable[[], bool] = lambda: False,
-    strict: bool = False,
-    verdict: bool = True,
-    samples: int = 3,
+    strict: bool | None = None,
+    verdict: bool | None = None,
+    samples: int | None = None,
 ) -> LoadedRun:
     """Go on with a run where its newest checkpoint left it, exactly as it would have.
 
-    ``data`` says where its rows lie now, if they moved.
+    ``data`` says where its rows lie now, if they moved. ``strict``, ``verdict`` and ``samples`` are
+    those that it began with, where they are None.
 
     Raises:
         UsageError: if there is nothing to resume, or rows, plan or model are not the same.
@@ -154,9 +157,12 @@ def resume(
     from edgetune.workflows.resuming import resume_run
 
     rows = None if data is None else Path(data)
-    with closing(resume_run(Path(folder), rows, size_of(memory))) as run:
-        after = After(verdict=verdict, samples=samples)
-        _follow(run.events(stop, strict=strict, after=after), on_event)
+    given = {"strict": strict, "verdict": verdict, "samples": samples}
+    anew: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    options = replace(RunOptions.of(Path(folder)), **anew)
+    with closing(resume_run(Path(folder), rows, size_of(memory), options=options)) as run:
+        after = After(verdict=options.verdict, samples=options.samples)
+        _follow(run.events(stop, strict=options.strict, after=after), on_event)
     return load_run(folder)
 
 

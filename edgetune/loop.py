@@ -372,8 +372,8 @@ class Loop:
         """
         if self.strict:
             raise OutOfMemoryError(
-                f"Step {step} does not fit: {because}. The state is saved; without --strict "
-                "the step is repeated with fewer rows at once."
+                f"Step {step} does not fit: {because}. The state is saved; resumed with "
+                "--no-strict, the step is repeated with fewer rows at once."
             ) from None
         rows = int(most(world, self._most_rows(batches))) // 2
         if rows == 0:

@@ -7,23 +7,22 @@ from pathlib import Path
 
 from edgetune.cli.show import QUIET, VERBOSE, verbosity
 from edgetune.events import Event, Recovered, SaveDue
-from edgetune.workflows.after import AFTER, After
+from edgetune.runs import AS_USUAL, RunOptions
 from edgetune.workflows.training import Run
 from edgetune.workflows.worker import Worker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Again:
-    """What a run is told once more when another process goes on with it."""
+    """What a run is told, of which ``options`` are in its folder, and the rest once more.
+
+    It is told again when another process goes on with it.
+    """
 
     as_json: bool
-    pause: bool
-    strict: bool = False
+    options: RunOptions = AS_USUAL
     data: Path | None = None
     memory: int | None = None
-    log: tuple[str, ...] = ()
-    after: After = AFTER
-    notify: bool = False
     nproc: int = 1
     rank_timeout: int | None = None
 
@@ -31,14 +30,10 @@ class Again:
         """Return the command line that resumes a run."""
         level = verbosity()
         flags = {
-            "--json": self.as_json, "--pause": self.pause, "--strict": self.strict,
-            "--no-verdict": not self.after.verdict,
-            "--notify": self.notify,
-            "--quiet": level == QUIET, "--verbose": level == VERBOSE,
+            "--json": self.as_json, "--quiet": level == QUIET, "--verbose": level == VERBOSE,
         }  # fmt: skip
         values = {
             "--output": run.folder.path, "--data": self.data, "--memory": self.memory,
-            "--log": ",".join(self.log) or None, "--samples": self.after.samples,
             "--nproc": self.nproc if self.nproc > 1 else None,
             "--rank-timeout": self.rank_timeout if self.nproc > 1 else None,
         }  # fmt: skip
@@ -50,7 +45,7 @@ def watch(run: Run, worker: Worker, again: Again) -> None:
     """Tell the parent how this run goes on if this process dies."""
     rows = run.start.rows or run.job.plan.choice.micro_batch
     command = run.folder.resume_command
-    worker.can_resume(again.arguments(run), command=command, rows=rows, strict=again.strict)
+    worker.can_resume(again.arguments(run), command=command, rows=rows, strict=again.options.strict)
 
 
 def report(worker: Worker, event: Event) -> None:

@@ -6,11 +6,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from edgetune.cli.again import Again, report, watch
 from edgetune.cli.config_file import config_option
@@ -37,7 +38,7 @@ from edgetune.cli.sinks import check_sinks, sinks
 from edgetune.errors import StoppedError, UsageError
 from edgetune.events import Event
 from edgetune.report.writing import NAME as REPORT
-from edgetune.runs import RunFolder
+from edgetune.runs import RunFolder, RunOptions
 from edgetune.workflows.after import After
 from edgetune.workflows.continuing import Beginning, read_beginning
 from edgetune.workflows.method_search import chosen, keep
@@ -62,7 +63,7 @@ from edgetune.world import ALONE, Place, World
 @click.option(
     "--resume",
     is_flag=True,
-    help="Resume the run in --output; --data if its rows moved, --memory for another limit.",
+    help="Resume the run in --output as it began; --data if its rows moved, --memory for another limit.",
 )
 @click.option(
     "--from",
@@ -72,9 +73,7 @@ from edgetune.world import ALONE, Place, World
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and the receipt, train nothing.")
 @click.option("--brief", is_flag=True, help="Show the plan in one line, unless -v is given.")
-@click.option(
-    "--pause", is_flag=True, help="Wait while the machine is on battery or short of memory."
-)
+@click.option("--pause/--no-pause", help="Wait while the machine is on battery or short of memory.")
 @click.option(
     "--log",
     type=Names(),
@@ -82,14 +81,13 @@ from edgetune.world import ALONE, Place, World
     metavar="NAMES",
     help="Also log to tensorboard, trackio or wandb (offline unless WANDB_MODE says so).",
 )
-@click.option("--notify", is_flag=True, help="Show a desktop notification when the run ends.")
+@click.option("--notify/--no-notify", help="Show a desktop notification when the run ends.")
 @click.option(
-    "--strict",
-    is_flag=True,
+    "--strict/--no-strict",
     help="Stop instead of continuing with fewer rows at once or a lower learning rate.",
 )
 @click.option(
-    "--no-verdict", is_flag=True, help="At the end, do not measure what was learned and forgotten."
+    "--no-verdict/--verdict", help="At the end, do not measure what was learned and forgotten."
 )
 @click.option(
     "--samples",
@@ -141,13 +139,15 @@ def command(
     world = ALONE if dry_run else ranks.met()
     if (worker := this_process().worker) is not None:
         worker.met()
-    check_sinks(log)
-    after = After(verdict=not no_verdict, samples=samples)
-    again = Again(
-        as_json=as_json, pause=pause, strict=strict, log=log, after=after, notify=notify,
-        nproc=nproc, rank_timeout=rank_timeout,
+    options = RunOptions(
+        verdict=not no_verdict, samples=samples, strict=strict, pause=pause, notify=notify,
+        log=() if log == ("none",) else log,
     )  # fmt: skip
-    if notify and notifier() is None:
+    if resume and output is not None:
+        options = _as_it_began(output, options, alone=ranks.place is None)
+    check_sinks(options.log)
+    again = Again(as_json=as_json, options=options, nproc=nproc, rank_timeout=rank_timeout)
+    if options.notify and notifier() is None:
         say(NO_NOTIFIER)
     if resume:
         others = {"model": model, "plan": plan_file, "from": source, "dry-run": dry_run}
@@ -166,7 +166,7 @@ def command(
         named=fixed.names,
         measure=True,
         run=not dry_run,
-        after=after,
+        after=_after(options),
         place=ranks.place,
     )
     request, beginning = _begun(request, plan_file, source)
@@ -183,7 +183,7 @@ def command(
             folder = output or _fresh_name(planned)
             planned, races = _chosen(planned, folder, again, stages)
             stages.begin("Loading the model")
-            run = start_run(planned, folder, beginning, world)
+            run = start_run(planned, folder, beginning, world, options)
             keep(races, run.folder)
             _train(run, again, stages)
         elif as_json:
@@ -202,7 +202,8 @@ def _chosen(
         return planned, None
     stages.begin("Racing methods")
     with this_process().interrupts.patiently(lambda: None) as stop:
-        return chosen(planned, folder, say, stop, pause=again.pause, strict=again.strict)
+        options = again.options
+        return chosen(planned, folder, say, stop, pause=options.pause, strict=options.strict)
 
 
 def _resume(folder: Path, again: Again, world: World, place: Place | None) -> None:
@@ -211,8 +212,28 @@ def _resume(folder: Path, again: Again, world: World, place: Place | None) -> No
     with Stages() as stages:
         stages.begin("Reading rows, loading the model")
         recovery = worker.recovery if worker else None
-        run = resume_run(folder, again.data, again.memory, recovery, world, place)
+        run = resume_run(folder, again.data, again.memory, recovery, world, place, again.options)
         _train(run, again, stages)
+
+
+def _as_it_began(folder: Path, options: RunOptions, *, alone: bool) -> RunOptions:
+    """Return the options that a run began with, but for those that are given anew.
+
+    One of several ranks never pauses.
+    """
+    source = click.get_current_context().get_parameter_source
+    names = {"no_verdict": "verdict"} | {each.name: each.name for each in fields(options)}
+    given = {
+        ours: getattr(options, ours)
+        for name, ours in names.items()
+        if source(name) not in {None, ParameterSource.DEFAULT}
+    }
+    kept = replace(RunOptions.of(folder), **given)
+    return kept if alone else replace(kept, pause=False)
+
+
+def _after(options: RunOptions) -> After:
+    return After(verdict=options.verdict, samples=options.samples)
 
 
 def _begun(
@@ -283,7 +304,7 @@ def _show(planned: PreparedPlan, show: Callable[[str], None]) -> None:
 
 def _train(run: Run, again: Again, stages: Stages) -> None:
     """Train to the end and print where the adapter is."""
-    folder, process = run.folder, this_process()
+    folder, process, options = run.folder, this_process(), again.options
     worker, tell = process.worker, _said_once if verbosity() >= NORMAL else lambda: None
     if worker is not None:
         watch(run, worker, again)
@@ -294,15 +315,15 @@ def _train(run: Run, again: Again, stages: Stages) -> None:
     told = len(run.notices)
     if run.start.step:
         say(f"Resuming after step {run.start.step} of {run.schedule.steps}")
-    progress = ProgressBar(run, stages, judged=again.after != After(verdict=False, samples=0))
+    progress = ProgressBar(run, stages, judged=options.verdict or options.samples > 0)
     with (
-        notified(folder.path.name, wanted=again.notify),
+        notified(folder.path.name, wanted=options.notify),
         closing(run),
-        sinks(again.log, run) as logged,
+        sinks(options.log, run) as logged,
         process.interrupts.patiently(tell) as stop,
     ):
         try:
-            for event in _events(run, again, stop):
+            for event in _events(run, options, stop):
                 progress.show(event)
                 logged(event)
                 if worker is not None:
@@ -330,8 +351,8 @@ def _train(run: Run, again: Again, stages: Stages) -> None:
         out(f"The adapter is in {folder.adapter}" + (f" ({kept})" if kept else ""))
 
 
-def _events(run: Run, again: Again, stop: Callable[[], bool]) -> Iterator[Event]:
-    return run.events(stop, pause=again.pause, strict=again.strict, after=again.after)
+def _events(run: Run, options: RunOptions, stop: Callable[[], bool]) -> Iterator[Event]:
+    return run.events(stop, pause=options.pause, strict=options.strict, after=_after(options))
 
 
 def _said_once() -> None:

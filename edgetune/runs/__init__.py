@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     )
     from edgetune.runs.facts import RunFacts, plan_hash
     from edgetune.runs.folder import Kept, RunFolder
+    from edgetune.runs.options import AS_USUAL, RunOptions
     from edgetune.runs.promotion import best_whole, promote
     from edgetune.runs.recorder import Recorder, recording
     from edgetune.runs.retention import best, checkpoint_name, checkpoint_step, latest
@@ -26,6 +27,7 @@ _PLACES = {
     "checkpoint": ("Checkpoint", "Refused", "load_checkpoint", "newest_whole", "none_whole"),
     "facts": ("RunFacts", "plan_hash"),
     "folder": ("Kept", "RunFolder"),
+    "options": ("AS_USUAL", "RunOptions"),
     "promotion": ("best_whole", "promote"),
     "recorder": ("Recorder", "recording"),
     "retention": ("best", "checkpoint_name", "checkpoint_step", "latest"),
@@ -33,12 +35,14 @@ _PLACES = {
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
+    "AS_USUAL",
     "Checkpoint",
     "Kept",
     "Recorder",
     "Refused",
     "RunFacts",
     "RunFolder",
+    "RunOptions",
     "best",
     "best_whole",
     "checkpoint_name",

@@ -18,6 +18,7 @@ from edgetune.runs import (
     Refused,
     RunFacts,
     RunFolder,
+    RunOptions,
     newest_whole,
     none_whole,
     recording,
@@ -46,13 +47,14 @@ def resume_run(
     recovery: Recovery | None = None,
     world: World = ALONE,
     place: Place | None = None,
+    options: RunOptions | None = None,
 ) -> Run:
     """Open a run where its newest checkpoint left it, at its start if it has none.
 
     ``data`` is where its rows lie now, ``memory`` the bytes that it may use from now on: the
     result does not depend on them. ``recovery`` says what became of the process before this one.
     As rank 0 of a ``world``, of any size, it takes the others along; ``place`` says how many of
-    them share its machine's memory.
+    them share its machine's memory. The folder keeps ``options`` from now on, if they are given.
 
     Raises:
         UsageError: if there is nothing to resume, another process is at work on it, or the rows,
@@ -95,6 +97,9 @@ def resume_run(
             recovered = Recovered(step=start.step, rows=fewer, because=recovery.because)
             if fewer < (start.rows or plan.choice.micro_batch):
                 start = replace(start, rows=fewer)
+        if options is not None:
+            with recording(folder):
+                options.keep(folder.path)
         held = stack.pop_all()
     return Run(
         job=job,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 from edgetune.backend import Session
@@ -33,8 +32,10 @@ from edgetune.model import open_model
 from edgetune.planning import Plan
 from edgetune.report import ReportWriter
 from edgetune.runs import (
+    AS_USUAL,
     Recorder,
     RunFolder,
+    RunOptions,
     best_whole,
     checkpoint_step,
     latest,
@@ -324,8 +325,9 @@ def start_run(
     output: Path,
     beginning: Beginning | None = None,
     world: World = ALONE,
+    options: RunOptions = AS_USUAL,
 ) -> Run:
-    """Open a new run; its folder holds plan, receipt and journal when this returns.
+    """Open a new run; its folder holds plan, receipt, options and journal when this returns.
 
     With a ``beginning`` it goes on from that adapter, of which the folder keeps a copy. As rank 0
     of a ``world`` it takes the others along, and leaves the world when it is closed.
@@ -345,7 +347,12 @@ def start_run(
             session = open_session(plan, model, world)
         stack.callback(session.close)
         job = job.opened(session)
-        folder = RunFolder.create(output, plan, job.receipt(), partial(keep_start, beginning, plan))
+
+        def fill(made: RunFolder) -> None:
+            options.keep(made.path)
+            keep_start(beginning, plan, made)
+
+        folder = RunFolder.create(output, plan, job.receipt(), fill)
         stack.enter_context(folder.locked())
         begin(session, folder, plan)
         with recording(folder):

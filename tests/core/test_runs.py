@@ -23,7 +23,7 @@ from edgetune.errors import DiskError, OutOfMemoryError, UsageError
 from edgetune.events import Evaluated, Recovered, RunState, SaveDue, Stepped
 from edgetune.owned import lock
 from edgetune.planning import Plan
-from edgetune.runs import RunFolder, best, latest, load_checkpoint
+from edgetune.runs import AS_USUAL, RunFolder, RunOptions, best, latest, load_checkpoint
 from edgetune.runs.facts import RANDOM, SavedState
 from edgetune.runs.lines import append_line, keep_lines, read_lines
 from edgetune.runs.lock import LOCK, holder
@@ -434,3 +434,26 @@ def test_a_lock_of_a_process_that_is_gone_or_another_now_holds_nothing(tmp_path:
     for damaged in ("", "x y\n", f"{process.pid}", "9" * 60 + " 1"):
         (tmp_path / LOCK).write_text(damaged)
         assert holder(tmp_path) is None
+
+
+def test_a_folder_keeps_what_its_run_was_told(tmp_path: Path) -> None:
+    told = RunOptions(verdict=False, samples=0, strict=True, log=("wandb",))
+    AS_USUAL.keep(tmp_path)
+    assert names(tmp_path) == [], "a folder of an earlier build says the same"
+    told.keep(tmp_path)
+    assert RunOptions.of(tmp_path) == told
+    AS_USUAL.keep(tmp_path)
+    assert RunOptions.of(tmp_path) == AS_USUAL
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{", AS_USUAL),
+        ("[]", AS_USUAL),
+        ('{"samples": true, "log": [1], "other": 1, "strict": true}', RunOptions(strict=True)),
+    ],
+)
+def test_damaged_options_are_as_by_default(text: str, expected: RunOptions, tmp_path: Path) -> None:
+    (tmp_path / "options.json").write_text(text)
+    assert RunOptions.of(tmp_path) == expected

@@ -173,13 +173,17 @@ def test_a_run_that_was_stopped_goes_on(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
         edgetune.train(
             "tiny", data=ROWS, output=tmp_path / "run", on_event=note, stop=lambda: len(steps) > 1,
-            **SHORT,
+            verdict=False, samples=0, **SHORT,
         )  # fmt: skip
     assert steps == [1, 2]
     run = edgetune.resume(tmp_path / "run", on_event=note)
     assert steps == [1, 2, 3, 4]
     mine, whole = (x / "adapter_model.safetensors" for x in (run.adapter, folder / "adapter"))
     assert mine.read_bytes() == whole.read_bytes()
+    ends = [tmp_path / "run" / name for name in ("verdict.json", "samples.json")]
+    assert not any(file.exists() for file in ends), "as it began"
+    edgetune.resume(tmp_path / "run", verdict=True)
+    assert [file.exists() for file in ends] == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,17 @@ import os
 import re
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from rows import Cli, call, chat, finish, start, write_rows
 from tiny_runs import CHECKPOINT, LEARN, STEPS, learned, lines, resume, wait_for, wait_for_steps
+
+from edgetune.events import Event
+from edgetune.workflows.training import Run
 
 
 def test_a_run_folder_is_complete(run: Path) -> None:
@@ -102,6 +107,37 @@ def test_interrupted_and_resumed_is_uninterrupted(run: Path, folder: Path, cli: 
     what = [line["what"] for line in lines(folder / "stopped" / "journal.jsonl")]
     assert what.count("resumed") == 2
     assert "ended early" in what
+
+
+def test_a_run_goes_on_with_the_options_that_it_began_with(
+    folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--no-verdict", "--samples", "0", "--strict")
+    process = start(*LEARN, *options, "--output", "bare", cwd=folder)
+    wait_for_steps(folder / "bare", 2)
+    process.send_signal(signal.SIGINT)
+    stopped = finish(process)
+    assert stopped.code == 6, stopped.err
+    seen = []
+
+    def events(self: Run, *_: object, strict: bool, **more: Any) -> Iterator[Event]:
+        seen.append(strict)
+        return train(self, *_, strict=strict, **more)
+
+    train = Run.events
+    monkeypatch.setattr(Run, "events", events)
+    printed = stopped.err.splitlines()[-1].partition("Continue with: edgetune ")[2].split()
+    assert cli(*printed).code == 0
+    assert seen == [True]
+    ends = folder / "bare" / "verdict.json", folder / "bare" / "samples.json"
+    assert not any(file.exists() for file in ends)
+
+    assert cli(*printed, "--verdict", "--samples", "1", "--no-strict").code == 0
+    assert seen == [True, False]
+    assert all(file.exists() for file in ends)
+    assert len(json.loads(ends[1].read_text())["samples"]) == 1
+    assert cli(*printed).code == 0
+    assert seen == [True, False, False], "what is said last is kept"
 
 
 def test_killed_moved_and_resumed_is_uninterrupted(run: Path, tmp_path: Path, cli: Cli) -> None:
