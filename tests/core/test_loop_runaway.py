@@ -95,7 +95,7 @@ def test_strict_stops_instead_of_changing() -> None:
     events, error = Saving(SoftmaxSession(rows=3)).run(RUNAWAY, strict=True)
     assert isinstance(error, OutOfMemoryError)
     assert not of(Recovered, events)
-    assert "--strict" in str(error)
+    assert "resumed with --no-strict" in str(error)
 
 
 def test_rows_that_are_hard_are_no_runaway() -> None:
