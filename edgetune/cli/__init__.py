@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
@@ -70,12 +69,8 @@ class LazyGroup(click.Group):
         """Return a command, or None if there is none of that name."""
         if cmd_name not in COMMANDS:
             return None
-        name = COMMANDS[cmd_name]
-        if name not in sys.modules:
-            with rarely_collected():
-                import_module(name)
-                gc.freeze()  # modules stay
-        found: click.Command = sys.modules[name].command
+        with rarely_collected():
+            found: click.Command = import_module(COMMANDS[cmd_name]).command
         return found
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:

@@ -26,8 +26,9 @@ FAMILIES = (
 )  # fmt: skip
 """With norms of heads, windows and caps, joined projections, biases, slopes, sinks and experts,
 parallel halves, latents."""
-EXACT, CLOSE = 1e-6, 4e-6
-"""Of losses, and of gradients, which float32 leaves as far from those in float64."""
+EXACT, CLOSE, CARRIED = 1e-6, 4e-6, 1e-5
+"""Of losses; of gradients, which float32 leaves as far from those in float64; and of those through
+a state that is carried, which are 1.4e-5 from float64's whole and 1.2e-5 in tiles."""
 TILES = (8, 5)
 NETWORK = build("prefix", {"reparameterize": True})
 ALL = {"checkpointed": 99, "chunk": 7}
@@ -47,7 +48,7 @@ def _gradients(ours: Opened, batch: MicroBatch, step: str | None = None) -> tupl
 
 def _same(
     model: LocalModel, method: Method, batch: MicroBatch = BATCH, step: str | None = None,
-    **options: Any,
+    close: float = CLOSE, **options: Any,
 ) -> None:  # fmt: skip
     given: dict[str, Any] = {**ALL, **options}
     with opened(model, lora=method, **given) as whole:
@@ -59,12 +60,13 @@ def _same(
             again = tiled.engine.evaluate(batch, tiled.method)
         assert found == pytest.approx(loss, rel=EXACT)
         assert again.loss == pytest.approx(evaluated.loss, rel=EXACT)
-        assert relative_error(others, grads.double()) < CLOSE, tile
+        assert relative_error(others, grads.double()) < close, tile
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *CARRYING])
 def test_every_family(family: str, tmp_path: Path) -> None:
-    _same(LocalModel.open(make_model(tmp_path / "base", family)), LORA)
+    close = CARRIED if family in CARRYING else CLOSE
+    _same(LocalModel.open(make_model(tmp_path / "base", family)), LORA, close=close)
 
 
 @pytest.mark.parametrize("kind", METHODS)
