@@ -417,7 +417,8 @@ def test_the_page_stays_small_however_much_it_shows(full: Site) -> None:
 
 
 def _of_the_command_line() -> int:
-    code = "import edgetune.cli, os, time\nprint(flush=True)\ntime.sleep(60)"
+    what = "edgetune.cli, edgetune.workflows.supervise"  # what commands start with
+    code = f"import {what}, time\nprint(flush=True)\ntime.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
