@@ -69,6 +69,7 @@ def main() -> None:
         )  # fmt: skip
         for name in given.contenders:
             item = measure(model, work, name, given.folder / "cache")
+            item["work"]["model"] = given.profile
             show([item])
             print(f"planned: {format_bytes(item['planned_peak'])}")
             if given.output:
