@@ -104,6 +104,7 @@ class FakeHead(HeadRows):
         for span in self._spans():
             rows = self._buffers[0][: span.stop - span.start].to(self.workspace.device)
             yield span, self.form.multiplied(rows, dtype, self.workspace)
+            del rows  # as FileHead does
 
     @property
     def nbytes(self) -> int:

@@ -69,6 +69,7 @@ class Head:
         for span, rows in self.rows.slices(dtype):
             self.rows.workspace.check()
             yield span, self._tile(wide, rows, span, narrow=narrow), rows
+            del rows  # before the next slice is there
 
     def narrow(self, x: Tensor) -> bool:
         """Return whether a kernel reads the logits of x (C, D) as the product gives them."""

@@ -240,6 +240,7 @@ class FileHead(HeadRows):
                     coming = self.reader.submit(self._read, spans[index + 1], other)
                 moved = rows.to(self.workspace.device)
                 yield span, self.form.multiplied(moved, dtype, self.workspace)
+                del moved  # before the next one is there
         finally:
             coming.exception()  # a walk that was broken off must not leave a read behind
 

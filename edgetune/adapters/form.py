@@ -84,13 +84,14 @@ class Form:
         try:
             plain: dict[str, Any] = checked(dict, json.loads(text), KEY)
             layers: dict[str, Any] = checked(dict, plain.get("layers", {}), "layers")
-            if not all(isinstance(x, list) and all(map(is_number, x)) for x in layers.values()):
-                raise ValueError("its multipliers are no lists of numbers.")
+            outer = {name: plain.get(name, 1.0) for name in ("embedding", "logits")}
+            lists = [*layers.values(), list(outer.values())]
+            if not all(isinstance(x, list) and all(map(_multiplies, x)) for x in lists):
+                raise ValueError("its multipliers are no numbers, or such as no model has.")
             return cls(
                 in_file=checked(bool, plain.get("in_file", False), "in_file"),
-                embedding=checked(float, plain.get("embedding", 1.0), "embedding"),
-                logits=checked(float, plain.get("logits", 1.0), "logits"),
                 layers={name: tuple(x) for name, x in layers.items()},
+                **outer,
             )
         except (ValueError, UsageError) as error:
             raise ModelError(f"{where} is damaged: {error} Save or copy it again.") from error
@@ -145,12 +146,22 @@ def brought_over(
         return adapter
     if form is None or form.in_file == shape.in_file:
         return adapter
+    if any(len(every) != shape.layers for every in form.layers.values()):
+        raise ModelError(
+            f"{where} is damaged: its multipliers are not those of {shape.layers} layers. Save or "
+            "copy it again."
+        )
     factors = dict(_factors(adapter, form, Form.of(shape), shape, where))
     tensors = {
         name: _times(x, *factors[name]) if name in factors else x
         for name, x in adapter.tensors.items()
     }
     return replace(adapter, tensors=tensors, base=None)
+
+
+def _multiplies(value: object) -> bool:
+    """Return whether something can be a multiplier: a finite number that is not 0."""
+    return is_number(value) and value != 0
 
 
 def _times(x: NDArray[np.float32], factor: Factor, added: float) -> NDArray[np.float32]:

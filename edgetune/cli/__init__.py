@@ -192,7 +192,8 @@ def main() -> None:
     except KeyboardInterrupt:  # before a command was there to be stopped
         code = _stopped()
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it may have been closed by whoever started the program
+            sys.stdout.flush()
     except OSError:  # nothing may be left for the interpreter, which would end with 120
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = code or DiskError.exit_code
@@ -221,7 +222,7 @@ def _ranks(arguments: Sequence[str]) -> int:
     ]
     given += [name.partition("=")[2] for name in arguments if name.startswith("--nproc=")]
     count = given[-1] if given else "1"
-    return int(count) if count.isdigit() and 1 <= int(count) <= MOST_RANKS else 1
+    return int(count) if count.isdecimal() and 1 <= int(count) <= MOST_RANKS else 1
 
 
 def _stopped() -> int:

@@ -121,7 +121,7 @@ def _chat(prompt: str, system: str | None) -> list[dict[str, str]]:
 
 
 def _from_stdin() -> str:
-    text = sys.stdin.read().strip()
+    text = "" if sys.stdin is None else sys.stdin.read().strip()
     if not text:
         raise UsageError("There is no prompt. Give -p TEXT, or text on stdin.")
     return text

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from edgetune.errors import UsageError
+from edgetune.escapes import short
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -170,7 +173,7 @@ def start(
         case KeysValues():
             tokens = base.encode(initial.text, special=True)[: shape[0]]
             if (rest := shape[0] - len(tokens)) > 0:
-                tokens += _repeated(base.encode(initial.text), rest)
+                tokens += _repeated(initial.text, rest, base)
             return base.keys_values(tokens)
 
 
@@ -252,14 +255,25 @@ def _token_rows(
         case "vocabulary":
             rows = base.rows(sampled)
         case "text":
-            rows = base.rows(_repeated(base.encode(initial.text), length))
+            rows = base.rows(_repeated(initial.text, length, base))
         case "labels":
-            labels = [base.encode(label.strip()) for label in initial.text.split(",")][:length]
-            means = [base.rows(label).mean(0, keepdims=True) for label in labels]
-            rest = base.rows(sampled[len(means) :])
-            rows = np.concatenate([*means, rest])
+            words = [label for label in map(str.strip, initial.text.split(",")) if label][:length]
+            means = [base.rows(_tokens(word, base)).mean(0, keepdims=True) for word in words]
+            rest = sampled[len(means) :]
+            rows = np.concatenate([*means, base.rows(rest)] if rest else means)
     return (rows * initial.factor).astype(np.float32)
 
 
-def _repeated(tokens: Sequence[int], length: int) -> list[int]:
+def _repeated(text: str, length: int, base: Base) -> list[int]:
+    tokens = _tokens(text, base)
     return [tokens[i % len(tokens)] for i in range(length)]
+
+
+def _tokens(text: str, base: Base) -> list[int]:
+    """Return the tokens of a text that something starts from, of which there must be one."""
+    if tokens := base.encode(text):
+        return tokens
+    raise UsageError(
+        f"This model's tokenizer makes no tokens of {short(text)}, so nothing can start from it. "
+        "Give another text, or leave it out."
+    )

@@ -31,13 +31,18 @@ FUSED_CHUNK = 13
 """Operations of a chunk where there are kernels."""
 
 
-def loss_seconds(shape: ModelShape, rates: Rates, choice: Choice, *, trained: bool) -> float:
-    """Return the seconds of a micro-batch's loss and of its gradients, that of a ``trained`` head too."""
-    tokens = choice.tokens
+def loss_seconds(
+    shape: ModelShape, rates: Rates, choice: Choice, *, trained: bool, graded: bool = True
+) -> float:
+    """Return the seconds of a micro-batch's loss and of its gradients, that of a ``trained`` head too.
+
+    Without gradients (not ``graded``) it is half the work, behind a head that is brought as often.
+    """
+    tokens, share = choice.tokens, 1.0 if graded else 0.5
     matrix = shape.vocabulary * shape.hidden_size
-    operations = LOGITS_AND_STATES + 2 * trained
+    operations = share * LOGITS_AND_STATES + 2 * (trained and graded)
     products = operations * tokens * matrix / rates.product(choice.compute_dtype)
-    logits = 4 * tokens * shape.vocabulary * LOGIT_PASSES / rates.pointwise
+    logits = share * 4 * tokens * shape.vocabulary * LOGIT_PASSES / rates.pointwise
     chunks = ceil(tokens / choice.loss_chunk)
     if choice.quantization == FILE_FORMAT:
         read = matrix * DEQUANTIZE_COST[FILE_FORMAT] / rates.dequantize
@@ -46,10 +51,10 @@ def loss_seconds(shape: ModelShape, rates: Rates, choice: Choice, *, trained: bo
     else:
         read = matrix * BYTES[shape.dtype] / rates.pointwise
     stored = vocabulary_bytes(shape, choice.quantization, "head")
-    brought = chunks * stored * (choice.head == "disk") / rates.disk
+    brought = chunks * stored * (choice.head == "disk" and not trained) / rates.disk
     table = vocabulary_bytes(shape, choice.quantization, "embedding")
     looked_up = tokens * table / shape.vocabulary / rates.disk
-    walks = 2 if trained or rates.asynchronous else 1
+    walks = 2 if graded and (trained or rates.asynchronous) else 1
     computed = rates.head_factor(choice) * (products + logits + walks * chunks * read)
     return computed + brought + looked_up * (choice.embedding == "disk")
 

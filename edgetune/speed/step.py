@@ -169,7 +169,7 @@ class TimeModel:
 
     def _logits(self, choice: Choice) -> float:
         """Return the seconds of the loss without gradients."""
-        return loss_seconds(self.shape, self.rates, choice, trained=False) / 2
+        return loss_seconds(self.shape, self.rates, choice, trained=self.learns_head, graded=False)
 
     def share(self, choice: Choice) -> float:
         """Return what steps like it took of the seconds that the rates predict."""

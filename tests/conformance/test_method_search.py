@@ -121,10 +121,10 @@ def test_what_is_too_large_or_cannot_be_is_not_raced(tmp_path: Path) -> None:
     asked = replace(asked, choice={"micro_batch": 2, "accumulation": 1, "quantization": "nf4"})
     prepared = plan_for(
         replace(
-            asked, training={**asked.training, "search_methods": ("bitfit", "ia3", "lora", "full")}
+            asked, training={**asked.training, "search_methods": ("bitfit", "norm", "lora", "full")}
         )
     )
-    assert [one.kind for one in prepared.candidates] == ["bitfit", "ia3"]
+    assert [one.kind for one in prepared.candidates] == ["bitfit", "norm"]
     reasons = "\n".join(prepared.plan.reasons)
     assert "lora is not raced: its adapter takes" in reasons
     assert "full is not raced: --method full trains the weights themselves" in reasons

@@ -450,7 +450,7 @@ def test_a_plan_keeps_what_nothing_reads(cli: Cli) -> None:
     plain = yaml.safe_load(file.read_text())
     plain["choice"]["prefix_hidden"], plain["given"] = 4, ["method", "prefix_hidden"]
     plain["training"]["eval_every"] = 5
-    plain["training"]["search_methods"] = ["lora", "ia3"]
+    plain["training"]["search_methods"] = ["lora", "norm"]
     plain["training"]["patience"] = 0
     file.write_text(yaml.safe_dump(plain))
     called = cli("train", "--dry-run", "--json", "-q", "--validation", "0")
@@ -517,6 +517,26 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.stdout.count("\n") == 1
     assert result.stderr == ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="descriptors of a shell")
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        ("models >&-", 0, ""),
+        ("generate tiny <&-", 2, "There is no prompt."),
+        ("train --nproc \u00b2", 2, "'\u00b2' is not a valid"),
+    ],
+)
+def test_what_is_closed_or_no_number_is_no_bug(
+    command: str, code: int, said: str, tmp_path: Path
+) -> None:
+    result = subprocess.run(
+        f"{sys.executable} -m edgetune {command}",
+        shell=True, cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (result.returncode, said in result.stderr) == (code, True), result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_a_mistyped_run_is_met_with_the_folder_that_was_meant(cli: Cli) -> None:

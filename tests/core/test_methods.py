@@ -56,10 +56,10 @@ class Numbers:
         return self.matrix
 
     def rows(self, indices: Sequence[int]) -> NDArray[np.float32]:
-        return self.matrix[list(indices)]
+        return self.matrix[np.array(indices)]  # no indices are no whole numbers, as in torch
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        return [BOS] * special + [ord(letter) - ord("a") for letter in text]
+        return [BOS] * special + [ord(letter) - ord("a") for letter in text if letter.isalpha()]
 
     def keys_values(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         return np.array(tokens, np.float32)[:, None]
@@ -123,6 +123,18 @@ def test_a_prompt_starts_from_the_mean_of_each_label_and_common_tokens() -> None
     np.testing.assert_allclose(found[0], matrix[:2].mean(0), rtol=1e-6)
     np.testing.assert_array_equal(found[1], matrix[2])
     assert all(any((row == known).all() for known in matrix) for row in found[2:])
+
+
+def test_labels_that_are_as_many_as_a_prompt_is_long_are_all_of_it() -> None:
+    matrix = _matrix(26, 8)
+    np.testing.assert_array_equal(_prompt(Tokens("labels", "a,b,,c,d,e,f,")), matrix[:5])
+    assert np.isfinite(_prompt(Tokens("labels", "a,,b, "))).all()
+
+
+@pytest.mark.parametrize("choose", [Tokens("labels", "a,\x00"), Tokens("text", "\x00")])
+def test_a_start_of_which_there_are_no_tokens_is_refused(choose: Tokens) -> None:
+    with pytest.raises(UsageError, match="makes no tokens of"):
+        _prompt(choose)
 
 
 @pytest.mark.parametrize("rows", [40, 600], ids=["exact", "by-iteration"])

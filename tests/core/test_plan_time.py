@@ -35,6 +35,7 @@ from edgetune.speed import (
     shortest_seconds,
     versions_of,
 )
+from edgetune.speed.head import loss_seconds
 from edgetune.speed.rates import Rates
 from edgetune.workflows.experience import NEAR, learn
 from edgetune.workflows.planning import PlanRequest, plan_for
@@ -133,6 +134,21 @@ def test_a_verdict_takes_what_is_read_and_answered_until_time_is_up() -> None:
 def test_an_evaluation_costs_less_than_a_step_on_the_same_rows() -> None:
     time, choice = _model()
     assert 0 < time.evaluation(choice) < 0.6 * time.micro_batch(choice)
+
+
+def test_a_head_on_disk_is_read_as_often_in_an_evaluation() -> None:
+    device = processor()
+    shape, rates = shape_of("llama-3.2-1b"), rates_of(device)
+    plan = make_plan(device, "llama-3.2-1b", shape, fixed={"head": "disk"}, training={})
+    choice, slow = plan.choice, replace(rates, disk=rates.disk / 2)
+
+    def brought(**options: bool) -> float:
+        halved, whole = (
+            loss_seconds(shape, each, choice, trained=False, **options) for each in (slow, rates)
+        )
+        return halved - whole
+
+    assert 0 < brought(graded=False) == pytest.approx(brought())
 
 
 def test_small_models_are_bound_by_their_operations() -> None:

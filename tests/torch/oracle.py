@@ -349,6 +349,7 @@ def _choice(draw: random.Random, model: str, layers: int) -> Choice:
     )
 
 
+KEYS = {kind for kind in METHODS if "keys-values" in getattr(build(kind, {}), "targets", ())}
 REFUSED = {
     "gemma3n_text": {"prompt", "prefix", "mam", "llama-adapter"},
     "gemma4_text": {"prompt", "prefix", "mam", "llama-adapter"},
@@ -357,10 +358,10 @@ REFUSED = {
     "deepseek_v2": {"prefix", "mam"},
     "deepseek_v3": {"prefix", "mam"},
     "glm4_moe_lite": {"prefix", "mam"},
-    "nemotron_h": {"ia3", "mam"},
-    "nemotron_h_moe": {"ia3", "mam"},
+    "nemotron_h": {*KEYS, "mam"},
+    "nemotron_h_moe": {*KEYS, "mam"},
 }
-"""Methods that have no place in a family."""
+"""Methods that have no place in a family; in a last block without attention those of its keys."""
 
 
 SETTINGS: dict[str, dict[str, Any]] = {"prefix": {"reparameterize": True}}

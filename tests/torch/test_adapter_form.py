@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import peft
@@ -28,20 +29,13 @@ from edgetune.adapters.form import FOLDED
 from edgetune.errors import ModelError, UsageError
 from edgetune.exporters import ExportRequest, export
 from edgetune.exporters.gguf.architectures import ARCHITECTURES as WRITTEN
-from edgetune.methods import Method
+from edgetune.methods import METHODS as EVERY_KIND
+from edgetune.methods import Method, build
 from edgetune.methods.adapted import Adapted
 from edgetune.methods.base import initial_value
-from edgetune.methods.bitfit import BitFit
-from edgetune.methods.bottleneck import Bottleneck
-from edgetune.methods.dora import Dora
-from edgetune.methods.full import Full
-from edgetune.methods.ia3 import Ia3
 from edgetune.methods.intrinsic import Intrinsic
 from edgetune.methods.lora import Lora
 from edgetune.methods.norm import NormTuning
-from edgetune.methods.prefix import Prefix
-from edgetune.methods.prompt import Prompt
-from edgetune.methods.vera import Vera
 from edgetune.model import LocalModel
 from edgetune.network.adaptation import BASE
 from edgetune_torch.tensors import LoadedBase
@@ -52,20 +46,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:Futur
 ROW = [number % 97 for number in range(1, 40)]
 NEAR = 2e-4
 
+SMALL: dict[str, dict[str, Any]] = {
+    "lora": {"rank": 2}, "dora": {"rank": 2}, "vera": {"vera_rank": 4},
+    "prompt": {"prompt_length": 3, "prompt_initial": "random"},
+    "prefix": {"prefix_length": 3, "prefix_initial": "random"},
+}  # fmt: skip
+ALIKE = {"dylora", "lora-fa", "llama-adapter", "mam", "intrinsic"}
+"""Methods whose tensors are those of others, or that are refused."""
+MODULES = {"rank": 2, "modules_to_save": ("embeddings", "head", "norms")}
 METHODS: dict[str, Method] = {
-    "lora": Lora(rank=2),
-    "lora and modules": Lora(rank=2, modules_to_save=("embeddings", "head", "norms")),
-    "dora": Dora(rank=2),
-    "vera": Vera(vera_rank=4),
-    "bitfit": BitFit(),
-    "norm": NormTuning(),
-    "ia3": Ia3(targets=("all-linear",)),
-    "full": Full(),
-    "bottleneck": Bottleneck(),
-    "prompt": Prompt(prompt_length=3, prompt_initial="random"),
-    "prefix": Prefix(prefix_length=3, prefix_initial="random"),
+    **{kind: build(kind, SMALL.get(kind, {})) for kind in EVERY_KIND if kind not in ALIKE},
+    "lora and modules": build("lora", MODULES),
 }
-
 BOTH_WAYS = [
     pytest.param(name, direction, marks=[pytest.mark.long] if (place + other) % 2 else [])
     for place, name in enumerate(METHODS)
@@ -167,12 +159,18 @@ def test_an_older_adapter_over_a_file_is_known_by_its_base(
 def test_a_form_that_is_no_form_is_damage(
     falcon: tuple[LocalModel, LocalModel], tmp_path: Path
 ) -> None:
-    _, file = falcon
+    folder, file = falcon
     _start(Lora(rank=2), file, tmp_path / "a")
-    for told in ("{", "[]", '{"in_file": 1}', '{"layers": {"q": "x"}}'):
+    for told in (
+        "{", "[]", '{"in_file": 1}', '{"layers": {"q": "x"}}', '{"embedding": NaN}',
+        '{"logits": 1e999}', '{"embedding": 0}', '{"layers": {"scores": [0.0, 0.0]}}',
+    ):  # fmt: skip
         _forget_form(tmp_path / "a", {"edgetune.form": told})
         with pytest.raises(ModelError, match="is damaged"):
             load_adapter(tmp_path / "a", file.shape)
+    _forget_form(tmp_path / "a", {"edgetune.form": '{"in_file": true, "layers": {"q": [2.0]}}'})
+    with pytest.raises(ModelError, match="not those of"):
+        load_adapter(tmp_path / "a", folder.shape)
 
 
 def test_peft_gets_an_adapter_of_a_file_over_the_folder(

@@ -126,7 +126,7 @@ def _step(session: TorchSession) -> int:
 BLOCKS = [
     ("llama", "lora", "bfloat16", 64), ("llama", "full", "bfloat16", 64),
     ("llama", "prefix", "float32", 64), ("llama", "dora", "bfloat16", 64),
-    ("llama", "adapter", "float32", 64), ("llama", "ia3", "bfloat16", 64),
+    ("llama", "adapter", "float32", 64), ("llama", "norm", "bfloat16", 64),
     ("gemma2", "lora", "bfloat16", 300), ("gemma2", "lora", "float32", 64),
     ("gpt2", "lora", "bfloat16", 64), ("apertus", "lora", "bfloat16", 600),
     ("gpt_neox", "bitfit", "float32", 64),
