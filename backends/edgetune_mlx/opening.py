@@ -43,7 +43,8 @@ def _opened(spec: RunSpec, model: LocalModel, world: World) -> MlxSession:
     loader = Loader(model, packing_of(choice.quantization))
     guard = Guard.of(spec, shape)
     try:
-        weights = loader.load(StreamedBlocks(loader) if choice.placement == "disk" else None)
+        with guard.made_to_last():
+            weights = loader.load(StreamedBlocks(loader) if choice.placement == "disk" else None)
         head = Head(
             weight=weights.head,
             bias=weights.head_bias,
@@ -61,7 +62,8 @@ def _opened(spec: RunSpec, model: LocalModel, world: World) -> MlxSession:
             compiled=compiles(),
         )
         base = LoadedBase(decoder, model.folder)
-        parameters = new_parameters(choice.method, shape, base, spec.training.seed)
+        with guard.made_to_last():
+            parameters = new_parameters(choice.method, shape, base, spec.training.seed)
         method = Adapted(choice.method, shape, parameters)
     except BaseException:
         guard.close()

@@ -277,6 +277,7 @@ NAMED = (
     Case(model="streaming", context=128, checkpointed=True),
     Case(model="latent", context=128),
     Case(model="latent", context=320, checkpointed=True),
+    Case(model="latent", context=128, checkpointed=True, fixed={"quantization": "nvfp4"}),
     Case(model="apart", context=128),
     Case(model="apart", context=192, checkpointed=True),
     Case(model="ungated", context=128),
@@ -436,6 +437,20 @@ def measure_opening(case: Case, folder: Path) -> Measured:
             COSTS["mlx"].token * model.shape.vocabulary
         )  # a tokenizer's, which MLX does not hold
     return Measured(planned, planned, peak)
+
+
+def measure_lasting(case: Case, folder: Path) -> Measured:
+    """Open a model, and look at what stays."""
+    model, plan = opened(case, folder)
+    gc.collect()
+    mx.clear_cache()
+    held = mx.get_active_memory()
+    session = load_backend("mlx").open(plan.spec, model)
+    gc.collect()
+    kept = mx.get_active_memory() - held
+    session.close()
+    planned = plan.memory.parts.weights + plan.memory.parts.adapter
+    return Measured(planned, planned, kept)
 
 
 def measure(case: Case, folder: Path) -> Measured:

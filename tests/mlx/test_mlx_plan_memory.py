@@ -18,6 +18,7 @@ from plan_memory import (
     drawn,
     make,
     measure,
+    measure_lasting,
     measure_opening,
 )
 
@@ -85,6 +86,18 @@ def test_the_plan_is_what_opening_takes(
     found = measure_opening(case, folders[model])
     assert found.planned - found.peak >= -SMALL
     assert found.planned - found.peak <= max(TINY, MOST * found.peak)
+
+
+@pytest.mark.parametrize(
+    ("model", "quantization"), [("latent", "nvfp4"), ("mixed", "mxfp4"), ("tied", "q8")]
+)
+def test_weights_lie_in_places_of_their_own_size(
+    model: str, quantization: str, folders: dict[str, Path]
+) -> None:
+    """Many small scales would stay in larger buffers, which MLX keeps for what comes next."""
+    case = Case(model=model, context=16, fixed={"quantization": quantization})
+    found = measure_lasting(case, folders[model])
+    assert found.peak == pytest.approx(found.planned, abs=4096)
 
 
 @pytest.mark.parametrize(
