@@ -23,6 +23,7 @@ from edgetune.memory.weights import load_bytes, read_bytes, weight_bytes
 from edgetune.methods.base import Method
 from edgetune.methods.initial import reads_text, text_length
 from edgetune.methods.planned import BlockKind, kinds
+from edgetune.mixer import Rotary
 from edgetune.network.tiles import spans
 from edgetune.objectives import Objective
 from edgetune.shape import ModelShape
@@ -311,10 +312,18 @@ def place_bytes(shape: ModelShape, rows: BatchShape) -> int:
     return rows.tokens * INDICES + beside
 
 
-def table_bytes(shape: ModelShape, rows: BatchShape) -> int:
-    """Return the tables of the rotation of all positions; MLX makes them inside of its kernel."""
-    turned = 0 if rows.lazy else sum(2 * rotary.dimensions for rotary in shape.rotaries)
-    return rows.activation_bytes(turned)
+def table_bytes(shape: ModelShape, rows: BatchShape) -> list[int]:
+    """Return the tables of the rotation of all positions that are there when each layer is computed.
+
+    The first layer that wants one makes it. MLX makes them inside of its kernel.
+    """
+    made, found = set[Rotary](), []
+    for block in shape.blocks:
+        rule = block.attention
+        if rule is not None and not rows.lazy:
+            made |= {x for x in (rule.rotary, rule.query_rotary) if x is not None}
+        found.append(rows.activation_bytes(sum(2 * rotary.dimensions for rotary in made)))
+    return found
 
 
 def _estimate(parts: Parts, load: int, evaluation: int, *, compares: bool) -> MemoryEstimate:

@@ -48,7 +48,7 @@ class StepModel:
         lent: Sequence[int],
         came_back: Sequence[int],
         gradients: int,
-        tables: int = 0,
+        tables: Sequence[int],
         tiled: bool = False,
     ) -> None:
         """Sum over the blocks once, so that a number of checkpointed ones is looked up.
@@ -57,8 +57,9 @@ class StepModel:
         what lives through a whole pass, ``grown`` the bytes of the gradients that are there when
         each block goes back, and before any has; ``gradients`` are those of all. ``lent`` are
         those of the keys and values that a block makes for later ones, too, ``came_back`` those of
-        the gradients that later blocks gave them when each block goes back. ``tables`` of the
-        rotation live as long, unless all blocks that attend are ``tiled``.
+        the gradients that later blocks gave them when each block goes back. ``tables`` are
+        those of the rotation which are there when each block is computed; they live as long, unless
+        all blocks that attend are ``tiled``.
         """
         self.blocks, self.first, self.input_bytes, self.place = blocks, first, input_bytes, place
         self.grown, self.gradients = grown, gradients
@@ -80,14 +81,17 @@ class StepModel:
 
     def evaluation(self, loss: int) -> int:
         """Return the peak of a pass without gradients and of its loss."""
-        blocks = (block.inference + self._lent[layers[-1]] for block, layers in self._alike.items())
-        place = self.place + (0 if self.tiled else self.tables)
-        return place + self.input_bytes + max(loss + self._lent[-1], *blocks)
+        tables = [0] * len(self.blocks) if self.tiled else self.tables
+        blocks = (
+            block.inference + self._lent[layers[-1]] + tables[layers[-1]]
+            for block, layers in self._alike.items()
+        )
+        return self.place + self.input_bytes + max(loss + self._lent[-1] + tables[-1], *blocks)
 
     def _moments(self, checkpointed: int, offload: Offload, loss: int) -> Iterator[Moment]:
         first, last = self.first, len(self.blocks)
         cut = min(max(checkpointed, first), last)
-        place = self.place + (self.tables if self._whole(cut) else 0)
+        place = self.place + (self.tables[-1] if self._whole(cut) else 0)
         held = place + self._inputs(cut, offload, computed=0) + self._lent[cut]
         none = self.grown[last]
         yield Moment(held + self._kept[last] - self._kept[cut] + self.input_bytes, loss, 0, none)
