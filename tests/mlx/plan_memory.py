@@ -10,6 +10,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -422,56 +423,54 @@ def opened(case: Case, folder: Path) -> tuple[LocalModel, Plan]:
     return model, plan
 
 
-def measure_opening(case: Case, folder: Path) -> Measured:
-    """Open a model, and take no step."""
+@contextmanager
+def begun(case: Case, folder: Path) -> Iterator[tuple[LocalModel, Plan, Any, int]]:
+    """Yield a model, its plan, its session, and what others held of MLX's memory before."""
     model, plan = opened(case, folder)
     gc.collect()
     mx.clear_cache()
     held = mx.get_active_memory()
     session = load_backend("mlx").open(plan.spec, model)
-    peak = session.memory().peak_bytes - held
-    session.close()
+    try:
+        yield model, plan, session, held
+    finally:
+        session.close()
+
+
+def measure_opening(case: Case, folder: Path) -> Measured:
+    """Open a model, and take no step."""
+    with begun(case, folder) as (model, plan, session, held):
+        peak = session.memory().peak_bytes - held
     planned = plan.memory.phases.load - plan.memory.parts.runtime
     if any(reads_text(x.initial) for x in plan.choice.method.tensors(model.shape)):
-        planned -= (
-            COSTS["mlx"].token * model.shape.vocabulary
-        )  # a tokenizer's, which MLX does not hold
+        # a tokenizer's, which MLX does not hold
+        planned -= COSTS["mlx"].token * model.shape.vocabulary
     return Measured(planned, planned, peak)
 
 
 def measure_lasting(case: Case, folder: Path) -> Measured:
     """Open a model, and look at what stays."""
-    model, plan = opened(case, folder)
-    gc.collect()
-    mx.clear_cache()
-    held = mx.get_active_memory()
-    session = load_backend("mlx").open(plan.spec, model)
-    gc.collect()
-    kept = mx.get_active_memory() - held
-    session.close()
+    with begun(case, folder) as (_, plan, _, held):
+        gc.collect()
+        kept = mx.get_active_memory() - held
     planned = plan.memory.parts.weights + plan.memory.parts.adapter
     return Measured(planned, planned, kept)
 
 
 def measure(case: Case, folder: Path) -> Measured:
     """Take steps on full rows: the second has the optimizer's state, a later one the peak."""
-    model, plan = opened(case, folder)
-    batch = full_batch(plan.choice.micro_batch, case.context, model.shape.vocabulary)
-    if case.pairs:
-        half = case.context // 2
-        batch = replace(
-            batch, documents=((half, half),), shared=((0, half // 2),),
-            answers=(("chosen", "rejected"),),
-        )  # fmt: skip
-    gc.collect()
-    mx.clear_cache()
-    held = mx.get_active_memory()  # by who was here before
-    session = load_backend("mlx").open(plan.spec, model)
-    for _ in range(STEPS):
-        terms = 1 if case.pairs else batch.loss_tokens
-        session.step((batch,), loss_tokens=terms, learning_rate=1e-4)
-    peak = session.memory().peak_bytes - held
-    session.close()
+    with begun(case, folder) as (model, plan, session, held):
+        batch = full_batch(plan.choice.micro_batch, case.context, model.shape.vocabulary)
+        if case.pairs:
+            half = case.context // 2
+            batch = replace(
+                batch, documents=((half, half),), shared=((0, half // 2),),
+                answers=(("chosen", "rejected"),),
+            )  # fmt: skip
+        for _ in range(STEPS):
+            terms = 1 if case.pairs else batch.loss_tokens
+            session.step((batch,), loss_tokens=terms, learning_rate=1e-4)
+        peak = session.memory().peak_bytes - held
     return Measured(needed(plan.memory), needed(at_once(plan)), peak)
 
 
