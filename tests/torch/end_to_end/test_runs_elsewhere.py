@@ -158,6 +158,7 @@ def test_a_quantized_export_is_noted_once_and_passes_on_what_is_said(
 ) -> None:
     made = folder / f"told-{refused}"
     shutil.copytree(run, made, symlinks=True)
+    before = len(lines(made / "journal.jsonl"))
 
     def export(_: str, request: ExportRequest) -> Exported:
         if refused:
@@ -172,7 +173,8 @@ def test_a_quantized_export_is_noted_once_and_passes_on_what_is_said(
     else:
         result = exporting.export_run(str(made), "mlx", tmp_path / "q8", options)
         assert result.exported.notes == ("mind this",)
-    exports = [line for line in lines(made / "journal.jsonl") if line["what"] == "exported"]
+    noted = lines(made / "journal.jsonl")[before:]
+    exports = [line for line in noted if line["what"] == "exported"]
     assert [(line["output"], line.get("refused", False)) for line in exports] == [
         (str(tmp_path / "q8"), refused)
     ]
