@@ -99,7 +99,7 @@ def saved_tensors(method: Adapted[mx.array]) -> Tensors:
 
 def unsaved_tensors(method: Adapted[mx.array]) -> Tensors:
     """Return what training needs besides, where more is trained than saved."""
-    if not _folds(method):
+    if not method.spec.folds(method.shape):
         return {}
     return {f"{TRAINED}{name}": array for name, array in _arrays(method.tensors).items()}
 
@@ -114,7 +114,7 @@ def taken_over(
     """
     written = {t.name: t.shape for t in method.spec.on_disk().tensors(method.shape)}
     _check(written, adapter)
-    if _folds(method):
+    if method.spec.folds(method.shape):
         if not unsaved:
             raise ModelError(
                 f"What this {method.spec.kind} adapter was trained through is not in its file, so "
@@ -126,12 +126,6 @@ def taken_over(
         name: mx.array(np.asarray(adapter[name], np.float32)).reshape(x.shape)
         for name, x in method.tensors.items()
     }
-
-
-def _folds(method: Adapted[mx.array]) -> bool:
-    spec, shape = method.spec, method.shape
-    saved, trained = spec.on_disk().tensors(shape), spec.tensors(shape)
-    return [(x.name, x.shape) for x in saved] != [(x.name, x.shape) for x in trained]
 
 
 def _of_block(shape: BlockShape, block: BlockWeights, name: str) -> mx.array:

@@ -150,7 +150,7 @@ def saved_tensors(method: Adapted[Tensor]) -> Tensors:
 
 def unsaved_tensors(method: Adapted[Tensor]) -> Tensors:
     """Return what training needs besides, where more is trained than saved."""
-    if not _folds(method):
+    if not method.spec.folds(method.shape):
         return {}
     return {f"{TRAINED}{name}": array for name, array in _arrays(method.tensors).items()}
 
@@ -163,7 +163,7 @@ def take_over(method: Adapted[Tensor], adapter: Tensors, unsaved: Tensors) -> No
     """
     written = {t.name: t.shape for t in method.spec.on_disk().tensors(method.shape)}
     _check(written, adapter)
-    if _folds(method):
+    if method.spec.folds(method.shape):
         if not unsaved:
             raise ModelError(
                 f"What this {method.spec.kind} adapter was trained through is not in its file, so "
@@ -174,12 +174,6 @@ def take_over(method: Adapted[Tensor], adapter: Tensors, unsaved: Tensors) -> No
     with torch.no_grad():
         for name, parameter in method.tensors.items():
             parameter.copy_(torch.from_numpy(np.array(adapter[name])))
-
-
-def _folds(method: Adapted[Tensor]) -> bool:
-    spec, shape = method.spec, method.shape
-    saved, trained = spec.on_disk().tensors(shape), spec.tensors(shape)
-    return [(x.name, x.shape) for x in saved] != [(x.name, x.shape) for x in trained]
 
 
 def _arrays(parameters: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:

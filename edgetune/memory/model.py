@@ -88,6 +88,7 @@ class MemoryModel:
         self._method = method
         lasting, frozen = beside(self._own, shape, self.kinds)
         self.adapter = FLOAT32_BYTES * sum(tensor.size for tensor in tensors) + lasting
+        self._unsaved = self.adapter if method.folds(shape) else 0
         self.reads_text = any(reads_text(x.initial) for x in tensors)
         self.text = max((text_length(x.initial, x.shape) for x in tensors), default=0)
         self.runtime = self.costs.runtime(shape.vocabulary)
@@ -112,6 +113,13 @@ class MemoryModel:
         trained += 0 if self.costs.lazy else FLOAT32_BYTES * sum(self.sizes)
         places = (choice.quantization, choice.placement, choice.embedding, choice.head)
         return self._weights(*places) + trained + self.runtime
+
+    def copied(self, choice: Choice) -> int:
+        """Return the bytes that a checkpoint copies at one time: the tensors of one of its files.
+
+        What is trained and not saved is in both, as it is or as what is made of it.
+        """
+        return self._unsaved + max(self.adapter, self._state(choice.optimizer))
 
     def estimate(self, choice: Choice) -> MemoryEstimate:
         """Return what a run of ``choice`` needs."""
@@ -163,6 +171,7 @@ class MemoryModel:
             + step.evaluation(
                 max(self._evaluated(rows, chunk, each, stored) for each in {head, choice.head})
             ),
+            copied=self.copied(choice),
             compares=objective is not None and objective.needs_reference,
         )
 
@@ -326,10 +335,12 @@ def table_bytes(shape: ModelShape, rows: BatchShape) -> list[int]:
     return found
 
 
-def _estimate(parts: Parts, load: int, evaluation: int, *, compares: bool) -> MemoryEstimate:
+def _estimate(
+    parts: Parts, load: int, evaluation: int, *, copied: int, compares: bool
+) -> MemoryEstimate:
     """Return the peak of every phase; gradients and state are there from the first step on.
 
-    ``load`` is that of all tensors until then.
+    ``load`` is that of all tensors until then, ``copied`` is what a checkpoint copies.
     A step that ``compares`` with the base evaluates it first.
     """
     between_steps = (
@@ -339,7 +350,6 @@ def _estimate(parts: Parts, load: int, evaluation: int, *, compares: bool) -> Me
         load=load + parts.runtime,
         train=max(parts.total, between_steps + evaluation) if compares else parts.total,
         evaluate=between_steps + evaluation,
-        save=between_steps
-        + max(parts.adapter, 2 * parts.optimizer),  # a copy, and as bytes of a file
+        save=between_steps + copied,  # written as they are, a file after the other
     )
     return MemoryEstimate(peak_bytes=phases.peak, phases=phases, parts=parts)

@@ -208,6 +208,11 @@ class Method(ABC):
         """Return the method that the saved tensors belong to; some train more than they keep."""
         return self
 
+    def folds(self, shape: ModelShape) -> bool:
+        """Tell whether other tensors are saved than are trained."""
+        saved, trained = self.on_disk().tensors(shape), self.tensors(shape)
+        return [(x.name, x.shape) for x in saved] != [(x.name, x.shape) for x in trained]
+
     def fold(self, shape: ModelShape, tensors: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         """Return the tensors of :meth:`on_disk` from those of this method."""
         return dict(tensors)

@@ -4,7 +4,7 @@
 
 Each run is a process of its own: it loads what a run loads and a model with random weights, takes
 a step and an evaluation in every length that there is up to the context, then steps on full rows,
-and reads out what a checkpoint holds. Memory on a processor is anonymous memory; what plans count
+and reads out a checkpoint's tensors, one file after the other. Memory on a processor is anonymous memory; what plans count
 for the model's tokenizer is taken off, as none is loaded.
 Run `edgetune devices --measure` first, so that times are planned by what was measured.
 """
@@ -106,9 +106,9 @@ def run(case: Case, folder: Path, steps: int) -> Line:
         session.step([batch], loss_tokens=batch.loss_tokens, learning_rate=1e-4)
         seconds.append(time.perf_counter() - begun)
     session.evaluate([batch])
-    held = session.adapter_tensors(), session.optimizer_tensors()
+    session.adapter_tensors()
+    session.optimizer_tensors()
     peak = session.memory().peak_bytes
-    del held
     session.close()
     planned = plan.memory.peak_bytes - TOKEN * model.shape.vocabulary  # none is loaded here
     return Line(case, planned, peak, plan.time.seconds_per_step, median(seconds[1:]))
