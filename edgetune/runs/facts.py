@@ -13,6 +13,7 @@ from edgetune.device.base import PACKAGES
 from edgetune.events import RunState
 from edgetune.files import sha256_json
 from edgetune.planning import Plan
+from edgetune.runs.retention import checkpoint_name
 from edgetune.schedule import Schedule
 from edgetune.version import __version__
 
@@ -109,6 +110,12 @@ class RunFacts:
             "model": self.model,
             "versions": dict(self.versions),
         }
+
+    def returned_to(self, progress: RunState) -> tuple[str, ...]:
+        """Name the checkpoints that a loss which runs away may still take the run back to."""
+        if self.schedule.is_over(progress.step, progress.patience):
+            return ()
+        return checkpoint_name(progress.guard.good), checkpoint_name(progress.guard.earlier)
 
     def changed(self, state: SavedState) -> list[str]:
         """Name what is not as it was in a state and decides the result."""

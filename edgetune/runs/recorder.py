@@ -31,7 +31,7 @@ from edgetune.runs.checkpoint import restate, save_checkpoint, save_trial
 from edgetune.runs.facts import RunFacts
 from edgetune.runs.folder import ELSEWHERE, RANKS, RunFolder
 from edgetune.runs.lines import append_line
-from edgetune.runs.retention import checkpoint_name, mark_best, prune
+from edgetune.runs.retention import mark_best, prune
 
 
 @contextmanager
@@ -126,10 +126,7 @@ class Recorder:
         if progress.is_best:
             mark_best(folder, path)
             self.folder.note("best checkpoint", "lowest validation loss", step=progress.step)
-        guard = progress.guard
-        ended = self.facts.schedule.is_over(progress.step, progress.patience)
-        back = () if ended else (guard.good, guard.earlier)
-        prune(folder, self.plan.training.keep, map(checkpoint_name, back))
+        prune(folder, self.plan.training.keep, self.facts.returned_to(progress))
 
 
 def _line(name: str, event: Stepped | Evaluated) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from edgetune.planning import Plan, with_sums_held
 from edgetune.runs import (
     Checkpoint,
     Refused,
-    RunFacts,
     RunFolder,
     RunOptions,
     newest_whole,
@@ -24,6 +23,7 @@ from edgetune.runs import (
     recording,
 )
 from edgetune.runs.facts import KERNELS
+from edgetune.runs.retention import prune
 from edgetune.runs.rewind import rewind
 from edgetune.shares import sums_held
 from edgetune.together import together
@@ -84,7 +84,7 @@ def resume_run(
         if checkpoint is not None:
             session.restore(checkpoint.adapter, checkpoint.optimizer)
             with recording(folder):
-                newer = _rewound(folder, checkpoint, refused, job.facts)
+                newer = _rewound(folder, checkpoint, refused, job)
                 for because in filter(None, (kept, lost)):
                     folder.note("kernels", because)
                 if anew and checkpoint.state.progress.step:
@@ -202,11 +202,14 @@ def _checkpoint(folder: RunFolder, job: Job) -> tuple[Checkpoint | None, tuple[R
 
 
 def _rewound(
-    folder: RunFolder, checkpoint: Checkpoint, refused: Sequence[Refused], facts: RunFacts
+    folder: RunFolder, checkpoint: Checkpoint, refused: Sequence[Refused], job: Job
 ) -> str:
     """Rewind the folder to the checkpoint and note it; return which versions are others now."""
-    step = checkpoint.state.progress.step
+    facts, progress = job.facts, checkpoint.state.progress
+    step = progress.step
     dropped = rewind(folder, checkpoint, refused, first=0 if step else 1)
+    # who was stopped after a checkpoint was written has not deleted those that went for it
+    prune(folder.checkpoints, job.plan.training.keep, facts.returned_to(progress))
     folder.note("resumed", f"from {checkpoint.path.name}", step=step, dropped=dropped)
     newer = facts.newer(checkpoint.state)
     if KERNELS not in facts.versions:

@@ -164,3 +164,15 @@ def test_generation_is_repeatable_and_plain_where_no_json_is_asked(run: Path, cl
     drawn = [generated(cli, run, prompts, "--temperature", "1", "--seed", s) for s in "112"]
     assert drawn[0] == drawn[1] != drawn[2]
     assert generated(cli, run, prompts, "--base") != texts
+
+
+def test_a_checkpoint_that_was_to_go_goes_where_a_run_goes_on(run: Path, cli: Cli) -> None:
+    shutil.copytree(run, "stopped", symlinks=True)
+    checkpoints = Path("stopped", "checkpoints")
+    kept = sorted(path.name for path in checkpoints.iterdir())
+    shutil.copytree(checkpoints / kept[1], checkpoints / "step-000001")  # killed before it went
+
+    called = cli("train", "--resume", "--output", "stopped", "-q")
+
+    assert called.code == 0, called.err
+    assert sorted(path.name for path in checkpoints.iterdir()) == kept
