@@ -305,11 +305,14 @@ class Session(Protocol):
             DeviceOutOfMemoryError: if it does not fit.
         """
 
-    def adapter_tensors(self) -> Tensors:
-        """Return the trained tensors by the names of :mod:`edgetune.methods`."""
+    def adapter_tensors(self, *, copied: bool = True) -> Tensors:
+        """Return the trained tensors by the names of :mod:`edgetune.methods`.
 
-    def optimizer_tensors(self) -> Tensors:
-        """Return the optimizer's state, enough to go on bit for bit."""
+        Where they need not be ``copied``, they may be the session's own, which a step changes.
+        """
+
+    def optimizer_tensors(self, *, copied: bool = True) -> Tensors:
+        """Return the optimizer's state, enough to go on bit for bit; ``copied`` as the adapter's."""
 
     def restore(self, adapter: Tensors, optimizer: Tensors | None = None) -> None:
         """Take over saved tensors.

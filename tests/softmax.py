@@ -161,11 +161,11 @@ class SoftmaxSession:
         inputs = _before_answers(batch)
         return self._by_adapter(np.array(inputs), pull(0, self.logits(inputs)))
 
-    def adapter_tensors(self) -> Arrays:
+    def adapter_tensors(self, *, copied: bool = True) -> Arrays:
         """Return copies of the trained tensors."""
         return {name: value.copy() for name, value in self.adapter.items()}
 
-    def optimizer_tensors(self) -> Arrays:
+    def optimizer_tensors(self, *, copied: bool = True) -> Arrays:
         """Return copies of the optimizer's state."""
         moments = {name: value.copy() for name, value in self.moments.items()}
         return {"step": np.array(self.steps), **moments}

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from edgetune.errors import ModelError
 from edgetune.settings.spec import ADAMW
+from edgetune_mlx.arrays import array_of
 from edgetune_mlx.out_of_memory import is_out_of_memory
 
 Arrays = Mapping[str, NDArray[np.generic]]
@@ -96,10 +97,10 @@ class AdamW:
             del before, weight, mean, square, grads[name]  # none outlives its successor
         self.torn = False
 
-    def state(self) -> dict[str, NDArray[np.generic]]:
+    def state(self, *, copied: bool = True) -> dict[str, NDArray[np.generic]]:
         """Return the state as ``<tensor name>.<part>``; nothing before the first step."""
         return {
-            f"{name}.{part}": np.array(moment)
+            f"{name}.{part}": array_of(moment, copied=copied)
             for name, moments in self._moments.items()
             for part, moment in zip(PARTS, moments, strict=True)
         }

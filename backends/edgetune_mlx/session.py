@@ -163,18 +163,18 @@ class MlxSession:
             grads = {name: found.get(name, mx.zeros_like(x)) for name, x in tensors.items()}
             return {name: np.array(grad) for name, grad in grads.items()}
 
-    def adapter_tensors(self) -> Tensors:
+    def adapter_tensors(self, *, copied: bool = True) -> Tensors:
         """Return the tensors of the adapter's file by name."""
         with self._within_memory():
-            return saved_tensors(self.method)
+            return saved_tensors(self.method, copied=copied)
 
-    def optimizer_tensors(self) -> Tensors:
+    def optimizer_tensors(self, *, copied: bool = True) -> Tensors:
         """Return the optimizer's state and the step counter, from which dropout is seeded."""
         with self._within_memory():
             return {
                 STEP: np.array(self.steps, np.int64),
-                **(self.optimizer.state() if self.steps else {}),
-                **unsaved_tensors(self.method),
+                **(self.optimizer.state(copied=copied) if self.steps else {}),
+                **unsaved_tensors(self.method, copied=copied),
             }
 
     def restore(self, adapter: Tensors, optimizer: Tensors | None = None) -> None:

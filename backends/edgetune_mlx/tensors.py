@@ -14,6 +14,7 @@ from edgetune.errors import ModelError
 from edgetune.methods import Method, initial_value
 from edgetune.methods.adapted import Adapted
 from edgetune.shape import BlockShape, ModelShape
+from edgetune_mlx.arrays import array_of
 from edgetune_mlx.decoder import Decoder
 from edgetune_mlx.generate import keys_values
 from edgetune_mlx.load import BlockWeights
@@ -92,16 +93,17 @@ def loaded_parameters(method: Method, shape: ModelShape, tensors: Tensors) -> di
     return {name: mx.array(np.asarray(array)) for name, array in tensors.items()}
 
 
-def saved_tensors(method: Adapted[mx.array]) -> Tensors:
+def saved_tensors(method: Adapted[mx.array], *, copied: bool = True) -> Tensors:
     """Return what belongs into the adapter's file."""
-    return method.spec.fold(method.shape, _arrays(method.tensors))
+    return method.spec.fold(method.shape, _arrays(method.tensors, copied=copied))
 
 
-def unsaved_tensors(method: Adapted[mx.array]) -> Tensors:
+def unsaved_tensors(method: Adapted[mx.array], *, copied: bool = True) -> Tensors:
     """Return what training needs besides, where more is trained than saved."""
     if not method.spec.folds(method.shape):
         return {}
-    return {f"{TRAINED}{name}": array for name, array in _arrays(method.tensors).items()}
+    arrays = _arrays(method.tensors, copied=copied)
+    return {f"{TRAINED}{name}": array for name, array in arrays.items()}
 
 
 def taken_over(
@@ -147,8 +149,10 @@ def _numbers(tensor: mx.array) -> NDArray[np.float32]:
     return np.array(tensor.astype(mx.float32))
 
 
-def _arrays(parameters: Mapping[str, mx.array]) -> dict[str, NDArray[np.float32]]:
-    return {name: np.array(value) for name, value in parameters.items()}
+def _arrays(
+    parameters: Mapping[str, mx.array], *, copied: bool = True
+) -> dict[str, NDArray[np.float32]]:
+    return {name: array_of(value, copied=copied) for name, value in parameters.items()}
 
 
 def _check(wanted: Mapping[str, tuple[int, ...]], found: Tensors) -> None:

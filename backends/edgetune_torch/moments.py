@@ -12,6 +12,7 @@ from torch import Tensor
 
 from edgetune.errors import ModelError
 from edgetune.settings.spec import PAGED
+from edgetune_torch.arrays import array_of
 from edgetune_torch.dynamic_map import decode_into, encode_into
 
 BLOCK = 256
@@ -153,10 +154,12 @@ def spans(size: int, chunk: int) -> Iterator[slice]:
         yield slice(start, min(start + chunk, size))
 
 
-def state_of(moments: Mapping[str, Moment]) -> dict[str, NDArray[np.generic]]:
+def state_of(
+    moments: Mapping[str, Moment], *, copied: bool = True
+) -> dict[str, NDArray[np.generic]]:
     """Return everything that is kept, by name."""
     return {
-        f"{name}{suffix}": part.detach().cpu().numpy().copy()
+        f"{name}{suffix}": array_of(part, copied=copied)
         for name, moment in moments.items()
         for suffix, part in moment.parts().items()
     }

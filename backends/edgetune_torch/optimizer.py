@@ -118,10 +118,10 @@ class AdamW:
                 commit.finish(partial(update.overwrite, span, buffers))
         self.torn = False
 
-    def state(self) -> dict[str, NDArray[np.generic]]:
+    def state(self, *, copied: bool = True) -> dict[str, NDArray[np.generic]]:
         """Return the state as ``<tensor name>.<part>``; nothing before the first step."""
         self._settle()
-        return state_of(self._moments)
+        return state_of(self._moments, copied=copied)
 
     def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Take over what :meth:`state` returned.

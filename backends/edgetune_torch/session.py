@@ -221,21 +221,21 @@ class TorchSession:
                 self.engine.checkpoints.clear()
                 self._gradients.end()
 
-    def adapter_tensors(self) -> Tensors:
+    def adapter_tensors(self, *, copied: bool = True) -> Tensors:
         """Return the tensors of the adapter's file by name."""
         trim()  # copies are made, and no product in which the process is looked at
         with self._within_memory():
-            return saved_tensors(self.method)
+            return saved_tensors(self.method, copied=copied)
 
-    def optimizer_tensors(self) -> Tensors:
+    def optimizer_tensors(self, *, copied: bool = True) -> Tensors:
         """Return the optimizer's state and the step counter, from which dropout is seeded."""
         trim()
         with self._within_memory():
             return {
                 STEP: np.array(self.steps, np.int64),
                 **self.loss_scale.state(),
-                **(self.optimizer.state() if self.steps else {}),
-                **unsaved_tensors(self.method),
+                **(self.optimizer.state(copied=copied) if self.steps else {}),
+                **unsaved_tensors(self.method, copied=copied),
             }
 
     def restore(self, adapter: Tensors, optimizer: Tensors | None = None) -> None:

@@ -16,6 +16,7 @@ from edgetune.errors import ModelError
 from edgetune.methods import Method, initial_value
 from edgetune.methods.adapted import Adapted
 from edgetune.shape import BlockShape, ModelShape
+from edgetune_torch.arrays import array_of
 from edgetune_torch.decoder import Decoder
 from edgetune_torch.generate import keys_values
 from edgetune_torch.weights import BlockWeights
@@ -143,16 +144,17 @@ def loaded_parameters(
     }
 
 
-def saved_tensors(method: Adapted[Tensor]) -> Tensors:
+def saved_tensors(method: Adapted[Tensor], *, copied: bool = True) -> Tensors:
     """Return what belongs into the adapter's file."""
-    return method.spec.fold(method.shape, _arrays(method.tensors))
+    return method.spec.fold(method.shape, _arrays(method.tensors, copied=copied))
 
 
-def unsaved_tensors(method: Adapted[Tensor]) -> Tensors:
+def unsaved_tensors(method: Adapted[Tensor], *, copied: bool = True) -> Tensors:
     """Return what training needs besides, where more is trained than saved."""
     if not method.spec.folds(method.shape):
         return {}
-    return {f"{TRAINED}{name}": array for name, array in _arrays(method.tensors).items()}
+    arrays = _arrays(method.tensors, copied=copied)
+    return {f"{TRAINED}{name}": array for name, array in arrays.items()}
 
 
 def take_over(method: Adapted[Tensor], adapter: Tensors, unsaved: Tensors) -> None:
@@ -176,8 +178,10 @@ def take_over(method: Adapted[Tensor], adapter: Tensors, unsaved: Tensors) -> No
             parameter.copy_(torch.from_numpy(np.array(adapter[name])))
 
 
-def _arrays(parameters: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
-    return {name: value.detach().cpu().numpy().copy() for name, value in parameters.items()}
+def _arrays(
+    parameters: Mapping[str, Tensor], *, copied: bool = True
+) -> dict[str, NDArray[np.float32]]:
+    return {name: array_of(value, copied=copied) for name, value in parameters.items()}
 
 
 def _check(wanted: Mapping[str, tuple[int, ...]], found: Tensors) -> None:

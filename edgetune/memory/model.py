@@ -88,7 +88,8 @@ class MemoryModel:
         self._method = method
         lasting, frozen = beside(self._own, shape, self.kinds)
         self.adapter = FLOAT32_BYTES * sum(tensor.size for tensor in tensors) + lasting
-        self._unsaved = self.adapter if method.folds(shape) else 0
+        # tensors of a file that are others than those in training
+        self.saved_apart = self.adapter if method.folds(shape) else 0
         self.reads_text = any(reads_text(x.initial) for x in tensors)
         self.text = max((text_length(x.initial, x.shape) for x in tensors), default=0)
         self.runtime = self.costs.runtime(shape.vocabulary)
@@ -113,13 +114,6 @@ class MemoryModel:
         trained += 0 if self.costs.lazy else FLOAT32_BYTES * sum(self.sizes)
         places = (choice.quantization, choice.placement, choice.embedding, choice.head)
         return self._weights(*places) + trained + self.runtime
-
-    def copied(self, choice: Choice) -> int:
-        """Return the bytes that a checkpoint copies at one time: the tensors of one of its files.
-
-        What is trained and not saved is in both, as it is or as what is made of it.
-        """
-        return self._unsaved + max(self.adapter, self._state(choice.optimizer))
 
     def estimate(self, choice: Choice) -> MemoryEstimate:
         """Return what a run of ``choice`` needs."""
@@ -171,7 +165,7 @@ class MemoryModel:
             + step.evaluation(
                 max(self._evaluated(rows, chunk, each, stored) for each in {head, choice.head})
             ),
-            copied=self.copied(choice),
+            made=self.saved_apart,
             compares=objective is not None and objective.needs_reference,
         )
 
@@ -336,11 +330,11 @@ def table_bytes(shape: ModelShape, rows: BatchShape) -> list[int]:
 
 
 def _estimate(
-    parts: Parts, load: int, evaluation: int, *, copied: int, compares: bool
+    parts: Parts, load: int, evaluation: int, *, made: int, compares: bool
 ) -> MemoryEstimate:
     """Return the peak of every phase; gradients and state are there from the first step on.
 
-    ``load`` is that of all tensors until then, ``copied`` is what a checkpoint copies.
+    ``load`` is that of all tensors until then, ``made`` is what is made to be saved.
     A step that ``compares`` with the base evaluates it first.
     """
     between_steps = (
@@ -350,6 +344,6 @@ def _estimate(
         load=load + parts.runtime,
         train=max(parts.total, between_steps + evaluation) if compares else parts.total,
         evaluate=between_steps + evaluation,
-        save=between_steps + copied,  # written as they are, a file after the other
+        save=between_steps + made,  # all else is written from where it lies
     )
     return MemoryEstimate(peak_bytes=phases.peak, phases=phases, parts=parts)

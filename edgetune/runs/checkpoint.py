@@ -62,10 +62,12 @@ def save_checkpoint(
             temporary,
             plan.choice.method,
             plan.shape,
-            session.adapter_tensors(),
+            session.adapter_tensors(copied=False),
             base=plan.model.ref,
         )
-        files[OPTIMIZER] = _save_optimizer(temporary / OPTIMIZER, session.optimizer_tensors())
+        files[OPTIMIZER] = _save_optimizer(
+            temporary / OPTIMIZER, session.optimizer_tensors(copied=False)
+        )
         write_state(temporary, facts.state(progress), files)
     return path
 

@@ -93,7 +93,7 @@ class TornSession(SoftmaxSession):
         self.torn = True
         raise TornStateError
 
-    def adapter_tensors(self) -> Tensors:
+    def adapter_tensors(self, *, copied: bool = True) -> Tensors:
         if getattr(self, "torn", False):
             raise TornStateError
         return super().adapter_tensors()

@@ -358,7 +358,7 @@ def test_no_memory_to_save_with_is_said_and_costs_no_checkpoint(
 ) -> None:
     before = run.end()
 
-    def fail() -> None:
+    def fail(*, copied: bool) -> None:
         raise MemoryError("Unable to allocate 48.0 KiB")
 
     monkeypatch.setattr(run.session, "optimizer_tensors", fail)

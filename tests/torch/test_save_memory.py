@@ -1,4 +1,4 @@
-"""A checkpoint is written within what its plan counts for it: a copy of one file's tensors."""
+"""A checkpoint is written within what its plan counts: from where it lies, but what is made for it."""
 
 from __future__ import annotations
 
@@ -54,5 +54,4 @@ def test_a_checkpoint_is_written_within_its_plan(
         tracemalloc.stop()
         session.close()
 
-    planned = counted.copied(plan.choice)
-    assert abs(held - planned) < BESIDE
+    assert 0 <= held < counted.saved_apart + BESIDE
