@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from edgetune.adapters.base import LoadedAdapter
 from edgetune.errors import ModelError, UsageError
+from edgetune.files import parsed_json
 from edgetune.methods.intrinsic import Intrinsic
 from edgetune.methods.norm import PART
 from edgetune.model.config import is_number
@@ -82,7 +83,7 @@ class Form:
             ModelError: if it says nothing that can be understood.
         """
         try:
-            plain: dict[str, Any] = checked(dict, json.loads(text), KEY)
+            plain: dict[str, Any] = checked(dict, parsed_json(text.encode()), KEY)
             layers: dict[str, Any] = checked(dict, plain.get("layers", {}), "layers")
             outer = {name: plain.get(name, 1.0) for name in ("embedding", "logits")}
             lists = [*layers.values(), list(outer.values())]

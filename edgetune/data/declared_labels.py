@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from edgetune.data.files import Source
 from edgetune.data.unpack import needed
 from edgetune.errors import EdgetuneError
+from edgetune.files import load_json, parsed_json
 
 _INFO = "dataset_info.json"
 _LARGEST = 1 << 24
@@ -27,11 +27,14 @@ def declared_names(sources: Sequence[Source], column: str) -> tuple[str, ...]:
 def _features(source: Source) -> Iterator[Any]:
     """Yield what is declared of the columns of a file: beside it, then in it."""
     beside = source.path.parent / _INFO
-    with suppress(OSError, ValueError, AttributeError):
-        if beside.stat().st_size <= _LARGEST:
-            yield json.loads(beside.read_text(encoding="utf-8")).get("features")
-    with suppress(OSError, ValueError, AttributeError, EdgetuneError):
-        yield json.loads(_schema_note(source))["info"]["features"]
+    with suppress(OSError, ValueError):
+        yield _member(load_json(beside, _LARGEST), "features")
+    with suppress(OSError, ValueError, EdgetuneError):
+        yield _member(_member(parsed_json(_schema_note(source)), "info"), "features")
+
+
+def _member(found: Any, name: str) -> Any:
+    return found.get(name) if isinstance(found, dict) else None
 
 
 def _schema_note(source: Source) -> bytes:

@@ -6,7 +6,6 @@ and looked at, and the model's generation settings are asked.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from os.path import commonprefix
@@ -16,8 +15,10 @@ from edgetune.data.control_tokens import any_of
 from edgetune.data.problems import RowError
 from edgetune.data.template import ChatTemplate
 from edgetune.errors import ModelError
+from edgetune.files import load_json
 
 _ANSWER = "edgetune"
+_LARGEST = 1 << 24  # bytes of a settings file
 # How templates write structure that is no token of its own, such as [INST] and <<SYS>>.
 _MARKUP = re.compile(r"<\|[^<>|\s]+\|>|<</?[A-Z]+>>|\[/?[A-Z_]+\]")
 _SYSTEM = [{"role": "system", "content": "a"}]
@@ -87,12 +88,12 @@ def listed_ends(folder: Path) -> frozenset[int]:
 def _ends_in(file: Path) -> frozenset[int]:
     """Return the end tokens of a file; a wrapper's config has them with those of its decoder."""
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings = load_json(file, _LARGEST)
         inner = settings.get("text_config")
         tables = (settings, inner if isinstance(inner, dict) else {})
         found = (table.get("eos_token_id") for table in tables)
         ends: object = next((each for each in found if each is not None), [])
-    except (OSError, ValueError, AttributeError, RecursionError):
+    except (OSError, ValueError, AttributeError):
         return frozenset()
     listed = ends if isinstance(ends, list) else [ends]
     return frozenset(x for x in listed if isinstance(x, int) and not isinstance(x, bool) and x >= 0)

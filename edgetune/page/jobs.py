@@ -193,7 +193,7 @@ def _read(folder: Path) -> Job | None:
             pid=int(plain["pid"]),
             began=float(plain["began"]),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final
 
-from edgetune.files import is_utf8, parsed_json
+from edgetune.files import is_utf8
 from edgetune.page.asked import NotThereError
 from edgetune.planning.file import LARGEST
 from edgetune.report.contents import StatusKind
 from edgetune.report.status import status_of
+from edgetune.runs.lines import is_measured, is_step, line_of
 from edgetune.runs.lock import LOCK, holder
 
 Signature = tuple[object, ...]
@@ -164,7 +164,7 @@ def _read(name: str, path: Path) -> Listed:
         state=status.kind,
         because=status.because,
         **plan,
-        step=_number(step, "step") or 0,
+        step=step["step"] if is_step(step.get("step")) else 0,
         loss=_number(step, "loss"),
         peak_bytes=_number(step, "peak_bytes") or 0,
         validation=_number(evaluation, "loss"),
@@ -241,12 +241,10 @@ def _objects(path: Path, *, last: bool) -> Iterator[Plain]:
         return
     texts = texts[1:] if start else texts
     for text in reversed(texts) if last else texts:
-        with suppress(ValueError):
-            line = parsed_json(text) if text.endswith(b"\n") else None
-            if isinstance(line, dict):
-                yield line
+        if (line := line_of(text)) is not None:
+            yield line
 
 
 def _number(line: Plain, name: str) -> Any:
     value = line.get(name)
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return value if is_measured(value) else None

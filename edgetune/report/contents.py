@@ -6,7 +6,6 @@ older edgetune may lack something, which is why :func:`value` and :func:`figure`
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edgetune.report.series import Floats
+from edgetune.runs.lines import is_measured
 
 Plain = Mapping[str, Any]
 """An object of a JSON or YAML file."""
@@ -149,15 +149,9 @@ def value(plain: Any, *path: str) -> Any:
 
 
 def figure(plain: Any, *path: str) -> float | None:
-    """Return a finite number that lies in nested objects, None where there is none."""
+    """Return a number that a run can have measured in nested objects, None where there is none."""
     found = value(plain, *path)
-    if isinstance(found, bool) or not isinstance(found, int | float):
-        return None
-    try:
-        number = float(found)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
+    return float(found) if is_measured(found) else None
 
 
 def items(plain: Any, *path: str) -> list[Any]:

@@ -43,7 +43,7 @@ def loss_chart(report: Report) -> str:
             lines=tuple(lines),
             guides=guides,
             end=_end(report),
-            log=bool(wide and everything.max() / everything.min() > WIDE_RANGE),
+            log=bool(wide and everything.max() > WIDE_RANGE * everything.min()),
         )
     )
 

@@ -6,7 +6,7 @@ import time
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite, isnan, nan
+from math import isnan, nan
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,16 +18,16 @@ from edgetune.planning import read_plan_file
 from edgetune.report.contents import Evaluation, Plain, Report, Steps, figure
 from edgetune.report.status import status_of
 from edgetune.runs.folder import RANKS, RunFolder
-from edgetune.runs.lines import LogTail
+from edgetune.runs.lines import LogTail, is_measured, is_step
 from edgetune.runs.lock import holder
 from edgetune.runs.retention import latest
 from edgetune.runs.state import STATE
 
-LARGEST: Final = 4 << 20
-"""Bytes of a JSON file of a run; ours have a few thousand."""
-
 NOTES: Final = 2000
 """Notes of the journal that are kept, from its end; a run writes one a checkpoint."""
+
+LARGEST: Final = 4 << 20
+"""Bytes of a JSON file of a run; ours have a few thousand."""
 
 COLUMNS: Final = {
     "step": "step", "loss": "loss", "seconds": "seconds", "tokens": "tokens",
@@ -36,8 +36,6 @@ COLUMNS: Final = {
 _NEEDED: Final = [index for index, name in enumerate(COLUMNS) if name != "rate"]
 LINES: Final = 500
 """Lines of a log that are read at once."""
-_LARGEST_INT: Final = 1 << 1000
-"""Above, there is no float."""
 
 
 @dataclass(slots=True)
@@ -123,7 +121,7 @@ class Reader:
 
     def _add_step(self, line: Mapping[str, Any]) -> None:
         found = [_number(line.get(key)) for key in COLUMNS.values()]
-        if any(isnan(found[index]) for index in _NEEDED):
+        if not is_step(line.get("step")) or any(isnan(found[index]) for index in _NEEDED):
             return
         steps = self._columns["step"]
         if found[0] <= (steps[-1] if steps else 0.0):  # never in a log of ours; charts need order
@@ -132,14 +130,14 @@ class Reader:
             column.append(number)
 
     def _add_evaluation(self, line: Mapping[str, Any]) -> None:
-        step, loss = figure(line, "step"), figure(line, "loss")
-        if step is None or loss is None or step < 0:
+        step, loss = line.get("step"), figure(line, "loss")
+        if not is_step(step) or loss is None:
             return
         if self._evaluations and step <= self._evaluations[-1].step:
             return
         metrics = {key: line[key] for key in line if key.startswith("rewards/") or key == "kl"}
         rows = int(figure(line, "rows") or 0)
-        self._evaluations.append(Evaluation(step=int(step), loss=loss, rows=rows, metrics=metrics))
+        self._evaluations.append(Evaluation(step=step, loss=loss, rows=rows, metrics=metrics))
 
     def _read_journal(self) -> None:
         anew, lines = self._journal.read()
@@ -205,10 +203,8 @@ class Reader:
 
 
 def _number(found: Any) -> float:
-    """Return a finite number, NaN for anything else; as :func:`figure`, a few times faster."""
-    if type(found) is float or (type(found) is int and abs(found) < _LARGEST_INT):
-        return float(found) if isfinite(found) else nan
-    return nan
+    """Return a number, NaN for anything else; as :func:`figure`, a few times faster."""
+    return float(found) if is_measured(found) else nan
 
 
 def _object(found: Any) -> Plain:

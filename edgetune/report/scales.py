@@ -12,6 +12,9 @@ from edgetune.report.series import Floats
 LABEL = 0.26
 """Share of a narrow axis that the label at its end needs."""
 
+_LEAST = 1e-12
+"""Where a logarithmic axis begins at the lowest."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
@@ -59,7 +62,8 @@ def steps(last: float, count: int = 5) -> Scale:
 
 def logarithmic(low: float, high: float) -> Scale:
     """Return an axis over positive values, with ticks at 1, 2 and 5 times powers of ten."""
-    low = max(low, high * 1e-6, 1e-12)
+    high = max(high, _LEAST)
+    low = max(low, high * 1e-6, _LEAST)
     powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
     round_ones = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
     below = [tick for tick in round_ones if tick <= low * 1.0001][-1]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,13 +12,16 @@ from typing import Any, Final
 
 from edgetune.errors import DiskError, UsageError
 from edgetune.escapes import shell_word
-from edgetune.files import not_new, unwritable, whole_folder, write_json
+from edgetune.files import load_json, not_new, unwritable, whole_folder, write_json
 from edgetune.planning import Plan
-from edgetune.runs.lines import append_line, read_lines
+from edgetune.runs.lines import append_line, is_measured, is_step, read_lines
 from edgetune.runs.lock import LOCK, locked, release
 from edgetune.runs.place import HeldFolder, held
 
 ELSEWHERE: Final = "move its folder elsewhere"
+
+LARGEST_RECEIPT: Final = 64 << 20
+"""Bytes of the account of a run's rows: it names every row that was dropped."""
 
 RANKS: Final = "ranks.json"
 """What each of several ranks is and took, of a run that has some."""
@@ -211,12 +212,12 @@ class RunFolder:
 
     def steps(self) -> Iterator[dict[str, Any]]:
         """Yield what the metrics say of each step; lines that say less are left out."""
-        numbers = ("step", "loss", "seconds", "tokens", "peak_bytes")
+        numbers = ("loss", "seconds", "tokens", "peak_bytes")
         return (line for line in read_lines(self.metrics) if _is(line, "step", numbers))
 
     def evaluations(self) -> Iterator[dict[str, Any]]:
         """Yield what the metrics say of each evaluation; lines that say less are left out."""
-        return (line for line in read_lines(self.metrics) if _is(line, "eval", ("step", "loss")))
+        return (line for line in read_lines(self.metrics) if _is(line, "eval", ("loss",)))
 
     def kept(self) -> Kept | None:
         """Return which checkpoint ``adapter/`` is, None if there is none or the journal lacks it."""
@@ -224,24 +225,27 @@ class RunFolder:
         if not notes or not self.adapter.is_dir():
             return None
         step, loss = notes[-1].get("step"), notes[-1].get("loss")
+        if not is_step(step):
+            return None
         base = next((line["loss"] for line in self.evaluations() if line["step"] == 0), None)
-        return Kept(step=step, loss=loss, base_loss=base) if isinstance(step, int) else None
+        return Kept(step=step, loss=loss if is_measured(loss) else None, base_loss=base)
 
     def prompt_cut(self) -> str:
         """Return the end of the generation prompt that the run's answers were trained without."""
-        return str(self._receipt().get("prompt_cut") or "")
+        cut = self._receipt().get("prompt_cut")
+        return cut if isinstance(cut, str) else ""
 
     def labels(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the labels that were trained, and the names of those that were numbers."""
         receipt = self._receipt()
         labels, names = receipt.get("labels"), receipt.get("label_names")
         trained = labels.get("trained") if isinstance(labels, dict) else None
-        return tuple(map(str, trained or ())), tuple(map(str, names or ()))
+        return tuple(trained if isinstance(trained, dict) else ()), _texts(names)
 
     def _receipt(self) -> dict[str, Any]:
         """Return the account of the run's rows, nothing where it cannot be read."""
         try:
-            receipt = json.loads((self.path / "receipt.json").read_text(encoding="utf-8"))
+            receipt = load_json(self.path / "receipt.json", LARGEST_RECEIPT)
         except (OSError, ValueError):
             return {}
         return receipt if isinstance(receipt, dict) else {}
@@ -252,13 +256,18 @@ class RunFolder:
 
 
 def _is(line: Mapping[str, Any], event: str, numbers: Iterable[str]) -> bool:
-    """Return whether a line of the metrics tells of an event, with these numbers."""
-    return line.get("event") == event and all(
-        isinstance(number := line.get(name), int | float)
-        and not isinstance(number, bool)
-        and math.isfinite(number)
-        for name in numbers
+    """Return whether a line of the metrics tells of an event after a step, with these numbers."""
+    return (
+        line.get("event") == event
+        and is_step(line.get("step"))
+        and all(is_measured(line.get(name)) for name in numbers)
     )
+
+
+def _texts(found: Any) -> tuple[str, ...]:
+    """Return a list of texts as a tuple, nothing where it is none."""
+    whole = isinstance(found, list) and all(isinstance(item, str) for item in found)
+    return tuple(found) if whole else ()
 
 
 def _cannot_be_made(path: Path, because: Exception | str) -> UsageError:

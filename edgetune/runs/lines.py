@@ -10,15 +10,26 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, TypeGuard
 
 from edgetune.files import parsed_json, replacing
 
 LONGEST: Final = 1 << 20
 """Bytes of a line; ours have a few hundred."""
 
+MOST: Final = 2.0**128
+"""Above everything that a run measures: the largest float32 is just below it."""
+
+MOST_STEPS: Final = 1 << 62
+"""Above every step that is taken."""
+
 LONGEST_MARK: Final = 1 << 12
 """Bytes of the last line that a log is known again by."""
+
+_KINDS: Final = ("event", "what")
+"""What a line of a log is of: the one in the metrics, the other in the journal."""
+
+_NUMBERS: Final = frozenset({int, float})
 
 
 def append_line(path: Path, value: Any) -> None:
@@ -52,6 +63,20 @@ def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> int:
     return total - kept
 
 
+def is_measured(value: object) -> bool:
+    """Return whether a value of a log is a number that a run can have measured.
+
+    >>> is_measured(2.5), is_measured(0), is_measured(True), is_measured(1e300), is_measured(10**400)
+    (True, True, False, False, False)
+    """
+    return type(value) in _NUMBERS and -MOST < value < MOST  # type: ignore[operator]
+
+
+def is_step(value: object) -> TypeGuard[int]:
+    """Return whether a value of a log is the number of a step, 0 before the first."""
+    return type(value) is int and 0 <= value < MOST_STEPS
+
+
 @dataclass(slots=True)
 class LogTail:
     """What was added to a log since it was last looked at."""
@@ -72,7 +97,7 @@ class LogTail:
             self._inode = os.fstat(file.fileno()).st_ino
             file.seek(self.offset)
             texts = islice(self._lines(file), most)
-            return anew, [line for text in texts if (line := _object(text)) is not None]
+            return anew, [line for text in texts if (line := line_of(text)) is not None]
 
     def _continues(self, file: BinaryIO) -> bool:
         if os.fstat(file.fileno()).st_ino != self._inode:
@@ -93,12 +118,12 @@ class LogTail:
             yield text
 
 
-def _object(text: bytes) -> dict[str, Any] | None:
-    """Return the object of a whole line, None if it is none."""
+def line_of(text: bytes) -> dict[str, Any] | None:
+    """Return the object of a whole line, None if it is none or does not say in text what it is of."""
     if text.endswith(b"\n"):
         with suppress(ValueError):
             line = parsed_json(text)
-            if isinstance(line, dict):
+            if isinstance(line, dict) and all(isinstance(line.get(x, ""), str) for x in _KINDS):
                 return line
     return None
 
@@ -106,7 +131,7 @@ def _object(text: bytes) -> dict[str, Any] | None:
 def _whole(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Yield the lines that are an object, as they stand and as values."""
     for text in _texts(path):
-        if (line := _object(text)) is not None:
+        if (line := line_of(text)) is not None:
             yield text, line
 
 

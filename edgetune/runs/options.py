@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
-from edgetune.files import write_json
+from edgetune.files import load_json, write_json
 
 OPTIONS: Final = "options.json"
+
+LARGEST: Final = 1 << 20
+"""Bytes of it; ours has a hundred."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +30,8 @@ class RunOptions:
     def of(cls, folder: Path) -> RunOptions:
         """Return what a folder keeps; what it lacks, or is damaged there, is as by default."""
         try:
-            plain = json.loads((folder / OPTIONS).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            plain = load_json(folder / OPTIONS, LARGEST)
+        except (OSError, ValueError):
             return cls()
         return cls(**_known(plain)) if isinstance(plain, dict) else cls()
 

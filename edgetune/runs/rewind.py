@@ -9,7 +9,7 @@ from typing import Any
 from edgetune.events import RunState
 from edgetune.runs.checkpoint import Checkpoint, Refused
 from edgetune.runs.folder import RunFolder
-from edgetune.runs.lines import keep_lines
+from edgetune.runs.lines import is_step, keep_lines
 from edgetune.runs.retention import (
     checkpoint_name,
     checkpoints,
@@ -52,4 +52,4 @@ def _made_again(line: Mapping[str, Any], now: RunState) -> bool:
 def _step_of(line: Mapping[str, Any]) -> float:
     """Return the step of a line; one that names none is of no step that was taken."""
     step = line.get("step")
-    return step if isinstance(step, int) else math.inf
+    return step if is_step(step) else math.inf

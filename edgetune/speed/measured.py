@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.device.base import PACKAGES
+from edgetune.files import load_json
 from edgetune.owned import replacing_shared
 from edgetune.world import MLX_HOSTS, MLX_RANK
 
 FILE_NAME = "measurements.json"
+_LARGEST = 16 << 20
+"""Bytes of it."""
 
 SETTINGS = ("OMP_NUM_THREADS", "MKL_", "ONEDNN_", "DNNL_", "BITSANDBYTES_", "CUBLAS_", "MLX_")
 """Beginnings of the names of environment variables by which users change how fast it computes."""
@@ -215,7 +218,7 @@ def _place(plain: Mapping[str, Any]) -> tuple[object, ...]:
 
 def _read(file: Path) -> list[dict[str, Any]]:
     try:
-        content = json.loads(file.read_text("utf-8"))
+        content = load_json(file, _LARGEST)
     except (OSError, ValueError):
         return []
     return [item for item in content if isinstance(item, dict)] if isinstance(content, list) else []

@@ -39,7 +39,7 @@ class Called:
         """What its error said."""
         try:
             return str(json.loads(self.printed)["error"]["message"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return f"The process ended with exit code {self.code}."
 
 

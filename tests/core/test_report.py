@@ -215,6 +215,32 @@ def test_a_damaged_file_is_named_and_the_rest_is_shown(
         assert any(name in problem for problem in report.problems)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("number", [5e307, 1.7e308, 3e38, 1e-30, 1e-320, 10**400, 10**39, -1e308])
+def test_numbers_that_no_run_has_are_drawn_or_left_out(run: Recorded, number: float) -> None:
+    last = list(run.folder.steps())[-1]
+    for step, name in enumerate(("loss", "seconds", "tokens", "peak_bytes", "learning_rate"), 7):
+        append_line(run.folder.metrics, {**last, "step": step, name: number})
+    append_line(run.folder.metrics, {**last, "step": number})
+    append_line(run.folder.metrics, {"event": "eval", "step": 7, "loss": number})
+    for name in ("memory.json", "verdict.json", "receipt.json"):
+        (run.folder.path / name).write_text(json.dumps(_everywhere(number)))
+    report = Report.of(run.folder.path)
+    harmless(render(report))
+    assert len(report.steps) == 6 + (5 if abs(number) < 2.0**128 else 1)
+
+
+def _everywhere(number: float) -> dict[str, Any]:
+    """Return what files of a run may hold, with a number in the place of each."""
+    phases = {name: {"bytes": number, "exact": True} for name in ("load", "train")}
+    neutral = {"base_perplexity": number, "perplexity": number, "base_loss": number, "loss": number}
+    return {
+        "peak_bytes": number, "phases": phases, "pilot": {"peak_bytes": number},
+        "neutral": neutral, "held_out": neutral, "rows_read": number, "tokens": number,
+        "rows_trained": number, "lengths": {"longest": number},
+    }  # fmt: skip
+
+
 def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a run folder"):
         Report.of(tmp_path)

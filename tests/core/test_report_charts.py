@@ -68,6 +68,11 @@ def test_logarithmic_axes_hold_their_values(one: float, other: float) -> None:
     assert 0 <= scale.at(high) <= 1.0001
 
 
+def test_a_logarithmic_axis_holds_the_smallest_numbers() -> None:
+    scale = logarithmic(1e-320, 1e-30)
+    assert 0 < scale.low < scale.high < 1e-11
+
+
 @given(st.integers(1, 10**7))
 def test_axes_of_steps_end_with_the_last_step(last: int) -> None:
     scale = steps(float(last))

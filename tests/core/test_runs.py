@@ -451,6 +451,7 @@ def test_a_folder_keeps_what_its_run_was_told(tmp_path: Path) -> None:
     [
         ("{", AS_USUAL),
         ("[]", AS_USUAL),
+        ("[" * 100_000, AS_USUAL),
         ('{"samples": true, "log": [1], "other": 1, "strict": true}', RunOptions(strict=True)),
     ],
 )

@@ -19,6 +19,7 @@ from edgetune.errors import ModelError
 from edgetune.events import RunState, SaveDue
 from edgetune.files import sha256_json
 from edgetune.planning import Plan
+from edgetune.report import Report
 from edgetune.runs import best_whole, latest, load_checkpoint, newest_whole
 from edgetune.runs.lines import append_line, read_lines
 from edgetune.runs.retention import checkpoints
@@ -253,7 +254,58 @@ def test_logs_that_are_no_files_are_refused_at_once(run: Recorded) -> None:
 
 def test_metrics_that_say_nothing_are_left_out(run: Recorded) -> None:
     steps = list(run.folder.steps())
+    evaluations = list(run.folder.evaluations())
+    whole = [{**steps[-1], "step": 7}, {**evaluations[-1], "step": 7}]
+    odd = [{"loss": x} for x in (10**400, 1e300, True, "1")]
+    odd += [{"step": x} for x in (10**400, 10**39, 1e300, 1.5, -1, True)]
+    odd += [{"event": x} for x in ([1], {}, 3)]
     with run.folder.metrics.open("a") as file:
         file.write('{"event": "step"}\n{"event": "step", "step": "1"}\n{}\n')
+        file.writelines(json.dumps({**line, **each}) + "\n" for line in whole for each in odd)
     assert list(run.folder.steps()) == steps
+    assert list(run.folder.evaluations()) == evaluations
     assert np.isfinite(run.folder.peak_bytes())
+    report = Report.of(run.folder.path)
+    assert len(report.steps) == len(steps)
+    assert [one.step for one in report.evaluations] == [one["step"] for one in evaluations]
+    assert best_whole(run.folder, RunState(step=6, base_loss=9.0))[0] is not None
+
+
+@pytest.mark.parametrize("what", [[1], {}, 3, None])
+def test_a_note_that_does_not_say_of_what_is_left_out(run: Recorded, what: Any) -> None:
+    before = Report.of(run.folder.path)
+    append_line(run.folder.journal, {"time": 1.0, "what": what, "because": "x"})
+    after = Report.of(run.folder.path)
+    assert (after.status, after.journal) == (before.status, before.journal)
+    assert run.folder.kept() is None
+
+
+def test_the_kept_checkpoint_is_told_with_the_numbers_that_are_some(run: Recorded) -> None:
+    run.folder.adapter.mkdir()
+    for step, loss, told in ((4, 0.5, 0.5), (4, "0.5", None), (4, 10**400, None)):
+        append_line(run.folder.journal, {"what": "adapter written", "step": step, "loss": loss})
+        kept = run.folder.kept()
+        assert kept is not None
+        assert (kept.step, kept.loss) == (step, told)
+        assert str(kept).startswith("the checkpoint after step 4")
+    append_line(run.folder.journal, {"what": "adapter written", "step": 10**39, "loss": 0.5})
+    assert run.folder.kept() is None
+
+
+@pytest.mark.parametrize(
+    ("receipt", "labels", "names", "cut"),
+    [
+        ('{"labels": {"trained": {"a": 1, "b": 2}}, "label_names": ["x"], "prompt_cut": "y"}',
+         ("a", "b"), ("x",), "y"),
+        ('{"labels": {"trained": 5}, "label_names": 5, "prompt_cut": [3]}', (), (), ""),
+        ('{"labels": 5, "label_names": [5]}', (), (), ""),
+        ("[" * 100_000, (), (), ""),
+    ],
+    ids=["whole", "numbers", "other numbers", "deep"],
+)  # fmt: skip
+def test_what_a_receipt_does_not_say_right_is_left_out(
+    run: Recorded, receipt: str, labels: tuple[str, ...], names: tuple[str, ...], cut: str
+) -> None:
+    (run.folder.path / "receipt.json").write_text(receipt)
+    assert run.folder.labels() == (labels, names)
+    assert run.folder.prompt_cut() == cut

@@ -118,6 +118,7 @@ def test_a_damaged_run_is_listed_all_the_same(tmp_path: Path, text: str) -> None
     (run / "metrics.jsonl").write_text(
         '{"event": "step"}\nnull\n[]\n{"event": "eval", "step": "x"}\n'
     )
+    (run / "journal.jsonl").write_text('{"what": [1]}\n{"what": {}, "because": 1}\n')
     (found,) = Listing(tmp_path).runs()
     assert (found.name, found.state, found.step) == ("damaged", "planned", 0)
     assert "damaged" in rendered(

@@ -164,6 +164,7 @@ def test_a_form_that_is_no_form_is_damage(
     for told in (
         "{", "[]", '{"in_file": 1}', '{"layers": {"q": "x"}}', '{"embedding": NaN}',
         '{"logits": 1e999}', '{"embedding": 0}', '{"layers": {"scores": [0.0, 0.0]}}',
+        "[" * 100_000, '{"embedding": 1' + "0" * 400 + "}",
     ):  # fmt: skip
         _forget_form(tmp_path / "a", {"edgetune.form": told})
         with pytest.raises(ModelError, match="is damaged"):
