@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from hashlib import sha256
@@ -17,6 +16,7 @@ from edgetune.data.gguf_tokenizer import read_gguf_tokenizer
 from edgetune.data.offsets import Encoded, Ids, Locator
 from edgetune.data.panics import refused_panics
 from edgetune.data.template import ChatTemplate, Message, default_template, own_template
+from edgetune.data.token_numbers import check_token_numbers
 from edgetune.data.turn_tokens import (
     end_between,
     listed_ends,
@@ -26,7 +26,9 @@ from edgetune.data.turn_tokens import (
 )
 from edgetune.errors import ModelError, UsageError
 from edgetune.escapes import half_character, short
+from edgetune.files import load_json
 
+_LARGEST = 1 << 24  # bytes of a settings file
 _SPACES = 8  # tokens before BOS that may be white space
 _PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
@@ -298,8 +300,8 @@ def _read(folder: Path) -> Any:
 def _json(path: Path) -> dict[str, Any]:
     """Return the object in a file; nothing where there is none that can be read."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = load_json(path, _LARGEST)
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -326,13 +328,14 @@ def _check_files(folder: Path) -> None:
             f" {', '.join(sorted(entry.name for entry in folder.iterdir())) or 'nothing'}."
         )
     _check_named_templates(folder / "tokenizer_config.json")
+    check_token_numbers(folder)
 
 
 def _check_named_templates(path: Path) -> None:
     """Refuse a list of templates that transformers would stumble over without saying why."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["chat_template"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        found = load_json(path, _LARGEST)["chat_template"]
+    except (OSError, ValueError, KeyError, TypeError):
         return
     named = found if isinstance(found, list) else []
     if not all(isinstance(entry, dict) and {"name", "template"} <= entry.keys() for entry in named):

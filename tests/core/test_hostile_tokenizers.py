@@ -91,6 +91,46 @@ def test_a_tokenizer_that_cannot_be_the_models(
     assert said in called.err
 
 
+@pytest.mark.parametrize("number", [10**7, 2**31, 10**30])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_token_with_a_high_number_takes_no_memory(
+    model: Path, number: int, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def high(settings: dict[str, Any]) -> None:
+        settings["model"]["vocab"] |= {"zzz": number, '": 10000000': 1020}
+
+    changed(model, high)
+    monkeypatch.setattr("edgetune.data.tokenizer._read", None)  # never comes to this
+    with pytest.raises(ModelError, match=rf"tokenizer.json has a token with number {number}, and"):
+        load_tokenizer(model, 1024 if known else None)
+    (model / "vocab.json").write_text(json.dumps({"zzz": number}))
+    (model / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=rf"vocab.json has a token with number {number}, and"):
+        load_tokenizer(model, 1024 if known else None)
+
+
+def test_a_text_that_looks_like_a_high_number_is_one_token(model: Path) -> None:
+    def text(settings: dict[str, Any]) -> None:
+        vocabulary = settings["model"]["vocab"]
+        del vocabulary[next(x for x, number in vocabulary.items() if number == 1020)]
+        vocabulary[": 100000000"] = 1020
+        settings["model"]["merges"] = []
+        settings["truncation"] = {
+            "direction": "Right", "max_length": 10**12, "strategy": "LongestFirst", "stride": 0
+        }  # fmt: skip
+
+    changed(model, text)
+    assert len(load_tokenizer(model, 1024)) == 1024
+
+
+def test_a_file_that_is_far_too_large_is_no_tokenizer(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgetune.data.token_numbers.LARGEST", 1000)
+    with pytest.raises(ModelError, match=r"tokenizer.json is larger than 1000 bytes"):
+        load_tokenizer(model)
+
+
 def test_special_tokens_beyond_the_embeddings_are_refused_where_they_are_used(
     cli: Cli, model: Path
 ) -> None:
