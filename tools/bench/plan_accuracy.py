@@ -153,6 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, help="where models are written and kept")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--found", type=Path, help="lines of runs: those that are there are kept")
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--methods", nargs="+", default=list(FAMILIES), choices=list(METHODS))
@@ -165,7 +166,8 @@ def main() -> None:
     for model in given.models:
         if not (given.folder / model / "config.json").exists():
             write_model(model, given.folder / model, {})
-    lines = [_apart(case, given) for case in cases(given.models, given.methods)]
+    found = _found(given.found)
+    lines = [found.get(case) or _apart(case, given) for case in cases(given.models, given.methods)]
     text = _HEAD.format(
         steps=given.steps, day=date.today(), device=read_device("cpu").name
     ) + table(lines)
@@ -181,9 +183,24 @@ def _apart(case: Case, given: argparse.Namespace) -> Line:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{case}: {done.stderr[-2000:]}")
-    plain = json.loads(done.stdout.splitlines()[-1])
-    print(plain, file=sys.stderr)
-    return Line(**{**plain, "case": case})
+    told = done.stdout.splitlines()[-1]
+    print(told, file=sys.stderr)
+    if given.found:
+        with given.found.open("a") as file:
+            file.write(told + "\n")
+    return _line(told)
+
+
+def _line(told: str) -> Line:
+    plain = json.loads(told)
+    return Line(**{**plain, "case": Case(**plain["case"])})
+
+
+def _found(file: Path | None) -> dict[Case, Line]:
+    """Return the runs that were done already."""
+    if file is None or not file.exists():
+        return {}
+    return {line.case: line for line in map(_line, file.read_text().splitlines())}
 
 
 _HEAD = """# Plans against runs
