@@ -23,6 +23,7 @@ from edgetune.cli.options import (
     memory_option,
     model_option,
 )
+from edgetune.cli.output_file import page_option
 from edgetune.cli.process import this_process
 from edgetune.cli.show import QUIET, VERBOSE, out, out_json, say, verbosity
 from edgetune.errors import StoppedError, UsageError
@@ -59,7 +60,7 @@ _LOOK_SECONDS = 0.2
     help="Score all of them on these rows as well, as `edgetune eval` does.",
 )
 @click.option("--exact-match", is_flag=True, help="Let them answer the rows of --held-out, too.")
-@click.option("--html", type=FilePath(), metavar="FILE", help="Also write a page with charts.")
+@page_option("--html", "Also write a page with charts.")
 @device_option
 @memory_option
 @knob_options

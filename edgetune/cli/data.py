@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from edgetune.cli.options import FilePath, Names, common_options, some_knob_options
+from edgetune.cli.options import FilePath, Model, Names, common_options, some_knob_options
 from edgetune.cli.reading import reading_bar
 from edgetune.cli.show import out, out_json, say
 from edgetune.data import ShownRow, review, show_rows
@@ -43,6 +43,7 @@ def command() -> None:
 @click.argument("file", type=FilePath())
 @click.option(
     "--model",
+    type=Model(),
     default="tiny",
     show_default=True,
     metavar="REF",

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import click
 
-from edgetune.cli.options import common_options
+from edgetune.cli.options import Model, common_options
 from edgetune.cli.show import NORMAL, draw, out, out_json, say, verbosity
 from edgetune.errors import UsageError
 from edgetune.escapes import one_line
@@ -24,7 +24,7 @@ _KNOWN_SHARE = 0.01
 
 
 @click.command("fetch", short_help="Download a model (the only command that goes online).")
-@click.argument("ref")
+@click.argument("ref", type=Model())
 @click.option("--revision", default="main", help="A branch, tag or commit. [default: main]")
 @click.option("--endpoint", metavar="URL", help="A hub other than huggingface.co (or HF_ENDPOINT).")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask before downloading.")

@@ -39,6 +39,26 @@ class Size(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
+def named(value: Any, param: click.Parameter | None) -> Any:
+    """Return the name of something, as it is given.
+
+    Raises:
+        UsageError: if it is empty, which elsewhere means the folder that one is in.
+    """
+    if str(value) == "":
+        raise UsageError(f"{called(param)} is empty. Give a name.")
+    return value
+
+
+def called(param: click.Parameter | None) -> str:
+    """Return what an option or an argument is called."""
+    if param is None:
+        return "A name"
+    if isinstance(param, click.Option):
+        return max(param.opts, key=len)
+    return param.human_readable_name.strip("[].").upper()
+
+
 class FilePath(click.ParamType[Path]):
     """The name of a file or folder, there or not."""
 
@@ -52,7 +72,7 @@ class FilePath(click.ParamType[Path]):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Path:
         """Return the path, if it is one that the system can be asked about."""
-        path = Path(value)
+        path = Path(named(value, param))
         try:
             path.lstat()
         except (OSError, ValueError) as error:
@@ -73,14 +93,20 @@ class Ref(click.ParamType[str]):
         return str(value)
 
 
-class Model(click.ParamType[str]):
+class Named(click.ParamType[str]):
+    """A name that is taken as it is, if there is one."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """Return the name."""
+        return str(named(value, param))
+
+
+class Model(Named):
     """A model's name; shells are offered the known ones, and files."""
 
     name = "ref"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> str:
-        """Return the name as it is."""
-        return str(value)
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -209,7 +235,7 @@ def over_options(function: F) -> F:
         return function(over=Over(model=model, device=device, memory=memory), **others)
 
     base = click.option(
-        "--model", metavar="REF", help="The base of an adapter that is not a run's."
+        "--model", type=Model(), metavar="REF", help="The base of an adapter that is not a run's."
     )
     return base(device_option(memory_option(with_over)))  # type: ignore[return-value]
 
@@ -225,7 +251,7 @@ def _set_level(level: int) -> Callable[[click.Context, click.Parameter, bool], N
 
 
 def _option(item: Knob) -> Callable[[F], F]:
-    plain = plain_type(item.type)
+    plain = Named() if item.metavar == "FILE" else plain_type(item.type)
     told = item.default in (None, ()) or "(default:" in item.help
     text = item.help if told else f"{item.help} [default: {_shown(item)}]"
     if plain is bool:

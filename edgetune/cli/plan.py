@@ -18,6 +18,7 @@ from edgetune.cli.options import (
     memory_option,
     model_option,
 )
+from edgetune.cli.output_file import OutputFile
 from edgetune.cli.plan_files import complete, make_room
 from edgetune.cli.plan_text import plan_text, served_text, verified_text
 from edgetune.cli.reading import reading_bar
@@ -45,7 +46,7 @@ MOST_ADAPTERS = 1_000_000
 @memory_option
 @click.option(
     "--output",
-    type=FilePath(),
+    type=OutputFile("a plan file", is_plan_file),
     help=f"Keep the plan in a file; `edgetune train` takes {FILE_NAME} by itself.",
 )
 @click.option("--plan", "plan_file", type=FilePath(), hidden=True, help="A plan to go by.")
@@ -87,8 +88,6 @@ def command(
     """
     if model is None and plan_file is None:
         raise UsageError("Which model? Give --model REF; `edgetune models` lists what is known.")
-    if output is not None:
-        _keep_others_files(output)
     fixed = Fixed.of(flags)
     request = PlanRequest(
         model=model or "",
@@ -144,21 +143,6 @@ def _place(nproc: int, device: str) -> Place:
     """Return the first of so many ranks; those on this machine share it."""
     local = nproc if read_device(device).here else 1
     return Place(rank=0, world=nproc, local_rank=0, local_world=local)
-
-
-def _keep_others_files(output: Path) -> None:
-    """Refuse to write a plan over a file that is no plan, or to wait for a pipe's reader."""
-    try:
-        if output.is_fifo() or output.is_socket():
-            raise UsageError(f"{output} is a pipe or a socket. Choose a file with --output.")
-        is_other = output.is_file() and output.stat().st_size and not is_plan_file(output)
-    except OSError as error:
-        raise UsageError(f"The plan file {output} cannot be written: {error.strerror}.") from None
-    if is_other:
-        raise UsageError(
-            f"{output} exists and is not a plan file: it is not overwritten. "
-            "Choose another with --output."
-        )
 
 
 def _verified(plan: Plan) -> list[Any]:

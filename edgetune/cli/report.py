@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from edgetune.cli.options import FilePath, common_options
+from edgetune.cli.output_file import page_option
 from edgetune.cli.show import complain, out, out_json
 from edgetune.files import unwritable
 from edgetune.report import Report, write_report
@@ -17,9 +18,7 @@ from edgetune.units import format_bytes
 
 @click.command("report", short_help="Write the report of a run as one HTML page.")
 @click.argument("run", type=FilePath(), metavar="RUN")
-@click.option(
-    "--output", type=FilePath(), metavar="FILE", help="Where to write it. [default: in the run]"
-)
+@page_option("--output", "Where to write it. [default: in the run]")
 @common_options
 def command(run: Path, output: Path | None, as_json: bool) -> None:
     """Write report.html for a run's folder, in whatever state the run is.

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
-
-from edgetune.cli.options import FilePath
+from edgetune.cli.output_file import page_option
 from edgetune.cli.show import out, out_json, table
 from edgetune.files import unwritable, write_text
 from edgetune.report.charts import Chart
 from edgetune.report.studies import Heat, study_page
 from edgetune.settings.spec import to_plain
 
-html_option = click.option(
-    "--html", type=FilePath(), metavar="FILE", help="Also write a page with the tables, shaded."
-)
+html_option = page_option("--html", "Also write a page with the tables, shaded.")
 
 
 def show(

@@ -20,6 +20,7 @@ from edgetune.cli.live import Stages
 from edgetune.cli.options import (
     FilePath,
     Names,
+    Ref,
     common_options,
     data_option,
     device_option,
@@ -68,6 +69,7 @@ from edgetune.world import ALONE, Place, World
 @click.option(
     "--from",
     "source",
+    type=Ref(),
     metavar="ADAPTER",
     help="Continue from an adapter: a run's folder, or one that PEFT or mlx-lm saved.",
 )

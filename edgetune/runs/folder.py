@@ -23,6 +23,9 @@ ELSEWHERE: Final = "move its folder elsewhere"
 LARGEST_RECEIPT: Final = 64 << 20
 """Bytes of the account of a run's rows: it names every row that was dropped."""
 
+_MARKS: Final = ("plan.yaml", "receipt.json")
+"""Every run has both, from its first moment on; a plan alone may lie anywhere."""
+
 RANKS: Final = "ranks.json"
 """What each of several ranks is and took, of a run that has some."""
 
@@ -253,6 +256,12 @@ class RunFolder:
     def peak_bytes(self) -> int:
         """Return the highest peak of all steps, also of those before an interruption."""
         return max((line["peak_bytes"] for line in self.steps()), default=0)
+
+
+def run_of(path: Path) -> Path | None:
+    """Return the folder of the run that a path lies in, however deep; None if it lies in none."""
+    folders = path.resolve().parents
+    return next((x for x in folders if all((x / name).is_file() for name in _MARKS)), None)
 
 
 def _is(line: Mapping[str, Any], event: str, numbers: Iterable[str]) -> bool:

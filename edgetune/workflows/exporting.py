@@ -107,9 +107,8 @@ def export_run(name: str, to: str, output: Path, options: ExportOptions) -> Expo
         CheckFailedError: if the merged model is not the trained one; nothing is written then.
         EdgetuneError: if the run, its model, its data or the output cannot be had.
     """
+    _refuse_unread(to, options)
     if options.create:
-        if to != "ollama":
-            raise UsageError(f"--create is for --to ollama, not --to {to}.")
         require_ollama()
     found = read_adapted(name, options.over)
     try:
@@ -125,13 +124,26 @@ def export_run(name: str, to: str, output: Path, options: ExportOptions) -> Expo
     return replace(result, exported=replace(result.exported, notes=notes))
 
 
-def _exported(found: Adapted, to: str, output: Path, options: ExportOptions) -> ExportResult:
+def _refuse_unread(to: str, options: ExportOptions) -> None:
+    """Refuse options that this export does not read, before anything is."""
+    if options.create and to != "ollama":
+        raise UsageError(f"--create is for --to ollama, not --to {to}.")
     if options.adapter and to != "gguf":
         raise UsageError(f"--adapter is for --to gguf, not --to {to}.")
     if options.quantize is not None and to not in {TARGET, *GGUF}:
         raise UsageError(
             f"--quantize is for --to {', '.join((TARGET, *sorted(GGUF)))}, not --to {to}."
         )
+    if to == "peft" and (options.data is not None or not options.check):
+        flag = "--no-check" if options.data is None else "--data"
+        raise UsageError(
+            f"{flag} is about the check of merged weights, and --to peft merges none: leave it out."
+        )
+    if options.data is not None and not options.check:
+        raise UsageError("--data names rows to check on, and --no-check checks none. Give one.")
+
+
+def _exported(found: Adapted, to: str, output: Path, options: ExportOptions) -> ExportResult:
     if options.quantize is not None and to == TARGET:
         return _quantized_folder(found, output, options)
     adapter = found.adapter

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +141,7 @@ def test_a_profile_without_weights_can_be_planned_and_not_trained(cli: Cli) -> N
         ("..", "the folder that you are in, or one above it"),
         ("/", "the folder that you are in, or one above it"),
         ("full/..", "the folder that you are in"),
-        ("", "the folder that you are in"),
+        ("", "is empty"),
         ("nowhere-link", "is a link to nowhere, where nothing is"),
         ("file-link", "is not a folder"),
         ("full-link", "is not empty"),
@@ -188,13 +190,116 @@ def test_a_name_that_is_too_long(cli: Cli) -> None:
 
 def test_a_plan_is_not_written_over_something_else(cli: Cli) -> None:
     rows = write_rows(Path("rows.jsonl"))
-    os.mkfifo("pipe")
-    for output, said in ((rows, "is not a plan file: it is not overwritten"), ("pipe", "a pipe")):
-        code, message = refused(cli, *PLAN, "--output", output)
-        assert (code, said in message) == (2, True)
+    code, message = refused(cli, *PLAN, "--output", rows)
+    assert (code, "is not a plan file, so that it is not overwritten" in message) == (2, True)
     assert len(rows.read_text().splitlines()) == 20
     for _ in range(2):  # a plan is
         assert cli(*PLAN, "--output", "plan.yaml", "-q").code == 0
+
+
+WRITING = {
+    "plan": (*PLAN, "--output"),
+    "report": ("report", "run", "--output"),
+    "compare": ("compare", "run", "--html"),
+    "blocks": ("study", "blocks", "run", "--data", "rows.jsonl", "--html"),
+    "directions": ("study", "directions", "run", "run", "--html"),
+    "weights": ("study", "weights", "run", "--html"),
+    "dimension": ("study", "intrinsic-dimension", "--data", "rows.jsonl", "--html"),
+    "robustness": ("study", "robustness", "run", "--data", "a", "--clean", "a", "--html"),
+}
+"""Every command that writes one named file, in the place of one that is there."""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes and sockets have names")
+@pytest.mark.parametrize("command", WRITING.values(), ids=WRITING)
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("", "is empty"),
+        (".", "it is a folder"),
+        ("/", "it is a folder"),
+        ("folder", "it is a folder"),
+        ("pipe", "not a regular file"),
+        ("socket", "not a regular file"),
+        ("pipe-link", "not a regular file"),
+        ("nowhere-link", "a link to nowhere, where nothing is"),
+        ("circle", "circle is not written"),
+        ("nowhere/file", "there is no folder"),
+        ("rows.jsonl", "is not a"),
+        ("rows-link", "is not a"),
+        ("run/plan.yaml", "belongs to the run"),
+        ("run/.lock", "belongs to the run"),
+        ("run/metrics.jsonl", "belongs to the run"),
+        ("run/adapter/adapter_model.safetensors", "belongs to the run"),
+        ("run/adapter/page.html", "belongs to the run"),
+        ("run-link/receipt.json", "belongs to the run"),
+    ],
+)
+def test_what_a_command_must_not_replace(
+    cli: Cli, command: tuple[str, ...], output: str, said: str
+) -> None:
+    write_rows(Path("rows.jsonl"))
+    for folder in ("folder", "run/adapter"):
+        Path(folder).mkdir(parents=True)
+    for name in ("plan.yaml", "receipt.json", ".lock", "adapter/adapter_model.safetensors"):
+        (Path("run") / name).touch()
+    os.mkfifo("pipe")
+    with closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind("socket")
+    for name, target in {"rows": "rows.jsonl"}.items() | {
+        (x, x) for x in ("run", "pipe", "nowhere")
+    }:
+        Path(f"{name}-link").symlink_to(target)
+    Path("circle").symlink_to("circle")
+    code, message = refused(cli, *command, output)
+    assert (code, said in message) == (2, True), message
+    assert command[-1] in message
+    assert message.count("\n") == 1
+
+
+def test_a_plan_is_written_where_a_link_leads(cli: Cli) -> None:
+    Path("link.yaml").symlink_to("plan.yaml")
+    Path("plan.yaml").touch()
+    assert cli(*PLAN, "--output", "link.yaml", "-q").code == 0
+    assert Path("link.yaml").is_symlink()
+    assert "choice:" in Path("plan.yaml").read_text()
+
+
+EMPTY = [
+    *((*PLAN, flag, "") for flag in ("--data", "--plan", "--config", "--validation-data")),
+    ("plan", "--model", ""),
+    *((*TRAIN, flag, "") for flag in ("--data", "--plan", "--config", "--from", "--output")),
+    (*TRAIN, "--data", "rows.jsonl", "--validation-data", ""),
+    ("data", "check", ""),
+    ("data", "check", "rows.jsonl", "--model", ""),
+    ("data", "check", "rows.jsonl", "--validation-data", ""),
+    *((name, "") for name in ("inspect", "similar", "report", "view", "fetch", "chat", "serve", "compare")),
+    ("generate", "", "-p", "a"),
+    ("generate", "tiny", "-p", "a", "--model", ""),
+    ("eval", "", "--data", "rows.jsonl"),
+    ("eval", "tiny", "--data", ""),
+    ("compare", "--methods", "lora", "--output", ""),
+    ("compare", "run", "--held-out", ""),
+    ("combine", "run", "", "--output", "out"),
+    ("combine", "run", "--output", ""),
+    ("export", "run", "--to", "hf", "--output", ""),
+    ("export", "", "--to", "hf", "--output", "out"),
+    ("export", "run", "--to", "hf", "--output", "out", "--data", ""),
+    ("study", "blocks", "", "--data", "rows.jsonl"),
+    ("study", "robustness", "run", "--data", "rows.jsonl", "--clean", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", EMPTY, ids=" ".join)
+def test_an_empty_name_is_not_the_folder_that_one_is_in(
+    cli: Cli, arguments: tuple[str, ...]
+) -> None:
+    write_rows(Path("rows.jsonl"))
+    code, message = refused(cli, *arguments)
+    before = arguments[arguments.index("") - 1]
+    assert code == 2
+    assert message.endswith("is empty. Give a name.\n")
+    assert not before.startswith("--") or message.startswith(f"Error: {before} is")
 
 
 def test_an_old_run_says_how_to_go_on(cli: Cli) -> None:
@@ -238,6 +343,15 @@ COMBINATIONS: list[tuple[tuple[str, ...], list[str]]] = [
     (("generate", "run", "--raw", "--system", "s", "-p", "a"), ["--raw", "--system"]),
     (("eval", "nowhere", "--data", "rows.jsonl"), ["nowhere"]),
     (("export", "nowhere", "--to", "hf", "--output", "out"), ["nowhere"]),
+    (("export", "nowhere", "--to", "peft", "--output", "out", "--data", "rows.jsonl"),
+     ["--data is about the check", "--to peft"]),
+    (("export", "nowhere", "--to", "peft", "--output", "out", "--no-check"),
+     ["--no-check is about the check", "--to peft"]),
+    (("export", "nowhere", "--to", "hf", "--output", "out", "--data", "rows.jsonl", "--no-check"),
+     ["--data", "--no-check"]),
+    (("export", "nowhere", "--to", "hf", "--output", "out", "--adapter"), ["--adapter", "gguf"]),
+    (("export", "nowhere", "--to", "hf", "--output", "out", "--quantize", "q8"), ["--quantize"]),
+    (("export", "nowhere", "--to", "hf", "--output", "out", "--create"), ["--create", "ollama"]),
     ((*PLAN, "--rank", "0", "--dropout", "1"), ["--rank must be 1 or more; found 0.",
                                                "--dropout must be from 0 to below 1; found 1.0."]),
     ((*PLAN, "--checkpointing", "99"), ["--checkpointing", "99", "4 blocks"]),

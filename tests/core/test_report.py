@@ -407,7 +407,12 @@ def test_the_command_makes_the_report_of_any_run(
     assert found["report"] == str(output)
     harmless(output.read_text())
     assert command_line(["report", str(run.folder.path)]) == 0
-    assert (run.folder.path / "report.html").is_file()
+    own = run.folder.path / "report.html"
+    assert own.is_file()
+    for again in (own, run.folder.path / "other.html", output):  # a page may be replaced
+        again.write_text("<!DOCTYPE html>before")
+        assert command_line(["report", str(run.folder.path), "--output", str(again)]) == 0
+        harmless(again.read_text())
     assert command_line(["report", str(tmp_path)]) == 2
     assert command_line(["report", str(run.folder.path), "--output", "/no/such/folder/x"]) == 2
     assert "--output" in capsys.readouterr().err
