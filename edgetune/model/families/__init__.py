@@ -99,9 +99,17 @@ def shape_of(config: Mapping[str, object]) -> ModelShape:
     if not isinstance(model_type, str) or model_type not in supported():
         raise ModelError(_unsupported(model_type, config))
     fields = Fields(config)
-    shape = reader(model_type)(fields)
+    shape = reader(_read_as(model_type, fields))(fields)
     fields.finish(model_type)
     return shape
+
+
+def _read_as(model_type: str, fields: Fields) -> str:
+    """Return the type that a config is read as: as in transformers, types of layers make a Ministral.
+
+    Inside a wrapper they do not.
+    """
+    return "ministral" if model_type == "mistral" and fields.has("layer_types") else model_type
 
 
 def reader(model_type: str) -> Callable[[Fields], ModelShape]:

@@ -61,7 +61,9 @@ def _norms(sizes: Sizes) -> tuple[Norm, ...]:
 
 
 def _rotating(fields: Fields) -> Fields:
-    """Return the fields with the usual rotation where nothing is said of it."""
-    said = ("rope_scaling", "rope_parameters", "rope_theta")
-    silent = all(fields.raw(name) is None for name in said)
-    return fields.with_values(rope_parameters=dict(_ROTATION)) if silent else fields
+    """Return the fields with the usual rotation where no table is; as in transformers, whole.
+
+    Its base frequency is the usual one then, whatever ``rope_theta`` says.
+    """
+    given = fields.table("rope_scaling") or fields.raw("rope_parameters") is not None
+    return fields if given else fields.with_values(rope_parameters=dict(_ROTATION))

@@ -140,15 +140,21 @@ def _neo_sizes(fields: Fields) -> Sizes:
 
 
 def _neo_kinds(fields: Fields, layers: int) -> list[object]:
-    """Return ``global`` or ``local`` for each layer; the config says ``[[[kinds], times], …]``."""
-    given = fields.raw("attention_types") or [[["global", "local"], 12]]
+    """Return ``global`` or ``local`` for each layer.
+
+    ``attention_types`` says ``[[[kinds], times], …]``; a list of all layers, ``attention_layers``,
+    goes first, as in transformers, which wants both to be of as many layers as there are.
+    """
+    listed = fields.raw("attention_layers")
+    name = "attention_types" if listed is None else "attention_layers"
+    given = (fields.raw(name) or [[["global", "local"], 12]]) if listed is None else [[listed, 1]]
     try:
         kinds = [kind for group, times in cast("Any", given) for kind in list(group) * times]
     except (TypeError, ValueError):
         kinds = []
     if len(kinds) != layers or not {"global", "local"}.issuperset(map(str, kinds)):
         fields.problems.append(
-            f"attention_types must say global or local for {layers} layers; found {short(given)}"
+            f"{name} must say global or local for {layers} layers; found {short(fields.raw(name))}"
         )
         return ["global"] * layers
     return kinds

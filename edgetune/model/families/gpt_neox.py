@@ -39,9 +39,10 @@ def gpt_neox(fields: Fields) -> ModelShape:
 
 
 def _rotary(fields: Fields, sizes: Sizes) -> Rotary:
+    # a share beside the table is not read: it is called rotary_pct there
     return rotary(
         fields,
-        rope_table(fields),
+        rope_table(fields.with_values(partial_rotary_factor=None)),
         head_dim=sizes.head_dim,
         theta=fields.positive("rotary_emb_base", 10_000.0),
         context=sizes.context,

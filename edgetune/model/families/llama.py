@@ -32,8 +32,8 @@ def smollm3(fields: Fields) -> ModelShape:
     sizes = read_sizes(fields, kv_heads=4, context=32768)
     rotated = _rotated_layers(fields, sizes)
     window = fields.optional_size("sliding_window")
-    window = window if fields.flag("use_sliding_window", False) else None
-    types = ["full_attention" if turned else "sliding_attention" for turned in rotated]
+    windows = fields.flag("use_sliding_window", False)  # which types that are written overrule
+    types = ["sliding_attention" if windows and not x else "full_attention" for x in rotated]
     full = Attention(
         scale=sizes.head_dim**-0.5, rotary=read_rotary(fields, sizes, theta=2_000_000.0)
     )
