@@ -393,7 +393,7 @@ class AroundGemma3n(torch.nn.Module):
         (folder / "config.json").write_text(json.dumps(whole))
 
 
-def make_wrapper(folder: Path, wrapper: str, inner: str | None = None) -> Any:
+def make_wrapper(folder: Path, wrapper: str, inner: str | None = None, **changes: object) -> Any:
     """Write a random vision-language model and return it as transformers has it."""
     family = inner or INSIDE[wrapper][0]
     text = {"model_type": family, **FAMILIES[family]}
@@ -404,10 +404,10 @@ def make_wrapper(folder: Path, wrapper: str, inner: str | None = None) -> Any:
         around = AroundGemma3n(decoder)
         around.eval().save_pretrained(folder)
         return around
+    changes = {"tie_word_embeddings": AutoConfig.for_model(**text).tie_word_embeddings} | changes
     config = AutoConfig.for_model(
-        wrapper, text_config=text, vision_config=_TOWERS[wrapper],
-        tie_word_embeddings=AutoConfig.for_model(**text).tie_word_embeddings,
-    )  # fmt: skip
+        wrapper, text_config=text, vision_config=_TOWERS[wrapper], **changes
+    )
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config).eval()
     model.save_pretrained(folder)

@@ -123,7 +123,8 @@ def readable_config(config: Mapping[str, object], shape: ModelShape) -> dict[str
     """
     written, inner = dict(config), config.get("text_config")
     if shape.inside is not None and isinstance(inner, dict):
-        written["text_config"] = readable_config(inner, replace(shape, inside=None))
+        text = readable_config(inner, replace(shape, inside=None))
+        written["text_config"] = {**text, "tie_word_embeddings": shape.tied}
         return {**written, "vocab_size": shape.vocabulary}
     ropes = config.get("rope_parameters")
     if isinstance(ropes, dict) and "full_attention" in ropes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from edgetune.errors import ModelError
 from edgetune.model.config import FloatName
 from edgetune.model.families import shape_of
+from edgetune.model.families.wrappers import without_head
 from edgetune.model.fused_experts import taken_apart
-from edgetune.model.names import match_names, tied_heads
+from edgetune.model.names import heads, match_names, tied_heads
 from edgetune.model.published import assembled, needless_biases, untold, written_plain
 from edgetune.model.weights import listing, read_json, stored_tensors
 from edgetune.shape import ModelShape, Published
@@ -60,8 +61,12 @@ class LocalModel:
         config = read_config(folder)
         shape = shape_of(config)
         stored = assembled(config, stored_tensors(folder))
+        if not heads(stored):
+            shape = without_head(shape, config)
         tensors = _checked(folder, shape, stored, config)
-        _check_tied_head(folder, shape, stored, tensors)
+        if _has_another_head(shape, stored, tensors):
+            shape = _untied(folder, shape)
+            tensors = _checked(folder, shape, stored, config)
         return cls(
             ref=ref or str(folder),
             folder=folder,
@@ -172,9 +177,19 @@ def _checked(
     if problems:
         raise ModelError(
             f"The tensors in {folder} do not fit its config.json:\n  - {listing(problems)}"
-            f"{untold(config, strange)}"
+            f"{_headless(shape, problems)}{untold(config, strange)}"
         )
     return {name: stored[source] for name, source in found.items()}
+
+
+def _headless(shape: ModelShape, problems: Sequence[str]) -> str:
+    """Return what to add where the head alone is missing."""
+    if len(problems) > 1 or not problems[0].startswith(f"{shape.head}.weight: missing"):
+        return ""
+    return (
+        "\nIf the head is the embedding, set tie_word_embeddings to true in config.json"
+        f"{', outside its text_config too' if shape.inside else ''}."
+    )
 
 
 def _turned(
@@ -195,19 +210,27 @@ def _turned(
     }
 
 
-def _check_tied_head(
-    folder: Path,
-    shape: ModelShape,
-    stored: Mapping[str, StoredTensor],
-    tensors: Mapping[str, StoredTensor],
-) -> None:
+def _has_another_head(
+    shape: ModelShape, stored: Mapping[str, StoredTensor], tensors: Mapping[str, StoredTensor]
+) -> bool:
+    """Return whether there is a head that is not the embedding which the config calls the head."""
     embedding = tensors[f"{shape.embedding}.weight"]
     copies = [stored[name] for name in tied_heads(shape, stored)]
-    if not all(_same(embedding, copy) for copy in copies):
-        raise ModelError(
-            f"The config.json in {folder} ties the head to the embedding, but the files hold "
-            "another head. Set tie_word_embeddings to false there, or remove that tensor."
-        )
+    return not all(_same(embedding, copy) for copy in copies)
+
+
+def _untied(folder: Path, shape: ModelShape) -> ModelShape:
+    """Return a shape with a head of its own, which a wrapper's two configs may both fail to say.
+
+    Raises:
+        ModelError: if it is no wrapper.
+    """
+    if shape.inside is not None:
+        return replace(shape, tied=False)
+    raise ModelError(
+        f"The config.json in {folder} ties the head to the embedding, but the files hold "
+        "another head. Set tie_word_embeddings to false there, or remove that tensor."
+    )
 
 
 def _same(one: StoredTensor, other: StoredTensor) -> bool:

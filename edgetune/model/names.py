@@ -68,7 +68,12 @@ def is_for_images(shape: ModelShape, name: str) -> bool:
 
 def tied_heads(shape: ModelShape, stored: Iterable[str]) -> list[str]:
     """Return the stored copies of a head that is the embedding."""
-    return [name for name in stored if shape.tied and name.endswith(_HEADS)]
+    return heads(stored) if shape.tied else []
+
+
+def heads(stored: Iterable[str]) -> list[str]:
+    """Return the names that heads have."""
+    return [name for name in stored if name.endswith(_HEADS)]
 
 
 def candidates(shape: ModelShape, name: str) -> Iterator[str]:

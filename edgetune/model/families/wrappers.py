@@ -29,12 +29,18 @@ INSIDE: Final[Mapping[str, tuple[str, ...]]] = {
 """By wrapper the families that can be inside; the first where the config does not say."""
 
 
+_TIED: Final = frozenset({"gemma3", "gemma3n", "gemma4", "gemma4_unified", "internvl", "mistral3"})
+"""Those whose head is the embedding where neither config says so and the files hold no head."""
+_EITHER: Final = frozenset({"llava", "llava_onevision"})
+"""Those whose head is the embedding where one of the two configs says so."""
+
+
 def wrapped(model_type: str, fields: Fields) -> ModelShape:
     """Return the shape of the language model inside a wrapper of this type."""
     from edgetune.model.families import reader
 
     known = INSIDE[model_type]
-    inner = Fields(_text_config(fields))
+    inner = Fields(_text_config(model_type, fields))
     found = inner.raw("model_type") or known[0]
     if found not in known:
         fields.problems.append(
@@ -48,7 +54,18 @@ def wrapped(model_type: str, fields: Fields) -> ModelShape:
     return replace(shape, dtype=fields.dtype()) if inherits else shape
 
 
-def _text_config(fields: Fields) -> dict[str, object]:
-    """Return the inner config; whether embeddings are tied can be said in the outer one alone."""
+def without_head(shape: ModelShape, config: Mapping[str, object]) -> ModelShape:
+    """Return a shape as files without a head have it: transformers then ties some that are silent."""
+    silent = config.get("tie_word_embeddings") is None
+    return replace(shape, tied=True) if silent and config.get("model_type") in _TIED else shape
+
+
+def _text_config(model_type: str, fields: Fields) -> dict[str, object]:
+    """Return the inner config with what the outer one says of the head, which goes first.
+
+    Where the outer one is silent the inner one counts, as before transformers 5.
+    """
     text, tied = fields.table("text_config"), fields.raw("tie_word_embeddings")
-    return text if tied is None else {"tie_word_embeddings": tied, **text}
+    if tied is None or (tied is False and model_type in _EITHER):
+        return text
+    return {**text, "tie_word_embeddings": tied}
