@@ -22,6 +22,7 @@ _ACTIVATIONS: Final[Mapping[str, Activation]] = {
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -60,6 +61,10 @@ class Fields:
         fields = Fields({**self._config, **values})
         fields.problems = self.problems
         return fields
+
+    def with_names(self, **names: str) -> Fields:
+        """Return the same fields, those that are missing by the other names that they have."""
+        return self.with_defaults(**{name: self.raw(other) for name, other in names.items()})
 
     def raw(self, name: str) -> object:
         """Return a field as it is written, ``None`` when missing."""

@@ -45,7 +45,7 @@ _NEMOTRON_H: Final = Architecture("nemotron_h", "NemotronHForCausalLM", gguf_hyb
 _GPT_OSS: Final = Architecture("gpt_oss", "GptOssForCausalLM", gguf_hybrids.gpt_oss)
 
 ARCHITECTURES: Final[Mapping[str, Architecture]] = {
-    "apertus": Architecture("apertus", "ApertusForCausalLM", gguf_config.qwen3),
+    "apertus": Architecture("apertus", "ApertusForCausalLM", gguf_config.apertus),
     "arcee": Architecture("arcee", "ArceeForCausalLM", gguf_config.llama, pairs_channels=True),
     "bloom": Architecture("bloom", "BloomForCausalLM", gguf_config.bloom),
     "cohere2": Architecture("cohere2", "Cohere2ForCausalLM", gguf_config.cohere2),

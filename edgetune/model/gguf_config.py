@@ -43,6 +43,13 @@ def qwen3(source: Source) -> Config:
     return sizes(source) | {"attention_bias": source.has_tensor("blk.0.attn_q.bias")}
 
 
+def apertus(source: Source) -> Config:
+    """Return the config of an Apertus model, whose plain rotation has to be said."""
+    config = qwen3(source)
+    plain = {"rope_type": "default", "rope_theta": config["rope_theta"]}
+    return {"rope_parameters": plain} | config
+
+
 def qwen3moe(source: Source) -> Config:
     """Return the config of a Qwen3 mixture."""
     return qwen3(source) | {

@@ -19,11 +19,12 @@ import edgetune_profiles
 from edgetune.errors import UsageError
 from edgetune.exporters import ExportRequest, export
 from edgetune.exporters.gguf import rows as rows_module
+from edgetune.exporters.gguf.compared import architecture_of
 from edgetune.exporters.gguf.model_file import model_file
 from edgetune.exporters.gguf.tokenizer import TokenizerFacts
 from edgetune.exporters.updates import Merge, merge_of
 from edgetune.methods.lora import Lora
-from edgetune.model import LocalModel
+from edgetune.model import LocalModel, shape_of
 from edgetune.tensors.gguf.writer import OutgoingBlocks, Value
 
 TINY = Path(edgetune_profiles.__file__).parent / "tiny"
@@ -193,6 +194,34 @@ def test_a_model_read_back_is_the_model(tmp_path: Path, facts: TokenizerFacts, f
     for ours, theirs in zip(base.shape.attention, back.shape.attention, strict=True):
         assert (ours.window, ours.softcap) == (theirs.window, theirs.softcap)
         assert ours.scale == pytest.approx(theirs.scale)
+
+
+@pytest.mark.parametrize(
+    ("family", "types", "mixer"),
+    [
+        ("qwen3_5_text", {"full_attention_interval": 1}, "Gated DeltaNet"),
+        ("qwen3_5_moe_text", {"full_attention_interval": 1}, "Gated DeltaNet"),
+        ("nemotron_h", {"layers_block_type": ["attention", "mlp"] * 2}, "Mamba-2"),
+    ],
+)
+def test_a_hybrid_of_attention_alone_is_refused(
+    family: str, types: dict[str, Any], mixer: str
+) -> None:
+    shape = shape_of({"model_type": family} | CONFIGS[family] | types)
+
+    with pytest.raises(UsageError, match=f"none of its layers is {mixer}"):
+        architecture_of(shape)
+
+
+def test_a_plain_rotation_of_apertus_stays_plain(tmp_path: Path, facts: TokenizerFacts) -> None:
+    plain = {"rope_parameters": {"rope_type": "default", "rope_theta": 333.0}}
+    config = {"model_type": "apertus", **CONFIGS["apertus"], **plain}
+    base = LocalModel.open(write_folder(tmp_path / "base", config))
+
+    back = LocalModel.open(_write(base, tmp_path / "m.gguf", facts, "f32"))
+
+    assert back.shape.rotaries == base.shape.rotaries
+    assert {rotary.scaling for rotary in back.shape.rotaries} == {"none"}
 
 
 @pytest.mark.parametrize("quantization", ["f32", "q8_0"])

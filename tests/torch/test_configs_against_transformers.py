@@ -22,6 +22,10 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 MIXED = [FULL, SLIDING, SLIDING]
 NEO_KINDS = ["local", "local", "global", "local"]
 
+GPTS = ("gpt2", "gpt_bigcode", "gptj")
+COUNTS = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+UNUSUAL = {"n_embd": None, "n_layer": None, "n_head": None}
+
 ODD: dict[str, tuple[str, dict[str, Any]]] = {
     "types of layers": ("mistral", {"layer_types": MIXED}),
     "types of layers that are null": ("mistral", {"layer_types": None}),
@@ -37,6 +41,15 @@ ODD: dict[str, tuple[str, dict[str, Any]]] = {
     "layers against types": ("gpt_neo", {"attention_layers": NEO_KINDS}),
     "layers without types": (
         "gpt_neo", {"attention_layers": NEO_KINDS, "attention_types": None}),
+    "the usual names in gpt_neo": (
+        "gpt_neo", COUNTS | {"num_hidden_layers": 4, "num_heads": None, "num_layers": None}),
+    "the usual names in mpt": (
+        "mpt", COUNTS | {"hidden_size": 48, "d_model": None, "n_heads": None, "n_layers": None}),
+    **{f"the usual names in {name}": (name, COUNTS | UNUSUAL) for name in GPTS},
+    **{f"a scaling by its old name in {name}": (name, {
+        "rope_scaling": {"type": "linear", "factor": 4.0}}) for name in ("gemma3n_text", "olmo3")},
+    "no jitter": ("phimoe", {"router_jitter_noise": 0.0}),
+    "an activation by another name": ("llama", {"hidden_act": "gelu_python"}),
 }  # fmt: skip
 """Of a family, what its usual small config is changed by; what is None is left out."""
 _NULLS = ("layer_types",)

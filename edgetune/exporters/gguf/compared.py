@@ -91,6 +91,8 @@ def _differences(shape: ModelShape, architecture: Architecture) -> list[str]:
         problems.append(f"{', '.join(biased)} have biases")
     if architecture.sinks and not block.linear_by_role["o"].bias:
         problems.append("its attention has no biases")
+    if architecture.corrected and not any(isinstance(x.mixer, GatedDelta) for x in shape.kinds):
+        problems.append("none of its layers is Gated DeltaNet, whose sizes llama.cpp wants")
     if architecture.scans:
         problems += scan.differences(shape)
     if shape.head_bias and not architecture.head_bias:

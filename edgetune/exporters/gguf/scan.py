@@ -28,6 +28,8 @@ def mixers(shape: ModelShape) -> tuple[StateSpace, ...]:
 
 def differences(shape: ModelShape) -> Iterator[str]:
     """Yield what llama.cpp would compute otherwise."""
+    if not mixers(shape):
+        yield "none of its layers is Mamba-2, whose sizes llama.cpp wants"
     for mixer in mixers(shape):
         if not mixer.bias:
             yield "its convolutions have no biases"

@@ -60,6 +60,9 @@ def bloom(fields: Fields) -> ModelShape:
 
 def mpt(fields: Fields) -> ModelShape:
     """Return the shape of an MPT model: nothing in it has a bias."""
+    fields = fields.with_names(
+        d_model="hidden_size", n_layers="num_hidden_layers", n_heads="num_attention_heads"
+    )
     sizes = _sizes(
         fields, fields.size("d_model"), "n_layers", "n_heads", fields.size("max_seq_len", 2048)
     )

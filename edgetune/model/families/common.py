@@ -99,9 +99,13 @@ def interleaved(rule: Rotary) -> Rotary:
 
 
 def rotary_of_type(fields: Fields, sizes: Sizes, layer_type: str, theta: float) -> Rotary:
-    """Read the rotation of one type of layers; ``rope_scaling`` is that of those that see all."""
+    """Read the rotation of one type of layers; ``rope_scaling`` is that of those that see all.
+
+    As in transformers a ``rope_scaling`` alone, without ``rope_type``, is none whatever its ``type``.
+    """
     tables = Fields(fields.table("rope_parameters"))
-    table = tables.table(layer_type)
+    silent = fields.raw("rope_parameters") is None
+    table = {"rope_type": "default"} if silent else tables.table(layer_type)
     if layer_type == "full_attention":
         table |= fields.table("rope_scaling")
     fields.problems += tables.problems

@@ -124,6 +124,7 @@ def _shape(
 
 
 def _neo_sizes(fields: Fields) -> Sizes:
+    fields = fields.with_names(num_heads="num_attention_heads", num_layers="num_hidden_layers")
     hidden, heads = fields.size("hidden_size"), fields.size("num_heads")
     if hidden % heads:
         fields.problems.append(f"hidden_size {hidden} is not a multiple of {heads} heads")
@@ -161,7 +162,13 @@ def _neo_kinds(fields: Fields, layers: int) -> list[object]:
 
 
 def read_gpt_sizes(fields: Fields, *, context: int) -> Sizes:
-    """Read the sizes under the names that GPT-2's config gives them."""
+    """Read the sizes under the names that GPT-2's config gives them, or under the usual ones."""
+    fields = fields.with_names(
+        n_embd="hidden_size",
+        n_layer="num_hidden_layers",
+        n_head="num_attention_heads",
+        n_positions="max_position_embeddings",
+    )
     hidden, heads = fields.size("n_embd"), fields.size("n_head")
     if hidden % heads:
         fields.problems.append(f"n_embd {hidden} is not a multiple of {heads} heads")

@@ -53,10 +53,16 @@ def phimoe(fields: Fields) -> ModelShape:
         projections=BLOCK_SPARSE,
         normalised=False,
         score="sparsemixer",
-        jitter=fields.positive("router_jitter_noise", 0.01),
+        jitter=_jitter(fields),
     )
     checked = checked_experts(fields, experts)
     return replace(with_experts(whole, lambda _: checked), head_bias=head_bias)
+
+
+def _jitter(fields: Fields) -> float:
+    """Return how near to the best score others count: at zero none does."""
+    written = fields.raw("router_jitter_noise")
+    return 0.0 if written == 0 else fields.positive("router_jitter_noise", 0.01)
 
 
 def _rotary(fields: Fields, sizes: Sizes) -> Rotary:
