@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from edgetune.adapters.base import LoadedAdapter
 from edgetune.errors import ModelError, UsageError
 from edgetune.files import parsed_json
-from edgetune.methods.intrinsic import Intrinsic
+from edgetune.methods.base import AdapterTensor
 from edgetune.methods.norm import PART
 from edgetune.model.config import is_number
 from edgetune.model.gguf_stores import names_file
@@ -41,9 +41,6 @@ SCORES: Final = "scores"
 
 _PARTS: Final = 5
 """Of what Mamba's projection makes: gate, values, keys, queries and steps."""
-
-_BY_OUTPUTS: Final = ("lora_B.weight", "lora_magnitude_vector", "vera_lambda_b", "weight", "bias")
-"""Tensors of a projection that grow with what it makes; their rows are its outputs."""
 
 Factor = float | NDArray[np.float32]
 
@@ -133,11 +130,12 @@ def brought_over(
     """Return an adapter that was trained over one form of a model for the form that is here.
 
     Raises:
-        ModelError: if it cannot be: its multipliers are not known, or it moves weights by numbers
-            that are drawn.
+        ModelError: if it cannot be: its multipliers are not known, or a tensor does not say whether
+            it has them.
     """
     if form is None and shape.in_file and shape.family in FOLDED:
-        if any(_of_outputs(adapter, module) for module, *_ in _projections(shape)):
+        own = _of_projections(adapter, shape)
+        if any(tensor.rescaled is not False for every in own.values() for tensor in every):
             raise ModelError(
                 f"{where} was trained over a {shape.family} model whose multipliers are beside its "
                 "weights, and does not say which they are. This file has them in its weights, so it "
@@ -177,18 +175,20 @@ def _factors(
     adapter: LoadedAdapter, old: Form, new: Form, shape: ModelShape, where: str
 ) -> Iterator[tuple[str, tuple[Factor, float]]]:
     """Yield the tensors that are others over the new form: times what, and the norms' offset."""
-    moved = _moved(adapter, shape)
+    own = _of_projections(adapter, shape)
     for module, layer, linear in _projections(shape):
         factor = _ratio(old, new, shape, layer, linear)
         if np.allclose(factor, 1.0, rtol=1e-6, atol=0):
             continue
-        if module in moved:
-            raise ModelError(
-                f"{where} moves weights by numbers that are drawn, over another form of this "
-                f"{shape.family} model: multipliers are in its weights there and beside them here, "
-                "or the reverse. Use it over the model that it was trained on."
-            )
-        yield from ((name, (factor, 0.0)) for name in _of_outputs(adapter, module))
+        for tensor in own.get(module, ()):
+            if tensor.rescaled is None:
+                raise ModelError(
+                    f"{where} has {tensor.name}, which cannot be brought over from another form of "
+                    f"this {shape.family} model: multipliers are in its weights there and beside "
+                    "them here, or the reverse. Use it over the model that it was trained on."
+                )
+            if tensor.rescaled:
+                yield tensor.name, (factor, 0.0)
     for layer in range(shape.layers):
         yield from _query_norm(old.at(SCORES, layer) / new.at(SCORES, layer), shape, layer)
     yield from _matrices(adapter, old, new, shape, where)
@@ -201,17 +201,17 @@ def _projections(shape: ModelShape) -> Iterator[tuple[str, int, Linear]]:
             yield f"{shape.block(layer)}{linear.module}", layer, linear
 
 
-def _of_outputs(adapter: LoadedAdapter, module: str) -> list[str]:
-    names = (f"{module}.{part}" for part in _BY_OUTPUTS)
-    return [name for name in names if name in adapter.tensors]
-
-
-def _moved(adapter: LoadedAdapter, shape: ModelShape) -> frozenset[str]:
-    """Return the projections that are moved in a random subspace."""
-    method = adapter.method
-    if not isinstance(method, Intrinsic):
-        return frozenset()
-    return frozenset(target.module for target in method.select(shape))
+def _of_projections(
+    adapter: LoadedAdapter, shape: ModelShape
+) -> dict[str, tuple[AdapterTensor, ...]]:
+    """Return the adapter's tensors of projections by their modules."""
+    modules = {module for module, *_ in _projections(shape)}
+    found: dict[str, tuple[AdapterTensor, ...]] = {}
+    for tensor in adapter.method.tensors(shape):
+        module = tensor.module(modules)
+        if module is not None:
+            found[module] = (*found.get(module, ()), tensor)
+    return found
 
 
 def _ratio(old: Form, new: Form, shape: ModelShape, layer: int, linear: Linear) -> Factor:

@@ -7,14 +7,14 @@ text over :mod:`edgetune.network.ops`. Both are said once, for all backends.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgetune.errors import UsageError
 from edgetune.escapes import half_character
-from edgetune.methods.initial import Base, Initial, start
+from edgetune.methods.initial import ONES, Base, Initial, start
 from edgetune.network.adaptation import Sublayer
 from edgetune.network.block import Block
 from edgetune.network.experts import chosen_experts
@@ -43,11 +43,28 @@ class AdapterTensor:
     initial: Initial
     rate: float = 1.0
     trained: bool = True
+    rescaled: bool | None = None
+    """Of a tensor of a projection: whether its rows are multiplied where those of the weight are, as
+    when a GGUF file has multipliers in its weights that the folder has beside them. None: unknown;
+    an adapter with such a tensor is refused over the other form."""
 
     @property
     def size(self) -> int:
         """Number of elements."""
         return prod(self.shape)
+
+    def module(self, modules: Collection[str]) -> str | None:
+        """Return of which module it is, of some; None: of none of them.
+
+        >>> AdapterTensor(name="a.b.scale", shape=(1,), initial=ONES).module({"a", "a.b"})
+        'a.b'
+        """
+        name = self.name
+        while name:
+            name = name.rpartition(".")[0]
+            if name in modules:
+                return name
+        return None
 
 
 class Method(ABC):

@@ -60,6 +60,7 @@ class BitFit(Method):
                 name=f"{target.module}.bias",
                 shape=(target.linear.outputs,),
                 initial=Copy(f"{target.module}.bias") if target.linear.bias else ZEROS,
+                rescaled=True,
             )
             for target in self.select(shape)
         ]

@@ -70,5 +70,6 @@ class Dora(LowRank):
             name=f"{target.module}.lora_magnitude_vector",
             shape=(target.linear.outputs,),
             initial=RowNorms(f"{target.module}.weight"),
+            rescaled=True,
         )
         return (*self.plain(target), magnitude)

@@ -43,7 +43,7 @@ class Full(Method):
     def tensors(self, shape: ModelShape) -> tuple[AdapterTensor, ...]:
         """Return every tensor of the trained blocks, and the final norm's."""
         return tuple(
-            AdapterTensor(name=name, shape=size, initial=Copy(name))
+            AdapterTensor(name=name, shape=size, initial=Copy(name), rescaled=True)
             for name, size in self._named(shape)
         )
 

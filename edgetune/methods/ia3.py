@@ -46,6 +46,7 @@ class Ia3(Method):
                 name=f"{target.module}.ia3_l",
                 shape=(1, linear.inputs) if scales_inputs(linear) else (linear.outputs, 1),
                 initial=ONES,
+                rescaled=False,
             )
             for target in self.select(shape)
             for linear in (target.linear,)

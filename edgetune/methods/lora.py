@@ -176,13 +176,17 @@ class LowRank(WithModules):
         linear, rank = target.linear, self.rank_of(target) * max(1, target.linear.experts)
         return (
             AdapterTensor(
-                name=f"{target.module}.lora_A.weight", shape=(rank, linear.inputs), initial=a
+                name=f"{target.module}.lora_A.weight",
+                shape=(rank, linear.inputs),
+                initial=a,
+                rescaled=False,
             ),
             AdapterTensor(
                 name=f"{target.module}.lora_B.weight",
                 shape=(linear.outputs, rank),
                 initial=b,
                 rate=1.0 if self.lora_plus is None else self.lora_plus,
+                rescaled=True,
             ),
         )
 

@@ -106,10 +106,10 @@ class Vera(Method):
 
     def _vectors(self, target: Target) -> tuple[AdapterTensor, AdapterTensor]:
         inner, outer = (f"{target.module}.vera_lambda_{part}" for part in "db")
-        outputs = (target.linear.outputs,)
+        outputs, start = (target.linear.outputs,), Constant(self.vera_initial)
         return (
-            AdapterTensor(name=inner, shape=(self.vera_rank,), initial=Constant(self.vera_initial)),
-            AdapterTensor(name=outer, shape=outputs, initial=ZEROS),
+            AdapterTensor(name=inner, shape=(self.vera_rank,), initial=start, rescaled=False),
+            AdapterTensor(name=outer, shape=outputs, initial=ZEROS, rescaled=True),
         )
 
 

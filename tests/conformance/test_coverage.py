@@ -7,10 +7,13 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 import pytest
+from models import SHAPES
 
 import edgetune.methods
 import edgetune.network.mixers
 from conformance.backends import BACKENDS
+from conformance.cases import CASES, Case
+from edgetune.errors import UsageError
 from edgetune.mixer import Recurrent
 from edgetune.network.ops import Ops
 
@@ -29,6 +32,24 @@ def test_a_backend_implements_the_operations_as_they_are_declared(backend: str) 
 @pytest.mark.parametrize("kind", edgetune.methods.METHODS)
 def test_a_method_is_in_the_file_that_the_registry_names(kind: str) -> None:
     assert edgetune.methods.method_class(kind).kind == kind
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_tensor_of_a_projection_says_whether_it_is_rescaled(case: Case) -> None:
+    """Only what is drawn at random does not: it cannot follow."""
+    for family, shape in SHAPES.items():
+        modules = {
+            f"{shape.block(layer)}{linear.module}"
+            for layer, block in enumerate(shape.blocks)
+            for linear in block.linears
+        }
+        try:
+            tensors = case.method.tensors(shape)
+        except UsageError:  # no place for it
+            continue
+        own = [x for x in tensors if x.module(modules)]
+        silent = [x.name for x in own if x.rescaled is None and x.trained]
+        assert not silent, family
 
 
 @pytest.mark.parametrize("kind", MIXERS)

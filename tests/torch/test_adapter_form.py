@@ -124,6 +124,9 @@ def test_what_cannot_be_brought_over_is_refused(
     save_adapter(tmp_path / "a", method, file.shape, tensors, base="base")
     with pytest.raises(ModelError, match="Use it over the model that it was trained on"):
         load_adapter(tmp_path / "a", folder.shape)
+    _forget_form(tmp_path / "a")
+    with pytest.raises(ModelError, match="does not say which they are"):
+        load_adapter(tmp_path / "a", file.shape)
 
     save_adapter(
         tmp_path / "b", Lora(), folder.shape, random_tensors(Lora(), folder.shape), base="x"
