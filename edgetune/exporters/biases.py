@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.errors import UsageError
-from edgetune.methods.targets import Target
+from edgetune.methods.merging import Changes
 from edgetune.shape import ATTENTION_ROLES, MLP_ROLES, ModelShape
 
 Float32 = NDArray[np.float32]
@@ -50,9 +50,9 @@ SWITCHES: Final[Mapping[str, tuple[Switch, ...]]] = {
 
 
 def new_biases(
-    targets: Sequence[Target], trained: Mapping[str, Float32], shape: ModelShape
+    merged: Changes, shape: ModelShape
 ) -> tuple[dict[str, Float32], dict[str, object]]:
-    """Return the biases to be added by name and the config's fields that announce them.
+    """Return the biases that merging adds by name and the config's fields that announce them.
 
     A field gives a bias to every projection of its kind in every block: those that were not
     trained are zero.
@@ -60,7 +60,7 @@ def new_biases(
     Raises:
         UsageError: naming the projections that the config cannot give a bias.
     """
-    wanted = {target.linear.role for target in targets}
+    wanted = {target.linear.role for target in merged.biased}
     switches = [(n, roles) for n, roles in SWITCHES.get(shape.family, ()) if roles & wanted]
     covered: set[str] = set().union(*(roles for _, roles in switches))
     if wanted - covered:
@@ -69,7 +69,7 @@ def new_biases(
         raise UsageError(
             f"The config.json of a {shape.family} model cannot say that {modules} have biases, so "
             "that the merged model could not be loaded. Export the adapter itself (--to peft), or "
-            f"train only biases that can be kept: {_remedy(shape)}."
+            f"train only biases that can be kept: {_remedy(shape, merged.without)}."
         )
     added = {
         f"{shape.block(layer)}{linear.module}.bias": np.zeros(linear.outputs, np.float32)
@@ -77,13 +77,13 @@ def new_biases(
         for linear in shape.blocks[layer].linears
         if linear.role in covered and not linear.bias
     }
-    added |= {name: values for name, values in trained.items() if name in added}
+    added |= {name: values for name, values in merged.added.items() if name in added}
     return added, {name: True for name, _ in switches}
 
 
-def _remedy(shape: ModelShape) -> str:
-    if any(linear.bias for linear in shape.all_linears):
-        return "--no-new-biases"
+def _remedy(shape: ModelShape, without: str | None) -> str:
+    if without is not None and any(linear.bias for linear in shape.all_linears):
+        return without
     switchable = {role for _, roles in SWITCHES.get(shape.family, ()) for role in roles}
     found = [x.module.rsplit(".", 1)[-1] for x in shape.all_linears if x.role in switchable]
     names = dict.fromkeys(found)

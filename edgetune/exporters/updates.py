@@ -21,11 +21,15 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Merge:
-    """What becomes of the base: tensors by the names of its shape, fields of its config."""
+    """What becomes of the base: tensors by the names of its shape, fields of its config.
+
+    ``without`` is the method's flag that adds none of the biases in ``added``, if it has one.
+    """
 
     changes: Mapping[str, Update]
     added: Mapping[str, Float32] = field(default_factory=dict)
     config: Mapping[str, object] = field(default_factory=dict)
+    without: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,5 +63,5 @@ def merge_of(adapter: LoadedAdapter, model: LocalModel) -> Merge:
     found = method.merge(shape, adapter.tensors, StoredTensors(model))
     if not found.biased:
         return Merge(changes=found.changes)
-    added, config = new_biases(found.biased, found.added, shape)
-    return Merge(changes=found.changes, added=added, config=config)
+    added, config = new_biases(found, shape)
+    return Merge(changes=found.changes, added=added, config=config, without=found.without)

@@ -92,4 +92,5 @@ class BitFit(Method):
             changes={name: Replaced(x) for name, x in tensors.items() if name in base},
             added=tensors,
             biased=tuple(target for target in self.select(shape) if not target.linear.bias),
+            without="--no-new-biases",
         )

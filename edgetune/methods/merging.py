@@ -35,12 +35,14 @@ class StoredBase(Protocol):
 class Changes:
     """What becomes of the base: its tensors by name, and projections that get a bias.
 
-    ``added`` holds biases that the base does not have, ``biased`` their projections.
+    ``added`` holds biases that the base does not have, ``biased`` their projections; ``without`` is
+    the method's flag that trains none of these, if it has one.
     """
 
     changes: Mapping[str, Update]
     added: Mapping[str, Float32] = field(default_factory=dict)
     biased: tuple[Target, ...] = ()
+    without: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,11 +99,19 @@ def _ia3(s: ModelShape) -> int:
     return outputs + sum(k for k, _ in _linears(s, "down"))
 
 
+_KEPT = (
+    "layer_scalar", "altup.modality_router.weight", "altup.prediction_coefs.weight",
+    "altup.correction_coefs.weight", "altup.correct_output_scale", "act_fn.alpha_p",
+    "act_fn.alpha_n", "act_fn.beta", "act_fn.eps",
+)  # fmt: skip
+"""Single numbers, and what mixes streams, which stay as they are."""
+
+
 def _full(layers: int | None) -> Count:
     def count(s: ModelShape) -> int:
         first = 0 if layers is None else s.layers - layers
         every = [x for layer in range(first, s.layers) for x in s.block_tensors(layer)]
-        blocks = sum(x.size for x in every if not x.name.endswith("layer_scalar"))
+        blocks = sum(x.size for x in every if not x.name.endswith(_KEPT))
         final = s.final_norm.size * len(s.final_norm.parts)
         return blocks + final
 

@@ -234,10 +234,11 @@ class _Layout:
 
     def _require_bias(self, linear: Linear) -> None:
         if linear.role not in self._architecture.biases:
+            without = self._merge.without
+            train = "" if without is None else f", or train with {without}"
             raise UsageError(
                 f"llama.cpp's {self._architecture.name} has no biases for {linear.module}, which "
-                "this run trained. Export the model as a folder (--to hf), or train with "
-                "--no-new-biases."
+                f"this run trained. Export the model as a folder (--to hf){train}."
             )
 
     def _arranged(self, rows: Rows, linear: Linear, layer: int) -> Rows:
