@@ -49,9 +49,7 @@ SWITCHES: Final[Mapping[str, tuple[Switch, ...]]] = {
 """By family the fields of transformers' config that give projections a bias, all at once."""
 
 
-def new_biases(
-    merged: Changes, shape: ModelShape
-) -> tuple[dict[str, Float32], dict[str, object]]:
+def new_biases(merged: Changes, shape: ModelShape) -> tuple[dict[str, Float32], dict[str, object]]:
     """Return the biases that merging adds by name and the config's fields that announce them.
 
     A field gives a bias to every projection of its kind in every block: those that were not

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgetune.errors import UsageError
 from edgetune.escapes import half_character
-from edgetune.methods.initial import ONES, Base, Initial, start
+from edgetune.methods.initial import Base, Initial, start
 from edgetune.network.adaptation import Sublayer
 from edgetune.network.block import Block
 from edgetune.network.experts import chosen_experts

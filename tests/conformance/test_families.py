@@ -83,8 +83,10 @@ def test_methods_count_learn_save_and_merge(
         alone, together = (step(session, x, rate=0) for x in (rows(), packed(rows())))
         if not case.settings.get("dropout"):
             np.testing.assert_allclose(alone, together, rtol=3e-4, err_msg=case.name)
-        before = step(session, rows(), rate=case.rate / 10)
-        assert step(session, rows(), rate=case.rate / 10) < before, case.name
+        # a step of a mixture may choose other experts, and lose by it
+        steps, share = (4, 30) if family in MIXTURES else (2, 10)
+        first, *then = (step(session, rows(), rate=case.rate / share) for _ in range(steps))
+        assert min(then) < first, case.name
         folder = tmp_path / case.name
         save_adapter(folder, case.method, model.shape, session.adapter_tensors(), base="tiny")
         loaded = load_adapter(folder, model.shape)

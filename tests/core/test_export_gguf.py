@@ -21,8 +21,8 @@ import edgetune_profiles
 from edgetune.errors import CheckFailedError, DiskError, UsageError
 from edgetune.exporters import ExportRequest, export
 from edgetune.exporters.biases import new_biases
-from edgetune.exporters.gguf.model_file import model_file
 from edgetune.exporters.gguf import rows as rows_module
+from edgetune.exporters.gguf.model_file import model_file
 from edgetune.exporters.gguf.tokenizer import TokenizerFacts
 from edgetune.exporters.updates import merge_of
 from edgetune.methods.bitfit import BitFit
@@ -334,7 +334,8 @@ def test_biases_that_llama_cpp_does_not_have_are_refused(tmp_path: Path) -> None
     adapter = random_adapter(BitFit(targets=("q_proj",)), model.shape)
     request = ExportRequest(adapter=adapter, model=model, output=tmp_path / "out")
     with pytest.raises(
-        UsageError, match=r"gemma has no biases for self_attn\.q_proj.*, or train with --no-new-biases"
+        UsageError,
+        match=r"gemma has no biases for self_attn\.q_proj.*, or train with --no-new-biases",
     ):
         export("gguf", request)
     merge = replace(merge_of(adapter, model), without=None)
@@ -344,7 +345,9 @@ def test_biases_that_llama_cpp_does_not_have_are_refused(tmp_path: Path) -> None
 
 def test_only_a_method_that_has_the_flag_is_told_of_it(tmp_path: Path) -> None:
     model = _model(tmp_path / "base", {**SMALL, "model_type": "qwen2"})
-    found = Changes(changes={}, biased=tuple(select(model.shape, ("o_proj",))), without="--none-new")
+    found = Changes(
+        changes={}, biased=tuple(select(model.shape, ("o_proj",))), without="--none-new"
+    )
     with pytest.raises(UsageError, match=r"can be kept: --none-new\."):
         new_biases(found, model.shape)
     with pytest.raises(UsageError, match=r"this family has none; take --method lora\."):

@@ -13,7 +13,7 @@ import pytest
 from adapters import random_tensors
 from engines import BATCH, micro_batch
 from mlx_sessions import open_session
-from models import CARRYING, LONGROPE, make_model
+from models import CARRYING, LONGROPE, MIXERS, make_model
 from numpy.typing import NDArray
 
 from edgetune.backend import DEFAULT_ADAPTER
@@ -191,7 +191,7 @@ def test_in_bfloat16_tiles_are_as_right_as_whole_blocks(llama: Path) -> None:
     assert errors[1] < 1.2 * errors[0]
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "lfm2", "qwen3_5_text"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", *MIXERS])
 @pytest.mark.parametrize("kind", ["lora", "prefix"])
 def test_prompts_are_read_tile_by_tile(family: str, kind: str, tmp_path: Path) -> None:
     _read_alike(_opened(make_model(tmp_path / "base", family), build(kind, {})))

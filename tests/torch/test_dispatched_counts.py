@@ -8,7 +8,7 @@ import pytest
 import torch
 from dispatched import Dispatched
 from letters import with_letters
-from models import RECURRENT, SMALL, make_model
+from models import MIXERS, RECURRENT, SMALL, make_model
 from sessions import session_for
 
 from edgetune.data.batch import full_batch
@@ -98,7 +98,7 @@ def test_the_operations_of_a_step_are_those_that_are_dispatched(
     assert times.launches(choice) == pytest.approx(dispatched, rel=NEAR)
 
 
-@pytest.mark.parametrize("name", ["llama", "lfm2", "qwen3_5_text", "granitemoehybrid"])
+@pytest.mark.parametrize("name", ["llama", *MIXERS])
 def test_the_operations_of_tiles_are_those_that_are_dispatched(
     name: str, models: dict[str, LocalModel]
 ) -> None:
@@ -130,8 +130,8 @@ BLOCKS = [
     ("gemma2", "lora", "bfloat16", 300), ("gemma2", "lora", "float32", 64),
     ("gpt2", "lora", "bfloat16", 64), ("apertus", "lora", "bfloat16", 600),
     ("gpt_neox", "bitfit", "float32", 64),
-    ("lfm2", "lora", "bfloat16", 64), ("qwen3_5_text", "lora", "bfloat16", 128),
     ("mixtral", "lora", "bfloat16", 64),
+    *((family, "lora", "bfloat16", 128) for family in MIXERS),
 ]  # fmt: skip
 
 
@@ -139,17 +139,21 @@ BLOCKS = [
 def test_products_and_traffic_of_a_block_are_those_that_are_dispatched(
     models: dict[str, LocalModel], family: str, method: str, dtype: str, context: int
 ) -> None:
-    model, layer = models[family], 1
+    model = models[family]
+    mixing = [n for n, block in enumerate(model.shape.blocks) if block.recurrent is not None]
+    layer = mixing[-1] if mixing else 1  # not the first, whose input has no gradient
     knobs = {"method": build(method, {}), "context": context, "compute_dtype": dtype}
     with session_for(model, **SETTINGS | knobs) as session:
         ahead, back = _block(session, layer)
         choice = session.spec.choice
     works = Works(model.shape, choice.method)
     counts = works.block(works.kinds[layer], rows_of(choice, model.shape, _rates()))
+    recurrent = model.shape.blocks[layer].recurrent
+    rough = recurrent is not None and recurrent.state > 0
     for tally, found in ((counts.forward, ahead), (counts.back, back)):
         products = tally.products + tally.wide
-        assert products == pytest.approx(found.flops, rel=0.04)
-        assert tally.moved == pytest.approx(found.moved, rel=0.25)
+        assert products == pytest.approx(found.flops, rel=0.1 if rough else 0.04)
+        assert tally.moved == pytest.approx(found.moved, rel=0.5 if rough else 0.25)
 
 
 def _block(session: TorchSession, layer: int) -> tuple[Dispatched, Dispatched]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from engines import BATCH, LORA, Opened, micro_batch, opened
-from models import CARRYING, make_model
+from models import CARRYING, MIXERS, make_model
 from reference import Reference, relative_error
 from torch import Tensor
 
@@ -157,7 +157,7 @@ def test_in_bfloat16_tiles_are_as_right_as_whole_blocks(llama: LocalModel) -> No
     assert errors[1] < 1.2 * errors[0]
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "lfm2", "qwen3_5_text", "granitemoehybrid"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", *MIXERS])
 def test_prompts_are_read_tile_by_tile(family: str, tmp_path: Path) -> None:
     model = LocalModel.open(make_model(tmp_path / "base", family))
     draw = np.random.default_rng(0)
