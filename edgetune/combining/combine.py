@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,8 @@ from edgetune.methods.targets import Target, select
 from edgetune.methods.vera import Vera
 from edgetune.shape import ModelShape
 
-Tensors = dict[str, NDArray[np.float32]]
+Array = NDArray[np.float32]
+Tensors = dict[str, Array]
 
 
 def combined(
@@ -28,7 +30,8 @@ def combined(
     ``names`` are the adapters', for what is said of them.
 
     Raises:
-        UsageError: if one adds no updates of low rank, or if ranks differ where they have to be the same.
+        UsageError: if one adds no updates of low rank, if ranks differ where they have to be the same,
+            or if what comes out is too large for float32.
     """
     methods = [_method_of(one, name, shape) for one, name in zip(adapters, names, strict=True)]
     owned = [{target.module: target for target in method.select(shape)} for method in methods]
@@ -42,10 +45,27 @@ def combined(
             if target.module in own
         ]
         if pairs:
-            a, b = combined_pair(pairs, recipe, target.module)
+            a, b = _finite_pair(pairs, recipe, target.module)
             tensors[f"{target.module}.lora_A.weight"] = np.ascontiguousarray(a)
             tensors[f"{target.module}.lora_B.weight"] = np.ascontiguousarray(b)
     return LoadedAdapter(method=_method(tensors, shape), tensors=tensors, base=adapters[0].base)
+
+
+def _finite_pair(pairs: Sequence[Pair], recipe: Recipe, module: str) -> tuple[Array, Array]:
+    """Return A and B of a target whose product is finite too."""
+    with np.errstate(all="ignore"):  # looked at below
+        try:
+            a, b = combined_pair(pairs, recipe, module)
+            most = float(np.abs(a).max()) * float(np.abs(b).max()) * len(a)
+        except np.linalg.LinAlgError:  # of numbers that are none
+            most = inf
+    if not most < np.finfo(np.float32).max:
+        weights = ", ".join(f"{weight:g}" for weight in recipe.weights)
+        raise UsageError(
+            f"--how {recipe.how} with the weights {weights} makes numbers for {module} that are too "
+            "large for float32, or none. Give smaller --weights. Nothing is written."
+        )
+    return a, b
 
 
 def _method_of(adapter: LoadedAdapter, name: str, shape: ModelShape) -> Lora | Vera:

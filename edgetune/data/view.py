@@ -13,6 +13,12 @@ from edgetune.data.examples import Examples
 from edgetune.data.tokenizer import Tokenizer
 from edgetune.errors import UsageError
 
+_DIGITS = 18
+"""Digits of the number of a line, at most."""
+
+_SHOWN = 80
+"""Characters of a place that an error repeats."""
+
 
 @dataclass(frozen=True, slots=True)
 class ShownRow:
@@ -42,7 +48,11 @@ def show_rows(
     Raises:
         UsageError: if there is no such row.
     """
-    rows = [*range(first), *(row for place in locations for row in _rows_at(dataset, place))]
+    count = dataset.receipt.rows_read
+    rows = [
+        *range(min(first, count)),
+        *(row for place in locations for row in _rows_at(dataset, place)),
+    ]
     return list(rows_shown(dataset, tokenizer, rows))
 
 
@@ -79,10 +89,11 @@ def _rows_at(dataset: Dataset, place: str) -> list[int]:
     number = place.replace(":", " ").split(" ")[-1]
     if not number.isdecimal():
         raise UsageError(f"--show takes lines such as 12 or chats.jsonl:12; found {place}.")
-    rows = np.flatnonzero(locations.lines == int(number)).tolist()
+    line = int(number) if len(number) <= _DIGITS else -1
+    rows = np.flatnonzero(locations.lines == line).tolist()
     found = [row for row in rows if place in (number, locations[row])]
     if not found:
-        raise UsageError(f"There is no row at {place}.")
+        raise UsageError(f"There is no row at {place[:_SHOWN]}.")
     return found
 
 

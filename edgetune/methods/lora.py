@@ -16,7 +16,7 @@ from edgetune.methods.targets import Target, select
 from edgetune.methods.whole_modules import NORMS, WithModules
 from edgetune.network.experts import chosen_experts
 from edgetune.network.ops import A, Attended, Dropout, ExpertUpdate
-from edgetune.settings.spec import Interval, knob
+from edgetune.settings.spec import MOST_RATE, Interval, knob
 from edgetune.shape import Experts, Linear, ModelShape
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class LowRank(WithModules):
     lora_plus: float | None = knob(
         None,
         "B's learning rate as a multiple of A's (default: the same rate).",
-        interval=Interval(above=0),
+        interval=Interval(above=0, high=MOST_RATE),
     )
     rank_pattern: tuple[str, ...] = knob(
         (), "Ranks for individual targets; the first match counts.", metavar="NAME=RANK,…"

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from math import isfinite
 from typing import NoReturn
 
 from edgetune.errors import UsageError
 from edgetune.escapes import short
 from edgetune.methods.targets import Target, matches
+from edgetune.settings.spec import MOST_REAL, MOST_WHOLE
 
 Entries = tuple[tuple[str, float], ...]
 
@@ -52,9 +52,9 @@ def _entry(setting: str, text: str, whole: bool) -> tuple[str, float]:
     name, _, number = text.partition("=")
     try:
         value = float(int(number)) if whole else float(number)
-    except ValueError:
+    except (ValueError, OverflowError):
         _refuse(setting, text, whole)
-    if not name or not isfinite(value) or value <= 0:
+    if not name or not 0 < value <= (MOST_WHOLE if whole else MOST_REAL):
         _refuse(setting, text, whole)
     return name, value
 

@@ -12,7 +12,7 @@ from edgetune.methods.initial import Copy
 from edgetune.methods.targets import norms
 from edgetune.methods.trained import trained_norm
 from edgetune.network.ops import A
-from edgetune.settings.spec import Interval, check_numbers, knob
+from edgetune.settings.spec import MOST_RATE, Interval, check_numbers, knob
 from edgetune.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class WithModules(Method):
     modules_rate: float = knob(
         0.1,
         "Learning rate of trained embeddings and heads as a multiple of the update's.",
-        interval=Interval(above=0),
+        interval=Interval(above=0, high=MOST_RATE),
     )
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from math import inf
 from typing import Any, Generic, Literal, TypeVar, get_type_hints
 
 from edgetune.errors import UsageError
+from edgetune.escapes import short
 
 T = TypeVar("T")
 
@@ -47,12 +48,27 @@ class Decision(Generic[T]):
     because: str
 
 
+MOST_WHOLE = 2**63 - 1
+"""The largest whole number that a setting can be, whatever it is."""
+
+MOST_REAL = 1e38
+"""The largest other number: every backend computes with it in float32."""
+
+MOST_RATE = 1000
+"""The highest learning rate, and multiple of it: each is a thousand times what anything learns at."""
+
+MOST_STEPS = 10**9
+"""Steps, and epochs, that a run can be asked for; it would take years."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """The finite numbers that make sense for a setting.
+    """The numbers that make sense for a setting; none of them is larger than what is computed with.
 
     >>> 1.0 in Interval(low=0, below=1), str(Interval(low=0, below=1)), str(Interval(low=1))
     (False, 'from 0 to below 1', '1 or more')
+    >>> 10**30 in Interval(low=1), 1e30 in Interval(low=1), 1e308 in Interval(low=1)
+    (False, True, False)
     """
 
     low: float | None = None
@@ -63,7 +79,7 @@ class Interval:
     def __contains__(self, number: float) -> bool:
         """Tell whether a number is in here."""
         return (
-            -inf < number < inf
+            abs(number) <= most(number)
             and (self.low is None or number >= self.low)
             and (self.high is None or number <= self.high)
             and (self.above is None or number > self.above)
@@ -76,6 +92,11 @@ class Interval:
         if self.high is None and self.below is None:
             return low if self.low is None else f"{self.low} or more"
         return f"{low} to {f'below {self.below}' if self.high is None else self.high}"
+
+
+def most(number: float) -> float:
+    """Return the largest number of the same kind that a setting can be."""
+    return MOST_WHOLE if isinstance(number, int) else MOST_REAL
 
 
 POSITIVE = Interval(above=0)
@@ -129,7 +150,8 @@ def refuse_outside(settings: Iterable[Knob], given: Mapping[str, Any]) -> None:
         UsageError: naming every number that makes no sense.
     """
     problems = [
-        f"{item.flag} must be {item.interval}; found {given[item.name]}."
+        f"{item.flag} must be {_allowed(item.interval, given[item.name])}; "
+        f"found {short(given[item.name])}."
         for item in settings
         if item.interval is not None
         and given.get(item.name) is not None
@@ -137,6 +159,13 @@ def refuse_outside(settings: Iterable[Knob], given: Mapping[str, Any]) -> None:
     ]
     if problems:
         raise UsageError(" ".join(problems))
+
+
+def _allowed(interval: Interval, number: float) -> str:
+    """Return what a number must be, with the bound of all settings if it is above that."""
+    if interval.high is None and interval.below is None and most(number) < number < inf:
+        return f"{interval}, and at most {most(number):.3g}"
+    return str(interval)
 
 
 def check_numbers(spec: object) -> None:
@@ -169,7 +198,9 @@ class Training:
     """What is learned from, how long and how fast."""
 
     learning_rate: float = knob(
-        None, "Peak learning rate (default: by the model's width).", interval=Interval(above=0)
+        None,
+        "Peak learning rate (default: by the model's width).",
+        interval=Interval(above=0, high=MOST_RATE),
     )
     search: SearchName | None = knob(
         None, "Race a few learning rates (lr) or methods (method) first; loss and drift decide."
@@ -182,10 +213,14 @@ class Training:
         None, "Largest adapter file of a raced method, in MB.", interval=Interval(above=0)
     )
     epochs: float = knob(
-        3.0, "Passes over the training rows (default: by their number).", interval=Interval(above=0)
+        3.0,
+        "Passes over the training rows (default: by their number).",
+        interval=Interval(above=0, high=MOST_STEPS),
     )
     steps: int | None = knob(
-        None, "Optimizer steps, instead of --epochs.", interval=Interval(low=1)
+        None,
+        "Optimizer steps, instead of --epochs.",
+        interval=Interval(low=1, high=MOST_STEPS),
     )
     warmup: float = knob(
         0.03,

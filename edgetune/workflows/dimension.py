@@ -17,6 +17,7 @@ from typing import Any, Final
 from edgetune.backend import EvalResult, Session
 from edgetune.data import MicroBatch
 from edgetune.errors import UsageError
+from edgetune.escapes import short
 from edgetune.methods import build
 from edgetune.model import open_model
 from edgetune.racing import Lengths, Race
@@ -27,6 +28,9 @@ from edgetune.workflows.planning import PlanRequest, plan_for
 from edgetune.workflows.races import Judges, Racer
 
 GRID: Final = (16, 64, 256, 1024, 4096, 16384)
+MOST_STEPS: Final = 100_000
+"""Steps of each training; a task that takes more is not one to be measured by a dozen trainings."""
+
 SHARE: Final = 0.9
 """What counts as learned: the share of the fall of the loss with all weights."""
 
@@ -91,7 +95,7 @@ def intrinsic_dimension(
     ``tell`` is told how many of how many trainings are done.
 
     Raises:
-        UsageError: if the grid or the share means nothing, there are no validation rows, or training
+        UsageError: if the grid, the share or the steps mean nothing, there are no validation rows, or training
             all weights does not lower the loss.
     """
     _refuse(asked)
@@ -215,3 +219,9 @@ def _refuse(asked: DimensionRequest) -> None:
         build("intrinsic", {"dimension": dimension})
     if not 0 < asked.share < 1:
         raise UsageError(f"--share must lie between 0 and 1; found {asked.share:g}.")
+    steps, trainings = asked.training.get("steps"), asked.seeds * (1 + len(grid))
+    if steps is not None and steps > MOST_STEPS:
+        raise UsageError(
+            f"--steps must be at most {MOST_STEPS:,}: each of the {trainings} trainings takes so many; "
+            f"found {short(steps)}."
+        )

@@ -388,11 +388,13 @@ BOUNDED = [(PLAN, item) for item in knob_specs() if item.interval is not None] +
 def test_numbers_that_make_no_sense(cli: Cli, command: tuple[str, ...], item: Any) -> None:
     odd = ["-1"]
     odd += ["nan", "inf", "-inf"] if "float" in str(item.type) else []
-    odd += [f"1{'0' * 19}"] if item.interval.high is not None else []
-    for number in odd:
+    large = "1e39" if "float" in str(item.type) else f"1{'0' * 19}"
+    bounded = item.interval.high is not None or item.interval.below is not None
+    for number in [*odd, large]:
         code, message = refused(cli, *command, item.flag, number)
         assert code == 2
-        assert f"{item.flag} must be {item.interval}; found" in message
+        most = ", and at most " if number == large and not bounded else "; found "
+        assert f"{item.flag} must be {item.interval}{most}" in message
 
 
 def test_what_does_not_fit_names_what_would(cli: Cli) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -171,6 +171,16 @@ def test_only_sums_are_combined() -> None:
 def test_what_means_nothing_is_refused(settings: dict[str, Any], word: str) -> None:
     with pytest.raises(UsageError, match=word):
         Recipe(**{"weights": WEIGHTS, **settings})
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("how", get_args(How))
+@pytest.mark.parametrize("weights", [(1e308, 1e308), (1e308, -1e308), (-1e300, 1e-300)])
+def test_what_is_too_large_for_float32_is_refused(how: How, weights: tuple[float, float]) -> None:
+    with pytest.raises(
+        UsageError, match=rf"--how {how} .* too large for float32, or none. Give sma"
+    ):
+        made([adapter(1), adapter(2)], how, weights=weights)
 
 
 def test_the_search_finds_a_minimum_within_its_bound_and_its_number() -> None:

@@ -139,3 +139,67 @@ def test_a_link_to_an_empty_folder_is_followed(tmp_path: Path) -> None:
         (partial / "file").touch()
     assert (tmp_path / "link").is_symlink()
     assert [path.name for path in (tmp_path / "far").iterdir()] == ["file"]
+
+
+NUMBERS = [
+    ("--epochs", "1e308", "--epochs must be more than 0 to 1000000000; found 1e+308."),
+    ("--epochs", "1e10", "--epochs must be more than 0 to 1000000000; found 10000000000.0."),
+    ("--steps", 10**30, "--steps must be from 1 to 1000000000; found 1000000000000000000000000000000."),
+    ("--steps", 10**400, "--steps must be from 1 to 1000000000; found 1000"),
+    ("--rank", 10**400, "--rank must be 1 or more, and at most 9.22e+18; found 1000"),
+    ("--rank", 10**30, "--rank must be 1 or more, and at most 9.22e+18; found 1000"),
+    ("--rank-pattern", f"q_proj={10**400}", "--rank-pattern takes NAME=NUMBER"),
+    ("--alpha-pattern", "q_proj=1e308", "--alpha-pattern takes NAME=NUMBER"),
+    ("--alpha", "1e308", "--alpha must be more than 0, and at most 1e+38; found 1e+308."),
+    ("--accumulation", 10**400, "--accumulation must be 1 or more, and at most 9.22e+18"),
+    ("--micro-batch", 10**400, "--micro-batch must be 1 or more, and at most 9.22e+18"),
+    ("--context", 10**400, "--context must be 2 or more, and at most 9.22e+18"),
+    ("--eval-every", 10**400, "--eval-every must be 1 or more, and at most 9.22e+18"),
+    ("--learning-rate", "1e38", "--learning-rate must be more than 0 to 1000; found 1e+38."),
+    ("--lora-plus", "1e38", "--lora-plus must be more than 0 to 1000; found 1e+38."),
+    ("--max-grad-norm", "inf", "--max-grad-norm must be more than 0; found inf."),
+    ("--weight-decay", "1e308", "--weight-decay must be 0 or more, and at most 1e+38"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flag", "number", "said"), NUMBERS, ids=[f"{x[0]} {x[1]!s:.9}" for x in NUMBERS]
+)
+def test_a_number_that_nothing_computes_with_is_refused(
+    cli: Cli, flag: str, number: object, said: str
+) -> None:
+    rows = write_rows(Path("rows.jsonl"))
+    for command in (("plan",), ("train", "--dry-run")):
+        called = cli(
+            *command, "--model", "tiny", "--device", "cpu", "--data", rows, f"{flag}={number}"
+        )
+        assert (called.code, called.out) == (2, "")
+        assert said in called.err
+    assert sorted(Path().iterdir()) == [rows]
+
+
+@pytest.mark.parametrize("number", ["1.0e+308", "1" + "0" * 38])
+def test_a_number_of_a_settings_file_is_refused_too(cli: Cli, number: str) -> None:
+    rows = write_rows(Path("rows.jsonl"))
+    Path("settings.yaml").write_text(f"epochs: {number}\n")
+    called = cli("plan", "--model", "tiny", "--data", rows, "--config", "settings.yaml")
+    assert called.code == 2
+    assert "epochs must be more than 0 to 1000000000" in called.err
+
+
+@pytest.mark.parametrize("rows", [10**12, 10**400])
+def test_no_more_rows_are_shown_than_there_are(cli: Cli, rows: int) -> None:
+    file = write_rows(Path("rows.jsonl"))
+    begun = time.monotonic()
+    called = cli("data", "check", file, "--rows", str(rows), "--json")
+    assert called.code == 0, called.err
+    assert len(json.loads(called.out)["rows"]) == 20
+    assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize("digits", [19, 400, 5000])
+def test_a_line_with_too_many_digits_is_none(cli: Cli, digits: int) -> None:
+    called = cli("data", "check", write_rows(Path("rows.jsonl")), "--show", "9" * digits)
+    assert called.code == 2
+    assert "There is no row at 9999999999999999999" in called.err
+    assert len(called.err) < 200

@@ -83,6 +83,11 @@ def test_the_dimension_is_the_first_that_reaches_the_share() -> None:
         ({"dimensions": (64, 100)}, "power of two"),
         ({"share": 1.0}, "between 0 and 1"),
         ({"over": Over()}, "Give --model"),
+        (
+            {"training": {"steps": 100_001}},
+            "at most 100,000: each of the 7 trainings takes so many",
+        ),
+        ({"training": {"steps": 10**400}}, "at most 100,000"),
     ],
 )
 def test_a_grid_that_means_nothing_is_refused(settings: dict[str, object], message: str) -> None:

@@ -114,6 +114,15 @@ def test_what_cannot_be_combined_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_not_finite_is_not_written(cli: Cli, tmp_path: Path) -> None:
+    called = cli(
+        "combine", "noise-0", "noise-1", "--weights", "1e308,1e308", "--output", tmp_path / "x"
+    )
+    assert (called.code, called.out) == (2, "")
+    assert "with the weights 1e+308, 1e+308 makes numbers for model.layers.0" in called.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nothing_is_overwritten_and_the_file_is_plain_lora(cli: Cli, tmp_path: Path) -> None:
     asked = ("combine", "noise-0", "noise-1", "--output", tmp_path / "out")
     assert cli(*asked).code == 0
