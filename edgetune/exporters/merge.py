@@ -6,7 +6,7 @@ model does not use (a vision tower, buffers) too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from edgetune.exporters.turned import spans_of
 from edgetune.exporters.updates import Merge
 from edgetune.methods.merging import Piece, Stacked, Update
 from edgetune.model import LocalModel, StoredTensor
-from edgetune.model.names import match_names
+from edgetune.model.names import match_names, tied_heads
 from edgetune.model.published import assembled, needless_biases
 from edgetune.model.weights import stored_tensors
 from edgetune.tensors.packed import PackedTensor
@@ -37,7 +37,9 @@ def merged_tensors(request: ExportRequest, merge: Merge) -> list[Outgoing]:
     changes = _by_stored_name(request, merge)
     used, wide = {tensor.name for tensor in model.tensors.values()}, _kept_wide(model)
     outgoing, found = [], set()
-    for stored in _in_file_order(_all_tensors(model)):
+    everything = _all_tensors(model)
+    stale = _stale_heads(model, changes, everything)
+    for stored in _in_file_order({k: x for k, x in everything.items() if k not in stale}):
         # buffers keep their own number format
         converted = stored.name in used or stored.dtype == model.shape.dtype
         dtype: str = stored.read_dtype
@@ -58,6 +60,12 @@ def merged_tensors(request: ExportRequest, merge: Merge) -> list[Outgoing]:
             "trained. Merge into the 16-bit model, or export the adapter itself (--to peft)."
         )
     return outgoing + _added(request, merge)
+
+
+def _stale_heads(model: LocalModel, changes: Collection[str], stored: Collection[str]) -> set[str]:
+    """Return the copies of a tied head, of which an embedding that was trained is no copy any more."""
+    embedding = model.tensors[model.shape.embedding_tensor].name
+    return set(tied_heads(model.shape, stored)) - {embedding} if embedding in changes else set()
 
 
 def _kept_wide(model: LocalModel) -> set[str]:

@@ -152,8 +152,12 @@ class Fields:
         return "silu"
 
     def dtype(self) -> FloatName:
-        """Return the number type that the weights were published in."""
+        """Return the number type that the weights were published in.
+
+        Of float64, which no file is read in, float32: the tensors' own format counts in the end.
+        """
         value = self.raw("dtype") or self.raw("torch_dtype") or "float32"
+        value = "float32" if value == "float64" else value
         if value in _FLOATS:
             return value
         self._wrong("dtype", f"one of {', '.join(_FLOATS)}", value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from edgetune.model.config import FloatName
 from edgetune.model.families import shape_of
 from edgetune.model.families.wrappers import without_head
 from edgetune.model.fused_experts import taken_apart
-from edgetune.model.names import heads, match_names, tied_heads
+from edgetune.model.names import heads, layers_in, match_names, tied_heads
 from edgetune.model.published import assembled, needless_biases, untold, written_plain
 from edgetune.model.weights import listing, read_json, stored_tensors
 from edgetune.shape import ModelShape, Published
@@ -28,7 +28,7 @@ from edgetune.tensors.gguf.parts import first_part
 from edgetune.tensors.gguf.tensor import GgufTensor
 from edgetune.tensors.header import StoredTensor
 from edgetune.tensors.packed import PackedTensor
-from edgetune.tensors.samples import same_sample, sample_digest
+from edgetune.tensors.samples import same_rounded, same_sample, sample_digest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -164,7 +164,7 @@ def _checked(
     stored = taken_apart(shape, stored)
     found, strange = match_names(shape, stored)
     stored = {**stored, **_turned(shape, found, stored)}
-    needless = needless_biases(stored, strange)
+    needless = {*needless_biases(stored, strange), *(x for x in strange if not stored[x].nbytes)}
     problems = [f"{name}: not expected" for name in strange if name not in needless]
     for tensor in shape.tensors():
         there = stored.get(found.get(tensor.name, ""))
@@ -176,10 +176,19 @@ def _checked(
             problems.append(f"{tensor.name}: is {there.dtype}, expected 16- or 32-bit floats")
     if problems:
         raise ModelError(
-            f"The tensors in {folder} do not fit its config.json:\n  - {listing(problems)}"
+            f"The tensors in {folder} do not fit its config.json{_layers_apart(shape, stored)}:"
+            f"\n  - {listing(problems)}"
             f"{_headless(shape, problems)}{untold(config, strange)}"
         )
     return {name: stored[source] for name, source in found.items()}
+
+
+def _layers_apart(shape: ModelShape, stored: Iterable[str]) -> str:
+    """Return what to say of the number of layers where the files have another one."""
+    found = layers_in(shape, stored)
+    if found == shape.layers:
+        return ""
+    return f" (layers: {shape.layers} in it, {found} in the files)"
 
 
 def _headless(shape: ModelShape, problems: Sequence[str]) -> str:
@@ -234,9 +243,13 @@ def _untied(folder: Path, shape: ModelShape) -> ModelShape:
 
 
 def _same(one: StoredTensor, other: StoredTensor) -> bool:
-    """Return whether two tensors, or all that they are made of, agree in samples."""
+    """Return whether two tensors, or all that they are made of, agree in samples, but for rounding."""
     pairs = (parts_of(one), parts_of(other))
-    return len(pairs[0]) == len(pairs[1]) and all(map(same_sample, *pairs))
+    return len(pairs[0]) == len(pairs[1]) and all(map(_same_part, *pairs))
+
+
+def _same_part(one: StoredTensor, other: StoredTensor) -> bool:
+    return same_sample(one, other) or same_rounded(one, other) or same_rounded(other, one)
 
 
 def parts_of(tensor: StoredTensor) -> tuple[StoredTensor, ...]:

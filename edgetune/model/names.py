@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
 from edgetune.shape import ModelShape
@@ -18,14 +18,16 @@ _EXTRA: Final = re.compile(
     r"rotary_emb\.inv_freq$"  # buffers, computed from the config
     r"|\.(attn|attention)\.(masked_)?bias$"  # GPT-2's and GPT-NeoX's causal masks
     r"|^(model\.)?mtp\."  # what guesses several tokens ahead, which is not trained
+    r"|(^|\.)total_(ops|params)$"  # a profiler's counts
 )
 _HEADS: Final = ("lm_head.weight", "embed_out.weight")
 
 
-def match_names(shape: ModelShape, stored: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+def match_names(shape: ModelShape, stored: Collection[str]) -> tuple[dict[str, str], list[str]]:
     """Return the stored name of every tensor found, and the stored names nobody knows.
 
-    Known extras (buffers, the copy of a tied head, a vision tower) are in neither.
+    Known extras (buffers, the copy of a tied head, a vision tower) are in neither. A tied head that is
+    there alone is the embedding, as in transformers.
     """
     wanted = {tensor.name for tensor in shape.tensors()}
     found: dict[str, str] = {}
@@ -36,6 +38,9 @@ def match_names(shape: ModelShape, stored: Iterable[str]) -> tuple[dict[str, str
             found[canonical] = name
         elif not is_extra(shape, name):
             strange.append(name)
+    alone = tied_heads(shape, stored)
+    if len(alone) == 1:
+        found.setdefault(shape.embedding_tensor, alone[0])
     return found, strange
 
 
@@ -74,6 +79,19 @@ def tied_heads(shape: ModelShape, stored: Iterable[str]) -> list[str]:
 def heads(stored: Iterable[str]) -> list[str]:
     """Return the names that heads have."""
     return [name for name in stored if name.endswith(_HEADS)]
+
+
+def layers_in(shape: ModelShape, stored: Iterable[str]) -> int:
+    """Return how many layers names are of, but for those that are known to be needless."""
+    before, after = shape.block_prefix.split("{}")
+    numbers = re.compile(f"{re.escape(before)}([0-9]{{1,6}}){re.escape(after)}")
+    found = (
+        numbers.match(name)
+        for each in stored
+        if not is_extra(shape, each)
+        for name in candidates(shape, each)
+    )
+    return 1 + max((int(match[1]) for match in found if match), default=-1)
 
 
 def candidates(shape: ModelShape, name: str) -> Iterator[str]:

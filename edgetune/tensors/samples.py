@@ -14,6 +14,8 @@ from edgetune.tensors.header import StoredTensor
 SAMPLE: Final = 4096
 """Bytes of a tensor that are read at once to tell it from another."""
 
+_HALVES: Final = ("float16", "bfloat16")
+
 
 def same_sample(one: StoredTensor, other: StoredTensor) -> bool:
     """Return whether two tensors agree in shape, type and evenly spread samples of bytes."""
@@ -26,6 +28,28 @@ def same_sample(one: StoredTensor, other: StoredTensor) -> bool:
             length = min(SAMPLE, one.nbytes - offset)
             if first.read(length) != second.read(length):
                 return False
+    return True
+
+
+def same_rounded(wide: StoredTensor, narrow: StoredTensor) -> bool:
+    """Return whether samples of 32-bit numbers are a 16-bit tensor's when they are rounded to its format."""
+    if (wide.shape, wide.dtype) != (narrow.shape, "float32") or narrow.dtype not in _HALVES:
+        return False
+    import ml_dtypes
+    import numpy as np
+
+    number = np.dtype(ml_dtypes.bfloat16 if narrow.dtype == "bfloat16" else np.float16)
+    count = narrow.nbytes // 2
+    with wide.file.open("rb") as first, narrow.file.open("rb") as second:
+        for at in range(0, count, max(count // 64, 1)):
+            first.seek(wide.start + 4 * at)
+            second.seek(narrow.start + 2 * at)
+            length = min(SAMPLE, count - at)
+            exact = np.frombuffer(first.read(4 * length), np.float32)
+            rounded = np.frombuffer(second.read(2 * length), number)
+            with np.errstate(over="ignore", invalid="ignore"):
+                if not np.array_equal(exact.astype(number), rounded):
+                    return False
     return True
 
 

@@ -300,3 +300,24 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
     assert max(tensor.nbytes for tensor in model.tensors.values()) > 100e6
     # stored, summed and written values and the product, a run of rows each
     assert peak < 4 * 4 * CHUNK_ELEMENTS
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["alone", "copied"])
+def test_a_trained_embedding_leaves_no_head_of_before(tmp_path: Path, copied: bool) -> None:
+    config = {**TINY, "tie_word_embeddings": True}
+    arrays = arrays_for(config)
+    if copied:
+        arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"].copy()
+    else:
+        arrays["lm_head.weight"] = arrays.pop("model.embed_tokens.weight")
+    model = LocalModel.open(write_folder(tmp_path / "base", config, arrays=arrays))
+    request = _request(
+        model, tmp_path / "out", Lora(rank=2, alpha=3.0, modules_to_save=("embeddings",))
+    )
+
+    export("hf", request)
+
+    merged = LocalModel.open(tmp_path / "out")
+    name = model.shape.embedding_tensor
+    trained = next(x for key, x in request.adapter.tensors.items() if "embed_tokens" in key)
+    np.testing.assert_array_equal(merged.read(name), trained)

@@ -113,6 +113,54 @@ def test_the_copy_of_a_tied_head_is_left_alone(tmp_path: Path) -> None:
     assert "lm_head.weight" not in model.tensors
 
 
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("rounded", ["lm_head.weight", "model.embed_tokens.weight"])
+def test_the_copy_of_a_tied_head_may_be_rounded(tmp_path: Path, dtype: Any, rounded: str) -> None:
+    arrays = arrays_for(TIED)
+    arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"].copy()
+    arrays[rounded] = arrays[rounded].astype(dtype)
+    model = LocalModel.open(write_folder(tmp_path, TIED, arrays=arrays))
+
+    assert model.shape.tied
+
+
+def test_a_tied_head_that_is_there_alone_is_the_embedding(tmp_path: Path) -> None:
+    arrays = arrays_for(TIED)
+    arrays["lm_head.weight"] = arrays.pop("model.embed_tokens.weight")
+    model = LocalModel.open(write_folder(tmp_path, TIED, arrays=arrays))
+
+    np.testing.assert_array_equal(model.read("model.embed_tokens.weight"), arrays["lm_head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("total_ops", ()), ("model.layers.0.total_params", (1,)), ("empty", (0, 8))]
+)
+def test_what_is_no_part_of_a_model_is_left_alone(
+    tmp_path: Path, name: str, shape: tuple[int, ...]
+) -> None:
+    arrays = arrays_for(TINY) | {name: np.zeros(shape)}
+
+    assert name not in LocalModel.open(write_folder(tmp_path, arrays=arrays)).tensors
+
+
+@pytest.mark.parametrize(
+    ("layers", "word"),
+    [(1, "1 in it, 2 in the files"), (3, "3 in it, 2 in the files")],
+)
+def test_another_number_of_layers_is_said(tmp_path: Path, layers: int, word: str) -> None:
+    folder = write_folder(tmp_path, TINY)
+    (folder / "config.json").write_text(json.dumps(TINY | {"num_hidden_layers": layers}))
+
+    with pytest.raises(ModelError, match=word):
+        LocalModel.open(folder)
+
+
+def test_the_tensors_say_their_number_type_whatever_the_config_says(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, TINY | {"dtype": "float64"})
+
+    assert LocalModel.open(folder).shape.dtype == "float32"
+
+
 def test_a_head_that_differs_from_its_tie_is_refused(tmp_path: Path) -> None:
     arrays = arrays_for(TIED)
     arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"] + 1
