@@ -29,7 +29,7 @@ from edgetune.methods.lora import Lora, LowRank
 from edgetune.model import LocalModel
 from edgetune.model.families.gemma4 import FULL, SLIDING
 from edgetune.network.mixers.state_space import StateSpace
-from edgetune.shape import ModelShape
+from edgetune.shape import ModelShape, Rotary
 from edgetune.tensors.writer import Outgoing, write_safetensors
 
 TYPES: Final = frozenset({
@@ -45,6 +45,9 @@ TYPES: Final = frozenset({
 
 _LARGEST: Final = 1e30
 """A bound of steps that is none: JSON has no infinity."""
+
+_SCALED_BY_ROPE_TYPE: Final = frozenset({"gemma3_text", "gemma3n_text", "olmo3"})
+"""Families whose ``rope_scaling`` scales nothing unless it has a ``rope_type``."""
 
 _PARTS: Final = {ours.partition(".")[0]: theirs for theirs, ours in PARTS.items()}
 
@@ -145,9 +148,20 @@ def readable_config(config: Mapping[str, object], shape: ModelShape) -> dict[str
     if experts is not None and "num_experts" not in config:
         written["num_experts"] = experts.number
     if shape.family == "gpt2":
-        written["n_ctx"] = shape.max_context
+        written |= {
+            "n_embd": shape.hidden_size,
+            "n_layer": shape.layers,
+            "n_ctx": shape.max_context,
+        }
+        written |= {"n_head": shape.blocks[0].heads, "n_positions": shape.max_context}
     if shape.family == "apertus":
         written |= {"mlp_bias": False, "post_norm": False, "qk_norm": True}
+        if rotary is not None and not (ropes or config.get("rope_scaling")):
+            written |= _usual_rotation(rotary)
+    scaling = config.get("rope_scaling")
+    named = not isinstance(scaling, dict) or "rope_type" in scaling
+    if shape.family in _SCALED_BY_ROPE_TYPE and not named and "rope_parameters" not in config:
+        del written["rope_scaling"]  # which scales nothing, but by its old name does there
     if shape.family == "lfm2":
         written["block_dim"] = shape.hidden_size
     if shape.family in {"gemma4_text", "gemma4_unified_text"}:
@@ -164,6 +178,18 @@ def readable_config(config: Mapping[str, object], shape: ModelShape) -> dict[str
     if shape.family == "qwen3_5_text":
         written["full_attention_interval"] = attention_interval(shape)
     return written
+
+
+def _usual_rotation(rotary: Rotary) -> dict[str, object]:
+    """Return the rotation that a config is silent of."""
+    rule = {
+        "type": rotary.scaling,
+        "factor": rotary.factor,
+        "low_freq_factor": rotary.low_frequency_factor,
+        "high_freq_factor": rotary.high_frequency_factor,
+        "original_max_position_embeddings": rotary.original_context,
+    }
+    return {"rope_theta": rotary.theta, "rope_scaling": rule}
 
 
 def _wanted_of_gemma3n(config: Mapping[str, object], shape: ModelShape) -> dict[str, object]:

@@ -37,7 +37,7 @@ from edgetune.exporters.quantized_folder import (
 )
 from edgetune.methods import build
 from edgetune.methods.lora import Lora
-from edgetune.model import LocalModel, open_model
+from edgetune.model import LocalModel, open_model, shape_of
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2",
             "gpt_neox", "gpt2", "gemma3")  # fmt: skip
@@ -194,6 +194,37 @@ def test_mlx_lm_computes_gemma_3n_with_a_cache(unsaid: tuple[str, ...], tmp_path
         logits = np.array(found(mx.array([ROW]), cache=found.make_cache()))[0]
         np.testing.assert_allclose(logits, expected, atol=2e-3)
     assert not np.allclose(session.logits(ROW, adapter=None), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "expected"),
+    [
+        ("apertus", {"rope_theta": 333.0}, {"rope_theta": 12e6}),
+        ("olmo3", {"rope_scaling": {"type": "linear", "factor": 4.0}}, {"rope_scaling": None}),
+        ("gpt2", {"n_embd": None, "hidden_size": 32}, {"n_embd": 32, "n_layer": 3, "n_head": 4}),
+    ],
+)
+def test_what_transformers_reads_otherwise_is_written_out(
+    family: str, changes: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    config = {"model_type": family} | FAMILY_SIZES[family] | changes
+
+    written = readable_config(config, shape_of(config))
+
+    assert {name: written.get(name) for name in expected} == expected
+    if family == "apertus":
+        assert written["rope_scaling"] == {
+            "type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }  # fmt: skip
+
+
+def test_a_wrapper_s_text_config_says_whether_the_head_is_the_embedding() -> None:
+    text = {"model_type": "mistral"} | FAMILY_SIZES["mistral"] | {"tie_word_embeddings": False}
+    config = {"model_type": "mistral3", "text_config": text, "tie_word_embeddings": True}
+    written: Any = readable_config(config, shape_of(config))
+
+    assert written["text_config"]["tie_word_embeddings"] is True
 
 
 def test_gemma_3n_s_fields_are_those_of_its_config(tmp_path: Path) -> None:
