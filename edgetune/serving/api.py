@@ -5,25 +5,28 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from secrets import token_hex
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from edgetune.data.problems import RowError
-from edgetune.errors import EdgetuneError, OutOfMemoryError, UsageError
+from edgetune.errors import EdgetuneError, OutOfMemoryError, StoppedError, UsageError
 from edgetune.escapes import plain
-from edgetune.serving.batching import Ask, BusyError, Piece
+from edgetune.serving.batching import MOST_WAITING, Ask, BusyError, Piece
 from edgetune.serving.guard import LoopbackOnly
 from edgetune.serving.requests import BadRequestError, Request, read_request
 from edgetune.workflows.opened import Opened
+
+T = TypeVar("T")
 
 LARGEST_BODY: Final = 4 << 20
 """Bytes of a request."""
@@ -61,9 +64,9 @@ class Answering:
 
 
 class Api:
-    """The endpoints; ``names`` are the models, ``put`` lets a prompt wait for its turn."""
+    """The endpoints; ``names`` are the models, ``put`` lets prompts wait for their turn."""
 
-    def __init__(self, names: Mapping[str, Opened], put: Callable[[Ask], None]) -> None:
+    def __init__(self, names: Mapping[str, Opened], put: Callable[[Sequence[Ask]], None]) -> None:
         """Take the models."""
         self._names = names
         self._put = put
@@ -111,11 +114,10 @@ class Api:
             if request.model not in self._names:
                 return self._unknown(request.model)
             answering = self._asked(request, chat=chat)
-            for ask in answering.asks:
-                self._put(ask)
+            self._put(answering.asks)
             if request.stream:
                 return StreamingResponse(_events(answering), media_type="text/event-stream")
-            return JSONResponse(await _whole(answering))
+            return JSONResponse(await _unless_gone(http, _whole(answering)))
         except EdgetuneError as error:
             return _refusal(error)
 
@@ -124,8 +126,15 @@ class Api:
 
         Raises:
             UsageError: if a prompt is empty or longer than the model can read.
-            BadRequestError: if the model's template refuses a chat.
+            BadRequestError: if the model's template refuses a chat, or there are more prompts than
+                may wait.
         """
+        if len(request.prompts) > MOST_WAITING:
+            raise BadRequestError(
+                f"prompt has {len(request.prompts):,} texts, and {MOST_WAITING} prompts may wait at "
+                "one time. Send them in several requests.",
+                "prompt",
+            )
         opened = self._names[request.model]
         loop, pieces = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Piece]]()
 
@@ -182,6 +191,29 @@ async def _body(http: HttpRequest) -> object:
     except (ValueError, RecursionError) as error:
         raise BadRequestError(f"The body is not JSON: {error}") from error
     return found
+
+
+async def _unless_gone(http: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
+    """Return what some work comes to; it is cancelled when the client leaves.
+
+    Raises:
+        ClientDisconnect: if it has.
+    """
+    working, gone = asyncio.create_task(work), asyncio.create_task(_gone(http))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
+
+
+async def _gone(http: HttpRequest) -> None:
+    """Wait until the client of a request, which was read to its end, leaves."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _pieces(answering: Answering) -> AsyncIterator[tuple[int, Piece]]:
@@ -258,6 +290,8 @@ def _refusal(error: EdgetuneError) -> Response:
             return _error(429, str(error), None, "busy")
         case OutOfMemoryError():
             return _error(503, str(error), None, "out_of_memory")
+        case StoppedError():
+            return _error(503, str(error), None, error.kind)
     return _error(500, str(error), None, error.kind)
 
 

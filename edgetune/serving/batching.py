@@ -9,16 +9,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import Condition
-from typing import Literal
+from typing import Final, Literal
 
 from edgetune.backend import GenerateOptions
-from edgetune.errors import EdgetuneError, OutOfMemoryError
+from edgetune.errors import EdgetuneError, OutOfMemoryError, StoppedError
 from edgetune.generation import Row
 from edgetune.memory.generation import MOST_ROWS
 from edgetune.workflows.opened import Opened, TextStream, fitting
 
 MOST_WAITING = 256
 """Prompts that wait at one time; more are refused, so that none waits for hours."""
+
+_ENDED: Final = "The server has ended. Ask again when it is there again."
 
 Reason = Literal["stop", "length"]
 
@@ -67,23 +69,37 @@ class Batcher:
         self._most = MOST_ROWS
         """How many go together since memory ran out for more."""
         self._changed = Condition()
+        self._closed = False
 
     @property
     def read_tokens(self) -> int:
         """Tokens that were read so far; those of a kept cache are not read again."""
         return self._generation.read_tokens
 
-    def put(self, ask: Ask) -> None:
-        """Let a prompt wait for its turn.
+    def put(self, asks: Sequence[Ask]) -> None:
+        """Let prompts wait for their turn: all of them, or none.
 
         Raises:
             BusyError: if too many wait.
+            StoppedError: if no more are answered.
         """
         with self._changed:
-            if len(self._waiting) >= MOST_WAITING:
-                raise BusyError(f"{MOST_WAITING} prompts wait already. Ask again later.")
-            self._waiting.append(_Answer(ask))
+            if self._closed:
+                raise StoppedError(_ENDED)
+            waiting = sum(not one.done for one in self._waiting)
+            if waiting + len(asks) > MOST_WAITING:
+                raise BusyError(
+                    f"{waiting} prompts wait already, and {MOST_WAITING} may. Ask again later."
+                )
+            self._waiting.extend(map(_Answer, asks))
             self._changed.notify()
+
+    def close(self) -> None:
+        """Take no more prompts, and tell those whose answers are not complete."""
+        with self._changed:
+            self._closed = True
+            for answer in (*self._running.values(), *self._waiting):
+                answer.end(error=StoppedError(_ENDED))
 
     def run(self) -> None:
         """Answer for ever, in this thread."""

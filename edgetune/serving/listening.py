@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Thread
 
 import uvicorn
+from starlette.requests import ClientDisconnect
 
 from edgetune.errors import EdgetuneError, UsageError
-from edgetune.serving.guard import App
+from edgetune.serving.guard import App, Receive, Scope, Send
 
 HOST = "127.0.0.1"
 """Nobody else can reach it."""
@@ -24,7 +26,7 @@ SECONDS_TO_END = 5
 def connected(application: App, listener: socket.socket) -> Iterator[Thread]:
     """Answer connections in a thread of its own, which is yielded, until the block ends."""
     config = uvicorn.Config(
-        application,
+        _Forgiving(application),
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -45,7 +47,33 @@ def connected(application: App, listener: socket.socket) -> Iterator[Thread]:
         yield thread
     finally:
         server.should_exit = True
-        thread.join()
+        with _unlogged():
+            thread.join()
+
+
+class _Forgiving:
+    """An application for which a client that leaves while it is listened to is no fault."""
+
+    def __init__(self, app: App) -> None:
+        """Take the application."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass everything on."""
+        with suppress(ClientDisconnect):
+            await self._app(scope, receive, send)
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keep uvicorn from printing what it cancels at the end, with a traceback each."""
+    logger = logging.getLogger("uvicorn.error")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def bound(port: int) -> socket.socket:

@@ -21,4 +21,5 @@ def serve(names: Mapping[str, Opened], port: int, ready: Callable[[int], None]) 
     application = Api(names, batcher.put).application()
     with closing(bound(port)) as listener, connected(application, listener):
         ready(listener.getsockname()[1])
-        batcher.run()
+        with closing(batcher):  # before the connections end, which wait for its answers
+            batcher.run()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -17,10 +21,12 @@ from urllib.parse import urlsplit
 import openai
 import pytest
 from rows import PAIRS, Cli, call, write_rows
+from starlette.requests import ClientDisconnect
 
 from edgetune.backend import DeviceOutOfMemoryError, GenerateOptions
-from edgetune.errors import OutOfMemoryError
-from edgetune.serving.batching import Ask, Batcher, Piece
+from edgetune.errors import OutOfMemoryError, StoppedError
+from edgetune.serving.api import Api
+from edgetune.serving.batching import MOST_WAITING, Ask, Batcher, BusyError, Piece
 from edgetune.workflows.opened import Opened
 from edgetune.workflows.over import Over
 from edgetune.workflows.references import new_plan, open_references, read_reference
@@ -283,9 +289,8 @@ class Asker:
         self.pieces.append([])
         ends = self.opened.tokenizer.end_tokens
         wanted = GenerateOptions(max_tokens=LONGEST, end_tokens=ends, **options)
-        self.batcher.put(
-            Ask(opened=self.opened, prompt=prompt, options=wanted, take=self.pieces[-1].append)
-        )
+        ask = Ask(opened=self.opened, prompt=prompt, options=wanted, take=self.pieces[-1].append)
+        self.batcher.put([ask])
 
     def steps(self, count: int) -> None:
         """Answer some tokens of each."""
@@ -370,6 +375,101 @@ def test_the_next_request_of_a_conversation_reads_what_is_new(opened: Opened) ->
     anew.ask(prompt)
     assert anew.finish()[0] == "".join(piece.text for piece in asker.pieces[1])
     assert asker.batcher.read_tokens - before <= anew.batcher.read_tokens - first
+
+
+async def _posted(api: Api, prompts: Sequence[str]) -> list[dict[str, Any]]:
+    """Post a request whose client leaves as soon as it is read; return what was sent to it."""
+    body = json.dumps({"model": "home", "prompt": prompts}).encode()
+    received = iter(({"type": "http.request", "body": body}, {"type": "http.disconnect"}))
+    sent = []
+
+    async def receive() -> Any:
+        return next(received)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers,
+             "query_string": b""}  # fmt: skip
+    await api.application()(scope, receive, send)
+    return sent
+
+
+def test_nothing_is_answered_to_who_has_left(opened: Opened) -> None:
+    asked: list[Ask] = []
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(_posted(Api({"home": opened}, asked.extend), PROMPTS))
+    assert [ask.cancelled for ask in asked] == [True] * len(PROMPTS)
+
+
+def test_more_prompts_than_ever_fit_are_refused_before_one_waits(opened: Opened) -> None:
+    asked: list[Ask] = []
+    sent = asyncio.run(_posted(Api({"home": opened}, asked.extend), ["a"] * (MOST_WAITING + 1)))
+    assert sent[0]["status"] == 400
+    error = json.loads(sent[1]["body"])["error"]
+    assert error["param"] == "prompt"
+    assert f"257 texts, and {MOST_WAITING} prompts may wait" in error["message"]
+    assert asked == []
+
+
+def test_prompts_wait_together_or_not_at_all(opened: Opened) -> None:
+    batcher, pieces, options = Batcher(opened), list[Piece](), GenerateOptions()
+    first, second, third = (
+        [Ask(opened=opened, prompt=[1], options=options, take=pieces.append) for _ in range(count)]
+        for count in (MOST_WAITING - 1, 2, 1)
+    )
+    batcher.put(first)
+    with pytest.raises(BusyError, match="255 prompts wait already, and 256 may"):
+        batcher.put(second)
+    batcher.put(third)
+    first[0].cancelled = first[1].cancelled = True
+    batcher.put(second)  # in the place of those that nobody wants
+
+    batcher.close()
+    assert len(pieces) == MOST_WAITING
+    assert all(isinstance(piece.error, StoppedError) for piece in pieces)
+    with pytest.raises(StoppedError, match="The server has ended"):
+        batcher.put(third)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_neither_who_leaves_nor_who_ends_it_makes_a_server_print_a_traceback(folder: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "edgetune", "serve", "home", "--port", "0", "--json"],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        place = urlsplit(json.loads(process.stdout.readline())["url"])
+        address = (place.hostname, place.port)
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        slow = json.dumps({"model": "home", "prompt": ["a"] * 9, "max_tokens": 1500,
+                           "temperature": 50}).encode()  # fmt: skip
+        whole = head + b"Content-Length: %d\r\n\r\n%b" % (len(slow), slow)
+        for sent in (
+            head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+            head + b'Content-Length: 90\r\n\r\n{"model"',
+            whole,
+        ):
+            with socket.create_connection(address, timeout=60) as client:
+                client.sendall(sent)
+                time.sleep(0.3)
+        with (
+            socket.create_connection(address, timeout=60) as client,
+            socket.create_connection(address, timeout=60) as never,
+        ):
+            client.sendall(whole)
+            never.sendall(head + b"Content-Length: 90\r\n\r\n")
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            answer = client.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"The server has ended" in answer
+        _, printed = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert printed.splitlines()[-1] == "Stopped."
+    assert "Traceback" not in printed
+    assert "Exception" not in printed
 
 
 def test_a_port_that_is_taken_is_said(url: str, cli: Cli) -> None:
