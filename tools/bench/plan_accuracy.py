@@ -41,7 +41,8 @@ from edgetune.workflows.planning import measured
 MODELS = ("smollm2-360m", "qwen2.5-0.5b")
 FAMILIES = ("lora", "adapter", "prompt", "bitfit")
 DTYPES = ("float32", "bfloat16")
-STEPS = 30
+STEPS = {"bfloat16": 30, "float32": 10}
+"""After a step in every length: 16-bit products may still keep something then, others do not."""
 
 
 @dataclass(frozen=True)
@@ -155,22 +156,24 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--found", type=Path, help="lines of runs: those that are there are kept")
     parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, help="of full rows, instead of 30 and 10")
     parser.add_argument("--methods", nargs="+", default=list(FAMILIES), choices=list(METHODS))
     parser.add_argument("--case", help="run one case, given as JSON, in this process")
     given = parser.parse_args()
     if given.case:
         case = Case(**json.loads(given.case))
-        print(json.dumps(asdict(run(case, given.folder / case.model, given.steps))))
+        steps = given.steps or STEPS[case.dtype]
+        print(json.dumps(asdict(run(case, given.folder / case.model, steps))))
         return
     for model in given.models:
         if not (given.folder / model / "config.json").exists():
             write_model(model, given.folder / model, {})
     found = _found(given.found)
     lines = [found.get(case) or _apart(case, given) for case in cases(given.models, given.methods)]
-    text = _HEAD.format(
-        steps=given.steps, day=date.today(), device=read_device("cpu").name
-    ) + table(lines)
+    steps = given.steps or "{bfloat16} (float32: {float32})".format_map(STEPS)
+    text = _HEAD.format(steps=steps, day=date.today(), device=read_device("cpu").name) + table(
+        lines
+    )
     print(text)
     if given.output:
         given.output.write_text(text, "utf-8")
@@ -179,7 +182,8 @@ def main() -> None:
 def _apart(case: Case, given: argparse.Namespace) -> Line:
     """Do a run in a process of its own."""
     command = [sys.executable, __file__, str(given.folder), "--case", json.dumps(asdict(case))]
-    command += ["--steps", str(given.steps)]
+    if given.steps:
+        command += ["--steps", str(given.steps)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{case}: {done.stderr[-2000:]}")
