@@ -54,8 +54,8 @@ MOST_WHOLE = 2**63 - 1
 MOST_REAL = 1e38
 """The largest other number: every backend computes with it in float32."""
 
-MOST_RATE = 1000
-"""The highest learning rate, and multiple of it: each is a thousand times what anything learns at."""
+MOST_RATE = 10**6
+"""The highest learning rate, and multiple of it: far beyond all at which anything learns."""
 
 MOST_STEPS = 10**9
 """Steps, and epochs, that a run can be asked for; it would take years."""

@@ -7,6 +7,7 @@ Ctrl-C reaches both. It was asked as often as the one who knows of more says.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import stat
@@ -45,6 +46,7 @@ class Interrupts:
         if passed_on:  # they were held back until now
             numbers = {getattr(signal, name) for name in (*KINDS, *PASSED_ON)}
             signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+            atexit.register(_hear_no_parent)
 
     @contextmanager
     def patiently(self, tell: Callable[[], None]) -> Iterator[Callable[[], bool]]:
@@ -86,6 +88,12 @@ class Interrupts:
             raise KeyboardInterrupt
         tell, self._patient = self._patient, None
         tell()
+
+
+def _hear_no_parent() -> None:
+    """Ignore what a parent passes on to a worker that is about to end: it would be killed by it."""
+    for name in PASSED_ON:
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def leave_closed_terminal() -> None:

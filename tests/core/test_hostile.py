@@ -155,8 +155,8 @@ NUMBERS = [
     ("--micro-batch", 10**400, "--micro-batch must be 1 or more, and at most 9.22e+18"),
     ("--context", 10**400, "--context must be 2 or more, and at most 9.22e+18"),
     ("--eval-every", 10**400, "--eval-every must be 1 or more, and at most 9.22e+18"),
-    ("--learning-rate", "1e38", "--learning-rate must be more than 0 to 1000; found 1e+38."),
-    ("--lora-plus", "1e38", "--lora-plus must be more than 0 to 1000; found 1e+38."),
+    ("--learning-rate", "1e38", "--learning-rate must be more than 0 to 1000000; found 1e+38."),
+    ("--lora-plus", "1e38", "--lora-plus must be more than 0 to 1000000; found 1e+38."),
     ("--max-grad-norm", "inf", "--max-grad-norm must be more than 0; found inf."),
     ("--weight-decay", "1e308", "--weight-decay must be 0 or more, and at most 1e+38"),
 ]  # fmt: skip

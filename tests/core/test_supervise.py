@@ -237,6 +237,18 @@ def test_a_closed_terminal_asks_to_stop() -> None:
     assert process.wait(60) == 6
 
 
+def test_what_is_passed_on_at_the_very_end_kills_nobody() -> None:
+    late = """
+class Late:
+    def __del__(self, kill=os.kill, number=os.getpid(), passed_on=signal.SIGUSR2):
+        kill(number, passed_on)
+
+late = Late()
+sys.exit(6)
+"""
+    assert finish(begin(late))[0] == 6
+
+
 def test_that_nobody_reads_is_no_reason_to_stop() -> None:
     code = "from edgetune.cli.show import complain, draw; draw('a'); complain('b'); draw('c')"
     read, write = os.pipe()

@@ -57,8 +57,13 @@ class Built:
 
 def copy_tree(target: Path) -> Path:
     """Copy what belongs to the project and return the copy."""
-    made_here = (".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "runs", "dist")
-    shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*made_here))
+    ignored = shutil.ignore_patterns(".git", ".venv", ".*_cache", ".hypothesis", "__pycache__")
+
+    def made_here(folder: str, names: list[str]) -> set[str]:
+        at_top = {"runs", "dist"} if Path(folder) == ROOT else set()
+        return ignored(folder, names) | at_top
+
+    shutil.copytree(ROOT, target, ignore=made_here)
     return target
 
 

@@ -144,9 +144,9 @@ ADDRESS = re.compile(r'inet_addr\("([^"]+)"\)|inet_pton\(AF_INET6, "([^"]+)"')
 USE = """
 import io, sys
 from edgetune.cli import run
-export = ["export", "run", "--data", "rows.jsonl", "--quiet", "--to"]
+export = ["export", "run", "--quiet", "--to"]
 for command in (
-    [*export, "gguf", "--output", "home.gguf"],
+    [*export, "gguf", "--output", "home.gguf", "--data", "rows.jsonl"],
     [*export, "ollama", "--output", "ollama", "--no-check"],
     [*export, "lmstudio", "--output", "lmstudio", "--no-check"],
 ):

@@ -396,16 +396,22 @@ async def _posted(api: Api, prompts: Sequence[str]) -> list[dict[str, Any]]:
     return sent
 
 
+def _sent_to(api: Api, prompts: Sequence[str]) -> list[dict[str, Any]]:
+    """Post it from another thread: in this one a browser's loop may be running."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(_posted(api, prompts))).result()
+
+
 def test_nothing_is_answered_to_who_has_left(opened: Opened) -> None:
     asked: list[Ask] = []
     with pytest.raises(ClientDisconnect):
-        asyncio.run(_posted(Api({"home": opened}, asked.extend), PROMPTS))
+        _sent_to(Api({"home": opened}, asked.extend), PROMPTS)
     assert [ask.cancelled for ask in asked] == [True] * len(PROMPTS)
 
 
 def test_more_prompts_than_ever_fit_are_refused_before_one_waits(opened: Opened) -> None:
     asked: list[Ask] = []
-    sent = asyncio.run(_posted(Api({"home": opened}, asked.extend), ["a"] * (MOST_WAITING + 1)))
+    sent = _sent_to(Api({"home": opened}, asked.extend), ["a"] * (MOST_WAITING + 1))
     assert sent[0]["status"] == 400
     error = json.loads(sent[1]["body"])["error"]
     assert error["param"] == "prompt"

@@ -193,7 +193,7 @@ def test_names_that_leave_the_folder_are_not_wanted(endpoint: str, state: HubSta
         ("lama-7b", 5, "Nearest: llama-7b"),
         ("./folder", 5, "is not the name of a model on a hub"),
         ("a/b/c", 5, "is not the name of a model on a hub"),
-        ("", 5, "is not the name of a model on a hub"),
+        ("", 2, "REF is empty"),
     ],
 )
 def test_what_is_no_model_of_a_hub(cli: Cli, ref: str, code: int, said: str) -> None:

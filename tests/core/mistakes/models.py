@@ -77,7 +77,7 @@ MODELS = (
     Mistake(line="plan --model llama-8b", code=5, says=("llama-3.1-8b", "llama-3-8b")),
     Mistake(line="plan --model Qwen/Qwen2.5-7b-instruct-1m", code=5, says=("qwen2.5-7b",)),
     Mistake(line="plan --model gpt-4", code=5, says=("gpt-4", "edgetune models")),
-    Mistake(line="plan --model ''", code=5, says=("no name", "--model tiny")),
+    Mistake(line="plan --model ''", code=2, says=("--model is empty", "Give a name")),
     Mistake(line="plan --model 'C:\\models\\llama'", code=5, says=("There is no folder",),
             link=thread("hiyouga/LlamaFactory", 2222)),
     Mistake(line="chat llama3.2", code=2, says=("llama-3.2-3b-instruct",)),

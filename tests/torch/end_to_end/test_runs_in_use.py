@@ -167,12 +167,12 @@ def test_generation_is_repeatable_and_plain_where_no_json_is_asked(run: Path, cl
 
 
 def test_a_checkpoint_that_was_to_go_goes_where_a_run_goes_on(run: Path, cli: Cli) -> None:
-    shutil.copytree(run, "stopped", symlinks=True)
-    checkpoints = Path("stopped", "checkpoints")
+    shutil.copytree(run, "behind", symlinks=True)
+    checkpoints = Path("behind", "checkpoints")
     kept = sorted(path.name for path in checkpoints.iterdir())
     shutil.copytree(checkpoints / kept[1], checkpoints / "step-000001")  # killed before it went
 
-    called = cli("train", "--resume", "--output", "stopped", "-q")
+    called = cli("train", "--resume", "--output", "behind", "-q")
 
     assert called.code == 0, called.err
     assert sorted(path.name for path in checkpoints.iterdir()) == kept
