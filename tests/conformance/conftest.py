@@ -33,9 +33,11 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
 
 @pytest.fixture(scope="session")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
-    """One whose matrices have whole groups of 64 inputs."""
+    """One whose matrices have whole groups of 64 inputs, and a tokenizer."""
     sizes = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
-    return LocalModel.open(make_model(tmp_path_factory.mktemp("wide"), "llama", **sizes))
+    return LocalModel.open(
+        with_letters(make_model(tmp_path_factory.mktemp("wide"), "llama", **sizes))
+    )
 
 
 @pytest.fixture(params=BACKENDS)
